@@ -1,0 +1,54 @@
+//! Who is alive, and who comes first: a clearance becomes an itinerary.
+
+use crate::model::outcome::Code;
+use crate::model::region::RegionSet;
+
+use super::facts::Facts;
+use super::residency::Clearance;
+use super::verdict::{Home, Itinerary};
+
+/// Whether an owned request may leave a home that cannot serve it. Health alone moves nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Failover {
+    pub reads: Reads,
+    pub writes: Writes,
+}
+
+impl Failover {
+    pub const NEVER: Self = Self { reads: Reads::Never, writes: Writes::Never };
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reads {
+    Never,
+    /// To the rest of the clearance, nearest first.
+    Nearest,
+}
+
+/// Writes move only by an operator's word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Writes {
+    Never,
+}
+
+/// Orders what is alive of the clearance: an owned request's home first, then what its failover setting allows; an
+/// unowned request's regions by what they cost to reach.
+pub(super) fn plan(clearance: Clearance, home: &Home, facts: &Facts<'_>, failover: Failover) -> Result<Itinerary, Code> {
+    let vitals = facts.vitals;
+    let alive = clearance.narrow(vitals.taking_requests());
+    let nearest = || vitals.nearest_first().iter().copied();
+    let Home::Owned { region, .. } = *home else {
+        return alive.and_then(|alive| Itinerary::through(alive, nearest())).ok_or(Code::AllDown);
+    };
+    let may_leave = match (facts.is_read, failover.reads, failover.writes) {
+        (true, Reads::Nearest, _) => true,
+        (true, Reads::Never, _) | (false, _, Writes::Never) => false,
+    };
+    if may_leave {
+        return alive.and_then(|alive| Itinerary::through(alive, std::iter::once(region).chain(nearest()))).ok_or(Code::AllDown);
+    }
+    alive
+        .and_then(|alive| alive.narrow(RegionSet::only(region)))
+        .and_then(|alive| Itinerary::through(alive, std::iter::once(region)))
+        .ok_or(Code::HomeDown)
+}

@@ -1,0 +1,201 @@
+//! Tells a decision as a person would: what each step found, the rule, the clearance, the itinerary, the verdict.
+
+use crate::model::country::CountryCode;
+use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
+use crate::model::outcome::Code;
+use crate::model::region::{RegionId, RegionSet};
+
+use super::facts::Ingress;
+use super::policy::{DataClass, Policy, Step};
+use super::residency::{Carriers, Mode, Stays};
+use super::route_of;
+use super::verdict::{Decision, Finding, Home, Trail, Verdict};
+
+/// One paragraph of the story.
+pub struct Line {
+    pub heading: &'static str,
+    pub text: String,
+}
+
+/// The whole story of a decision.
+pub fn tell(decision: &Decision, policy: &Policy) -> Vec<Line> {
+    let trail = &decision.trail;
+    let mut lines = Vec::new();
+    let mut say = |heading, text| lines.push(Line { heading, text });
+    if let Ingress::Peer(peer) = trail.ingress {
+        say("ingress", format!("handed over by the proxy of {}", policy.region_name(peer)));
+    }
+    match route_of(trail, policy) {
+        None => say("route", "no route matches".into()),
+        Some(route) => {
+            say("route", format!("`{}`, the first that matches; its data is `{}`", route.name, policy.class(route.class).name))
+        }
+    }
+    for (step, finding) in trail.steps() {
+        say(name_of(step), describe(finding, trail, policy));
+    }
+    if let Some(home) = &trail.home {
+        say("home", describe_home(home, policy));
+        for class in trail.classes.iter() {
+            say("rule", describe_rule(policy.class(class), home.jurisdiction(), trail, policy));
+        }
+        say("clearance", describe_clearance(trail, policy));
+    }
+    if let Verdict::Proceed(itinerary) = &decision.verdict {
+        let stops = itinerary.regions().map(|region| describe_stop(region, policy));
+        say("itinerary", stops.collect::<Vec<_>>().join(", then "));
+    }
+    say("verdict", describe_verdict(decision, policy));
+    lines
+}
+
+/// The name of a step as it stands in a chain.
+pub const fn name_of(step: Step) -> &'static str {
+    match step {
+        Step::Directory => "directory",
+        Step::GeoIp => "geoip",
+        Step::Latency => "latency",
+        Step::Region(_) => "region",
+        Step::Refuse => "refuse",
+    }
+}
+
+fn describe(finding: Finding, trail: &Trail, policy: &Policy) -> String {
+    let name = |region| policy.region_name(region).to_owned();
+    let stale = if trail.place_is_stale { "; the database is older than `max_age`, so the country proves nothing" } else { "" };
+    let at = |country: Option<CountryCode>| match country {
+        Some(code) => format!("the address is in {}", code.as_str()),
+        None => "the address is in no known country".to_owned(),
+    };
+    match finding {
+        Finding::NoKey => "the request names no user: on to the next step".into(),
+        Finding::Absent => "the user is not in the directory: on to the next step".into(),
+        Finding::Unavailable => "the directory cannot be asked, and a guess may not take its place".into(),
+        Finding::Recorded { home, evidence } => {
+            let doubt = match evidence {
+                crate::model::user::Evidence::Recorded => "",
+                _ => "; the key is only claimed, so the record counts as a guess",
+            };
+            format!("the user lives in {}{doubt}", name(home))
+        }
+        Finding::Given { home } => format!("the peer inferred {}", name(home)),
+        Finding::Network { home } => format!("the address is in a network of {}", name(home)),
+        Finding::Country { country, home } => {
+            format!("the address is in {}, which belongs to {}{stale}", country.as_str(), name(home))
+        }
+        Finding::Continent { country, home } => format!("{}, on a continent that belongs to {}{stale}", at(country), name(home)),
+        Finding::Nearest { country, home } => format!("{}; the nearest region that fits is {}{stale}", at(country), name(home)),
+        Finding::Otherwise { country, home } => format!("{}; what no table names belongs to {}{stale}", at(country), name(home)),
+        Finding::UnknownPlace { home } => format!("the address cannot be placed; such belong to {}", name(home)),
+        Finding::Unplaced { country } => format!("{}: on to the next step", at(country)),
+        Finding::Unowned => "nobody owns the request: the nearest cleared region serves it".into(),
+        Finding::Fixed { home } => format!("the chain names {}", name(home)),
+        Finding::Refused => "no step found a home".into(),
+    }
+}
+
+fn describe_home(home: &Home, policy: &Policy) -> String {
+    let jurisdiction = policy.jurisdiction_name(home.jurisdiction());
+    match home {
+        Home::Owned { region, evidence, .. } => {
+            format!("{} ({}); the user's jurisdiction is {jurisdiction}", policy.region_name(*region), evidence.as_str())
+        }
+        Home::Unowned { .. } => format!("nobody's; the client's jurisdiction is {jurisdiction}"),
+    }
+}
+
+fn describe_rule(class: &DataClass, user: Jurisdiction, trail: &Trail, policy: &Policy) -> String {
+    let rule = &class.rule;
+    let stays = match rule.stays {
+        Stays::Home => "stays in the user's jurisdiction".into(),
+        Stays::In(set) => format!("stays in {}", jurisdictions(set, policy)),
+        Stays::Anywhere => "may be anywhere".into(),
+    };
+    let carried = match rule.carried_by {
+        Carriers::Anyone => "anyone may carry it".into(),
+        Carriers::Only(set) => format!("proxies in {} may carry it", jurisdictions(set, policy)),
+        Carriers::Nobody => "nobody else may carry it".into(),
+    };
+    let mut text = format!("`{}` {stays}, needs a home that is {} or better, and {carried}", class.name, rule.needs.as_str());
+    for transfer in rule.transfers_from(user, trail.today) {
+        text += &format!(
+            "; a transfer to {} holds until {} ({})",
+            jurisdictions(transfer.to, policy),
+            transfer.until,
+            transfer.basis
+        );
+    }
+    let expired = rule.transfers.iter().filter(|transfer| transfer.from == user && transfer.until < trail.today);
+    for transfer in expired {
+        text += &format!("; a transfer to {} expired after {}", jurisdictions(transfer.to, policy), transfer.until);
+    }
+    if rule.mode == Mode::Report {
+        text += "; report only";
+    }
+    text
+}
+
+fn describe_clearance(trail: &Trail, policy: &Policy) -> String {
+    if trail.reported {
+        return format!(
+            "{}, because of report-only mode; enforced it would be {}",
+            names(trail.clearance, policy),
+            names(trail.enforced, policy)
+        );
+    }
+    names(trail.clearance, policy)
+}
+
+fn describe_stop(region: RegionId, policy: &Policy) -> String {
+    if region == policy.local {
+        format!("{} (here)", policy.region_name(region))
+    } else {
+        format!("{} (through its proxy)", policy.region_name(region))
+    }
+}
+
+fn describe_verdict(decision: &Decision, policy: &Policy) -> String {
+    match &decision.verdict {
+        Verdict::Proceed(itinerary) if itinerary.first() == policy.local => "proceed: served here".into(),
+        Verdict::Proceed(itinerary) => format!("proceed: handed to {}", policy.region_name(itinerary.first())),
+        Verdict::Redirect(region) => {
+            format!(
+                "redirect: {} may not carry this data, so the client is sent to {}",
+                policy.region_name(policy.local),
+                policy.region_name(*region)
+            )
+        }
+        Verdict::Refuse(code) => format!("refuse: {} ({})", reason(*code), code.as_str()),
+    }
+}
+
+/// Why, in the operator's words.
+fn reason(code: Code) -> &'static str {
+    match code {
+        Code::RouteNone => "no route matches",
+        Code::HomeUnresolved => "the chain found no home",
+        Code::DirectoryUnavailable => "the directory cannot be asked",
+        Code::NowhereCleared => "no region may process this data for this user",
+        Code::EvidenceTooWeak => "the home is not known well enough for this data",
+        Code::HomeNotCleared => "the home itself may not process this data for this user",
+        Code::CarrierNotCleared => {
+            "the proxy that has the request may not carry this data, and no cleared region has a URL to send the client to"
+        }
+        Code::ClassUnknown => "a peer names a data class that this policy does not have",
+        Code::HomeDown => "the home takes no requests, and failover keeps this request there",
+        Code::AllDown => "no cleared region takes requests",
+        Code::Misdirected => "this region does not own what a peer asks for",
+        other => other.as_str(),
+    }
+}
+
+fn jurisdictions(set: JurisdictionSet, policy: &Policy) -> String {
+    set.ids().map(|id| policy.jurisdiction_name(Jurisdiction::Named(id))).collect::<Vec<_>>().join(", ")
+}
+
+fn names(regions: RegionSet, policy: &Policy) -> String {
+    if regions.is_empty() {
+        return "no region".into();
+    }
+    regions.iter().map(|region| policy.region_name(region)).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,37 @@
+//! The user-to-region table's answer.
+
+use crate::model::jurisdiction::Jurisdiction;
+use crate::model::outcome::Code;
+use crate::model::user::{Evidence, Proof};
+
+use super::super::facts::{Facts, Lookup};
+use super::super::policy::Policy;
+use super::super::residency::Stays;
+use super::super::route::Route;
+use super::super::verdict::{Finding, Home};
+use super::Answer;
+
+pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, route: &Route) -> (Finding, Answer) {
+    match facts.directory {
+        Lookup::NotAsked | Lookup::NoKey => (Finding::NoKey, Answer::Next),
+        Lookup::Absent => (Finding::Absent, Answer::Next),
+        Lookup::Unavailable if may_guess(facts, policy, route) => (Finding::Unavailable, Answer::Next),
+        Lookup::Unavailable => (Finding::Unavailable, Answer::End(Code::DirectoryUnavailable)),
+        // A record of a region that the policy has dropped since owns nothing.
+        Lookup::Found(record) if !policy.regions.contains(record.home) => (Finding::Absent, Answer::Next),
+        Lookup::Found(record) => {
+            let evidence = match facts.proof {
+                Proof::Proven => Evidence::Recorded,
+                Proof::Claimed => Evidence::Inferred,
+            };
+            let jurisdiction = record.jurisdiction.map_or_else(|| policy.jurisdiction_of(record.home), Jurisdiction::Named);
+            let home = Home::Owned { region: record.home, evidence, jurisdiction };
+            (Finding::Recorded { home: record.home, evidence }, Answer::Home(home))
+        }
+    }
+}
+
+/// Never from a dead directory to a guess, except for reads of data that may be anywhere.
+fn may_guess(facts: &Facts<'_>, policy: &Policy, route: &Route) -> bool {
+    facts.is_read && policy.class(route.class).rule.stays == Stays::Anywhere
+}

@@ -1,0 +1,55 @@
+//! Who owns a request: a route's chain of steps, walked until one answers.
+
+mod directory;
+pub mod geoip;
+
+use crate::model::jurisdiction::Jurisdiction;
+use crate::model::outcome::Code;
+use crate::model::region::RegionId;
+use crate::model::user::Evidence;
+
+use super::facts::Facts;
+use super::policy::{Policy, Step};
+use super::route::Route;
+use super::verdict::{Finding, Home, Trail};
+
+/// What a step contributes: an answer that ends the walk, or the next step's turn.
+enum Answer {
+    Home(Home),
+    Next,
+    End(Code),
+}
+
+/// Walks the route's chain; every step's finding goes into the trail.
+pub(super) fn home(facts: &Facts<'_>, policy: &Policy, route: &Route, trail: &mut Trail) -> Result<Home, Code> {
+    for step in &route.chain {
+        let (finding, answer) = match *step {
+            Step::Directory => directory::ask(facts, policy, route),
+            Step::GeoIp => geoip::ask(facts, policy),
+            Step::Latency => {
+                (Finding::Unowned, Answer::Home(Home::Unowned { jurisdiction: jurisdiction_by_country(facts, policy) }))
+            }
+            Step::Region(region) => (Finding::Fixed { home: region }, Answer::Home(inferred(region, facts, policy))),
+            Step::Refuse => (Finding::Refused, Answer::End(Code::HomeUnresolved)),
+        };
+        trail.note(*step, finding);
+        match answer {
+            Answer::Home(home) => return Ok(home),
+            Answer::Next => {}
+            Answer::End(code) => return Err(code),
+        }
+    }
+    Err(Code::HomeUnresolved)
+}
+
+/// A home that was guessed: the user's jurisdiction is the one that lists the country, never that of the region.
+fn inferred(region: RegionId, facts: &Facts<'_>, policy: &Policy) -> Home {
+    Home::Owned { region, evidence: Evidence::Inferred, jurisdiction: jurisdiction_by_country(facts, policy) }
+}
+
+fn jurisdiction_by_country(facts: &Facts<'_>, policy: &Policy) -> Jurisdiction {
+    if facts.place_is_stale {
+        return Jurisdiction::Unknown;
+    }
+    policy.jurisdiction_of_country(facts.country())
+}

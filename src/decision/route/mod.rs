@@ -1,0 +1,188 @@
+//! Which route a request takes: the first in the operator's order that matches its host, path and method.
+//!
+//! Matching walks a trie of path segments, so it costs the same with ten routes and with ten thousand.
+
+mod method;
+mod pattern;
+
+use std::collections::HashMap;
+
+use super::facts::Head;
+use super::failover::Failover;
+use super::policy::{ClassId, Step};
+
+pub use method::{Method, MethodSet};
+pub use pattern::{HostPattern, PathPattern, Pattern, PatternError, Segment};
+
+/// A route's place in the operator's order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RouteId(u32);
+
+impl RouteId {
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What an operator says of some requests.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Route {
+    pub name: Box<str>,
+    pub pattern: Pattern,
+    pub class: ClassId,
+    pub chain: Vec<Step>,
+    pub failover: Failover,
+}
+
+/// The route of a request, and the user that its path names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RouteMatch<'a> {
+    pub id: Option<RouteId>,
+    /// The segment that stands where the route says `{user}`, as it stands in the path.
+    pub user: Option<&'a str>,
+}
+
+/// All routes, indexed for matching.
+pub struct RouteTable {
+    routes: Vec<Route>,
+    exact: HashMap<Box<str>, Trie>,
+    /// By what follows the `*.`.
+    suffix: HashMap<Box<str>, Trie>,
+    any: Trie,
+}
+
+impl RouteTable {
+    pub fn build(routes: Vec<Route>) -> Self {
+        let mut table = Self { routes: Vec::new(), exact: HashMap::new(), suffix: HashMap::new(), any: Trie::default() };
+        for (index, route) in routes.iter().enumerate() {
+            let trie = match &route.pattern.host {
+                HostPattern::Any => &mut table.any,
+                HostPattern::Exact(host) => table.exact.entry(host.clone()).or_default(),
+                HostPattern::Below(domain) => table.suffix.entry(domain.clone()).or_default(),
+            };
+            trie.insert(&route.pattern, index as u32);
+        }
+        table.routes = routes;
+        table
+    }
+
+    pub fn route(&self, id: RouteId) -> &Route {
+        &self.routes[id.index()]
+    }
+
+    pub fn all(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// The first route that matches, and the user it names.
+    pub fn find<'a>(&self, head: &Head<'a>) -> RouteMatch<'a> {
+        let mut best = u32::MAX;
+        let path = head.path.strip_prefix('/').unwrap_or(head.path);
+        if let Some(trie) = self.exact.get(head.host) {
+            trie.search(path, head.method, &mut best);
+        }
+        for (dot, _) in head.host.match_indices('.') {
+            if let Some(trie) = self.suffix.get(&head.host[dot + 1..]) {
+                trie.search(path, head.method, &mut best);
+            }
+        }
+        self.any.search(path, head.method, &mut best);
+        if best == u32::MAX {
+            return RouteMatch { id: None, user: None };
+        }
+        let place = self.routes[best as usize].pattern.path.user_segment();
+        RouteMatch { id: Some(RouteId(best)), user: place.and_then(|place| path.split('/').nth(place)) }
+    }
+}
+
+/// The routes of one host pattern.
+struct Trie {
+    nodes: Vec<Node>,
+}
+
+#[derive(Default)]
+struct Node {
+    literals: HashMap<Box<str>, u32>,
+    any_segment: Option<u32>,
+    /// Routes whose pattern ends here.
+    ends: Vec<(u32, MethodSet)>,
+    /// Routes whose pattern goes on with `/**`.
+    tails: Vec<(u32, MethodSet)>,
+    /// The first route at or below this node: nothing below is worth a look if a better one is known.
+    first: u32,
+}
+
+impl Default for Trie {
+    fn default() -> Self {
+        Self { nodes: vec![Node { first: u32::MAX, ..Node::default() }] }
+    }
+}
+
+impl Trie {
+    fn insert(&mut self, pattern: &Pattern, route: u32) {
+        let mut at = 0;
+        self.nodes[0].first = self.nodes[0].first.min(route);
+        for segment in &pattern.path.segments {
+            at = self.child(at, segment);
+            self.nodes[at].first = self.nodes[at].first.min(route);
+        }
+        let list = if pattern.path.open_ended { &mut self.nodes[at].tails } else { &mut self.nodes[at].ends };
+        list.push((route, pattern.methods));
+    }
+
+    fn child(&mut self, parent: usize, segment: &Segment) -> usize {
+        let next = self.nodes.len() as u32;
+        let node = &mut self.nodes[parent];
+        let child = match segment {
+            Segment::Literal(text) => *node.literals.entry(text.clone()).or_insert(next),
+            Segment::Any | Segment::User => *node.any_segment.get_or_insert(next),
+        };
+        if child == next {
+            self.nodes.push(Node { first: u32::MAX, ..Node::default() });
+        }
+        child as usize
+    }
+
+    fn search(&self, path: &str, method: Method, best: &mut u32) {
+        // `/` has one empty segment for a pattern to match, and none where a pattern has none.
+        self.visit(0, Some(path), method, best);
+    }
+
+    /// Descends at most as deep as the longest pattern, whatever the path's length.
+    fn visit(&self, at: usize, rest: Option<&str>, method: Method, best: &mut u32) {
+        let node = &self.nodes[at];
+        if node.first >= *best {
+            return;
+        }
+        improve(&node.tails, method, best);
+        let Some(rest) = rest else {
+            improve(&node.ends, method, best);
+            return;
+        };
+        if at == 0 && rest.is_empty() {
+            improve(&node.ends, method, best);
+        }
+        let (segment, rest) = match rest.split_once('/') {
+            Some((segment, rest)) => (segment, Some(rest)),
+            None => (rest, None),
+        };
+        if let Some(child) = node.literals.get(segment) {
+            self.visit(*child as usize, rest, method, best);
+        }
+        if let Some(child) = node.any_segment
+            && !segment.is_empty()
+        {
+            self.visit(child as usize, rest, method, best);
+        }
+    }
+}
+
+fn improve(list: &[(u32, MethodSet)], method: Method, best: &mut u32) {
+    // Routes are inserted in order, so the first that takes the method is the best of the list.
+    if let Some((route, _)) = list.iter().find(|(_, methods)| methods.contains(method)) {
+        *best = (*best).min(*route);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! Patterns of hosts and paths: literals, `{name}` for one segment, `/**` last; exact hosts or `*.domain`.
+
+use std::fmt;
+
+use super::method::MethodSet;
+
+/// The requests a route is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pattern {
+    pub host: HostPattern,
+    pub path: PathPattern,
+    pub methods: MethodSet,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum HostPattern {
+    Any,
+    /// In lower case.
+    Exact(Box<str>),
+    /// Every host below this domain, at any depth, but not the domain itself.
+    Below(Box<str>),
+}
+
+/// A path as segments, `/**` at the end being open-ended: `/a/**` matches `/a` and everything below it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PathPattern {
+    pub segments: Vec<Segment>,
+    pub open_ended: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Segment {
+    Literal(Box<str>),
+    /// `{name}`: any one segment that is not empty.
+    Any,
+    /// `{user}`: the same, and names whose data is touched.
+    User,
+}
+
+/// What is wrong with a pattern, and what would be right.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PatternError(pub String);
+
+impl fmt::Display for PatternError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+fn wrong<T>(message: impl Into<String>) -> Result<T, PatternError> {
+    Err(PatternError(message.into()))
+}
+
+impl HostPattern {
+    pub fn parse(text: &str) -> Result<Self, PatternError> {
+        let text = text.to_ascii_lowercase();
+        if text == "*" {
+            return Ok(Self::Any);
+        }
+        let (below, name) = match text.strip_prefix("*.") {
+            Some(domain) => (true, domain),
+            None => (false, text.as_str()),
+        };
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':' | b'[' | b']');
+        if name.is_empty() || !name.bytes().all(plain) || (name.contains(':') && !name.starts_with('[')) {
+            return wrong(format!(
+                "`{text}` is no host; write a name such as `api.example.com`, or `*.example.com` for all below it, without a port"
+            ));
+        }
+        Ok(if below { Self::Below(name.into()) } else { Self::Exact(name.into()) })
+    }
+
+    /// Whether every host that `other` matches is matched by this as well.
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Any, _) => true,
+            (Self::Exact(own), Self::Exact(host)) => own == host,
+            (Self::Below(domain), Self::Exact(host)) => is_below(host, domain),
+            (Self::Below(domain), Self::Below(other)) => domain == other || is_below(other, domain),
+            (Self::Exact(_) | Self::Below(_), Self::Any) | (Self::Exact(_), Self::Below(_)) => false,
+        }
+    }
+
+    /// Whether some host is matched by both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.covers(other) || other.covers(self)
+    }
+}
+
+fn is_below(host: &str, domain: &str) -> bool {
+    host.strip_suffix(domain).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+}
+
+impl PathPattern {
+    pub fn parse(text: &str) -> Result<Self, PatternError> {
+        let Some(rest) = text.strip_prefix('/') else {
+            return wrong(format!("`{text}` is no path pattern; it starts with `/`"));
+        };
+        let mut parts: Vec<&str> = rest.split('/').collect();
+        let open_ended = parts.last() == Some(&"**");
+        if open_ended {
+            parts.pop();
+        }
+        if !open_ended && parts == [""] {
+            return Ok(Self { segments: Vec::new(), open_ended: false });
+        }
+        let segments = parts.into_iter().map(Segment::parse).collect::<Result<Vec<_>, _>>()?;
+        if segments.iter().filter(|segment| **segment == Segment::User).count() > 1 {
+            return wrong(format!("`{text}` names `{{user}}` twice; a request belongs to one user"));
+        }
+        Ok(Self { segments, open_ended })
+    }
+
+    /// Which segment names the user, counted from 0.
+    pub fn user_segment(&self) -> Option<usize> {
+        self.segments.iter().position(|segment| *segment == Segment::User)
+    }
+
+    /// Whether every path that `other` matches is matched by this as well.
+    pub fn covers(&self, other: &Self) -> bool {
+        let length_fits = if self.open_ended {
+            self.segments.len() <= other.segments.len()
+        } else {
+            !other.open_ended && self.segments.len() == other.segments.len()
+        };
+        length_fits && self.segments.iter().zip(&other.segments).all(|(own, theirs)| own.covers(theirs))
+    }
+
+    /// Whether some path is matched by both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let length_fits = match self.segments.len().cmp(&other.segments.len()) {
+            std::cmp::Ordering::Less => self.open_ended,
+            std::cmp::Ordering::Equal => true,
+            std::cmp::Ordering::Greater => other.open_ended,
+        };
+        length_fits && self.segments.iter().zip(&other.segments).all(|(own, theirs)| own.overlaps(theirs))
+    }
+
+    /// The pattern of the same paths below a base path such as `/v2`.
+    #[must_use]
+    pub fn below(&self, base: &str) -> Self {
+        let base = base.trim_matches('/');
+        let mut segments: Vec<Segment> =
+            base.split('/').filter(|part| !part.is_empty()).map(|part| Segment::Literal(part.into())).collect();
+        segments.extend(self.segments.iter().cloned());
+        Self { segments, open_ended: self.open_ended }
+    }
+}
+
+impl Segment {
+    fn parse(text: &str) -> Result<Self, PatternError> {
+        if let Some(name) = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+            let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+            return match (name, plain) {
+                ("user", _) => Ok(Self::User),
+                (_, true) => Ok(Self::Any),
+                (_, false) => wrong(format!("`{text}` is no placeholder; write `{{name}}` with letters, digits, `-` and `_`")),
+            };
+        }
+        if text.contains(['*', '{', '}', '?', '#', '\\', ';']) || text.bytes().any(|byte| byte <= b' ' || byte >= 0x7f) {
+            return wrong(format!(
+                "`{text}` is no path segment; write literal text, `{{name}}` for one whole segment, or `**` as the last segment"
+            ));
+        }
+        if text == "." || text == ".." {
+            return wrong("dot segments are resolved before matching: leave them out");
+        }
+        Ok(Self::Literal(text.into()))
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Literal(own), Self::Literal(text)) => own == text,
+            (Self::Literal(_), Self::Any | Self::User) => false,
+            (Self::Any | Self::User, Self::Literal(text)) => !text.is_empty(),
+            (Self::Any | Self::User, Self::Any | Self::User) => true,
+        }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.covers(other) || other.covers(self)
+    }
+}
+
+impl Pattern {
+    /// Whether this matches every host and path that `other` matches, methods aside.
+    pub fn covers_place_of(&self, other: &Self) -> bool {
+        self.host.covers(&other.host) && self.path.covers(&other.path)
+    }
+
+    /// Whether some host and path is matched by both, methods aside.
+    pub fn overlaps_place_of(&self, other: &Self) -> bool {
+        self.host.overlaps(&other.host) && self.path.overlaps(&other.path)
+    }
+}

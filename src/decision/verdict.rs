@@ -1,0 +1,252 @@
+//! What judgement answers: a verdict, and the trail that led to it.
+
+use crate::model::country::CountryCode;
+use crate::model::day::Day;
+use crate::model::jurisdiction::Jurisdiction;
+use crate::model::outcome::Code;
+use crate::model::region::{MAX_REGIONS, RegionId, RegionSet};
+use crate::model::user::Evidence;
+
+use super::facts::{Facts, Ingress};
+use super::policy::{ClassSet, MAX_CHAIN, Step};
+use super::residency::{Clearance, Ruling};
+use super::route::RouteId;
+
+/// What happens to a request.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Verdict {
+    Proceed(Itinerary),
+    /// The client must go to this region's public URL itself.
+    Redirect(RegionId),
+    Refuse(Code),
+}
+
+impl Verdict {
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Proceed(_) => "proceed",
+            Self::Redirect(_) => "redirect",
+            Self::Refuse(_) => "refuse",
+        }
+    }
+}
+
+/// The cleared regions to try, in order.
+///
+/// INVARIANT: never empty, and every stop was in the clearance it was made from: it cannot be made without one.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Itinerary {
+    stops: [Stop; MAX_REGIONS],
+    len: u8,
+}
+
+/// A region that a request may be sent to: the upstream client asks for one before it dials.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stop {
+    region: RegionId,
+}
+
+impl Stop {
+    pub const fn region(self) -> RegionId {
+        self.region
+    }
+}
+
+impl Itinerary {
+    /// Those of `regions` that the clearance holds, in their order; `None` if it holds none.
+    pub(super) fn through(clearance: Clearance, regions: impl Iterator<Item = RegionId>) -> Option<Self> {
+        let nowhere = Stop { region: RegionId::new(0)? };
+        let mut itinerary = Self { stops: [nowhere; MAX_REGIONS], len: 0 };
+        let mut left = clearance.regions();
+        for region in regions.filter(|region| clearance.contains(*region)) {
+            if left.contains(region) {
+                left = left.without(region);
+                itinerary.stops[itinerary.len as usize] = Stop { region };
+                itinerary.len += 1;
+            }
+        }
+        (itinerary.len > 0).then_some(itinerary)
+    }
+
+    pub fn stops(&self) -> &[Stop] {
+        &self.stops[..self.len as usize]
+    }
+
+    pub fn regions(&self) -> impl Iterator<Item = RegionId> {
+        self.stops().iter().map(|stop| stop.region)
+    }
+
+    pub fn first(&self) -> RegionId {
+        self.stops[0].region
+    }
+}
+
+/// Who owns a request, and how well that is known.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Home {
+    Owned {
+        region: RegionId,
+        evidence: Evidence,
+        /// The user's, which need not be the region's.
+        jurisdiction: Jurisdiction,
+    },
+    /// Nobody: any cleared region may serve.
+    Unowned { jurisdiction: Jurisdiction },
+}
+
+impl Home {
+    pub const fn region(&self) -> Option<RegionId> {
+        match self {
+            Self::Owned { region, .. } => Some(*region),
+            Self::Unowned { .. } => None,
+        }
+    }
+
+    pub const fn evidence(&self) -> Option<Evidence> {
+        match self {
+            Self::Owned { evidence, .. } => Some(*evidence),
+            Self::Unowned { .. } => None,
+        }
+    }
+
+    pub const fn jurisdiction(&self) -> Jurisdiction {
+        match self {
+            Self::Owned { jurisdiction, .. } | Self::Unowned { jurisdiction } => *jurisdiction,
+        }
+    }
+}
+
+/// What one step of the chain found.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Finding {
+    NoKey,
+    Absent,
+    Unavailable,
+    /// The directory's record.
+    Recorded {
+        home: RegionId,
+        evidence: Evidence,
+    },
+    /// The peer's own inference, taken as given.
+    Given {
+        home: RegionId,
+    },
+    /// An operator's network.
+    Network {
+        home: RegionId,
+    },
+    /// The table of countries.
+    Country {
+        country: CountryCode,
+        home: RegionId,
+    },
+    /// The table of continents.
+    Continent {
+        country: Option<CountryCode>,
+        home: RegionId,
+    },
+    /// The nearest region, preferring those of the country's own jurisdiction.
+    Nearest {
+        country: Option<CountryCode>,
+        home: RegionId,
+    },
+    /// The region for all other countries.
+    Otherwise {
+        country: Option<CountryCode>,
+        home: RegionId,
+    },
+    /// The region for addresses that cannot be placed.
+    UnknownPlace {
+        home: RegionId,
+    },
+    /// The address cannot be placed, or its place names no region.
+    Unplaced {
+        country: Option<CountryCode>,
+    },
+    /// The cleared region that is nearest by measurement.
+    Unowned,
+    /// The chain names the region.
+    Fixed {
+        home: RegionId,
+    },
+    /// The chain ends without a home.
+    Refused,
+}
+
+/// The small data from which `explain`, the audit line and the dashboard make their sentences.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Trail {
+    pub route: Option<RouteId>,
+    pub ingress: Ingress,
+    pub is_read: bool,
+    pub today: Day,
+    pub country: Option<CountryCode>,
+    pub place_is_stale: bool,
+    steps: [Option<(Step, Finding)>; MAX_CHAIN],
+    pub home: Option<Home>,
+    pub classes: ClassSet,
+    /// What judgement worked with; in report-only mode wider than `enforced`.
+    pub clearance: RegionSet,
+    /// What the rules clear when they are enforced.
+    pub enforced: RegionSet,
+    /// Regions outside the clearance whose proxies may carry the data.
+    pub carriers: RegionSet,
+    /// A class in report-only mode let through what its rule would not.
+    pub reported: bool,
+}
+
+impl Trail {
+    pub(super) fn of(facts: &Facts<'_>) -> Self {
+        Self {
+            route: facts.route.id,
+            ingress: facts.ingress,
+            is_read: facts.is_read,
+            today: facts.today,
+            country: facts.country(),
+            place_is_stale: facts.place_is_stale,
+            steps: [None; MAX_CHAIN],
+            home: None,
+            classes: ClassSet::EMPTY,
+            clearance: RegionSet::EMPTY,
+            enforced: RegionSet::EMPTY,
+            carriers: RegionSet::EMPTY,
+            reported: false,
+        }
+    }
+
+    pub(super) fn note(&mut self, step: Step, finding: Finding) {
+        if let Some(free) = self.steps.iter_mut().find(|slot| slot.is_none()) {
+            *free = Some((step, finding));
+        }
+    }
+
+    pub(super) fn note_ruling(&mut self, home: &Home, ruling: &Ruling) {
+        self.home = Some(*home);
+        self.clearance = ruling.clearance.map_or(RegionSet::EMPTY, |clearance| clearance.regions());
+        self.enforced = ruling.enforced;
+        self.carriers = ruling.carriers;
+        self.reported = ruling.clearance.is_some() && self.clearance != self.enforced;
+    }
+
+    /// What each step of the chain found, in order.
+    pub fn steps(&self) -> impl Iterator<Item = (Step, Finding)> {
+        self.steps.iter().flatten().copied()
+    }
+}
+
+/// The answer to one request.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Decision {
+    pub verdict: Verdict,
+    pub trail: Trail,
+}
+
+impl Decision {
+    /// Why it was refused, if it was.
+    pub const fn refusal(&self) -> Option<Code> {
+        match self.verdict {
+            Verdict::Refuse(code) => Some(code),
+            Verdict::Proceed(_) | Verdict::Redirect(_) => None,
+        }
+    }
+}
