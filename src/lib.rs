@@ -5,3 +5,4 @@
 
 pub mod decision;
 pub mod model;
+pub mod transport;

@@ -1,0 +1,151 @@
+//! The grammar of a request head, without the leniences of RFC 9112, and the one way its body may be delimited.
+
+use crate::model::outcome::Code;
+
+use super::HeadLimits;
+
+/// How the body's end is found.
+pub(super) enum Framing {
+    Length(u64),
+    Chunked,
+}
+
+/// The length of the head that `bytes` starts with, its empty line included; `None` if its end has not come yet.
+///
+/// The first `seen` bytes are known to hold no end. A line feed without its carriage return is refused at once.
+pub(super) fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Code> {
+    let from = seen.saturating_sub(3);
+    for (offset, _) in bytes[from..].iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
+        let at = from + offset;
+        if at == 0 || bytes[at - 1] != b'\r' {
+            return Err(Code::RequestMalformed);
+        }
+        // An empty line before the request line is passed over (RFC 9112 section 2.2), once.
+        if at >= 3 && bytes[at - 3..at - 1] == *b"\r\n" && at > 3 {
+            return Ok(Some(at + 1));
+        }
+    }
+    Ok(None)
+}
+
+/// Checks a whole head and finds how its body is delimited.
+pub(super) fn check(head: &[u8], limits: &HeadLimits) -> Result<Framing, Code> {
+    let head = head.strip_prefix(b"\r\n").unwrap_or(head);
+    let lines = head.strip_suffix(b"\r\n\r\n").ok_or(Code::RequestMalformed)?;
+    let mut lines = Lines(Some(lines));
+    let is_http11 = request_line(lines.next().ok_or(Code::RequestMalformed)??, limits)?;
+    let mut seen = Seen::default();
+    for (count, line) in lines.enumerate() {
+        if count == limits.fields {
+            return Err(Code::HeadTooLarge);
+        }
+        let (name, value) = field(line?)?;
+        seen.note(name, value, is_http11)?;
+    }
+    if seen.hosts > 1 || (is_http11 && seen.hosts == 0) {
+        return Err(Code::RequestMalformed);
+    }
+    match (seen.is_chunked, seen.length) {
+        (true, Some(_)) => Err(Code::RequestMalformed),
+        (true, None) => Ok(Framing::Chunked),
+        (false, length) => Ok(Framing::Length(length.unwrap_or(0))),
+    }
+}
+
+/// Lines that end in CRLF, and in nothing else.
+struct Lines<'a>(Option<&'a [u8]>);
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = Result<&'a [u8], Code>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = self.0?;
+        let Some(at) = rest.iter().position(|byte| *byte == b'\r') else {
+            self.0 = None;
+            return Some(Ok(rest));
+        };
+        if rest.get(at + 1) != Some(&b'\n') {
+            self.0 = None;
+            return Some(Err(Code::RequestMalformed));
+        }
+        self.0 = Some(&rest[at + 2..]);
+        Some(Ok(&rest[..at]))
+    }
+}
+
+/// `METHOD SP TARGET SP HTTP/1.x`, single spaces; whether it is HTTP/1.1.
+fn request_line(line: &[u8], limits: &HeadLimits) -> Result<bool, Code> {
+    let mut parts = line.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return Err(Code::RequestMalformed);
+    };
+    if target.len() > limits.target_bytes {
+        return Err(Code::TargetTooLong);
+    }
+    let visible = |byte: &u8| matches!(byte, 0x21..=0x7e);
+    if !is_token(method) || target.is_empty() || !target.iter().all(visible) {
+        return Err(Code::RequestMalformed);
+    }
+    match version {
+        b"HTTP/1.1" => Ok(true),
+        b"HTTP/1.0" => Ok(false),
+        _ => Err(Code::RequestMalformed),
+    }
+}
+
+/// `NAME: VALUE` without folding, without space before the colon, without control characters.
+pub(super) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Code> {
+    let colon = line.iter().position(|byte| *byte == b':').ok_or(Code::RequestMalformed)?;
+    let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+    let printable = |byte: &u8| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..);
+    if is_token(name) && line[colon + 1..].iter().all(printable) { Ok((name, value)) } else { Err(Code::RequestMalformed) }
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(bytes: &[u8]) -> bool {
+    let tchar = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !bytes.is_empty() && bytes.iter().all(tchar)
+}
+
+/// The fields that framing depends on.
+#[derive(Default)]
+struct Seen {
+    hosts: usize,
+    is_chunked: bool,
+    length: Option<u64>,
+}
+
+impl Seen {
+    fn note(&mut self, name: &[u8], value: &[u8], is_http11: bool) -> Result<(), Code> {
+        if name.eq_ignore_ascii_case(b"host") {
+            self.hosts += 1;
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if self.is_chunked || !is_http11 || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Code::RequestMalformed);
+            }
+            self.is_chunked = true;
+        } else if name.eq_ignore_ascii_case(b"content-length") {
+            if self.length.is_some() {
+                return Err(Code::RequestMalformed);
+            }
+            self.length = Some(length(value).ok_or(Code::RequestMalformed)?);
+        } else if is_look_alike(name) {
+            // `Content_Length` is read as `Content-Length` by some servers behind a gateway interface.
+            return Err(Code::RequestMalformed);
+        }
+        Ok(())
+    }
+}
+
+fn is_look_alike(name: &[u8]) -> bool {
+    let spelled = |wanted: &[u8]| {
+        name.len() == wanted.len()
+            && name.iter().zip(wanted).all(|(a, b)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-'))
+    };
+    spelled(b"content-length") || spelled(b"transfer-encoding")
+}
+
+fn length(value: &[u8]) -> Option<u64> {
+    let digits = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
+    if digits { std::str::from_utf8(value).ok()?.parse().ok() } else { None }
+}

@@ -1,0 +1,284 @@
+//! The strict gate for HTTP/1 requests: bytes are judged here before hyper parses them.
+//!
+//! Why around the connection's IO, and not a codec of our own: hyper's HTTP/1 machine (keep-alive, pipelining, expect,
+//! upgrades, graceful shutdown) is well kept, but lenient in how it finds the end of a message (it takes several
+//! `Transfer-Encoding` lines, drops a conflicting `Content-Length`, keeps a second `Host`), and what it has dropped
+//! cannot be judged afterwards. The gate sees the bytes themselves. It lets a message pass only if there is exactly one
+//! way to find its end, so hyper and the next hop must agree with it. A head costs one more scan; a body of known length
+//! is read straight into hyper's buffer.
+//!
+//! A head that is refused is replaced by one that hyper reads as a harmless request carrying [`FAULT_HEADER`]: the answer
+//! takes its turn behind earlier pipelined ones, and then the connection closes. A body that is refused is an IO error.
+
+mod chunked;
+mod head;
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use crate::model::outcome::Code;
+
+use chunked::Chunked;
+use head::Framing;
+
+/// Carries the code of a refused head to whoever answers it. A client that sends it itself refuses itself.
+pub const FAULT_HEADER: &str = "domicile-fault";
+
+const READ_SIZE: usize = 16 << 10;
+
+/// What a head may be, and how long it may take.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// Bytes of the request line and all fields.
+    pub bytes: usize,
+    pub fields: usize,
+    pub target_bytes: usize,
+    /// From the first byte of a head to its last; and until the first byte of a connection.
+    pub timeout: Duration,
+    /// Between an answer and the next request.
+    pub keep_alive: Duration,
+}
+
+/// What the service on top tells the gate.
+#[derive(Default)]
+pub struct Signals {
+    /// A request is being served: silence is the client waiting.
+    pub busy: Cell<bool>,
+    /// The connection is no HTTP any more.
+    pub tunnel: Cell<bool>,
+}
+
+/// A connection whose HTTP/1 requests are unambiguous.
+pub struct Gate<S> {
+    io: S,
+    limits: HeadLimits,
+    signals: Rc<Signals>,
+    raw: BytesMut,
+    /// How many bytes of `raw` are judged and may be read.
+    passed: usize,
+    state: State,
+    waiting: Waiting,
+    timer: Pin<Box<Sleep>>,
+    served_before: bool,
+}
+
+enum State {
+    /// `seen` bytes behind the judged ones hold no end of a head.
+    Head {
+        seen: usize,
+    },
+    Body {
+        left: u64,
+    },
+    Chunked(Chunked),
+    /// A refused head has been replaced: nothing more is read.
+    Closed,
+    /// A body broke the rules.
+    Broken,
+}
+
+/// What the timer runs for.
+#[derive(Clone, Copy, PartialEq)]
+enum Waiting {
+    Nothing,
+    NextHead,
+    RestOfHead,
+}
+
+impl<S> Gate<S> {
+    /// Puts the gate in front of a connection from which `first` has been read already.
+    pub fn new(io: S, first: BytesMut, limits: HeadLimits, signals: Rc<Signals>) -> Self {
+        let timer = Box::pin(tokio::time::sleep(limits.timeout));
+        let mut gate = Self {
+            io,
+            limits,
+            signals,
+            raw: first,
+            passed: 0,
+            state: State::Head { seen: 0 },
+            waiting: Waiting::Nothing,
+            timer,
+            served_before: false,
+        };
+        gate.judge();
+        gate
+    }
+
+    /// Moves over the bytes that are read, as far as they are fine.
+    fn judge(&mut self) {
+        while self.passed < self.raw.len() {
+            if self.signals.tunnel.get() {
+                self.passed = self.raw.len();
+                return;
+            }
+            let fresh = &self.raw[self.passed..];
+            match &mut self.state {
+                State::Head { seen } => match head::find_end(fresh, *seen) {
+                    Ok(None) if fresh.len() <= self.limits.bytes => {
+                        *seen = fresh.len();
+                        return;
+                    }
+                    Ok(None) => return self.refuse(Code::HeadTooLarge),
+                    Ok(Some(end)) if end > self.limits.bytes => return self.refuse(Code::HeadTooLarge),
+                    Ok(Some(end)) => match head::check(&fresh[..end], &self.limits) {
+                        Ok(framing) => {
+                            self.passed += end;
+                            self.served_before = true;
+                            self.state = match framing {
+                                Framing::Length(0) => State::Head { seen: 0 },
+                                Framing::Length(left) => State::Body { left },
+                                Framing::Chunked => State::Chunked(Chunked::default()),
+                            };
+                        }
+                        Err(code) => return self.refuse(code),
+                    },
+                    Err(code) => return self.refuse(code),
+                },
+                State::Body { left } => {
+                    let step = (*left).min(fresh.len() as u64);
+                    self.passed += step as usize;
+                    *left -= step;
+                    if *left == 0 {
+                        self.state = State::Head { seen: 0 };
+                    }
+                }
+                State::Chunked(chunked) => match chunked.judge(fresh) {
+                    Ok((step, ended)) => {
+                        self.passed += step;
+                        if ended {
+                            self.state = State::Head { seen: 0 };
+                        }
+                    }
+                    Err(_) => {
+                        self.raw.truncate(self.passed);
+                        self.state = State::Broken;
+                        return;
+                    }
+                },
+                State::Closed | State::Broken => return,
+            }
+        }
+    }
+
+    fn refuse(&mut self, code: Code) {
+        self.raw.truncate(self.passed);
+        let head = format!("GET / HTTP/1.1\r\nhost: fault\r\n{FAULT_HEADER}: {}\r\nconnection: close\r\n\r\n", code.as_str());
+        self.raw.extend_from_slice(head.as_bytes());
+        self.passed = self.raw.len();
+        self.state = State::Closed;
+    }
+
+    /// Whether the wait for a head has become too long; sets the timer for whatever is waited for now.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Option<Waiting> {
+        let waiting = match self.state {
+            State::Head { .. } if self.signals.tunnel.get() => Waiting::Nothing,
+            State::Head { .. } if !self.raw.is_empty() => Waiting::RestOfHead,
+            State::Head { .. } if !self.signals.busy.get() => Waiting::NextHead,
+            State::Head { .. } | State::Body { .. } | State::Chunked(_) | State::Closed | State::Broken => Waiting::Nothing,
+        };
+        if waiting != self.waiting {
+            self.waiting = waiting;
+            let limit =
+                if waiting == Waiting::NextHead && self.served_before { self.limits.keep_alive } else { self.limits.timeout };
+            self.timer.as_mut().reset(Instant::now() + limit);
+        }
+        let expired = waiting != Waiting::Nothing && self.timer.as_mut().poll(cx).is_ready();
+        expired.then_some(waiting)
+    }
+}
+
+impl<S: AsyncRead + Unpin> Gate<S> {
+    /// Reads a body of known length straight into the reader's buffer.
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, left: u64) -> Poll<io::Result<()>> {
+        let most = buf.remaining().min(READ_SIZE * 4).min(usize::try_from(left).unwrap_or(usize::MAX));
+        let mut limited = ReadBuf::new(buf.initialize_unfilled_to(most));
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut limited))?;
+        let step = limited.filled().len();
+        buf.advance(step);
+        self.state = if step as u64 == left { State::Head { seen: 0 } } else { State::Body { left: left - step as u64 } };
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads more bytes to judge; `false` at the end of the connection.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut space = [0; READ_SIZE];
+        let mut space = ReadBuf::new(&mut space);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut space))?;
+        self.raw.extend_from_slice(space.filled());
+        Poll::Ready(Ok(!space.filled().is_empty()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let gate = self.get_mut();
+        loop {
+            if gate.passed > 0 {
+                let step = gate.passed.min(buf.remaining());
+                buf.put_slice(&gate.raw[..step]);
+                gate.raw.advance(step);
+                gate.passed -= step;
+                return Poll::Ready(Ok(()));
+            }
+            if gate.signals.tunnel.get() {
+                gate.judge();
+                if gate.passed > 0 {
+                    continue;
+                }
+                return Pin::new(&mut gate.io).poll_read(cx, buf);
+            }
+            match gate.state {
+                State::Closed => return Poll::Ready(Ok(())),
+                State::Broken => {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the body's framing is malformed")));
+                }
+                State::Body { left } if gate.raw.is_empty() => return gate.poll_body(cx, buf, left),
+                State::Head { .. } | State::Body { .. } | State::Chunked(_) => {}
+            }
+            match gate.poll_more(cx) {
+                Poll::Ready(Ok(true)) => gate.judge(),
+                Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => match gate.poll_deadline(cx) {
+                    None => return Poll::Pending,
+                    Some(Waiting::RestOfHead) => gate.refuse(Code::RequestTimeout),
+                    // Nothing was asked, so there is nothing to answer.
+                    Some(Waiting::NextHead | Waiting::Nothing) => return Poll::Ready(Ok(())),
+                },
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+use super::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn limits() -> HeadLimits {
+    let timeout = Duration::from_secs(3600);
+    HeadLimits { bytes: 4096, fields: 20, target_bytes: 200, timeout, keep_alive: timeout }
+}
+
+/// What hyper would read of `sent`, written in steps of `step` bytes; an error reads as its kind.
+fn through(sent: &[u8], step: usize) -> Result<String, io::ErrorKind> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let (mut client, server) = tokio::io::duplex(step.max(1));
+        let sent = sent.to_vec();
+        let mut gate = Gate::new(server, BytesMut::new(), limits(), Rc::default());
+        let write = async {
+            let _ = client.write_all(&sent).await;
+            drop(client);
+        };
+        // Dropping the gate when it has ended is what lets a writer that has more to say come to an end.
+        let read = async move {
+            let mut out = Vec::new();
+            gate.read_to_end(&mut out).await.map(|_| out)
+        };
+        let ((), out) = tokio::join!(write, read);
+        out.map(|out| String::from_utf8_lossy(&out).into_owned()).map_err(|error| error.kind())
+    })
+}
+
+fn assert_refused(sent: &str, code: Code) {
+    for step in [1, 7, 5000] {
+        let out = through(sent.as_bytes(), step).unwrap();
+        assert!(out.starts_with("GET / HTTP/1.1\r\nhost: fault\r\n"), "{sent:?} passed as {out:?}");
+        assert!(out.contains(code.as_str()), "{sent:?} gave {out:?}");
+    }
+}
+
+fn assert_passes(sent: &str) {
+    for step in [1, 7, 5000] {
+        assert_eq!(through(sent.as_bytes(), step).as_deref(), Ok(sent));
+    }
+}
+
+#[test]
+fn unambiguous_requests_pass_unchanged() {
+    assert_passes("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_passes("GET / HTTP/1.0\r\n\r\n");
+    assert_passes("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_passes(
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX: y\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    );
+    assert_passes("\r\nGET / HTTP/1.1\r\nHost: a\r\nX-Latin: \u{e4}\r\n\r\n");
+}
+
+#[test]
+fn every_ambiguous_framing_is_refused() {
+    let with = |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\nxxxxx");
+    for fields in [
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked, chunked",
+        "Transfer-Encoding: , chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding:",
+        "Transfer-Encoding: \"chunked\"",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Content-Length: 5\r\nContent-Length: 5",
+        "Content-Length: 5, 5",
+        "Content-Length: +5",
+        "Content-Length: 0x5",
+        "Content-Length:",
+        "Content-Length: 99999999999999999999",
+        "Content_Length: 5",
+        "Transfer_Encoding: chunked",
+        "Content-Length : 5",
+        "X: a\r\n b: folded",
+        "X: a\0b",
+        "X: a\rb",
+        ": empty",
+        "Host: b",
+    ] {
+        assert_refused(&with(fields), Code::RequestMalformed);
+    }
+    assert_refused("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Code::RequestMalformed);
+    assert_refused("GET / HTTP/1.1\r\n\r\n", Code::RequestMalformed);
+    assert_refused("GET / HTTP/1.1\nHost: a\n\n", Code::RequestMalformed);
+    assert_refused("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", Code::RequestMalformed);
+    assert_refused("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Code::RequestMalformed);
+    assert_refused("GET /\r\nHost: a\r\n\r\n", Code::RequestMalformed);
+    assert_refused("\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Code::RequestMalformed);
+}
+
+#[test]
+fn oversized_heads_are_refused_with_their_own_codes() {
+    let long = "a".repeat(5000);
+    assert_refused(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n"), Code::HeadTooLarge);
+    assert_refused(&format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", &long[..300]), Code::TargetTooLong);
+    assert_refused(&format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(30)), Code::HeadTooLarge);
+}
+
+#[test]
+fn a_malformed_chunk_breaks_the_connection() {
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for body in [
+        "5\nhello\r\n0\r\n\r\n",
+        "5\r\nhelloX",
+        "0x5\r\n",
+        "-1\r\n",
+        " 5\r\n",
+        "5 \r\n",
+        "fffffffffffffffff\r\n",
+        "5;a\x01\r\nhello",
+        "0\r\nX : y\r\n\r\n",
+        "\r\n",
+    ] {
+        for step in [1, 5000] {
+            assert_eq!(through(format!("{head}{body}").as_bytes(), step), Err(io::ErrorKind::InvalidData), "{body:?}");
+        }
+    }
+}
+
+#[test]
+fn a_refused_head_waits_behind_the_requests_before_it() {
+    let good = "GET /first HTTP/1.1\r\nHost: a\r\n\r\n";
+    let out = through(format!("{good}GET / HTTP/1.1\r\n\r\n").as_bytes(), 5000).unwrap();
+    assert!(out.starts_with(good) && out.contains(FAULT_HEADER), "{out:?}");
+}

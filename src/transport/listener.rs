@@ -1,0 +1,155 @@
+//! Ports that belong to this process, and the connections that come in through them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::tls::CertificateFiles;
+
+/// Connections that wait to be accepted; the kernel cuts it to its own `somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// An address to listen on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    pub address: SocketAddr,
+    pub accepts: Accepts,
+    /// `None` for cleartext; a listener for peers has its certificate from `peer_tls`.
+    pub certificates: Option<Vec<CertificateFiles>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Accepts {
+    Clients,
+    Peers,
+}
+
+/// A port could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on `{address}`: {reason}")]
+pub struct ClaimError {
+    pub address: SocketAddr,
+    reason: String,
+}
+
+impl ClaimError {
+    fn of(address: SocketAddr, error: &io::Error) -> Self {
+        let reason = match error.kind() {
+            io::ErrorKind::AddrInUse => "another process listens there; stop it, or choose another port".into(),
+            io::ErrorKind::PermissionDenied => "ports below 1024 need the capability CAP_NET_BIND_SERVICE".into(),
+            io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address".into(),
+            _ => error.to_string(),
+        };
+        Self { address, reason }
+    }
+}
+
+/// A claimed port: one socket for each worker, among which the kernel spreads the connections.
+pub struct Claimed {
+    /// With the port that the kernel chose where 0 was asked for.
+    pub address: SocketAddr,
+    pub sockets: Vec<std::net::TcpListener>,
+}
+
+/// Claims a port for this process alone and opens `workers` sockets on it.
+///
+/// The first socket is bound without `SO_REUSEPORT`, so that a second process on the same port fails instead of silently
+/// taking half of the connections; only then may our own others join it.
+pub fn claim(address: SocketAddr, workers: usize) -> Result<Claimed, ClaimError> {
+    let open = || -> io::Result<Claimed> {
+        let first = socket(address)?;
+        first.bind(&address.into())?;
+        let bound = first.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
+        first.set_reuse_port(true)?;
+        first.listen(BACKLOG)?;
+        let mut sockets: Vec<std::net::TcpListener> = vec![first.into()];
+        for _ in 1..workers {
+            let next = socket(bound)?;
+            next.set_reuse_port(true)?;
+            next.bind(&bound.into())?;
+            next.listen(BACKLOG)?;
+            sockets.push(next.into());
+        }
+        Ok(Claimed { address: bound, sockets })
+    };
+    open().map_err(|error| ClaimError::of(address, &error))
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for the last connections' TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// One worker's share of a port.
+pub struct Acceptor {
+    listener: TcpListener,
+}
+
+impl Acceptor {
+    /// Takes over a socket of [`Claimed`] on the current runtime.
+    pub fn adopt(socket: std::net::TcpListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self { listener: TcpListener::from_std(socket)? })
+    }
+
+    /// The next connection. Out of descriptors or memory, it pauses and tries again: nothing dies and nothing spins.
+    pub async fn accept(&self) -> (TcpStream, SocketAddr) {
+        let mut pause = Duration::from_millis(5);
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, remote)) => {
+                    // Failing costs latency, not correctness.
+                    let _ = stream.set_nodelay(true);
+                    return (stream, remote);
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "cannot accept connections");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+            }
+        }
+    }
+
+    /// A connection that is queued already, if there is one: what a closing listener still owes an answer.
+    pub async fn accept_queued(&self) -> Option<(TcpStream, SocketAddr)> {
+        tokio::select! {
+            biased;
+            accepted = self.listener.accept() => accepted.ok(),
+            () = std::future::ready(()) => None,
+        }
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    #[test]
+    fn a_port_belongs_to_one_claim_and_all_its_sockets_accept() {
+        let claimed = claim("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        assert_eq!(claimed.sockets.len(), 3);
+        let refused = claim(claimed.address, 1).err().expect("a second claim of the same port fails");
+        assert!(refused.to_string().contains("another process listens there"), "{refused}");
+
+        // The kernel spreads by hash: with enough connections every socket gets one.
+        let clients: Vec<_> = (0..200).map(|_| TcpStream::connect(claimed.address).unwrap()).collect();
+        for socket in &claimed.sockets {
+            socket.set_nonblocking(false).unwrap();
+            socket.accept().unwrap();
+        }
+        drop(clients);
+    }
+}
