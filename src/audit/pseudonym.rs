@@ -1,0 +1,81 @@
+//! Users under names that only the holder of a key can link to them.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::hmac;
+
+/// Turns a user's key into its pseudonym: HMAC-SHA-256 (RFC 2104), cut to 128 bits.
+pub struct Pseudonyms {
+    key: hmac::Key,
+}
+
+/// The file of the key cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("`{}`: {reason}; it holds 64 hexadecimal digits, and without it the users of older lines cannot be found", file.display())]
+pub struct KeyError {
+    file: PathBuf,
+    reason: String,
+}
+
+impl Pseudonyms {
+    /// Reads the key from a file, which is made with a fresh key where there is none.
+    pub fn open(file: &Path) -> Result<Self, KeyError> {
+        let failed = |reason: String| KeyError { file: file.into(), reason };
+        match std::fs::read_to_string(file) {
+            Ok(text) => parse(text.trim()).map(Self::with_key).ok_or_else(|| failed("is no key".into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let key = random_key();
+                create(file, &key).map_err(|error| failed(format!("cannot create the key of the pseudonyms: {error}")))?;
+                Ok(Self::with_key(key))
+            }
+            Err(error) => Err(failed(format!("cannot read the key of the pseudonyms: {error}"))),
+        }
+    }
+
+    /// Pseudonyms that mean nothing to any other process.
+    pub fn ephemeral() -> Self {
+        Self::with_key(random_key())
+    }
+
+    fn with_key(key: [u8; 32]) -> Self {
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key) }
+    }
+
+    pub fn of(&self, user: &str) -> String {
+        let tag = hmac::sign(&self.key, user.as_bytes());
+        hex(&tag.as_ref()[..16])
+    }
+}
+
+fn random_key() -> [u8; 32] {
+    let mut key = [0; 32];
+    aws_lc_rs::rand::fill(&mut key).expect("the system has randomness");
+    key
+}
+
+fn create(file: &Path, key: &[u8]) -> io::Result<()> {
+    if let Some(directory) = file.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
+    writeln!(out, "{}", hex(key))?;
+    out.sync_all()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn parse(text: &str) -> Option<[u8; 32]> {
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    let mut key = [0; 32];
+    for (index, byte) in key.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[index * 2..index * 2 + 2], 16).ok()?;
+    }
+    Some(key)
+}

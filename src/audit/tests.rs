@@ -1,0 +1,82 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+
+fn tally() -> (Tally, Arc<AtomicU64>) {
+    let failures = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&failures);
+    let tally = Tally { lines: Arc::new(|_| ()), failures: Arc::new(move || drop(counted.fetch_add(1, Ordering::Relaxed))) };
+    (tally, failures)
+}
+
+fn movement() -> Movement<'static> {
+    Movement {
+        request: "r1",
+        direction: Direction::Request,
+        from: "us-east",
+        to: "eu-west",
+        route: "orders",
+        classes: vec!["personal"],
+        user: Some("p".into()),
+        jurisdiction: "eu",
+        evidence: Some("recorded"),
+        bases: vec![],
+        reported: false,
+        policy: PolicyHash::default(),
+    }
+}
+
+use crate::model::vitals::PolicyHash;
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+}
+
+#[test]
+fn a_line_is_in_the_file_when_recording_it_returns() {
+    let scratch = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(&Settings { directory: scratch.path().join("new/ledger") }, tally().0).unwrap();
+    for lines in 1..=3 {
+        block_on(ledger.record(&movement())).unwrap();
+        let text = std::fs::read_to_string(scratch.path().join("new/ledger/ledger.jsonl")).unwrap();
+        assert_eq!(text.lines().count(), lines);
+        let line: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!((&line["from"], &line["to"], &line["user"]), (&"us-east".into(), &"eu-west".into(), &"p".into()));
+    }
+}
+
+#[test]
+fn a_torn_last_line_is_cut_off_and_whole_lines_are_kept() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("ledger.jsonl");
+    std::fs::write(&file, format!("{{\"whole\":1}}\n{}", "x".repeat(9000))).unwrap();
+    let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally().0).unwrap();
+    block_on(ledger.record(&movement())).unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.starts_with("{\"whole\":1}\n{\"bases\""), "{text}");
+    assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_is_counted() {
+    let scratch = tempfile::tempdir().unwrap();
+    // The kernel's own full disk.
+    std::os::unix::fs::symlink("/dev/full", scratch.path().join("ledger.jsonl")).unwrap();
+    let (tally, failures) = tally();
+    let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally).unwrap();
+    let error = block_on(ledger.record(&movement())).unwrap_err().to_string();
+    assert!(error.contains("No space left") && error.contains("free space"), "{error}");
+    assert_eq!(failures.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_pseudonym_is_stable_under_its_key_and_tells_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("pseudonym.key");
+    let first = Pseudonyms::open(&file).unwrap().of("alice");
+    assert_eq!(Pseudonyms::open(&file).unwrap().of("alice"), first);
+    assert_ne!(Pseudonyms::ephemeral().of("alice"), first);
+    assert_eq!(first.len(), 32);
+    std::fs::write(&file, "short").unwrap();
+    assert!(Pseudonyms::open(&file).is_err());
+}

@@ -1,0 +1,163 @@
+//! What one proxy tells another about a request it hands over: the field `Domicile-Request` (RFC 9651).
+//!
+//! Promises: what is written reads back the same; a field that is not understood whole is not believed in part. Never:
+//! read from anyone but a peer whose certificate proved its region.
+
+use std::net::IpAddr;
+
+use sfv::{BareItem, Dictionary, KeyRef, ListEntry, Parser, RefBareItem};
+
+use crate::model::country::CountryCode;
+use crate::model::user::{Evidence, Proof};
+use crate::model::vitals::PolicyHash;
+
+/// The version of this field; a peer of another major version is answered 421 before anything is judged.
+const VERSION: i64 = 1;
+
+/// What the sender knows of a request, by names: numbers differ between processes.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Envelope {
+    /// The request's id, for the logs of both sides.
+    pub id: String,
+    pub client: IpAddr,
+    pub user: Option<(String, Proof)>,
+    /// The home's region; `None` for a request that nobody owns.
+    pub home: Option<String>,
+    pub evidence: Option<Evidence>,
+    /// Left out where the sender does not trust it.
+    pub country: Option<CountryCode>,
+    pub classes: Vec<String>,
+    pub policy: PolicyHash,
+    /// Only asks whether the request would be taken: no body follows, and no upstream is asked.
+    pub is_question: bool,
+    /// The sender has seen a 421 for this request and asked its directory again.
+    pub is_second_try: bool,
+}
+
+/// The peer's field is not what this version writes.
+#[derive(Debug, thiserror::Error)]
+#[error("the field `Domicile-Request` is malformed: {0}")]
+pub struct EnvelopeError(&'static str);
+
+fn key(name: &'static str) -> &'static KeyRef {
+    KeyRef::from_str(name).expect("the names of this field are keys")
+}
+
+impl Envelope {
+    /// The field's value.
+    pub fn write(&self) -> String {
+        let mut out = sfv::DictSerializer::new();
+        let text = |text: &str| sfv::String::from_string(text.to_owned()).map(BareItem::from).ok();
+        let mut put = |name, item: Option<BareItem>| {
+            if let Some(item) = item {
+                let _ = out.bare_item(key(name), &item);
+            }
+        };
+        put("v", Some(BareItem::from(sfv::Integer::constant(VERSION))));
+        put("id", text(&self.id));
+        put("client", text(&self.client.to_string()));
+        if let Some((user, proof)) = &self.user {
+            // Bytes, because a key may hold what a structured string may not.
+            put("user", Some(BareItem::ByteSequence(user.as_bytes().to_vec())));
+            put("proof", text(proof.as_str()));
+        }
+        put("home", self.home.as_deref().and_then(text));
+        put("evidence", self.evidence.and_then(|evidence| text(evidence.as_str())));
+        put("country", self.country.and_then(|country| text(country.as_str())));
+        put("class", text(&self.classes.join(" ")));
+        put("policy", text(&self.policy.to_string()));
+        put("question", Some(BareItem::Boolean(self.is_question)));
+        put("again", Some(BareItem::Boolean(self.is_second_try)));
+        out.finish().expect("a dictionary with members has a form")
+    }
+
+    /// Reads what [`Envelope::write`] writes.
+    pub fn read(value: &str) -> Result<Self, EnvelopeError> {
+        let fields: Dictionary = Parser::new(value).parse().map_err(|_| EnvelopeError("it is no dictionary"))?;
+        let item = |name: &'static str| match fields.get(key(name)) {
+            Some(ListEntry::Item(item)) => Some(&item.bare_item),
+            Some(ListEntry::InnerList(_)) | None => None,
+        };
+        let text = |name| item(name).and_then(BareItem::as_string).map(sfv::StringRef::as_str);
+        let flag = |name| item(name).and_then(BareItem::as_boolean).ok_or(EnvelopeError("a flag is missing"));
+        if item("v").and_then(BareItem::as_integer) != Some(sfv::Integer::constant(VERSION)) {
+            return Err(EnvelopeError("it is of another version"));
+        }
+        let user = match item("user") {
+            None => None,
+            Some(user) => {
+                let user = user.as_byte_sequence().and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
+                let proof = text("proof")
+                    .and_then(|proof| [Proof::Claimed, Proof::Proven].into_iter().find(|known| known.as_str() == proof));
+                Some(user.zip(proof).ok_or(EnvelopeError("the user is malformed"))?)
+            }
+        };
+        let evidence =
+            text("evidence").map(|text| Evidence::parse(text).ok_or(EnvelopeError("the evidence is unknown"))).transpose()?;
+        let country =
+            text("country").map(|text| CountryCode::parse(text).ok_or(EnvelopeError("the country is unknown"))).transpose()?;
+        Ok(Self {
+            id: text("id").ok_or(EnvelopeError("the id is missing"))?.to_owned(),
+            client: text("client").and_then(|client| client.parse().ok()).ok_or(EnvelopeError("the client is missing"))?,
+            user,
+            home: text("home").map(str::to_owned),
+            evidence,
+            country,
+            classes: text("class").ok_or(EnvelopeError("the class is missing"))?.split(' ').map(str::to_owned).collect(),
+            policy: text("policy").and_then(PolicyHash::parse).ok_or(EnvelopeError("the policy is missing"))?,
+            is_question: flag("question")?,
+            is_second_try: flag("again")?,
+        })
+    }
+}
+
+/// A boolean for the small fields beside this one, such as `Domicile-Draining: ?1`.
+pub fn boolean(value: bool) -> String {
+    let mut out = String::new();
+    let _ = sfv::ItemSerializer::with_buffer(&mut out).bare_item(RefBareItem::Boolean(value));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn envelope() -> Envelope {
+        Envelope {
+            id: "01J".into(),
+            client: "2001:db8::1".parse().unwrap(),
+            user: Some(("zoë \"x\"".into(), Proof::Claimed)),
+            home: Some("eu-west".into()),
+            evidence: Some(Evidence::Inferred),
+            country: CountryCode::parse("DE"),
+            classes: vec!["personal".into(), "restricted".into()],
+            policy: PolicyHash([7; 16]),
+            is_question: false,
+            is_second_try: true,
+        }
+    }
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        let whole = envelope();
+        assert_eq!(Envelope::read(&whole.write()).unwrap(), whole);
+        let bare = Envelope { user: None, home: None, evidence: None, country: None, ..whole };
+        assert_eq!(Envelope::read(&bare.write()).unwrap(), bare);
+    }
+
+    #[test]
+    fn what_is_not_understood_whole_is_not_believed_in_part() {
+        let good = envelope().write();
+        for bad in [
+            "",
+            "v=1",
+            "x",
+            &good.replace("v=1", "v=2"),
+            &good.replace("\"DE\"", "\"EU\""),
+            &good.replace("claimed", "sworn"),
+            &good[..good.len() / 2],
+        ] {
+            assert!(Envelope::read(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! A MaxMind database: from an address to a place.
+//!
+//! Promises: a database that holds no countries, or is damaged, is refused when it is opened and never half used; a
+//! lookup allocates nothing. Never: a guess. Private addresses, and codes such as `EU` that name no country, are no place.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use maxminddb::{PathElement, Reader, WithinOptions};
+
+use crate::model::country::{Continent, CountryCode};
+use crate::model::place::{Coordinates, Place};
+
+/// Which database, and how old it may be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    pub database: PathBuf,
+    /// Past this age since its build the database is good for latency, not for residency.
+    pub max_age: Option<Duration>,
+}
+
+/// Why a database cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("`{}`: {reason}", file.display())]
+pub struct GeoIpError {
+    file: PathBuf,
+    reason: String,
+}
+
+/// An open database, held in memory: the file may change or go.
+pub struct GeoIp {
+    reader: Reader<Vec<u8>>,
+    layout: Layout,
+    built: SystemTime,
+}
+
+/// Where a database keeps its countries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Layout {
+    /// `country.iso_code`, as MaxMind and its likes write it.
+    Nested,
+    /// `country_code` at the top, as DB-IP and others write it.
+    Flat,
+    /// `country` at the top, as IPinfo writes it.
+    FlatCountry,
+}
+
+/// How many records are looked at to learn the layout.
+const SAMPLE: usize = 2000;
+
+impl GeoIp {
+    /// Reads a database into memory, checks it, and learns its layout.
+    pub fn open(file: &Path) -> Result<Self, GeoIpError> {
+        let refuse = |reason: String| GeoIpError { file: file.into(), reason };
+        let bytes = std::fs::read(file).map_err(|error| refuse(format!("cannot read the GeoIP database: {error}")))?;
+        let reader = Reader::from_source(bytes).map_err(|error| refuse(format!("is no MMDB database: {error}")))?;
+        reader.verify().map_err(|error| refuse(format!("is damaged, fetch it again: {error}")))?;
+        let layout = Layout::of(&reader).ok_or_else(|| {
+            let kind = &reader.metadata().database_type;
+            refuse(format!("a database of type `{kind}` that holds no countries as `country.iso_code`, `country_code` or `country`; name a country or city database"))
+        })?;
+        let built = reader.metadata().build_time().map_err(|error| refuse(format!("does not say when it was built: {error}")))?;
+        Ok(Self { reader, layout, built })
+    }
+
+    /// The place of an address, if the database knows it.
+    pub fn place(&self, address: IpAddr) -> Option<Place> {
+        let found = self.reader.lookup(address.to_canonical()).ok()?;
+        let text = |path: &[&'static str]| decode::<&str>(&found, path);
+        let country = self.layout.country_paths().iter().find_map(|path| text(path).and_then(CountryCode::parse));
+        let continent = match self.layout {
+            Layout::Nested => text(&["continent", "code"]).and_then(Continent::parse),
+            Layout::Flat | Layout::FlatCountry => None,
+        };
+        let continent = continent.or_else(|| country.map(|code| code.country().continent));
+        let place = Place { country, continent, coordinates: self.coordinates(&found) };
+        (place != Place::default()).then_some(place)
+    }
+
+    fn coordinates(&self, found: &maxminddb::LookupResult<'_, Vec<u8>>) -> Option<Coordinates> {
+        let (latitude, longitude): (&[&'static str], &[&'static str]) = match self.layout {
+            Layout::Nested => (&["location", "latitude"], &["location", "longitude"]),
+            Layout::Flat | Layout::FlatCountry => (&["latitude"], &["longitude"]),
+        };
+        let (latitude, longitude) = (decode::<f64>(found, latitude)? as f32, decode::<f64>(found, longitude)? as f32);
+        let on_earth = (-90.0..=90.0).contains(&latitude) && (-180.0..=180.0).contains(&longitude);
+        on_earth.then_some(Coordinates { latitude, longitude })
+    }
+
+    /// How old the data is.
+    pub fn age(&self, now: SystemTime) -> Duration {
+        now.duration_since(self.built).unwrap_or_default()
+    }
+
+    pub fn built(&self) -> SystemTime {
+        self.built
+    }
+}
+
+impl Layout {
+    const ALL: [Self; 3] = [Self::Nested, Self::Flat, Self::FlatCountry];
+
+    /// The paths of the country, the one to prefer first.
+    const fn country_paths(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Nested => &[&["country", "iso_code"], &["registered_country", "iso_code"]],
+            Self::Flat => &[&["country_code"]],
+            Self::FlatCountry => &[&["country"]],
+        }
+    }
+
+    /// The layout in which the first records hold countries.
+    fn of(reader: &Reader<Vec<u8>>) -> Option<Self> {
+        let networks = reader.networks(WithinOptions::default()).ok()?;
+        networks.take(SAMPLE).flatten().find_map(|record| {
+            let holds = |path: &&[&'static str]| decode::<&str>(&record, path).and_then(CountryCode::parse).is_some();
+            Self::ALL.into_iter().find(|layout| layout.country_paths().iter().any(|path| holds(&path)))
+        })
+    }
+}
+
+/// One value of a record; a value of another type is as good as none.
+fn decode<'a, T: serde::Deserialize<'a>>(record: &maxminddb::LookupResult<'a, Vec<u8>>, path: &[&'static str]) -> Option<T> {
+    let mut elements = [PathElement::Key(""), PathElement::Key("")];
+    for (element, key) in elements.iter_mut().zip(path) {
+        *element = PathElement::Key(key);
+    }
+    record.decode_path(&elements[..path.len()]).ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundled() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("geoip/country.mmdb")
+    }
+
+    #[test]
+    fn the_bundled_database_knows_countries_and_admits_what_it_does_not_know() {
+        let geoip = GeoIp::open(&bundled()).unwrap();
+        let country = |address: &str| {
+            geoip.place(address.parse().unwrap()).and_then(|place| place.country).map(|code| code.as_str().to_owned())
+        };
+        assert_eq!(country("81.2.69.142").as_deref(), Some("GB"));
+        assert_eq!(country("::ffff:81.2.69.142").as_deref(), Some("GB"), "IPv4 inside IPv6 is unfolded");
+        assert_eq!(country("2001:200::1").as_deref(), Some("JP"));
+        for nowhere in ["10.0.0.1", "127.0.0.1", "192.168.1.1", "::1", "fe80::1", "0.0.0.0"] {
+            assert_eq!(country(nowhere), None, "{nowhere}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_database_is_refused_with_its_name() {
+        let scratch = tempfile::tempdir().unwrap();
+        let whole = std::fs::read(bundled()).unwrap();
+        let metadata = whole.windows(14).rposition(|window| window == b"\xab\xcd\xefMaxMind.com").unwrap();
+        let mut flipped = whole.clone();
+        flipped[metadata / 2..metadata / 2 + 4096].fill(0xff);
+        for (name, bytes) in
+            [("empty", &[][..]), ("text", b"not a database"), ("cut", &whole[..whole.len() / 2]), ("flipped", &flipped)]
+        {
+            let file = scratch.path().join(name);
+            std::fs::write(&file, bytes).unwrap();
+            let error = GeoIp::open(&file).err().unwrap_or_else(|| panic!("{name} was taken")).to_string();
+            assert!(error.contains(name), "{error}");
+        }
+        assert!(GeoIp::open(&scratch.path().join("absent")).is_err());
+    }
+}

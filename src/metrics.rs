@@ -1,0 +1,213 @@
+//! Every metric, in one list.
+//!
+//! Promises: Prometheus' naming convention, base units, bounded labels (routes, regions, classes and codes are the
+//! operator's or ours; no user, path or address). A worker counts in cells of its own, without a lock or a shared cache
+//! line; they are added up when somebody scrapes.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::local::{LocalHistogramVec, LocalIntCounterVec};
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// From half a millisecond to half a minute: a local hit, a trip round the world, an upload.
+const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// The registry, and the metrics that are written where they happen.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    durations: HistogramVec,
+    refusals: IntCounterVec,
+    reported: IntCounterVec,
+    failures: IntCounterVec,
+    border_bytes: IntCounterVec,
+    geoip_lookups: IntCounterVec,
+    directory_lookups: IntCounterVec,
+    upstream_requests: IntCounterVec,
+    pub connections: IntGaugeVec,
+    pub connections_refused: IntCounterVec,
+    pub region_health: IntGaugeVec,
+    pub region_round_trip: GaugeVec,
+    pub upstream_up: IntGaugeVec,
+    pub geoip_age: GaugeVec,
+    pub directory_users: IntGauge,
+    pub ledger_lines: IntCounter,
+    pub ledger_failures: IntCounter,
+    pub reloads: IntCounterVec,
+    pub ready: IntGauge,
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace("domicile")
+}
+
+struct Builder(Registry);
+
+impl Builder {
+    fn add<C: Collector + Clone + 'static>(&self, collector: Result<C, prometheus::Error>) -> C {
+        let collector = collector.expect("the metrics' names and labels are valid");
+        self.0.register(Box::new(collector.clone())).expect("every metric stands once in the list");
+        collector
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(opts(name, help), labels))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(opts(name, help), labels))
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let build = Builder(registry.clone());
+        let seconds = HistogramOpts::new("request_duration_seconds", "Time from a request's head to the end of its answer.");
+        let seconds = seconds.namespace("domicile").buckets(SECONDS.into());
+        let version = build.gauges("build_info", "Which Domicile this is.", &["version"]);
+        version.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(ProcessCollector::for_self())).expect("the process is registered once");
+        Self {
+            requests: build.counters(
+                "requests_total",
+                "Requests by route, home, serving region and verdict.",
+                &["route", "home", "served_by", "verdict"],
+            ),
+            durations: build.add(HistogramVec::new(seconds, &["route", "served_by"])),
+            refusals: build.counters(
+                "residency_refusals_total",
+                "Requests and answers that residency refused.",
+                &["class", "from", "to", "code"],
+            ),
+            reported: build.counters(
+                "residency_reported_total",
+                "Requests that report-only mode let through.",
+                &["class", "from", "to"],
+            ),
+            failures: build.counters("failures_total", "Requests that were not served as asked, by reason.", &["code"]),
+            border_bytes: build.counters(
+                "border_bytes_total",
+                "Body bytes sent from region to region.",
+                &["class", "from", "to"],
+            ),
+            geoip_lookups: build.counters("geoip_lookups_total", "Addresses looked up.", &["result"]),
+            directory_lookups: build.counters("directory_lookups_total", "Users looked up.", &["result"]),
+            upstream_requests: build.counters("upstream_requests_total", "Requests sent to upstreams.", &["upstream", "result"]),
+            connections: build.gauges("connections", "Open connections.", &["listener"]),
+            connections_refused: build.counters(
+                "connections_refused_total",
+                "Connections closed unserved, by reason.",
+                &["reason"],
+            ),
+            region_health: build.gauges("region_health", "1 for the state a region is in.", &["region", "state"]),
+            region_round_trip: build
+                .add(GaugeVec::new(opts("region_round_trip_seconds", "Smoothed round trip to a region."), &["region"])),
+            upstream_up: build.gauges("upstream_up", "1 if the upstream is healthy.", &["upstream"]),
+            geoip_age: build
+                .add(GaugeVec::new(opts("geoip_database_age_seconds", "Time since the GeoIP database was built."), &[])),
+            directory_users: build.add(IntGauge::with_opts(opts("directory_users", "Users in the directory."))),
+            ledger_lines: build.add(IntCounter::with_opts(opts("ledger_lines_total", "Lines written to the ledger."))),
+            ledger_failures: build.add(IntCounter::with_opts(opts("ledger_failures_total", "Lines that could not be written."))),
+            reloads: build.counters("reloads_total", "Reloads of the configuration and its files.", &["result"]),
+            ready: build.add(IntGauge::with_opts(opts("ready", "1 while this process takes requests."))),
+            registry,
+        }
+    }
+
+    /// The text format, version 0.0.4.
+    pub fn encode(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// One worker's own cells.
+    pub fn worker(&self) -> WorkerMetrics {
+        WorkerMetrics {
+            requests: self.requests.local().into(),
+            durations: self.durations.local().into(),
+            refusals: self.refusals.local().into(),
+            reported: self.reported.local().into(),
+            failures: self.failures.local().into(),
+            border_bytes: self.border_bytes.local().into(),
+            geoip_lookups: self.geoip_lookups.local().into(),
+            directory_lookups: self.directory_lookups.local().into(),
+            upstream_requests: self.upstream_requests.local().into(),
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Counts on one thread.
+pub struct WorkerMetrics {
+    requests: RefCell<LocalIntCounterVec>,
+    durations: RefCell<LocalHistogramVec>,
+    refusals: RefCell<LocalIntCounterVec>,
+    reported: RefCell<LocalIntCounterVec>,
+    failures: RefCell<LocalIntCounterVec>,
+    border_bytes: RefCell<LocalIntCounterVec>,
+    geoip_lookups: RefCell<LocalIntCounterVec>,
+    directory_lookups: RefCell<LocalIntCounterVec>,
+    upstream_requests: RefCell<LocalIntCounterVec>,
+}
+
+impl WorkerMetrics {
+    pub fn request(&self, route: &str, home: &str, served_by: &str, verdict: &str, took: Duration) {
+        self.requests.borrow_mut().with_label_values(&[route, home, served_by, verdict]).inc();
+        self.durations.borrow_mut().with_label_values(&[route, served_by]).observe(took.as_secs_f64());
+    }
+
+    pub fn refusal(&self, class: &str, from: &str, to: &str, code: &str) {
+        self.refusals.borrow_mut().with_label_values(&[class, from, to, code]).inc();
+    }
+
+    pub fn reported(&self, class: &str, from: &str, to: &str) {
+        self.reported.borrow_mut().with_label_values(&[class, from, to]).inc();
+    }
+
+    pub fn failure(&self, code: &str) {
+        self.failures.borrow_mut().with_label_values(&[code]).inc();
+    }
+
+    pub fn border_bytes(&self, class: &str, from: &str, to: &str, bytes: u64) {
+        self.border_bytes.borrow_mut().with_label_values(&[class, from, to]).inc_by(bytes);
+    }
+
+    pub fn geoip_lookup(&self, result: &str) {
+        self.geoip_lookups.borrow_mut().with_label_values(&[result]).inc();
+    }
+
+    pub fn directory_lookup(&self, result: &str) {
+        self.directory_lookups.borrow_mut().with_label_values(&[result]).inc();
+    }
+
+    pub fn upstream_request(&self, upstream: &str, result: &str) {
+        self.upstream_requests.borrow_mut().with_label_values(&[upstream, result]).inc();
+    }
+
+    /// Adds this worker's counts to the totals.
+    pub fn flush(&self) {
+        for counters in [
+            &self.requests,
+            &self.refusals,
+            &self.reported,
+            &self.failures,
+            &self.border_bytes,
+            &self.geoip_lookups,
+            &self.directory_lookups,
+            &self.upstream_requests,
+        ] {
+            counters.borrow().flush();
+        }
+        self.durations.borrow().flush();
+    }
+}

@@ -1,0 +1,239 @@
+//! From observations to vitals: smoothing, thresholds, and an order that does not flutter. No socket and no clock.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::model::region::RegionId;
+use crate::model::vitals::{Health, PolicyHash, RegionVitals, Vitals};
+
+/// What one probe brought back.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Observation {
+    Answered {
+        round_trip: Duration,
+        draining: bool,
+        /// Any upstream is up.
+        serving: bool,
+        upstream_time: Option<Duration>,
+        policy: Option<PolicyHash>,
+    },
+    Failed,
+}
+
+/// Failures in a row that make a region down, and answers in a row that bring it back: failback is slow.
+const FALL: u32 = 3;
+const RISE: u32 = 3;
+
+/// Weight of a new round trip: about the last six count.
+const WEIGHT: f64 = 0.3;
+
+/// Round trips before a region counts as measured.
+const MIN_SAMPLES: u32 = 3;
+
+/// A region takes another's place only if it is cheaper by both of these, for so many rounds.
+const MARGIN: f64 = 0.15;
+const MARGIN_TIME: Duration = Duration::from_millis(10);
+const ROUNDS: u32 = 3;
+
+/// What has been seen of every region, and the order that follows from it.
+pub struct Detector {
+    seen: HashMap<RegionId, Seen>,
+    order: Vec<RegionId>,
+    /// How many rounds in a row the later of two neighbours has been clearly cheaper.
+    challenges: HashMap<(RegionId, RegionId), u32>,
+}
+
+#[derive(Default)]
+struct Seen {
+    smoothed: Option<Duration>,
+    samples: u32,
+    /// Results in a row against the present state.
+    against: u32,
+    vitals: RegionVitals,
+}
+
+impl Detector {
+    /// Begins with the regions in the order of their distance.
+    pub fn new(nearest_first: Vec<RegionId>) -> Self {
+        Self { seen: HashMap::new(), order: nearest_first, challenges: HashMap::new() }
+    }
+
+    /// Goes on with another list of regions; what is known of those that stay is kept.
+    pub fn retarget(&mut self, nearest_first: Vec<RegionId>) {
+        self.seen.retain(|region, _| nearest_first.contains(region));
+        let same = nearest_first.len() == self.order.len() && nearest_first.iter().all(|region| self.order.contains(region));
+        if !same {
+            self.order = nearest_first;
+        }
+    }
+
+    pub fn observe(&mut self, region: RegionId, observation: Observation) {
+        self.seen.entry(region).or_default().observe(observation);
+    }
+
+    /// Ends a round: reconsiders the order, and gives the snapshot to publish.
+    pub fn vitals(&mut self) -> Vitals {
+        self.reorder();
+        let mut vitals = Vitals::unmeasured(self.order.clone());
+        for (region, seen) in &self.seen {
+            vitals.set(*region, seen.vitals);
+        }
+        vitals
+    }
+
+    /// What a request to the region costs, once it is measured.
+    fn cost(&self, region: RegionId) -> Option<Duration> {
+        let vitals = self.seen.get(&region)?.vitals;
+        Some(vitals.round_trip? + vitals.upstream_time.unwrap_or_default())
+    }
+
+    fn reorder(&mut self) {
+        for index in 1..self.order.len() {
+            let pair = (self.order[index - 1], self.order[index]);
+            let (Some(incumbent), Some(challenger)) = (self.cost(pair.0), self.cost(pair.1)) else {
+                self.challenges.remove(&pair);
+                continue;
+            };
+            if incumbent < challenger + MARGIN_TIME || incumbent.mul_f64(1.0 - MARGIN) < challenger {
+                self.challenges.remove(&pair);
+                continue;
+            }
+            let rounds = self.challenges.entry(pair).or_default();
+            *rounds += 1;
+            if *rounds >= ROUNDS {
+                self.challenges.remove(&pair);
+                self.order.swap(index - 1, index);
+            }
+        }
+    }
+}
+
+impl Seen {
+    fn observe(&mut self, observation: Observation) {
+        let (reached, serving) = match observation {
+            Observation::Failed => (false, false),
+            Observation::Answered { round_trip, serving, upstream_time, policy, .. } => {
+                self.measure(round_trip);
+                self.vitals.upstream_time = upstream_time;
+                self.vitals.policy = policy;
+                (true, serving)
+            }
+        };
+        // A region says itself that it drains or serves nothing: there is no doubt to wait out.
+        if reached && let Observation::Answered { draining: true, .. } = observation {
+            self.against = 0;
+            self.vitals.health = Health::Draining;
+            return;
+        }
+        if reached && !serving {
+            self.against = 0;
+            self.vitals.health = Health::Down;
+            return;
+        }
+        let (target, needed) = match (self.vitals.health, reached) {
+            (Health::Unmeasured, true) => (Health::Up, 1),
+            (Health::Up | Health::Draining | Health::Unmeasured, false) => (Health::Down, FALL),
+            (Health::Down, true) => (Health::Up, RISE),
+            (Health::Draining, true) => (Health::Up, 1),
+            (Health::Up, true) | (Health::Down, false) => {
+                self.against = 0;
+                return;
+            }
+        };
+        self.against += 1;
+        if self.against >= needed {
+            self.against = 0;
+            self.vitals.health = target;
+        }
+    }
+
+    fn measure(&mut self, round_trip: Duration) {
+        self.samples = self.samples.saturating_add(1);
+        let smoothed = match self.smoothed {
+            None => round_trip,
+            Some(before) => before.mul_f64(1.0 - WEIGHT) + round_trip.mul_f64(WEIGHT),
+        };
+        self.smoothed = Some(smoothed);
+        if self.samples >= MIN_SAMPLES {
+            self.vitals.round_trip = Some(smoothed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(index: usize) -> RegionId {
+        RegionId::new(index).unwrap()
+    }
+
+    fn answered(millis: u64) -> Observation {
+        Observation::Answered {
+            round_trip: Duration::from_millis(millis),
+            draining: false,
+            serving: true,
+            upstream_time: None,
+            policy: None,
+        }
+    }
+
+    fn health_after(observations: &[Observation]) -> Health {
+        let mut detector = Detector::new(vec![region(0)]);
+        observations.iter().for_each(|observation| detector.observe(region(0), *observation));
+        detector.vitals().region(region(0)).health
+    }
+
+    #[test]
+    fn one_lost_probe_is_no_outage_and_one_answer_no_recovery() {
+        use Observation::Failed;
+        assert_eq!(health_after(&[]), Health::Unmeasured);
+        assert_eq!(health_after(&[answered(1)]), Health::Up);
+        assert_eq!(health_after(&[answered(1), Failed, Failed, answered(1), Failed, Failed]), Health::Up);
+        assert_eq!(health_after(&[answered(1), Failed, Failed, Failed]), Health::Down);
+        assert_eq!(health_after(&[Failed, Failed, Failed, answered(1), answered(1)]), Health::Down);
+        assert_eq!(health_after(&[Failed, Failed, Failed, answered(1), answered(1), answered(1)]), Health::Up);
+    }
+
+    #[test]
+    fn what_a_region_says_of_itself_counts_at_once() {
+        let draining = Observation::Answered {
+            round_trip: Duration::ZERO,
+            draining: true,
+            serving: true,
+            upstream_time: None,
+            policy: None,
+        };
+        let empty = Observation::Answered {
+            round_trip: Duration::ZERO,
+            draining: false,
+            serving: false,
+            upstream_time: None,
+            policy: None,
+        };
+        assert_eq!(health_after(&[answered(1), draining]), Health::Draining);
+        assert_eq!(health_after(&[answered(1), draining, answered(1)]), Health::Up);
+        assert_eq!(health_after(&[answered(1), empty]), Health::Down);
+    }
+
+    fn order_after(rounds: &[(u64, u64)]) -> Vec<usize> {
+        let mut detector = Detector::new(vec![region(0), region(1)]);
+        let mut order = Vec::new();
+        for (first, second) in rounds {
+            detector.observe(region(0), answered(*first));
+            detector.observe(region(1), answered(*second));
+            order = detector.vitals().nearest_first().iter().map(|region| region.index()).collect();
+        }
+        order
+    }
+
+    #[test]
+    fn distance_orders_until_measurement_clearly_says_otherwise() {
+        assert_eq!(order_after(&[(200, 20); 4]), [0, 1], "three samples, then three rounds");
+        assert_eq!(order_after(&[(200, 20); 5]), [1, 0]);
+        assert_eq!(order_after(&[(100, 95); 50]), [0, 1], "a few milliseconds are no reason to move");
+        assert_eq!(order_after(&[(12, 4); 50]), [0, 1], "nor is a large share of very little");
+        let flutter: Vec<_> = (0..60).map(|round| if round % 2 == 0 { (100, 92) } else { (92, 100) }).collect();
+        assert_eq!(order_after(&flutter), [0, 1]);
+    }
+}

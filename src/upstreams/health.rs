@@ -1,0 +1,90 @@
+//! Active checks with thresholds and jitter.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use http::Request;
+use tokio::time::Instant;
+
+use crate::transport::body::Body;
+use crate::transport::upstream_pool::UpstreamPool;
+
+use super::{Check, Upstream, Upstreams};
+
+/// Checks every upstream until it is dropped; runs on the control thread.
+pub async fn watch(upstreams: Arc<Upstreams>) {
+    let Some(check) = upstreams.settings.check.clone() else { return };
+    let check = Arc::new(check);
+    let mut checks = tokio::task::JoinSet::new();
+    for upstream in upstreams.all() {
+        checks.spawn_local(watch_one(Arc::clone(upstream), Arc::clone(&check)));
+    }
+    while checks.join_next().await.is_some() {}
+}
+
+async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>) {
+    let pool = UpstreamPool::default();
+    let mut streak = Streak::default();
+    loop {
+        let asked = Instant::now();
+        let passed = ask(&pool, &upstream.authority, &check).await;
+        if passed {
+            let before = upstream.answer_micros.load(Ordering::Relaxed);
+            let micros = (asked.elapsed().as_micros() as u64).max(1);
+            let smoothed = if before == 0 { micros } else { (before * 7 + micros * 3) / 10 };
+            upstream.answer_micros.store(smoothed, Ordering::Relaxed);
+        }
+        if let Some(up) = streak.note(passed, upstream.is_up(), &check) {
+            upstream.up.store(up, Ordering::Relaxed);
+            tracing::info!(upstream = &*upstream.authority, up, "an upstream changed its health");
+        }
+        // Three to five quarters of the interval: a fleet must not check in step.
+        tokio::time::sleep(check.every.mul_f64(0.75 + fastrand::f64() * 0.5)).await;
+    }
+}
+
+async fn ask(pool: &UpstreamPool, authority: &str, check: &Check) -> bool {
+    let request = Request::get(&check.path).header("host", authority).header("user-agent", "domicile-health").body(Body::empty());
+    let Ok(request) = request else { return false };
+    let answer = tokio::time::timeout(check.timeout, pool.send(authority, request, check.timeout)).await;
+    matches!(answer, Ok(Ok(answer)) if answer.status().is_success() || answer.status().is_redirection())
+}
+
+/// Results in a row that contradict the present state.
+#[derive(Default)]
+struct Streak(u32);
+
+impl Streak {
+    /// The new state, if this result changes it.
+    fn note(&mut self, passed: bool, up: bool, check: &Check) -> Option<bool> {
+        if passed == up {
+            self.0 = 0;
+            return None;
+        }
+        self.0 += 1;
+        let enough = if up { check.fall } else { check.rise };
+        if self.0 < enough {
+            return None;
+        }
+        self.0 = 0;
+        Some(passed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_row_of_results_changes_the_state() {
+        let check = Check { rise: 2, fall: 3, ..Check::at("/") };
+        let mut streak = Streak::default();
+        let mut up = true;
+        let mut seen = Vec::new();
+        for passed in [false, false, true, false, false, false, false, true, false, true, true] {
+            up = streak.note(passed, up, &check).unwrap_or(up);
+            seen.push(up);
+        }
+        assert_eq!(seen, [true, true, true, true, true, false, false, false, false, false, true]);
+    }
+}
