@@ -11,5 +11,6 @@ pub mod geoip;
 pub mod metrics;
 pub mod model;
 pub mod probes;
+pub mod proxy;
 pub mod transport;
 pub mod upstreams;

@@ -1,0 +1,118 @@
+//! Gathers what a decision depends on. The same for live requests and for `explain`.
+
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use crate::decision::facts::{Claim, Facts, Ingress, Lookup};
+use crate::decision::policy::{ClassSet, Policy, Step};
+use crate::decision::route::RouteMatch;
+use crate::envelope::Envelope;
+use crate::model::day::Day;
+use crate::model::place::Place;
+use crate::model::user::{Proof, Record};
+use crate::model::vitals::Vitals;
+
+use super::Snapshot;
+use super::intake::decode_segment;
+
+/// What is asked about.
+pub struct Question<'a> {
+    pub route: RouteMatch<'a>,
+    pub ingress: Ingress,
+    pub is_read: bool,
+    pub client: IpAddr,
+    pub user: Option<&'a (String, Proof)>,
+    pub envelope: Option<&'a Envelope>,
+    pub now: SystemTime,
+}
+
+/// What was found. Borrowed by the facts that are made of it.
+pub struct Findings {
+    /// The user whose data is touched: the route's `{user}`, else the caller.
+    pub user: Option<(String, Proof)>,
+    pub directory: Lookup<Record>,
+    pub place: Lookup<Place>,
+    place_is_stale: bool,
+    claim: Option<Claim>,
+}
+
+/// Asks the directory if the route's chain mentions it, and the GeoIP database for the client.
+pub fn gather(question: &Question<'_>, snapshot: &Snapshot) -> Findings {
+    let named = question.route.user.and_then(decode_segment).map(|user| (user, Proof::Proven));
+    let user = named.or_else(|| question.user.cloned());
+    let claim = question.envelope.map(|envelope| claim(envelope, &snapshot.policy));
+    let place = match &claim {
+        Some(claim) => claim.country.map_or(Lookup::Absent, |country| Lookup::Found(Place::in_country(country))),
+        None => place(question.client, snapshot),
+    };
+    Findings {
+        directory: directory(question, user.as_ref(), snapshot),
+        user,
+        place,
+        place_is_stale: claim.is_none() && is_stale(snapshot, question.now),
+        claim,
+    }
+}
+
+impl Findings {
+    /// The facts of a decision.
+    pub fn facts<'a>(&'a self, question: &Question<'a>, vitals: &'a Vitals) -> Facts<'a> {
+        Facts {
+            route: question.route,
+            ingress: question.ingress,
+            is_read: question.is_read,
+            today: Day::of(question.now),
+            client: question.client,
+            directory: self.directory,
+            proof: self.user.as_ref().map_or(Proof::Claimed, |(_, proof)| *proof),
+            place: self.place,
+            place_is_stale: self.place_is_stale,
+            claim: self.claim.as_ref(),
+            vitals,
+        }
+    }
+}
+
+fn directory(question: &Question<'_>, user: Option<&(String, Proof)>, snapshot: &Snapshot) -> Lookup<Record> {
+    let chain = question.route.id.map(|id| &snapshot.policy.routes.route(id).chain);
+    if !chain.is_some_and(|chain| chain.contains(&Step::Directory)) {
+        return Lookup::NotAsked;
+    }
+    match (user, &snapshot.directory) {
+        (None, _) => Lookup::NoKey,
+        (Some(_), None) => Lookup::Unavailable,
+        (Some((key, _)), Some(directory)) => directory.find(key).map_or(Lookup::Absent, Lookup::Found),
+    }
+}
+
+/// The place of an address: an operator's country for its network, else what the database knows.
+fn place(client: IpAddr, snapshot: &Snapshot) -> Lookup<Place> {
+    if let Some(country) = snapshot.policy.geo.networks.find(client).and_then(|network| network.country) {
+        return Lookup::Found(Place::in_country(country));
+    }
+    match &snapshot.geoip {
+        None => Lookup::NotAsked,
+        Some(geoip) => geoip.place(client).map_or(Lookup::Absent, Lookup::Found),
+    }
+}
+
+fn is_stale(snapshot: &Snapshot, now: SystemTime) -> bool {
+    match (&snapshot.geoip, snapshot.geoip_max_age) {
+        (Some(geoip), Some(most)) => geoip.age(now) > most,
+        _ => false,
+    }
+}
+
+/// A peer's words in this policy's numbers.
+fn claim(envelope: &Envelope, policy: &Policy) -> Claim {
+    let classes = envelope
+        .classes
+        .iter()
+        .try_fold(ClassSet::EMPTY, |classes, name| policy.find_class(name).map(|class| classes.union(ClassSet::only(class))));
+    Claim {
+        home: envelope.home.as_deref().and_then(|name| policy.find_region(name)),
+        evidence: envelope.evidence,
+        country: envelope.country,
+        classes,
+    }
+}

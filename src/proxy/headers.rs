@@ -1,0 +1,227 @@
+//! The fields of a message at the border between hops: what is dropped, what is rebuilt (RFC 9110 section 7.6).
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use super::intake::Intake;
+
+/// Fields that concern one connection only.
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Fields by which a hop tells an upstream who the client is and what it asked: anyone could have written them.
+const FORGEABLE: [&str; 27] = [
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-forwarded-for",
+    "x-originating-ip",
+    "x-remote-ip",
+    "x-remote-addr",
+    "client-ip",
+    "true-client-ip",
+    "x-true-client-ip",
+    "fastly-client-ip",
+    "x-azure-clientip",
+    "x-appengine-user-ip",
+    "x-original-url",
+    "x-original-uri",
+    "x-original-host",
+    "x-rewrite-url",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-client-cert",
+    "x-ssl-client-cert",
+    "ssl-client-cert",
+    "client-cert",
+    "client-cert-chain",
+    "x-host",
+];
+
+/// The same by prefix, for vendors with many: forwarding, geography, client certificates, routing.
+const FORGEABLE_PREFIXES: [&str; 10] = [
+    "x-forwarded-",
+    "domicile-",
+    "cf-",
+    "x-envoy-",
+    "cloudfront-viewer-",
+    "x-appengine-",
+    "x-geoip-",
+    "x-geo-",
+    "x-client-geo-",
+    "x-ssl-client-",
+];
+
+/// Whether a field concerns one connection only, or tells what a stranger must not.
+fn is_forgeable(name: &str) -> bool {
+    // Servers behind a gateway interface cannot tell `_` from `-`.
+    let folded;
+    let name = if name.contains('_') {
+        folded = name.replace('_', "-");
+        &folded
+    } else {
+        name
+    };
+    FORGEABLE.contains(&name) || FORGEABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Drops what concerned the last connection, and what its `Connection` field names. Nobody can name our own fields or
+/// `Host` away: they are set afterwards, or kept.
+pub fn drop_hop_by_hop(headers: &mut HeaderMap) {
+    let nominated: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| {
+            name != header::HOST && name != header::CONTENT_LENGTH && name != header::COOKIE && name != header::AUTHORIZATION
+        })
+        .collect();
+    for name in nominated {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// Makes a request's fields fit for the next hop: nothing of the last connection, nothing forged, the truth about the
+/// client in their place.
+pub fn rebuild(headers: &mut HeaderMap, intake: &Intake) {
+    let wants_trailers = headers.get_all(header::TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    drop_hop_by_hop(headers);
+    let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forgeable(name.as_str())).cloned().collect();
+    for name in forged {
+        headers.remove(name);
+    }
+    if wants_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    let scheme = if intake.is_https { "https" } else { "http" };
+    let client = intake.client;
+    let node = if client.is_ipv6() { format!("\"[{client}]\"") } else { client.to_string() };
+    // A host was checked to be a name or an address, so it needs quotes only for its colons.
+    set(headers, "forwarded", &format!("for={node};host=\"{}\";proto={scheme}", intake.host));
+    set(headers, "x-forwarded-for", &client.to_string());
+    set(headers, "x-forwarded-host", &intake.host);
+    set(headers, "x-forwarded-proto", scheme);
+    set(headers, "x-request-id", &intake.id);
+    append_via(headers);
+}
+
+fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// RFC 9110 section 7.6.3, with a pseudonym: the topology is nobody's business.
+fn append_via(headers: &mut HeaderMap) {
+    headers.append(header::VIA, HeaderValue::from_static("1.1 domicile"));
+}
+
+/// How often this request has passed a Domicile before.
+pub fn passes(headers: &HeaderMap) -> usize {
+    let values = headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).filter(|hop| hop.trim_end().ends_with(" domicile")).count()
+}
+
+/// Makes an answer's fields fit for whoever asked: nothing of the last connection, none of our own.
+pub fn scrub_answer(headers: &mut HeaderMap) {
+    drop_hop_by_hop(headers);
+    let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("domicile-")).cloned().collect();
+    for name in own {
+        headers.remove(name);
+    }
+    append_via(headers);
+}
+
+/// What stays of a request's fields when only its head is asked about: nothing but what the judgement needs.
+pub fn drop_baggage(headers: &mut HeaderMap) {
+    // Trace context ties a user's requests together across the border; it ends there.
+    for name in ["baggage", "traceparent", "tracestate"] {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::route::Method;
+
+    fn intake() -> Intake {
+        Intake {
+            id: "id".into(),
+            method: Method::Get,
+            host: "a.test".into(),
+            path: "/".into(),
+            is_read: true,
+            client: "2001:db8::1".parse().unwrap(),
+            user: None,
+            envelope: None,
+            is_https: true,
+        }
+    }
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        fields.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn what_a_stranger_could_forge_is_replaced_by_the_truth() {
+        let mut headers = map(&[
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("x-real-ip", "6.6.6.6"),
+            ("cf-ipcountry", "DE"),
+            ("domicile-request", "forged"),
+            ("domicile-data-class", "public"),
+            ("x-original-url", "/admin"),
+            ("accept", "*/*"),
+        ]);
+        rebuild(&mut headers, &intake());
+        assert!(headers.values().all(|value| value != "6.6.6.6" && value != "forged"));
+        assert_eq!(headers["x-forwarded-for"], "2001:db8::1");
+        assert_eq!(headers["forwarded"], "for=\"[2001:db8::1]\";host=\"a.test\";proto=https");
+        assert_eq!(headers["accept"], "*/*");
+        for gone in ["x_forwarded_for", "x-real-ip", "cf-ipcountry", "domicile-request", "domicile-data-class", "x-original-url"]
+        {
+            assert!(!headers.contains_key(gone), "{gone}");
+        }
+    }
+
+    #[test]
+    fn nobody_nominates_away_what_others_rely_on() {
+        let mut headers = map(&[
+            ("connection", "close, x-private, x-forwarded-for, cookie, authorization, host"),
+            ("x-private", "1"),
+            ("cookie", "uid=a"),
+            ("authorization", "b"),
+            ("host", "a.test"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+        ]);
+        rebuild(&mut headers, &intake());
+        assert!(!headers.contains_key("x-private") && !headers.contains_key("connection") && !headers.contains_key("upgrade"));
+        assert!(headers.contains_key("cookie") && headers.contains_key("authorization") && headers.contains_key("host"));
+        assert_eq!(headers["x-forwarded-for"], "2001:db8::1");
+        assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn passes_are_counted() {
+        let headers = map(&[("via", "1.1 domicile, 1.1 other"), ("via", "2.0 domicile")]);
+        assert_eq!(passes(&headers), 2);
+    }
+}

@@ -1,0 +1,121 @@
+//! Hosts and paths in the one form in which they are judged and forwarded (RFC 3986 section 6).
+
+use std::borrow::Cow;
+
+use http::Uri;
+use http::request::Parts;
+
+/// The host a request is for, in lower case, without port or trailing dot; `None` if it names none, or two.
+pub(super) fn host_of(parts: &Parts) -> Option<String> {
+    let mut fields = parts.headers.get_all(http::header::HOST).iter();
+    let (field, second) = (fields.next(), fields.next());
+    if second.is_some() {
+        return None;
+    }
+    let field = match field {
+        Some(field) => Some(plain_host(field.to_str().ok()?)?),
+        None => None,
+    };
+    let authority = match parts.uri.authority() {
+        Some(authority) => Some(plain_host(authority.as_str())?),
+        None => None,
+    };
+    match (field, authority) {
+        (Some(field), Some(authority)) if field != authority => None,
+        (field, authority) => authority.or(field),
+    }
+}
+
+fn plain_host(text: &str) -> Option<String> {
+    let authority: http::uri::Authority = text.parse().ok()?;
+    if text.contains('@') {
+        return None;
+    }
+    let host = authority.host();
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
+    let is_literal =
+        host.starts_with('[') && host.ends_with(']') && host[1..host.len() - 1].parse::<std::net::Ipv6Addr>().is_ok();
+    let has_port = authority.as_str().rsplit_once(']').map_or(authority.as_str(), |(_, port)| port).contains(':');
+    let good_port = !has_port || authority.port_u16().is_some();
+    (!host.is_empty() && (is_name || is_literal) && good_port).then(|| host.to_ascii_lowercase())
+}
+
+/// The canonical form of a path: unreserved characters decoded, other escapes in upper case, dot segments resolved,
+/// repeated slashes merged. `None` for what two servers may read differently: escaped slashes and backslashes, control
+/// characters, bytes that are no UTF-8, a second layer of escapes, path parameters, or a way out at the top.
+pub fn canonical_path(path: &str) -> Option<Cow<'_, str>> {
+    if !path.starts_with('/') {
+        return None;
+    }
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,=:@".contains(&byte);
+    if path.bytes().all(is_plain) && !path.contains("//") && !path.contains("/.") {
+        return Some(Cow::Borrowed(path));
+    }
+    resolve(&decode(path)?).map(Cow::Owned)
+}
+
+fn decode(path: &str) -> Option<String> {
+    let mut out = String::with_capacity(path.len());
+    let mut octets = Vec::with_capacity(path.len());
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        let (octet, is_escaped) = match byte {
+            b'%' => {
+                let digits = [bytes.next()?, bytes.next()?];
+                (hex(digits)?, true)
+            }
+            byte => (byte, false),
+        };
+        octets.push(octet);
+        let is_unreserved = octet.is_ascii_alphanumeric() || b"-._~".contains(&octet);
+        match octet {
+            b'\\' | 0..=0x1f | 0x7f => return None,
+            b'/' | b'%' if is_escaped => return None,
+            b';' if !is_escaped => return None,
+            octet if is_unreserved || (!is_escaped && octet.is_ascii_graphic()) => out.push(octet as char),
+            _ if is_escaped => out.push_str(&format!("%{octet:02X}")),
+            _ => return None,
+        }
+    }
+    std::str::from_utf8(&octets).ok().map(|_| out)
+}
+
+fn hex(digits: [u8; 2]) -> Option<u8> {
+    let value = |digit: u8| (digit as char).to_digit(16);
+    Some((value(digits[0])? * 16 + value(digits[1])?) as u8)
+}
+
+fn resolve(path: &str) -> Option<String> {
+    let mut segments: Vec<&str> = Vec::new();
+    let mut ends_in_slash = false;
+    for segment in path.split('/').skip(1) {
+        ends_in_slash = matches!(segment, "" | "." | "..");
+        match segment {
+            "" | "." => {}
+            ".." => drop(segments.pop()?),
+            segment => segments.push(segment),
+        }
+    }
+    let mut out = String::with_capacity(path.len());
+    for segment in &segments {
+        out.push('/');
+        out.push_str(segment);
+    }
+    if ends_in_slash || out.is_empty() {
+        out.push('/');
+    }
+    Some(out)
+}
+
+/// Puts the canonical path into the target, its query kept.
+pub(super) fn replace_path(parts: &mut Parts, path: &str) -> Option<()> {
+    let target = match parts.uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    let mut pieces = std::mem::take(&mut parts.uri).into_parts();
+    pieces.path_and_query = Some(target.parse().ok()?);
+    parts.uri = Uri::from_parts(pieces).ok()?;
+    Some(())
+}

@@ -1,0 +1,148 @@
+//! The answers we give ourselves: problems (RFC 9457) and redirects.
+
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode, Uri};
+use serde_json::json;
+
+use crate::model::outcome::Code;
+use crate::transport::body::Body;
+
+/// The status of a refusal.
+pub const fn status_of(code: Code) -> StatusCode {
+    match code {
+        Code::RouteNone => StatusCode::NOT_FOUND,
+        Code::HomeUnresolved => StatusCode::FORBIDDEN,
+        Code::NowhereCleared
+        | Code::EvidenceTooWeak
+        | Code::HomeNotCleared
+        | Code::CarrierNotCleared
+        | Code::ClassUnknown
+        | Code::AnswerNotCleared
+        | Code::AnswerWithheld => StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS,
+        Code::DirectoryUnavailable
+        | Code::HomeDown
+        | Code::AllDown
+        | Code::PeersDisagree
+        | Code::LedgerUnavailable
+        | Code::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        Code::Misdirected | Code::PeerMalformed => StatusCode::MISDIRECTED_REQUEST,
+        Code::Loop | Code::UpstreamUnreachable | Code::UpstreamBad => StatusCode::BAD_GATEWAY,
+        Code::UpstreamTimeout | Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        Code::RequestMalformed => StatusCode::BAD_REQUEST,
+        Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Code::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Code::TargetTooLong => StatusCode::URI_TOO_LONG,
+        Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+        Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+    }
+}
+
+/// One neutral sentence for the client: no region, no rule, no address.
+const fn sentence(code: Code) -> &'static str {
+    match code {
+        Code::RouteNone => "Nothing is served here under this address.",
+        Code::HomeUnresolved => "It is not known where this request belongs.",
+        Code::EvidenceTooWeak => "This data is only served to users who are known. Sign in and try again.",
+        Code::NowhereCleared | Code::HomeNotCleared | Code::CarrierNotCleared | Code::ClassUnknown => {
+            "Rules on where data may be processed do not allow this request to be served."
+        }
+        Code::AnswerNotCleared => "Rules on where data may be processed do not allow this answer to be given here.",
+        Code::AnswerWithheld => {
+            "The request was carried out, but rules on where data may be processed do not allow its answer to be given here. Do not repeat it."
+        }
+        Code::DirectoryUnavailable
+        | Code::HomeDown
+        | Code::AllDown
+        | Code::PeersDisagree
+        | Code::LedgerUnavailable
+        | Code::Overloaded => "The service cannot answer at the moment. Try again later.",
+        Code::Misdirected | Code::PeerMalformed => "This region does not own the request.",
+        Code::Loop => "The request came back to where it had been.",
+        Code::UpstreamUnreachable => "The application could not be reached.",
+        Code::UpstreamBad => "The application gave no usable answer.",
+        Code::UpstreamTimeout | Code::DeadlineExceeded => "The application did not answer in time.",
+        Code::RequestMalformed => "The request is malformed or ambiguous.",
+        Code::BodyTooLarge => "The request's body is too large.",
+        Code::HeadTooLarge => "The request's head is too large.",
+        Code::TargetTooLong => "The request's address is too long.",
+        Code::RequestTimeout => "The request took too long to arrive.",
+        Code::MethodNotAllowed => "This method is not served here.",
+    }
+}
+
+/// The type of error for `Proxy-Status` (RFC 9209 section 2.3), where it names one.
+const fn proxy_error(code: Code) -> &'static str {
+    match code {
+        Code::Loop => "proxy_loop_detected",
+        Code::UpstreamUnreachable => "destination_unavailable",
+        Code::HomeDown | Code::AllDown | Code::DirectoryUnavailable | Code::PeersDisagree => "destination_unavailable",
+        Code::UpstreamBad => "http_protocol_error",
+        Code::UpstreamTimeout | Code::DeadlineExceeded => "http_response_timeout",
+        Code::RequestMalformed | Code::HeadTooLarge | Code::TargetTooLong | Code::BodyTooLarge | Code::RequestTimeout => {
+            "http_request_error"
+        }
+        Code::RouteNone
+        | Code::HomeUnresolved
+        | Code::NowhereCleared
+        | Code::EvidenceTooWeak
+        | Code::HomeNotCleared
+        | Code::CarrierNotCleared
+        | Code::ClassUnknown
+        | Code::AnswerNotCleared
+        | Code::AnswerWithheld
+        | Code::Misdirected
+        | Code::PeerMalformed
+        | Code::MethodNotAllowed => "http_request_denied",
+        Code::LedgerUnavailable | Code::Overloaded => "proxy_internal_error",
+    }
+}
+
+/// Whom a legal block is blamed on: the operator, under a name that stays.
+const BLOCKED_BY: &str = "<urn:domicile:residency>; rel=\"blocked-by\"";
+
+/// A refusal as a problem document.
+pub fn problem(code: Code, request_id: &str) -> Response<Body> {
+    let status = status_of(code);
+    let document = json!({
+        "type": format!("urn:domicile:problem:{}", code.as_str()),
+        "title": status.canonical_reason(),
+        "status": status.as_u16(),
+        "detail": sentence(code),
+        "code": code.as_str(),
+        "request": request_id,
+    });
+    let mut response = Response::new(Body::whole(format!("{document}\n")));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Ok(value) = HeaderValue::from_str(&format!("domicile; error={}; details=\"{}\"", proxy_error(code), code.as_str())) {
+        headers.insert("proxy-status", value);
+    }
+    if status == StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS {
+        headers.insert(header::LINK, HeaderValue::from_static(BLOCKED_BY));
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    }
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"));
+    }
+    response
+}
+
+/// Sends the client to a region's public URL: 307, so that its method and body go along, and nothing is remembered.
+pub fn redirect(region: &Uri, path: &str, query: Option<&str>) -> Option<Response<Body>> {
+    let base = region.to_string();
+    let base = base.trim_end_matches('/');
+    let location = match query {
+        Some(query) => format!("{base}{path}?{query}"),
+        None => format!("{base}{path}"),
+    };
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, HeaderValue::from_str(&location).ok()?);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Some(response)
+}

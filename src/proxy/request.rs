@@ -1,0 +1,130 @@
+//! The life of a request: read it, find its route, gather facts, decide, record, act, tell.
+//!
+//! Judgement sees the head alone; the body is touched only when the request is sent on its way, and by whom it may be
+//! carried is settled by then.
+
+mod account;
+mod travel;
+
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use crate::audit::Count;
+use crate::decision::facts::{Head, Ingress};
+use crate::decision::verdict::{Decision, Verdict};
+use crate::decision::{decide, match_route};
+use crate::envelope::boolean;
+use crate::model::outcome::Code;
+use crate::model::user::Proof;
+use crate::probes::fields;
+use crate::transport::body::Body;
+
+use super::gather::{Question, gather};
+use super::intake::{self, Arrival, Intake};
+use super::{Snapshot, Worker, headers, reply};
+
+use account::Account;
+
+/// Two proxies may hand a request over; a third pass is a loop.
+const MAX_PASSES_OF_CLIENT: usize = 1;
+const MAX_PASSES_OF_PEER: usize = 2;
+
+/// Serves one request.
+pub async fn handle(worker: Rc<Worker>, arrival: Arrival, request: Request<Incoming>) -> Response<Body> {
+    let snapshot = worker.snapshot();
+    if matches!(arrival.ingress, Ingress::Peer(_)) && request.headers().contains_key(fields::PROBE) {
+        return answer_probe(&worker, &snapshot);
+    }
+    let (mut parts, body) = request.into_parts();
+    let mut account = Account::open(worker, snapshot, arrival, &parts);
+    match intake::read(&mut parts, &arrival, &account.snapshot.intake) {
+        Ok(intake) => serve(account, intake, parts, body).await,
+        Err(code) => {
+            account.code = Some(code);
+            account.refuse(code)
+        }
+    }
+}
+
+async fn serve(mut account: Account, intake: Intake, parts: Parts, body: Incoming) -> Response<Body> {
+    let most = if intake.envelope.is_some() { MAX_PASSES_OF_PEER } else { MAX_PASSES_OF_CLIENT };
+    if headers::passes(&parts.headers) > most {
+        return account.refuse(Code::Loop);
+    }
+    let judged = judge(&account.worker, &account.snapshot, &intake, account.arrival.ingress);
+    account.note(&intake, &judged);
+    if intake.envelope.as_ref().is_some_and(|envelope| envelope.is_question) {
+        return match judged.decision.refusal() {
+            Some(code) => account.refuse(code),
+            None => account.finish_bodiless(StatusCode::NO_CONTENT),
+        };
+    }
+    match judged.decision.verdict.clone() {
+        Verdict::Refuse(code) => account.refuse(code),
+        Verdict::Redirect(region) => {
+            let redirect =
+                account.snapshot.urls.get(&region).and_then(|url| reply::redirect(url, &intake.path, parts.uri.query()));
+            match redirect {
+                Some(response) => account.redirect(region, response),
+                None => account.refuse(Code::CarrierNotCleared),
+            }
+        }
+        Verdict::Proceed(itinerary) => travel::run(account, intake, judged, itinerary, parts, body).await,
+    }
+}
+
+/// A decision, and the user it was made for.
+pub struct Judged {
+    pub decision: Decision,
+    pub user: Option<(String, Proof)>,
+}
+
+/// Route, facts, decision: the whole of judgement for one request.
+fn judge(worker: &Worker, snapshot: &Snapshot, intake: &Intake, ingress: Ingress) -> Judged {
+    let head = Head { method: intake.method, host: &intake.host, path: &intake.path };
+    let question = Question {
+        route: match_route(&head, &snapshot.policy),
+        ingress,
+        is_read: intake.is_read,
+        client: intake.client,
+        user: intake.user.as_ref(),
+        envelope: intake.envelope.as_ref(),
+        now: SystemTime::now(),
+    };
+    let findings = gather(&question, snapshot);
+    account::count_lookups(&worker.metrics, &findings);
+    let decision = decide(&findings.facts(&question, &worker.vitals()), &snapshot.policy);
+    Judged { decision, user: findings.user }
+}
+
+/// Tells a peer how this region is.
+fn answer_probe(worker: &Worker, snapshot: &Snapshot) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let mut put = |name, text: String| {
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            response.headers_mut().insert(name, value);
+        }
+    };
+    put(fields::POLICY, snapshot.policy.hash.to_string());
+    put(fields::DRAINING, boolean(worker.is_draining()));
+    put(fields::SERVING, boolean(snapshot.upstreams.any_up()));
+    if let Some(time) = snapshot.upstreams.answer_time() {
+        put(fields::UPSTREAM_MICROS, time.as_micros().to_string());
+    }
+    response
+}
+
+impl Account {
+    /// Counts a refusal where an auditor looks for it.
+    fn count_in_ledger(&self, what: &'static str, code: &'static str, to: &str) {
+        if let Some(ledger) = &self.worker.shared.ledger {
+            let class = self.class().into();
+            ledger.count(Count { what, code, class, from: self.local_name().into(), to: to.into() });
+        }
+    }
+}
