@@ -3,8 +3,13 @@
 //! It finds each request's home region, serves it there, and refuses what residency rules forbid. The five-minute tour:
 //! `model` holds the nouns, `decision` the judgement, `proxy::request` the life of one request, `app` the wiring.
 
+pub mod admin;
+
 pub mod audit;
+
+pub mod config;
 pub mod decision;
+
 pub mod directory;
 pub mod envelope;
 pub mod geoip;

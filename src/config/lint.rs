@@ -1,0 +1,146 @@
+//! What every part of the file allows and the whole of it must not.
+
+use crate::decision::policy::{ClassId, Policy, Step};
+use crate::decision::residency::{Carriers, Mode, ResidencyRule};
+use crate::decision::route::{HostPattern, MethodSet, Pattern, Route};
+use crate::model::day::Day;
+use crate::model::jurisdiction::Jurisdiction;
+
+use super::policy::PolicyDraft;
+
+pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
+    for (index, route) in policy.routes.all().iter().enumerate() {
+        let field = &draft.routes[index].field;
+        if let Some(earlier) = shadow(policy, index) {
+            field.wrong::<()>(format!("route `{}` can never match: `{earlier}` above takes every request it is for", route.name));
+            continue;
+        }
+        if let Some((method, wider)) = escape_by_method(policy, index, today) {
+            field.wrong::<()>(format!(
+                "changing only the method escapes this route: `{method}` to the same place falls to `{}`, whose class `{}` is \
+                 cleared more widely than `{}`; let a route of the same class take the other methods",
+                wider.name,
+                class_name(policy, wider.class),
+                class_name(policy, route.class)
+            ));
+        }
+        if let Some((url, other)) = escape_by_redirect(policy, draft, index) {
+            field.wrong::<()>(format!(
+                "following our own redirect changes the class: at `{url}` the same request falls to `{}` of class `{}`, not `{}`; \
+                 let a route of the same class match that host",
+                other.name,
+                class_name(policy, other.class),
+                class_name(policy, route.class)
+            ));
+        }
+        if let Some(region) = dead_end(policy, route, today) {
+            field.wrong::<()>(format!(
+                "the chain ends in `{}`, where `{}` may never be processed; end it in `refuse` or in a region that is cleared",
+                policy.region_name(region),
+                class_name(policy, route.class)
+            ));
+        }
+    }
+}
+
+fn class_name(policy: &Policy, class: ClassId) -> &str {
+    &policy.class(class).name
+}
+
+/// The route above that leaves nothing for this one.
+fn shadow(policy: &Policy, index: usize) -> Option<&str> {
+    let routes = policy.routes.all();
+    let pattern = &routes[index].pattern;
+    let mut taken = MethodSet::NONE;
+    for earlier in &routes[..index] {
+        if earlier.pattern.covers_place_of(pattern) {
+            taken = taken.union(earlier.pattern.methods);
+            if pattern.methods.without(taken).is_empty() {
+                return Some(&earlier.name);
+            }
+        }
+    }
+    None
+}
+
+/// A method that the route does not take, and the route of wider clearance that such a request falls to.
+fn escape_by_method(policy: &Policy, index: usize, today: Day) -> Option<(&'static str, &Route)> {
+    let routes = policy.routes.all();
+    let route = &routes[index];
+    for method in MethodSet::ALL.without(route.pattern.methods).iter() {
+        let takes = |other: &&Route| other.pattern.methods.contains(method) && other.pattern.overlaps_place_of(&route.pattern);
+        for later in routes[index + 1..].iter().filter(takes) {
+            if is_wider(policy, later.class, route.class, today) {
+                return Some((method.as_str(), later));
+            }
+            if later.pattern.covers_place_of(&route.pattern) {
+                break;
+            }
+        }
+    }
+    None
+}
+
+/// Whether class `one` allows anything that class `other` forbids.
+fn is_wider(policy: &Policy, one: ClassId, other: ClassId, today: Day) -> bool {
+    let (one, other) = (&policy.class(one).rule, &policy.class(other).rule);
+    if one.needs < other.needs || (one.mode == Mode::Report && other.mode == Mode::Enforce) {
+        return true;
+    }
+    everybody(policy).any(|user| {
+        policy.jurisdictions().any(|(id, _)| {
+            let place = Jurisdiction::Named(id);
+            let handles = |rule: &ResidencyRule| rule.admits(user, place, today) || rule.carries(place);
+            (one.admits(user, place, today) && !other.admits(user, place, today)) || (handles(one) && !handles(other))
+        })
+    })
+}
+
+/// The jurisdictions that users can be in.
+pub fn everybody(policy: &Policy) -> impl Iterator<Item = Jurisdiction> {
+    policy.jurisdictions().map(|(id, _)| Jurisdiction::Named(id)).chain([Jurisdiction::Elsewhere, Jurisdiction::Unknown])
+}
+
+/// A region's URL at which a redirected request of this route would be judged as another class.
+fn escape_by_redirect<'p>(policy: &'p Policy, draft: &PolicyDraft<'_>, index: usize) -> Option<(String, &'p Route)> {
+    let route = &policy.routes.all()[index];
+    let rule = &policy.class(route.class).rule;
+    if rule.carried_by == Carriers::Anyone || rule.mode == Mode::Report {
+        return None;
+    }
+    let urls = draft.regions.iter().filter_map(|region| region.url.as_ref());
+    urls.filter_map(|url| Some((url.to_string(), other_class_at(policy, index, url)?))).next()
+}
+
+fn other_class_at<'p>(policy: &'p Policy, index: usize, url: &http::Uri) -> Option<&'p Route> {
+    let routes = policy.routes.all();
+    let route = &routes[index];
+    let host = HostPattern::Exact(url.host()?.to_ascii_lowercase().into());
+    let moved = Pattern { host, path: route.pattern.path.below(url.path()), methods: route.pattern.methods };
+    let mut left = moved.methods;
+    for (position, other) in routes.iter().enumerate() {
+        if left.intersection(other.pattern.methods).is_empty() || !other.pattern.overlaps_place_of(&moved) {
+            continue;
+        }
+        // What an earlier route takes after the redirect it took before it as well, where the path stays the same.
+        let took_it_before = position < index && other.pattern.host.covers(&route.pattern.host) && url.path() == "/";
+        if other.class != route.class && !took_it_before {
+            return Some(other);
+        }
+        if other.pattern.covers_place_of(&moved) {
+            left = left.without(other.pattern.methods);
+        }
+    }
+    None
+}
+
+/// The fixed region at the end of a chain, if nobody's data of the route's class may be processed there.
+fn dead_end(policy: &Policy, route: &Route, today: Day) -> Option<crate::model::region::RegionId> {
+    let rule = &policy.class(route.class).rule;
+    let Some(Step::Region(region)) = route.chain.last() else { return None };
+    let place = policy.jurisdiction_of(*region);
+    let cleared = rule.mode == Mode::Report
+        || (rule.needs == crate::model::user::Evidence::Inferred
+            && everybody(policy).any(|user| rule.admits(user, place, today)));
+    (!cleared).then_some(*region)
+}

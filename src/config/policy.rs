@@ -1,0 +1,467 @@
+//! The sections that judgement depends on: jurisdictions, regions, data classes, geography.
+
+use aws_lc_rs::digest;
+use ipnet::IpNet;
+
+use crate::decision::policy::{ClassId, DataClass, Draft, GeoRules, MAX_CLASSES, Network, Networks, Otherwise, Policy, Region};
+use crate::decision::residency::{Carriers, Mode, ResidencyRule, Stays, Transfer};
+use crate::model::country::{Continent, CountryCode};
+use crate::model::day::Day;
+use crate::model::jurisdiction::{Jurisdiction, JurisdictionId, JurisdictionSet};
+use crate::model::place::Coordinates;
+use crate::model::region::{RegionId, Registry};
+use crate::model::user::Evidence;
+use crate::model::vitals::PolicyHash;
+
+use super::document::{Node, Value};
+use super::problem::suggestion;
+use super::reader::{Field, Section};
+use super::routes::{self, RouteDraft};
+
+/// The policy as far as it could be read, with the fields it was read from.
+pub struct PolicyDraft<'n> {
+    pub local: Option<RegionId>,
+    pub regions: Vec<RegionDraft<'n>>,
+    pub jurisdictions: Vec<(JurisdictionId, Box<str>, Vec<CountryCode>)>,
+    pub classes: Vec<DataClass>,
+    pub routes: Vec<RouteDraft<'n>>,
+    pub geo: Option<GeoRules>,
+    pub has_directory: bool,
+    hash: PolicyHash,
+}
+
+/// A region, and what `settings` reads of it.
+pub struct RegionDraft<'n> {
+    pub id: RegionId,
+    pub name: &'n str,
+    pub region: Option<Region>,
+    pub field: Field<'n>,
+    pub url: Option<http::Uri>,
+    pub gateway: Option<http::Uri>,
+    pub upstreams: Vec<http::Uri>,
+    pub health: Option<Field<'n>>,
+    /// What this region listens on, where the regions differ in it.
+    pub listen: Option<Field<'n>>,
+    pub admin: Option<Field<'n>>,
+}
+
+pub fn read<'n>(section: &Section<'n>, root: &Field<'n>, region: Option<&str>, registry: &mut Registry) -> PolicyDraft<'n> {
+    let mut draft = PolicyDraft {
+        local: None,
+        regions: Vec::new(),
+        jurisdictions: Vec::new(),
+        classes: Vec::new(),
+        routes: Vec::new(),
+        geo: None,
+        has_directory: root.node.get("users").is_some_and(|users| users.get("directory").is_some()),
+        hash: hash(root.node),
+    };
+    if let Some(field) = section.required("jurisdictions", "name at least one legal area, such as `eu: { countries: [EEA] }`") {
+        draft.read_jurisdictions(&field, registry);
+    }
+    if let Some(field) = section.required("regions", "name the regions and where they are") {
+        draft.read_regions(&field, registry);
+    }
+    draft.local = draft.read_local(section, region);
+    if let Some(field) = section.required("data", "name the data classes and where each may be processed") {
+        draft.read_classes(&field);
+    }
+    if let Some(field) = section.optional("geoip") {
+        draft.geo = draft.read_geography(&field);
+    }
+    draft.routes = routes::read(section, &draft);
+    draft
+}
+
+/// Whether a name can stand in a certificate, a label and a token alike.
+fn is_plain_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    name.len() <= 63 && name.starts_with(|first: char| first.is_ascii_lowercase()) && name.bytes().all(plain)
+}
+
+impl<'n> PolicyDraft<'n> {
+    /// The policy, if all of it could be read.
+    pub fn compile(&self) -> Option<Policy> {
+        let regions = self.regions.iter().map(|draft| Some((draft.id, draft.region.clone()?))).collect::<Option<Vec<_>>>()?;
+        Some(Policy::compile(Draft {
+            local: self.local?,
+            regions,
+            jurisdictions: self.jurisdictions.clone(),
+            classes: self.classes.clone(),
+            routes: self.routes.iter().map(|draft| draft.route.clone()).collect::<Option<_>>()?,
+            geo: self.geo.clone().unwrap_or_default(),
+            hash: self.hash,
+        }))
+    }
+
+    fn read_local(&self, section: &Section<'n>, replacement: Option<&str>) -> Option<RegionId> {
+        let field = section.optional("region");
+        if let Some(name) = replacement {
+            let found = self.regions.iter().find(|draft| draft.name == name).map(|draft| draft.id);
+            let known = self.regions.iter().map(|draft| draft.name);
+            return found.or_else(|| {
+                section.wrong(format!(
+                    "DOMICILE_REGION or --region says `{name}`, which is no region of this file{}",
+                    suggestion(name, known)
+                ))
+            });
+        }
+        let Some(field) = field else {
+            return section.wrong("`region` is missing: name the region this process runs in, or set DOMICILE_REGION");
+        };
+        self.region(&field)
+    }
+
+    /// The region that a field names.
+    pub fn region(&self, field: &Field<'n>) -> Option<RegionId> {
+        let name = field.text()?;
+        let found = self.regions.iter().find(|draft| draft.name == name).map(|draft| draft.id);
+        let known = self.regions.iter().map(|draft| draft.name);
+        found.or_else(|| field.wrong(format!("unknown region `{name}`{}", suggestion(name, known))))
+    }
+
+    /// The data class that a field names.
+    pub fn class(&self, field: &Field<'n>) -> Option<ClassId> {
+        let name = field.text()?;
+        let found = self.classes.iter().position(|class| *class.name == *name).and_then(ClassId::new);
+        let known = self.classes.iter().map(|class| &*class.name);
+        found.or_else(|| field.wrong(format!("unknown data class `{name}`{}", suggestion(name, known))))
+    }
+
+    fn find_jurisdiction(&self, name: &str) -> Option<JurisdictionId> {
+        self.jurisdictions.iter().find(|(_, known, _)| **known == *name).map(|(id, _, _)| *id)
+    }
+
+    fn jurisdiction_names(&self) -> impl Iterator<Item = &str> {
+        self.jurisdictions.iter().map(|(_, name, _)| &**name)
+    }
+
+    fn jurisdiction(&self, field: &Field<'n>) -> Option<JurisdictionId> {
+        let name = field.text()?;
+        self.find_jurisdiction(name)
+            .or_else(|| field.wrong(format!("unknown jurisdiction `{name}`{}", suggestion(name, self.jurisdiction_names()))))
+    }
+
+    fn jurisdiction_set(&self, field: &Field<'n>) -> Option<JurisdictionSet> {
+        let mut set = JurisdictionSet::default();
+        let items = field.one_or_many();
+        if items.is_empty() {
+            return field.wrong("this list is empty; name at least one jurisdiction");
+        }
+        for item in items {
+            set = set.with(Jurisdiction::Named(self.jurisdiction(&item)?));
+        }
+        Some(set)
+    }
+
+    fn read_jurisdictions(&mut self, field: &Field<'n>, registry: &mut Registry) {
+        for (key, field) in field.entries() {
+            if matches!(key.text.as_str(), "elsewhere" | "unknown" | "home" | "anywhere" | "anyone" | "nobody")
+                || !is_plain_name(&key.text)
+            {
+                field.wrong::<()>(format!("`{}` cannot name a jurisdiction; use lower-case letters, digits and `-`, and none of the words elsewhere, unknown, home, anywhere, anyone, nobody", key.text));
+                continue;
+            }
+            let Some(id) = registry.jurisdictions.number(&key.text).and_then(JurisdictionId::new) else {
+                field.wrong::<()>("this is the 65th jurisdiction of this process; at most 64 can be named until it is restarted");
+                continue;
+            };
+            let countries = field.section().map_or(Vec::new(), |section| {
+                let countries = section.required("countries", "list ISO 3166 codes, or the groups EU and EEA");
+                section.finish();
+                countries.map_or(Vec::new(), |field| self.read_countries(&field))
+            });
+            self.jurisdictions.push((id, key.text.as_str().into(), countries));
+        }
+    }
+
+    fn read_countries(&self, field: &Field<'n>) -> Vec<CountryCode> {
+        let mut countries = Vec::new();
+        for item in field.list() {
+            let Some(text) = item.text() else { continue };
+            let group: Vec<CountryCode> = match text {
+                "EU" => CountryCode::all().filter(|code| code.country().in_eu).collect(),
+                "EEA" => CountryCode::all().filter(|code| code.country().in_eea).collect(),
+                code => country(&item, code).into_iter().collect(),
+            };
+            for code in group {
+                let owner = self.jurisdictions.iter().find(|(_, _, listed)| listed.contains(&code));
+                if let Some((_, name, _)) = owner {
+                    item.wrong::<()>(format!(
+                        "`{}` is in jurisdiction `{name}` already; a country has one jurisdiction",
+                        code.as_str()
+                    ));
+                } else if !countries.contains(&code) {
+                    countries.push(code);
+                }
+            }
+        }
+        countries
+    }
+
+    fn read_regions(&mut self, field: &Field<'n>, registry: &mut Registry) {
+        for (key, field) in field.entries() {
+            let name = key.text.as_str();
+            if !is_plain_name(name) {
+                field.wrong::<()>(format!(
+                    "`{name}` cannot name a region; use at most 63 lower-case letters, digits and `-`, a letter first"
+                ));
+                continue;
+            }
+            let Some(id) = registry.regions.number(name).and_then(RegionId::new) else {
+                field.wrong::<()>("this is the 65th region of this process; at most 64 can be named until it is restarted");
+                continue;
+            };
+            let draft = self.read_region(id, name, field);
+            self.regions.push(draft);
+        }
+        if self.regions.is_empty() {
+            field.wrong::<()>("no region is named; Domicile needs at least one");
+        }
+    }
+
+    fn read_region(&self, id: RegionId, name: &'n str, field: Field<'n>) -> RegionDraft<'n> {
+        let mut draft = RegionDraft {
+            id,
+            name,
+            region: None,
+            field: field.clone(),
+            url: None,
+            gateway: None,
+            upstreams: Vec::new(),
+            health: None,
+            listen: None,
+            admin: None,
+        };
+        let Some(section) = field.section() else { return draft };
+        let jurisdiction = section.required("jurisdiction", "say which legal area the region is in");
+        let jurisdiction = jurisdiction.and_then(|field| self.jurisdiction(&field));
+        let at = section.required("at", "write `[latitude, longitude]` in degrees").and_then(|field| coordinates(&field));
+        let upstreams = section.required("upstreams", "list the app servers of the region, such as `[http://10.1.0.10:3000]`");
+        draft.upstreams = upstreams.map_or(Vec::new(), |field| read_upstreams(&field));
+        draft.health = section.optional("health");
+        draft.listen = section.optional("listen");
+        draft.admin = section.optional("admin");
+        draft.gateway = section.optional("gateway").and_then(|field| base_url(&field, &["https"]));
+        draft.url = section.optional("url").and_then(|field| base_url(&field, &["https", "http"]));
+        section.finish();
+        draft.region = jurisdiction.zip(at).map(|(jurisdiction, at)| Region {
+            name: name.into(),
+            jurisdiction,
+            at,
+            has_url: draft.url.is_some(),
+        });
+        draft
+    }
+
+    fn read_classes(&mut self, field: &Field<'n>) {
+        for (key, field) in field.entries() {
+            if !is_plain_name(&key.text) {
+                field.wrong::<()>(format!("`{}` cannot name a data class; use lower-case letters, digits and `-`", key.text));
+                continue;
+            }
+            if self.classes.len() == MAX_CLASSES {
+                field.wrong::<()>("at most 64 data classes can be named");
+                return;
+            }
+            // A class that could not be read keeps its name, so that the routes that use it are not reported as well.
+            let rule = self.read_rule(&field).unwrap_or(ResidencyRule {
+                stays: Stays::Home,
+                needs: Evidence::Recorded,
+                carried_by: Carriers::Nobody,
+                transfers: Vec::new(),
+                mode: Mode::Enforce,
+            });
+            self.classes.push(DataClass { name: key.text.as_str().into(), rule });
+        }
+    }
+
+    fn read_rule(&self, field: &Field<'n>) -> Option<ResidencyRule> {
+        let section = field.section()?;
+        let stays =
+            section.required("stays", "write `home`, `anywhere` or a list of jurisdictions").and_then(|field| {
+                match field.node.value {
+                    Value::Text(ref text) if text == "home" => Some(Stays::Home),
+                    Value::Text(ref text) if text == "anywhere" => Some(Stays::Anywhere),
+                    _ => self.jurisdiction_set(&field).map(Stays::In),
+                }
+            });
+        let evidence = Evidence::ALL.map(|evidence| (evidence.as_str(), evidence));
+        let needs = section.optional("needs").map(|field| field.word(&evidence));
+        let carried_by = section.optional("carried_by").map(|field| match field.node.value {
+            Value::Text(ref text) if text == "anyone" => Some(Carriers::Anyone),
+            Value::Text(ref text) if text == "nobody" => Some(Carriers::Nobody),
+            _ => self.jurisdiction_set(&field).map(Carriers::Only),
+        });
+        let transfers = section.optional("transfers").map_or(Vec::new(), |field| field.list());
+        let transfers = transfers.iter().filter_map(|field| self.read_transfer(field)).collect();
+        let mode = section.optional("mode").map(|field| field.word(&[("enforce", Mode::Enforce), ("report", Mode::Report)]));
+        section.finish();
+        let stays = stays?;
+        Some(ResidencyRule {
+            stays,
+            needs: needs.unwrap_or(Some(if stays == Stays::Home { Evidence::Recorded } else { Evidence::Inferred }))?,
+            carried_by: carried_by.unwrap_or(Some(if stays == Stays::Anywhere { Carriers::Anyone } else { Carriers::Nobody }))?,
+            transfers,
+            mode: mode.unwrap_or(Some(Mode::Enforce))?,
+        })
+    }
+
+    fn read_transfer(&self, field: &Field<'n>) -> Option<Transfer> {
+        let section = field.section()?;
+        let from = section.required("from", "name the users' jurisdiction").and_then(|field| match field.text()? {
+            "elsewhere" => Some(Jurisdiction::Elsewhere),
+            "unknown" => Some(Jurisdiction::Unknown),
+            _ => self.jurisdiction(&field).map(Jurisdiction::Named),
+        });
+        let to =
+            section.required("to", "name where the data may be processed too").and_then(|field| self.jurisdiction_set(&field));
+        let basis = section.required("basis", "name the legal basis, such as `contract`").and_then(|field| field.text());
+        let until = section.required("until", "write the last day on which it holds, such as `2027-12-31`").and_then(|field| {
+            let text = field.text()?;
+            Day::parse(text).or_else(|| field.wrong(format!("`{text}` is no date; write it as `2027-12-31`")))
+        });
+        section.finish();
+        Some(Transfer { from: from?, to: to?, basis: basis?.into(), until: until? })
+    }
+
+    fn read_geography(&self, field: &Field<'n>) -> Option<GeoRules> {
+        let section = field.section()?;
+        // `settings` reads these two.
+        section.optional("database");
+        section.optional("max_age");
+        let networks = section.optional("networks").map_or(Vec::new(), |field| field.entries());
+        let networks = networks.iter().filter_map(|(key, field)| self.read_network(&key.text, field)).collect::<Vec<_>>();
+        let countries = section.optional("countries").map_or(Vec::new(), |field| field.entries());
+        let countries =
+            countries.iter().filter_map(|(key, field)| Some((country(field, &key.text)?, self.region(field)?))).collect();
+        let continents = section.optional("continents").map_or(Vec::new(), |field| field.entries());
+        let continents =
+            continents.iter().filter_map(|(key, field)| Some((continent(field, &key.text)?, self.region(field)?))).collect();
+        let otherwise = section.optional("otherwise").map_or(Some(Otherwise::Nearest), |field| match field.text()? {
+            "nearest" => Some(Otherwise::Nearest),
+            "next" => Some(Otherwise::Next),
+            _ => self.region(&field).map(Otherwise::Region),
+        });
+        let unknown = section.optional("unknown").map_or(Some(None), |field| match field.text()? {
+            "next" => Some(None),
+            _ => self.region(&field).map(Some),
+        });
+        section.finish();
+        Some(GeoRules { networks: Networks::build(networks), countries, continents, otherwise: otherwise?, unknown: unknown? })
+    }
+
+    fn read_network(&self, text: &str, field: &Field<'n>) -> Option<(std::net::IpAddr, u8, Network)> {
+        let Ok(network) = text.parse::<IpNet>() else {
+            return field.wrong(format!("`{text}` is no network; write an address and a prefix length, such as `10.1.0.0/16`"));
+        };
+        if network.trunc() != network {
+            return field.wrong(format!("`{text}` has bits behind its prefix; did you mean `{}`?", network.trunc()));
+        }
+        let network_is = |home, country| (network.addr(), network.prefix_len(), Network { home, country });
+        if !field.is_section() {
+            return self.region(field).map(|home| network_is(home, None));
+        }
+        let section = field.section()?;
+        let home = section.required("region", "name the region that owns the network").and_then(|field| self.region(&field));
+        let country = section.optional("country").map(|field| country(&field, field.text()?));
+        section.finish();
+        Some(network_is(home?, country.unwrap_or(None)))
+    }
+}
+
+fn country(field: &Field<'_>, code: &str) -> Option<CountryCode> {
+    let upper = code.bytes().all(|byte| byte.is_ascii_uppercase());
+    CountryCode::parse(code).filter(|_| upper).or_else(|| {
+        let hint = match code {
+            "UK" => "; the code of the United Kingdom is `GB`",
+            "EL" => "; the code of Greece is `GR`",
+            "EU" | "EEA" => "; the groups EU and EEA belong under `jurisdictions`",
+            _ => "; write an ISO 3166 code of two capital letters, such as `DE`",
+        };
+        field.wrong(format!("unknown country code `{code}`{hint}"))
+    })
+}
+
+fn continent(field: &Field<'_>, code: &str) -> Option<Continent> {
+    let known = Continent::ALL.map(Continent::code);
+    let found = Continent::ALL.into_iter().find(|continent| continent.code() == code);
+    found.or_else(|| field.wrong(format!("unknown continent `{code}`{}", suggestion(code, known))))
+}
+
+fn coordinates(field: &Field<'_>) -> Option<Coordinates> {
+    let pair = field.list();
+    let [latitude, longitude] = pair.as_slice() else {
+        return field.wrong("write `[latitude, longitude]` in degrees");
+    };
+    Some(Coordinates { latitude: latitude.decimal(-90.0, 90.0)?, longitude: longitude.decimal(-180.0, 180.0)? })
+}
+
+fn read_upstreams(field: &Field<'_>) -> Vec<http::Uri> {
+    let items = field.one_or_many();
+    if items.is_empty() {
+        field.wrong::<()>("no upstream is listed; a region serves requests through at least one");
+    }
+    let upstream = |field: &Field<'_>| {
+        let uri = base_url(field, &["http"])?;
+        if uri.path() != "/" {
+            field.wrong("an upstream is an address without a path, such as `http://10.1.0.10:3000`")
+        } else {
+            Some(uri)
+        }
+    };
+    items.iter().filter_map(upstream).collect()
+}
+
+/// An absolute URL without query, of one of these schemes.
+fn base_url(field: &Field<'_>, schemes: &[&str]) -> Option<http::Uri> {
+    let text = field.text()?;
+    let example = format!("write `{}://host:port`", schemes[0]);
+    let Ok(uri) = text.parse::<http::Uri>() else {
+        return field.wrong(format!("`{text}` is no URL; {example}"));
+    };
+    let fits = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme)) && uri.query().is_none();
+    let plain_authority =
+        uri.authority().is_some_and(|authority| !authority.as_str().contains('@') && !authority.host().is_empty());
+    if fits && plain_authority {
+        Some(uri)
+    } else {
+        field.wrong(format!("`{text}` is not possible here; {example}, without user, query or fragment"))
+    }
+}
+
+/// A hash over everything judgement depends on, however it is written: comments, order of keys and local settings
+/// do not change it, so two regions that judge alike have equal hashes.
+fn hash(root: &Node) -> PolicyHash {
+    let mut canon = String::new();
+    for section in ["jurisdictions", "data", "failover", "routes"] {
+        canon.push_str(section);
+        root.get(section).inspect(|node| write_canonical(node, &mut canon, &[]));
+    }
+    root.get("regions").inspect(|node| write_canonical(node, &mut canon, &["upstreams", "health", "gateway", "listen", "admin"]));
+    root.get("geoip").inspect(|node| write_canonical(node, &mut canon, &["database"]));
+    let digest = digest::digest(&digest::SHA256, canon.as_bytes());
+    PolicyHash(digest.as_ref()[..16].try_into().expect("SHA-256 has 32 bytes"))
+}
+
+fn write_canonical(node: &Node, out: &mut String, without: &[&str]) {
+    match &node.value {
+        Value::Null => out.push('~'),
+        Value::Text(text) => out.push_str(&format!("{}:{text}", text.len())),
+        Value::List(items) => {
+            out.push('[');
+            items.iter().for_each(|item| write_canonical(item, out, without));
+            out.push(']');
+        }
+        Value::Map(entries) => {
+            let mut entries: Vec<_> = entries.iter().filter(|(key, _)| !without.contains(&key.text.as_str())).collect();
+            entries.sort_by(|(a, _), (b, _)| a.text.cmp(&b.text));
+            out.push('{');
+            for (key, node) in entries {
+                out.push_str(&format!("{}:{}=", key.text.len(), key.text));
+                write_canonical(node, out, without);
+            }
+            out.push('}');
+        }
+    }
+}

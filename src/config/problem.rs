@@ -1,0 +1,120 @@
+//! What is wrong with a configuration: where, why, and what would be right.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// A place in the file, both counted from 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub struct Position {
+    pub line: usize,
+    pub column: usize,
+}
+
+/// One mistake.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    pub file: PathBuf,
+    /// `None` if the file could not be read at all.
+    pub at: Option<Position>,
+    /// The way to the value, such as `routes[2].data`; empty at the top.
+    pub path: String,
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}:", self.file.display())?;
+        if let Some(at) = self.at {
+            write!(out, "{}:{}:", at.line, at.column)?;
+        }
+        if !self.path.is_empty() {
+            write!(out, " {}:", self.path)?;
+        }
+        write!(out, " {}", self.message)
+    }
+}
+
+/// Collects mistakes, so that all are reported at once.
+pub struct Problems {
+    file: PathBuf,
+    found: RefCell<Vec<Problem>>,
+}
+
+impl Problems {
+    pub fn of(file: &Path) -> Self {
+        Self { file: file.into(), found: RefCell::default() }
+    }
+
+    pub fn report(&self, at: Position, path: &str, message: impl Into<String>) {
+        self.push(Some(at), path, message.into());
+    }
+
+    pub fn report_file(&self, message: impl Into<String>) {
+        self.push(None, "", message.into());
+    }
+
+    fn push(&self, at: Option<Position>, path: &str, message: String) {
+        let problem = Problem { file: self.file.clone(), at, path: path.into(), message };
+        let mut found = self.found.borrow_mut();
+        if !found.contains(&problem) {
+            found.push(problem);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.found.borrow().is_empty()
+    }
+
+    /// All mistakes, in the order of the file.
+    pub fn into_list(self) -> Vec<Problem> {
+        let mut list = self.found.into_inner();
+        list.sort_by_key(|problem| problem.at);
+        list
+    }
+}
+
+/// `; did you mean X?`, where one of `known` is close enough to be meant; else the list of what is known.
+pub fn suggestion<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -> String {
+    let known: Vec<&str> = known.into_iter().collect();
+    let closest = known.iter().map(|name| (edits(given, name), *name)).min();
+    match closest {
+        Some((edits, name)) if edits <= 1 + given.len().max(name.len()) / 4 => format!("; did you mean `{name}`?"),
+        _ if known.is_empty() => String::new(),
+        _ if known.len() <= 12 => {
+            format!("; known are {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))
+        }
+        _ => String::new(),
+    }
+}
+
+/// Damerau-Levenshtein distance, adjacent transpositions counted once.
+fn edits(from: &str, to: &str) -> usize {
+    let (from, to): (Vec<char>, Vec<char>) = (from.to_lowercase().chars().collect(), to.to_lowercase().chars().collect());
+    let mut rows = vec![(0..=to.len()).collect::<Vec<usize>>()];
+    for (i, a) in from.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, b) in to.iter().enumerate() {
+            let mut best = (rows[i][j] + usize::from(a != b)).min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *a == to[j - 1] && from[i - 1] == *b {
+                best = best.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[from.len()][to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_is_answered_with_what_was_meant() {
+        assert_eq!(suggestion("resticted", ["public", "restricted"]), "; did you mean `restricted`?");
+        assert_eq!(suggestion("adress", ["address", "tls"]), "; did you mean `address`?");
+        assert_eq!(suggestion("zebra", ["public", "restricted"]), "; known are `public`, `restricted`");
+        assert_eq!(suggestion("x", []), "");
+    }
+}

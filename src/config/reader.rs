@@ -1,0 +1,230 @@
+//! Reads typed values out of the tree; whatever does not fit is reported, with its place, and reading goes on.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::document::{Key, Node, Value};
+use super::problem::{Position, Problems, suggestion};
+
+/// A value and the way to it.
+#[derive(Clone)]
+pub struct Field<'n> {
+    pub node: &'n Node,
+    pub path: String,
+    problems: &'n Problems,
+}
+
+/// A section whose keys are asked for by name; a key nobody asked for is a mistake.
+pub struct Section<'n> {
+    entries: &'n [(Key, Node)],
+    at: Position,
+    path: String,
+    problems: &'n Problems,
+    asked: RefCell<Vec<&'static str>>,
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.into() } else { format!("{path}.{key}") }
+}
+
+impl<'n> Field<'n> {
+    pub fn root(node: &'n Node, problems: &'n Problems) -> Self {
+        Self { node, path: String::new(), problems }
+    }
+
+    /// Reports a mistake at this value.
+    pub fn wrong<T>(&self, message: impl Into<String>) -> Option<T> {
+        self.problems.report(self.node.at, &self.path, message);
+        None
+    }
+
+    fn expected<T>(&self, what: &str) -> Option<T> {
+        self.wrong(format!("expected {what}, found {}", self.node.kind()))
+    }
+
+    pub fn section(&self) -> Option<Section<'n>> {
+        let Value::Map(entries) = &self.node.value else { return self.expected("a section of keys") };
+        let (at, path, problems) = (self.node.at, self.path.clone(), self.problems);
+        Some(Section { entries, at, path, problems, asked: RefCell::default() })
+    }
+
+    /// The entries of a section whose keys are names of the operator's.
+    pub fn entries(&self) -> Vec<(&'n Key, Field<'n>)> {
+        let Value::Map(entries) = &self.node.value else {
+            self.expected::<()>("a section of names");
+            return Vec::new();
+        };
+        let field = |key: &Key, node| Field { node, path: join(&self.path, &key.text), problems: self.problems };
+        entries.iter().map(|(key, node)| (key, field(key, node))).collect()
+    }
+
+    pub fn is_section(&self) -> bool {
+        matches!(self.node.value, Value::Map(_))
+    }
+
+    pub fn list(&self) -> Vec<Field<'n>> {
+        let Value::List(items) = &self.node.value else {
+            self.expected::<()>("a list");
+            return Vec::new();
+        };
+        self.items(items)
+    }
+
+    /// A list, or one value that stands for a list of one.
+    pub fn one_or_many(&self) -> Vec<Field<'n>> {
+        match &self.node.value {
+            Value::List(items) => self.items(items),
+            Value::Null | Value::Text(_) | Value::Map(_) => vec![self.clone()],
+        }
+    }
+
+    fn items(&self, items: &'n [Node]) -> Vec<Field<'n>> {
+        let item = |(index, node)| Field { node, path: format!("{}[{index}]", self.path), problems: self.problems };
+        items.iter().enumerate().map(item).collect()
+    }
+
+    pub fn text(&self) -> Option<&'n str> {
+        match &self.node.value {
+            Value::Text(text) => Some(text),
+            Value::Null | Value::List(_) | Value::Map(_) => self.expected("a single value"),
+        }
+    }
+
+    /// One of a closed list of words.
+    pub fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
+        let text = self.text()?;
+        let found = words.iter().find(|(word, _)| *word == text);
+        found.map(|(_, value)| *value).or_else(|| {
+            let known = words.iter().map(|(word, _)| *word);
+            self.wrong(format!("`{text}` is not possible here{}", suggestion(text, known)))
+        })
+    }
+
+    pub fn flag(&self) -> Option<bool> {
+        self.word(&[("true", true), ("false", false)])
+    }
+
+    /// A whole number within limits, both included.
+    pub fn number(&self, least: u64, most: u64) -> Option<u64> {
+        let text = self.text()?;
+        let in_range = text.parse().ok().filter(|number| (least..=most).contains(number));
+        in_range.or_else(|| self.wrong(format!("`{text}` is not possible here; write a whole number from {least} to {most}")))
+    }
+
+    pub fn decimal(&self, least: f32, most: f32) -> Option<f32> {
+        let text = self.text()?;
+        let in_range = text.parse().ok().filter(|number| (least..=most).contains(number));
+        in_range.or_else(|| self.wrong(format!("`{text}` is not possible here; write a number from {least} to {most}")))
+    }
+
+    /// A time such as `500ms`, `5s`, `2m`, `1h` or `90d`.
+    pub fn duration(&self) -> Option<Duration> {
+        let text = self.text()?;
+        parse_duration(text).or_else(|| {
+            self.wrong(format!(
+                "`{text}` is no length of time; write a number with a unit, such as `500ms`, `5s`, `2m`, `1h` or `90d`"
+            ))
+        })
+    }
+
+    /// A duration of more than zero: for intervals and deadlines.
+    pub fn positive_duration(&self) -> Option<Duration> {
+        let duration = self.duration()?;
+        if duration.is_zero() { self.wrong("this time must be longer than zero") } else { Some(duration) }
+    }
+
+    /// A size in bytes such as `8192`, `32KiB` or `10MiB`.
+    pub fn bytes(&self) -> Option<u64> {
+        let text = self.text()?;
+        parse_bytes(text).or_else(|| self.wrong(format!("`{text}` is no size; write bytes such as `8192`, `32KiB` or `10MiB`")))
+    }
+
+    pub fn address(&self) -> Option<SocketAddr> {
+        let text = self.text()?;
+        text.parse().ok().or_else(|| {
+            self.wrong(format!("`{text}` is no address; write an IP address and a port, such as `127.0.0.1:8080` or `[::]:8443`"))
+        })
+    }
+}
+
+impl<'n> Section<'n> {
+    /// The value of a key, if it is there.
+    pub fn optional(&self, key: &'static str) -> Option<Field<'n>> {
+        self.asked.borrow_mut().push(key);
+        let (_, node) = self.entries.iter().find(|(found, _)| found.text == key)?;
+        if matches!(node.value, Value::Null) {
+            return None;
+        }
+        Some(Field { node, path: join(&self.path, key), problems: self.problems })
+    }
+
+    /// The value of a key that must be there.
+    pub fn required(&self, key: &'static str, what: &str) -> Option<Field<'n>> {
+        self.optional(key).or_else(|| self.wrong(format!("`{key}` is missing: {what}")))
+    }
+
+    /// Reports a mistake at the section.
+    pub fn wrong<T>(&self, message: impl Into<String>) -> Option<T> {
+        self.problems.report(self.at, &self.path, message);
+        None
+    }
+
+    /// Reports the keys that nobody asked for.
+    pub fn finish(self) {
+        let asked = self.asked.borrow();
+        for (key, _) in self.entries {
+            if !asked.contains(&key.text.as_str()) {
+                let message = format!("unknown key `{}`{}", key.text, suggestion(&key.text, asked.iter().copied()));
+                self.problems.report(key.at, &self.path, message);
+            }
+        }
+    }
+}
+
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    let millis = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    // A century is longer than any timer needs, and short enough to be added to an instant.
+    number.checked_mul(millis).filter(|millis| *millis <= 100 * 366 * 86_400_000).map(Duration::from_millis)
+}
+
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    let unit = match text[digits..].trim_start() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    number.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes_need_their_units() {
+        assert_eq!(parse_duration("90d"), Some(Duration::from_secs(7_776_000)));
+        assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
+        for bad in ["5", "s", "-1s", "1.5s", "5 s", "99999999999d", ""] {
+            assert_eq!(parse_duration(bad), None, "{bad}");
+        }
+        assert_eq!(parse_bytes("32KiB"), Some(32768));
+        assert_eq!(parse_bytes("8192"), Some(8192));
+        for bad in ["KiB", "10MB", "-1", "1.5MiB", "99999999999GiB"] {
+            assert_eq!(parse_bytes(bad), None, "{bad}");
+        }
+    }
+}

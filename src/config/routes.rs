@@ -1,0 +1,154 @@
+//! The routes: whom they match, what data they carry, how they find a home.
+
+use crate::decision::policy::{ClassId, Failover, MAX_CHAIN, Reads, Step, Writes};
+use crate::decision::residency::Stays;
+use crate::decision::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route};
+
+use super::document::Value;
+use super::policy::PolicyDraft;
+use super::problem::suggestion;
+use super::reader::{Field, Section};
+
+/// A route, if it could be read, and where it stands.
+pub struct RouteDraft<'n> {
+    pub route: Option<Route>,
+    pub field: Field<'n>,
+}
+
+pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Vec<RouteDraft<'n>> {
+    let default = section.optional("failover").map_or(Some(Failover::NEVER), |field| read_failover(&field));
+    let Some(field) = section.required("routes", "list at least one; the first that matches decides") else { return Vec::new() };
+    let mut names = std::collections::HashSet::new();
+    let items = field.list();
+    if items.is_empty() {
+        field.wrong::<()>("no route is listed; without one every request is answered 404");
+    }
+    items
+        .into_iter()
+        .map(|field| {
+            let route = default.and_then(|default| read_route(&field, draft, default));
+            if let Some(route) = &route
+                && !names.insert(route.name.clone())
+            {
+                field.wrong::<()>(format!(
+                    "a route named `{}` stands above; names tell routes apart in metrics and logs",
+                    route.name
+                ));
+            }
+            RouteDraft { route, field }
+        })
+        .collect()
+}
+
+fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover) -> Option<Route> {
+    let section = field.section()?;
+    let name = section.required("name", "it stands in metrics, logs and explanations").and_then(|field| {
+        let name = field.text()?;
+        let fits = !name.is_empty() && name.len() <= 100 && !name.contains(|c: char| c.is_control() || c == '"' || c == '\\');
+        if fits { Some(name) } else { field.wrong("a route's name has 1 to 100 characters, without quotes and backslashes") }
+    });
+    let pattern = section.required("match", "write `{}` to match every request").and_then(|field| read_pattern(&field));
+    let class = section.required("data", "every route names its data class").and_then(|field| draft.class(&field));
+    let chain = section.required("home", "list the steps that find the home, such as `[directory, geoip, refuse]`");
+    let chain = chain.and_then(|field| read_chain(&field, draft, class));
+    let failover = section.optional("failover").map_or(Some(default), |field| read_failover(&field));
+    section.finish();
+    Some(Route { name: name?.into(), pattern: pattern?, class: class?, chain: chain?, failover: failover? })
+}
+
+fn read_pattern(field: &Field<'_>) -> Option<Pattern> {
+    let section = field.section()?;
+    let host = section.optional("host").map_or(Some(HostPattern::Any), |field| {
+        HostPattern::parse(field.text()?).map_or_else(|error| field.wrong(error.to_string()), Some)
+    });
+    let everything = PathPattern { segments: Vec::new(), open_ended: true };
+    let path = section.optional("path").map_or(Some(everything), |field| {
+        PathPattern::parse(field.text()?).map_or_else(|error| field.wrong(error.to_string()), Some)
+    });
+    let methods = section.optional("methods").map_or(Some(MethodSet::ALL), |field| read_methods(&field));
+    section.finish();
+    Some(Pattern { host: host?, path: path?, methods: methods? })
+}
+
+fn read_methods(field: &Field<'_>) -> Option<MethodSet> {
+    let items = field.one_or_many();
+    if items.is_empty() {
+        return field.wrong("this list is empty; leave `methods` out to match all");
+    }
+    let mut methods = MethodSet::NONE;
+    for item in items {
+        let name = item.text()?;
+        let known = Method::ALL.into_iter().filter(|method| *method != Method::Other);
+        let Some(method) = known.clone().find(|method| method.as_str() == name) else {
+            return item.wrong(format!("unknown method `{name}`{}", suggestion(name, known.map(Method::as_str))));
+        };
+        methods = methods.with(method);
+    }
+    Some(methods)
+}
+
+fn read_failover(field: &Field<'_>) -> Option<Failover> {
+    let section = field.section()?;
+    let reads = section
+        .optional("reads")
+        .map_or(Some(Reads::Never), |field| field.word(&[("never", Reads::Never), ("nearest", Reads::Nearest)]));
+    let writes = section.optional("writes").map_or(Some(Writes::Never), |field| field.word(&[("never", Writes::Never)]));
+    section.finish();
+    Some(Failover { reads: reads?, writes: writes? })
+}
+
+fn read_chain<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, class: Option<ClassId>) -> Option<Vec<Step>> {
+    let items = field.list();
+    if items.len() > MAX_CHAIN {
+        return field.wrong(format!("a chain has at most {MAX_CHAIN} steps"));
+    }
+    let mut chain = Vec::new();
+    for item in &items {
+        let step = read_step(item, draft)?;
+        if chain.contains(&step) {
+            return item.wrong("this step stands in the chain already");
+        }
+        if chain.last().is_some_and(|last| is_end(*last)) {
+            return item.wrong("this step is never reached: the step before it always answers");
+        }
+        check_step(step, item, draft, class)?;
+        chain.push(step);
+    }
+    if !chain.last().is_some_and(|last| is_end(*last)) {
+        return field.wrong("the chain has no end; let it end in `refuse`, `region: NAME` or `latency`");
+    }
+    Some(chain)
+}
+
+const fn is_end(step: Step) -> bool {
+    matches!(step, Step::Refuse | Step::Region(_) | Step::Latency)
+}
+
+fn read_step<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>) -> Option<Step> {
+    if let Value::Map(_) = field.node.value {
+        let section = field.section()?;
+        let region = section.required("region", "a step with a value is `region: NAME`").and_then(|field| draft.region(&field));
+        section.finish();
+        return region.map(Step::Region);
+    }
+    let words = [("directory", Step::Directory), ("geoip", Step::GeoIp), ("latency", Step::Latency), ("refuse", Step::Refuse)];
+    field.word(&words)
+}
+
+/// Whether a step can work in this file.
+fn check_step(step: Step, field: &Field<'_>, draft: &PolicyDraft<'_>, class: Option<ClassId>) -> Option<()> {
+    match step {
+        Step::Directory if !draft.has_directory => {
+            field.wrong("there is no directory to ask; name one under `users`, as `directory: { file: users.csv }`")
+        }
+        Step::GeoIp if draft.geo.is_none() => field.wrong("there is no `geoip` section; name a database there"),
+        Step::Latency => match class.map(|class| &draft.classes[class.index()]) {
+            Some(class) if class.rule.stays == Stays::Home => field.wrong(format!(
+                "`latency` finds no owner, and `{}` stays at its owner's home; use `directory` or `geoip`",
+                class.name
+            )),
+            _ => Some(()),
+        },
+        Step::Directory | Step::GeoIp | Step::Region(_) | Step::Refuse => Some(()),
+    }
+}

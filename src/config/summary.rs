@@ -1,0 +1,82 @@
+//! What a configuration means, as `check` prints it: for every data class and jurisdiction, the regions in which it may
+//! be processed and through whom it may be carried.
+
+use std::fmt::Write;
+
+use crate::decision::policy::{ClassSet, DataClass, Policy};
+use crate::decision::residency::{self, Carriers, Mode, Stays};
+use crate::decision::verdict::Home;
+use crate::model::day::Day;
+use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
+use crate::model::region::{RegionId, RegionSet};
+
+use super::lint::everybody;
+
+/// The whole summary, one paragraph a class.
+pub fn print(policy: &Policy, today: Day) -> String {
+    let mut out = String::new();
+    let local = policy.region(policy.local);
+    let jurisdiction = policy.jurisdiction_name(Jurisdiction::Named(local.jurisdiction));
+    let _ = writeln!(
+        out,
+        "region {} (jurisdiction {jurisdiction}), {} routes, policy {}",
+        local.name,
+        policy.routes.all().len(),
+        policy.hash
+    );
+    for class in policy.class_ids() {
+        let data = policy.class(class);
+        let _ = writeln!(out, "\n{}: {}", data.name, describe(policy, data));
+        let _ = writeln!(out, "  {:<14} {:<40} may be carried through", "user is in", "may be processed in");
+        for user in everybody(policy) {
+            let (processed, carried) = reach(policy, ClassSet::only(class), data, user, today);
+            let name = policy.jurisdiction_name(user);
+            let _ = writeln!(out, "  {name:<14} {:<40} {}", names(policy, processed), names(policy, carried));
+        }
+        for transfer in &data.rule.transfers {
+            let state = if today <= transfer.until { "holds until the end of" } else { "EXPIRED after" };
+            let (from, to) = (policy.jurisdiction_name(transfer.from), jurisdictions(policy, transfer.to));
+            let _ = writeln!(out, "  transfer from {from} to {to}: {}, {state} {}", transfer.basis, transfer.until);
+        }
+    }
+    out
+}
+
+/// Where data of a user in `user` may be processed and through which regions it may pass, evidence being good enough.
+fn reach(policy: &Policy, classes: ClassSet, data: &DataClass, user: Jurisdiction, today: Day) -> (RegionSet, RegionSet) {
+    let anywhere = RegionId::new(0).expect("0 is a region's number");
+    let home = Home::Owned { region: anywhere, evidence: data.rule.needs, jurisdiction: user };
+    let ruling = residency::clear(policy, classes, &home, today);
+    let processed = ruling.clearance.map_or(RegionSet::EMPTY, |clearance| clearance.regions());
+    let carried = if processed.is_empty() { RegionSet::EMPTY } else { processed.union(ruling.carriers) };
+    (processed, carried)
+}
+
+fn describe(policy: &Policy, data: &DataClass) -> String {
+    let stays = match data.rule.stays {
+        Stays::Home => "stays in the user's jurisdiction".into(),
+        Stays::In(set) => format!("stays in {}", jurisdictions(policy, set)),
+        Stays::Anywhere => "may be anywhere".into(),
+    };
+    let carried = match data.rule.carried_by {
+        Carriers::Anyone => "carried by anyone".into(),
+        Carriers::Only(set) => format!("carried by {}", jurisdictions(policy, set)),
+        Carriers::Nobody => "carried by nobody outside it".into(),
+    };
+    let mode = match data.rule.mode {
+        Mode::Enforce => "",
+        Mode::Report => "; REPORT ONLY: nothing is refused",
+    };
+    format!("{stays}; needs a home that is {} or better; {carried}{mode}", data.rule.needs.as_str())
+}
+
+fn jurisdictions(policy: &Policy, set: JurisdictionSet) -> String {
+    set.ids().map(|id| policy.jurisdiction_name(Jurisdiction::Named(id))).collect::<Vec<_>>().join(", ")
+}
+
+fn names(policy: &Policy, regions: RegionSet) -> String {
+    if regions.is_empty() {
+        return "nowhere".into();
+    }
+    regions.iter().map(|region| policy.region_name(region)).collect::<Vec<_>>().join(", ")
+}
