@@ -4,12 +4,12 @@
 //! `model` holds the nouns, `decision` the judgement, `proxy::request` the life of one request, `app` the wiring.
 
 pub mod admin;
-
+pub mod app;
 pub mod audit;
-
+pub mod cli;
 pub mod config;
 pub mod decision;
-
+pub mod demo;
 pub mod directory;
 pub mod envelope;
 pub mod geoip;

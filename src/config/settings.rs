@@ -21,6 +21,7 @@ use super::policy::PolicyDraft;
 use super::reader::{Field, Section};
 
 /// What each room is told, validated.
+#[derive(Clone)]
 pub struct Settings {
     pub listeners: Vec<listener::Settings>,
     pub peer_tls: Option<PeerFiles>,

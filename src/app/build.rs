@@ -1,0 +1,206 @@
+//! From a configuration to everything that serves it: certificates, databases, tables, one snapshot.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::config::{self, Config, Settings};
+use crate::decision::policy::Policy;
+use crate::directory::Directory;
+use crate::geoip::GeoIp;
+use crate::model::day::Day;
+use crate::model::region::Registry;
+use crate::proxy::Snapshot;
+use crate::proxy::connection::Door;
+use crate::transport::dial::authority_of;
+use crate::transport::listener::Accepts;
+use crate::transport::peer_pool::Gateway;
+use crate::transport::tls::{self, PeerTls};
+use crate::upstreams::Upstreams;
+
+use super::StartError;
+
+/// How each listener treats its connections, by configured address.
+pub type Doors = HashMap<SocketAddr, Door>;
+
+/// What a configuration became.
+pub struct Built {
+    pub snapshot: Arc<Snapshot>,
+    pub doors: Arc<Doors>,
+    pub settings: Settings,
+    /// The files it was made of, as they were then.
+    pub files: Files,
+    /// Tables that could not be read again, and why: the old ones are still in use.
+    pub kept: Vec<String>,
+}
+
+impl Built {
+    /// The same state once more; everything large is shared.
+    pub fn share(&self) -> Self {
+        Self {
+            snapshot: Arc::clone(&self.snapshot),
+            doors: Arc::clone(&self.doors),
+            settings: self.settings.clone(),
+            files: self.files.clone(),
+            kept: Vec::new(),
+        }
+    }
+}
+
+/// The state of the files that large tables were read from.
+#[derive(Clone, Default)]
+pub struct Files {
+    pub geoip: Option<Stamp>,
+    pub directory: Option<(Stamp, String)>,
+}
+
+/// Enough of a file's metadata to tell that it is another.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stamp {
+    file: PathBuf,
+    identity: Option<(u64, u64, i64, i64)>,
+}
+
+impl Stamp {
+    pub fn of(file: &Path) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let identity = std::fs::metadata(file).ok().map(|meta| (meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()));
+        Self { file: file.into(), identity }
+    }
+}
+
+/// Builds it all; what is unchanged since `before` is taken over. Nothing is put to work here.
+pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Result<Built, StartError> {
+    let Config { policy, settings } = config;
+    let peers = settings.peer_tls.as_ref().map(PeerTls::load).transpose()?;
+    if let (Some(peers), Some(files)) = (&peers, &settings.peer_tls) {
+        check_own_region(peers, &files.own.certificate, policy.region_name(policy.local))?;
+    }
+    let doors = Arc::new(doors(&settings, peers.as_ref())?);
+    let gateways = gateways(&settings, &policy, peers.as_ref());
+    let mut kept = Vec::new();
+    let (geoip, geoip_stamp) = geoip(&settings, before).or_else(|error| match before {
+        Some(before) if before.snapshot.geoip.is_some() => {
+            kept.push(format!("the GeoIP database of before is kept: {error}"));
+            Ok((before.snapshot.geoip.clone(), before.files.geoip.clone()))
+        }
+        _ => Err(error),
+    })?;
+    let (directory, directory_stamp) = directory(&settings, registry, before).or_else(|error| match before {
+        Some(before) if before.snapshot.directory.is_some() => {
+            kept.push(format!("the user table of before is kept: {error}"));
+            Ok((before.snapshot.directory.clone(), before.files.directory.clone()))
+        }
+        _ => Err(error),
+    })?;
+    let upstreams_before = before.map(|built| &built.snapshot.upstreams);
+    let upstreams = match upstreams_before.filter(|upstreams| upstreams.settings == settings.upstreams) {
+        Some(same) => Arc::clone(same),
+        None => Arc::new(Upstreams::new(settings.upstreams.clone(), upstreams_before.map(|upstreams| &**upstreams))),
+    };
+    let snapshot = Arc::new(Snapshot {
+        policy,
+        intake: settings.intake.clone(),
+        limits: settings.limits,
+        geoip,
+        geoip_max_age: settings.geoip.as_ref().and_then(|settings| settings.max_age),
+        directory,
+        upstreams,
+        gateways,
+        urls: settings.urls.iter().cloned().collect(),
+        log_requests: settings.log.requests,
+    });
+    Ok(Built { snapshot, doors, settings, files: Files { geoip: geoip_stamp, directory: directory_stamp }, kept })
+}
+
+/// The same without sockets and certificates: enough to judge by.
+pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Snapshot, StartError> {
+    let mut registry = Registry::default();
+    let Config { policy, settings } = config::load(file, region, &mut registry, today).map_err(StartError::Config)?;
+    let (geoip, _) = geoip(&settings, None)?;
+    let (directory, _) = directory(&settings, &registry, None)?;
+    Ok(Snapshot {
+        policy,
+        geoip,
+        geoip_max_age: settings.geoip.as_ref().and_then(|settings| settings.max_age),
+        directory,
+        upstreams: Arc::new(Upstreams::new(settings.upstreams.clone(), None)),
+        gateways: HashMap::new(),
+        urls: settings.urls.iter().cloned().collect(),
+        intake: settings.intake,
+        limits: settings.limits,
+        log_requests: false,
+    })
+}
+
+/// Opens every file that a configuration names, and says which cannot be used.
+pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), StartError> {
+    let mut registry = Registry::default();
+    let config = config::load(file, region, &mut registry, today).map_err(StartError::Config)?;
+    build(config, &registry, None).map(drop)
+}
+
+fn check_own_region(peers: &PeerTls, file: &Path, local: &str) -> Result<(), StartError> {
+    match peers.own_region() {
+        Some(region) if region == local => Ok(()),
+        found => Err(StartError::OwnRegion {
+            file: file.into(),
+            found: found.map_or("no region".into(), |region| format!("the region `{region}`")),
+            region: local.into(),
+        }),
+    }
+}
+
+fn doors(settings: &Settings, peers: Option<&PeerTls>) -> Result<Doors, StartError> {
+    let mut doors = Doors::new();
+    for listener in &settings.listeners {
+        let door = match (listener.accepts, &listener.certificates, peers) {
+            (Accepts::Peers, _, Some(peers)) => Door::Peers(Arc::clone(&peers.server)),
+            (Accepts::Peers, _, None) => unreachable!("the configuration demands `peer_tls` for a listener of peers"),
+            (Accepts::Clients, Some(files), _) => Door::Clients(tls::for_clients(files)?),
+            (Accepts::Clients, None, _) => Door::Cleartext,
+        };
+        doors.insert(listener.address, door);
+    }
+    Ok(doors)
+}
+
+fn gateways(settings: &Settings, policy: &Policy, peers: Option<&PeerTls>) -> HashMap<crate::model::region::RegionId, Gateway> {
+    let Some(peers) = peers else { return HashMap::new() };
+    let gateway = |(region, url): &(_, http::Uri)| {
+        (*region, Gateway { authority: authority_of(url).into(), tls: peers.client_for(policy.region_name(*region)) })
+    };
+    settings.gateways.iter().map(gateway).collect()
+}
+
+type Opened<T, S> = (Option<Arc<T>>, Option<S>);
+
+fn geoip(settings: &Settings, before: Option<&Built>) -> Result<Opened<GeoIp, Stamp>, StartError> {
+    let Some(settings) = &settings.geoip else { return Ok((None, None)) };
+    let stamp = Stamp::of(&settings.database);
+    if let Some(before) = before.filter(|before| before.files.geoip.as_ref() == Some(&stamp)) {
+        return Ok((before.snapshot.geoip.clone(), Some(stamp)));
+    }
+    let geoip = GeoIp::open(&settings.database)?;
+    if settings.max_age.is_some_and(|most| geoip.age(SystemTime::now()) > most) {
+        tracing::warn!(file = %settings.database.display(), "the GeoIP database is older than `max_age`: it steers, but proves no jurisdiction; fetch a newer one");
+    }
+    Ok((Some(Arc::new(geoip)), Some(stamp)))
+}
+
+fn directory(
+    settings: &Settings,
+    registry: &Registry,
+    before: Option<&Built>,
+) -> Result<Opened<Directory, (Stamp, String)>, StartError> {
+    let Some(settings) = &settings.directory else { return Ok((None, None)) };
+    // A table's rows are numbers of names: another set of names is another table.
+    let stamp = (Stamp::of(&settings.file), format!("{registry:?}"));
+    if let Some(before) = before.filter(|before| before.files.directory.as_ref() == Some(&stamp)) {
+        return Ok((before.snapshot.directory.clone(), Some(stamp)));
+    }
+    let directory = Directory::open(settings, registry)?;
+    Ok((Some(Arc::new(directory)), Some(stamp)))
+}

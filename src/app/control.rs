@@ -1,0 +1,282 @@
+//! The control thread: answers the control plane, probes the regions, watches files, swaps snapshots.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use tokio::runtime::LocalRuntime;
+use tokio::sync::{mpsc, oneshot, watch as channel};
+
+use crate::admin::{self, Command};
+use crate::config;
+use crate::metrics::Metrics;
+use crate::model::day::Day;
+use crate::model::region::Registry;
+use crate::model::vitals::Health;
+use crate::probes::{self, Observation, Target, Targets};
+use crate::proxy::{Shared, Snapshot};
+use crate::transport::listener::{self, Acceptor, Claimed};
+use crate::upstreams::{self, Upstreams};
+
+use super::build::{self, Built, Doors};
+use super::worker::{Order, Orders};
+use super::{FLUSH_TIMEOUT, StartError, explain, watch};
+
+/// What the control thread holds.
+pub struct Control {
+    pub config: PathBuf,
+    pub region: Option<String>,
+    pub registry: Registry,
+    pub built: Built,
+    pub shared: Arc<Shared>,
+    pub doors: Arc<ArcSwap<Doors>>,
+    pub metrics: Arc<Metrics>,
+    pub orders: Vec<Orders>,
+    pub worker_count: usize,
+    pub draining: channel::Receiver<bool>,
+}
+
+type Commands = (mpsc::Sender<Command>, mpsc::Receiver<Command>);
+
+pub fn spawn(
+    control: Control,
+    claims: Vec<(SocketAddr, Claimed)>,
+    admin: Claimed,
+    commands: Commands,
+    stopped: oneshot::Receiver<()>,
+) -> Result<JoinHandle<()>, StartError> {
+    for (address, claimed) in claims {
+        control.listen(address, claimed);
+    }
+    let (started, start) = std::sync::mpsc::channel();
+    let work = move || match LocalRuntime::new() {
+        Ok(runtime) => runtime.block_on(async move {
+            tokio::select! {
+                () = control.run(admin, commands, started) => {}
+                _ = stopped => {}
+            }
+        }),
+        Err(error) => drop(started.send(Err(error))),
+    };
+    let handle = std::thread::Builder::new().name("control".into()).spawn(work)?;
+    start.recv().map_err(|_| std::io::Error::other("the control thread ended early"))??;
+    Ok(handle)
+}
+
+impl Control {
+    async fn run(mut self, admin: Claimed, commands: Commands, started: std::sync::mpsc::Sender<std::io::Result<()>>) {
+        let (sender, mut received) = commands;
+        let socket = admin.sockets.into_iter().next().expect("a claim has a socket");
+        let acceptor = match Acceptor::adopt(socket) {
+            Ok(acceptor) => acceptor,
+            Err(error) => return drop(started.send(Err(error))),
+        };
+        tokio::task::spawn_local(admin::serve(acceptor, sender));
+        let (targets, targeted) = channel::channel(targets(&self.built));
+        tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals)));
+        let mut health = tokio::task::spawn_local(upstreams::watch(Arc::clone(&self.built.snapshot.upstreams)));
+        let (mut watcher, mut changed) = watch::start(&files(&self.config, &self.built));
+        let _ = started.send(Ok(()));
+        loop {
+            let command = tokio::select! {
+                command = received.recv() => command,
+                Some(()) = changed.recv() => Some(Command::Reload(oneshot::channel().0)),
+            };
+            match command {
+                None => return,
+                Some(Command::Metrics(reply)) => drop(reply.send(self.scrape().await)),
+                Some(Command::Ready(reply)) => drop(reply.send(self.readiness())),
+                Some(Command::Explain { query, reply }) => drop(reply.send(self.explain(&query))),
+                Some(Command::Reload(reply)) => {
+                    let upstreams_before = Arc::clone(&self.built.snapshot.upstreams);
+                    let snapshot_before = Arc::clone(&self.built.snapshot);
+                    let outcome = self.reload().await;
+                    if !Arc::ptr_eq(&snapshot_before, &self.built.snapshot) {
+                        targets.send_replace(self::targets(&self.built));
+                        watcher = watcher.retarget(&files(&self.config, &self.built));
+                    }
+                    if !Arc::ptr_eq(&upstreams_before, &self.built.snapshot.upstreams) {
+                        health.abort();
+                        health = tokio::task::spawn_local(upstreams::watch(Arc::clone(&self.built.snapshot.upstreams)));
+                    }
+                    let _ = reply.send(outcome);
+                }
+            }
+        }
+    }
+
+    /// Reads all files again and puts the new state to work. A configuration or certificate that is refused changes
+    /// nothing; a table that cannot be read is kept as it was, so that it does not hold up the rest.
+    async fn reload(&mut self) -> Result<(), String> {
+        let refused = match self.try_reload().await {
+            Ok(kept) if kept.is_empty() => {
+                self.metrics.reloads.with_label_values(&["applied"]).inc();
+                tracing::info!(policy = %self.built.snapshot.policy.hash, "reloaded");
+                return Ok(());
+            }
+            Ok(kept) => kept.join("\n"),
+            Err(error) => error.to_string(),
+        };
+        self.metrics.reloads.with_label_values(&["refused"]).inc();
+        tracing::error!(error = refused, "the reload was refused; what was there before stays in force");
+        Err(refused)
+    }
+
+    async fn try_reload(&mut self) -> Result<Vec<String>, StartError> {
+        let today = Day::of(SystemTime::now());
+        let mut registry = self.registry.clone();
+        let config = config::load(&self.config, self.region.as_deref(), &mut registry, today).map_err(StartError::Config)?;
+        let (was, is) = (self.built.snapshot.policy.local, config.policy.local);
+        if was != is {
+            let name = |id| self.built.snapshot.policy.region_name(id).to_owned();
+            return Err(StartError::RegionChanged { was: name(was), is: config.policy.region_name(is).to_owned() });
+        }
+        // Large tables take their time: the control plane answers meanwhile.
+        let before = self.built.share();
+        let (built, names) = (config, registry.clone());
+        let built = tokio::task::spawn_blocking(move || build::build(built, &names, Some(&before))).await;
+        let built = built.map_err(|error| std::io::Error::other(error.to_string()))??;
+        let fresh = self.claim_new(&built)?;
+        self.note_what_waits_for_a_restart(&built);
+        let gone: Vec<_> = self.doors.load().keys().filter(|address| !built.doors.contains_key(address)).copied().collect();
+        // Doors first: a connection must never find its listener without one.
+        self.doors.store(Arc::clone(&built.doors));
+        self.shared.snapshot.store(Arc::clone(&built.snapshot));
+        for (address, claimed) in fresh {
+            self.listen(address, claimed);
+        }
+        for address in gone {
+            self.orders.iter().for_each(|orders| drop(orders.send(Order::Close(address))));
+        }
+        self.registry = registry;
+        self.built = built;
+        Ok(std::mem::take(&mut self.built.kept))
+    }
+
+    fn claim_new(&self, built: &Built) -> Result<Vec<(SocketAddr, Claimed)>, StartError> {
+        let known = self.doors.load();
+        let new = built.doors.keys().filter(|address| !known.contains_key(address));
+        new.map(|address| Ok((*address, listener::claim(*address, self.worker_count)?))).collect()
+    }
+
+    fn listen(&self, address: SocketAddr, claimed: Claimed) {
+        for (orders, socket) in self.orders.iter().zip(claimed.sockets) {
+            let _ = orders.send(Order::Listen(address, socket));
+        }
+    }
+
+    fn note_what_waits_for_a_restart(&self, built: &Built) {
+        let (old, new) = (&self.built.settings, &built.settings);
+        for (name, changed) in [
+            ("admin", old.admin != new.admin),
+            ("audit", old.audit != new.audit),
+            ("workers", old.workers != new.workers),
+            ("log.format", old.log.json != new.log.json),
+        ] {
+            if changed {
+                tracing::warn!("`{name}` has changed; it takes effect at the next start");
+            }
+        }
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        if *self.draining.borrow() {
+            return Err("draining".into());
+        }
+        if !self.built.snapshot.upstreams.any_up() {
+            return Err("no upstream is up".into());
+        }
+        Ok(())
+    }
+
+    fn explain(&self, query: &[(String, String)]) -> Result<String, String> {
+        let query = explain::Query::from_pairs(query)?;
+        let vitals = self.shared.vitals.load();
+        let explanation = explain::explain(&self.built.snapshot, &vitals, &query)?;
+        Ok(if query.json { explanation.json() } else { explanation.text() })
+    }
+
+    /// Adds the workers' counts up, sets the gauges, and writes all metrics.
+    async fn scrape(&self) -> String {
+        for orders in &self.orders {
+            let (done, flushed) = oneshot::channel();
+            if orders.send(Order::Flush(done)).is_ok() {
+                let _ = tokio::time::timeout(FLUSH_TIMEOUT, flushed).await;
+            }
+        }
+        let (metrics, snapshot) = (&self.metrics, &self.built.snapshot);
+        metrics.ready.set(i64::from(self.readiness().is_ok()));
+        metrics.directory_users.set(snapshot.directory.as_ref().map_or(0, |directory| directory.len() as i64));
+        if let Some(geoip) = &snapshot.geoip {
+            let none: [&str; 0] = [];
+            metrics.geoip_age.with_label_values(&none).set(geoip.age(SystemTime::now()).as_secs_f64());
+        }
+        metrics.upstream_up.reset();
+        for upstream in snapshot.upstreams.all() {
+            metrics.upstream_up.with_label_values(&[&*upstream.authority]).set(i64::from(upstream.is_up()));
+        }
+        let vitals = self.shared.vitals.load();
+        metrics.region_health.reset();
+        metrics.region_round_trip.reset();
+        for region in snapshot.policy.regions.iter() {
+            let (name, seen) = (snapshot.policy.region_name(region), vitals.region(region));
+            for state in Health::ALL {
+                metrics.region_health.with_label_values(&[name, state.as_str()]).set(i64::from(seen.health == state));
+            }
+            if let Some(round_trip) = seen.round_trip {
+                metrics.region_round_trip.with_label_values(&[name]).set(round_trip.as_secs_f64());
+            }
+        }
+        metrics.encode()
+    }
+}
+
+/// The files that a change of is a reason to reload.
+fn files(config: &std::path::Path, built: &Built) -> Vec<PathBuf> {
+    let settings = &built.settings;
+    let mut files = vec![config.to_owned()];
+    let pair = |files: &mut Vec<PathBuf>, pair: &crate::transport::tls::CertificateFiles| {
+        files.extend([pair.certificate.clone(), pair.key.clone()]);
+    };
+    for listener in &settings.listeners {
+        listener.certificates.iter().flatten().for_each(|files_of_one| pair(&mut files, files_of_one));
+    }
+    if let Some(peers) = &settings.peer_tls {
+        pair(&mut files, &peers.own);
+        files.push(peers.authority.clone());
+    }
+    files.extend(settings.geoip.as_ref().map(|settings| settings.database.clone()));
+    files.extend(settings.directory.as_ref().map(|settings| settings.file.clone()));
+    files
+}
+
+/// Whom the prober asks under this state.
+fn targets(built: &Built) -> Targets {
+    let snapshot: &Snapshot = &built.snapshot;
+    let target = |region| {
+        if region == snapshot.policy.local {
+            let upstreams = Arc::clone(&snapshot.upstreams);
+            let policy = snapshot.policy.hash;
+            return Target::Local(Arc::new(move || local_observation(&upstreams, policy)));
+        }
+        snapshot.gateways.get(&region).map_or(Target::Silent, |gateway| Target::Peer(gateway.clone()))
+    };
+    Targets {
+        settings: built.settings.probes,
+        nearest_first: snapshot.policy.nearest_first(),
+        regions: snapshot.policy.regions.iter().map(|region| (region, target(region))).collect(),
+    }
+}
+
+fn local_observation(upstreams: &Upstreams, policy: crate::model::vitals::PolicyHash) -> Observation {
+    Observation::Answered {
+        round_trip: std::time::Duration::ZERO,
+        draining: false,
+        serving: upstreams.any_up(),
+        upstream_time: upstreams.answer_time(),
+        policy: Some(policy),
+    }
+}

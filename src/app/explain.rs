@@ -1,0 +1,183 @@
+//! "Where would this request go, and why?": the same gathering and the same judgement as for live requests.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::decision::facts::{Head, Ingress};
+use crate::decision::narrate::{self, Line};
+use crate::decision::policy::Policy;
+use crate::decision::residency::Mode;
+use crate::decision::route::Method;
+use crate::decision::verdict::{Decision, Verdict};
+use crate::decision::{decide, match_route, route_of};
+use crate::model::day::Day;
+use crate::model::jurisdiction::Jurisdiction;
+use crate::model::region::RegionSet;
+use crate::model::user::Proof;
+use crate::model::vitals::{Health, RegionVitals, Vitals};
+use crate::proxy::Snapshot;
+use crate::proxy::gather::{Question, gather};
+use crate::proxy::intake::canonical_path;
+
+/// A request that somebody asks about.
+#[derive(Clone, Debug)]
+pub struct Query {
+    pub method: String,
+    /// Absolute, or a path alone.
+    pub url: String,
+    pub ip: IpAddr,
+    pub user: Option<String>,
+    /// The user's key is only claimed, as by a plain cookie.
+    pub claimed: bool,
+    /// The day to judge by, instead of today.
+    pub day: Option<String>,
+    /// Regions to take as down.
+    pub down: Vec<String>,
+    pub json: bool,
+}
+
+impl Query {
+    /// Reads the query of `/explain`: `url`, and as needed `method ip user claimed day down format`.
+    pub fn from_pairs(pairs: &[(String, String)]) -> Result<Self, String> {
+        const KNOWN: [&str; 8] = ["url", "method", "ip", "user", "claimed", "day", "down", "format"];
+        if let Some((name, _)) = pairs.iter().find(|(name, _)| !KNOWN.contains(&name.as_str())) {
+            return Err(format!("unknown parameter `{name}`; known are {}", KNOWN.join(", ")));
+        }
+        let get = |wanted: &str| pairs.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+        let ip = get("ip").unwrap_or_else(|| "0.0.0.0".into());
+        Ok(Self {
+            method: get("method").unwrap_or_else(|| "GET".into()),
+            url: get("url").ok_or("the parameter `url` is missing, such as `/explain?url=https://api.example.com/account/1`")?,
+            ip: ip.parse().map_err(|_| format!("`{ip}` is no address"))?,
+            user: get("user"),
+            claimed: get("claimed").is_some_and(|value| value != "false"),
+            day: get("day"),
+            down: pairs.iter().filter(|(name, _)| name == "down").map(|(_, value)| value.clone()).collect(),
+            json: get("format").as_deref() == Some("json"),
+        })
+    }
+}
+
+/// A decision with its story.
+pub struct Explanation {
+    title: String,
+    client: String,
+    lines: Vec<Line>,
+    facts: Value,
+    /// The request would be served.
+    pub proceeds: bool,
+}
+
+/// Judges the request asked about.
+pub fn explain(snapshot: &Snapshot, vitals: &Vitals, query: &Query) -> Result<Explanation, String> {
+    let policy = &snapshot.policy;
+    let uri: http::Uri = query.url.parse().map_err(|_| format!("`{}` is no URL", query.url))?;
+    let host = uri.host().unwrap_or("localhost").trim_end_matches('.').to_ascii_lowercase();
+    let path = canonical_path(uri.path())
+        .ok_or_else(|| format!("the path `{}` is ambiguous or malformed: such a request is answered 400", uri.path()))?;
+    let method = Method::of(&query.method);
+    let user = query.user.clone().map(|user| (user, if query.claimed { Proof::Claimed } else { Proof::Proven }));
+    let vitals = with_down(vitals, policy, &query.down)?;
+    let question = Question {
+        route: match_route(&Head { method, host: &host, path: &path }, policy),
+        ingress: Ingress::Client,
+        is_read: matches!(method, Method::Get | Method::Head),
+        client: query.ip.to_canonical(),
+        user: user.as_ref(),
+        envelope: None,
+        now: wall_clock(query.day.as_deref())?,
+    };
+    let findings = gather(&question, snapshot);
+    let decision = decide(&findings.facts(&question, &vitals), policy);
+    let country = decision.trail.country;
+    let jurisdiction = policy.jurisdiction_of_country(country);
+    let client = format!(
+        "{} is in {} (jurisdiction {})",
+        query.ip,
+        country.map_or("no known country".to_owned(), |code| code.as_str().to_owned()),
+        policy.jurisdiction_name(jurisdiction)
+    );
+    Ok(Explanation {
+        title: format!("{} {} arriving at {}", query.method, query.url, policy.region_name(policy.local)),
+        client,
+        lines: narrate::tell(&decision, policy),
+        facts: facts(&decision, policy, query),
+        proceeds: matches!(decision.verdict, Verdict::Proceed(_)),
+    })
+}
+
+fn with_down(vitals: &Vitals, policy: &Policy, down: &[String]) -> Result<Vitals, String> {
+    let mut vitals = vitals.clone();
+    for name in down {
+        let region = policy.find_region(name).ok_or_else(|| format!("unknown region `{name}`"))?;
+        vitals.set(region, RegionVitals { health: Health::Down, ..*vitals.region(region) });
+    }
+    Ok(vitals)
+}
+
+fn wall_clock(day: Option<&str>) -> Result<SystemTime, String> {
+    let Some(text) = day else { return Ok(SystemTime::now()) };
+    let wrong = || format!("`{text}` is no date; write it as `2027-12-31`");
+    Day::parse(text).ok_or_else(wrong)?;
+    let date: jiff::civil::Date = text.parse().map_err(|_| wrong())?;
+    let noon = date.at(12, 0, 0, 0).to_zoned(jiff::tz::TimeZone::UTC).map_err(|_| wrong())?;
+    let seconds = u64::try_from(noon.timestamp().as_second()).map_err(|_| wrong())?;
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+}
+
+fn facts(decision: &Decision, policy: &Policy, query: &Query) -> Value {
+    let trail = &decision.trail;
+    let names = |regions: RegionSet| regions.iter().map(|region| policy.region_name(region)).collect::<Vec<_>>();
+    let home = trail.home.map(|home| {
+        json!({
+            "region": home.region().map(|region| policy.region_name(region)),
+            "evidence": home.evidence().map(|evidence| evidence.as_str()),
+            "jurisdiction": policy.jurisdiction_name(home.jurisdiction()),
+        })
+    });
+    let (itinerary, redirect) = match &decision.verdict {
+        Verdict::Proceed(itinerary) => (itinerary.regions().map(|region| policy.region_name(region)).collect(), None),
+        Verdict::Redirect(region) => (vec![], Some(policy.region_name(*region))),
+        Verdict::Refuse(_) => (vec![], None),
+    };
+    json!({
+        "method": query.method,
+        "url": query.url,
+        "ip": query.ip.to_string(),
+        "at": policy.region_name(policy.local),
+        "country": trail.country.map(|code| code.as_str().to_owned()),
+        "country_jurisdiction": policy.jurisdiction_name(trail.country.map_or(Jurisdiction::Unknown, |code| policy.jurisdiction_of_country(Some(code)))),
+        "route": route_of(trail, policy).map(|route| &*route.name),
+        "classes": trail.classes.iter().map(|class| &*policy.class(class).name).collect::<Vec<_>>(),
+        "report_only": trail.classes.iter().any(|class| policy.class(class).rule.mode == Mode::Report),
+        "steps": trail.steps().map(|(step, _)| narrate::name_of(step)).collect::<Vec<_>>(),
+        "home": home,
+        "clearance": names(trail.clearance),
+        "enforced": names(trail.enforced),
+        "itinerary": itinerary,
+        "redirect": redirect,
+        "verdict": decision.verdict.as_str(),
+        "code": decision.refusal().map(|code| code.as_str()),
+        "policy": policy.hash.to_string(),
+    })
+}
+
+impl Explanation {
+    /// A story for a person.
+    pub fn text(&self) -> String {
+        let mut out = format!("{}\n\n  {:<10} {}\n", self.title, "client", self.client);
+        for line in &self.lines {
+            out += &format!("  {:<10} {}\n", line.heading, line.text);
+        }
+        out
+    }
+
+    /// The same for a program.
+    pub fn json(&self) -> String {
+        let mut facts = self.facts.clone();
+        facts["story"] = self.lines.iter().map(|line| json!({ "heading": line.heading, "text": line.text })).collect();
+        format!("{facts:#}\n")
+    }
+}

@@ -1,0 +1,210 @@
+//! Wiring: builds the rooms, starts both planes, swaps snapshots, drains.
+//!
+//! Promises: what is running keeps running: a reload that fails anywhere changes nothing, and one that succeeds is seen
+//! by the next request whole. Several apps may live in one process. Never: a decision, a global. Start reading at
+//! [`App::start`].
+
+mod build;
+mod control;
+pub mod explain;
+mod watch;
+mod worker;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot, watch as channel};
+
+use crate::admin::Command;
+use crate::audit::{KeyError, Ledger, LedgerError, Pseudonyms, Tally};
+use crate::config::{self, Problem};
+use crate::directory::DirectoryError;
+use crate::geoip::GeoIpError;
+use crate::metrics::Metrics;
+use crate::model::day::Day;
+use crate::model::region::Registry;
+use crate::model::vitals::Vitals;
+use crate::proxy::{Connections, Shared};
+use crate::transport::listener::{self, ClaimError, Claimed};
+use crate::transport::tls::TlsError;
+
+pub use build::{check_files, offline};
+
+/// What to start.
+#[derive(Default)]
+pub struct Launch {
+    pub config: PathBuf,
+    /// Replaces `region:` of the file.
+    pub region: Option<String>,
+    /// Ports that are claimed already; the others are claimed now.
+    pub claimed: Vec<Claimed>,
+    /// Replaces `workers:` of the file.
+    pub workers: Option<usize>,
+}
+
+/// Why nothing was started, or a reload changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{}", list(.0))]
+    Config(Vec<Problem>),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    GeoIp(#[from] GeoIpError),
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Pseudonyms(#[from] KeyError),
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    #[error("`{}`: this certificate names {found}, and this process runs in `{region}`; it needs the URI `domicile://region/{region}`", file.display())]
+    OwnRegion { file: PathBuf, found: String, region: String },
+    #[error("`region` cannot change while the process runs: it was `{was}` and is `{is}` now; restart it")]
+    RegionChanged { was: String, is: String },
+    #[error("the system refused a thread or a timer: {0}")]
+    System(#[from] std::io::Error),
+}
+
+fn list(problems: &[Problem]) -> String {
+    let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+/// A running Domicile.
+pub struct App {
+    /// Configured addresses, and those the kernel gave.
+    pub listeners: HashMap<SocketAddr, SocketAddr>,
+    pub admin: SocketAddr,
+    commands: mpsc::Sender<Command>,
+    drain: channel::Sender<bool>,
+    workers: Vec<JoinHandle<()>>,
+    control: Option<JoinHandle<()>>,
+    stop_control: Option<oneshot::Sender<()>>,
+}
+
+impl App {
+    /// Starts all of it; returns when every port accepts.
+    pub fn start(mut launch: Launch) -> Result<Self, StartError> {
+        let mut registry = Registry::default();
+        let today = Day::of(SystemTime::now());
+        let loaded = config::load(&launch.config, launch.region.as_deref(), &mut registry, today).map_err(StartError::Config)?;
+        let worker_count = launch.workers.or(loaded.settings.workers).unwrap_or_else(cores);
+        let mut claims = Vec::new();
+        for settings in &loaded.settings.listeners {
+            claims.push((settings.address, take_claim(&mut launch.claimed, settings.address, worker_count)?));
+        }
+        let admin = take_claim(&mut launch.claimed, loaded.settings.admin.address, 1)?;
+        let metrics = Arc::new(Metrics::new());
+        let ledger = loaded.settings.audit.as_ref().map(|settings| Ledger::open(settings, tally(&metrics))).transpose()?;
+        let pseudonyms = match &loaded.settings.audit {
+            Some(settings) => Pseudonyms::open(&settings.directory.join("pseudonym.key"))?,
+            None => Pseudonyms::ephemeral(),
+        };
+        let built = build::build(loaded, &registry, None)?;
+
+        let (drain, draining) = channel::channel(false);
+        let vitals = Vitals::unmeasured(built.snapshot.policy.nearest_first());
+        let shared = Arc::new(Shared {
+            snapshot: Arc::new(ArcSwap::new(Arc::clone(&built.snapshot))),
+            vitals: Arc::new(ArcSwap::new(Arc::new(vitals))),
+            ledger,
+            pseudonyms,
+            draining: draining.clone(),
+            connections: Connections::default(),
+        });
+        let doors = Arc::new(ArcSwap::new(Arc::clone(&built.doors)));
+        let mut workers = Vec::new();
+        let mut orders = Vec::new();
+        for index in 0..worker_count {
+            let (order, handle) = worker::spawn(index, Arc::clone(&shared), Arc::clone(&doors), Arc::clone(&metrics))?;
+            orders.push(order);
+            workers.push(handle);
+        }
+        let listeners = claims.iter().map(|(configured, claimed)| (*configured, claimed.address)).collect();
+        let admin_address = admin.address;
+        let (commands, received) = mpsc::channel(64);
+        let (stop_control, stopped) = oneshot::channel();
+        let control = control::spawn(
+            control::Control {
+                config: launch.config,
+                region: launch.region,
+                registry,
+                built,
+                shared,
+                doors,
+                metrics,
+                orders,
+                worker_count,
+                draining,
+            },
+            claims,
+            admin,
+            (commands.clone(), received),
+            stopped,
+        )?;
+        Ok(Self {
+            listeners,
+            admin: admin_address,
+            commands,
+            drain,
+            workers,
+            control: Some(control),
+            stop_control: Some(stop_control),
+        })
+    }
+
+    /// Reads all files again; the error says what was refused and stays as it was.
+    pub async fn reload(&self) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || "the process is shutting down".to_owned();
+        self.commands.send(Command::Reload(reply)).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Takes nothing new from now on: readiness goes red, listeners close, connections end with what they have.
+    pub fn drain(&self) {
+        self.drain.send_replace(true);
+    }
+
+    /// Drains and waits until the last request is over, or the drain's deadline.
+    pub fn shut_down(mut self) {
+        self.drain();
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has said so already.
+            let _ = worker.join();
+        }
+        self.stop_control.take();
+        if let Some(control) = self.control.take() {
+            let _ = control.join();
+        }
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn take_claim(claimed: &mut Vec<Claimed>, address: SocketAddr, workers: usize) -> Result<Claimed, ClaimError> {
+    match claimed.iter().position(|claim| claim.address == address) {
+        Some(index) => Ok(claimed.swap_remove(index)),
+        None => listener::claim(address, workers),
+    }
+}
+
+fn tally(metrics: &Arc<Metrics>) -> Tally {
+    let (lines, failures) = (Arc::clone(metrics), Arc::clone(metrics));
+    Tally {
+        lines: Arc::new(move |count| lines.ledger_lines.inc_by(count)),
+        failures: Arc::new(move || failures.ledger_failures.inc()),
+    }
+}
+
+/// How long a scrape waits for a worker to add up its counts: a stuck worker must not make the others invisible.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);

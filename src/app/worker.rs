@@ -1,0 +1,181 @@
+//! One thread of the data plane: a runtime, its share of every listener, its connections.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpStream;
+use tokio::runtime::LocalRuntime;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use crate::metrics::Metrics;
+use crate::proxy::connection::{self, Counted, Door};
+use crate::proxy::{Shared, Worker};
+use crate::transport::listener::Acceptor;
+
+use super::build::Doors;
+
+/// What the control plane tells a worker.
+pub enum Order {
+    /// Accept on this share of a listener, configured under this address.
+    Listen(SocketAddr, std::net::TcpListener),
+    /// Empty the accept queue of a listener and close it.
+    Close(SocketAddr),
+    /// Add the counts up.
+    Flush(oneshot::Sender<()>),
+}
+
+pub type Orders = mpsc::UnboundedSender<Order>;
+
+/// How often idle connections to upstreams are looked over.
+const SWEEP_EVERY: Duration = Duration::from_secs(2);
+
+pub fn spawn(
+    index: usize,
+    shared: Arc<Shared>,
+    doors: Arc<ArcSwap<Doors>>,
+    metrics: Arc<Metrics>,
+) -> std::io::Result<(Orders, JoinHandle<()>)> {
+    let (orders, received) = mpsc::unbounded_channel();
+    let work = move || match LocalRuntime::new() {
+        Ok(runtime) => runtime.block_on(run(shared, doors, metrics, received)),
+        Err(error) => tracing::error!(%error, "a worker cannot start"),
+    };
+    let handle = std::thread::Builder::new().name(format!("worker-{index}")).spawn(work)?;
+    Ok((orders, handle))
+}
+
+/// Everything the tasks of one worker share.
+struct Local {
+    worker: Rc<Worker>,
+    doors: Arc<ArcSwap<Doors>>,
+    metrics: Arc<Metrics>,
+    open: Cell<usize>,
+    all_closed: Notify,
+}
+
+async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metrics>, mut orders: mpsc::UnboundedReceiver<Order>) {
+    let worker = Rc::new(Worker::new(Arc::clone(&shared), metrics.worker()));
+    let local = Rc::new(Local { worker, doors, metrics, open: Cell::new(0), all_closed: Notify::new() });
+    let mut draining = shared.draining.clone();
+    let mut listeners: HashMap<SocketAddr, watch::Sender<bool>> = HashMap::new();
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            order = orders.recv() => match order {
+                Some(Order::Listen(address, socket)) => match Acceptor::adopt(socket) {
+                    Ok(acceptor) => {
+                        let (close, closed) = watch::channel(false);
+                        listeners.insert(address, close);
+                        tokio::task::spawn_local(accept(Rc::clone(&local), address, acceptor, closed));
+                    }
+                    Err(error) => tracing::error!(%error, %address, "a worker cannot listen"),
+                },
+                Some(Order::Close(address)) => {
+                    if let Some(close) = listeners.remove(&address) {
+                        close.send_replace(true);
+                    }
+                }
+                Some(Order::Flush(done)) => {
+                    local.worker.metrics.flush();
+                    let _ = done.send(());
+                }
+                None => break,
+            },
+            _ = sweep.tick() => local.worker.upstream_pool.sweep(),
+            _ = draining.wait_for(|draining| *draining) => break,
+        }
+    }
+    for close in listeners.values() {
+        close.send_replace(true);
+    }
+    drain(&local, &mut orders).await;
+    local.worker.metrics.flush();
+}
+
+/// Waits for the connections to end by themselves, or for the deadline.
+async fn drain(local: &Rc<Local>, orders: &mut mpsc::UnboundedReceiver<Order>) {
+    let limit = local.worker.snapshot().limits.drain;
+    let deadline = tokio::time::sleep(limit);
+    tokio::pin!(deadline);
+    // The accept loops still owe an answer to what is queued: let them run before counting.
+    tokio::task::yield_now().await;
+    while local.open.get() > 0 {
+        tokio::select! {
+            () = local.all_closed.notified() => {}
+            () = &mut deadline => {
+                tracing::warn!(connections = local.open.get(), "connections were cut at the end of the drain");
+                return;
+            }
+            Some(order) = orders.recv() => if let Order::Flush(done) = order {
+                local.worker.metrics.flush();
+                let _ = done.send(());
+            },
+        }
+    }
+}
+
+/// Accepts until told to stop, then what is queued already.
+async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut closed: watch::Receiver<bool>) {
+    let _open = Open::count(&local);
+    loop {
+        tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => break,
+            (stream, remote) = acceptor.accept() => serve(&local, address, stream, remote),
+        }
+    }
+    while let Some((stream, remote)) = acceptor.accept_queued().await {
+        serve(&local, address, stream, remote);
+    }
+}
+
+fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: SocketAddr) {
+    // A listener that a reload has removed meanwhile has no door; its last connections are closed.
+    let Some(door) = local.doors.load().get(&address).cloned() else { return };
+    // Peers are few and proven; limits on clients must not cut a region off.
+    let counted = match door {
+        Door::Peers(_) => None,
+        Door::Cleartext | Door::Clients(_) => match Counted::enter(&local.worker, remote.ip().to_canonical()) {
+            Ok(counted) => Some(counted),
+            Err(reason) => {
+                local.metrics.connections_refused.with_label_values(&[reason]).inc();
+                return;
+            }
+        },
+    };
+    let open = Open::count(local);
+    let gauge = local.metrics.connections.with_label_values(&[&address.to_string()]);
+    gauge.inc();
+    let worker = Rc::clone(&local.worker);
+    tokio::task::spawn_local(async move {
+        connection::serve(worker, stream, remote, door).await;
+        gauge.dec();
+        drop(counted);
+        drop(open);
+    });
+}
+
+/// Counts a task as open until it is dropped.
+struct Open(Rc<Local>);
+
+impl Open {
+    fn count(local: &Rc<Local>) -> Self {
+        local.open.set(local.open.get() + 1);
+        Self(Rc::clone(local))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        if self.0.open.get() == 0 {
+            self.0.all_closed.notify_one();
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! `domicile check`: is the configuration sound, and what does it allow?
+
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::Args;
+
+use crate::app;
+use crate::config::{self, summary};
+use crate::model::day::Day;
+use crate::model::region::Registry;
+
+use super::{Outcome, Source};
+
+#[derive(Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    source: Source,
+    /// Open certificates, GeoIP database and user table as well.
+    #[arg(long)]
+    files: bool,
+}
+
+pub(super) fn run(options: &Options) -> Outcome {
+    let today = Day::of(SystemTime::now());
+    let Source { config: file, region } = &options.source;
+    match config::load(file, region.as_deref(), &mut Registry::default(), today) {
+        Err(problems) => {
+            let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            let count = if problems.len() == 1 { "1 mistake".into() } else { format!("{} mistakes", problems.len()) };
+            Err(format!("{}\n{count}", lines.join("\n")))
+        }
+        Ok(config) => {
+            if options.files {
+                app::check_files(file, region.as_deref(), today).map_err(|error| error.to_string())?;
+            }
+            print!("{}", summary::print(&config.policy, today));
+            println!("\n{}: sound", file.display());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

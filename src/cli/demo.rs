@@ -1,0 +1,91 @@
+//! `domicile demo`: three regions in one process, to try things out.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::demo::{self, World};
+
+use super::Outcome;
+use super::run::start_log;
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// Send the requests of the tour, print what became of them, and end; exits with 1 if any went where it should not.
+    #[arg(long)]
+    tour: bool,
+    /// The GeoIP database.
+    #[arg(long, default_value = "geoip/country.mmdb")]
+    geoip: PathBuf,
+}
+
+pub(super) fn run(options: &Options) -> Outcome {
+    let _logs = start_log(false, if options.tour { "off" } else { "warn,domicile::request=info" });
+    let world = World::start(&options.geoip)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+    let outcome = if options.tour {
+        runtime.block_on(demo::tour(&world))
+    } else {
+        print(&world);
+        runtime.block_on(async { tokio::signal::ctrl_c().await.map_err(|error| error.to_string()) }).map(|()| true)
+    };
+    world.stop();
+    Ok(if outcome? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(world: &World) {
+    println!("Three regions are running, with the measured distances between them:\n");
+    for region in &world.regions {
+        let apps: Vec<_> = region.apps.iter().map(ToString::to_string).collect();
+        println!(
+            "  {:<13} http://{}  https://{}  admin http://{}  apps {}",
+            region.name,
+            region.http,
+            region.https,
+            region.admin,
+            apps.join(" ")
+        );
+    }
+    let (eu, us, jp) = (world.region("eu-west"), world.region("us-east"), world.region("ap-northeast"));
+    let ca = world.folder.join("ca.pem");
+    println!("\nPaste these into another terminal:\n");
+    let show = |what: &str, command: String| println!("  # {what}\n  {command}\n");
+    show("a user at home", format!("curl -s http://{}/users/alice/orders/1", eu.http));
+    show(
+        "the same user abroad: us-east hands the request to eu-west",
+        format!("curl -s http://{}/users/alice/orders/1", us.http),
+    );
+    show("over TLS and HTTP/2", format!("curl -s --http2 --cacert {} https://{}/users/alice/orders/1", ca.display(), us.https));
+    show("a stranger, by country (Germany)", format!("curl -s -H 'X-Forwarded-For: 91.64.0.1' http://{}/profile/me", us.http));
+    show(
+        "a refusal: personal data of a Brazilian may be processed nowhere here",
+        format!("curl -si -H 'X-Forwarded-For: 177.1.1.1' http://{}/profile/me", us.http),
+    );
+    show(
+        "a redirect: nobody may carry restricted data, so the client goes itself",
+        format!("curl -si -H 'X-User-Id: alice' http://{}/account/1", us.http),
+    );
+    show("public data: the nearest region serves", format!("curl -s http://{}/feed/1", jp.http));
+    let down: Vec<_> = us.apps.iter().map(|app| format!("curl -s http://{app}/demo/down")).collect();
+    let up: Vec<_> = us.apps.iter().map(|app| format!("curl -s http://{app}/demo/up")).collect();
+    show(
+        "a failover: take us-east's app servers down; a read of bob's orders moves to eu-west (his transfer allows it) ...",
+        down.join("; "),
+    );
+    show(
+        "... a write never does; wait a second for the health checks",
+        format!("curl -s http://{0}/users/bob/orders/1; curl -s -X POST http://{0}/users/bob/orders/1", us.http),
+    );
+    show("and back", up.join("; "));
+    show(
+        "why did it go there?",
+        format!("curl -s 'http://{}/explain?url=http://{}/users/alice/orders/1&ip=91.64.0.1'", us.admin, us.http),
+    );
+    show(
+        "what was recorded before it crossed a border",
+        format!("cat {}", world.folder.join("ledger/us-east/ledger.jsonl").display()),
+    );
+    show("what Prometheus scrapes", format!("curl -s http://{}/metrics", us.admin));
+    println!("Ctrl-C ends it.");
+}

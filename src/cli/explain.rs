@@ -1,0 +1,52 @@
+//! `domicile explain`: where would a request go, and why?
+
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::Args;
+
+use crate::app;
+use crate::app::explain::{Query, explain};
+use crate::model::day::Day;
+use crate::model::vitals::Vitals;
+
+use super::{Outcome, Source};
+
+#[derive(Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    source: Source,
+    /// The client's address.
+    #[arg(long, default_value = "0.0.0.0")]
+    ip: IpAddr,
+    /// The user's key, as a trusted hop would name it.
+    #[arg(long)]
+    user: Option<String>,
+    /// The user's key is only claimed, as by a plain cookie.
+    #[arg(long)]
+    claimed: bool,
+    /// Judge by this day (YYYY-MM-DD) instead of today.
+    #[arg(long)]
+    day: Option<String>,
+    /// Take this region as down; may be given several times.
+    #[arg(long, value_name = "REGION")]
+    down: Vec<String>,
+    /// Write JSON.
+    #[arg(long)]
+    json: bool,
+    /// The request's method.
+    method: String,
+    /// The request's URL.
+    url: String,
+}
+
+pub(super) fn run(options: Options) -> Outcome {
+    let Source { config, region } = &options.source;
+    let snapshot = app::offline(config, region.as_deref(), Day::of(SystemTime::now())).map_err(|error| error.to_string())?;
+    let vitals = Vitals::unmeasured(snapshot.policy.nearest_first());
+    let Options { ip, user, claimed, day, down, json, method, url, .. } = options;
+    let explanation = explain(&snapshot, &vitals, &Query { method, url, ip, user, claimed, day, down, json })?;
+    print!("{}", if json { explanation.json() } else { explanation.text() });
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,86 @@
+//! `domicile run`: serve until told to stop.
+
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+use crate::app::{App, Launch};
+use crate::config;
+use crate::model::day::Day;
+use crate::model::region::Registry;
+
+use super::{Outcome, Source};
+
+#[derive(Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    source: Source,
+}
+
+pub(super) fn run(options: Options) -> Outcome {
+    let Source { config, region } = options.source;
+    let _logs = start_log(is_json(&config, region.as_deref()), "info");
+    let app = App::start(Launch { config, region, ..Launch::default() }).map_err(|error| error.to_string())?;
+    for (configured, address) in &app.listeners {
+        tracing::info!(%configured, %address, "listening");
+    }
+    tracing::info!(address = %app.admin, "the control plane is listening");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+    runtime.block_on(until_told_to_stop(&app)).map_err(|error| format!("cannot wait for signals: {error}"))?;
+    tracing::info!("draining");
+    // A second signal ends the waiting, and with it whatever is still in flight.
+    std::thread::spawn(move || {
+        if runtime.block_on(next_stop()).is_ok() {
+            tracing::warn!("stopped while requests were in flight");
+            std::process::exit(1);
+        }
+    });
+    app.shut_down();
+    tracing::info!("drained");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn until_told_to_stop(app: &App) -> std::io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut stop = std::pin::pin!(next_stop());
+    loop {
+        tokio::select! {
+            stopped = &mut stop => return stopped,
+            // What was wrong is in the log already.
+            _ = hangup.recv() => drop(app.reload().await),
+        }
+    }
+}
+
+async fn next_stop() -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// The log's form is needed before the configuration is really read; mistakes are reported then.
+fn is_json(file: &std::path::Path, region: Option<&str>) -> bool {
+    let config = config::load(file, region, &mut Registry::default(), Day::of(SystemTime::now()));
+    config.is_ok_and(|config| config.settings.log.json)
+}
+
+/// Lines go to standard error from a thread of their own: a slow terminal must not slow requests. Lines that find the
+/// queue full are dropped, and that is counted by nobody but the reader.
+pub(super) fn start_log(json: bool, standard: &str) -> tracing_appender::non_blocking::WorkerGuard {
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+    let filter = EnvFilter::try_from_env("DOMICILE_LOG").unwrap_or_else(|_| EnvFilter::new(standard));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(BoxMakeWriter::new(writer)).with_target(true);
+    if json {
+        subscriber.json().flatten_event(true).init();
+    } else {
+        subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    }
+    guard
+}

@@ -1,0 +1,195 @@
+//! The tour: requests that show each feature, what became of them, and whether that was right.
+
+use std::time::{Duration, Instant};
+
+use http::{Method, StatusCode};
+
+use super::World;
+use super::client::{self, Answer};
+
+/// How long the proxies may take to notice that a region went down or came back.
+const NOTICE: Duration = Duration::from_secs(20);
+
+/// Where a request should end.
+#[derive(Clone, Copy)]
+enum Expect {
+    ServedBy(&'static str),
+    /// Sent there by a redirect, and served.
+    Redirected(&'static str),
+    Refused(u16, &'static str),
+}
+
+/// One request of the tour.
+struct Stop {
+    who: &'static str,
+    /// The region whose proxy is asked.
+    at: &'static str,
+    from: &'static str,
+    user: Option<&'static str>,
+    method: Method,
+    path: &'static str,
+    expect: Expect,
+}
+
+const fn get(
+    who: &'static str,
+    at: &'static str,
+    from: &'static str,
+    user: Option<&'static str>,
+    path: &'static str,
+    expect: Expect,
+) -> Stop {
+    Stop { who, at, from, user, method: Method::GET, path, expect }
+}
+
+const GERMANY: &str = "91.64.0.1";
+const AMERICA: &str = "8.8.8.8";
+const JAPAN: &str = "133.11.0.1";
+const BRAZIL: &str = "177.1.1.1";
+
+fn in_good_times() -> Vec<Stop> {
+    use Expect::{Redirected, Refused, ServedBy};
+    vec![
+        get("a user at home", "eu-west", GERMANY, None, "/users/alice/orders/1", ServedBy("eu-west")),
+        get("the same user abroad", "us-east", AMERICA, None, "/users/alice/orders/1", ServedBy("eu-west")),
+        Stop {
+            method: Method::POST,
+            ..get("a write from abroad", "us-east", AMERICA, None, "/users/alice/orders/1", ServedBy("eu-west"))
+        },
+        get("a user from far away", "eu-west", GERMANY, None, "/users/chika/orders/1", ServedBy("ap-northeast")),
+        get("a stranger, by country", "us-east", GERMANY, None, "/profile/me", ServedBy("eu-west")),
+        get("a stranger, by country", "eu-west", JAPAN, None, "/profile/me", ServedBy("ap-northeast")),
+        get("a country without a home", "us-east", BRAZIL, None, "/profile/me", Refused(451, "residency.nowhere_cleared")),
+        get("public data, anyone", "ap-northeast", BRAZIL, None, "/feed/1", ServedBy("ap-northeast")),
+        get("restricted data, at home", "eu-west", GERMANY, Some("alice"), "/account/1", ServedBy("eu-west")),
+        get("restricted data, abroad", "us-east", AMERICA, Some("alice"), "/account/1", Redirected("eu-west")),
+        get("restricted data, stranger", "us-east", AMERICA, None, "/account/1", Refused(403, "home.unresolved")),
+        get("home outside the law", "us-east", AMERICA, None, "/users/erin/orders/1", Refused(451, "residency.home_not_cleared")),
+    ]
+}
+
+fn with_us_east_down() -> Vec<Stop> {
+    use Expect::{Refused, ServedBy};
+    vec![
+        get("failover of a read", "us-east", AMERICA, None, "/users/bob/orders/1", ServedBy("eu-west")),
+        Stop {
+            method: Method::POST,
+            ..get("a write never moves", "us-east", AMERICA, None, "/users/bob/orders/1", Refused(503, "failover.home_down"))
+        },
+        get("no failover allowed", "us-east", AMERICA, None, "/profile/me", Refused(503, "failover.home_down")),
+        get("public data moves on", "us-east", AMERICA, None, "/feed/1", ServedBy("eu-west")),
+    ]
+}
+
+/// Makes the tour, printing a line for each request; whether all went where they should.
+pub async fn tour(world: &World) -> Result<bool, String> {
+    for region in &world.regions {
+        wait_for_health(world, region.name, "up").await?;
+    }
+    println!(
+        "{:<26} {:<13} {:<13} {:<13} {:<9} {:<13} {:<34} {:>6}",
+        "who", "arrives at", "from", "home", "evidence", "served by", "verdict", "ms"
+    );
+    let mut good = true;
+    for stop in in_good_times() {
+        good &= show(world, &stop).await?;
+    }
+    switch(world, "us-east", "down").await?;
+    println!("  -- the app servers of us-east go down --");
+    for stop in with_us_east_down() {
+        good &= show(world, &stop).await?;
+    }
+    switch(world, "us-east", "up").await?;
+    println!("  -- they are back --");
+    good &=
+        show(world, &get("a user at home again", "us-east", AMERICA, None, "/users/bob/orders/1", Expect::ServedBy("us-east")))
+            .await?;
+    Ok(good)
+}
+
+async fn show(world: &World, stop: &Stop) -> Result<bool, String> {
+    let explained = explain(world, stop).await?;
+    let mut fields = vec![("x-forwarded-for", stop.from)];
+    fields.extend(stop.user.map(|user| ("x-user-id", user)));
+    let started = Instant::now();
+    let mut answer = client::send(world.region(stop.at).http, stop.method.clone(), stop.path, &fields).await?;
+    let was_redirected = answer.status == StatusCode::TEMPORARY_REDIRECT;
+    if was_redirected {
+        answer = follow(&answer, stop, &fields).await?;
+    }
+    let took = started.elapsed();
+    let body = answer.json();
+    let served_by = body["region"].as_str().filter(|_| answer.status.is_success()).unwrap_or("-");
+    let code = body["code"].as_str().unwrap_or_default();
+    let is_right = match stop.expect {
+        Expect::ServedBy(region) => !was_redirected && served_by == region,
+        Expect::Redirected(region) => was_redirected && served_by == region,
+        Expect::Refused(status, expected) => answer.status.as_u16() == status && code == expected,
+    };
+    let verdict = match (was_redirected, answer.status.is_success()) {
+        (true, _) => "redirect".to_owned(),
+        (false, true) => "proceed".to_owned(),
+        (false, false) => format!("{} {code}", answer.status.as_u16()),
+    };
+    let text = |name: &str| explained["home"][name].as_str().unwrap_or("-").to_owned();
+    println!(
+        "{:<26} {:<13} {:<13} {:<13} {:<9} {:<13} {:<34} {:>6.1}{}",
+        stop.who,
+        stop.at,
+        stop.from,
+        text("region"),
+        text("evidence"),
+        served_by,
+        verdict,
+        took.as_secs_f64() * 1000.0,
+        if is_right { "" } else { "  WRONG" }
+    );
+    Ok(is_right)
+}
+
+/// Goes where a redirect points, as a browser would.
+async fn follow(answer: &Answer, stop: &Stop, fields: &[(&str, &str)]) -> Result<Answer, String> {
+    let location = answer.headers.get("location").and_then(|value| value.to_str().ok()).ok_or("a redirect without a location")?;
+    let url: http::Uri = location.parse().map_err(|_| format!("`{location}` is no URL"))?;
+    let address = url
+        .authority()
+        .and_then(|authority| authority.as_str().parse().ok())
+        .ok_or_else(|| format!("`{location}` has no address"))?;
+    client::send(address, stop.method.clone(), url.path(), fields).await
+}
+
+/// Asks the proxy itself what it thinks of the request.
+async fn explain(world: &World, stop: &Stop) -> Result<serde_json::Value, String> {
+    let region = world.region(stop.at);
+    let user = stop.user.map_or(String::new(), |user| format!("&user={user}"));
+    let target =
+        format!("/explain?format=json&method={}&ip={}&url=http://{}{}{user}", stop.method, stop.from, region.http, stop.path);
+    Ok(client::send(region.admin, Method::GET, &target, &[]).await?.json())
+}
+
+/// Takes the app servers of a region down or up, and waits until every proxy has noticed.
+async fn switch(world: &World, region: &str, state: &str) -> Result<(), String> {
+    for app in &world.region(region).apps {
+        client::send(*app, Method::POST, &format!("/demo/{state}"), &[]).await?;
+    }
+    wait_for_health(world, region, state).await
+}
+
+async fn wait_for_health(world: &World, region: &str, state: &str) -> Result<(), String> {
+    let wanted = format!("domicile_region_health{{region=\"{region}\",state=\"{state}\"}} 1");
+    let deadline = Instant::now() + NOTICE;
+    for watcher in &world.regions {
+        while !metrics(watcher.admin).await?.contains(&wanted) {
+            if Instant::now() > deadline {
+                return Err(format!("{} did not notice that {region} is {state}", watcher.name));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    Ok(())
+}
+
+async fn metrics(admin: std::net::SocketAddr) -> Result<String, String> {
+    let answer = client::send(admin, Method::GET, "/metrics", &[]).await?;
+    Ok(String::from_utf8_lossy(&answer.body).into_owned())
+}

@@ -1,0 +1,154 @@
+//! The world: app servers, relays, certificates, a configuration for each region, and the three proxies.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::app::{App, Launch};
+use crate::transport::listener::{self, Claimed};
+
+use super::certificates::Authority;
+use super::{relay, sample_app};
+
+/// A region of the demo.
+pub struct Region {
+    pub name: &'static str,
+    pub http: SocketAddr,
+    pub https: SocketAddr,
+    pub admin: SocketAddr,
+    pub apps: Vec<SocketAddr>,
+    gateway: SocketAddr,
+}
+
+const NAMES: [&str; 3] = ["eu-west", "us-east", "ap-northeast"];
+
+/// Median round trips between Azure's North Europe, East US and Japan East, as Microsoft publishes them (in
+/// milliseconds; Azure network round-trip latency statistics, CC BY 4.0).
+const ROUND_TRIPS: [(usize, usize, u64); 3] = [(0, 1, 72), (1, 2, 164), (0, 2, 232)];
+
+/// The running demo. Dropping it stops nothing: call [`World::stop`].
+pub struct World {
+    pub regions: Vec<Region>,
+    /// Certificates, configurations and ledgers, removed at the end.
+    pub folder: PathBuf,
+    proxies: Vec<App>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+/// The ports of a region, claimed before its configuration is written.
+struct Ports {
+    http: Claimed,
+    https: Claimed,
+    peers: Claimed,
+    admin: Claimed,
+}
+
+impl World {
+    /// Builds and starts it; `geoip` is the database to use.
+    pub fn start(geoip: &Path) -> Result<Self, String> {
+        let failed = |error: io::Error| format!("the demo cannot start: {error}");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(failed)?;
+        let folder = std::env::temp_dir().join(format!("domicile-demo-{}", std::process::id()));
+        write_files(&folder).map_err(failed)?;
+        let mut regions = Vec::new();
+        let mut ports = Vec::new();
+        for name in NAMES {
+            let claimed = Ports::claim().map_err(|error| error.to_string())?;
+            let apps = runtime.block_on(start_apps(name)).map_err(failed)?;
+            let (http, https, admin) = (claimed.http.address, claimed.https.address, claimed.admin.address);
+            regions.push(Region { name, http, https, admin, apps, gateway: claimed.peers.address });
+            ports.push(claimed);
+        }
+        let mut proxies = Vec::new();
+        for (index, claimed) in ports.into_iter().enumerate() {
+            let gateways = runtime.block_on(start_relays(&regions, index)).map_err(failed)?;
+            let config = folder.join(format!("{}.yaml", regions[index].name));
+            std::fs::write(&config, configuration(&regions, index, &gateways, &folder, geoip)).map_err(failed)?;
+            let claimed = vec![claimed.http, claimed.https, claimed.peers, claimed.admin];
+            let launch = Launch { config, region: None, claimed, workers: Some(1) };
+            proxies.push(App::start(launch).map_err(|error| error.to_string())?);
+        }
+        Ok(Self { regions, folder, proxies, _runtime: runtime })
+    }
+
+    /// Drains the proxies and removes what was written.
+    pub fn stop(self) {
+        let draining: Vec<_> = self.proxies.into_iter().map(|proxy| std::thread::spawn(|| proxy.shut_down())).collect();
+        for proxy in draining {
+            // A thread that panicked has said so already.
+            let _ = proxy.join();
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+
+    pub fn region(&self, name: &str) -> &Region {
+        self.regions.iter().find(|region| region.name == name).expect("the demo names its own regions")
+    }
+}
+
+impl Ports {
+    fn claim() -> Result<Self, listener::ClaimError> {
+        let any = || listener::claim(SocketAddr::from(([127, 0, 0, 1], 0)), 1);
+        Ok(Self { http: any()?, https: any()?, peers: any()?, admin: any()? })
+    }
+}
+
+fn write_files(folder: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let authority = Authority::new("Domicile demo authority")?;
+    authority.write(&folder.join("ca.pem"))?;
+    for name in NAMES {
+        authority.write_region(folder, name)?;
+    }
+    authority.write_site(folder, "site", &["localhost", "127.0.0.1"])?;
+    std::fs::write(folder.join("users.csv"), include_str!("../../config/users.csv"))
+}
+
+async fn start_apps(region: &'static str) -> io::Result<Vec<SocketAddr>> {
+    Ok(vec![sample_app::start(region, format!("{region}-a")).await?, sample_app::start(region, format!("{region}-b")).await?])
+}
+
+/// The addresses at which region `from` finds the gateways of all regions: through a relay for the others.
+async fn start_relays(regions: &[Region], from: usize) -> io::Result<Vec<SocketAddr>> {
+    let mut gateways = Vec::new();
+    for (to, region) in regions.iter().enumerate() {
+        let pair = (from.min(to), from.max(to));
+        let round_trip =
+            ROUND_TRIPS.iter().find(|(a, b, _)| (*a, *b) == pair).map(|(_, _, millis)| Duration::from_millis(*millis));
+        gateways.push(match round_trip {
+            Some(round_trip) => relay::start(region.gateway, round_trip / 2).await?,
+            None => region.gateway,
+        });
+    }
+    Ok(gateways)
+}
+
+/// The configuration of `config/three-regions.yaml`, with the demo's own ports and files.
+fn configuration(regions: &[Region], local: usize, gateways: &[SocketAddr], folder: &Path, geoip: &Path) -> String {
+    let places = [("eu", "[53.35, -6.26]"), ("us", "[38.95, -77.45]"), ("jp", "[35.68, 139.77]")];
+    let mut text = String::new();
+    for ((region, gateway), (jurisdiction, at)) in regions.iter().zip(gateways).zip(places) {
+        let apps: Vec<_> = region.apps.iter().map(|app| format!("http://{app}")).collect();
+        text += &format!(
+            "  {}:\n    jurisdiction: {jurisdiction}\n    at: {at}\n    upstreams: [{}]\n    health: {{ path: /healthz, every: 200ms, timeout: 1s, rise: 1, fall: 2 }}\n    gateway: https://{gateway}\n    url: http://{}\n",
+            region.name,
+            apps.join(", "),
+            region.http
+        );
+    }
+    let own = &regions[local];
+    let folder = folder.display();
+    let geoip = geoip.display();
+    let rules = include_str!("rules.yaml");
+    format!(
+        "region: {name}\nworkers: 1\nlisten:\n  - address: \"{http}\"\n  - {{ address: \"{https}\", tls: {{ certificates: [{{ certificate: {folder}/site.pem, key: {folder}/site.key }}] }} }}\n  - {{ address: \"{peers}\", peers: true }}\nadmin: {{ address: \"{admin}\" }}\npeer_tls: {{ certificate: \"{folder}/{{region}}.pem\", key: \"{folder}/{{region}}.key\", authority: {folder}/ca.pem }}\nregions:\n{text}audit: {{ directory: \"{folder}/ledger/{{region}}\" }}\nlog: {{ requests: true }}\n{rules}",
+        name = own.name,
+        http = own.http,
+        https = own.https,
+        peers = own.gateway,
+        admin = own.admin,
+    )
+    .replace("USERS_FILE", &format!("{folder}/users.csv"))
+    .replace("GEOIP_FILE", &geoip.to_string())
+}
