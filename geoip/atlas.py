@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes src/model/atlas.rs from geoip/countries.csv: run it after changing the table.
+"""Writes src/model/country/atlas.rs from geoip/countries.csv: run it after changing the table.
 
-    python3 geoip/atlas.py > src/model/atlas.rs && cargo fmt
+    python3 geoip/atlas.py > src/model/country/atlas.rs && cargo fmt
 """
 import csv, os
 CONTINENT = dict(AF="Africa", AN="Antarctica", AS="Asia", EU="Europe", NA="NorthAmerica", OC="Oceania", SA="SouthAmerica")
@@ -10,7 +10,7 @@ print("""//! Every country: its continent, the centre of its people, and whether
 //!
 //! Written by `geoip/atlas.py` from `geoip/countries.csv`. Contains data from GeoNames (geonames.org), CC BY 4.0.
 
-use super::country::{Continent, Country};
+use super::{Continent, Country};
 
 use Continent::*;
 

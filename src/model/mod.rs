@@ -3,7 +3,6 @@
 //! Promises: plain values from the standard library alone, cheap to copy, impossible to build wrong.
 //! Never: a clock, a socket, a file, a log line. Start reading at `region`.
 
-mod atlas;
 pub mod country;
 pub mod day;
 pub mod jurisdiction;

@@ -2,7 +2,7 @@
 //!
 //! Written by `geoip/atlas.py` from `geoip/countries.csv`. Contains data from GeoNames (geonames.org), CC BY 4.0.
 
-use super::country::{Continent, Country};
+use super::{Continent, Country};
 
 use Continent::*;
 

@@ -1,7 +1,9 @@
 //! Countries by their ISO 3166-1 alpha-2 codes.
 
-use super::atlas::COUNTRIES;
+mod atlas;
+
 use super::place::Coordinates;
+use atlas::COUNTRIES;
 
 /// Two upper-case letters that name a country in the bundled table.
 ///
