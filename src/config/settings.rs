@@ -303,7 +303,6 @@ fn read_limits(field: &Field<'_>) -> Option<Limits> {
         response_timeout: time("response_timeout", standard.response_timeout)?,
         idle_timeout: time("idle_timeout", standard.idle_timeout)?,
         request_timeout: time("request_timeout", standard.request_timeout)?,
-        tunnel_idle: time("tunnel_idle", standard.tunnel_idle)?,
         drain: section.optional("drain").map_or(Some(standard.drain), |field| field.duration())?,
         attempts: count("attempts", standard.attempts, 10)?,
         peer_connections: count("peer_connections", standard.peer_connections, 64)?,

@@ -70,7 +70,10 @@ fn describe(finding: Finding, trail: &Trail, policy: &Policy) -> String {
     match finding {
         Finding::NoKey => "the request names no user: on to the next step".into(),
         Finding::Absent => "the user is not in the directory: on to the next step".into(),
-        Finding::Unavailable => "the directory cannot be asked, and a guess may not take its place".into(),
+        Finding::Unavailable { goes_on: false } => "it cannot be asked, and a guess may not take its place".into(),
+        Finding::Unavailable { goes_on: true } => {
+            "it cannot be asked; this data may be anywhere, so a read goes on to the next step".into()
+        }
         Finding::Recorded { home, evidence } => {
             let doubt = match evidence {
                 crate::model::user::Evidence::Recorded => "",

@@ -121,7 +121,10 @@ impl Home {
 pub enum Finding {
     NoKey,
     Absent,
-    Unavailable,
+    /// It could not be asked; `goes_on` if the data is such that the next step may guess.
+    Unavailable {
+        goes_on: bool,
+    },
     /// The directory's record.
     Recorded {
         home: RegionId,

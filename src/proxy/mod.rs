@@ -59,8 +59,6 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// From a request's head to the end of its answer.
     pub request_timeout: Duration,
-    /// Between two pieces of an upgraded connection.
-    pub tunnel_idle: Duration,
     /// How long requests in flight may take to finish at shutdown.
     pub drain: Duration,
     /// How often a request may be tried, the first included.
@@ -85,7 +83,6 @@ impl Default for Limits {
             response_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(60),
-            tunnel_idle: Duration::from_secs(300),
             drain: Duration::from_secs(30),
             attempts: 2,
             peer_connections: 2,

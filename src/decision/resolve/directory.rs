@@ -15,8 +15,8 @@ pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, route: &Route) -> (Finding
     match facts.directory {
         Lookup::NotAsked | Lookup::NoKey => (Finding::NoKey, Answer::Next),
         Lookup::Absent => (Finding::Absent, Answer::Next),
-        Lookup::Unavailable if may_guess(facts, policy, route) => (Finding::Unavailable, Answer::Next),
-        Lookup::Unavailable => (Finding::Unavailable, Answer::End(Code::DirectoryUnavailable)),
+        Lookup::Unavailable if may_guess(facts, policy, route) => (Finding::Unavailable { goes_on: true }, Answer::Next),
+        Lookup::Unavailable => (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable)),
         // A record of a region that the policy has dropped since owns nothing.
         Lookup::Found(record) if !policy.regions.contains(record.home) => (Finding::Absent, Answer::Next),
         Lookup::Found(record) => {

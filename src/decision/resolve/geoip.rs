@@ -96,7 +96,7 @@ fn home_of(finding: Finding) -> Option<RegionId> {
         | Finding::UnknownPlace { home } => Some(home),
         Finding::NoKey
         | Finding::Absent
-        | Finding::Unavailable
+        | Finding::Unavailable { .. }
         | Finding::Recorded { .. }
         | Finding::Given { .. }
         | Finding::Unplaced { .. }
