@@ -130,7 +130,7 @@ async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut c
             (stream, remote) = acceptor.accept() => serve(&local, address, stream, remote),
         }
     }
-    while let Some((stream, remote)) = acceptor.accept_queued().await {
+    for (stream, remote) in acceptor.close() {
         serve(&local, address, stream, remote);
     }
 }

@@ -5,6 +5,8 @@ use crate::decision::residency::{Carriers, Mode, ResidencyRule};
 use crate::decision::route::{HostPattern, MethodSet, Pattern, Route};
 use crate::model::day::Day;
 use crate::model::jurisdiction::Jurisdiction;
+use crate::model::region::RegionId;
+use crate::model::user::Evidence;
 
 use super::policy::PolicyDraft;
 
@@ -81,17 +83,19 @@ fn escape_by_method(policy: &Policy, index: usize, today: Day) -> Option<(&'stat
     None
 }
 
-/// Whether class `one` allows anything that class `other` forbids.
+/// Whether class `one` allows anything that class `other` forbids. Report-only forbids nothing.
 fn is_wider(policy: &Policy, one: ClassId, other: ClassId, today: Day) -> bool {
     let (one, other) = (&policy.class(one).rule, &policy.class(other).rule);
-    if one.needs < other.needs || (one.mode == Mode::Report && other.mode == Mode::Enforce) {
+    let needs = |rule: &ResidencyRule| if rule.mode == Mode::Report { Evidence::Inferred } else { rule.needs };
+    if needs(one) < needs(other) {
         return true;
     }
     everybody(policy).any(|user| {
         policy.jurisdictions().any(|(id, _)| {
             let place = Jurisdiction::Named(id);
-            let handles = |rule: &ResidencyRule| rule.admits(user, place, today) || rule.carries(place);
-            (one.admits(user, place, today) && !other.admits(user, place, today)) || (handles(one) && !handles(other))
+            let admits = |rule: &ResidencyRule| rule.mode == Mode::Report || rule.admits(user, place, today);
+            let handles = |rule: &ResidencyRule| admits(rule) || rule.carries(place);
+            (admits(one) && !admits(other)) || (handles(one) && !handles(other))
         })
     })
 }
@@ -135,12 +139,11 @@ fn other_class_at<'p>(policy: &'p Policy, index: usize, url: &http::Uri) -> Opti
 }
 
 /// The fixed region at the end of a chain, if nobody's data of the route's class may be processed there.
-fn dead_end(policy: &Policy, route: &Route, today: Day) -> Option<crate::model::region::RegionId> {
+fn dead_end(policy: &Policy, route: &Route, today: Day) -> Option<RegionId> {
     let rule = &policy.class(route.class).rule;
     let Some(Step::Region(region)) = route.chain.last() else { return None };
     let place = policy.jurisdiction_of(*region);
     let cleared = rule.mode == Mode::Report
-        || (rule.needs == crate::model::user::Evidence::Inferred
-            && everybody(policy).any(|user| rule.admits(user, place, today)));
+        || (rule.needs == Evidence::Inferred && everybody(policy).any(|user| rule.admits(user, place, today)));
     (!cleared).then_some(*region)
 }

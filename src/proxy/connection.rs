@@ -127,6 +127,7 @@ async fn speak(worker: Rc<Worker>, stream: Stream, first: BytesMut, arrival: Arr
     signals.tunnel.set(is_http2);
     let io = TokioIo::new(Gate::new(stream, first, limits.head(), Rc::clone(&signals)));
     let drained = worker.shared.draining.clone();
+    let watched = Rc::clone(&signals);
     let service = {
         let worker = Rc::clone(&worker);
         service_fn(move |request: hyper::Request<Incoming>| {
@@ -138,12 +139,13 @@ async fn speak(worker: Rc<Worker>, stream: Stream, first: BytesMut, arrival: Arr
             }
         })
     };
+    let asked = asked_once(Rc::clone(&watched), is_http2);
     if is_http2 {
         let connection = http2_builder(arrival.ingress, limits).serve_connection(io, service);
-        finish(connection, drained, |connection| connection.graceful_shutdown()).await;
+        finish(connection, drained, asked, |connection| connection.graceful_shutdown()).await;
     } else {
         let connection = http1_builder(limits).serve_connection(io, service);
-        finish(connection, drained, |connection| connection.graceful_shutdown()).await;
+        finish(connection, drained, asked, |connection| connection.graceful_shutdown()).await;
     }
 }
 
@@ -153,6 +155,9 @@ struct BusySignal(Rc<Signals>);
 impl BusySignal {
     fn raise(signals: Rc<Signals>) -> Self {
         signals.busy.set(true);
+        if !signals.has_request.replace(true) {
+            signals.first_request.notify_waiters();
+        }
         Self(signals)
     }
 }
@@ -188,10 +193,22 @@ fn http2_builder(ingress: Ingress, limits: &Limits) -> http2::Builder<LocalExecu
     builder
 }
 
+/// How long a connection that was accepted before the drain may take to send its first request: it is on its way.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+
+/// Waits until an HTTP/1 connection has sent a request, or has had the time to. HTTP/2 needs no waiting: its GOAWAY says
+/// which streams are still served.
+async fn asked_once(signals: Rc<Signals>, is_http2: bool) {
+    if !is_http2 && !signals.has_request.get() {
+        let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, signals.first_request.notified()).await;
+    }
+}
+
 /// Drives a connection; when the process drains, it takes nothing new and ends with what it has.
 async fn finish<C, E>(
     connection: C,
     mut drained: tokio::sync::watch::Receiver<bool>,
+    asked: impl Future<Output = ()>,
     shut_down: impl FnOnce(std::pin::Pin<&mut C>),
 ) where
     C: Future<Output = Result<(), E>>,
@@ -200,7 +217,10 @@ async fn finish<C, E>(
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
-        _ = drained.wait_for(|draining| *draining) => None,
+        () = async {
+            let _ = drained.wait_for(|draining| *draining).await;
+            asked.await;
+        } => None,
     };
     let ended = match ended {
         Some(ended) => ended,

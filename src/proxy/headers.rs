@@ -5,14 +5,13 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use super::intake::Intake;
 
 /// Fields that concern one connection only.
-const HOP_BY_HOP: [&str; 9] = [
+const HOP_BY_HOP: [&str; 8] = [
     "connection",
     "keep-alive",
     "proxy-authenticate",
     "proxy-authorization",
     "proxy-connection",
     "te",
-    "trailer",
     "transfer-encoding",
     "upgrade",
 ];

@@ -40,13 +40,10 @@ pub async fn handle(worker: Rc<Worker>, arrival: Arrival, request: Request<Incom
         return answer_probe(&worker, &snapshot);
     }
     let (mut parts, body) = request.into_parts();
-    let mut account = Account::open(worker, snapshot, arrival, &parts);
+    let account = Account::open(worker, snapshot, arrival, &parts);
     match intake::read(&mut parts, &arrival, &account.snapshot.intake) {
         Ok(intake) => serve(account, intake, parts, body).await,
-        Err(code) => {
-            account.code = Some(code);
-            account.refuse(code)
-        }
+        Err(code) => account.refuse(code),
     }
 }
 

@@ -118,13 +118,20 @@ impl Acceptor {
         }
     }
 
-    /// A connection that is queued already, if there is one: what a closing listener still owes an answer.
-    pub async fn accept_queued(&self) -> Option<(TcpStream, SocketAddr)> {
-        tokio::select! {
-            biased;
-            accepted = self.listener.accept() => accepted.ok(),
-            () = std::future::ready(()) => None,
+    /// Closes the port; gives the connections that were queued by then, which are still owed an answer.
+    pub fn close(self) -> Vec<(TcpStream, SocketAddr)> {
+        let mut queued = Vec::new();
+        // The runtime may not have heard of them yet, so the kernel is asked.
+        let Ok(listener) = self.listener.into_std() else { return queued };
+        while let Ok((stream, remote)) = listener.accept() {
+            if stream.set_nonblocking(true).is_ok()
+                && let Ok(stream) = TcpStream::from_std(stream)
+            {
+                let _ = stream.set_nodelay(true);
+                queued.push((stream, remote));
+            }
         }
+        queued
     }
 }
 

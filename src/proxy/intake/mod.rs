@@ -136,7 +136,7 @@ fn strip_user_headers(headers: &mut HeaderMap, is_trusted: bool, keys: &[KeySour
 }
 
 /// 128 random bits: unique without asking anyone, and telling nothing.
-fn new_id() -> String {
+pub fn new_id() -> String {
     format!("{:032x}", fastrand::u128(..))
 }
 

@@ -20,7 +20,7 @@ use crate::transport::body::Body;
 
 use super::super::body::Progress;
 use super::super::gather::Findings;
-use super::super::intake::{Arrival, Intake};
+use super::super::intake::{Arrival, Intake, new_id};
 use super::super::{Snapshot, Worker, reply};
 use super::Judged;
 
@@ -62,7 +62,8 @@ impl Account {
             request_body: Rc::default(),
             answer_body: Rc::default(),
             status: StatusCode::OK,
-            id: String::new(),
+            // Replaced by the peer's, for a peer's request.
+            id: new_id(),
             client: None,
             user: None,
             method: parts.method.clone(),
@@ -102,8 +103,8 @@ impl Account {
         if let Ingress::Peer(_) = self.arrival.ingress {
             response.headers_mut().insert("domicile-code", HeaderValue::from_static(code.as_str()));
         }
-        // What a client sends to the wrong region is not read: the connection ends with its head.
-        if self.has_body && self.is_http1 {
+        // What a client sends to the wrong region is not read, and after a malformed head nothing is: the connection ends.
+        if self.is_http1 && (self.has_body || self.decision.is_none()) {
             response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }
         self.answer_body.bytes.set(response.body().size_hint().exact().unwrap_or(0));

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use crate::model::outcome::Code;
@@ -52,8 +53,12 @@ pub struct HeadLimits {
 pub struct Signals {
     /// A request is being served: silence is the client waiting.
     pub busy: Cell<bool>,
-    /// The connection is no HTTP any more.
+    /// The connection is no HTTP/1 (any more): bytes pass as they are.
     pub tunnel: Cell<bool>,
+    /// A request has been served, or is.
+    pub has_request: Cell<bool>,
+    /// Told when the first is.
+    pub first_request: Notify,
 }
 
 /// A connection whose HTTP/1 requests are unambiguous.
@@ -67,7 +72,6 @@ pub struct Gate<S> {
     state: State,
     waiting: Waiting,
     timer: Pin<Box<Sleep>>,
-    served_before: bool,
 }
 
 enum State {
@@ -97,17 +101,8 @@ impl<S> Gate<S> {
     /// Puts the gate in front of a connection from which `first` has been read already.
     pub fn new(io: S, first: BytesMut, limits: HeadLimits, signals: Rc<Signals>) -> Self {
         let timer = Box::pin(tokio::time::sleep(limits.timeout));
-        let mut gate = Self {
-            io,
-            limits,
-            signals,
-            raw: first,
-            passed: 0,
-            state: State::Head { seen: 0 },
-            waiting: Waiting::Nothing,
-            timer,
-            served_before: false,
-        };
+        let mut gate =
+            Self { io, limits, signals, raw: first, passed: 0, state: State::Head { seen: 0 }, waiting: Waiting::Nothing, timer };
         gate.judge();
         gate
     }
@@ -131,7 +126,6 @@ impl<S> Gate<S> {
                     Ok(Some(end)) => match head::check(&fresh[..end], &self.limits) {
                         Ok(framing) => {
                             self.passed += end;
-                            self.served_before = true;
                             self.state = match framing {
                                 Framing::Length(0) => State::Head { seen: 0 },
                                 Framing::Length(left) => State::Body { left },
@@ -186,8 +180,11 @@ impl<S> Gate<S> {
         };
         if waiting != self.waiting {
             self.waiting = waiting;
-            let limit =
-                if waiting == Waiting::NextHead && self.served_before { self.limits.keep_alive } else { self.limits.timeout };
+            let limit = if waiting == Waiting::NextHead && self.signals.has_request.get() {
+                self.limits.keep_alive
+            } else {
+                self.limits.timeout
+            };
             self.timer.as_mut().reset(Instant::now() + limit);
         }
         let expired = waiting != Waiting::Nothing && self.timer.as_mut().poll(cx).is_ready();

@@ -1,0 +1,134 @@
+//! What happens when upstreams and regions die.
+
+use std::sync::Arc;
+
+use http::{Response, StatusCode};
+
+use crate::support::{Plan, Recorder, World, eventually, get, post, remember, whole};
+
+const CHECKS: &str = "{ path: /healthz, every: 20ms, timeout: 5s, rise: 1, fall: 1 }";
+
+#[test]
+fn a_read_moves_within_its_clearance_and_a_write_does_not_move() {
+    let world = World::planned(Plan { health: CHECKS, ..Plan::default() });
+    world.us().upstream().crash();
+    for region in [world.us(), world.eu(), world.jp()] {
+        region.wait_for_health("us-east", "down");
+    }
+    // A transfer lets Americans' personal data be processed in the EU, and nowhere else.
+    let read = get(world.us().http, "/users/bob/orders/1", &[]);
+    assert_eq!(read.text(), "eu-west");
+    let write = post(world.us().http, "/users/bob/orders/1", &[], "x");
+    assert_eq!((write.status, write.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "failover.home_down"));
+    assert!(write.headers.contains_key("retry-after"));
+    assert_eq!(world.eu().upstream().seen().len(), 1, "only the read came");
+    world.assert_saw_nothing(&["ap-northeast"]);
+    // Bob's home takes him back only when it is up again; alice's was never touched.
+    assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "eu-west");
+}
+
+#[test]
+fn a_dead_home_is_no_reason_to_leave_the_law() {
+    let world = World::planned(Plan { health: CHECKS, ..Plan::default() });
+    world.eu().upstream().crash();
+    world.us().wait_for_health("eu-west", "down");
+    let read = get(world.us().http, "/users/alice/orders/1", &[]);
+    assert_eq!((read.status, read.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "failover.all_down"));
+    world.us().upstream().assert_saw_nothing();
+    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+}
+
+#[test]
+fn a_region_that_vanishes_is_noticed_and_unowned_requests_move_on() {
+    let mut world = World::start();
+    assert_eq!(get(world.us().http, "/feed/1", &[]).text(), "us-east");
+    let app = world.regions[0].app.take().unwrap();
+    app.shut_down();
+    world.us().wait_for_health("eu-west", "down");
+    assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).code(), "failover.all_down");
+    assert_eq!(get(world.us().http, "/feed/1", &[]).text(), "us-east");
+}
+
+#[test]
+fn a_dead_upstream_is_passed_over_without_a_lost_request() {
+    let world = World::planned(Plan {
+        upstreams: Box::new(|name| vec![Recorder::start(name), Recorder::start(name)]),
+        ..Plan::default()
+    });
+    world.eu().upstreams[0].crash();
+    for _ in 0..20 {
+        assert_eq!(
+            post(world.eu().http, "/users/alice/orders/1", &[], "x").status,
+            StatusCode::OK,
+            "nothing was sent, so a write may go on"
+        );
+    }
+    assert_eq!(world.eu().upstreams[1].seen().len(), 20);
+}
+
+#[test]
+fn with_no_upstream_left_the_answer_is_502_and_readiness_is_red() {
+    let world = World::planned(Plan { health: CHECKS, ..Plan::default() });
+    world.eu().upstream().crash();
+    eventually("the checks notice", || get(world.eu().admin, "/readyz", &[]).status == StatusCode::SERVICE_UNAVAILABLE);
+    assert!(get(world.eu().admin, "/readyz", &[]).text().contains("no upstream is up"));
+    assert_eq!(get(world.eu().admin, "/livez", &[]).status, StatusCode::OK);
+
+    let unchecked = World::start();
+    unchecked.eu().upstream().crash();
+    let answer = get(unchecked.eu().http, "/users/alice/orders/1", &[]);
+    assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_GATEWAY, "upstream.unreachable"));
+}
+
+/// An upstream that takes a request and hangs up, or never answers.
+fn broken(silent: bool) -> Recorder {
+    Recorder::with(Arc::new(move |request, seen| {
+        Box::pin(async move {
+            remember(request, &seen).await;
+            if silent {
+                std::future::pending::<()>().await;
+            }
+            panic!("hang up");
+            #[expect(unreachable_code, reason = "the type of the answer")]
+            Response::new(whole(""))
+        })
+    }))
+}
+
+#[test]
+fn a_write_that_was_sent_is_never_sent_again() {
+    let world = World::planned(Plan { upstreams: Box::new(|_| vec![broken(false), broken(false)]), ..Plan::default() });
+    let write = post(world.eu().http, "/users/alice/orders/1", &[], "x");
+    assert_eq!((write.status, write.code().as_str()), (StatusCode::BAD_GATEWAY, "upstream.bad_response"));
+    let seen: usize = world.eu().upstreams.iter().map(|upstream| upstream.seen().len()).sum();
+    assert_eq!(seen, 1);
+    let read = get(world.eu().http, "/users/alice/orders/1", &[]);
+    assert_eq!(read.status, StatusCode::BAD_GATEWAY);
+    let seen: usize = world.eu().upstreams.iter().map(|upstream| upstream.seen().len()).sum();
+    assert_eq!(seen, 3, "a read is tried on the other upstream, once");
+}
+
+#[test]
+fn a_silent_upstream_is_given_up_in_time() {
+    let world = World::planned(Plan {
+        upstreams: Box::new(|_| vec![broken(true)]),
+        extra: "limits: { response_timeout: 200ms }\n".into(),
+        ..Plan::default()
+    });
+    let answer = get(world.eu().http, "/users/alice/orders/1", &[]);
+    assert_eq!((answer.status, answer.code().as_str()), (StatusCode::GATEWAY_TIMEOUT, "upstream.timeout"));
+}
+
+#[test]
+fn a_proxy_whose_upstream_is_itself_answers_502_for_the_loop() {
+    let world = World::start();
+    // Every region's upstream is the proxy itself.
+    let mut text = std::fs::read_to_string(&world.eu().config).unwrap();
+    text = text.replace(&world.eu().upstream().address.to_string(), &world.eu().http.to_string());
+    std::fs::write(&world.eu().config, text).unwrap();
+    world.eu().reload().unwrap();
+    let answer = get(world.eu().http, "/users/alice/orders/1", &[]);
+    assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_GATEWAY, "proxy.loop"));
+    assert!(answer.headers["proxy-status"].to_str().unwrap().contains("proxy_loop_detected"));
+    assert!(world.eu().sum_of("domicile_requests_total") <= 3.0);
+}

@@ -1,0 +1,141 @@
+//! Bytes that are no honest request: answered or cut, and nothing odd ever reaches an upstream.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::support::{PATIENCE, Plan, World, get, post, raw};
+
+#[test]
+fn ambiguous_requests_are_answered_400_and_reach_nobody() {
+    let world = World::start();
+    for fields in [
+        "Host: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "Host: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "Host: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        "Host: a\r\nHost: b\r\n\r\n",
+        "\r\n",
+        "Host: a b\r\n\r\n",
+        "Host: u@a\r\n\r\n",
+        "Host: a\r\nX: a\0b\r\n\r\n",
+        "Host: a\r\nX : y\r\n\r\n",
+        "Host: a\r\n X: folded\r\n\r\n",
+    ] {
+        let answer = raw(world.eu().http, format!("POST /users/alice/orders/1 HTTP/1.1\r\n{fields}").as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{fields:?}: {answer}");
+        assert!(answer.contains("request.malformed") && answer.to_lowercase().contains("connection: close"), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "one answer, then the end: {answer}");
+    }
+    world.eu().upstream().assert_saw_nothing();
+}
+
+#[test]
+fn paths_that_two_servers_read_differently_are_answered_400() {
+    let world = World::start();
+    for path in [
+        "/account%2f1",
+        "/feed/..%2faccount",
+        "/feed/%2e%2e%5caccount",
+        "/feed/;x/../account",
+        "/feed/%00",
+        "/%252e%252e/account",
+        "/..%c0%af",
+    ] {
+        let answer = get(world.eu().http, path, &[("x-user-id", "alice")]);
+        assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_REQUEST, "request.malformed"), "{path}");
+    }
+    world.eu().upstream().assert_saw_nothing();
+    // What has one meaning is judged and forwarded in that meaning.
+    let answer =
+        raw(world.eu().http, b"GET /feed/%2e%2e/account/1 HTTP/1.1\r\nHost: a\r\nX-User-Id: alice\r\nConnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(world.eu().upstream().seen()[0].target, "/account/1");
+}
+
+#[test]
+fn a_pipelined_fault_waits_its_turn_and_ends_the_connection() {
+    let world = World::start();
+    let good = "GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n";
+    let answer = raw(world.eu().http, format!("{good}{good}GET /third HTTP/1.1\r\n\r\n{good}").as_bytes());
+    assert_eq!((answer.matches("HTTP/1.1 200").count(), answer.matches("HTTP/1.1 400").count()), (2, 1), "{answer}");
+    assert_eq!(world.eu().upstream().seen().len(), 2);
+}
+
+#[test]
+fn limits_have_their_own_answers() {
+    let world = World::planned(Plan {
+        extra: "limits: { header_bytes: 8KiB, target_bytes: 1KiB, body: 1KiB }\n".into(),
+        ..Plan::default()
+    });
+    let long = "x".repeat(9000);
+    let status = |request: String| raw(world.eu().http, request.as_bytes()).lines().next().unwrap_or_default().to_owned();
+    assert!(status(format!("GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n")).contains("431"));
+    assert!(status(format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", &long[..2000])).contains("414"));
+    assert!(status("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n".into()).contains("405"));
+    assert_eq!(post(world.eu().http, "/users/alice/orders/1", &[], long.clone()).code(), "request.body_too_large");
+    let chunked = format!(
+        "POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2000\r\n{}",
+        "x".repeat(0x2000)
+    );
+    assert!(status(chunked).contains("413"), "a body whose length is not told is cut at the limit");
+    world.eu().upstream().assert_saw_nothing();
+}
+
+#[test]
+fn a_client_that_drips_its_head_is_cut() {
+    let world =
+        World::planned(Plan { extra: "limits: { header_timeout: 300ms, keep_alive: 300ms }\n".into(), ..Plan::default() });
+    let mut silent = TcpStream::connect(world.eu().http).unwrap();
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(silent.read(&mut [0; 16]).unwrap(), 0, "who says nothing gets nothing");
+    let mut slow = TcpStream::connect(world.eu().http).unwrap();
+    slow.set_read_timeout(Some(PATIENCE)).unwrap();
+    slow.write_all(b"GET / HTTP/1.1\r\nHost:").unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    let mut idle = TcpStream::connect(world.eu().http).unwrap();
+    idle.set_read_timeout(Some(PATIENCE)).unwrap();
+    idle.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    idle.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.matches("HTTP/1.1").count() == 1,
+        "an idle connection ends without a word: {answer}"
+    );
+}
+
+#[test]
+fn connections_from_one_address_are_limited_and_others_are_not() {
+    let world = World::planned(Plan { extra: "limits: { connections_per_address: 3 }\n".into(), ..Plan::default() });
+    let mut held: Vec<_> = (0..3).map(|_| TcpStream::connect(world.eu().http).unwrap()).collect();
+    for stream in &mut held {
+        stream.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(stream.read(&mut [0; 64]).unwrap() > 0);
+    }
+    let mut fourth = TcpStream::connect(world.eu().http).unwrap();
+    fourth.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert!(!matches!(fourth.read(&mut [0; 16]), Ok(1..)), "the fourth is closed unserved");
+    let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    other.bind(&"127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    other.connect(&world.eu().http.into()).unwrap();
+    let mut other: TcpStream = other.into();
+    other.set_read_timeout(Some(PATIENCE)).unwrap();
+    other.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    other.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    drop(held);
+    crate::support::eventually("their places are free again", || {
+        let mut again = TcpStream::connect(world.eu().http).unwrap();
+        again.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _ = again.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let mut answer = String::new();
+        let _ = again.read_to_string(&mut answer);
+        answer.starts_with("HTTP/1.1 200")
+    });
+}

@@ -1,0 +1,13 @@
+//! Whole proxies with real sockets and real TLS in front of recording upstreams.
+//!
+//! The strongest assertion is the negative one: the other region's proxy and upstream saw nothing.
+
+mod support;
+
+mod failover;
+mod forwarding;
+mod hostile;
+mod operation;
+mod peers;
+mod recording;
+mod residency;

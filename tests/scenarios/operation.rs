@@ -1,0 +1,256 @@
+//! Reload, drain, start with mistakes, metrics: the operator's side.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use domicile::app::{App, Launch};
+use http::{Method, Response, StatusCode};
+
+use crate::support::{PATIENCE, Plan, Recorder, USERS, World, eventually, get, http2, read, request, runtime, try_send, whole};
+
+#[test]
+fn a_changed_user_table_is_swapped_in_and_a_broken_one_is_not() {
+    let world = World::start();
+    let users = world.folder.path().join("users-eu-west.csv");
+    let home = || get(world.eu().http, "/users/dora/orders/1", &[]).status;
+    assert_eq!(home(), StatusCode::FORBIDDEN);
+    // Nobody is told: the file is watched.
+    std::fs::write(&users, format!("{USERS}dora,eu-west\n")).unwrap();
+    eventually("dora is known", || home() == StatusCode::OK);
+    std::fs::write(&users, "user,home\ndora,atlantis\n").unwrap();
+    eventually("the broken table is refused", || world.eu().metrics().contains("domicile_reloads_total{result=\"refused\"} 1"));
+    assert_eq!(home(), StatusCode::OK, "the old table stays");
+    let error = world.eu().reload().unwrap_err();
+    assert!(error.contains("line 2: unknown region `atlantis`") && error.contains("the user table of before is kept"), "{error}");
+}
+
+#[test]
+fn a_broken_reload_changes_nothing_and_says_everything() {
+    let world = World::start();
+    let sound = std::fs::read_to_string(&world.eu().config).unwrap();
+    for (old, new, expected) in [
+        ("data: restricted, home", "data: resticted, home", "did you mean `restricted`?"),
+        ("region: eu-west\n", "region: us-east\n", "`region` cannot change while the process runs"),
+        ("site.pem", "absent.pem", "absent.pem`: cannot read the certificate"),
+        ("ca.pem", "site.key", "site.key`: holds no certificate"),
+    ] {
+        std::fs::write(&world.eu().config, sound.replacen(old, new, 1)).unwrap();
+        let error = world.eu().reload().unwrap_err();
+        assert!(error.contains(expected), "{new}: {error}");
+        assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "eu-west");
+    }
+    std::fs::write(&world.eu().config, sound.replace("countries: { BR: us-east }", "countries: { BR: eu-west }")).unwrap();
+    world.eu().reload().unwrap();
+    let home = get(world.eu().admin, "/explain?format=json&ip=177.1.1.1&url=http://a/profile/1", &[]);
+    assert!(home.text().contains("\"region\": \"eu-west\""), "{}", home.text());
+}
+
+#[test]
+fn no_request_is_lost_in_twenty_reloads() {
+    let world = World::start();
+    let (stop, lost, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (stop, lost, served, address) = (Arc::clone(&stop), Arc::clone(&lost), Arc::clone(&served), world.us().http);
+            runtime().spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    match try_send(address, Method::POST, "/users/alice/orders/1", &[], whole("x")).await {
+                        Ok(answer) if answer.status == StatusCode::OK => served.fetch_add(1, Ordering::Relaxed),
+                        _ => lost.fetch_add(1, Ordering::Relaxed),
+                    };
+                }
+            })
+        })
+        .collect();
+    for _ in 0..20 {
+        world.us().reload().unwrap();
+        world.eu().reload().unwrap();
+        let before = served.load(Ordering::Relaxed);
+        eventually("requests go on", || served.load(Ordering::Relaxed) > before + 2);
+    }
+    stop.store(true, Ordering::Relaxed);
+    runtime().block_on(async {
+        for client in clients {
+            client.await.unwrap();
+        }
+    });
+    assert_eq!(lost.load(Ordering::Relaxed), 0, "of {}", served.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_listener_that_a_reload_adds_accepts_and_one_that_it_removes_does_not() {
+    let world = World::start();
+    let sound = std::fs::read_to_string(&world.eu().config).unwrap();
+    let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    std::fs::write(&world.eu().config, sound.replacen("listen:\n", &format!("listen:\n  - address: \"{spare}\"\n"), 1)).unwrap();
+    world.eu().reload().unwrap();
+    eventually("the new listener serves", || {
+        TcpStream::connect(spare).is_ok() && get(spare, "/users/alice/orders/1", &[]).status == StatusCode::OK
+    });
+    std::fs::write(&world.eu().config, sound).unwrap();
+    world.eu().reload().unwrap();
+    eventually("the removed listener is closed", || TcpStream::connect(spare).is_err());
+    assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).status, StatusCode::OK);
+}
+
+/// Upstreams that answer when they are let.
+fn gated() -> (Plan, Arc<tokio::sync::Semaphore>) {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let plan = Plan {
+        upstreams: Box::new(move |name| {
+            let gate = Arc::clone(&opened);
+            vec![Recorder::with(Arc::new(move |request, seen| {
+                let gate = Arc::clone(&gate);
+                Box::pin(async move {
+                    crate::support::remember(request, &seen).await;
+                    gate.acquire().await.unwrap().forget();
+                    Response::new(whole(name))
+                })
+            }))]
+        }),
+        ..Plan::default()
+    };
+    (plan, gate)
+}
+
+#[test]
+fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
+    let (plan, gate) = gated();
+    let mut world = World::planned(plan);
+    let (http, https, admin) = (world.eu().http, world.eu().https, world.eu().admin);
+    let over_http1 = runtime().spawn(try_send(http, Method::POST, "/users/alice/orders/1", &[], whole("x")));
+    let mut http2 = runtime().block_on(http2(&world, https, "localhost"));
+    let sent = http2.send_request(request(Method::GET, "https://localhost/users/alice/orders/2", "", &[], whole("")));
+    let over_http2 = runtime().spawn(async move { read(sent.await.map_err(|error| error.to_string())?).await });
+    eventually("both are with the upstream", || world.eu().upstream().seen().len() == 2);
+    let app = world.regions[0].app.take().unwrap();
+    app.drain();
+    eventually("readiness is red", || get(admin, "/readyz", &[]).status == StatusCode::SERVICE_UNAVAILABLE);
+    assert!(get(admin, "/readyz", &[]).text().contains("draining"));
+    eventually("the port is closed", || TcpStream::connect(http).is_err());
+    eventually("HTTP/2 is told to go away", || {
+        runtime().block_on(async {
+            http2.ready().await.is_err()
+                || http2.send_request(request(Method::GET, "https://localhost/", "", &[], whole(""))).await.is_err()
+        })
+    });
+    world.us().wait_for_health("eu-west", "down");
+    gate.add_permits(2);
+    for answer in [runtime().block_on(over_http1), runtime().block_on(over_http2)] {
+        assert_eq!(answer.unwrap().unwrap().text(), "eu-west");
+    }
+    app.shut_down();
+}
+
+#[test]
+fn what_waits_in_the_accept_queue_is_still_served_when_the_drain_begins() {
+    let mut world = World::start();
+    let mut waiting: Vec<_> = (0..20).map(|_| TcpStream::connect(world.eu().http).unwrap()).collect();
+    for stream in &mut waiting {
+        stream.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    }
+    let app = world.regions[0].app.take().unwrap();
+    app.shut_down();
+    for stream in &mut waiting {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_said_at_start() {
+    let sound = World::prepare(&Plan::default());
+    let config = std::fs::read_to_string(&sound.regions[0].config).unwrap();
+    let folder = sound.folder.path();
+    std::fs::write(folder.join("corrupt.mmdb"), b"\0\xab\xcd\xefMaxMind.com\xe0").unwrap();
+    std::fs::write(folder.join("strangers.csv"), "user,home\nzoe,atlantis\n").unwrap();
+    std::fs::write(folder.join("garbage.pem"), "-----BEGIN CERTIFICATE-----\nnot base64\n-----END CERTIFICATE-----\n").unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let geoip = config.split("database: \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    let plain = format!("- address: \"{}\"", sound.regions[0].http);
+    let (http, folder_text) = (sound.regions[0].http.to_string(), folder.display().to_string());
+    for (old, new, expected) in [
+        (geoip.as_str(), format!("{folder_text}/corrupt.mmdb"), "corrupt.mmdb`: is no MMDB database"),
+        (geoip.as_str(), format!("{folder_text}/absent.mmdb"), "absent.mmdb`: cannot read the GeoIP database"),
+        ("users-eu-west.csv", "strangers.csv".into(), "strangers.csv`: line 2: unknown region `atlantis`"),
+        ("site.pem", "garbage.pem".into(), "garbage.pem`: is no PEM file of certificates"),
+        ("site.key", "eu-west.key".into(), "is not the key of the certificate"),
+        ("site.key", "absent.key".into(), "absent.key`: cannot read the private key"),
+        (
+            http.as_str(),
+            taken.local_addr().unwrap().to_string(),
+            "another process listens there; stop it, or choose another port",
+        ),
+        (
+            plain.as_str(),
+            "- { address: \"203.0.113.1:80\", cleartext: true }".into(),
+            "no interface of this machine has that address",
+        ),
+    ] {
+        let file = folder.join("mistake.yaml");
+        // The admin port of the world is claimed; any will do.
+        let text = config
+            .replacen(old, &new, 1)
+            .replace(&format!("admin: {{ address: \"{}\" }}", sound.regions[0].admin), "admin: { address: \"127.0.0.1:0\" }");
+        let text = [sound.regions[0].http, sound.regions[0].https, sound.regions[0].peers]
+            .iter()
+            .fold(text, |text, address| text.replacen(&format!("address: \"{address}\""), "address: \"127.0.0.1:0\"", 1));
+        std::fs::write(&file, text).unwrap();
+        let error = App::start(Launch { config: file, ..Launch::default() })
+            .err()
+            .unwrap_or_else(|| panic!("{new} was taken"))
+            .to_string();
+        assert!(error.contains(expected), "{new}: {error}");
+    }
+}
+
+#[test]
+fn metrics_add_up_to_what_happened() {
+    let world = World::start();
+    for _ in 0..5 {
+        get(world.us().http, "/users/alice/orders/1", &[]);
+    }
+    get(world.us().http, "/users/bob/orders/1", &[]);
+    get(world.us().http, "/users/nobody/orders/1", &[]);
+    get(world.us().http, "/account/1", &[("x-user-id", "alice")]);
+    let metrics = world.us().metrics();
+    for line in [
+        r#"domicile_requests_total{home="eu-west",route="orders",served_by="eu-west",verdict="proceed"} 5"#,
+        r#"domicile_requests_total{home="us-east",route="orders",served_by="us-east",verdict="proceed"} 1"#,
+        r#"domicile_requests_total{home="none",route="orders",served_by="none",verdict="refuse"} 1"#,
+        r#"domicile_requests_total{home="eu-west",route="account",served_by="none",verdict="redirect"} 1"#,
+        r#"domicile_failures_total{code="home.unresolved"} 1"#,
+        r#"domicile_directory_lookups_total{result="found"} 7"#,
+        r#"domicile_directory_lookups_total{result="absent"} 1"#,
+        r#"domicile_directory_users 3"#,
+        r#"domicile_ledger_lines_total 5"#,
+        r#"domicile_ready 1"#,
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    assert!(!metrics.contains("alice") && !metrics.contains("/users/"), "no user, no path");
+}
+
+#[test]
+fn the_control_plane_explains_what_the_data_plane_does() {
+    let world = World::start();
+    let answer = get(world.us().admin, "/explain?url=http://app.example.com/users/alice/orders/1&ip=8.8.8.8", &[]);
+    for part in ["`orders`, the first that matches", "the user lives in eu-west", "handed to eu-west"] {
+        assert!(answer.text().contains(part), "{}", answer.text());
+    }
+    for (query, expected) in [
+        ("", "the parameter `url` is missing"),
+        ("?url=http://a/&ip=x", "`x` is no address"),
+        ("?url=http://a/&colour=red", "unknown parameter `colour`"),
+        ("?url=http://a/%25252e", "ambiguous or malformed"),
+    ] {
+        let answer = get(world.us().admin, &format!("/explain{query}"), &[]);
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+        assert!(answer.text().contains(expected), "{}", answer.text());
+    }
+}

@@ -1,0 +1,200 @@
+//! Who is a peer, and what becomes of two that disagree.
+
+use std::collections::BTreeMap;
+
+use domicile::app::StartError;
+use domicile::demo::certificates::Authority;
+use domicile::transport::tls::{CertificateFiles, PeerFiles, PeerTls};
+use http::{Method, StatusCode};
+
+use crate::support::{NAMES, Plan, World, get, http2, post, raw, read, request, runtime, whole};
+
+/// Three regions, in one of which the certificate was made by `make` instead.
+fn with_certificate(region: usize, make: impl Fn(&World)) -> (World, Result<(), StartError>) {
+    let mut world = World::prepare(&Plan { extra: "limits: { connect_timeout: 5s }\n".into(), ..Plan::default() });
+    make(&world);
+    for index in (0..NAMES.len()).filter(|index| *index != region) {
+        world.start_region(index).unwrap();
+    }
+    let started = world.start_region(region);
+    (world, started)
+}
+
+#[test]
+fn a_peer_with_a_foreign_certificate_is_refused_in_both_directions() {
+    let (world, started) =
+        with_certificate(1, |world| Authority::new("foreign").unwrap().write_region(world.folder.path(), "us-east").unwrap());
+    started.unwrap();
+    let outward = get(world.us().http, "/users/alice/orders/1", &[]);
+    assert_eq!(outward.status.as_u16() / 100, 5, "{outward:?}");
+    let inward = post(world.eu().http, "/users/bob/orders/1", &[], "x");
+    assert_eq!(inward.status.as_u16() / 100, 5, "{inward:?}");
+    world.eu().upstream().assert_saw_nothing();
+    world.us().upstream().assert_saw_nothing();
+}
+
+#[test]
+fn a_certificate_of_another_region_is_refused_at_start() {
+    let (world, started) = with_certificate(1, |world| {
+        for ending in ["pem", "key"] {
+            let at = |name| world.folder.path().join(format!("{name}.{ending}"));
+            std::fs::copy(at("ap-northeast"), at("us-east")).unwrap();
+        }
+    });
+    let error = started.unwrap_err().to_string();
+    assert!(error.contains("names the region `ap-northeast`, and this process runs in `us-east`"), "{error}");
+    drop(world);
+}
+
+#[test]
+fn a_gateway_that_proves_to_be_another_region_gets_nothing() {
+    // us-east's address of eu-west leads to ap-northeast, whose certificate is genuine.
+    let world = World::start();
+    let text = std::fs::read_to_string(&world.us().config).unwrap();
+    let misled = text
+        .replace(&format!("gateway: \"https://{}\"", world.eu().peers), &format!("gateway: \"https://{}\"", world.jp().peers));
+    std::fs::write(&world.us().config, misled).unwrap();
+    world.us().reload().unwrap();
+    let answer = post(world.us().http, "/users/alice/orders/1", &[], "secret");
+    assert_eq!(answer.status.as_u16() / 100, 5, "{answer:?}");
+    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+}
+
+/// Asks a gateway for alice's orders with this client's certificate; `None` if no answer comes.
+fn ask_gateway(world: &World, config: std::sync::Arc<rustls::ClientConfig>) -> Option<StatusCode> {
+    runtime().block_on(async {
+        let stream = tokio::net::TcpStream::connect(world.eu().peers).await.unwrap();
+        let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
+        let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.ok()?;
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io).await.ok()?;
+        tokio::spawn(connection);
+        let target = "https://localhost/users/alice/orders/1";
+        let answer = sender.send_request(request(Method::GET, target, "", &[], whole(""))).await.ok()?;
+        Some(answer.status())
+    })
+}
+
+/// A client that shows the certificate of `region`, whoever it is.
+fn showing(world: &World, region: &str) -> std::sync::Arc<rustls::ClientConfig> {
+    let at = |ending: &str| world.folder.path().join(format!("{region}.{ending}"));
+    let own = CertificateFiles { certificate: at("pem"), key: at("key") };
+    let files = PeerFiles { own, authority: world.folder.path().join("ca.pem") };
+    PeerTls::load(&files).unwrap().client_for("eu-west")
+}
+
+#[test]
+fn the_port_for_peers_is_for_peers_of_this_policy() {
+    let world = World::start();
+    assert_eq!(raw(world.eu().peers, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").len(), 7, "a TLS alert, no HTTP");
+    world.authority.write_region(world.folder.path(), "atlantis").unwrap();
+    assert_eq!(ask_gateway(&world, showing(&world, "atlantis")), None, "a region that nobody knows");
+    assert_eq!(ask_gateway(&world, showing(&world, "eu-west")), None, "a peer that claims to be the region it speaks to");
+    world.authority.write_site(world.folder.path(), "nobody", &["localhost"]).unwrap();
+    assert_eq!(ask_gateway(&world, showing(&world, "nobody")), None, "a certificate of our authority that names no region");
+    let mut anonymous = (*showing(&world, "us-east")).clone();
+    anonymous.client_auth_cert_resolver = std::sync::Arc::new(NoCertificate);
+    assert_eq!(ask_gateway(&world, std::sync::Arc::new(anonymous)), None, "no certificate at all");
+    // A genuine peer is heard, and answered 421 for a request without its envelope.
+    assert_eq!(ask_gateway(&world, showing(&world, "us-east")), Some(StatusCode::MISDIRECTED_REQUEST));
+    world.eu().upstream().assert_saw_nothing();
+}
+
+#[derive(Debug)]
+struct NoCertificate;
+
+impl rustls::client::ResolvesClientCert for NoCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<std::sync::Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_client_that_plays_a_peer_is_a_client() {
+    let world = World::start();
+    let envelope = "v=1, id=\"x\", client=\"81.2.69.142\", home=\"us-east\", evidence=\"recorded\", country=\"US\", class=\"public\", \
+                    policy=\"00000000000000000000000000000000\", question=?0, again=?0";
+    let fields = [("domicile-request", envelope), ("domicile-probe", "?1"), ("domicile-data-class", "public")];
+    let answer = get(world.us().http, "/users/alice/orders/1", &fields);
+    assert_eq!(answer.text(), "eu-west");
+    let seen = world.eu().upstream().seen();
+    assert!(seen[0].headers.keys().all(|name| !name.as_str().starts_with("domicile-")), "{:?}", seen[0].headers);
+    assert_eq!(seen[0].headers["x-forwarded-for"], "127.0.0.1");
+}
+
+#[test]
+fn peers_that_disagree_on_an_owner_write_nowhere() {
+    // us-east believes that alice lives in eu-west, eu-west that she lives in us-east.
+    let moved = "user,home\nalice,us-east\n".to_owned();
+    let world = World::planned(Plan { users: BTreeMap::from([("eu-west", moved)]), ..Plan::default() });
+    for answer in
+        [post(world.us().http, "/users/alice/orders/1", &[], "x"), post(world.us().http, "/users/alice/orders/1", &[], "")]
+    {
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (StatusCode::SERVICE_UNAVAILABLE, "peer.disagree"),
+            "never a 421 for a client"
+        );
+    }
+    world.eu().upstream().assert_saw_nothing();
+    world.us().upstream().assert_saw_nothing();
+}
+
+#[test]
+fn a_user_that_moves_is_found_by_asking_again() {
+    let world = World::start();
+    // alice moves; eu-west knows first.
+    let moved = "user,home\nalice,us-east\nbob,us-east\n";
+    std::fs::write(world.folder.path().join("users-eu-west.csv"), moved).unwrap();
+    let _ = world.eu().reload();
+    assert_eq!(post(world.us().http, "/users/alice/orders/1", &[], "x").code(), "peer.disagree");
+    std::fs::write(world.folder.path().join("users-us-east.csv"), moved).unwrap();
+    let _ = world.us().reload();
+    assert_eq!(post(world.us().http, "/users/alice/orders/1", &[], "x").text(), "us-east");
+    assert_eq!(world.eu().upstream().seen().len(), 0);
+}
+
+#[test]
+fn identity_and_origin_survive_the_way_between_peers() {
+    let world = World::start();
+    let fields = [("x-forwarded-for", "91.64.0.1"), ("x-user-id", "chika")];
+    let answer = get(world.us().http, "/profile/me", &fields);
+    assert_eq!(answer.status, StatusCode::OK);
+    let seen = &world.jp().upstream().seen()[0];
+    assert_eq!(
+        (&seen.headers["x-forwarded-for"], &seen.headers["x-user-id"]),
+        (&"91.64.0.1".parse().unwrap(), &"chika".parse().unwrap())
+    );
+    let metrics = world.jp().metrics();
+    assert!(
+        metrics.contains(
+            r#"domicile_requests_total{home="ap-northeast",route="profile",served_by="ap-northeast",verdict="proceed"} 1"#
+        ),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn a_stranger_is_served_where_the_first_proxy_placed_it() {
+    let world = World::start();
+    let answer = get(world.us().http, "/profile/me", &[("x-forwarded-for", "91.64.0.1")]);
+    assert_eq!(answer.text(), "eu-west");
+    let answer = runtime().block_on(async {
+        let mut sender = http2(&world, world.us().https, "localhost").await;
+        let fields = [("x-forwarded-for", "91.64.0.1"), ("baggage", "user=alice"), ("traceparent", "00-1-2-01")];
+        read(sender.send_request(request(Method::GET, "https://localhost/profile/me", "", &fields, whole(""))).await.unwrap())
+            .await
+            .unwrap()
+    });
+    assert_eq!(answer.text(), "eu-west");
+    let seen = world.eu().upstream().seen();
+    assert!(
+        !seen[1].headers.contains_key("baggage") && !seen[1].headers.contains_key("traceparent"),
+        "baggage stays behind the border"
+    );
+}

@@ -1,0 +1,137 @@
+//! Data stays where it belongs: refused, sent home, or withheld; and the other side saw nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use http::{HeaderValue, Response, StatusCode};
+
+use crate::support::{NAMES, Plan, RULES, Recorder, World, get, post, remember, whole};
+
+#[test]
+fn what_is_cleared_nowhere_goes_nowhere() {
+    let world = World::start();
+    let answer = get(world.us().http, "/profile/me", &[("x-forwarded-for", "177.1.1.1")]);
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (451, "residency.nowhere_cleared"));
+    assert_eq!(answer.headers["content-type"], "application/problem+json");
+    assert_eq!(answer.headers["cache-control"], "no-store");
+    assert!(answer.headers["link"].to_str().unwrap().contains("rel=\"blocked-by\""));
+    for name in NAMES {
+        assert!(!answer.text().contains(name), "no topology: {}", answer.text());
+    }
+    world.us().upstream().assert_saw_nothing();
+    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+    let metrics = world.us().metrics();
+    assert!(metrics.contains(r#"domicile_residency_refusals_total{class="personal",code="residency.nowhere_cleared",from="us-east",to="us-east"} 1"#), "{metrics}");
+}
+
+#[test]
+fn restricted_data_sends_its_client_home_without_a_word_to_anyone() {
+    let world = World::start();
+    let answer = post(world.us().http, "/account/1?x=y", &[("x-user-id", "alice")], "secret");
+    assert_eq!(answer.status, StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(answer.headers["location"].to_str().unwrap(), format!("http://{}/account/1?x=y", world.eu().http));
+    assert_eq!(answer.headers["cache-control"], "no-store");
+    world.us().upstream().assert_saw_nothing();
+    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+    let home = post(world.eu().http, "/account/1?x=y", &[("x-user-id", "alice")], "secret");
+    assert_eq!(home.text(), "eu-west");
+}
+
+#[test]
+fn a_redirect_never_echoes_a_host_from_the_request() {
+    let world = World::start();
+    let answer = crate::support::raw(
+        world.us().http,
+        b"GET /account/1 HTTP/1.1\r\nHost: evil.example\r\nX-User-Id: alice\r\nConnection: close\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 307") && !answer.contains("evil"), "{answer}");
+}
+
+#[test]
+fn a_claimed_identity_does_not_unlock_restricted_data() {
+    let world = World::start();
+    let answer = get(world.eu().http, "/account/1", &[("cookie", "uid=alice")]);
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (451, "residency.evidence_too_weak"));
+    world.eu().upstream().assert_saw_nothing();
+}
+
+#[test]
+fn a_country_that_the_client_claims_itself_is_not_believed() {
+    let world = World::start();
+    let forged = [("cf-ipcountry", "DE"), ("x-geo-country", "DE"), ("x-forwarded-for", "177.1.1.1")];
+    assert_eq!(get(world.us().http, "/profile/me", &forged).code(), "residency.nowhere_cleared");
+    world.assert_saw_nothing(&["eu-west"]);
+}
+
+#[test]
+fn the_owner_judges_again_and_a_stricter_policy_there_stops_the_body() {
+    // us-east still has the old rule; eu-west has stopped letting others carry personal data.
+    let strict = RULES.replace("carried_by: [eu, us]", "carried_by: [eu]");
+    let world = World::planned(Plan { rules: BTreeMap::from([("eu-west", strict)]), ..Plan::default() });
+    let answer = post(world.us().http, "/users/alice/orders/1", &[], vec![b'x'; 1 << 20]);
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (451, "residency.carrier_not_cleared"));
+    world.eu().upstream().assert_saw_nothing();
+    assert_eq!(world.us().sum_of("domicile_border_bytes_total"), 0.0, "not a byte of the body was sent");
+    let read = get(world.us().http, "/users/alice/orders/1", &[]);
+    assert_eq!((read.status.as_u16(), read.code().as_str()), (451, "residency.carrier_not_cleared"));
+    world.eu().upstream().assert_saw_nothing();
+}
+
+#[test]
+fn where_policies_differ_but_agree_on_the_request_it_passes() {
+    let wider = RULES.replace("countries: [JP]", "countries: [JP, KR]");
+    let world = World::planned(Plan { rules: BTreeMap::from([("eu-west", wider)]), ..Plan::default() });
+    let answer = post(world.us().http, "/users/alice/orders/1", &[], "body");
+    assert_eq!(answer.text(), "eu-west");
+    let seen = world.eu().upstream().seen();
+    assert_eq!((seen.len(), &seen[0].body[..]), (1, &b"body"[..]), "the question reached no upstream");
+}
+
+/// Upstreams that label what they answer.
+fn labelled(label: &'static str) -> Plan {
+    Plan {
+        upstreams: Box::new(move |_| {
+            vec![Recorder::with(Arc::new(move |request, seen| {
+                Box::pin(async move {
+                    remember(request, &seen).await;
+                    let mut response = Response::new(whole("the answer itself"));
+                    response.headers_mut().insert("domicile-data-class", HeaderValue::from_static(label));
+                    response
+                })
+            }))]
+        }),
+        ..Plan::default()
+    }
+}
+
+#[test]
+fn an_answer_that_is_labelled_stricter_does_not_leave_its_region() {
+    let world = World::planned(labelled("restricted"));
+    let answer = get(world.us().http, "/users/alice/orders/1", &[]);
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (451, "residency.answer_not_cleared"));
+    assert!(!answer.text().contains("itself"));
+    let written = post(world.us().http, "/users/alice/orders/1", &[], "x");
+    assert_eq!(written.code(), "residency.answer_withheld");
+    assert!(written.text().contains("was carried out"), "{}", written.text());
+    assert_eq!(world.eu().upstream().seen().len(), 2, "the write stands");
+    let at_home = get(world.eu().http, "/users/alice/orders/1", &[]);
+    assert_eq!(at_home.text(), "the answer itself");
+}
+
+#[test]
+fn an_unknown_label_withholds_and_a_harmless_one_does_not() {
+    assert_eq!(
+        get(World::planned(labelled("medical")).us().http, "/users/alice/orders/1", &[]).code(),
+        "residency.answer_not_cleared"
+    );
+    assert_eq!(get(World::planned(labelled("public")).us().http, "/users/alice/orders/1", &[]).text(), "the answer itself");
+}
+
+#[test]
+fn report_only_lets_through_and_counts() {
+    let report = RULES.replace("  restricted: { stays: home }", "  restricted: { stays: home, mode: report }");
+    let world = World::planned(Plan { rules: NAMES.map(|name| (name, report.clone())).into(), ..Plan::default() });
+    assert_eq!(get(world.us().http, "/account/1", &[("x-user-id", "alice")]).text(), "eu-west");
+    assert_eq!(world.us().sum_of("domicile_residency_reported_total"), 1.0);
+    assert_eq!(world.us().ledger(&world)[0]["reported"], true);
+}

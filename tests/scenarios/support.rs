@@ -1,0 +1,463 @@
+//! The world that scenarios run in: regions, recording upstreams, clients.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use domicile::app::{App, Launch, StartError};
+use domicile::demo::certificates::Authority;
+use domicile::transport::listener::{self, Claimed};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+
+/// How long anything may take that ought to happen at once, on a machine that is busy with something else.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One runtime for the clients and upstreams of all scenarios.
+pub fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap())
+}
+
+/// Asks until the answer is yes.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A request as an upstream saw it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub target: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub trailers: Option<HeaderMap>,
+}
+
+pub type AnyBody = BoxBody<Bytes, std::io::Error>;
+pub type Handler = Arc<dyn Fn(Request<Incoming>, Arc<Mutex<Vec<Seen>>>) -> Reply + Send + Sync>;
+pub type Reply = std::pin::Pin<Box<dyn Future<Output = Response<AnyBody>> + Send>>;
+
+/// An upstream that remembers what it was sent.
+pub struct Recorder {
+    pub address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+pub fn whole(text: impl Into<Bytes>) -> AnyBody {
+    Full::new(text.into()).map_err(|never| match never {}).boxed()
+}
+
+/// Reads a request to its end and remembers it.
+pub async fn remember(request: Request<Incoming>, seen: &Mutex<Vec<Seen>>) {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await;
+    let Ok(body) = body else { return };
+    let trailers = body.trailers().cloned();
+    let seen_now = Seen { target: parts.uri.to_string(), headers: parts.headers, body: body.to_bytes(), trailers };
+    seen.lock().unwrap().push(seen_now);
+}
+
+impl Recorder {
+    /// An upstream that answers with its name.
+    pub fn start(name: &'static str) -> Self {
+        Self::with(Arc::new(move |request, seen| {
+            Box::pin(async move {
+                if request.uri().path() != "/healthz" {
+                    remember(request, &seen).await;
+                }
+                Response::new(whole(name))
+            })
+        }))
+    }
+
+    pub fn with(handler: Handler) -> Self {
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let remembered = Arc::clone(&seen);
+        let accepting = runtime().spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (handler, seen) = (Arc::clone(&handler), Arc::clone(&remembered));
+                let service = service_fn(move |request| {
+                    let reply = handler(request, Arc::clone(&seen));
+                    async move { Ok::<_, std::convert::Infallible>(reply.await) }
+                });
+                connections.spawn(async move {
+                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Self { address, seen, accepting }
+    }
+
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    pub fn assert_saw_nothing(&self) {
+        assert!(self.seen().is_empty(), "saw {:?}", self.seen());
+    }
+
+    /// Closes the port and every connection, as a crash does.
+    pub fn crash(&self) {
+        self.accepting.abort();
+    }
+}
+
+/// The regions of most scenarios and the rules between them.
+pub const RULES: &str = r#"
+client_address: { trust: [127.0.0.0/8], from: x-forwarded-for }
+jurisdictions:
+  eu: { countries: [EEA] }
+  us: { countries: [US] }
+  jp: { countries: [JP] }
+data:
+  public: { stays: anywhere }
+  personal:
+    stays: home
+    needs: inferred
+    carried_by: [eu, us]
+    transfers: [{ from: us, to: eu, basis: contract, until: 2099-12-31 }]
+  restricted: { stays: home }
+users:
+  key: [{ header: x-user-id }, { cookie: uid }]
+  directory: { file: "FOLDER/users.csv" }
+geoip: { database: "GEOIP", countries: { BR: us-east } }
+latency: { every: 50ms, timeout: 5s }
+routes:
+  - { name: account, match: { path: "/account/**" }, data: restricted, home: [directory, refuse] }
+  - { name: orders, match: { path: "/users/{user}/orders/**" }, data: personal, home: [directory, refuse], failover: { reads: nearest } }
+  - { name: profile, match: { path: "/profile/**" }, data: personal, home: [directory, geoip, refuse] }
+  - { name: feed, match: { path: "/feed/**", methods: [GET, HEAD] }, data: public, home: [latency] }
+  - { name: rest, match: {}, data: restricted, home: [directory, refuse] }
+"#;
+
+pub const USERS: &str = "user,home\nalice,eu-west\nbob,us-east\nchika,ap-northeast\n";
+
+pub const NAMES: [&str; 3] = ["eu-west", "us-east", "ap-northeast"];
+const PLACES: [(&str, &str); 3] = [("eu", "[53.35, -6.26]"), ("us", "[38.95, -77.45]"), ("jp", "[35.68, 139.77]")];
+
+/// A region: its proxy and its upstreams.
+pub struct Region {
+    pub name: &'static str,
+    pub http: SocketAddr,
+    pub https: SocketAddr,
+    pub peers: SocketAddr,
+    pub admin: SocketAddr,
+    pub upstreams: Vec<Recorder>,
+    pub config: PathBuf,
+    claimed: Option<Vec<Claimed>>,
+    pub app: Option<App>,
+}
+
+/// Three regions on ports that the kernel chose.
+pub struct World {
+    pub folder: tempfile::TempDir,
+    pub authority: Authority,
+    pub regions: Vec<Region>,
+}
+
+/// What a scenario changes before the proxies start.
+pub struct Plan {
+    pub rules: BTreeMap<&'static str, String>,
+    pub users: BTreeMap<&'static str, String>,
+    pub extra: String,
+    pub upstreams: Box<dyn Fn(&'static str) -> Vec<Recorder>>,
+    pub health: &'static str,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            rules: BTreeMap::new(),
+            users: BTreeMap::new(),
+            extra: String::new(),
+            upstreams: Box::new(|name| vec![Recorder::start(name)]),
+            health: "",
+        }
+    }
+}
+
+impl World {
+    pub fn start() -> Self {
+        Self::planned(Plan::default())
+    }
+
+    pub fn planned(plan: Plan) -> Self {
+        let mut world = Self::prepare(&plan);
+        for index in 0..world.regions.len() {
+            world.start_region(index).unwrap_or_else(|error| panic!("{error}"));
+        }
+        world.wait_until_measured();
+        world
+    }
+
+    /// Everything but the proxies.
+    pub fn prepare(plan: &Plan) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new("test").unwrap();
+        authority.write(&folder.path().join("ca.pem")).unwrap();
+        authority.write_site(folder.path(), "site", &["localhost", "127.0.0.1", "*.example.com"]).unwrap();
+        let claim = || listener::claim("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let mut regions = Vec::new();
+        for name in NAMES {
+            authority.write_region(folder.path(), name).unwrap();
+            let users = plan.users.get(name).map_or(USERS, |users| users);
+            std::fs::write(folder.path().join(format!("users-{name}.csv")), users).unwrap();
+            let claimed = vec![claim(), claim(), claim(), claim()];
+            regions.push(Region {
+                name,
+                http: claimed[0].address,
+                https: claimed[1].address,
+                peers: claimed[2].address,
+                admin: claimed[3].address,
+                upstreams: (plan.upstreams)(name),
+                config: folder.path().join(format!("{name}.yaml")),
+                claimed: Some(claimed),
+                app: None,
+            });
+        }
+        let world = Self { folder, authority, regions };
+        for index in 0..world.regions.len() {
+            world.write_config(index, plan);
+        }
+        world
+    }
+
+    pub fn write_config(&self, index: usize, plan: &Plan) {
+        let own = &self.regions[index];
+        let folder = self.folder.path().display();
+        let mut regions = String::new();
+        for (region, (jurisdiction, at)) in self.regions.iter().zip(PLACES) {
+            let upstreams: Vec<_> = region.upstreams.iter().map(|upstream| format!("\"http://{}\"", upstream.address)).collect();
+            let health = if plan.health.is_empty() { String::new() } else { format!("    health: {}\n", plan.health) };
+            regions += &format!(
+                "  {}:\n    jurisdiction: {jurisdiction}\n    at: {at}\n    upstreams: [{}]\n{health}    gateway: \"https://{}\"\n    url: \"http://{}\"\n",
+                region.name,
+                upstreams.join(", "),
+                region.peers,
+                region.http
+            );
+        }
+        let rules = plan.rules.get(own.name).map_or(RULES, |rules| rules);
+        let rules = rules.replace("FOLDER/users.csv", &format!("{folder}/users-{}.csv", own.name));
+        let rules =
+            rules.replace("GEOIP", &Path::new(env!("CARGO_MANIFEST_DIR")).join("geoip/country.mmdb").display().to_string());
+        let text = format!(
+            "region: {}\nworkers: 1\nlisten:\n  - address: \"{}\"\n  - {{ address: \"{}\", tls: {{ certificates: [{{ certificate: \"{folder}/site.pem\", key: \"{folder}/site.key\" }}] }} }}\n  - {{ address: \"{}\", peers: true }}\nadmin: {{ address: \"{}\" }}\npeer_tls: {{ certificate: \"{folder}/{{region}}.pem\", key: \"{folder}/{{region}}.key\", authority: \"{folder}/ca.pem\" }}\naudit: {{ directory: \"{folder}/ledger-{{region}}\" }}\nregions:\n{regions}{}\n{rules}",
+            own.name, own.http, own.https, own.peers, own.admin, plan.extra
+        );
+        std::fs::write(&own.config, text).unwrap();
+    }
+
+    pub fn start_region(&mut self, index: usize) -> Result<(), StartError> {
+        let region = &mut self.regions[index];
+        let launch =
+            Launch { config: region.config.clone(), claimed: region.claimed.take().unwrap_or_default(), ..Launch::default() };
+        region.app = Some(App::start(launch)?);
+        Ok(())
+    }
+
+    /// Waits until every region knows every other: before that, an unmeasured one is tried.
+    pub fn wait_until_measured(&self) {
+        for region in &self.regions {
+            for other in NAMES {
+                region.wait_for_health(other, "up");
+            }
+        }
+    }
+
+    pub fn region(&self, name: &str) -> &Region {
+        self.regions.iter().find(|region| region.name == name).unwrap()
+    }
+
+    pub fn eu(&self) -> &Region {
+        self.region("eu-west")
+    }
+
+    pub fn us(&self) -> &Region {
+        self.region("us-east")
+    }
+
+    pub fn jp(&self) -> &Region {
+        self.region("ap-northeast")
+    }
+
+    /// Neither proxy nor upstream of these regions has served a request.
+    pub fn assert_saw_nothing(&self, names: &[&str]) {
+        for name in names {
+            let region = self.region(name);
+            region.upstreams.iter().for_each(Recorder::assert_saw_nothing);
+            assert_eq!(region.sum_of("domicile_requests_total"), 0.0, "{name}'s proxy saw a request");
+        }
+    }
+}
+
+impl Region {
+    pub fn metrics(&self) -> String {
+        let answer = get(self.admin, "/metrics", &[]);
+        String::from_utf8(answer.body.to_vec()).unwrap()
+    }
+
+    /// The sum of all series of a metric whose labels contain nothing else to tell them apart.
+    pub fn sum_of(&self, metric: &str) -> f64 {
+        let metrics = self.metrics();
+        let lines = metrics.lines().filter(|line| line.starts_with(metric) && !line.starts_with('#'));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
+    pub fn wait_for_health(&self, region: &str, state: &str) {
+        let wanted = format!("domicile_region_health{{region=\"{region}\",state=\"{state}\"}} 1");
+        eventually(&format!("{} sees {region} as {state}", self.name), || self.metrics().contains(&wanted));
+    }
+
+    pub fn ledger(&self, world: &World) -> Vec<serde_json::Value> {
+        let file = world.folder.path().join(format!("ledger-{}/ledger.jsonl", self.name));
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    pub fn upstream(&self) -> &Recorder {
+        &self.upstreams[0]
+    }
+
+    pub fn reload(&self) -> Result<(), String> {
+        runtime().block_on(self.app.as_ref().unwrap().reload())
+    }
+}
+
+/// An answer read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub trailers: Option<HeaderMap>,
+}
+
+impl Answer {
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub fn code(&self) -> String {
+        let problem: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        problem["code"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+pub fn get(address: SocketAddr, target: &str, fields: &[(&str, &str)]) -> Answer {
+    send(address, Method::GET, target, fields, whole(""))
+}
+
+pub fn post(address: SocketAddr, target: &str, fields: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
+    send(address, Method::POST, target, fields, whole(body))
+}
+
+pub fn send(address: SocketAddr, method: Method, target: &str, fields: &[(&str, &str)], body: AnyBody) -> Answer {
+    runtime().block_on(try_send(address, method, target, fields, body)).unwrap()
+}
+
+pub fn request(method: Method, target: &str, host: &str, fields: &[(&str, &str)], body: AnyBody) -> Request<AnyBody> {
+    let mut request = Request::builder().method(method).uri(target);
+    if !host.is_empty() {
+        request = request.header("host", host);
+    }
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    request.body(body).unwrap()
+}
+
+pub async fn try_send(
+    address: SocketAddr,
+    method: Method,
+    target: &str,
+    fields: &[(&str, &str)],
+    body: AnyBody,
+) -> Result<Answer, String> {
+    let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    tokio::spawn(connection);
+    let answer = sender.send_request(request(method, target, "app.example.com", fields, body)).await;
+    read(answer.map_err(|error| error.to_string())?).await
+}
+
+pub async fn read(answer: Response<Incoming>) -> Result<Answer, String> {
+    let (parts, body) = answer.into_parts();
+    let body = body.collect().await.map_err(|error| error.to_string())?;
+    let trailers = body.trailers().cloned();
+    Ok(Answer { status: parts.status, headers: parts.headers, body: body.to_bytes(), trailers })
+}
+
+/// Sends bytes as they are, and reads until the other end closes.
+pub fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(bytes).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// A body of pieces that come when the sender of the channel says so, and end when it is dropped.
+pub fn pieces() -> (tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>, AnyBody) {
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    (sender, Pieces(receiver).boxed())
+}
+
+struct Pieces(tokio::sync::mpsc::UnboundedReceiver<Frame<Bytes>>);
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        self.get_mut().0.poll_recv(cx).map(|frame| frame.map(Ok))
+    }
+}
+
+/// An HTTP/2 connection over TLS that trusts the world's authority.
+pub async fn http2(world: &World, address: SocketAddr, name: &str) -> hyper::client::conn::http2::SendRequest<AnyBody> {
+    let stream = tls(world, address, name, &[b"h2"]).await;
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("an HTTP/2 handshake");
+    tokio::spawn(connection);
+    sender
+}
+
+/// A TLS connection that trusts the world's authority and offers these protocols.
+pub async fn tls(world: &World, address: SocketAddr, name: &str, alpn: &[&[u8]]) -> tokio_rustls::client::TlsStream<TcpStream> {
+    use rustls_pki_types::pem::PemObject;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(rustls_pki_types::CertificateDer::from_pem_file(world.folder.path().join("ca.pem")).unwrap()).unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("a TLS handshake")
+}
