@@ -114,8 +114,8 @@ impl Layout {
     fn of(reader: &Reader<Vec<u8>>) -> Option<Self> {
         let networks = reader.networks(WithinOptions::default()).ok()?;
         networks.take(SAMPLE).flatten().find_map(|record| {
-            let holds = |path: &&[&'static str]| decode::<&str>(&record, path).and_then(CountryCode::parse).is_some();
-            Self::ALL.into_iter().find(|layout| layout.country_paths().iter().any(|path| holds(&path)))
+            let holds = |path: &[&'static str]| decode::<&str>(&record, path).and_then(CountryCode::parse).is_some();
+            Self::ALL.into_iter().find(|layout| layout.country_paths().iter().any(|path| holds(path)))
         })
     }
 }

@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use crate::audit::Count;
 use crate::decision::facts::{Head, Ingress};
 use crate::decision::verdict::{Decision, Verdict};
-use crate::decision::{decide, match_route};
+use crate::decision::{decide, match_route, route_of};
 use crate::envelope::boolean;
 use crate::model::outcome::Code;
 use crate::model::user::Proof;
@@ -78,6 +78,8 @@ async fn serve(mut account: Account, intake: Intake, parts: Parts, body: Incomin
 pub struct Judged {
     pub decision: Decision,
     pub user: Option<(String, Proof)>,
+    /// The segment of the path that names the user, where one does.
+    pub named_user: Option<usize>,
 }
 
 /// Route, facts, decision: the whole of judgement for one request.
@@ -95,7 +97,8 @@ fn judge(worker: &Worker, snapshot: &Snapshot, intake: &Intake, ingress: Ingress
     let findings = gather(&question, snapshot);
     account::count_lookups(&worker.metrics, &findings);
     let decision = decide(&findings.facts(&question, &worker.vitals()), &snapshot.policy);
-    Judged { decision, user: findings.user }
+    let named_user = route_of(&decision.trail, &snapshot.policy).and_then(|route| route.pattern.path.user_segment());
+    Judged { decision, user: findings.user, named_user }
 }
 
 /// Tells a peer how this region is.

@@ -103,16 +103,22 @@ fn policy(random: &mut Rng) -> Policy {
         let country = random.bool().then(|| CountryCode::parse(one_of(random, &COUNTRIES)).unwrap());
         (IpAddr::from([10, random.u8(..4), 0, 0]), 16, Network { home: region(random), country })
     };
+    let listed = |random: &mut Rng| random.u8(..4) == 0;
+    let (mut by_country, mut by_continent) = (Vec::new(), Vec::new());
+    for code in COUNTRIES.iter().filter_map(|code| CountryCode::parse(code)) {
+        if listed(random) {
+            by_country.push((code, region(random)));
+        }
+    }
+    for continent in Continent::ALL {
+        if listed(random) {
+            by_continent.push((continent, region(random)));
+        }
+    }
     let geo = GeoRules {
         networks: Networks::build((0..random.usize(..3)).map(|_| network(random)).collect::<Vec<_>>()),
-        countries: COUNTRIES
-            .iter()
-            .filter_map(|code| (random.u8(..4) == 0).then(|| (CountryCode::parse(code).unwrap(), region(random))))
-            .collect(),
-        continents: Continent::ALL
-            .into_iter()
-            .filter_map(|continent| (random.u8(..4) == 0).then(|| (continent, region(random))))
-            .collect(),
+        countries: by_country,
+        continents: by_continent,
         otherwise: match random.u8(..3) {
             0 => Otherwise::Next,
             1 => Otherwise::Region(region(random)),

@@ -82,7 +82,7 @@ impl Account {
         self.user = judged.user.as_ref().map(|(user, _)| self.worker.shared.pseudonyms.of(user));
         let local = self.snapshot.policy.local;
         let may_see = trail.carriers.contains(local) || trail.clearance.contains(local);
-        self.path = may_see.then(|| intake.path.clone());
+        self.path = may_see.then(|| loggable(&intake.path, judged.named_user));
         self.code = judged.decision.refusal();
         self.decision = Some(judged.decision.clone());
     }
@@ -258,6 +258,13 @@ impl Drop for Account {
     }
 }
 
+/// A path as the log may show it: the segment that names a user says only that.
+fn loggable(path: &str, user_segment: Option<usize>) -> String {
+    let Some(at) = user_segment else { return path.to_owned() };
+    let segments = path.split('/').skip(1).enumerate();
+    segments.fold(String::new(), |out, (index, segment)| out + "/" + if index == at { "{user}" } else { segment })
+}
+
 /// An address without the part that names a household: /24 of IPv4, /48 of IPv6.
 pub(super) fn masked(address: IpAddr) -> String {
     match address {
@@ -295,6 +302,12 @@ const fn result_of<T>(lookup: &Lookup<T>) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_logged_path_names_no_user() {
+        assert_eq!(loggable("/users/alice/orders/1", Some(1)), "/users/{user}/orders/1");
+        assert_eq!(loggable("/a/b", None), "/a/b");
+    }
 
     #[test]
     fn a_logged_address_names_no_household() {

@@ -60,7 +60,7 @@ pub(super) async fn run(
     headers::rebuild(request.headers_mut(), &intake);
     let mut journey = Journey { host, deadline, judged, second_try: false };
     let outcome = match journey.follow(&mut account, &intake, itinerary, request).await {
-        Err(Stopped::Misdirected { spare: Some(spare) }) => journey.ask_again(&mut account, &intake, spare).await,
+        Err(Stopped::Misdirected { spare: Some(spare) }) => journey.ask_again(&mut account, &intake, *spare).await,
         outcome => outcome,
     };
     match outcome {
@@ -86,7 +86,7 @@ enum Stopped {
     Failed(Code),
     /// A peer says that it does not own the request; `spare` is a copy of it, if it has no body.
     Misdirected {
-        spare: Option<Request<Body>>,
+        spare: Option<Box<Request<Body>>>,
     },
 }
 
@@ -111,7 +111,7 @@ impl Journey {
             if !is_local {
                 self.seal(account, intake, &mut request, false);
                 self.clear_with_peer(account, intake, *stop, &request).await?;
-                spare = request.body().is_end_stream().then(|| forward::copy_head(&request));
+                spare = request.body().is_end_stream().then(|| Box::new(forward::copy_head(&request)));
             }
             let is_last = index + 1 == stops.len().min(attempts);
             let effort =

@@ -126,6 +126,8 @@ impl<S> Gate<S> {
                     Ok(Some(end)) => match head::check(&fresh[..end], &self.limits) {
                         Ok(framing) => {
                             self.passed += end;
+                            // Whatever was waited for has come: the next wait has a time of its own.
+                            self.waiting = Waiting::Nothing;
                             self.state = match framing {
                                 Framing::Length(0) => State::Head { seen: 0 },
                                 Framing::Length(left) => State::Body { left },

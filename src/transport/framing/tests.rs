@@ -125,3 +125,25 @@ fn a_refused_head_waits_behind_the_requests_before_it() {
     let out = through(format!("{good}GET / HTTP/1.1\r\n\r\n").as_bytes(), 5000).unwrap();
     assert!(out.starts_with(good) && out.contains(FAULT_HEADER), "{out:?}");
 }
+
+#[test]
+fn a_busy_connection_outlives_its_keep_alive_and_an_idle_one_does_not() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let limits = HeadLimits { keep_alive: Duration::from_secs(60), ..limits() };
+        let signals = Rc::new(Signals::default());
+        let mut gate = Gate::new(server, BytesMut::new(), limits, Rc::clone(&signals));
+        let mut space = [0; 256];
+        for _ in 0..5 {
+            client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            assert!(gate.read(&mut space).await.unwrap() > 0);
+            signals.has_request.set(true);
+            let waited = tokio::time::timeout(Duration::from_secs(50), gate.read(&mut space)).await;
+            assert!(waited.is_err(), "50 of 60 seconds are no reason to close");
+        }
+        let started = Instant::now();
+        assert_eq!(gate.read(&mut space).await.unwrap(), 0);
+        assert_eq!(started.elapsed().as_secs(), 10, "the rest of the 60 seconds");
+    });
+}
