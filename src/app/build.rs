@@ -74,6 +74,9 @@ impl Stamp {
 /// Builds it all; what is unchanged since `before` is taken over. Nothing is put to work here.
 pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Result<Built, StartError> {
     let Config { policy, settings } = config;
+    for note in config::notes(&policy, Day::of(SystemTime::now())) {
+        tracing::warn!("{note}");
+    }
     let peers = settings.peer_tls.as_ref().map(PeerTls::load).transpose()?;
     if let (Some(peers), Some(files)) = (&peers, &settings.peer_tls) {
         check_own_region(peers, &files.own.certificate, policy.region_name(policy.local))?;

@@ -14,6 +14,7 @@ use tokio::runtime::LocalRuntime;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::metrics::Metrics;
+use crate::model::vitals::Health;
 use crate::proxy::connection::{self, Counted, Door};
 use crate::proxy::{Shared, Worker};
 use crate::transport::listener::Acceptor;
@@ -32,8 +33,8 @@ pub enum Order {
 
 pub type Orders = mpsc::UnboundedSender<Order>;
 
-/// How often idle connections to upstreams are looked over.
-const SWEEP_EVERY: Duration = Duration::from_secs(2);
+/// How often connections are looked over: idle ones to upstreams closed, missing ones to peers opened.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 pub fn spawn(
     index: usize,
@@ -87,7 +88,7 @@ async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metri
                 }
                 None => break,
             },
-            _ = sweep.tick() => local.worker.upstream_pool.sweep(),
+            _ = sweep.tick() => look_over_connections(&local.worker),
             _ = draining.wait_for(|draining| *draining) => break,
         }
     }
@@ -96,6 +97,20 @@ async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metri
     }
     drain(&local, &mut orders).await;
     local.worker.metrics.flush();
+}
+
+fn look_over_connections(worker: &Rc<Worker>) {
+    worker.upstream_pool.sweep();
+    let (snapshot, vitals) = (worker.snapshot(), worker.vitals());
+    let limits = snapshot.limits;
+    for (region, gateway) in &snapshot.gateways {
+        if vitals.region(*region).health == Health::Up {
+            let (worker, region, gateway) = (Rc::clone(worker), *region, gateway.clone());
+            tokio::task::spawn_local(async move {
+                worker.peer_pool.warm(region, &gateway, limits.peer_connections, limits.connect_timeout).await;
+            });
+        }
+    }
 }
 
 /// Waits for the connections to end by themselves, or for the deadline.

@@ -35,6 +35,9 @@ pub(super) fn run(options: &Options) -> Outcome {
                 app::check_files(file, region.as_deref(), today).map_err(|error| error.to_string())?;
             }
             print!("{}", summary::print(&config.policy, today));
+            for note in config::notes(&config.policy, today) {
+                println!("\nnote: {note}");
+            }
             println!("\n{}: sound", file.display());
             Ok(ExitCode::SUCCESS)
         }

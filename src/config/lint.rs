@@ -147,3 +147,38 @@ fn dead_end(policy: &Policy, route: &Route, today: Day) -> Option<RegionId> {
         || (rule.needs == Evidence::Inferred && everybody(policy).any(|user| rule.admits(user, place, today)));
     (!cleared).then_some(*region)
 }
+
+/// What is allowed and yet leads to refusals that an operator may not expect, a sentence each.
+pub fn notes(policy: &Policy, today: Day) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (country, region) in &policy.geo.countries {
+        let user = policy.jurisdiction_of_country(Some(*country));
+        let place = policy.jurisdiction_of(*region);
+        let refuses = |route: &&Route| {
+            let rule = &policy.class(route.class).rule;
+            let somewhere = policy.jurisdictions().any(|(id, _)| rule.admits(user, Jurisdiction::Named(id), today));
+            route.chain.contains(&Step::GeoIp) && rule.mode == Mode::Enforce && somewhere && !rule.admits(user, place, today)
+        };
+        let routes: Vec<_> = policy.routes.all().iter().filter(refuses).map(|route| format!("`{}`", route.name)).collect();
+        if !routes.is_empty() {
+            notes.push(format!(
+                "geoip.countries sends {} to {}, which may not process its people's data of {}: they are refused there; name a region of their jurisdiction",
+                country.as_str(),
+                policy.region_name(*region),
+                routes.join(", ")
+            ));
+        }
+    }
+    for class in policy.class_ids() {
+        let data = policy.class(class);
+        for transfer in data.rule.transfers.iter().filter(|transfer| transfer.until < today) {
+            notes.push(format!(
+                "a transfer of `{}` from {} expired after {} and is no transfer any more; renew or remove it",
+                data.name,
+                policy.jurisdiction_name(transfer.from),
+                transfer.until
+            ));
+        }
+    }
+    notes
+}

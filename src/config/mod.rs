@@ -19,6 +19,7 @@ use crate::decision::policy::Policy;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 
+pub use lint::notes;
 pub use problem::{Position, Problem};
 pub use settings::{Log, Settings};
 

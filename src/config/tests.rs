@@ -252,3 +252,22 @@ fn what_the_repository_ships_is_sound() {
         assert_eq!(problems, Vec::<String>::new());
     }
 }
+
+#[test]
+fn what_leads_to_refusals_by_surprise_is_noted() {
+    let text = SOUND
+        .replace(
+            "geoip: { database: country.mmdb }",
+            "geoip: { database: country.mmdb, countries: { DE: us-east, CA: us-east } }",
+        )
+        .replace(
+            "restricted: { stays: home }",
+            "restricted: { stays: home, needs: inferred, transfers: [{ from: us, to: eu, basis: b, until: 2020-01-01 }] }",
+        )
+        .replace("[directory, refuse]", "[directory, geoip, refuse]");
+    let config = parse(&text, Path::new("d"), None, &mut Registry::default(), today()).unwrap();
+    let notes = notes(&config.policy, today());
+    assert_eq!(notes.len(), 2, "{notes:#?}");
+    assert!(notes[0].contains("sends DE to us-east, which may not process its people's data of `rest`"), "{notes:#?}");
+    assert!(notes[1].contains("expired after 2020-01-01"), "{notes:#?}");
+}

@@ -101,6 +101,13 @@ impl PeerPool {
         unreachable!("the second try returns")
     }
 
+    /// Opens a connection to `region` if none is open: the first request should not wait for three round trips. A failure
+    /// is left for a request to tell.
+    pub async fn warm(&self, region: RegionId, gateway: &Gateway, connections: usize, connect_limit: Duration) {
+        let slot = self.least_busy(region, connections);
+        let _ = slot.sender(gateway, connect_limit).await;
+    }
+
     fn least_busy(&self, region: RegionId, connections: usize) -> Rc<Slot> {
         let mut regions = self.regions.borrow_mut();
         let slots = regions.entry(region).or_default();
