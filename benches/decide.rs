@@ -69,7 +69,7 @@ fn policy(regions: usize, routes: usize) -> Policy {
     };
     let route = |index: usize| {
         let path = format!("/service-{}/v{}/users/{{user}}/items-{index}/**", index % 97, index % 5);
-        let host = if index % 3 == 0 { "*.example.com" } else { "*" };
+        let host = if index.is_multiple_of(3) { "*.example.com" } else { "*" };
         Route {
             name: format!("r{index}").into(),
             pattern: Pattern {

@@ -131,40 +131,76 @@ async fn speak(worker: Rc<Worker>, stream: Stream, first: BytesMut, arrival: Arr
     let service = {
         let worker = Rc::clone(&worker);
         service_fn(move |request: hyper::Request<Incoming>| {
-            let (worker, busy) = (Rc::clone(&worker), BusySignal::raise(Rc::clone(&signals)));
+            let (worker, in_flight) = (Rc::clone(&worker), InFlight::count(Rc::clone(&signals)));
             async move {
                 let response = request::handle(worker, arrival, request).await;
-                drop(busy);
+                drop(in_flight);
                 Ok::<_, Infallible>(response)
             }
         })
     };
-    let asked = asked_once(Rc::clone(&watched), is_http2);
     if is_http2 {
         let connection = http2_builder(arrival.ingress, limits).serve_connection(io, service);
-        finish(connection, drained, asked, |connection| connection.graceful_shutdown()).await;
+        // A peer's connections are few, and kept open on purpose.
+        let idle_limit = matches!(arrival.ingress, Ingress::Client).then_some(limits.keep_alive * HTTP2_PATIENCE);
+        finish(connection, end_of_http2(drained, watched, idle_limit), |connection| connection.graceful_shutdown()).await;
     } else {
         let connection = http1_builder(limits).serve_connection(io, service);
-        finish(connection, drained, asked, |connection| connection.graceful_shutdown()).await;
+        finish(connection, end_of_http1(drained, watched), |connection| connection.graceful_shutdown()).await;
     }
 }
 
-/// Says that a request is being served while it lives.
-struct BusySignal(Rc<Signals>);
+/// An idle HTTP/2 connection may stay this many times longer than one of HTTP/1: it stands for several of them.
+const HTTP2_PATIENCE: u32 = 5;
 
-impl BusySignal {
-    fn raise(signals: Rc<Signals>) -> Self {
-        signals.busy.set(true);
-        if !signals.has_request.replace(true) {
-            signals.first_request.notify_waiters();
+type Draining = tokio::sync::watch::Receiver<bool>;
+
+/// When an HTTP/1 connection is to take nothing new: at the drain, once it has sent the request that was on its way. Idle
+/// ones are ended by the gate.
+async fn end_of_http1(mut drained: Draining, signals: Rc<Signals>) {
+    let _ = drained.wait_for(|draining| *draining).await;
+    if !signals.has_request.get() {
+        let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, signals.request.notified()).await;
+    }
+}
+
+/// When an HTTP/2 connection is to take nothing new: at the drain, or when it has asked nothing for too long. Its GOAWAY
+/// says which streams are still served.
+async fn end_of_http2(mut drained: Draining, signals: Rc<Signals>, idle_limit: Option<Duration>) {
+    let quiet = async {
+        let Some(limit) = idle_limit else { return std::future::pending().await };
+        loop {
+            if signals.in_flight.get() > 0 {
+                signals.idle.notified().await;
+            } else if tokio::time::timeout(limit, signals.request.notified()).await.is_err() {
+                return;
+            }
         }
+    };
+    tokio::select! {
+        _ = drained.wait_for(|draining| *draining) => {}
+        () = quiet => {}
+    }
+}
+
+/// Counts a request as being served while it lives.
+struct InFlight(Rc<Signals>);
+
+impl InFlight {
+    fn count(signals: Rc<Signals>) -> Self {
+        signals.in_flight.set(signals.in_flight.get() + 1);
+        signals.has_request.set(true);
+        signals.request.notify_waiters();
         Self(signals)
     }
 }
 
-impl Drop for BusySignal {
+impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.busy.set(false);
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
+        if self.0.in_flight.get() == 0 {
+            self.0.idle.notify_waiters();
+        }
     }
 }
 
@@ -196,31 +232,16 @@ fn http2_builder(ingress: Ingress, limits: &Limits) -> http2::Builder<LocalExecu
 /// How long a connection that was accepted before the drain may take to send its first request: it is on its way.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
-/// Waits until an HTTP/1 connection has sent a request, or has had the time to. HTTP/2 needs no waiting: its GOAWAY says
-/// which streams are still served.
-async fn asked_once(signals: Rc<Signals>, is_http2: bool) {
-    if !is_http2 && !signals.has_request.get() {
-        let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, signals.first_request.notified()).await;
-    }
-}
-
-/// Drives a connection; when the process drains, it takes nothing new and ends with what it has.
-async fn finish<C, E>(
-    connection: C,
-    mut drained: tokio::sync::watch::Receiver<bool>,
-    asked: impl Future<Output = ()>,
-    shut_down: impl FnOnce(std::pin::Pin<&mut C>),
-) where
+/// Drives a connection until `end` says that it is to take nothing new; then it ends with what it has.
+async fn finish<C, E>(connection: C, end: impl Future<Output = ()>, shut_down: impl FnOnce(std::pin::Pin<&mut C>))
+where
     C: Future<Output = Result<(), E>>,
     E: std::fmt::Display,
 {
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
-        () = async {
-            let _ = drained.wait_for(|draining| *draining).await;
-            asked.await;
-        } => None,
+        () = end => None,
     };
     let ended = match ended {
         Some(ended) => ended,

@@ -109,6 +109,26 @@ fn a_client_that_drips_its_head_is_cut() {
 }
 
 #[test]
+fn an_idle_http2_connection_is_told_to_go() {
+    let world = World::planned(Plan { extra: "limits: { keep_alive: 100ms }\n".into(), ..Plan::default() });
+    crate::support::runtime().block_on(async {
+        let mut sender = crate::support::http2(&world, world.eu().https, "localhost").await;
+        let target = "https://localhost/users/alice/orders/1";
+        for _ in 0..3 {
+            let request = crate::support::request(http::Method::GET, target, "", &[], crate::support::whole(""));
+            assert_eq!(sender.send_request(request).await.unwrap().status(), StatusCode::OK);
+        }
+        // The sender learns of the GOAWAY when it is ready for no more.
+        let gone = async {
+            while sender.ready().await.is_ok() && !sender.is_closed() {
+                tokio::task::yield_now().await
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("an idle connection ends");
+    });
+}
+
+#[test]
 fn connections_from_one_address_are_limited_and_others_are_not() {
     let world = World::planned(Plan { extra: "limits: { connections_per_address: 3 }\n".into(), ..Plan::default() });
     let mut held: Vec<_> = (0..3).map(|_| TcpStream::connect(world.eu().http).unwrap()).collect();

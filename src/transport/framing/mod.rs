@@ -51,14 +51,16 @@ pub struct HeadLimits {
 /// What the service on top tells the gate.
 #[derive(Default)]
 pub struct Signals {
-    /// A request is being served: silence is the client waiting.
-    pub busy: Cell<bool>,
+    /// Requests being served: while there are any, silence is the client waiting.
+    pub in_flight: Cell<usize>,
+    /// Told when there are none any more.
+    pub idle: Notify,
     /// The connection is no HTTP/1 (any more): bytes pass as they are.
     pub tunnel: Cell<bool>,
     /// A request has been served, or is.
     pub has_request: Cell<bool>,
-    /// Told when the first is.
-    pub first_request: Notify,
+    /// Told of every request.
+    pub request: Notify,
 }
 
 /// A connection whose HTTP/1 requests are unambiguous.
@@ -177,7 +179,7 @@ impl<S> Gate<S> {
         let waiting = match self.state {
             State::Head { .. } if self.signals.tunnel.get() => Waiting::Nothing,
             State::Head { .. } if !self.raw.is_empty() => Waiting::RestOfHead,
-            State::Head { .. } if !self.signals.busy.get() => Waiting::NextHead,
+            State::Head { .. } if self.signals.in_flight.get() == 0 => Waiting::NextHead,
             State::Head { .. } | State::Body { .. } | State::Chunked(_) | State::Closed | State::Broken => Waiting::Nothing,
         };
         if waiting != self.waiting {
