@@ -55,7 +55,7 @@ impl GeoIp {
         let refuse = |reason: String| GeoIpError { file: file.into(), reason };
         let bytes = std::fs::read(file).map_err(|error| refuse(format!("cannot read the GeoIP database: {error}")))?;
         let reader = Reader::from_source(bytes).map_err(|error| refuse(format!("is no MMDB database: {error}")))?;
-        reader.verify().map_err(|error| refuse(format!("is damaged, fetch it again: {error}")))?;
+        check(&reader).map_err(|error| refuse(format!("is damaged, fetch it again: {error}")))?;
         let layout = Layout::of(&reader).ok_or_else(|| {
             let kind = &reader.metadata().database_type;
             refuse(format!("a database of type `{kind}` that holds no countries as `country.iso_code`, `country_code` or `country`; name a country or city database"))
@@ -120,6 +120,20 @@ impl Layout {
     }
 }
 
+/// Walks every network and decodes every record. The reader's own `verify` also demands what nobody needs to find a
+/// country, such as a description: a database without one is read all over the world.
+fn check(reader: &Reader<Vec<u8>>) -> Result<(), maxminddb::MaxMindDbError> {
+    let mut checked = std::collections::HashSet::new();
+    for record in reader.networks(WithinOptions::default())? {
+        let record = record?;
+        // Many networks share a record.
+        if record.offset().is_some_and(|offset| checked.insert(offset)) {
+            record.decode::<serde::de::IgnoredAny>()?;
+        }
+    }
+    Ok(())
+}
+
 /// One value of a record; a value of another type is as good as none.
 fn decode<'a, T: serde::Deserialize<'a>>(record: &maxminddb::LookupResult<'a, Vec<u8>>, path: &[&'static str]) -> Option<T> {
     let mut elements = [PathElement::Key(""), PathElement::Key("")];
@@ -167,5 +181,78 @@ mod tests {
             assert!(error.contains(name), "{error}");
         }
         assert!(GeoIp::open(&scratch.path().join("absent")).is_err());
+    }
+
+    /// Databases of others, which are not in this repository.
+    fn shared(name: &str) -> Option<PathBuf> {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/test/geoip").join(name);
+        let found = file.exists();
+        if !found {
+            println!("skipped: {} is not here", file.display());
+        }
+        found.then_some(file)
+    }
+
+    #[test]
+    fn maxminds_own_country_database_reads_as_its_source_says() {
+        let (Some(file), Some(source)) =
+            (shared("maxmind/GeoLite2-Country-Test.mmdb"), shared("maxmind/source-data/GeoLite2-Country-Test.json"))
+        else {
+            return;
+        };
+        let geoip = GeoIp::open(&file).unwrap();
+        let source: Vec<serde_json::Map<String, serde_json::Value>> =
+            serde_json::from_str(&std::fs::read_to_string(source).unwrap()).unwrap();
+        let (mut compared, mut later) = (0, std::collections::HashSet::new());
+        // A later line overrides the networks inside it that came before.
+        for (network, record) in source.iter().rev().flatten() {
+            let network: ipnet::IpNet = network.parse().unwrap();
+            if !later.insert(network.addr()) {
+                continue;
+            }
+            let code = |key: &str| record.get(key)?.get("iso_code")?.as_str();
+            let expected =
+                code("country").and_then(CountryCode::parse).or_else(|| code("registered_country").and_then(CountryCode::parse));
+            assert_eq!(geoip.place(network.addr()).and_then(|place| place.country), expected, "{network}");
+            compared += 1;
+        }
+        assert!(compared > 200, "{compared}");
+    }
+
+    #[test]
+    fn flat_databases_are_read_and_those_without_countries_refused() {
+        for name in ["dbip-country-lite-2026-06.mmdb", "dbip-city-lite-subset.mmdb"] {
+            let Some(file) = shared(name) else { return };
+            let geoip = GeoIp::open(&file).unwrap();
+            assert_eq!(geoip.layout, Layout::Flat);
+            let place = geoip.place("83.149.9.216".parse().unwrap()).unwrap();
+            assert_eq!(place.country.unwrap().as_str(), "RU", "{name}");
+            assert_eq!(place.coordinates.is_some(), name.contains("city"), "{name}");
+        }
+        for name in
+            ["GeoLite2-ASN-Test", "GeoIP2-Anonymous-IP-Test", "MaxMind-DB-test-decoder", "MaxMind-DB-string-value-entries"]
+        {
+            let Some(file) = shared(&format!("maxmind/{name}.mmdb")) else { return };
+            let error = GeoIp::open(&file).err().unwrap_or_else(|| panic!("{name} was taken")).to_string();
+            assert!(error.contains("name a country or city database") || error.contains("damaged"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_broken_database_is_refused_or_answers_but_never_panics() {
+        for name in [
+            "GeoIP2-City-Test-Invalid-Node-Count",
+            "GeoIP2-City-Test-Broken-Double-Format",
+            "MaxMind-DB-test-broken-pointers-24",
+            "MaxMind-DB-test-broken-search-tree-24",
+        ] {
+            let Some(file) = shared(&format!("maxmind/{name}.mmdb")) else { return };
+            if let Ok(geoip) = GeoIp::open(&file) {
+                for index in 0..=u16::MAX {
+                    let [a, b] = index.to_be_bytes();
+                    let _ = geoip.place(IpAddr::from([a, b, 1, 1]));
+                }
+            }
+        }
     }
 }
