@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::support::{PATIENCE, Plan, World, get, post, raw};
+use crate::support::{NAMES, PATIENCE, Plan, RULES, World, get, post, raw};
 
 #[test]
 fn ambiguous_requests_are_answered_400_and_reach_nobody() {
@@ -53,6 +53,23 @@ fn paths_that_two_servers_read_differently_are_answered_400() {
         raw(world.eu().http, b"GET /feed/%2e%2e/account/1 HTTP/1.1\r\nHost: a\r\nX-User-Id: alice\r\nConnection: close\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(world.eu().upstream().seen()[0].target, "/account/1");
+}
+
+#[test]
+fn a_stranger_names_no_user_and_no_address_to_us_or_to_an_upstream() {
+    let rules = RULES.replace("trust: [127.0.0.0/8]", "trust: []");
+    let world = World::planned(Plan { rules: NAMES.map(|name| (name, rules.clone())).into(), ..Plan::default() });
+    let forged =
+        [("x-user-id", "alice"), ("x-forwarded-for", "91.64.0.1"), ("forwarded", "for=91.64.0.1"), ("x-real-ip", "91.64.0.1")];
+    assert_eq!(get(world.eu().http, "/account/1", &forged).code(), "home.unresolved");
+    world.eu().upstream().assert_saw_nothing();
+    assert_eq!(get(world.eu().http, "/users/alice/orders/1", &forged).status, StatusCode::OK);
+    let seen = &world.eu().upstream().seen()[0].headers;
+    assert!(!seen.contains_key("x-user-id") && !seen.contains_key("x-real-ip"), "{seen:?}");
+    assert_eq!(
+        (&seen["x-forwarded-for"], &seen["forwarded"]),
+        (&"127.0.0.1".parse().unwrap(), &"for=127.0.0.1;host=\"app.example.com\";proto=http".parse().unwrap())
+    );
 }
 
 #[test]
