@@ -2,7 +2,10 @@
 
 use crate::decision::policy::{ClassId, Failover, MAX_CHAIN, Reads, Step, Writes};
 use crate::decision::residency::Stays;
-use crate::decision::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route};
+use crate::decision::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment};
+use crate::proxy::intake::canonical_path;
+
+use crate::model::user::Evidence;
 
 use super::document::Value;
 use super::policy::PolicyDraft;
@@ -63,7 +66,20 @@ fn read_pattern(field: &Field<'_>) -> Option<Pattern> {
     });
     let everything = PathPattern { segments: Vec::new(), open_ended: true };
     let path = section.optional("path").map_or(Some(everything), |field| {
-        PathPattern::parse(field.text()?).map_or_else(|error| field.wrong(error.to_string()), Some)
+        let text = field.text()?;
+        let pattern = PathPattern::parse(text).map_or_else(|error| field.wrong(error.to_string()), Some)?;
+        let literal = |segment: &Segment| match segment {
+            Segment::Literal(text) => format!("/{text}"),
+            Segment::Any | Segment::User => String::new(),
+        };
+        let literals = pattern.segments.iter().map(literal).collect::<String>();
+        match canonical_path(if literals.is_empty() { "/" } else { &literals }) {
+            Some(canonical) if literals.is_empty() || canonical == literals => Some(pattern),
+            Some(canonical) => field.wrong(format!(
+                "`{text}` can never match: paths are matched in their canonical form, in which this reads `{canonical}`"
+            )),
+            None => field.wrong(format!("`{text}` can never match: a request with such a path is ambiguous and answered 400")),
+        }
     });
     let methods = section.optional("methods").map_or(Some(MethodSet::ALL), |field| read_methods(&field));
     section.finish();
@@ -146,6 +162,11 @@ fn check_step(step: Step, field: &Field<'_>, draft: &PolicyDraft<'_>, class: Opt
             Some(class) if class.rule.stays == Stays::Home => field.wrong(format!(
                 "`latency` finds no owner, and `{}` stays at its owner's home; use `directory` or `geoip`",
                 class.name
+            )),
+            Some(class) if class.rule.needs > Evidence::Inferred => field.wrong(format!(
+                "`latency` asks nobody who the user is, and `{}` needs a home that is {}; use `directory`",
+                class.name,
+                class.rule.needs.as_str()
             )),
             _ => Some(()),
         },

@@ -13,6 +13,7 @@ use crate::model::region::RegionId;
 use crate::probes;
 use crate::proxy::Limits;
 use crate::proxy::intake::{self, AddressSource, KeySource};
+use crate::transport::dial::authority_of;
 use crate::transport::listener::{self, Accepts};
 use crate::transport::tls::{CertificateFiles, PeerFiles};
 use crate::upstreams;
@@ -58,9 +59,8 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let admin = local.and_then(|region| region.admin.clone()).or(admin);
     let admin = admin.map_or(Some(admin::Settings::default()), |field| read_admin(&field));
     let users = section.optional("users").map_or(Some((Vec::new(), None)), |field| read_users(&field));
-    let (trust, source) = section
-        .optional("client_address")
-        .map_or(Some((Vec::new(), AddressSource::Forwarded)), |field| read_client_address(&field))?;
+    let client_address = section.optional("client_address");
+    let client_address = client_address.map_or(Some((Vec::new(), AddressSource::Forwarded)), |field| read_client_address(&field));
     let geoip = section.optional("geoip").map(|field| read_geoip(&field));
     let probes = section.optional("latency").map_or(Some(probes::Settings::default()), |field| read_probes(&field));
     let audit = section.optional("audit").map(|field| read_audit(&field, local_name));
@@ -71,6 +71,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     check_peers(section, draft, &listeners, peer_tls.is_some());
     check_ledger(section, draft, audit.is_some());
     let (keys, directory) = users?;
+    let (trust, source) = client_address?;
     Some(Settings {
         listeners,
         peer_tls: peer_tls.map_or(Some(None), |files| files.map(Some))?,
@@ -227,6 +228,9 @@ fn read_client_address(field: &Field<'_>) -> Option<(Vec<IpNet>, AddressSource)>
     let source = section.optional("from").map_or(Some(AddressSource::Forwarded), |field| match field.text()? {
         "forwarded" => Some(AddressSource::Forwarded),
         "x-forwarded-for" => Some(AddressSource::XForwardedFor),
+        "proxy-protocol" => {
+            field.wrong("the PROXY protocol is not spoken yet; write `forwarded`, `x-forwarded-for` or a header's name")
+        }
         _ => header_name(&field).map(AddressSource::Header),
     });
     section.finish();
@@ -314,10 +318,9 @@ fn read_limits(field: &Field<'_>) -> Option<Limits> {
 fn read_upstreams(draft: &PolicyDraft<'_>) -> Option<upstreams::Settings> {
     let checks: Vec<_> = draft.regions.iter().map(|region| (region.id, region.health.as_ref().map(read_health))).collect();
     let local = draft.regions.iter().find(|region| Some(region.id) == draft.local)?;
-    let authority = |uri: &http::Uri| uri.authority().map(|authority| authority.to_string());
     let (_, check) = checks.into_iter().find(|(id, _)| *id == local.id)?;
     Some(upstreams::Settings {
-        authorities: local.upstreams.iter().filter_map(authority).collect(),
+        authorities: local.upstreams.iter().map(authority_of).collect(),
         check: check.map_or(Some(None), |check| check.map(Some))?,
     })
 }

@@ -35,8 +35,9 @@ pub enum Writes {
 /// unowned request's regions by what they cost to reach.
 pub(super) fn plan(clearance: Clearance, home: &Home, facts: &Facts<'_>, failover: Failover) -> Result<Itinerary, Code> {
     let vitals = facts.vitals;
-    let alive = clearance.narrow(vitals.taking_requests());
-    let nearest = || vitals.nearest_first().iter().copied();
+    let alive = clearance.narrow(vitals.taking_requests(clearance.regions()));
+    // A region that a reload has just added has no place in the order yet: it comes last.
+    let nearest = || vitals.nearest_first().iter().copied().chain(clearance.regions().iter());
     let Home::Owned { region, .. } = *home else {
         return alive.and_then(|alive| Itinerary::through(alive, nearest())).ok_or(Code::AllDown);
     };

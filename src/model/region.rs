@@ -49,6 +49,12 @@ impl RegionSet {
         Self(self.0 & other.0)
     }
 
+    /// Every region that is not in it.
+    #[must_use]
+    pub const fn complement(self) -> Self {
+        Self(!self.0)
+    }
+
     pub const fn contains(self, region: RegionId) -> bool {
         self.0 & (1 << region.0) != 0
     }

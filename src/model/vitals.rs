@@ -78,13 +78,15 @@ pub struct RegionVitals {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Vitals {
     regions: [RegionVitals; MAX_REGIONS],
+    /// Those that take no requests; of a region that is not known yet nothing speaks against trying it.
+    refusing: RegionSet,
     nearest_first: Vec<RegionId>,
 }
 
 impl Vitals {
     /// Nothing measured yet; `nearest_first` orders the regions by distance.
     pub fn unmeasured(nearest_first: Vec<RegionId>) -> Self {
-        Self { regions: [RegionVitals::default(); MAX_REGIONS], nearest_first }
+        Self { regions: [RegionVitals::default(); MAX_REGIONS], refusing: RegionSet::EMPTY, nearest_first }
     }
 
     pub fn region(&self, region: RegionId) -> &RegionVitals {
@@ -93,6 +95,7 @@ impl Vitals {
 
     pub fn set(&mut self, region: RegionId, vitals: RegionVitals) {
         self.regions[region.index()] = vitals;
+        self.refusing = if vitals.health.takes_requests() { self.refusing.without(region) } else { self.refusing.with(region) };
     }
 
     /// The regions from the cheapest to reach to the dearest, measured cost first, distance where nothing is measured.
@@ -100,12 +103,8 @@ impl Vitals {
         &self.nearest_first
     }
 
-    pub fn prefer(&mut self, nearest_first: Vec<RegionId>) {
-        self.nearest_first = nearest_first;
-    }
-
-    /// The regions that take requests now.
-    pub fn taking_requests(&self) -> RegionSet {
-        self.nearest_first.iter().copied().filter(|region| self.region(*region).health.takes_requests()).collect()
+    /// Those of `regions` that take requests now.
+    pub const fn taking_requests(&self, regions: RegionSet) -> RegionSet {
+        regions.intersection(self.refusing.complement())
     }
 }

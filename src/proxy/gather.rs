@@ -41,15 +41,18 @@ pub fn gather(question: &Question<'_>, snapshot: &Snapshot) -> Findings {
     let named = question.route.user.and_then(decode_segment).map(|user| (user, Proof::Proven));
     let user = named.or_else(|| question.user.cloned());
     let claim = question.envelope.map(|envelope| claim(envelope, &snapshot.policy));
-    let place = match &claim {
-        Some(claim) => claim.country.map_or(Lookup::Absent, |country| Lookup::Found(Place::in_country(country))),
-        None => place(question.client, snapshot),
+    let stated = snapshot.policy.geo.networks.find(question.client).and_then(|network| network.country);
+    let (place, is_from_database) = match (&claim, stated) {
+        (Some(claim), _) => (claim.country.map_or(Lookup::Absent, |country| Lookup::Found(Place::in_country(country))), false),
+        // An operator's country for its own network.
+        (None, Some(country)) => (Lookup::Found(Place::in_country(country)), false),
+        (None, None) => (place(question.client, snapshot), true),
     };
     Findings {
         directory: directory(question, user.as_ref(), snapshot),
         user,
         place,
-        place_is_stale: claim.is_none() && is_stale(snapshot, question.now),
+        place_is_stale: is_from_database && is_stale(snapshot, question.now),
         claim,
     }
 }
@@ -85,11 +88,8 @@ fn directory(question: &Question<'_>, user: Option<&(String, Proof)>, snapshot: 
     }
 }
 
-/// The place of an address: an operator's country for its network, else what the database knows.
+/// What the database knows of an address.
 fn place(client: IpAddr, snapshot: &Snapshot) -> Lookup<Place> {
-    if let Some(country) = snapshot.policy.geo.networks.find(client).and_then(|network| network.country) {
-        return Lookup::Found(Place::in_country(country));
-    }
     match &snapshot.geoip {
         None => Lookup::NotAsked,
         Some(geoip) => geoip.place(client).map_or(Lookup::Absent, Lookup::Found),

@@ -41,7 +41,7 @@ pub async fn handle(worker: Rc<Worker>, arrival: Arrival, request: Request<Incom
     }
     let (mut parts, body) = request.into_parts();
     let account = Account::open(worker, snapshot, arrival, &parts);
-    match intake::read(&mut parts, &arrival, &account.snapshot.intake) {
+    match intake::read(&mut parts, &arrival, &account.snapshot.intake, &account.snapshot.limits) {
         Ok(intake) => serve(account, intake, parts, body).await,
         Err(code) => account.refuse(code),
     }

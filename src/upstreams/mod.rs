@@ -68,6 +68,10 @@ impl Upstreams {
         let fresh = |authority: &str| {
             Arc::new(Upstream { authority: authority.into(), up: AtomicBool::new(true), answer_micros: AtomicU64::new(0) })
         };
+        if settings.check.is_none() {
+            // Nobody would ever bring them back.
+            before.into_iter().flat_map(|before| &before.list).for_each(|upstream| upstream.up.store(true, Ordering::Relaxed));
+        }
         let list = settings.authorities.iter().map(|authority| known(authority).unwrap_or_else(|| fresh(authority))).collect();
         Self { settings, list }
     }

@@ -5,20 +5,21 @@ use crate::model::outcome::Code;
 use crate::model::user::{Evidence, Proof};
 
 use super::super::facts::{Facts, Lookup};
-use super::super::policy::Policy;
+use super::super::policy::{ClassSet, Policy};
 use super::super::residency::Stays;
-use super::super::route::Route;
 use super::super::verdict::{Finding, Home};
 use super::Answer;
 
-pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, route: &Route) -> (Finding, Answer) {
+pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> (Finding, Answer) {
     match facts.directory {
         Lookup::NotAsked | Lookup::NoKey => (Finding::NoKey, Answer::Next),
         Lookup::Absent => (Finding::Absent, Answer::Next),
-        Lookup::Unavailable if may_guess(facts, policy, route) => (Finding::Unavailable { goes_on: true }, Answer::Next),
+        Lookup::Unavailable if may_guess(facts, policy, classes) => (Finding::Unavailable { goes_on: true }, Answer::Next),
         Lookup::Unavailable => (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable)),
-        // A record of a region that the policy has dropped since owns nothing.
-        Lookup::Found(record) if !policy.regions.contains(record.home) => (Finding::Absent, Answer::Next),
+        // The home is known, and a region that the policy has dropped: no reason to guess another.
+        Lookup::Found(record) if !policy.regions.contains(record.home) => {
+            (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable))
+        }
         Lookup::Found(record) => {
             let evidence = match facts.proof {
                 Proof::Proven => Evidence::Recorded,
@@ -32,6 +33,6 @@ pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, route: &Route) -> (Finding
 }
 
 /// Never from a dead directory to a guess, except for reads of data that may be anywhere.
-fn may_guess(facts: &Facts<'_>, policy: &Policy, route: &Route) -> bool {
-    facts.is_read && policy.class(route.class).rule.stays == Stays::Anywhere
+fn may_guess(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> bool {
+    facts.is_read && classes.iter().all(|class| policy.class(class).rule.stays == Stays::Anywhere)
 }

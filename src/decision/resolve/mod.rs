@@ -24,7 +24,7 @@ enum Answer {
 pub(super) fn home(facts: &Facts<'_>, policy: &Policy, route: &Route, trail: &mut Trail) -> Result<Home, Code> {
     for step in &route.chain {
         let (finding, answer) = match *step {
-            Step::Directory => directory::ask(facts, policy, route),
+            Step::Directory => directory::ask(facts, policy, trail.classes),
             Step::GeoIp => geoip::ask(facts, policy),
             Step::Latency => {
                 (Finding::Unowned, Answer::Home(Home::Unowned { jurisdiction: jurisdiction_by_country(facts, policy) }))

@@ -78,6 +78,8 @@ impl RouteTable {
     pub fn find<'a>(&self, head: &Head<'a>) -> RouteMatch<'a> {
         let mut best = u32::MAX;
         let path = head.path.strip_prefix('/').unwrap_or(head.path);
+        // Most servers serve `/a/` as `/a`: a slash at the end must not lead past a rule.
+        let path = path.strip_suffix('/').unwrap_or(path);
         if let Some(trie) = self.exact.get(head.host) {
             trie.search(path, head.method, &mut best);
         }

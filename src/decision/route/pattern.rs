@@ -98,6 +98,13 @@ impl PathPattern {
             return wrong(format!("`{text}` is no path pattern; it starts with `/`"));
         };
         let mut parts: Vec<&str> = rest.split('/').collect();
+        // With and without a slash at the end is the same place.
+        if parts.len() > 1 && parts.last() == Some(&"") {
+            parts.pop();
+        }
+        if parts.len() > 1 && parts.contains(&"") {
+            return wrong(format!("`{text}` has an empty segment; repeated slashes are merged before matching: leave one"));
+        }
         let open_ended = parts.last() == Some(&"**");
         if open_ended {
             parts.pop();

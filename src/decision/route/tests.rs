@@ -36,6 +36,7 @@ fn the_first_that_matches_decides() {
     assert_eq!(find(&table, Method::Post, "api.example.com", "/feed/1/2").0, None);
     assert_eq!(get("x", "/").0, Some(4));
     assert_eq!(get("x", "/accounts").0, None);
+    assert_eq!(get("x", "/users/me/orders/").0, get("x", "/users/me/orders").0, "a slash at the end leads past no rule");
 }
 
 #[test]
@@ -63,7 +64,8 @@ fn matching_agrees_with_trying_every_route_in_turn() {
         let table = RouteTable::build(routes.clone());
         for _ in 0..40 {
             let host = ["a.test", "b.a.test", "x.a.test", "test", "other"][random.usize(0..5)];
-            let path: String = (0..random.usize(1..4)).map(|_| format!("/{}", words[random.usize(0..4)])).collect();
+            let path: String = (0..random.usize(1..4)).map(|_| format!("/{}", words[random.usize(1..4)])).collect();
+            let path = if random.bool() { format!("{path}/") } else { path };
             let method = if random.bool() { Method::Get } else { Method::Post };
             let exact = Pattern {
                 host: HostPattern::parse(host).unwrap(),

@@ -18,6 +18,8 @@ use crate::model::outcome::Code;
 use crate::model::user::Proof;
 use crate::transport::framing::FAULT_HEADER;
 
+use super::Limits;
+
 pub use target::canonical_path;
 pub use user::decode_segment;
 
@@ -79,11 +81,12 @@ pub struct Arrival {
 }
 
 /// Reads the intake of a request, and takes out of its head what no stranger may tell an upstream.
-pub fn read(parts: &mut Parts, arrival: &Arrival, settings: &Settings) -> Result<Intake, Code> {
+pub fn read(parts: &mut Parts, arrival: &Arrival, settings: &Settings, limits: &Limits) -> Result<Intake, Code> {
     if let Some(fault) = parts.headers.get(FAULT_HEADER) {
-        let code = Code::ALL.iter().find(|code| fault == code.as_str());
+        let code = Code::ALL.iter().find(|code| fault == code.as_str() && code.as_str().starts_with("request."));
         return Err(*code.unwrap_or(&Code::RequestMalformed));
     }
+    check_head(parts, limits)?;
     let method = Method::of(parts.method.as_str());
     if method == Method::Connect {
         return Err(Code::MethodNotAllowed);
@@ -101,7 +104,7 @@ pub fn read(parts: &mut Parts, arrival: &Arrival, settings: &Settings) -> Result
         None => (
             new_id(),
             client::address(&parts.headers, arrival.remote, settings),
-            user::key(&parts.headers, is_trusted, &settings.keys),
+            user::key(&parts.headers, is_trusted, &settings.keys)?,
             arrival.is_tls || (is_trusted && client::came_by_https(&parts.headers)),
         ),
     };
@@ -112,7 +115,7 @@ pub fn read(parts: &mut Parts, arrival: &Arrival, settings: &Settings) -> Result
             path
         }
     };
-    strip_user_headers(&mut parts.headers, is_trusted || envelope.is_some(), &settings.keys);
+    strip_user_headers(&mut parts.headers, is_trusted || envelope.is_some(), settings);
     let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
     Ok(Intake { id, method, host, path, is_read, client, user, envelope, is_https })
 }
@@ -123,16 +126,41 @@ fn read_envelope(headers: &HeaderMap) -> Result<Envelope, Code> {
     value.to_str().ok().and_then(|value| Envelope::read(value).ok()).ok_or(Code::PeerMalformed)
 }
 
-/// A header that names the user counts from trusted hops; from anyone else it would deceive the upstream as well.
-fn strip_user_headers(headers: &mut HeaderMap, is_trusted: bool, keys: &[KeySource]) {
-    if is_trusted {
-        return;
+impl Settings {
+    /// Whether a field names the user or the client's address, in any spelling: servers behind a gateway interface cannot
+    /// tell `_` from `-`.
+    pub fn names_a_client(&self, field: &str) -> bool {
+        let is = |name: &HeaderName| {
+            let (name, field) = (name.as_str().bytes(), field.bytes());
+            name.len() == field.len()
+                && name.zip(field).all(|(a, b)| a == b || (matches!(a, b'-' | b'_') && matches!(b, b'-' | b'_')))
+        };
+        let by_key = self.keys.iter().any(|key| matches!(key, KeySource::Header(name) if is(name)));
+        by_key || matches!(&self.source, AddressSource::Header(name) if is(name))
     }
-    for key in keys {
-        if let KeySource::Header(name) = key {
-            headers.remove(name);
-        }
+}
+
+/// A header that names the user counts from trusted hops; from anyone else it would deceive the upstream as well. From
+/// trusted hops, the one spelling that was read is kept.
+fn strip_user_headers(headers: &mut HeaderMap, is_trusted: bool, settings: &Settings) {
+    let is_read = |name: &HeaderName| settings.keys.iter().any(|key| matches!(key, KeySource::Header(key) if key == name));
+    let forged: Vec<HeaderName> =
+        headers.keys().filter(|name| settings.names_a_client(name.as_str()) && !(is_trusted && is_read(name))).cloned().collect();
+    for name in forged {
+        headers.remove(name);
     }
+}
+
+/// What the gate judges in HTTP/1 holds for HTTP/2 as well, for it may go on as HTTP/1.
+fn check_head(parts: &Parts, limits: &Limits) -> Result<(), Code> {
+    if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > limits.target_bytes) {
+        return Err(Code::TargetTooLong);
+    }
+    if parts.headers.len() > limits.headers {
+        return Err(Code::HeadTooLarge);
+    }
+    let is_look_alike = |name: &HeaderName| matches!(name.as_str(), "content_length" | "transfer_encoding");
+    if parts.headers.keys().any(is_look_alike) { Err(Code::RequestMalformed) } else { Ok(()) }
 }
 
 /// 128 random bits: unique without asking anyone, and telling nothing.

@@ -41,8 +41,8 @@ fn plain_host(text: &str) -> Option<String> {
     (!host.is_empty() && (is_name || is_literal) && good_port).then(|| host.to_ascii_lowercase())
 }
 
-/// The canonical form of a path: unreserved characters decoded, other escapes in upper case, dot segments resolved,
-/// repeated slashes merged. `None` for what two servers may read differently: escaped slashes and backslashes, control
+/// The canonical form of a path: what may stand in a segment as it is, is decoded; all else is escaped, in upper case; dot
+/// segments are resolved, repeated slashes merged. `None` for what two servers may read differently: escaped slashes and backslashes, control
 /// characters, bytes that are no UTF-8, a second layer of escapes, path parameters, or a way out at the top.
 pub fn canonical_path(path: &str) -> Option<Cow<'_, str>> {
     if !path.starts_with('/') {
@@ -68,13 +68,15 @@ fn decode(path: &str) -> Option<String> {
             byte => (byte, false),
         };
         octets.push(octet);
-        let is_unreserved = octet.is_ascii_alphanumeric() || b"-._~".contains(&octet);
+        // Where RFC 3986 allows a character in a segment, its escape means the same to nearly every server.
+        let is_plain = octet.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&octet);
         match octet {
             b'\\' | 0..=0x1f | 0x7f => return None,
             b'/' | b'%' if is_escaped => return None,
             b';' if !is_escaped => return None,
-            octet if is_unreserved || (!is_escaped && octet.is_ascii_graphic()) => out.push(octet as char),
-            _ if is_escaped => out.push_str(&format!("%{octet:02X}")),
+            b'/' => out.push('/'),
+            octet if is_plain => out.push(octet as char),
+            octet if is_escaped || octet.is_ascii_graphic() => out.push_str(&format!("%{octet:02X}")),
             _ => return None,
         }
     }

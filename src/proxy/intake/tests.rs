@@ -11,8 +11,10 @@ fn what_is_judged_is_what_is_forwarded() {
         ("//account//1", "/account/1"),
         ("/x/../account/1/./", "/account/1/"),
         ("/x/..", "/"),
-        ("/users/zo%c3%ab/%40", "/users/zo%C3%AB/%40"),
-        ("/a|b", "/a|b"),
+        ("/users/zo%c3%ab/%40", "/users/zo%C3%AB/@"),
+        ("/orders%3aexport/%24batch", "/orders:export/$batch"),
+        ("/a|b%7c", "/a%7Cb%7C"),
+        ("/a%3bb", "/a%3Bb"),
         ("/.well-known/x", "/.well-known/x"),
     ] {
         assert_eq!(canonical_path(path).as_deref(), Some(canonical), "{path}");
@@ -99,10 +101,33 @@ fn a_header_names_the_user_only_from_a_trusted_hop() {
     let mut headers = HeaderMap::new();
     headers.insert("x-user-id", "alice".parse().unwrap());
     headers.insert("cookie", "a=b; uid=bob".parse().unwrap());
-    assert_eq!(user::key(&headers, true, &keys), Some(("alice".into(), Proof::Proven)));
-    assert_eq!(user::key(&headers, false, &keys), Some(("bob".into(), Proof::Claimed)));
+    assert_eq!(user::key(&headers, true, &keys), Ok(Some(("alice".into(), Proof::Proven))));
+    assert_eq!(user::key(&headers, false, &keys), Ok(Some(("bob".into(), Proof::Claimed))));
+    headers.append("cookie", http::HeaderValue::from_bytes(b"x=\xe4; uid=bob").unwrap());
+    assert_eq!(
+        user::key(&headers, false, &keys),
+        Ok(Some(("bob".into(), Proof::Claimed))),
+        "odd bytes of another cookie hide nobody"
+    );
     headers.append("cookie", "uid=carol".parse().unwrap());
-    assert_eq!(user::key(&headers, false, &keys), None, "two users are none");
+    assert_eq!(user::key(&headers, false, &keys), Err(Code::RequestMalformed), "two users are one too many");
     headers.append("x-user-id", "mallory".parse().unwrap());
-    assert_eq!(user::key(&headers, true, &keys), None);
+    assert_eq!(user::key(&headers, true, &keys), Err(Code::RequestMalformed));
+}
+
+#[test]
+fn a_forged_name_is_stripped_in_every_spelling() {
+    let settings = Settings {
+        keys: vec![KeySource::Header("x-user-id".parse().unwrap())],
+        source: AddressSource::Header("x-my-ip".parse().unwrap()),
+        ..Settings::default()
+    };
+    for (trusted, kept) in [(false, 0), (true, 1)] {
+        let mut headers = HeaderMap::new();
+        for name in ["x-user-id", "x_user_id", "x-user_id", "x-my-ip", "x_my_ip"] {
+            headers.insert(name.parse::<HeaderName>().unwrap(), "1".parse().unwrap());
+        }
+        strip_user_headers(&mut headers, trusted, &settings);
+        assert_eq!(headers.len(), kept, "{headers:?}");
+    }
 }

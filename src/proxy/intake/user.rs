@@ -2,6 +2,7 @@
 
 use http::HeaderMap;
 
+use crate::model::outcome::Code;
 use crate::model::user::Proof;
 
 use super::KeySource;
@@ -9,29 +10,40 @@ use super::KeySource;
 /// The longest key that is looked up, in bytes; no directory has a longer one.
 const MAX_KEY: usize = 256;
 
-/// The first key that is present, and how well it is proven.
-pub(super) fn key(headers: &HeaderMap, is_trusted: bool, sources: &[KeySource]) -> Option<(String, Proof)> {
-    sources.iter().find_map(|source| match source {
-        KeySource::Header(name) if is_trusted => {
-            let mut values = headers.get_all(name).iter();
-            let (Some(value), None) = (values.next(), values.next()) else { return None };
-            usable(value.to_str().ok()?).map(|key| (key, Proof::Proven))
+/// The first key that is present, and how well it is proven. A request that names two users is malformed: we and an
+/// upstream could pick different ones.
+pub(super) fn key(headers: &HeaderMap, is_trusted: bool, sources: &[KeySource]) -> Result<Option<(String, Proof)>, Code> {
+    for source in sources {
+        let (key, proof) = match source {
+            KeySource::Header(name) if is_trusted => {
+                (only(headers.get_all(name).iter().map(http::HeaderValue::as_bytes))?, Proof::Proven)
+            }
+            KeySource::Header(_) => (None, Proof::Claimed),
+            KeySource::Cookie(name) => (only(cookies(headers, name))?, Proof::Claimed),
+        };
+        if let Some(key) = key.filter(|key| !key.is_empty()) {
+            let key = std::str::from_utf8(key).ok().and_then(usable).ok_or(Code::RequestMalformed)?;
+            return Ok(Some((key, proof)));
         }
-        KeySource::Header(_) => None,
-        KeySource::Cookie(name) => cookie(headers, name).and_then(usable).map(|key| (key, Proof::Claimed)),
-    })
+    }
+    Ok(None)
 }
 
-/// The value of a cookie; none if it is there twice with different values, for two servers may pick differently.
-fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
-    let pairs =
-        headers.get_all(http::header::COOKIE).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(';'));
-    let mut values = pairs.filter_map(|pair| {
-        let (found, value) = pair.split_once('=')?;
-        (found.trim() == name).then(|| value.trim().trim_matches('"'))
-    });
-    let first = values.next()?;
-    values.all(|other| other == first).then_some(first)
+/// The one value of them all; an error if they differ.
+fn only<'h>(mut values: impl Iterator<Item = &'h [u8]>) -> Result<Option<&'h [u8]>, Code> {
+    let Some(first) = values.next() else { return Ok(None) };
+    if values.all(|other| other == first) { Ok(Some(first)) } else { Err(Code::RequestMalformed) }
+}
+
+/// The values of a cookie, as bytes: another cookie's odd characters must not hide it.
+fn cookies<'h>(headers: &'h HeaderMap, name: &'h str) -> impl Iterator<Item = &'h [u8]> {
+    let pairs = headers.get_all(http::header::COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
+    pairs.filter_map(move |pair| {
+        let at = pair.iter().position(|byte| *byte == b'=')?;
+        let (found, value) = (pair[..at].trim_ascii(), pair[at + 1..].trim_ascii());
+        let value = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value);
+        (found == name.as_bytes()).then_some(value)
+    })
 }
 
 fn usable(key: &str) -> Option<String> {

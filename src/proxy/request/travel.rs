@@ -108,19 +108,32 @@ impl Journey {
             self.record(account, *stop).await.map_err(Stopped::Failed)?;
             forward::address(&mut request, &self.host, !is_local).ok_or(Stopped::Failed(Code::RequestMalformed))?;
             let mut spare = None;
-            if !is_local {
+            if is_local {
+                // What was sealed for a peer that gave no answer is not for an upstream.
+                request.headers_mut().remove("domicile-request");
+            } else {
                 self.seal(account, intake, &mut request, false);
-                self.clear_with_peer(account, intake, *stop, &request).await?;
+                match self.clear_with_peer(account, intake, *stop, &request).await {
+                    Ok(()) => {}
+                    // Its body is untouched, so it may be asked again whole.
+                    Err(Stopped::Misdirected { .. }) => return Err(Stopped::Misdirected { spare: Some(Box::new(request)) }),
+                    Err(stopped) => return Err(stopped),
+                }
                 spare = request.body().is_end_stream().then(|| Box::new(forward::copy_head(&request)));
             }
             let is_last = index + 1 == stops.len().min(attempts);
             let effort =
                 Effort { is_read: intake.is_read, deadline: self.deadline, attempts: attempts - index, keep_head: !is_last };
             match forward::to_stop(&worker, &snapshot, *stop, request, effort).await {
-                Ok(answer) if !is_local && code_of(&answer) == Some(Code::Misdirected) => {
-                    return Err(Stopped::Misdirected { spare });
-                }
-                Ok(answer) => return Ok((*stop, answer)),
+                Ok(answer) => match code_of(&answer).filter(|_| !is_local) {
+                    Some(Code::Misdirected | Code::PeerMalformed) => return Err(Stopped::Misdirected { spare }),
+                    // A peer that cannot serve a read is a failed try, as an upstream of ours would be.
+                    Some(code) if intake.is_read && !is_last && is_failure(code) && spare.is_some() => {
+                        last = code;
+                        request = *spare.expect("just seen");
+                    }
+                    _ => return Ok((*stop, answer)),
+                },
                 Err(failure) => {
                     last = failure.code;
                     match failure.again {
@@ -206,7 +219,7 @@ impl Journey {
         let answer = answer.map_err(|failure| Stopped::Failed(failure.code))?;
         match code_of(&answer) {
             None if answer.response.status() == StatusCode::NO_CONTENT => Ok(()),
-            Some(Code::Misdirected) => Err(Stopped::Misdirected { spare: None }),
+            Some(Code::Misdirected | Code::PeerMalformed) => Err(Stopped::Misdirected { spare: None }),
             Some(code) => Err(Stopped::Failed(code)),
             None => Err(Stopped::Failed(Code::UpstreamBad)),
         }
@@ -222,9 +235,14 @@ async fn record_movement(
     to: RegionId,
 ) -> Result<(), Code> {
     let policy = &account.snapshot.policy;
-    let (Some(ledger), false) = (&account.worker.shared.ledger, policy.jurisdiction_of(from) == policy.jurisdiction_of(to))
-    else {
+    if policy.jurisdiction_of(from) == policy.jurisdiction_of(to) {
         return Ok(());
+    }
+    let ledger = match &account.worker.shared.ledger {
+        Some(ledger) => ledger,
+        None if account.may_be_anywhere() => return Ok(()),
+        // A reload may have brought borders to a process that was started without a ledger.
+        None => return Err(Code::LedgerUnavailable),
     };
     let (from_name, to_name) = (policy.region_name(from), policy.region_name(to));
     if account.may_be_anywhere() {
@@ -272,8 +290,9 @@ fn bases<'a>(account: &'a Account, trail: &Trail, user: Jurisdiction, to: Region
 /// Relays an answer: its label judged first, its fields scrubbed, its body counted.
 async fn relay(mut account: Account, intake: &Intake, stop: Stop, answer: Answer, deadline: Instant) -> Response<Body> {
     account.served_by = Some(stop.region());
-    if let Some(code) = code_of(&answer) {
-        account.code = Some(code);
+    // Only a peer's word counts: an upstream could say anything.
+    if stop.region() != account.snapshot.policy.local {
+        account.code = code_of(&answer);
     }
     let (mut parts, body) = answer.response.into_parts();
     if let Err(code) = judge_label(&account, intake, &parts.headers) {
@@ -317,6 +336,21 @@ fn judge_label(account: &Account, intake: &Intake, answer: &http::HeaderMap) -> 
     }
     let trail = &account.decision.as_ref().expect("an answered request was judged").trail;
     if may_return(trail, label, peer, policy) { Ok(()) } else { Err(refusal) }
+}
+
+/// Whether a peer's refusal means that it could not serve, rather than that it may not.
+const fn is_failure(code: Code) -> bool {
+    matches!(
+        code,
+        Code::UpstreamUnreachable
+            | Code::UpstreamBad
+            | Code::UpstreamTimeout
+            | Code::HomeDown
+            | Code::AllDown
+            | Code::LedgerUnavailable
+            | Code::Overloaded
+            | Code::DirectoryUnavailable
+    )
 }
 
 /// The code by which a peer says why it refused.
