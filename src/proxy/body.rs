@@ -7,8 +7,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use crate::transport::body::BodyError;
@@ -29,6 +31,22 @@ pub enum Broken {
 pub struct Progress {
     pub bytes: Cell<u64>,
     pub broken: Cell<Option<Broken>>,
+    ended: Cell<bool>,
+    told: Notify,
+}
+
+impl Progress {
+    /// Waits until the body has ended, or was given up.
+    pub async fn ended(&self) {
+        if !self.ended.get() {
+            self.told.notified().await;
+        }
+    }
+
+    fn end(&self) {
+        self.ended.set(true);
+        self.told.notify_waiters();
+    }
 }
 
 /// What a body may cost.
@@ -40,6 +58,8 @@ pub struct Allowance {
     pub deadline: Instant,
 }
 
+type Scrub = Box<dyn Fn(&mut HeaderMap)>;
+
 /// A body that is counted and limited.
 pub struct Metered {
     inner: Incoming,
@@ -48,6 +68,8 @@ pub struct Metered {
     /// Runs while a frame is waited for.
     timer: Pin<Box<Sleep>>,
     waiting: bool,
+    /// Takes out of trailers what no head may hold either.
+    scrub: Option<Scrub>,
     /// Called when the body has ended, or was given up.
     done: Option<Box<dyn FnOnce()>>,
 }
@@ -55,7 +77,14 @@ pub struct Metered {
 impl Metered {
     pub fn new(inner: Incoming, allowance: Allowance, progress: Rc<Progress>) -> Self {
         let timer = Box::pin(tokio::time::sleep_until(allowance.deadline));
-        Self { inner, allowance, progress, timer, waiting: false, done: None }
+        Self { inner, allowance, progress, timer, waiting: false, scrub: None, done: None }
+    }
+
+    /// Lets trailers through only as `scrub` leaves them.
+    #[must_use]
+    pub fn scrubbed(mut self, scrub: impl Fn(&mut HeaderMap) + 'static) -> Self {
+        self.scrub = Some(Box::new(scrub));
+        self
     }
 
     /// Calls `done` once, when the body has ended or is dropped.
@@ -78,14 +107,18 @@ impl HttpBody for Metered {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let body = self.get_mut();
         match Pin::new(&mut body.inner).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 body.waiting = false;
+                if let (Some(trailers), Some(scrub)) = (frame.trailers_mut(), &body.scrub) {
+                    scrub(trailers);
+                }
                 let bytes = body.progress.bytes.get() + frame.data_ref().map_or(0, |data| data.len() as u64);
                 body.progress.bytes.set(bytes);
                 if bytes > body.allowance.most_bytes { body.broken(Broken::TooLarge) } else { Poll::Ready(Some(Ok(frame))) }
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(None) => {
+                body.progress.end();
                 body.done.take().into_iter().for_each(|done| done());
                 Poll::Ready(None)
             }
@@ -114,6 +147,7 @@ impl HttpBody for Metered {
 
 impl Drop for Metered {
     fn drop(&mut self) {
+        self.progress.end();
         self.done.take().into_iter().for_each(|done| done());
     }
 }

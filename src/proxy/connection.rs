@@ -45,7 +45,7 @@ const CLIENT_CONNECTION_WINDOW: u32 = 1 << 20;
 /// HTTP/2 for peers: few, far away and proven.
 const PEER_STREAMS: u32 = 1000;
 const PEER_STREAM_WINDOW: u32 = 4 << 20;
-const PEER_CONNECTION_WINDOW: u32 = 16 << 20;
+const PEER_CONNECTION_WINDOW: u32 = 256 << 20;
 
 /// Serves a connection to its end.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: Door) {
@@ -54,12 +54,10 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, do
     let handshake = tokio::time::timeout(limits.header_timeout, open(&worker, stream, door)).await;
     let Ok(Some((stream, ingress, is_tls, is_http2))) = handshake else { return };
     let arrival = Arrival { ingress, remote: address, is_tls };
-    match is_http2 {
-        Some(is_http2) => speak(worker, stream, BytesMut::new(), arrival, is_http2, &limits).await,
-        None => {
-            let Some((stream, first, is_http2)) = find_protocol(stream, limits.header_timeout).await else { return };
-            speak(worker, stream, first, arrival, is_http2, &limits).await;
-        }
+    // Whoever agreed on HTTP/2 has to begin with its preface, in time: hyper itself would wait for ever.
+    let Some((stream, first, begins_http2)) = find_protocol(stream, limits.header_timeout).await else { return };
+    if is_http2.is_none_or(|agreed| agreed == begins_http2) {
+        speak(worker, stream, first, arrival, begins_http2, &limits).await;
     }
 }
 
@@ -224,6 +222,7 @@ fn http2_builder(ingress: Ingress, limits: &Limits) -> http2::Builder<LocalExecu
         .initial_stream_window_size(stream_window)
         .initial_connection_window_size(window)
         .max_header_list_size(limits.header_bytes as u32)
+        .max_send_buf_size(64 << 10)
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10));
     builder

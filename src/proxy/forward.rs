@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{HOST, HeaderValue};
+use http::header::{COOKIE, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -16,6 +16,7 @@ use crate::transport::peer_pool::InFlight;
 use crate::transport::upstream_pool::{SendCause, SendError};
 use crate::upstreams::{Busy, Upstream};
 
+use super::body::Progress;
 use super::{Snapshot, Worker};
 
 /// An answer's head, and what it keeps busy until its body has ended.
@@ -52,12 +53,14 @@ pub fn may_try_next(sent: Sent, is_read: bool, attempts_left: usize, time_left: 
 
 /// How a request is tried: what it may cost, and what it is.
 #[derive(Clone, Copy)]
-pub struct Effort {
+pub struct Effort<'a> {
     pub is_read: bool,
     pub deadline: Instant,
     pub attempts: usize,
     /// There is somewhere else to try, so a read's head is kept.
     pub keep_head: bool,
+    /// What has become of the request's body: the wait for an answer begins at its end.
+    pub body: &'a Progress,
 }
 
 /// Sends a request to one stop of its itinerary; locally, to one upstream after another.
@@ -66,7 +69,7 @@ pub async fn to_stop(
     snapshot: &Snapshot,
     stop: Stop,
     request: Request<Body>,
-    effort: Effort,
+    effort: Effort<'_>,
 ) -> Result<Answer, Failure> {
     if stop.region() == snapshot.policy.local {
         return to_upstreams(worker, snapshot, request, effort).await;
@@ -78,13 +81,13 @@ pub async fn to_stop(
     let copy = copy_of_read(&request, effort);
     let has_body = !request.body().is_end_stream();
     let work = worker.peer_pool.send(stop.region(), gateway, limits.peer_connections, request, limits.connect_timeout);
-    match tokio::time::timeout(response_limit(limits.response_timeout, effort, has_body), work).await {
-        Ok(Ok((response, in_flight))) => Ok(Answer { response, hold: Hold::Peer(in_flight) }),
-        Ok(Err(error)) => {
+    match answer_of(work, limits.response_timeout, effort, has_body).await {
+        Some(Ok((response, in_flight))) => Ok(Answer { response, hold: Hold::Peer(in_flight) }),
+        Some(Err(error)) => {
             tracing::warn!(region = snapshot.policy.region_name(stop.region()), cause = %error.cause, "a peer gave no answer");
             Err(failure(error, copy))
         }
-        Err(_) => Err(Failure { code: Code::UpstreamTimeout, again: copy }),
+        None => Err(Failure { code: Code::UpstreamTimeout, again: copy }),
     }
 }
 
@@ -92,7 +95,7 @@ async fn to_upstreams(
     worker: &Worker,
     snapshot: &Snapshot,
     mut request: Request<Body>,
-    effort: Effort,
+    effort: Effort<'_>,
 ) -> Result<Answer, Failure> {
     let limits = &snapshot.limits;
     let mut tried: Vec<Arc<Upstream>> = Vec::new();
@@ -104,26 +107,33 @@ async fn to_upstreams(
         let more = Effort { keep_head: snapshot.upstreams.all().len() > tried.len() + 1 || effort.keep_head, ..effort };
         let copy = copy_of_read(&request, more);
         let work = worker.upstream_pool.send(&upstream.authority, request, limits.connect_timeout);
-        let outcome = tokio::time::timeout(response_limit(limits.response_timeout, effort, has_body), work).await;
+        let outcome = answer_of(work, limits.response_timeout, effort, has_body).await;
         let failure = match outcome {
-            Ok(Ok(response)) => {
+            Some(Ok(response)) => {
                 worker.metrics.upstream_request(&upstream.authority, "answered");
                 return Ok(Answer { response, hold: Hold::Upstream(busy) });
             }
-            Ok(Err(error)) => {
+            Some(Err(error)) if effort.body.broken.get().is_some() => {
+                // The client broke it: no fault of the upstream's.
+                worker.metrics.upstream_request(&upstream.authority, "abandoned");
+                return Err(failure(error, None));
+            }
+            Some(Err(error)) => {
                 worker.metrics.upstream_request(&upstream.authority, "failed");
                 tracing::warn!(upstream = &*upstream.authority, cause = %error.cause, "an upstream gave no answer");
                 let sent = if error.unsent.is_some() { Sent::Nothing } else { Sent::Something };
                 (sent, failure(error, copy))
             }
-            Err(_) => {
+            None => {
                 worker.metrics.upstream_request(&upstream.authority, "timeout");
                 (Sent::Something, Failure { code: Code::UpstreamTimeout, again: copy })
             }
         };
         tried.push(upstream);
-        let left = effort.attempts.max(snapshot.upstreams.all().len()).saturating_sub(tried.len());
         let (sent, failure) = failure;
+        // What was never sent costs the upstreams nothing: each may be tried.
+        let most = if sent == Sent::Nothing { snapshot.upstreams.all().len() } else { effort.attempts };
+        let left = most.saturating_sub(tried.len());
         let others = snapshot
             .upstreams
             .all()
@@ -138,10 +148,20 @@ async fn to_upstreams(
     }
 }
 
-/// The time until the head of the answer must be there. A body may take as long to send as the whole request.
-fn response_limit(limit: Duration, effort: Effort, has_body: bool) -> Duration {
-    let left = effort.deadline - Instant::now();
-    if has_body { left } else { left.min(limit) }
+/// Waits for the head of an answer: `limit` from the end of the request's body, and never past the deadline.
+async fn answer_of<T>(work: impl Future<Output = T>, limit: Duration, effort: Effort<'_>, has_body: bool) -> Option<T> {
+    let too_late = async {
+        if has_body {
+            effort.body.ended().await;
+        }
+        tokio::time::sleep(limit).await;
+    };
+    tokio::select! {
+        biased;
+        answer = work => Some(answer),
+        () = too_late => None,
+        () = tokio::time::sleep_until(effort.deadline) => None,
+    }
 }
 
 fn failure(error: SendError, copy: Option<Request<Body>>) -> Failure {
@@ -153,7 +173,7 @@ fn failure(error: SendError, copy: Option<Request<Body>>) -> Failure {
 }
 
 /// A copy of a read without a body, if there is somewhere else to send it.
-fn copy_of_read(request: &Request<Body>, effort: Effort) -> Option<Request<Body>> {
+fn copy_of_read(request: &Request<Body>, effort: Effort<'_>) -> Option<Request<Body>> {
     if !effort.keep_head || !effort.is_read || !request.body().is_end_stream() {
         return None;
     }
@@ -182,13 +202,39 @@ pub fn address(request: &mut Request<Body>, host: &HeaderValue, to_peer: bool) -
         *request.version_mut() = Version::HTTP_11;
         request.headers_mut().insert(HOST, host.clone());
         *request.uri_mut() = Uri::from(target);
+        join_cookies(request.headers_mut());
+        // hyper takes a GET of unknown length for one without a body.
+        if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
+            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
     }
     Some(())
+}
+
+/// HTTP/2 clients split cookies over several fields; HTTP/1 has one (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut http::HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn crumbs_of_cookies_become_one_field() {
+        let mut headers = http::HeaderMap::new();
+        for crumb in ["a=1", "b=2", "c=3"] {
+            headers.append(COOKIE, crumb.parse().unwrap());
+        }
+        join_cookies(&mut headers);
+        assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
+    }
 
     #[test]
     fn a_write_that_was_sent_is_never_repeated() {

@@ -130,6 +130,28 @@ fn append_via(headers: &mut HeaderMap) {
     headers.append(header::VIA, HeaderValue::from_static("1.1 domicile"));
 }
 
+/// Takes out of a request's trailers what its head could not hold: nothing that frames, routes or names anyone.
+pub fn scrub_trailers(trailers: &mut HeaderMap, names_a_client: impl Fn(&str) -> bool) {
+    let is_for_heads = |name: &str| {
+        let framing = [
+            "host",
+            "content-length",
+            "content-type",
+            "content-encoding",
+            "cookie",
+            "set-cookie",
+            "authorization",
+            "via",
+            "trailer",
+        ];
+        framing.contains(&name) || HOP_BY_HOP.contains(&name) || is_forgeable(name) || names_a_client(name)
+    };
+    let bad: Vec<HeaderName> = trailers.keys().filter(|name| is_for_heads(name.as_str())).cloned().collect();
+    for name in bad {
+        trailers.remove(name);
+    }
+}
+
 /// How often this request has passed a Domicile before.
 pub fn passes(headers: &HeaderMap) -> usize {
     let values = headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());

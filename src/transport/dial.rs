@@ -18,6 +18,8 @@ pub enum DialError {
     Connect { authority: String, source: io::Error },
     #[error("`{authority}` did not accept within {limit:?}")]
     TooSlow { authority: String, limit: Duration },
+    #[error("`{authority}` could not be reached a moment ago")]
+    JustFailed { authority: String },
 }
 
 /// Connects to `HOST:PORT`, trying each address that the name has.

@@ -12,6 +12,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::model::region::RegionId;
 
@@ -21,7 +22,8 @@ use super::upstream_pool::{SendCause, SendError};
 
 /// Bytes in flight on one stream: 4 MiB keeps 25 MB/s moving over 160 ms.
 const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Room for many streams whose readers have stopped, before they hold up the others.
+const CONNECTION_WINDOW: u32 = 256 << 20;
 
 /// A silent peer is given up after these two: about the time a person waits.
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -48,6 +50,8 @@ struct Slot {
     in_flight: Cell<usize>,
     /// Locked while dialing, so that requests that need the same connection wait for it together.
     open: Mutex<Option<Open>>,
+    /// When dialing failed last: whoever was waiting then has waited enough.
+    failed: Cell<Option<Instant>>,
 }
 
 struct Open {
@@ -119,7 +123,11 @@ impl PeerPool {
 impl Slot {
     /// A sender on a live connection to this very gateway, opened now if there is none.
     async fn sender(&self, gateway: &Gateway, limit: Duration) -> Result<SendRequest<Body>, DialError> {
+        let asked = Instant::now();
         let mut open = self.open.lock().await;
+        if self.failed.get().is_some_and(|failed| failed >= asked) {
+            return Err(DialError::JustFailed { authority: gateway.authority.to_string() });
+        }
         if let Some(open) = &*open
             && !open.sender.is_closed()
             && open.gateway.authority == gateway.authority
@@ -129,7 +137,7 @@ impl Slot {
         }
         // An earlier connection ends by itself when its last stream does.
         *open = None;
-        let sender = dial(gateway, limit).await?;
+        let sender = dial(gateway, limit).await.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
         *open = Some(Open { sender: sender.clone(), gateway: gateway.clone() });
         Ok(sender)
     }

@@ -54,7 +54,13 @@ pub(super) async fn run(
     let body = if body.is_end_stream() {
         Body::empty()
     } else {
-        Body::streamed(Metered::new(body, allowance, Rc::clone(&account.request_body)))
+        {
+            let snapshot = std::sync::Arc::clone(&account.snapshot);
+            let scrub = move |trailers: &mut http::HeaderMap| {
+                headers::scrub_trailers(trailers, |name| snapshot.intake.names_a_client(name))
+            };
+            Body::streamed(Metered::new(body, allowance, Rc::clone(&account.request_body)).scrubbed(scrub))
+        }
     };
     let mut request = Request::from_parts(parts, body);
     headers::rebuild(request.headers_mut(), &intake);
@@ -101,6 +107,7 @@ impl Journey {
     ) -> Result<(Stop, Answer), Stopped> {
         let (worker, snapshot) = (Rc::clone(&account.worker), std::sync::Arc::clone(&account.snapshot));
         let attempts = snapshot.limits.attempts;
+        let request_body = Rc::clone(&account.request_body);
         let stops = itinerary.stops();
         let mut last = Code::UpstreamUnreachable;
         for (index, stop) in stops.iter().take(attempts).enumerate() {
@@ -122,8 +129,13 @@ impl Journey {
                 spare = request.body().is_end_stream().then(|| Box::new(forward::copy_head(&request)));
             }
             let is_last = index + 1 == stops.len().min(attempts);
-            let effort =
-                Effort { is_read: intake.is_read, deadline: self.deadline, attempts: attempts - index, keep_head: !is_last };
+            let effort = Effort {
+                is_read: intake.is_read,
+                deadline: self.deadline,
+                attempts: attempts - index,
+                keep_head: !is_last,
+                body: &request_body,
+            };
             match forward::to_stop(&worker, &snapshot, *stop, request, effort).await {
                 Ok(answer) => match code_of(&answer).filter(|_| !is_local) {
                     Some(Code::Misdirected | Code::PeerMalformed) => return Err(Stopped::Misdirected { spare }),
@@ -214,7 +226,7 @@ impl Journey {
         *question.uri_mut() = request.uri().clone();
         *question.version_mut() = request.version();
         self.seal(account, intake, &mut question, true);
-        let effort = Effort { is_read: true, deadline: self.deadline, attempts: 1, keep_head: false };
+        let effort = Effort { is_read: true, deadline: self.deadline, attempts: 1, keep_head: false, body: &account.answer_body };
         let answer = forward::to_stop(&account.worker, &account.snapshot, stop, question, effort).await;
         let answer = answer.map_err(|failure| Stopped::Failed(failure.code))?;
         match code_of(&answer) {
@@ -312,10 +324,12 @@ async fn relay(mut account: Account, intake: &Intake, stop: Stop, answer: Answer
     };
     let progress = Rc::clone(&account.answer_body);
     let hold = answer.hold;
-    let body = Metered::new(body, allowance, progress).then(move || {
-        drop(hold);
-        account.tell();
-    });
+    let body = Metered::new(body, allowance, progress).scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).then(
+        move || {
+            drop(hold);
+            account.tell();
+        },
+    );
     Response::from_parts(parts, Body::streamed(body))
 }
 

@@ -46,6 +46,8 @@ pub struct HeadLimits {
     pub timeout: Duration,
     /// Between an answer and the next request.
     pub keep_alive: Duration,
+    /// How long the other end may take nothing of what is written.
+    pub write_stall: Duration,
 }
 
 /// What the service on top tells the gate.
@@ -74,6 +76,8 @@ pub struct Gate<S> {
     state: State,
     waiting: Waiting,
     timer: Pin<Box<Sleep>>,
+    /// Runs while a write waits for the other end to take something.
+    stall: Option<Pin<Box<Sleep>>>,
 }
 
 enum State {
@@ -103,8 +107,17 @@ impl<S> Gate<S> {
     /// Puts the gate in front of a connection from which `first` has been read already.
     pub fn new(io: S, first: BytesMut, limits: HeadLimits, signals: Rc<Signals>) -> Self {
         let timer = Box::pin(tokio::time::sleep(limits.timeout));
-        let mut gate =
-            Self { io, limits, signals, raw: first, passed: 0, state: State::Head { seen: 0 }, waiting: Waiting::Nothing, timer };
+        let mut gate = Self {
+            io,
+            limits,
+            signals,
+            raw: first,
+            passed: 0,
+            state: State::Head { seen: 0 },
+            waiting: Waiting::Nothing,
+            timer,
+            stall: None,
+        };
         gate.judge();
         gate
     }
@@ -259,13 +272,31 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
     }
 }
 
+impl<S> Gate<S> {
+    /// Ends a write that the other end has left waiting for too long: a client that stops reading holds nothing for ever.
+    fn unless_stalled<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stall = None;
+            return written;
+        }
+        let limit = self.limits.write_stall;
+        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(stall.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the other end takes nothing")))
+    }
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+        let gate = self.get_mut();
+        let written = Pin::new(&mut gate.io).poll_write(cx, buf);
+        gate.unless_stalled(cx, written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        let gate = self.get_mut();
+        let flushed = Pin::new(&mut gate.io).poll_flush(cx);
+        gate.unless_stalled(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -273,7 +304,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+        let gate = self.get_mut();
+        let written = Pin::new(&mut gate.io).poll_write_vectored(cx, bufs);
+        gate.unless_stalled(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

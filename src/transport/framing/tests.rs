@@ -3,7 +3,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn limits() -> HeadLimits {
     let timeout = Duration::from_secs(3600);
-    HeadLimits { bytes: 4096, fields: 20, target_bytes: 200, timeout, keep_alive: timeout }
+    HeadLimits { bytes: 4096, fields: 20, target_bytes: 200, timeout, keep_alive: timeout, write_stall: timeout }
 }
 
 /// What hyper would read of `sent`, written in steps of `step` bytes; an error reads as its kind.
