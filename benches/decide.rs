@@ -88,7 +88,10 @@ fn policy(regions: usize, routes: usize) -> Policy {
             .map(|index| {
                 let at = Coordinates { latitude: (index * 7 % 120) as f32 - 60.0, longitude: (index * 31 % 360) as f32 - 180.0 };
                 let jurisdiction = id(index % JURISDICTIONS);
-                (region(index), Region { name: format!("region-{index}").into(), jurisdiction, at, has_url: true })
+                (
+                    region(index),
+                    Region { name: format!("region-{index}").into(), jurisdiction, at, has_url: true, has_gateway: true },
+                )
             })
             .collect(),
         jurisdictions: (0..JURISDICTIONS).map(|index| (id(index), format!("j{index}").into(), vec![])).collect(),

@@ -28,6 +28,8 @@ pub struct Envelope {
     pub country: Option<CountryCode>,
     pub classes: Vec<String>,
     pub policy: PolicyHash,
+    /// The client came by HTTPS.
+    pub is_https: bool,
     /// Only asks whether the request would be taken: no body follows, and no upstream is asked.
     pub is_question: bool,
     /// The sender has seen a 421 for this request and asked its directory again.
@@ -66,6 +68,7 @@ impl Envelope {
         put("country", self.country.and_then(|country| text(country.as_str())));
         put("class", text(&self.classes.join(" ")));
         put("policy", text(&self.policy.to_string()));
+        put("https", Some(BareItem::Boolean(self.is_https)));
         put("question", Some(BareItem::Boolean(self.is_question)));
         put("again", Some(BareItem::Boolean(self.is_second_try)));
         out.finish().expect("a dictionary with members has a form")
@@ -105,6 +108,7 @@ impl Envelope {
             country,
             classes: text("class").ok_or(EnvelopeError("the class is missing"))?.split(' ').map(str::to_owned).collect(),
             policy: text("policy").and_then(PolicyHash::parse).ok_or(EnvelopeError("the policy is missing"))?,
+            is_https: flag("https")?,
             is_question: flag("question")?,
             is_second_try: flag("again")?,
         })
@@ -132,6 +136,7 @@ mod tests {
             country: CountryCode::parse("DE"),
             classes: vec!["personal".into(), "restricted".into()],
             policy: PolicyHash([7; 16]),
+            is_https: true,
             is_question: false,
             is_second_try: true,
         }

@@ -8,7 +8,7 @@ use crate::model::jurisdiction::Jurisdiction;
 use crate::model::region::RegionId;
 use crate::model::user::Evidence;
 
-use super::policy::PolicyDraft;
+use super::policy::{PolicyDraft, RegionDraft};
 
 pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
     for (index, route) in policy.routes.all().iter().enumerate() {
@@ -26,7 +26,7 @@ pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
                 class_name(policy, route.class)
             ));
         }
-        if let Some((url, other)) = escape_by_redirect(policy, draft, index) {
+        if let Some((url, other)) = escape_by_redirect(policy, draft, index, today) {
             field.wrong::<()>(format!(
                 "following our own redirect changes the class: at `{url}` the same request falls to `{}` of class `{}`, not `{}`; \
                  let a route of the same class match that host",
@@ -70,6 +70,18 @@ fn escape_by_method(policy: &Policy, index: usize, today: Day) -> Option<(&'stat
     let routes = policy.routes.all();
     let route = &routes[index];
     for method in MethodSet::ALL.without(route.pattern.methods).iter() {
+        // A route above that is for more than this place is a catch-all as well; one for just this place is meant.
+        let catches = |other: &&Route| {
+            other.pattern.methods.contains(method)
+                && other.pattern.covers_place_of(&route.pattern)
+                && !route.pattern.covers_place_of(&other.pattern)
+        };
+        if let Some(above) = routes[..index].iter().find(catches) {
+            if is_wider(policy, above.class, route.class, today) {
+                return Some((method.as_str(), above));
+            }
+            continue;
+        }
         let takes = |other: &&Route| other.pattern.methods.contains(method) && other.pattern.overlaps_place_of(&route.pattern);
         for later in routes[index + 1..].iter().filter(takes) {
             if is_wider(policy, later.class, route.class, today) {
@@ -106,13 +118,22 @@ pub fn everybody(policy: &Policy) -> impl Iterator<Item = Jurisdiction> {
 }
 
 /// A region's URL at which a redirected request of this route would be judged as another class.
-fn escape_by_redirect<'p>(policy: &'p Policy, draft: &PolicyDraft<'_>, index: usize) -> Option<(String, &'p Route)> {
+fn escape_by_redirect<'p>(policy: &'p Policy, draft: &PolicyDraft<'_>, index: usize, today: Day) -> Option<(String, &'p Route)> {
     let route = &policy.routes.all()[index];
     let rule = &policy.class(route.class).rule;
     if rule.carried_by == Carriers::Anyone || rule.mode == Mode::Report {
         return None;
     }
-    let urls = draft.regions.iter().filter_map(|region| region.url.as_ref());
+    // The client is only sent where its data may be, and only from where it may not be carried.
+    let admits = |user, region: &RegionDraft<'_>| {
+        region.region.as_ref().is_some_and(|region| rule.admits(user, Jurisdiction::Named(region.jurisdiction), today))
+    };
+    let can_be_sent_to = |region: &&RegionDraft<'_>| everybody(policy).any(|user| admits(user, region));
+    let all_carry = policy.jurisdictions().all(|(id, _)| rule.carries(Jurisdiction::Named(id)));
+    if all_carry && draft.regions.iter().all(|region| region.gateway.is_some()) {
+        return None;
+    }
+    let urls = draft.regions.iter().filter(can_be_sent_to).filter_map(|region| region.url.as_ref());
     urls.filter_map(|url| Some((url.to_string(), other_class_at(policy, index, url)?))).next()
 }
 

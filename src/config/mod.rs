@@ -45,6 +45,8 @@ pub fn load(path: &Path, region: Option<&str>, registry: &mut Registry, today: D
 
 /// The same for text that is already at hand; `path` is only named in messages.
 pub fn parse(text: &str, path: &Path, region: Option<&str>, registry: &mut Registry, today: Day) -> Result<Config, Vec<Problem>> {
+    // An empty variable is one that is not set.
+    let region = region.filter(|name| !name.is_empty());
     let problems = problem::Problems::of(path);
     let mut numbers = registry.clone();
     let config = document::parse(text, &problems).and_then(|root| {

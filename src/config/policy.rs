@@ -250,6 +250,7 @@ impl<'n> PolicyDraft<'n> {
             jurisdiction,
             at,
             has_url: draft.url.is_some(),
+            has_gateway: draft.gateway.is_some(),
         });
         draft
     }
@@ -423,7 +424,14 @@ fn base_url(field: &Field<'_>, schemes: &[&str]) -> Option<http::Uri> {
     let fits = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme)) && uri.query().is_none();
     let plain_authority =
         uri.authority().is_some_and(|authority| !authority.as_str().contains('@') && !authority.host().is_empty());
-    if fits && plain_authority {
+    // `http` keeps a port that no socket has as text.
+    let written = uri
+        .authority()
+        .map_or("", |authority| authority.as_str())
+        .rsplit_once(']')
+        .map_or(uri.authority().map_or("", |authority| authority.as_str()), |(_, rest)| rest);
+    let good_port = !written.contains(':') || uri.port_u16().is_some();
+    if fits && plain_authority && good_port {
         Some(uri)
     } else {
         field.wrong(format!("`{text}` is not possible here; {example}, without user, query or fragment"))

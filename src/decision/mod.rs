@@ -30,6 +30,7 @@ pub fn match_route<'a>(head: &Head<'a>, policy: &Policy) -> RouteMatch<'a> {
 pub fn decide(facts: &Facts<'_>, policy: &Policy) -> Decision {
     let mut trail = Trail::of(facts);
     let verdict = judge(facts, policy, &mut trail).unwrap_or_else(Verdict::Refuse);
+    trail.note_report(&verdict, policy.local);
     Decision { verdict, trail }
 }
 
@@ -47,19 +48,22 @@ fn judge(facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdic
     match facts.ingress {
         Ingress::Client => {
             let itinerary = failover::plan(clearance, &home, facts, route.failover)?;
-            travel(itinerary, carriers, policy)
+            travel(itinerary, carriers, &home, policy)
         }
         Ingress::Peer(peer) => serve_peer(peer, clearance, carriers, &home, facts, policy),
     }
 }
 
-/// Sends a client's request on its way, unless the proxy it came to may not carry it there.
-fn travel(itinerary: Itinerary, carriers: RegionSet, policy: &Policy) -> Result<Verdict, Code> {
-    if carriers.contains(policy.local) {
+/// Sends a client's request on its way, unless the proxy it came to may not carry it there, or has no way to: then the
+/// client goes itself, to the owner, or to the best region for what nobody owns.
+fn travel(itinerary: Itinerary, carriers: RegionSet, home: &Home, policy: &Policy) -> Result<Verdict, Code> {
+    let first = itinerary.first();
+    let has_way = first == policy.local || policy.region(first).has_gateway;
+    if carriers.contains(policy.local) && has_way {
         return Ok(Verdict::Proceed(itinerary));
     }
-    let reachable = itinerary.regions().find(|region| policy.region(*region).has_url);
-    reachable.map(Verdict::Redirect).ok_or(Code::CarrierNotCleared)
+    let may_be_sent = |region: &RegionId| home.region().is_none_or(|owner| owner == *region) && policy.region(*region).has_url;
+    itinerary.regions().find(may_be_sent).map(Verdict::Redirect).ok_or(Code::CarrierNotCleared)
 }
 
 /// Serves a peer's request here or nowhere: narrowed to the local region, a loop cannot be expressed.

@@ -139,7 +139,7 @@ fn describe_rule(class: &DataClass, user: Jurisdiction, trail: &Trail, policy: &
 }
 
 fn describe_clearance(trail: &Trail, policy: &Policy) -> String {
-    if trail.reported {
+    if trail.clearance != trail.enforced {
         return format!(
             "{}, because of report-only mode; enforced it would be {}",
             names(trail.clearance, policy),

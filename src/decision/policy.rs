@@ -85,6 +85,8 @@ pub struct Region {
     pub at: Coordinates,
     /// Whether a client can be sent there.
     pub has_url: bool,
+    /// Whether its proxy can be reached from here.
+    pub has_gateway: bool,
 }
 
 /// The rules by which one region judges; they differ between regions only in `local`.

@@ -117,11 +117,14 @@ pub struct Ruling {
     pub enforced: RegionSet,
     /// Where the classes may be carried besides.
     pub carriers: RegionSet,
+    /// The same if no class were in report-only mode.
+    pub enforced_carriers: RegionSet,
 }
 
 /// The regions that every one of `classes` clears: deny wins.
 pub fn clear(policy: &Policy, classes: ClassSet, home: &Home, today: Day) -> Ruling {
-    let (mut cleared, mut enforced, mut carriers) = (policy.regions, policy.regions, policy.regions);
+    let (mut cleared, mut enforced) = (policy.regions, policy.regions);
+    let (mut carriers, mut enforced_carriers) = (policy.regions, policy.regions);
     let mut cause = Code::NowhereCleared;
     for class in classes.iter() {
         let rule = &policy.class(class).rule;
@@ -131,7 +134,9 @@ pub fn clear(policy: &Policy, classes: ClassSet, home: &Home, today: Day) -> Rul
         } else {
             RegionSet::EMPTY
         };
+        let carrying = policy.regions_where(|place| rule.carries(place));
         enforced = enforced.intersection(admitted);
+        enforced_carriers = enforced_carriers.intersection(carrying);
         if rule.mode == Mode::Report {
             continue;
         }
@@ -139,7 +144,7 @@ pub fn clear(policy: &Policy, classes: ClassSet, home: &Home, today: Day) -> Rul
             cause = Code::EvidenceTooWeak;
         }
         cleared = cleared.intersection(admitted);
-        carriers = carriers.intersection(policy.regions_where(|place| rule.carries(place)));
+        carriers = carriers.intersection(carrying);
     }
-    Ruling { clearance: Clearance::of(cleared), cause, enforced, carriers }
+    Ruling { clearance: Clearance::of(cleared), cause, enforced, carriers, enforced_carriers }
 }

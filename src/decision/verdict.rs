@@ -194,6 +194,7 @@ pub struct Trail {
     pub enforced: RegionSet,
     /// Regions outside the clearance whose proxies may carry the data.
     pub carriers: RegionSet,
+    enforced_carriers: RegionSet,
     /// A class in report-only mode let through what its rule would not.
     pub reported: bool,
 }
@@ -213,6 +214,7 @@ impl Trail {
             clearance: RegionSet::EMPTY,
             enforced: RegionSet::EMPTY,
             carriers: RegionSet::EMPTY,
+            enforced_carriers: RegionSet::EMPTY,
             reported: false,
         }
     }
@@ -228,7 +230,19 @@ impl Trail {
         self.clearance = ruling.clearance.map_or(RegionSet::EMPTY, |clearance| clearance.regions());
         self.enforced = ruling.enforced;
         self.carriers = ruling.carriers;
-        self.reported = ruling.clearance.is_some() && self.clearance != self.enforced;
+        self.enforced_carriers = ruling.enforced_carriers;
+    }
+
+    /// Notes whether the rules, enforced, would have let the request go where it goes.
+    pub(super) fn note_report(&mut self, verdict: &Verdict, local: RegionId) {
+        let carrier = match self.ingress {
+            Ingress::Client => local,
+            Ingress::Peer(peer) => peer,
+        };
+        let Verdict::Proceed(itinerary) = verdict else { return };
+        let is_lawful =
+            self.enforced.contains(itinerary.first()) && self.enforced.union(self.enforced_carriers).contains(carrier);
+        self.reported = !is_lawful;
     }
 
     /// What each step of the chain found, in order.

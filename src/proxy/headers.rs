@@ -97,7 +97,7 @@ pub fn drop_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Makes a request's fields fit for the next hop: nothing of the last connection, nothing forged, the truth about the
 /// client in their place.
-pub fn rebuild(headers: &mut HeaderMap, intake: &Intake) {
+pub fn rebuild(headers: &mut HeaderMap, intake: &Intake, host: &HeaderValue) {
     let wants_trailers = headers.get_all(header::TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
     drop_hop_by_hop(headers);
     let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forgeable(name.as_str())).cloned().collect();
@@ -110,10 +110,11 @@ pub fn rebuild(headers: &mut HeaderMap, intake: &Intake) {
     let scheme = if intake.is_https { "https" } else { "http" };
     let client = intake.client;
     let node = if client.is_ipv6() { format!("\"[{client}]\"") } else { client.to_string() };
-    // A host was checked to be a name or an address, so it needs quotes only for its colons.
-    set(headers, "forwarded", &format!("for={node};host=\"{}\";proto={scheme}", intake.host));
+    // A host was checked to be a name or an address with a port, so it needs quotes only for its colons.
+    let host = host.to_str().unwrap_or(&intake.host);
+    set(headers, "forwarded", &format!("for={node};host=\"{host}\";proto={scheme}"));
     set(headers, "x-forwarded-for", &client.to_string());
-    set(headers, "x-forwarded-host", &intake.host);
+    set(headers, "x-forwarded-host", host);
     set(headers, "x-forwarded-proto", scheme);
     set(headers, "x-request-id", &intake.id);
     append_via(headers);
@@ -211,7 +212,7 @@ mod tests {
             ("x-original-url", "/admin"),
             ("accept", "*/*"),
         ]);
-        rebuild(&mut headers, &intake());
+        rebuild(&mut headers, &intake(), &HeaderValue::from_static("a.test"));
         assert!(headers.values().all(|value| value != "6.6.6.6" && value != "forged"));
         assert_eq!(headers["x-forwarded-for"], "2001:db8::1");
         assert_eq!(headers["forwarded"], "for=\"[2001:db8::1]\";host=\"a.test\";proto=https");
@@ -233,7 +234,7 @@ mod tests {
             ("te", "trailers"),
             ("upgrade", "h2c"),
         ]);
-        rebuild(&mut headers, &intake());
+        rebuild(&mut headers, &intake(), &HeaderValue::from_static("a.test"));
         assert!(!headers.contains_key("x-private") && !headers.contains_key("connection") && !headers.contains_key("upgrade"));
         assert!(headers.contains_key("cookie") && headers.contains_key("authorization") && headers.contains_key("host"));
         assert_eq!(headers["x-forwarded-for"], "2001:db8::1");

@@ -74,7 +74,10 @@ fn policy(random: &mut Rng) -> Policy {
         .map(|index| {
             let at = Coordinates { latitude: random.f32() * 120.0 - 60.0, longitude: random.f32() * 360.0 - 180.0 };
             let jurisdiction = jurisdiction(random.usize(..laws));
-            (RegionId::new(index).unwrap(), Region { name: format!("r{index}").into(), jurisdiction, at, has_url: random.bool() })
+            (
+                RegionId::new(index).unwrap(),
+                Region { name: format!("r{index}").into(), jurisdiction, at, has_url: random.bool(), has_gateway: true },
+            )
         })
         .collect();
     let region = |random: &mut Rng| RegionId::new(random.usize(..places)).unwrap();

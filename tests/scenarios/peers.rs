@@ -118,7 +118,7 @@ impl rustls::client::ResolvesClientCert for NoCertificate {
 fn a_client_that_plays_a_peer_is_a_client() {
     let world = World::start();
     let envelope = "v=1, id=\"x\", client=\"81.2.69.142\", home=\"us-east\", evidence=\"recorded\", country=\"US\", class=\"public\", \
-                    policy=\"00000000000000000000000000000000\", question=?0, again=?0";
+                    policy=\"00000000000000000000000000000000\", https=?1, question=?0, again=?0";
     let fields = [("domicile-request", envelope), ("domicile-probe", "?1"), ("domicile-data-class", "public")];
     let answer = get(world.us().http, "/users/alice/orders/1", &fields);
     assert_eq!(answer.text(), "eu-west");

@@ -100,7 +100,7 @@ pub fn read(parts: &mut Parts, arrival: &Arrival, settings: &Settings, limits: &
     let is_upgrade = parts.headers.contains_key(http::header::UPGRADE);
     let is_trusted = settings.trust.iter().any(|network| network.contains(&arrival.remote));
     let (id, client, user, is_https) = match &envelope {
-        Some(envelope) => (envelope.id.clone(), envelope.client, envelope.user.clone(), true),
+        Some(envelope) => (envelope.id.clone(), envelope.client, envelope.user.clone(), envelope.is_https),
         None => (
             new_id(),
             client::address(&parts.headers, arrival.remote, settings),

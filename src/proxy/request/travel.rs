@@ -63,7 +63,7 @@ pub(super) async fn run(
         }
     };
     let mut request = Request::from_parts(parts, body);
-    headers::rebuild(request.headers_mut(), &intake);
+    headers::rebuild(request.headers_mut(), &intake, &host);
     let mut journey = Journey { host, deadline, judged, second_try: false };
     let outcome = match journey.follow(&mut account, &intake, itinerary, request).await {
         Err(Stopped::Misdirected { spare: Some(spare) }) => journey.ask_again(&mut account, &intake, *spare).await,
@@ -199,6 +199,7 @@ impl Journey {
             country: trail.country.filter(|_| !trail.place_is_stale),
             classes: trail.classes.iter().map(|class| policy.class(class).name.to_string()).collect(),
             policy: policy.hash,
+            is_https: intake.is_https,
             is_question,
             is_second_try: self.second_try,
         };
