@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::config::{self, Config, Settings};
 use crate::decision::policy::Policy;
 use crate::directory::Directory;
 use crate::geoip::GeoIp;
 use crate::model::day::Day;
-use crate::model::region::Registry;
+use crate::model::region::{RegionId, Registry};
 use crate::proxy::Snapshot;
 use crate::proxy::connection::Door;
 use crate::transport::dial::authority_of;
@@ -32,6 +32,7 @@ pub struct Built {
     pub settings: Settings,
     /// The files it was made of, as they were then.
     pub files: Files,
+    peers: Option<Arc<PeerTls>>,
     /// Tables that could not be read again, and why: the old ones are still in use.
     pub kept: Vec<String>,
 }
@@ -44,6 +45,7 @@ impl Built {
             doors: Arc::clone(&self.doors),
             settings: self.settings.clone(),
             files: self.files.clone(),
+            peers: self.peers.clone(),
             kept: Vec::new(),
         }
     }
@@ -54,6 +56,7 @@ impl Built {
 pub struct Files {
     pub geoip: Option<Stamp>,
     pub directory: Option<(Stamp, String)>,
+    pub peers: Vec<Stamp>,
 }
 
 /// Enough of a file's metadata to tell that it is another.
@@ -77,12 +80,19 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
     for note in config::notes(&policy, Day::of(SystemTime::now())) {
         tracing::warn!("{note}");
     }
-    let peers = settings.peer_tls.as_ref().map(PeerTls::load).transpose()?;
+    let peer_stamps = settings.peer_tls.as_ref().map_or(Vec::new(), |files| {
+        [&files.own.certificate, &files.own.key, &files.authority].into_iter().map(|file| Stamp::of(file)).collect()
+    });
+    let peers_before = before.filter(|before| before.files.peers == peer_stamps).and_then(|before| before.peers.clone());
+    let peers = match peers_before {
+        Some(same) => Some(same),
+        None => settings.peer_tls.as_ref().map(PeerTls::load).transpose()?.map(Arc::new),
+    };
     if let (Some(peers), Some(files)) = (&peers, &settings.peer_tls) {
         check_own_region(peers, &files.own.certificate, policy.region_name(policy.local))?;
     }
-    let doors = Arc::new(doors(&settings, peers.as_ref())?);
-    let gateways = gateways(&settings, &policy, peers.as_ref());
+    let doors = Arc::new(doors(&settings, peers.as_deref())?);
+    let gateways = gateways(&settings, &policy, peers.as_ref(), before);
     let mut kept = Vec::new();
     let (geoip, geoip_stamp) = geoip(&settings, before).or_else(|error| match before {
         Some(before) if before.snapshot.geoip.is_some() => {
@@ -114,8 +124,16 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
         gateways,
         urls: settings.urls.iter().cloned().collect(),
         log_requests: settings.log.requests,
+        farewell: (settings.probes.every.mul_f64(1.2) + settings.probes.timeout).min(settings.limits.drain),
     });
-    Ok(Built { snapshot, doors, settings, files: Files { geoip: geoip_stamp, directory: directory_stamp }, kept })
+    Ok(Built {
+        snapshot,
+        doors,
+        settings,
+        files: Files { geoip: geoip_stamp, directory: directory_stamp, peers: peer_stamps },
+        peers,
+        kept,
+    })
 }
 
 /// The same without sockets and certificates: enough to judge by.
@@ -135,6 +153,7 @@ pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Snapshot
         intake: settings.intake,
         limits: settings.limits,
         log_requests: false,
+        farewell: Duration::ZERO,
     })
 }
 
@@ -170,10 +189,20 @@ fn doors(settings: &Settings, peers: Option<&PeerTls>) -> Result<Doors, StartErr
     Ok(doors)
 }
 
-fn gateways(settings: &Settings, policy: &Policy, peers: Option<&PeerTls>) -> HashMap<crate::model::region::RegionId, Gateway> {
+/// How to reach the other regions. With the same certificates their connections are kept.
+fn gateways(
+    settings: &Settings,
+    policy: &Policy,
+    peers: Option<&Arc<PeerTls>>,
+    before: Option<&Built>,
+) -> HashMap<RegionId, Gateway> {
     let Some(peers) = peers else { return HashMap::new() };
-    let gateway = |(region, url): &(_, http::Uri)| {
-        (*region, Gateway { authority: authority_of(url).into(), tls: peers.client_for(policy.region_name(*region)) })
+    let is_same = |before: &&Built| before.peers.as_ref().is_some_and(|before| Arc::ptr_eq(before, peers));
+    let known = before.filter(is_same).map(|before| &before.snapshot.gateways);
+    let gateway = |(region, url): &(RegionId, http::Uri)| {
+        let tls = known.and_then(|known| known.get(region)).map(|gateway| Arc::clone(&gateway.tls));
+        let tls = tls.unwrap_or_else(|| peers.client_for(policy.region_name(*region)));
+        (*region, Gateway { authority: authority_of(url).into(), tls })
     };
     settings.gateways.iter().map(gateway).collect()
 }
@@ -205,5 +234,8 @@ fn directory(
         return Ok((before.snapshot.directory.clone(), Some(stamp)));
     }
     let directory = Directory::open(settings, registry)?;
+    if directory.is_empty() {
+        tracing::warn!(file = %settings.file.display(), "the user table is empty: nobody is recorded");
+    }
     Ok((Some(Arc::new(directory)), Some(stamp)))
 }

@@ -87,13 +87,10 @@ impl Control {
             };
             match command {
                 None => return,
-                Some(Command::Metrics(reply)) => drop(reply.send(self.scrape().await)),
-                Some(Command::Ready(reply)) => drop(reply.send(self.readiness())),
-                Some(Command::Explain { query, reply }) => drop(reply.send(self.explain(&query))),
                 Some(Command::Reload(reply)) => {
                     let upstreams_before = Arc::clone(&self.built.snapshot.upstreams);
                     let snapshot_before = Arc::clone(&self.built.snapshot);
-                    let outcome = self.reload().await;
+                    let outcome = self.reload(&mut received).await;
                     if !Arc::ptr_eq(&snapshot_before, &self.built.snapshot) {
                         targets.send_replace(self::targets(&self.built));
                         watcher = watcher.retarget(&files(&self.config, &self.built));
@@ -104,28 +101,48 @@ impl Control {
                     }
                     let _ = reply.send(outcome);
                 }
+                Some(command) => self.answer(command).await,
             }
+        }
+    }
+
+    /// Answers what changes nothing.
+    async fn answer(&self, command: Command) {
+        match command {
+            Command::Metrics(reply) => drop(reply.send(self.scrape().await)),
+            Command::Ready(reply) => drop(reply.send(self.readiness())),
+            Command::Explain { query, reply } => drop(reply.send(self.explain(&query))),
+            Command::Reload(reply) => drop(reply.send(Err("a reload is under way; try again when it is over".into()))),
         }
     }
 
     /// Reads all files again and puts the new state to work. A configuration or certificate that is refused changes
     /// nothing; a table that cannot be read is kept as it was, so that it does not hold up the rest.
-    async fn reload(&mut self) -> Result<(), String> {
-        let refused = match self.try_reload().await {
+    async fn reload(&mut self, commands: &mut mpsc::Receiver<Command>) -> Result<(), String> {
+        let metrics = Arc::clone(&self.metrics);
+        let count = |result| metrics.reloads.with_label_values(&[result]).inc();
+        match self.try_reload(commands).await {
             Ok(kept) if kept.is_empty() => {
-                self.metrics.reloads.with_label_values(&["applied"]).inc();
-                tracing::info!(policy = %self.built.snapshot.policy.hash, "reloaded");
-                return Ok(());
+                count("applied");
+                let users = self.built.snapshot.directory.as_ref().map_or(0, |directory| directory.len());
+                tracing::info!(policy = %self.built.snapshot.policy.hash, users, "reloaded");
+                Ok(())
             }
-            Ok(kept) => kept.join("\n"),
-            Err(error) => error.to_string(),
-        };
-        self.metrics.reloads.with_label_values(&["refused"]).inc();
-        tracing::error!(error = refused, "the reload was refused; what was there before stays in force");
-        Err(refused)
+            Ok(kept) => {
+                count("partly");
+                kept.iter().for_each(|problem| tracing::error!(problem, "reloaded, but for this"));
+                Err(kept.join("\n"))
+            }
+            Err(error) => {
+                count("refused");
+                error.to_string().lines().for_each(|problem| tracing::error!(problem, "the reload was refused"));
+                tracing::error!("what was there before the reload stays in force");
+                Err(error.to_string())
+            }
+        }
     }
 
-    async fn try_reload(&mut self) -> Result<Vec<String>, StartError> {
+    async fn try_reload(&mut self, commands: &mut mpsc::Receiver<Command>) -> Result<Vec<String>, StartError> {
         let today = Day::of(SystemTime::now());
         let mut registry = self.registry.clone();
         let config = config::load(&self.config, self.region.as_deref(), &mut registry, today).map_err(StartError::Config)?;
@@ -137,7 +154,13 @@ impl Control {
         // Large tables take their time: the control plane answers meanwhile.
         let before = self.built.share();
         let (built, names) = (config, registry.clone());
-        let built = tokio::task::spawn_blocking(move || build::build(built, &names, Some(&before))).await;
+        let mut building = tokio::task::spawn_blocking(move || build::build(built, &names, Some(&before)));
+        let built = loop {
+            tokio::select! {
+                built = &mut building => break built,
+                Some(command) = commands.recv() => self.answer(command).await,
+            }
+        };
         let built = built.map_err(|error| std::io::Error::other(error.to_string()))??;
         let fresh = self.claim_new(&built)?;
         self.note_what_waits_for_a_restart(&built);
@@ -152,7 +175,12 @@ impl Control {
             self.orders.iter().for_each(|orders| drop(orders.send(Order::Close(address))));
         }
         self.registry = registry;
-        self.built = built;
+        let settings_before = std::mem::replace(&mut self.built, built).settings;
+        // What only a start can change is still as it was: a later comparison must see that.
+        self.built.settings.admin = settings_before.admin;
+        self.built.settings.audit = settings_before.audit;
+        self.built.settings.workers = settings_before.workers;
+        self.built.settings.log.json = settings_before.log.json;
         Ok(std::mem::take(&mut self.built.kept))
     }
 

@@ -138,21 +138,43 @@ async fn drain(local: &Rc<Local>, orders: &mut mpsc::UnboundedReceiver<Order>) {
 /// Accepts until told to stop, then what is queued already.
 async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut closed: watch::Receiver<bool>) {
     let _open = Open::count(&local);
+    let door_now = || local.doors.load().get(&address).cloned();
+    let mut door = door_now();
     loop {
         tokio::select! {
             biased;
             _ = closed.wait_for(|closed| *closed) => break,
-            (stream, remote) = acceptor.accept() => serve(&local, address, stream, remote),
+            (stream, remote) = acceptor.accept() => {
+                door = door_now().or(door);
+                if let Some(door) = door.clone() {
+                    serve(&local, address, stream, remote, door);
+                }
+            }
+        }
+    }
+    // Peers ask until they have heard that this region drains.
+    if matches!(door, Some(Door::Peers(_))) && local.worker.is_draining() {
+        let farewell = tokio::time::sleep(local.worker.snapshot().farewell);
+        tokio::pin!(farewell);
+        loop {
+            tokio::select! {
+                () = &mut farewell => break,
+                (stream, remote) = acceptor.accept() => {
+                    if let Some(door) = door.clone() {
+                        serve(&local, address, stream, remote, door);
+                    }
+                }
+            }
         }
     }
     for (stream, remote) in acceptor.close() {
-        serve(&local, address, stream, remote);
+        if let Some(door) = door.clone() {
+            serve(&local, address, stream, remote, door);
+        }
     }
 }
 
-fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: SocketAddr) {
-    // A listener that a reload has removed meanwhile has no door; its last connections are closed.
-    let Some(door) = local.doors.load().get(&address).cloned() else { return };
+fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: SocketAddr, door: Door) {
     // Peers are few and proven; limits on clients must not cut a region off.
     let counted = match door {
         Door::Peers(_) => None,

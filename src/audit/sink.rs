@@ -22,6 +22,8 @@ struct Sink {
     file: File,
     /// The length up to which every line is whole.
     length: u64,
+    /// A half line could not be cut off: nothing may be written behind it.
+    is_torn: bool,
 }
 
 pub(super) fn start(
@@ -62,12 +64,13 @@ async fn run(mut sink: Sink, mut entries: mpsc::Receiver<Entry>, counts: &Mutex<
 impl Sink {
     fn open(path: &Path) -> io::Result<Self> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+        file.try_lock().map_err(|_| io::Error::other("another process writes it; give each region a directory of its own"))?;
         let length = whole_lines(&mut file)?;
         if length < file.metadata()?.len() && file.metadata()?.is_file() {
             tracing::warn!(file = %path.display(), "the ledger's last line was torn by a crash; what it told of did not happen, and it is cut off");
             file.set_len(length)?;
         }
-        Ok(Self { path: path.into(), file, length })
+        Ok(Self { path: path.into(), file, length, is_torn: false })
     }
 
     fn write_batch(&mut self, batch: &mut Vec<Entry>, tally: &Tally) {
@@ -102,6 +105,7 @@ impl Sink {
 
     /// Writes whole lines or none.
     fn append(&mut self, text: &[u8]) -> Result<(), LedgerError> {
+        self.mend().map_err(|error| LedgerError { file: self.path.clone(), reason: error.to_string() })?;
         let outcome = self.file.write_all(text).and_then(|()| self.file.sync_data());
         match outcome {
             Ok(()) => {
@@ -109,12 +113,35 @@ impl Sink {
                 Ok(())
             }
             Err(error) => {
-                // INVARIANT: a line that was not acknowledged is not in the file. If even cutting fails, the next start
-                // cuts a torn last line off.
-                let _ = self.file.set_len(self.length);
+                // INVARIANT: a line that was not acknowledged is not in the file. If even cutting fails, nothing is written
+                // until it succeeds.
+                self.is_torn = self.file.set_len(self.length).is_err();
                 Err(LedgerError { file: self.path.clone(), reason: error.to_string() })
             }
         }
+    }
+}
+
+impl Sink {
+    /// Makes sure that the next line lands where an auditor will look for it: behind whole lines, in the file of that name.
+    fn mend(&mut self) -> io::Result<()> {
+        use std::os::unix::fs::MetadataExt;
+        if self.is_torn {
+            self.file.set_len(self.length)?;
+            self.is_torn = false;
+        }
+        let held = self.file.metadata()?;
+        let named = std::fs::metadata(&self.path).ok();
+        if named.is_some_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
+            return Ok(());
+        }
+        // It was rotated or removed: go on in a new file.
+        tracing::warn!(file = %self.path.display(), "the ledger's file was moved or removed; a new one is begun");
+        if let Some(folder) = self.path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        *self = Self::open(&self.path)?;
+        Ok(())
     }
 }
 

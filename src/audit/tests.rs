@@ -63,6 +63,28 @@ fn a_torn_last_line_is_cut_off_and_whole_lines_are_kept() {
 }
 
 #[test]
+fn a_ledger_that_is_moved_away_goes_on_in_a_new_file_of_its_name() {
+    let scratch = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(&Settings { directory: scratch.path().join("l") }, tally().0).unwrap();
+    block_on(ledger.record(&movement())).unwrap();
+    std::fs::rename(scratch.path().join("l/ledger.jsonl"), scratch.path().join("l/ledger.1")).unwrap();
+    block_on(ledger.record(&movement())).unwrap();
+    std::fs::remove_dir_all(scratch.path().join("l")).unwrap();
+    block_on(ledger.record(&movement())).unwrap();
+    let text = std::fs::read_to_string(scratch.path().join("l/ledger.jsonl")).unwrap();
+    assert_eq!(text.lines().count(), 1);
+}
+
+#[test]
+fn two_processes_do_not_share_a_ledger() {
+    let scratch = tempfile::tempdir().unwrap();
+    let settings = Settings { directory: scratch.path().into() };
+    let _first = Ledger::open(&settings, tally().0).unwrap();
+    let error = Ledger::open(&settings, tally().0).err().unwrap().to_string();
+    assert!(error.contains("give each region a directory of its own"), "{error}");
+}
+
+#[test]
 fn a_full_disk_is_an_error_and_is_counted() {
     let scratch = tempfile::tempdir().unwrap();
     // The kernel's own full disk.

@@ -140,8 +140,11 @@ async fn speak(worker: Rc<Worker>, stream: Stream, first: BytesMut, arrival: Arr
     if is_http2 {
         let connection = http2_builder(arrival.ingress, limits).serve_connection(io, service);
         // A peer's connections are few, and kept open on purpose.
-        let idle_limit = matches!(arrival.ingress, Ingress::Client).then_some(limits.keep_alive * HTTP2_PATIENCE);
-        finish(connection, end_of_http2(drained, watched, idle_limit), |connection| connection.graceful_shutdown()).await;
+        let is_peer = matches!(arrival.ingress, Ingress::Peer(_));
+        let idle_limit = (!is_peer).then_some(limits.keep_alive * HTTP2_PATIENCE);
+        let farewell = if is_peer { worker.snapshot().farewell } else { Duration::ZERO };
+        finish(connection, end_of_http2(drained, watched, idle_limit, farewell), |connection| connection.graceful_shutdown())
+            .await;
     } else {
         let connection = http1_builder(limits).serve_connection(io, service);
         finish(connection, end_of_http1(drained, watched), |connection| connection.graceful_shutdown()).await;
@@ -164,7 +167,8 @@ async fn end_of_http1(mut drained: Draining, signals: Rc<Signals>) {
 
 /// When an HTTP/2 connection is to take nothing new: at the drain, or when it has asked nothing for too long. Its GOAWAY
 /// says which streams are still served.
-async fn end_of_http2(mut drained: Draining, signals: Rc<Signals>, idle_limit: Option<Duration>) {
+/// A peer is heard for the time of a farewell, in which its probes learn of the drain.
+async fn end_of_http2(mut drained: Draining, signals: Rc<Signals>, idle_limit: Option<Duration>, farewell: Duration) {
     let quiet = async {
         let Some(limit) = idle_limit else { return std::future::pending().await };
         loop {
@@ -175,8 +179,10 @@ async fn end_of_http2(mut drained: Draining, signals: Rc<Signals>, idle_limit: O
             }
         }
     };
+    // The value that is waited for is a lock: it must not be held while sleeping.
+    let told = async { drop(drained.wait_for(|draining| *draining).await) };
     tokio::select! {
-        _ = drained.wait_for(|draining| *draining) => {}
+        () = told => tokio::time::sleep(farewell).await,
         () = quiet => {}
     }
 }

@@ -115,6 +115,8 @@ pub struct Snapshot {
     pub gateways: HashMap<RegionId, Gateway>,
     pub urls: HashMap<RegionId, http::Uri>,
     pub log_requests: bool,
+    /// How long peers are still heard at the drain, so that they learn of it.
+    pub farewell: Duration,
 }
 
 /// What all workers share: snapshots with one writer each, and counters off the request path.
