@@ -1,17 +1,20 @@
-# Builds a small image whose entry point is `domicile`. Mount your configuration at /etc/domicile:
+# Builds a small image whose entry point is `domicile`. It reads /etc/domicile/domicile.yaml and works in /var/lib/domicile,
+# where relative paths begin: `geoip/country.mmdb` is there, and `ledger/` goes on a volume.
 #   docker build -t domicile .
-#   docker run -v "$PWD/my-config:/etc/domicile:ro" -v ledger:/var/lib/domicile -p 8443:8443 -p 9443:9443 domicile
+#   docker run -v "$PWD/my-config:/etc/domicile:ro" -v ledger:/var/lib/domicile/ledger -p 8443:8443 -p 9443:9443 domicile
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
 RUN cargo build --locked --release
 
 FROM debian:bookworm-slim
-RUN useradd --system --home-dir /var/lib/domicile --create-home domicile
+RUN useradd --system --home-dir /var/lib/domicile --create-home domicile && install -d -o domicile /var/lib/domicile/ledger
 COPY --from=build /src/target/release/domicile /usr/local/bin/domicile
-COPY --from=build /src/geoip /usr/share/domicile/geoip
+COPY --from=build /src/geoip /var/lib/domicile/geoip
 COPY config/minimal.yaml /etc/domicile/domicile.yaml
-WORKDIR /etc/domicile
+# Inside a container loopback reaches nobody.
+RUN sed -i 's|- address: "127.0.0.1:8080"|- { address: "0.0.0.0:8080", cleartext: true }|' /etc/domicile/domicile.yaml
+WORKDIR /var/lib/domicile
 USER domicile
 ENV DOMICILE_CONFIG=/etc/domicile/domicile.yaml
 EXPOSE 8080 8443 9443

@@ -82,6 +82,9 @@ pub struct App {
     /// Configured addresses, and those the kernel gave.
     pub listeners: HashMap<SocketAddr, SocketAddr>,
     pub admin: SocketAddr,
+    /// The region it runs in, and the hash of the policy it started with.
+    pub region: String,
+    pub policy: String,
     commands: mpsc::Sender<Command>,
     drain: channel::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
@@ -102,12 +105,13 @@ impl App {
         }
         let admin = take_claim(&mut launch.claimed, loaded.settings.admin.address, 1)?;
         let metrics = Arc::new(Metrics::new());
-        let ledger = loaded.settings.audit.as_ref().map(|settings| Ledger::open(settings, tally(&metrics))).transpose()?;
-        let pseudonyms = match &loaded.settings.audit {
+        let built = build::build(loaded, &registry, None)?;
+        // Last, so that a start that fails has written nothing.
+        let ledger = built.settings.audit.as_ref().map(|settings| Ledger::open(settings, tally(&metrics))).transpose()?;
+        let pseudonyms = match &built.settings.audit {
             Some(settings) => Pseudonyms::open(&settings.directory.join("pseudonym.key"))?,
             None => Pseudonyms::ephemeral(),
         };
-        let built = build::build(loaded, &registry, None)?;
 
         let (drain, draining) = channel::channel(false);
         let vitals = Vitals::unmeasured(built.snapshot.policy.nearest_first());
@@ -129,6 +133,8 @@ impl App {
         }
         let listeners = claims.iter().map(|(configured, claimed)| (*configured, claimed.address)).collect();
         let admin_address = admin.address;
+        let policy = &built.snapshot.policy;
+        let (region, policy) = (policy.region_name(policy.local).to_owned(), policy.hash.to_string());
         let (commands, received) = mpsc::channel(64);
         let (stop_control, stopped) = oneshot::channel();
         let control = control::spawn(
@@ -152,6 +158,8 @@ impl App {
         Ok(Self {
             listeners,
             admin: admin_address,
+            region,
+            policy,
             commands,
             drain,
             workers,

@@ -23,6 +23,10 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Outcome {
+    let is_plain = |name: &String| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if let Some(name) = options.regions.iter().find(|name| !is_plain(name)) {
+        return Err(format!("`{name}` cannot name a region; use lower-case letters, digits and `-`"));
+    }
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(&options.out)?;
         let authority = Authority::new("Domicile trial authority")?;

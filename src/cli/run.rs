@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
-use crate::app::{App, Launch};
+use crate::app::{App, Launch, StartError};
 use crate::config;
 use crate::model::day::Day;
 use crate::model::region::Registry;
@@ -24,7 +24,9 @@ pub(super) struct Options {
 pub(super) fn run(options: Options) -> Outcome {
     let Source { config, region } = options.source;
     let _logs = start_log(is_json(&config, region.as_deref()), "info");
-    let app = App::start(Launch { config, region, ..Launch::default() }).map_err(|error| error.to_string())?;
+    let file = config.display().to_string();
+    let app = App::start(Launch { config, region, ..Launch::default() }).map_err(|error| with_folder(&error))?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), region = app.region, policy = app.policy, config = file, "started");
     for (configured, address) in &app.listeners {
         tracing::info!(%configured, %address, "listening");
     }
@@ -63,6 +65,17 @@ async fn next_stop() -> std::io::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// A file that was not found may have been looked for in the wrong place.
+fn with_folder(error: &StartError) -> String {
+    let text = error.to_string();
+    match std::env::current_dir() {
+        Ok(folder) if text.contains("No such file") => {
+            format!("{text}\nrelative paths begin in the working directory, `{}`", folder.display())
+        }
+        _ => text,
+    }
 }
 
 /// The log's form is needed before the configuration is really read; mistakes are reported then.

@@ -47,6 +47,12 @@ struct Ports {
 impl World {
     /// Builds and starts it; `geoip` is the database to use.
     pub fn start(geoip: &Path) -> Result<Self, String> {
+        if !geoip.exists() {
+            return Err(format!(
+                "`{}` is not here: run the demo from the checkout, or name a GeoIP database with --geoip",
+                geoip.display()
+            ));
+        }
         let failed = |error: io::Error| format!("the demo cannot start: {error}");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(failed)?;
         let folder = std::env::temp_dir().join(format!("domicile-demo-{}", std::process::id()));
