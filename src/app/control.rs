@@ -37,6 +37,8 @@ pub struct Control {
     pub orders: Vec<Orders>,
     pub worker_count: usize,
     pub draining: channel::Receiver<bool>,
+    /// Reloads that were asked for while one was under way.
+    pub deferred: Vec<oneshot::Sender<Result<(), String>>>,
 }
 
 type Commands = (mpsc::Sender<Command>, mpsc::Receiver<Command>);
@@ -74,7 +76,7 @@ impl Control {
             Ok(acceptor) => acceptor,
             Err(error) => return drop(started.send(Err(error))),
         };
-        tokio::task::spawn_local(admin::serve(acceptor, sender));
+        tokio::task::spawn_local(admin::serve(acceptor, sender.clone()));
         let (targets, targeted) = channel::channel(targets(&self.built));
         tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals)));
         let mut health = tokio::task::spawn_local(upstreams::watch(Arc::clone(&self.built.snapshot.upstreams)));
@@ -100,10 +102,28 @@ impl Control {
                         health = tokio::task::spawn_local(upstreams::watch(Arc::clone(&self.built.snapshot.upstreams)));
                     }
                     let _ = reply.send(outcome);
+                    self.turn_to_deferred(&sender);
                 }
                 Some(command) => self.answer(command).await,
             }
         }
+    }
+
+    /// Asks for one more reload on behalf of all that were asked for during the last.
+    fn turn_to_deferred(&mut self, commands: &mpsc::Sender<Command>) {
+        let deferred = std::mem::take(&mut self.deferred);
+        if deferred.is_empty() {
+            return;
+        }
+        let commands = commands.clone();
+        tokio::task::spawn_local(async move {
+            let (reply, outcome) = oneshot::channel();
+            if commands.send(Command::Reload(reply)).await.is_ok()
+                && let Ok(outcome) = outcome.await
+            {
+                deferred.into_iter().for_each(|reply| drop(reply.send(outcome.clone())));
+            }
+        });
     }
 
     /// Answers what changes nothing.
@@ -112,7 +132,7 @@ impl Control {
             Command::Metrics(reply) => drop(reply.send(self.scrape().await)),
             Command::Ready(reply) => drop(reply.send(self.readiness())),
             Command::Explain { query, reply } => drop(reply.send(self.explain(&query))),
-            Command::Reload(reply) => drop(reply.send(Err("a reload is under way; try again when it is over".into()))),
+            Command::Reload(_) => unreachable!("a reload changes something"),
         }
     }
 
@@ -158,7 +178,11 @@ impl Control {
         let built = loop {
             tokio::select! {
                 built = &mut building => break built,
-                Some(command) = commands.recv() => self.answer(command).await,
+                Some(command) = commands.recv() => match command {
+                    // What changed since this one began to read has to be read: its turn comes next.
+                    Command::Reload(reply) => self.deferred.push(reply),
+                    command => self.answer(command).await,
+                },
             }
         };
         let built = built.map_err(|error| std::io::Error::other(error.to_string()))??;

@@ -149,6 +149,7 @@ impl App {
                 orders,
                 worker_count,
                 draining,
+                deferred: Vec::new(),
             },
             claims,
             admin,
