@@ -107,10 +107,13 @@ fn trailers_cross_regions_in_both_directions() {
             let mut sender = http2(&world, region.https, "localhost").await;
             let (upload, body) = pieces();
             upload.send(Frame::data(Bytes::from_static(b"data"))).unwrap();
-            let trailers: HeaderMap = [("x-checksum".parse().unwrap(), HeaderValue::from_static("abc"))].into_iter().collect();
+            let trailers: HeaderMap = [("x-checksum", "abc"), ("x-user-id", "mallory"), ("x-forwarded-for", "6.6.6.6")]
+                .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)))
+                .into_iter()
+                .collect();
             upload.send(Frame::trailers(trailers)).unwrap();
             drop(upload);
-            let fields = [("te", "trailers"), ("trailer", "x-checksum")];
+            let fields = [("te", "trailers"), ("trailer", "x-checksum, x-user-id, x-forwarded-for")];
             read(
                 sender
                     .send_request(request(Method::POST, "https://localhost/users/alice/orders/1", "", &fields, body))
@@ -125,7 +128,12 @@ fn trailers_cross_regions_in_both_directions() {
     let seen = world.eu().upstream().seen();
     assert_eq!(seen.len(), 2);
     for seen in seen {
-        assert_eq!(seen.trailers.expect("trailers arrive")["x-checksum"], "abc");
+        let trailers = seen.trailers.expect("trailers arrive");
+        assert_eq!(
+            (trailers.len(), &trailers["x-checksum"]),
+            (1, &HeaderValue::from_static("abc")),
+            "and nothing forged in them"
+        );
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::support::{NAMES, PATIENCE, Plan, RULES, World, get, post, raw};
+use crate::support::{NAMES, PATIENCE, Plan, RULES, Recorder, World, get, post, raw};
 
 #[test]
 fn ambiguous_requests_are_answered_400_and_reach_nobody() {
@@ -123,6 +123,25 @@ fn a_client_that_drips_its_head_is_cut() {
         answer.starts_with("HTTP/1.1 200") && answer.matches("HTTP/1.1").count() == 1,
         "an idle connection ends without a word: {answer}"
     );
+}
+
+#[test]
+fn a_client_that_stops_reading_is_cut() {
+    let large = |_: &'static str| {
+        let body = bytes::Bytes::from(vec![0; 64 << 20]);
+        vec![Recorder::with(std::sync::Arc::new(move |_, _| {
+            let body = body.clone();
+            Box::pin(async move { http::Response::new(crate::support::whole(body)) })
+        }))]
+    };
+    let world =
+        World::planned(Plan { upstreams: Box::new(large), extra: "limits: { idle_timeout: 300ms }\n".into(), ..Plan::default() });
+    let mut greedy = TcpStream::connect(world.eu().http).unwrap();
+    greedy.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    greedy.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(greedy.read(&mut [0; 64]).unwrap() > 0, "it is being served");
+    let none = format!("domicile_connections{{listener=\"{}\"}} 0", world.eu().http);
+    crate::support::eventually("nothing is held for it", || world.eu().metrics().contains(&none));
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use domicile::app::{App, Launch};
 use http::{Method, Response, StatusCode};
 
-use crate::support::{PATIENCE, Plan, Recorder, USERS, World, eventually, get, http2, read, request, runtime, try_send, whole};
+use crate::support::{
+    PATIENCE, Plan, Recorder, USERS, World, eventually, get, http2, read, request, runtime, tls, try_send, whole,
+};
 
 #[test]
 fn a_changed_user_table_is_swapped_in_and_a_broken_one_is_not() {
@@ -93,6 +95,54 @@ fn a_listener_that_a_reload_adds_accepts_and_one_that_it_removes_does_not() {
     world.eu().reload().unwrap();
     eventually("the removed listener is closed", || TcpStream::connect(spare).is_err());
     assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).status, StatusCode::OK);
+}
+
+#[test]
+fn certificates_follow_the_name_and_are_replaced_without_a_restart() {
+    let world = World::start();
+    // The client itself refuses a certificate of another name.
+    let leaf = |name: &str| {
+        let stream = runtime().block_on(tls(&world, world.eu().https, name, &[b"h2"]));
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    };
+    let folder = world.folder.path();
+    let site = leaf("localhost");
+    world.authority.write_site(folder, "other", &["other.test"]).unwrap();
+    let pair = |name: &str| format!("{{ certificate: \"{0}/{name}.pem\", key: \"{0}/{name}.key\" }}", folder.display());
+    let text = std::fs::read_to_string(&world.eu().config).unwrap();
+    std::fs::write(&world.eu().config, text.replace(&pair("site"), &format!("{}, {}", pair("site"), pair("other")))).unwrap();
+    world.eu().reload().unwrap();
+    assert_ne!(leaf("other.test"), site);
+    assert_eq!((leaf("localhost"), leaf("api.example.com")), (site.clone(), site.clone()), "by name, and by wildcard");
+    world.authority.write_site(folder, "site", &["localhost", "127.0.0.1", "*.example.com"]).unwrap();
+    world.eu().reload().unwrap();
+    assert_ne!(leaf("localhost"), site, "a renewed certificate is served");
+}
+
+#[test]
+fn a_corrupt_geoip_database_is_not_swapped_in() {
+    let world = World::start();
+    let (bundled, own) =
+        (std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("geoip/country.mmdb"), world.folder.path().join("own.mmdb"));
+    std::fs::copy(&bundled, &own).unwrap();
+    let text = std::fs::read_to_string(&world.eu().config).unwrap();
+    std::fs::write(&world.eu().config, text.replace(bundled.to_str().unwrap(), own.to_str().unwrap())).unwrap();
+    world.eu().reload().unwrap();
+    std::fs::write(&own, b"half a file").unwrap();
+    let error = world.eu().reload().unwrap_err();
+    assert!(error.contains("the GeoIP database of before is kept") && error.contains("is no MMDB database"), "{error}");
+    assert_eq!(get(world.eu().http, "/profile/me", &[("x-forwarded-for", "91.64.0.1")]).text(), "eu-west");
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline() {
+    let (mut plan, _gate) = gated();
+    plan.extra = "limits: { drain: 300ms }\n".into();
+    let mut world = World::planned(plan);
+    let stuck = runtime().spawn(try_send(world.eu().http, Method::GET, "/users/alice/orders/1", &[], whole("")));
+    eventually("it is with the upstream", || world.eu().upstream().seen().len() == 1);
+    world.regions[0].app.take().unwrap().shut_down();
+    assert!(runtime().block_on(stuck).unwrap().is_err(), "what never ends is cut");
 }
 
 /// Upstreams that answer when they are let.
