@@ -10,11 +10,22 @@ use crate::model::user::Evidence;
 
 use super::policy::{PolicyDraft, RegionDraft};
 
+/// Reports the routes that can never match. It needs nothing but the routes, so mistakes elsewhere do not hide these.
+pub fn report_shadowed(draft: &PolicyDraft<'_>) {
+    let readable: Vec<_> = draft.routes.iter().filter_map(|draft| Some((draft.route.as_ref()?, &draft.field))).collect();
+    let routes: Vec<Route> = readable.iter().map(|(route, _)| (*route).clone()).collect();
+    for (index, (route, field)) in readable.iter().enumerate() {
+        if let Some(earlier) = shadow(&routes, index) {
+            field.wrong::<()>(format!("route `{}` can never match: `{earlier}` above takes every request it is for", route.name));
+        }
+    }
+}
+
+/// Reports what only the whole policy can show.
 pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
     for (index, route) in policy.routes.all().iter().enumerate() {
         let field = &draft.routes[index].field;
-        if let Some(earlier) = shadow(policy, index) {
-            field.wrong::<()>(format!("route `{}` can never match: `{earlier}` above takes every request it is for", route.name));
+        if shadow(policy.routes.all(), index).is_some() {
             continue;
         }
         if let Some((method, wider)) = escape_by_method(policy, index, today) {
@@ -50,8 +61,7 @@ fn class_name(policy: &Policy, class: ClassId) -> &str {
 }
 
 /// The route above that leaves nothing for this one.
-fn shadow(policy: &Policy, index: usize) -> Option<&str> {
-    let routes = policy.routes.all();
+fn shadow(routes: &[Route], index: usize) -> Option<&str> {
     let pattern = &routes[index].pattern;
     let mut taken = MethodSet::NONE;
     for earlier in &routes[..index] {

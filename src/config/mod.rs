@@ -55,6 +55,7 @@ pub fn parse(text: &str, path: &Path, region: Option<&str>, registry: &mut Regis
         let draft = policy::read(&section, &root, region, &mut numbers);
         let settings = settings::read(&section, &draft);
         section.finish();
+        lint::report_shadowed(&draft);
         let policy = draft.compile()?;
         lint::run(&policy, &draft, today);
         Some(Config { policy, settings: settings? })

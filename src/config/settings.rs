@@ -286,33 +286,44 @@ fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let count = |key, standard: usize, most| {
         section.optional(key).map_or(Some(standard), |field| field.number(1, most).map(|number| number as usize))
     };
-    let limits = Limits {
-        // hyper needs 8 KiB to parse in, and nobody needs a megabyte.
-        header_bytes: section.optional("header_bytes").map_or(Some(standard.header_bytes), |field| {
-            let bytes = field.bytes()?;
-            if (8 << 10..=1 << 20).contains(&bytes) {
-                Some(bytes as usize)
-            } else {
-                field.wrong("write a size from 8KiB to 1MiB")
-            }
-        })?,
-        headers: count("headers", standard.headers, 1000)?,
-        target_bytes: size("target_bytes", standard.target_bytes as u64)? as usize,
-        body: size("body", standard.body)?,
-        connections: count("connections", standard.connections, 1_000_000)?,
-        connections_per_address: count("connections_per_address", standard.connections_per_address, 1_000_000)?,
-        header_timeout: time("header_timeout", standard.header_timeout)?,
-        keep_alive: time("keep_alive", standard.keep_alive)?,
-        connect_timeout: time("connect_timeout", standard.connect_timeout)?,
-        response_timeout: time("response_timeout", standard.response_timeout)?,
-        idle_timeout: time("idle_timeout", standard.idle_timeout)?,
-        request_timeout: time("request_timeout", standard.request_timeout)?,
-        drain: section.optional("drain").map_or(Some(standard.drain), |field| field.duration())?,
-        attempts: count("attempts", standard.attempts, 10)?,
-        peer_connections: count("peer_connections", standard.peer_connections, 64)?,
-    };
+    // All are read before any is missed, so that every mistake is told.
+    // hyper needs 8 KiB to parse in, and nobody needs a megabyte.
+    let header_bytes = section.optional("header_bytes").map_or(Some(standard.header_bytes), |field| {
+        let bytes = field.bytes()?;
+        if (8 << 10..=1 << 20).contains(&bytes) { Some(bytes as usize) } else { field.wrong("write a size from 8KiB to 1MiB") }
+    });
+    let headers = count("headers", standard.headers, 1000);
+    let target_bytes = size("target_bytes", standard.target_bytes as u64);
+    let body = size("body", standard.body);
+    let connections = count("connections", standard.connections, 1_000_000);
+    let connections_per_address = count("connections_per_address", standard.connections_per_address, 1_000_000);
+    let header_timeout = time("header_timeout", standard.header_timeout);
+    let keep_alive = time("keep_alive", standard.keep_alive);
+    let connect_timeout = time("connect_timeout", standard.connect_timeout);
+    let response_timeout = time("response_timeout", standard.response_timeout);
+    let idle_timeout = time("idle_timeout", standard.idle_timeout);
+    let request_timeout = time("request_timeout", standard.request_timeout);
+    let drain = section.optional("drain").map_or(Some(standard.drain), |field| field.duration());
+    let attempts = count("attempts", standard.attempts, 10);
+    let peer_connections = count("peer_connections", standard.peer_connections, 64);
     section.finish();
-    Some(limits)
+    Some(Limits {
+        header_bytes: header_bytes?,
+        headers: headers?,
+        target_bytes: target_bytes? as usize,
+        body: body?,
+        connections: connections?,
+        connections_per_address: connections_per_address?,
+        header_timeout: header_timeout?,
+        keep_alive: keep_alive?,
+        connect_timeout: connect_timeout?,
+        response_timeout: response_timeout?,
+        idle_timeout: idle_timeout?,
+        request_timeout: request_timeout?,
+        drain: drain?,
+        attempts: attempts?,
+        peer_connections: peer_connections?,
+    })
 }
 
 fn read_upstreams(draft: &PolicyDraft<'_>) -> Option<upstreams::Settings> {

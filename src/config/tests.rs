@@ -125,6 +125,26 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
 }
 
 #[test]
+fn one_mistake_hides_no_other() {
+    let broken = SOUND
+        .replace("  - { name: rest,", "  - { name: late, match: { path: /feed/x }, data: public, home: [latency] }\n  - { name: rest,")
+        .replace("data: restricted, home", "data: secret, home")
+        .replace("audit: { directory: ledger }", "audit: { directory: ledger }\nlimits: { body: 10MB, drain: soon, headers: none }\nclient_address: { trust: [nobody] }");
+    let found = problems(&broken);
+    for part in [
+        "`late` can never match",
+        "data class `secret`",
+        "limits.body:",
+        "limits.drain:",
+        "limits.headers:",
+        "client_address.trust[0]:",
+    ] {
+        assert_eq!(found.iter().filter(|problem| problem.contains(part)).count(), 1, "{part} in {found:#?}");
+    }
+    assert_eq!(found.len(), 6, "and nothing that is no mistake: {found:#?}");
+}
+
+#[test]
 fn a_route_that_can_never_match_is_a_mistake() {
     let found = with(
         "  - { name: rest,",
