@@ -16,7 +16,7 @@ use crate::proxy::Snapshot;
 use crate::proxy::connection::Door;
 use crate::transport::dial::authority_of;
 use crate::transport::listener::Accepts;
-use crate::transport::peer_pool::Gateway;
+use crate::transport::pool::Gateway;
 use crate::transport::tls::{self, PeerTls};
 use crate::upstreams::Upstreams;
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::model::region::RegionId;
 use crate::model::vitals::{PolicyHash, Vitals};
 use crate::transport::body::Body;
-use crate::transport::peer_pool::{Gateway, PeerPool};
+use crate::transport::pool::{Gateway, PeerPool};
 
 use super::detector::{Detector, Observation};
 use super::{Settings, fields};

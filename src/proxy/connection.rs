@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::decision::facts::Ingress;
 use crate::transport::framing::{Gate, Signals};
-use crate::transport::peer_pool::LocalExecutor;
+use crate::transport::pool::LocalExecutor;
 use crate::transport::stream::Stream;
 use crate::transport::tls;
 

@@ -12,8 +12,7 @@ use tokio::time::Instant;
 use crate::decision::verdict::Stop;
 use crate::model::outcome::Code;
 use crate::transport::body::Body;
-use crate::transport::peer_pool::InFlight;
-use crate::transport::upstream_pool::{SendCause, SendError};
+use crate::transport::pool::{InFlight, SendCause, SendError};
 use crate::upstreams::{Busy, Upstream};
 
 use super::body::Progress;

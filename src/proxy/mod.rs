@@ -31,8 +31,7 @@ use crate::metrics::WorkerMetrics;
 use crate::model::region::RegionId;
 use crate::model::vitals::Vitals;
 use crate::transport::framing::HeadLimits;
-use crate::transport::peer_pool::{Gateway, PeerPool};
-use crate::transport::upstream_pool::UpstreamPool;
+use crate::transport::pool::{Gateway, PeerPool, UpstreamPool};
 use crate::upstreams::{Load, Upstreams};
 
 /// What one request, one connection and one process may use.

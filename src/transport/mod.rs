@@ -8,7 +8,6 @@ pub mod body;
 pub mod dial;
 pub mod framing;
 pub mod listener;
-pub mod peer_pool;
+pub mod pool;
 pub mod stream;
 pub mod tls;
-pub mod upstream_pool;

@@ -7,7 +7,7 @@ use http::Request;
 use tokio::time::Instant;
 
 use crate::transport::body::Body;
-use crate::transport::upstream_pool::UpstreamPool;
+use crate::transport::pool::UpstreamPool;
 
 use super::{Check, Upstream, Upstreams};
 

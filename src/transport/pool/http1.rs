@@ -11,35 +11,15 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::body::Body;
-use super::dial::{self, DialError};
+use super::super::body::Body;
+use super::super::dial::{self, DialError};
+use super::{SendCause, SendError};
 
 /// The most idle connections kept to one upstream by one worker.
 const MAX_IDLE: usize = 64;
 
 /// Shorter than the keep-alive of common servers (Node 5 s, nginx 75 s), so that we close first and lose no request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// A request that got no answer.
-pub struct SendError {
-    pub cause: SendCause,
-    /// The request, whole, if not a byte of it was sent: it may be sent elsewhere.
-    pub unsent: Option<Box<Request<Body>>>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum SendCause {
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    #[error("the connection broke: {0}")]
-    Broken(hyper::Error),
-}
-
-impl SendError {
-    pub(super) fn dial(error: DialError, request: Request<Body>) -> Self {
-        Self { cause: error.into(), unsent: Some(Box::new(request)) }
-    }
-}
 
 /// One worker's idle connections, last used first.
 #[derive(Clone, Default)]

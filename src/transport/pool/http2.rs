@@ -16,9 +16,9 @@ use tokio::time::Instant;
 
 use crate::model::region::RegionId;
 
-use super::body::Body;
-use super::dial::{self, DialError};
-use super::upstream_pool::{SendCause, SendError};
+use super::super::body::Body;
+use super::super::dial::{self, DialError};
+use super::{LocalExecutor, SendCause, SendError};
 
 /// Bytes in flight on one stream: 4 MiB keeps 25 MB/s moving over 160 ms.
 const STREAM_WINDOW: u32 = 4 << 20;
@@ -140,18 +140,6 @@ impl Slot {
         let sender = dial(gateway, limit).await.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
         *open = Some(Open { sender: sender.clone(), gateway: gateway.clone() });
         Ok(sender)
-    }
-}
-
-/// Runs hyper's futures on the worker's own thread.
-#[derive(Clone, Copy)]
-pub struct LocalExecutor;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
     }
 }
 

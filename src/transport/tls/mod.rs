@@ -1,0 +1,69 @@
+//! Certificates: ours by SNI for clients, mutual for peers, whose certificate proves their region.
+
+mod clients;
+mod peers;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+pub use clients::for_clients;
+pub use peers::{PeerFiles, PeerTls, REGION_URI, region_of};
+
+/// A certificate chain and its private key, as PEM files.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// A certificate or key that cannot be used, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("`{}`: {reason}", file.display())]
+pub struct TlsError {
+    pub file: PathBuf,
+    reason: String,
+}
+
+fn unusable<T>(file: &Path, reason: impl fmt::Display) -> Result<T, TlsError> {
+    Err(TlsError { file: file.into(), reason: reason.to_string() })
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates: Result<Vec<_>, _> = match CertificateDer::pem_file_iter(file) {
+        Ok(certificates) => certificates.collect(),
+        Err(error) => return unusable(file, format!("cannot read the certificate: {error}")),
+    };
+    match certificates {
+        Ok(certificates) if certificates.is_empty() => {
+            unusable(file, "holds no certificate; it needs a block `BEGIN CERTIFICATE`")
+        }
+        Ok(certificates) => Ok(certificates),
+        Err(error) => unusable(file, format!("is no PEM file of certificates: {error}")),
+    }
+}
+
+impl CertificateFiles {
+    fn load(&self) -> Result<CertifiedKey, TlsError> {
+        let chain = read_certificates(&self.certificate)?;
+        let key = match PrivateKeyDer::from_pem_file(&self.key) {
+            Ok(key) => key,
+            Err(error) => return unusable(&self.key, format!("cannot read the private key: {error}")),
+        };
+        CertifiedKey::from_der(chain, key, &provider()).or_else(|error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                unusable(&self.key, format!("is not the key of the certificate `{}`", self.certificate.display()))
+            }
+            error => unusable(&self.certificate, error),
+        })
+    }
+}
