@@ -80,6 +80,8 @@ fn policy(regions: usize, routes: usize) -> Policy {
             class: ClassId::new(0).expect("a class"),
             chain: vec![Step::Directory, Step::GeoIp, Step::Refuse],
             failover: Failover { reads: Reads::Nearest, writes: Writes::Never },
+            upgrades: Vec::new(),
+            body: None,
         }
     };
     Policy::compile(Draft {

@@ -14,10 +14,9 @@ use crate::model::day::Day;
 use crate::model::region::{RegionId, Registry};
 use crate::proxy::Snapshot;
 use crate::proxy::connection::Door;
-use crate::transport::dial::authority_of;
+use crate::transport::dial::{Secured, Server, Speaks, authority_of};
 use crate::transport::listener::Accepts;
-use crate::transport::pool::Gateway;
-use crate::transport::tls::{self, PeerTls};
+use crate::transport::tls::{ClientTls, PeerTls};
 use crate::upstreams::Upstreams;
 
 use super::StartError;
@@ -57,6 +56,7 @@ pub struct Files {
     pub geoip: Option<Stamp>,
     pub directory: Option<(Stamp, String)>,
     pub peers: Vec<Stamp>,
+    pub upstreams: Vec<Stamp>,
 }
 
 /// Enough of a file's metadata to tell that it is another.
@@ -109,9 +109,14 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
         _ => Err(error),
     })?;
     let upstreams_before = before.map(|built| &built.snapshot.upstreams);
-    let upstreams = match upstreams_before.filter(|upstreams| upstreams.settings == settings.upstreams) {
+    let upstream_files = settings.upstreams.targets.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
+    let upstream_stamps: Vec<_> = upstream_files.map(|file| Stamp::of(file)).collect();
+    let is_same = |upstreams: &&Arc<Upstreams>| {
+        upstreams.settings == settings.upstreams && before.is_some_and(|before| before.files.upstreams == upstream_stamps)
+    };
+    let upstreams = match upstreams_before.filter(is_same) {
         Some(same) => Arc::clone(same),
-        None => Arc::new(Upstreams::new(settings.upstreams.clone(), upstreams_before.map(|upstreams| &**upstreams))),
+        None => Arc::new(Upstreams::new(settings.upstreams.clone(), upstreams_before.map(|upstreams| &**upstreams))?),
     };
     let snapshot = Arc::new(Snapshot {
         policy,
@@ -130,7 +135,7 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
         snapshot,
         doors,
         settings,
-        files: Files { geoip: geoip_stamp, directory: directory_stamp, peers: peer_stamps },
+        files: Files { geoip: geoip_stamp, directory: directory_stamp, peers: peer_stamps, upstreams: upstream_stamps },
         peers,
         kept,
     })
@@ -147,7 +152,7 @@ pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Snapshot
         geoip,
         geoip_max_age: settings.geoip.as_ref().and_then(|settings| settings.max_age),
         directory,
-        upstreams: Arc::new(Upstreams::new(settings.upstreams.clone(), None)),
+        upstreams: Arc::new(Upstreams::new(settings.upstreams.clone(), None)?),
         gateways: HashMap::new(),
         urls: settings.urls.iter().cloned().collect(),
         intake: settings.intake,
@@ -181,7 +186,7 @@ fn doors(settings: &Settings, peers: Option<&PeerTls>) -> Result<Doors, StartErr
         let door = match (listener.accepts, &listener.certificates, peers) {
             (Accepts::Peers, _, Some(peers)) => Door::Peers(Arc::clone(&peers.server)),
             (Accepts::Peers, _, None) => unreachable!("the configuration demands `peer_tls` for a listener of peers"),
-            (Accepts::Clients, Some(files), _) => Door::Clients(tls::for_clients(files)?),
+            (Accepts::Clients, Some(files), _) => Door::Clients(ClientTls::load(files)?),
             (Accepts::Clients, None, _) => Door::Cleartext,
         };
         doors.insert(listener.address, door);
@@ -195,14 +200,17 @@ fn gateways(
     policy: &Policy,
     peers: Option<&Arc<PeerTls>>,
     before: Option<&Built>,
-) -> HashMap<RegionId, Gateway> {
+) -> HashMap<RegionId, Server> {
     let Some(peers) = peers else { return HashMap::new() };
     let is_same = |before: &&Built| before.peers.as_ref().is_some_and(|before| Arc::ptr_eq(before, peers));
     let known = before.filter(is_same).map(|before| &before.snapshot.gateways);
     let gateway = |(region, url): &(RegionId, http::Uri)| {
-        let tls = known.and_then(|known| known.get(region)).map(|gateway| Arc::clone(&gateway.tls));
-        let tls = tls.unwrap_or_else(|| peers.client_for(policy.region_name(*region)));
-        (*region, Gateway { authority: authority_of(url).into(), tls })
+        let tls = known.and_then(|known| known.get(region)).and_then(|gateway| gateway.tls.clone());
+        let tls = tls.unwrap_or_else(|| {
+            let config = peers.client_for(policy.region_name(*region));
+            Secured { http1: Arc::clone(&config), config, name: None }
+        });
+        (*region, Server { authority: authority_of(url).into(), tls: Some(tls), speaks: Speaks::Http2 })
     };
     settings.gateways.iter().map(gateway).collect()
 }

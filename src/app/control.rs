@@ -192,6 +192,7 @@ impl Control {
         // Doors first: a connection must never find its listener without one.
         self.doors.store(Arc::clone(&built.doors));
         self.shared.snapshot.store(Arc::clone(&built.snapshot));
+        self.orders.iter().for_each(|orders| drop(orders.send(Order::Changed)));
         for (address, claimed) in fresh {
             self.listen(address, claimed);
         }
@@ -268,7 +269,7 @@ impl Control {
         }
         metrics.upstream_up.reset();
         for upstream in snapshot.upstreams.all() {
-            metrics.upstream_up.with_label_values(&[&*upstream.authority]).set(i64::from(upstream.is_up()));
+            metrics.upstream_up.with_label_values(&[upstream.authority()]).set(i64::from(upstream.is_up()));
         }
         let vitals = self.shared.vitals.load();
         metrics.region_health.reset();
@@ -300,6 +301,8 @@ fn files(config: &std::path::Path, built: &Built) -> Vec<PathBuf> {
         pair(&mut files, &peers.own);
         files.push(peers.authority.clone());
     }
+    let upstream_files = settings.upstreams.targets.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
+    files.extend(upstream_files.cloned());
     files.extend(settings.geoip.as_ref().map(|settings| settings.database.clone()));
     files.extend(settings.directory.as_ref().map(|settings| settings.file.clone()));
     files

@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::model::vitals::Health;
 use crate::proxy::connection::{self, Counted, Door};
 use crate::proxy::{Shared, Worker};
+use crate::transport::dial::Approach;
 use crate::transport::listener::Acceptor;
 
 use super::build::Doors;
@@ -27,6 +28,8 @@ pub enum Order {
     Listen(SocketAddr, std::net::TcpListener),
     /// Empty the accept queue of a listener and close it.
     Close(SocketAddr),
+    /// The snapshot is another: what is under way is judged again.
+    Changed,
     /// Add the counts up.
     Flush(oneshot::Sender<()>),
 }
@@ -82,6 +85,7 @@ async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metri
                         close.send_replace(true);
                     }
                 }
+                Some(Order::Changed) => local.worker.changed.notify_waiters(),
                 Some(Order::Flush(done)) => {
                     local.worker.metrics.flush();
                     let _ = done.send(());
@@ -101,13 +105,14 @@ async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metri
 
 fn look_over_connections(worker: &Rc<Worker>) {
     worker.upstream_pool.sweep();
+    worker.note_day();
     let (snapshot, vitals) = (worker.snapshot(), worker.vitals());
     let limits = snapshot.limits;
     for (region, gateway) in &snapshot.gateways {
         if vitals.region(*region).health == Health::Up {
             let (worker, region, gateway) = (Rc::clone(worker), *region, gateway.clone());
             tokio::task::spawn_local(async move {
-                worker.peer_pool.warm(region, &gateway, limits.peer_connections, limits.connect_timeout).await;
+                worker.peer_pool.warm(region, &gateway, limits.peer_connections, &Approach::within(limits.connect_timeout)).await;
             });
         }
     }
@@ -127,9 +132,13 @@ async fn drain(local: &Rc<Local>, orders: &mut mpsc::UnboundedReceiver<Order>) {
                 tracing::warn!(connections = local.open.get(), "connections were cut at the end of the drain");
                 return;
             }
-            Some(order) = orders.recv() => if let Order::Flush(done) = order {
-                local.worker.metrics.flush();
-                let _ = done.send(());
+            Some(order) = orders.recv() => match order {
+                Order::Flush(done) => {
+                    local.worker.metrics.flush();
+                    let _ = done.send(());
+                }
+                Order::Changed => local.worker.changed.notify_waiters(),
+                Order::Listen(..) | Order::Close(_) => {}
             },
         }
     }

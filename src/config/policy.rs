@@ -38,7 +38,7 @@ pub struct RegionDraft<'n> {
     pub field: Field<'n>,
     pub url: Option<http::Uri>,
     pub gateway: Option<http::Uri>,
-    pub upstreams: Vec<http::Uri>,
+    pub upstreams: Option<Field<'n>>,
     pub health: Option<Field<'n>>,
     /// What this region listens on, where the regions differ in it.
     pub listen: Option<Field<'n>>,
@@ -228,7 +228,7 @@ impl<'n> PolicyDraft<'n> {
             field: field.clone(),
             url: None,
             gateway: None,
-            upstreams: Vec::new(),
+            upstreams: None,
             health: None,
             listen: None,
             admin: None,
@@ -237,13 +237,12 @@ impl<'n> PolicyDraft<'n> {
         let jurisdiction = section.required("jurisdiction", "say which legal area the region is in");
         let jurisdiction = jurisdiction.and_then(|field| self.jurisdiction(&field));
         let at = section.required("at", "write `[latitude, longitude]` in degrees").and_then(|field| coordinates(&field));
-        let upstreams = section.required("upstreams", "list the app servers of the region, such as `[http://10.1.0.10:3000]`");
-        draft.upstreams = upstreams.map_or(Vec::new(), |field| read_upstreams(&field));
+        draft.upstreams = section.required("upstreams", "list the app servers of the region, such as `[http://10.1.0.10:3000]`");
         draft.health = section.optional("health");
         draft.listen = section.optional("listen");
         draft.admin = section.optional("admin");
-        draft.gateway = section.optional("gateway").and_then(|field| base_url(&field, &["https"]));
-        draft.url = section.optional("url").and_then(|field| base_url(&field, &["https", "http"]));
+        draft.gateway = section.optional("gateway").and_then(|field| field.base_url(&["https"]));
+        draft.url = section.optional("url").and_then(|field| field.base_url(&["https", "http"]));
         section.finish();
         draft.region = jurisdiction.zip(at).map(|(jurisdiction, at)| Region {
             name: name.into(),
@@ -396,46 +395,6 @@ fn coordinates(field: &Field<'_>) -> Option<Coordinates> {
         return field.wrong("write `[latitude, longitude]` in degrees");
     };
     Some(Coordinates { latitude: latitude.decimal(-90.0, 90.0)?, longitude: longitude.decimal(-180.0, 180.0)? })
-}
-
-fn read_upstreams(field: &Field<'_>) -> Vec<http::Uri> {
-    let items = field.one_or_many();
-    if items.is_empty() {
-        field.wrong::<()>("no upstream is listed; a region serves requests through at least one");
-    }
-    let upstream = |field: &Field<'_>| {
-        let uri = base_url(field, &["http"])?;
-        if uri.path() != "/" {
-            field.wrong("an upstream is an address without a path, such as `http://10.1.0.10:3000`")
-        } else {
-            Some(uri)
-        }
-    };
-    items.iter().filter_map(upstream).collect()
-}
-
-/// An absolute URL without query, of one of these schemes.
-fn base_url(field: &Field<'_>, schemes: &[&str]) -> Option<http::Uri> {
-    let text = field.text()?;
-    let example = format!("write `{}://host:port`", schemes[0]);
-    let Ok(uri) = text.parse::<http::Uri>() else {
-        return field.wrong(format!("`{text}` is no URL; {example}"));
-    };
-    let fits = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme)) && uri.query().is_none();
-    let plain_authority =
-        uri.authority().is_some_and(|authority| !authority.as_str().contains('@') && !authority.host().is_empty());
-    // `http` keeps a port that no socket has as text.
-    let written = uri
-        .authority()
-        .map_or("", |authority| authority.as_str())
-        .rsplit_once(']')
-        .map_or(uri.authority().map_or("", |authority| authority.as_str()), |(_, rest)| rest);
-    let good_port = !written.contains(':') || uri.port_u16().is_some();
-    if fits && plain_authority && good_port {
-        Some(uri)
-    } else {
-        field.wrong(format!("`{text}` is not possible here; {example}, without user, query or fragment"))
-    }
 }
 
 /// A hash over everything judgement depends on, however it is written: comments, order of keys and local settings

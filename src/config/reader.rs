@@ -140,11 +140,40 @@ impl<'n> Field<'n> {
         parse_bytes(text).or_else(|| self.wrong(format!("`{text}` is no size; write bytes such as `8192`, `32KiB` or `10MiB`")))
     }
 
+    /// A size, or `unlimited`.
+    pub fn size_limit(&self) -> Option<u64> {
+        if self.text()? == "unlimited" { Some(u64::MAX) } else { self.bytes() }
+    }
+
     pub fn address(&self) -> Option<SocketAddr> {
         let text = self.text()?;
         text.parse().ok().or_else(|| {
             self.wrong(format!("`{text}` is no address; write an IP address and a port, such as `127.0.0.1:8080` or `[::]:8443`"))
         })
+    }
+
+    /// An absolute URL without query, of one of these schemes.
+    pub fn base_url(&self, schemes: &[&str]) -> Option<http::Uri> {
+        let text = self.text()?;
+        let example = format!("write `{}://host:port`", schemes[0]);
+        let Ok(uri) = text.parse::<http::Uri>() else {
+            return self.wrong(format!("`{text}` is no URL; {example}"));
+        };
+        let fits = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme)) && uri.query().is_none();
+        let plain_authority =
+            uri.authority().is_some_and(|authority| !authority.as_str().contains('@') && !authority.host().is_empty());
+        // `http` keeps a port that no socket has as text.
+        let written = uri
+            .authority()
+            .map_or("", |authority| authority.as_str())
+            .rsplit_once(']')
+            .map_or(uri.authority().map_or("", |authority| authority.as_str()), |(_, rest)| rest);
+        let good_port = !written.contains(':') || uri.port_u16().is_some();
+        if fits && plain_authority && good_port {
+            Some(uri)
+        } else {
+            self.wrong(format!("`{text}` is not possible here; {example}, without user, query or fragment"))
+        }
     }
 }
 

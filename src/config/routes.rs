@@ -55,8 +55,18 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
     let chain = section.required("home", "list the steps that find the home, such as `[directory, geoip, refuse]`");
     let chain = chain.and_then(|field| read_chain(&field, draft, class));
     let failover = section.optional("failover").map_or(Some(default), |field| read_failover(&field));
+    let upgrades = section.optional("upgrades").map_or(Some(vec!["websocket".into()]), |field| read_upgrades(&field));
+    let body = section.optional("body").map_or(Some(None), |field| field.size_limit().map(Some));
     section.finish();
-    Some(Route { name: name?.into(), pattern: pattern?, class: class?, chain: chain?, failover: failover? })
+    Some(Route {
+        name: name?.into(),
+        pattern: pattern?,
+        class: class?,
+        chain: chain?,
+        failover: failover?,
+        upgrades: upgrades?,
+        body: body?,
+    })
 }
 
 fn read_pattern(field: &Field<'_>) -> Option<Pattern> {
@@ -101,6 +111,21 @@ fn read_methods(field: &Field<'_>) -> Option<MethodSet> {
         methods = methods.with(method);
     }
     Some(methods)
+}
+
+/// Names of the HTTP upgrade token registry. HTTP itself is no tunnel.
+fn read_upgrades(field: &Field<'_>) -> Option<Vec<Box<str>>> {
+    let mut upgrades = Vec::new();
+    for item in field.one_or_many() {
+        let name = item.text()?.to_ascii_lowercase();
+        let is_token =
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte));
+        if !is_token || name == "h2c" || name.starts_with("http/") {
+            return item.wrong(format!("`{name}` is no protocol to upgrade to; write `websocket`, or `[]` for none"));
+        }
+        upgrades.push(name.into());
+    }
+    Some(upgrades)
 }
 
 fn read_failover(field: &Field<'_>) -> Option<Failover> {

@@ -81,7 +81,7 @@ fn every_mistake_is_answered_with_its_place_and_what_would_be_right() {
         ("name: rest", "name: feed", "a route named `feed` stands above"),
         (
             "http://127.0.0.1:1\"], gateway: \"https://127.0.0.1:2\", url: \"https://us",
-            "https://127.0.0.1:1\"], gateway: \"https://127.0.0.1:2\", url: \"https://us",
+            "ftp://127.0.0.1:1\"], gateway: \"https://127.0.0.1:2\", url: \"https://us",
             "write `http://host:port`",
         ),
         ("at: [53.35, -6.26]", "at: [153.35, -6.26]", "write a number from -90 to 90"),

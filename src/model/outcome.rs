@@ -38,6 +38,8 @@ codes! {
     AnswerNotCleared = "residency.answer_not_cleared",
     /// The same after a write: the write stands.
     AnswerWithheld = "residency.answer_withheld",
+    /// The rules changed while the request was under way, and no longer allow it.
+    NoLongerCleared = "residency.no_longer_cleared",
     /// The home is down and its failover setting keeps the request there.
     HomeDown = "failover.home_down",
     /// Every region that may process this data is down.
@@ -70,6 +72,10 @@ codes! {
     RequestTimeout = "request.timeout",
     /// This server is no tunnel.
     MethodNotAllowed = "request.method_not_allowed",
+    /// The connection was made for another host.
+    WrongSite = "request.wrong_site",
+    /// The route opens no tunnel of this protocol.
+    UpgradeRefused = "request.upgrade_refused",
     /// More connections or requests than the limits allow.
     Overloaded = "proxy.overloaded",
     /// The whole request took longer than the limit.

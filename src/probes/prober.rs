@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use crate::model::region::RegionId;
 use crate::model::vitals::{PolicyHash, Vitals};
 use crate::transport::body::Body;
-use crate::transport::pool::{Gateway, PeerPool};
+use crate::transport::dial::{Approach, Server};
+use crate::transport::pool::PeerPool;
 
 use super::detector::{Detector, Observation};
 use super::{Settings, fields};
@@ -21,7 +22,7 @@ use super::{Settings, fields};
 pub enum Target {
     /// The local one, at distance zero: whoever holds its upstreams tells.
     Local(Arc<dyn Fn() -> Observation + Send + Sync>),
-    Peer(Gateway),
+    Peer(Server),
     /// It has no gateway: nothing can be asked.
     Silent,
 }
@@ -72,7 +73,7 @@ async fn probe(pool: &PeerPool, region: RegionId, target: Target, limit: Duratio
     let authority = gateway.authority.to_string();
     let request = Request::get(format!("https://{authority}/")).header(fields::PROBE, "?1").body(Body::empty()).ok()?;
     let asked = Instant::now();
-    let answer = tokio::time::timeout(limit, pool.send(region, &gateway, 1, request, limit)).await;
+    let answer = tokio::time::timeout(limit, pool.send(region, &gateway, 1, request, &Approach::within(limit))).await;
     match answer {
         Ok(Ok((answer, _))) if answer.status() == http::StatusCode::NO_CONTENT => {
             Some(observe(answer.headers(), asked.elapsed()))

@@ -15,6 +15,8 @@ use tokio::time::{Instant, Sleep};
 
 use crate::transport::body::BodyError;
 
+use super::request::Watch;
+
 /// Why we broke a body off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Broken {
@@ -22,8 +24,10 @@ pub enum Broken {
     TooLarge,
     #[error("the sender of the body fell silent")]
     Silent,
-    #[error("the whole request took too long")]
-    DeadlineExceeded,
+    #[error("the sender of the body was slower than the least rate")]
+    TooSlow,
+    #[error("the rules changed and no longer clear it")]
+    NoLongerCleared,
 }
 
 /// What has become of a body, seen from outside while it is under way.
@@ -55,8 +59,25 @@ pub struct Allowance {
     pub most_bytes: u64,
     /// Between two frames.
     pub idle: Duration,
-    pub deadline: Instant,
+    /// The least rate, for what has a pace of its own there is none.
+    pub pace: Option<Pace>,
 }
+
+/// The least rate at which a body must come, once it has been waited for longer than the grace.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    pub bytes_per_second: u64,
+    pub grace: Duration,
+}
+
+impl Pace {
+    fn is_kept(self, bytes: u64, waited: Duration) -> bool {
+        waited <= self.grace || bytes as f64 >= self.bytes_per_second as f64 * waited.as_secs_f64()
+    }
+}
+
+/// How often a body that is waited for is looked at, once its grace is over.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 type Scrub = Box<dyn Fn(&mut HeaderMap)>;
 
@@ -67,7 +88,11 @@ pub struct Metered {
     progress: Rc<Progress>,
     /// Runs while a frame is waited for.
     timer: Pin<Box<Sleep>>,
-    waiting: bool,
+    /// Since when a frame is waited for, and how long others were.
+    waiting: Option<Instant>,
+    waited: Duration,
+    /// Whether it may still go on by the rules.
+    watch: Option<Rc<Watch>>,
     /// Takes out of trailers what no head may hold either.
     scrub: Option<Scrub>,
     /// Called when the body has ended, or was given up.
@@ -76,8 +101,15 @@ pub struct Metered {
 
 impl Metered {
     pub fn new(inner: Incoming, allowance: Allowance, progress: Rc<Progress>) -> Self {
-        let timer = Box::pin(tokio::time::sleep_until(allowance.deadline));
-        Self { inner, allowance, progress, timer, waiting: false, scrub: None, done: None }
+        let timer = Box::pin(tokio::time::sleep(allowance.idle));
+        Self { inner, allowance, progress, timer, waiting: None, waited: Duration::ZERO, watch: None, scrub: None, done: None }
+    }
+
+    /// Breaks off when the rules no longer clear what is under way.
+    #[must_use]
+    pub fn watched(mut self, watch: Rc<Watch>) -> Self {
+        self.watch = Some(watch);
+        self
     }
 
     /// Lets trailers through only as `scrub` leaves them.
@@ -94,6 +126,23 @@ impl Metered {
         self
     }
 
+    /// When the wait has to be looked at again.
+    fn next_look(&self, now: Instant) -> Instant {
+        let silent = self.waiting.unwrap_or(now) + self.allowance.idle;
+        // A drip keeps a body from being silent; how slow it is shows when the grace is over.
+        let slow = self.allowance.pace.map_or(silent, |pace| now + pace.grace.saturating_sub(self.waited) + LOOK_AGAIN);
+        silent.min(slow)
+    }
+
+    fn fault_of_waiting(&self, since: Instant, now: Instant) -> Option<Broken> {
+        let waited = self.waited + (now - since);
+        if now - since >= self.allowance.idle {
+            return Some(Broken::Silent);
+        }
+        let pace = self.allowance.pace?;
+        (!pace.is_kept(self.progress.bytes.get(), waited)).then_some(Broken::TooSlow)
+    }
+
     fn broken(&self, how: Broken) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.progress.broken.set(Some(how));
         Poll::Ready(Some(Err(how.into())))
@@ -108,9 +157,17 @@ impl HttpBody for Metered {
         let body = self.get_mut();
         match Pin::new(&mut body.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
-                body.waiting = false;
+                if let Some(since) = body.waiting.take() {
+                    body.waited += since.elapsed();
+                }
+                if body.watch.as_ref().is_some_and(|watch| !watch.is_cleared()) {
+                    return body.broken(Broken::NoLongerCleared);
+                }
                 if let (Some(trailers), Some(scrub)) = (frame.trailers_mut(), &body.scrub) {
                     scrub(trailers);
+                }
+                if body.allowance.pace.is_some_and(|pace| !pace.is_kept(body.progress.bytes.get(), body.waited)) {
+                    return body.broken(Broken::TooSlow);
                 }
                 let bytes = body.progress.bytes.get() + frame.data_ref().map_or(0, |data| data.len() as u64);
                 body.progress.bytes.set(bytes);
@@ -123,15 +180,27 @@ impl HttpBody for Metered {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                if !body.waiting {
-                    body.waiting = true;
-                    body.timer.as_mut().reset(body.allowance.deadline.min(Instant::now() + body.allowance.idle));
+                if body.watch.as_ref().is_some_and(|watch| watch.poll_uncleared(cx).is_ready()) {
+                    return body.broken(Broken::NoLongerCleared);
                 }
-                if body.timer.as_mut().poll(cx).is_pending() {
-                    return Poll::Pending;
+                let now = Instant::now();
+                let since = match body.waiting {
+                    Some(since) => since,
+                    None => {
+                        body.waiting = Some(now);
+                        let next = body.next_look(now);
+                        body.timer.as_mut().reset(next);
+                        now
+                    }
+                };
+                while body.timer.as_mut().poll(cx).is_ready() {
+                    if let Some(broken) = body.fault_of_waiting(since, now) {
+                        return body.broken(broken);
+                    }
+                    let next = body.next_look(now);
+                    body.timer.as_mut().reset(next);
                 }
-                let is_late = Instant::now() >= body.allowance.deadline;
-                body.broken(if is_late { Broken::DeadlineExceeded } else { Broken::Silent })
+                Poll::Pending
             }
         }
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{COOKIE, HOST, HeaderValue, TRANSFER_ENCODING};
-use http::{Request, Response, Uri, Version};
+use http::Request;
+use http::response::Parts;
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -12,17 +12,38 @@ use tokio::time::Instant;
 use crate::decision::verdict::Stop;
 use crate::model::outcome::Code;
 use crate::transport::body::Body;
-use crate::transport::pool::{InFlight, SendCause, SendError};
+use crate::transport::dial::Approach;
+use crate::transport::pool::{InFlight, Reply, SendCause, SendError};
+use crate::transport::tunnel::Wire;
 use crate::upstreams::{Busy, Upstream};
 
 use super::body::Progress;
 use super::{Snapshot, Worker};
 
-/// An answer's head, and what it keeps busy until its body has ended.
+/// An answer's head, what follows it, and what it keeps busy until that has ended.
 pub struct Answer {
-    pub response: Response<Incoming>,
+    pub head: Parts,
+    pub rest: Rest,
     /// Dropping it tells the balance that the request is over.
     pub hold: Hold,
+}
+
+/// What follows an answer's head.
+pub enum Rest {
+    Body(Incoming),
+    Tunnel(Wire),
+}
+
+impl Answer {
+    fn of(reply: Reply, hold: Hold) -> Self {
+        match reply {
+            Reply::Answered(response) => {
+                let (head, body) = response.into_parts();
+                Self { head, rest: Rest::Body(body), hold }
+            }
+            Reply::Opened(head, wire) => Self { head, rest: Rest::Tunnel(wire), hold },
+        }
+    }
 }
 
 /// What is busy with a request until its answer has ended.
@@ -54,12 +75,23 @@ pub fn may_try_next(sent: Sent, is_read: bool, attempts_left: usize, time_left: 
 #[derive(Clone, Copy)]
 pub struct Effort<'a> {
     pub is_read: bool,
-    pub deadline: Instant,
+    /// For all tries together. A body has its own pace, so a request with one has none: it is tried once.
+    pub deadline: Option<Instant>,
+    /// From the end of the request to the head of its answer.
+    pub patience: Duration,
     pub attempts: usize,
     /// There is somewhere else to try, so a read's head is kept.
     pub keep_head: bool,
     /// What has become of the request's body: the wait for an answer begins at its end.
     pub body: &'a Progress,
+    /// What the connection is to become.
+    pub upgrade: Option<&'a str>,
+}
+
+impl Effort<'_> {
+    fn time_left(&self) -> Duration {
+        self.deadline.map_or(Duration::MAX, |deadline| deadline - Instant::now())
+    }
 }
 
 /// Sends a request to one stop of its itinerary; locally, to one upstream after another.
@@ -77,11 +109,22 @@ pub async fn to_stop(
         return Err(Failure { code: Code::UpstreamUnreachable, again: Some(request) });
     };
     let limits = &snapshot.limits;
+    let approach = Approach::within(limits.connect_timeout);
     let copy = copy_of_read(&request, effort);
     let has_body = !request.body().is_end_stream();
-    let work = worker.peer_pool.send(stop.region(), gateway, limits.peer_connections, request, limits.connect_timeout);
-    match answer_of(work, limits.response_timeout, effort, has_body).await {
-        Some(Ok((response, in_flight))) => Ok(Answer { response, hold: Hold::Peer(in_flight) }),
+    let (region, connections) = (stop.region(), limits.peer_connections);
+    let work = async {
+        let pool = &worker.peer_pool;
+        match effort.upgrade {
+            Some(protocol) => pool.open(region, gateway, connections, request, protocol, &approach).await,
+            None => {
+                let sent = pool.send(region, gateway, connections, request, &approach).await;
+                sent.map(|(response, in_flight)| (Reply::Answered(response), in_flight))
+            }
+        }
+    };
+    match answer_of(work, effort, has_body).await {
+        Some(Ok((reply, in_flight))) => Ok(Answer::of(reply, Hold::Peer(in_flight))),
         Some(Err(error)) => {
             tracing::warn!(region = snapshot.policy.region_name(stop.region()), cause = %error.cause, "a peer gave no answer");
             Err(failure(error, copy))
@@ -105,26 +148,33 @@ async fn to_upstreams(
         let has_body = !request.body().is_end_stream();
         let more = Effort { keep_head: snapshot.upstreams.all().len() > tried.len() + 1 || effort.keep_head, ..effort };
         let copy = copy_of_read(&request, more);
-        let work = worker.upstream_pool.send(&upstream.authority, request, limits.connect_timeout);
-        let outcome = answer_of(work, limits.response_timeout, effort, has_body).await;
+        let approach = Approach::within(limits.connect_timeout);
+        let work = async {
+            let (pool, server) = (&worker.upstream_pool, &upstream.server);
+            match effort.upgrade {
+                Some(protocol) => pool.open(server, request, protocol, &approach).await,
+                None => pool.send(server, request, &approach).await.map(Reply::Answered),
+            }
+        };
+        let outcome = answer_of(work, effort, has_body).await;
         let failure = match outcome {
-            Some(Ok(response)) => {
-                worker.metrics.upstream_request(&upstream.authority, "answered");
-                return Ok(Answer { response, hold: Hold::Upstream(busy) });
+            Some(Ok(reply)) => {
+                worker.metrics.upstream_request(upstream.authority(), "answered");
+                return Ok(Answer::of(reply, Hold::Upstream(busy)));
             }
             Some(Err(error)) if effort.body.broken.get().is_some() => {
                 // The client broke it: no fault of the upstream's.
-                worker.metrics.upstream_request(&upstream.authority, "abandoned");
+                worker.metrics.upstream_request(upstream.authority(), "abandoned");
                 return Err(failure(error, None));
             }
             Some(Err(error)) => {
-                worker.metrics.upstream_request(&upstream.authority, "failed");
-                tracing::warn!(upstream = &*upstream.authority, cause = %error.cause, "an upstream gave no answer");
+                worker.metrics.upstream_request(upstream.authority(), "failed");
+                tracing::warn!(upstream = upstream.authority(), cause = %error.cause, "an upstream gave no answer");
                 let sent = if error.unsent.is_some() { Sent::Nothing } else { Sent::Something };
                 (sent, failure(error, copy))
             }
             None => {
-                worker.metrics.upstream_request(&upstream.authority, "timeout");
+                worker.metrics.upstream_request(upstream.authority(), "timeout");
                 (Sent::Something, Failure { code: Code::UpstreamTimeout, again: copy })
             }
         };
@@ -139,34 +189,31 @@ async fn to_upstreams(
             .iter()
             .any(|upstream| upstream.is_up() && !tried.iter().any(|other| Arc::ptr_eq(other, upstream)));
         match failure.again {
-            Some(again) if others && may_try_next(sent, effort.is_read, left, effort.deadline - Instant::now()) => {
-                request = again
-            }
+            Some(again) if others && may_try_next(sent, effort.is_read, left, effort.time_left()) => request = again,
             again => return Err(Failure { code: failure.code, again }),
         }
     }
 }
 
-/// Waits for the head of an answer: `limit` from the end of the request's body, and never past the deadline.
-async fn answer_of<T>(work: impl Future<Output = T>, limit: Duration, effort: Effort<'_>, has_body: bool) -> Option<T> {
+/// Waits for the head of an answer, from the end of the request's body, and never past the deadline.
+async fn answer_of<T>(work: impl Future<Output = T>, effort: Effort<'_>, has_body: bool) -> Option<T> {
     let too_late = async {
         if has_body {
             effort.body.ended().await;
         }
-        tokio::time::sleep(limit).await;
+        tokio::time::sleep(effort.patience.min(effort.time_left())).await;
     };
     tokio::select! {
         biased;
         answer = work => Some(answer),
         () = too_late => None,
-        () = tokio::time::sleep_until(effort.deadline) => None,
     }
 }
 
 fn failure(error: SendError, copy: Option<Request<Body>>) -> Failure {
     let code = match error.cause {
         SendCause::Dial(_) => Code::UpstreamUnreachable,
-        SendCause::Broken(_) => Code::UpstreamBad,
+        SendCause::Broken(_) | SendCause::Form | SendCause::OtherUpgrade => Code::UpstreamBad,
     };
     Failure { code, again: error.unsent.map(|request| *request).or(copy) }
 }
@@ -189,51 +236,9 @@ pub fn copy_head(request: &Request<Body>) -> Request<Body> {
     copy
 }
 
-/// Puts a request into the form of the next hop: origin form and `Host` for an upstream, HTTP/2 with authority for a peer.
-pub fn address(request: &mut Request<Body>, host: &HeaderValue, to_peer: bool) -> Option<()> {
-    let target = request.uri().path_and_query().cloned()?;
-    if to_peer {
-        *request.version_mut() = Version::HTTP_2;
-        request.headers_mut().remove(HOST);
-        let authority = host.to_str().ok()?;
-        *request.uri_mut() = Uri::builder().scheme("https").authority(authority).path_and_query(target).build().ok()?;
-    } else {
-        *request.version_mut() = Version::HTTP_11;
-        request.headers_mut().insert(HOST, host.clone());
-        *request.uri_mut() = Uri::from(target);
-        join_cookies(request.headers_mut());
-        // hyper takes a GET of unknown length for one without a body.
-        if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
-            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-    }
-    Some(())
-}
-
-/// HTTP/2 clients split cookies over several fields; HTTP/1 has one (RFC 9113 section 8.2.3).
-fn join_cookies(headers: &mut http::HeaderMap) {
-    if headers.get_all(COOKIE).iter().nth(1).is_none() {
-        return;
-    }
-    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
-        headers.insert(COOKIE, joined);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn crumbs_of_cookies_become_one_field() {
-        let mut headers = http::HeaderMap::new();
-        for crumb in ["a=1", "b=2", "c=3"] {
-            headers.append(COOKIE, crumb.parse().unwrap());
-        }
-        join_cookies(&mut headers);
-        assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
-    }
 
     #[test]
     fn a_write_that_was_sent_is_never_repeated() {

@@ -189,6 +189,7 @@ mod tests {
             host: "a.test".into(),
             path: "/".into(),
             is_read: true,
+            upgrade: None,
             client: "2001:db8::1".parse().unwrap(),
             user: None,
             envelope: None,

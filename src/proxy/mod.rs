@@ -10,97 +10,33 @@ pub mod forward;
 pub mod gather;
 pub mod headers;
 pub mod intake;
+mod limits;
 pub mod reply;
 pub mod request;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::audit::{Ledger, Pseudonyms};
 use crate::decision::policy::Policy;
 use crate::directory::Directory;
 use crate::geoip::GeoIp;
 use crate::metrics::WorkerMetrics;
+use crate::model::day::Day;
 use crate::model::region::RegionId;
 use crate::model::vitals::Vitals;
-use crate::transport::framing::HeadLimits;
-use crate::transport::pool::{Gateway, PeerPool, UpstreamPool};
+use crate::transport::dial::Server;
+use crate::transport::pool::{PeerPool, UpstreamPool};
 use crate::upstreams::{Load, Upstreams};
 
-/// What one request, one connection and one process may use.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Limits {
-    /// Bytes of a request's head.
-    pub header_bytes: usize,
-    /// Fields of a request's head.
-    pub headers: usize,
-    pub target_bytes: usize,
-    /// Bytes of a request's body.
-    pub body: u64,
-    /// Connections of clients in all, and from one address.
-    pub connections: usize,
-    pub connections_per_address: usize,
-    /// From the first byte of a head to its last; the TLS handshake the same.
-    pub header_timeout: Duration,
-    /// Between an answer and the next request on the same connection.
-    pub keep_alive: Duration,
-    pub connect_timeout: Duration,
-    /// From the end of a request to the head of its answer.
-    pub response_timeout: Duration,
-    /// Between two pieces of a body.
-    pub idle_timeout: Duration,
-    /// From a request's head to the end of its answer.
-    pub request_timeout: Duration,
-    /// How long requests in flight may take to finish at shutdown.
-    pub drain: Duration,
-    /// How often a request may be tried, the first included.
-    pub attempts: usize,
-    /// HTTP/2 connections to each peer, for each worker.
-    pub peer_connections: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            // Where nginx (4 x 8 KiB), Envoy (60 KiB, 100 fields) and HAProxy (16 KiB, 101 fields) meet.
-            header_bytes: 32 << 10,
-            headers: 100,
-            target_bytes: 8 << 10,
-            body: 10 << 20,
-            connections: 10_000,
-            connections_per_address: 1_000,
-            header_timeout: Duration::from_secs(10),
-            keep_alive: Duration::from_secs(60),
-            connect_timeout: Duration::from_secs(2),
-            response_timeout: Duration::from_secs(15),
-            idle_timeout: Duration::from_secs(60),
-            request_timeout: Duration::from_secs(60),
-            drain: Duration::from_secs(30),
-            attempts: 2,
-            peer_connections: 2,
-        }
-    }
-}
-
-impl Limits {
-    pub const fn head(&self) -> HeadLimits {
-        HeadLimits {
-            bytes: self.header_bytes,
-            fields: self.headers,
-            target_bytes: self.target_bytes,
-            timeout: self.header_timeout,
-            keep_alive: self.keep_alive,
-            write_stall: self.idle_timeout,
-        }
-    }
-}
+pub use limits::Limits;
 
 /// Everything a request is judged and served by; replaced whole, never changed.
 pub struct Snapshot {
@@ -111,7 +47,7 @@ pub struct Snapshot {
     pub geoip_max_age: Option<Duration>,
     pub directory: Option<Arc<Directory>>,
     pub upstreams: Arc<Upstreams>,
-    pub gateways: HashMap<RegionId, Gateway>,
+    pub gateways: HashMap<RegionId, Server>,
     pub urls: HashMap<RegionId, http::Uri>,
     pub log_requests: bool,
     /// How long peers are still heard at the drain, so that they learn of it.
@@ -172,6 +108,9 @@ pub struct Worker {
     pub upstream_pool: UpstreamPool,
     pub peer_pool: PeerPool,
     pub load: Load,
+    /// Told when the snapshot or the day has changed.
+    pub changed: Arc<Notify>,
+    today: Cell<Day>,
     snapshot: RefCell<arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     vitals: RefCell<arc_swap::Cache<Arc<ArcSwap<Vitals>>, Arc<Vitals>>>,
 }
@@ -186,12 +125,27 @@ impl Worker {
             upstream_pool: UpstreamPool::default(),
             peer_pool: PeerPool::default(),
             load: Load::default(),
+            changed: Arc::default(),
+            today: Cell::new(Day::of(SystemTime::now())),
         }
     }
 
     /// The snapshot of this moment; a request takes one at its start and keeps it.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(self.snapshot.borrow_mut().load())
+    }
+
+    /// The day in UTC, as of the last look at the clock.
+    pub fn today(&self) -> Day {
+        self.today.get()
+    }
+
+    /// Looks at the clock now and then: transfers expire at midnight, and whoever relies on one must hear of it.
+    pub fn note_day(&self) {
+        let today = Day::of(SystemTime::now());
+        if self.today.replace(today) != today {
+            self.changed.notify_waiters();
+        }
     }
 
     pub fn vitals(&self) -> Arc<Vitals> {

@@ -18,14 +18,15 @@ pub const fn status_of(code: Code) -> StatusCode {
         | Code::CarrierNotCleared
         | Code::ClassUnknown
         | Code::AnswerNotCleared
-        | Code::AnswerWithheld => StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS,
+        | Code::AnswerWithheld
+        | Code::NoLongerCleared => StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS,
         Code::DirectoryUnavailable
         | Code::HomeDown
         | Code::AllDown
         | Code::PeersDisagree
         | Code::LedgerUnavailable
         | Code::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-        Code::Misdirected | Code::PeerMalformed => StatusCode::MISDIRECTED_REQUEST,
+        Code::Misdirected | Code::PeerMalformed | Code::WrongSite => StatusCode::MISDIRECTED_REQUEST,
         Code::Loop | Code::UpstreamUnreachable | Code::UpstreamBad => StatusCode::BAD_GATEWAY,
         Code::UpstreamTimeout | Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         Code::RequestMalformed => StatusCode::BAD_REQUEST,
@@ -34,6 +35,7 @@ pub const fn status_of(code: Code) -> StatusCode {
         Code::TargetTooLong => StatusCode::URI_TOO_LONG,
         Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        Code::UpgradeRefused => StatusCode::NOT_IMPLEMENTED,
     }
 }
 
@@ -43,7 +45,7 @@ const fn sentence(code: Code) -> &'static str {
         Code::RouteNone => "Nothing is served here under this address.",
         Code::HomeUnresolved => "It is not known where this request belongs.",
         Code::EvidenceTooWeak => "This data is only served to users who are known. Sign in and try again.",
-        Code::NowhereCleared | Code::HomeNotCleared | Code::CarrierNotCleared | Code::ClassUnknown => {
+        Code::NowhereCleared | Code::HomeNotCleared | Code::CarrierNotCleared | Code::ClassUnknown | Code::NoLongerCleared => {
             "Rules on where data may be processed do not allow this request to be served."
         }
         Code::AnswerNotCleared => "Rules on where data may be processed do not allow this answer to be given here.",
@@ -67,6 +69,8 @@ const fn sentence(code: Code) -> &'static str {
         Code::TargetTooLong => "The request's address is too long.",
         Code::RequestTimeout => "The request took too long to arrive.",
         Code::MethodNotAllowed => "This method is not served here.",
+        Code::WrongSite => "This connection was made for another host. Open one for this host.",
+        Code::UpgradeRefused => "This protocol is not spoken here.",
     }
 }
 
@@ -92,6 +96,9 @@ const fn proxy_error(code: Code) -> &'static str {
         | Code::AnswerWithheld
         | Code::Misdirected
         | Code::PeerMalformed
+        | Code::NoLongerCleared
+        | Code::WrongSite
+        | Code::UpgradeRefused
         | Code::MethodNotAllowed => "http_request_denied",
         Code::LedgerUnavailable | Code::Overloaded => "proxy_internal_error",
     }

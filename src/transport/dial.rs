@@ -4,12 +4,68 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::stream::Stream;
+
+/// A process to connect to, and how.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// `HOST:PORT`.
+    pub authority: Arc<str>,
+    pub tls: Option<Secured>,
+    pub speaks: Speaks,
+}
+
+/// What is spoken on a connection once it is open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Speaks {
+    Http1,
+    Http2,
+    /// Whatever the server chooses in the TLS handshake (ALPN).
+    Either,
+}
+
+/// TLS towards a server; whom to accept is in the configurations.
+#[derive(Clone, Debug)]
+pub struct Secured {
+    pub config: Arc<ClientConfig>,
+    /// The same, offering HTTP/1.1 alone: for upgrades.
+    pub http1: Arc<ClientConfig>,
+    /// The name to ask for and to accept, where it is not the authority's host.
+    pub name: Option<Arc<str>>,
+}
+
+impl Server {
+    /// Whether a connection to the other is one to this: same place, same certificates.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let same_tls = match (&self.tls, &other.tls) {
+            (None, None) => true,
+            (Some(one), Some(other)) => Arc::ptr_eq(&one.config, &other.config) && one.name == other.name,
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        same_tls && self.authority == other.authority && self.speaks == other.speaks
+    }
+}
+
+/// How a connection is opened.
+#[derive(Clone, Debug)]
+pub struct Approach {
+    pub limit: Duration,
+    /// Bytes that come before everything else, TLS included.
+    pub greeting: Option<Bytes>,
+}
+
+impl Approach {
+    pub const fn within(limit: Duration) -> Self {
+        Self { limit, greeting: None }
+    }
+}
 
 /// A connection could not be had; nothing was sent.
 #[derive(Debug, thiserror::Error)]
@@ -20,22 +76,30 @@ pub enum DialError {
     TooSlow { authority: String, limit: Duration },
     #[error("`{authority}` could not be reached a moment ago")]
     JustFailed { authority: String },
+    #[error("`{authority}` does not speak {wanted}")]
+    OtherProtocol { authority: String, wanted: &'static str },
 }
 
-/// Connects to `HOST:PORT`, trying each address that the name has.
-pub async fn plain(authority: &str, limit: Duration) -> Result<Stream, DialError> {
-    within(authority, limit, connect(authority)).await.map(Stream::Plain)
-}
-
-/// Connects and proves both ends; `config` knows whom to accept.
-pub async fn secured(authority: &str, config: Arc<ClientConfig>, limit: Duration) -> Result<Stream, DialError> {
-    let handshake = async {
-        let stream = connect(authority).await?;
-        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
-        let name = ServerName::try_from(host.to_owned()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        TlsConnector::from(config).connect(name, stream).await
+/// Connects to a server, trying each address that its name has; `for_http1` offers nothing else.
+pub async fn open(server: &Server, approach: &Approach, for_http1: bool) -> Result<Stream, DialError> {
+    let work = async {
+        let mut stream = connect(&server.authority).await?;
+        if let Some(greeting) = &approach.greeting {
+            stream.write_all(greeting).await?;
+        }
+        let Some(tls) = &server.tls else { return Ok(Stream::Plain(stream)) };
+        let host = server.authority.rsplit_once(':').map_or(&*server.authority, |(host, _)| host).trim_matches(['[', ']']);
+        let name = tls.name.as_deref().unwrap_or(host).to_owned();
+        let name = ServerName::try_from(name).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let config = if for_http1 { &tls.http1 } else { &tls.config };
+        TlsConnector::from(Arc::clone(config)).connect(name, stream).await.map(|stream| Stream::Dialed(Box::new(stream)))
     };
-    within(authority, limit, handshake).await.map(|stream| Stream::Dialed(Box::new(stream)))
+    let authority = || server.authority.to_string();
+    match tokio::time::timeout(approach.limit, work).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(source)) => Err(DialError::Connect { authority: authority(), source }),
+        Err(_) => Err(DialError::TooSlow { authority: authority(), limit: approach.limit }),
+    }
 }
 
 async fn connect(authority: &str) -> io::Result<TcpStream> {
@@ -43,14 +107,6 @@ async fn connect(authority: &str) -> io::Result<TcpStream> {
     // Failing costs latency, not correctness.
     let _ = stream.set_nodelay(true);
     Ok(stream)
-}
-
-async fn within<T>(authority: &str, limit: Duration, work: impl Future<Output = io::Result<T>>) -> Result<T, DialError> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(source)) => Err(DialError::Connect { authority: authority.into(), source }),
-        Err(_) => Err(DialError::TooSlow { authority: authority.into(), limit }),
-    }
 }
 
 /// `HOST:PORT` of a URL, with the port that its scheme implies.

@@ -11,3 +11,4 @@ pub mod listener;
 pub mod pool;
 pub mod stream;
 pub mod tls;
+pub mod tunnel;

@@ -14,6 +14,18 @@ pub enum Stream {
     Dialed(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
 
+impl Stream {
+    /// Whether the handshake chose HTTP/2 (ALPN).
+    pub fn chose_http2(&self) -> bool {
+        let chosen = match self {
+            Self::Plain(_) => None,
+            Self::Accepted(stream) => stream.get_ref().1.alpn_protocol(),
+            Self::Dialed(stream) => stream.get_ref().1.alpn_protocol(),
+        };
+        chosen == Some(b"h2")
+    }
+}
+
 macro_rules! delegate {
     ($self:ident, $inner:ident => $call:expr) => {
         match $self.get_mut() {

@@ -39,21 +39,22 @@ impl Load {
 
     fn cell(&self, upstream: &Upstream) -> Rc<Cell<usize>> {
         let mut outstanding = self.outstanding.borrow_mut();
-        if let Some(cell) = outstanding.get(&upstream.authority) {
+        if let Some(cell) = outstanding.get(upstream.authority()) {
             return Rc::clone(cell);
         }
-        Rc::clone(outstanding.entry(upstream.authority.clone()).or_default())
+        Rc::clone(outstanding.entry(upstream.authority().into()).or_default())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Settings, Upstreams};
+    use super::super::{Settings, Speaks, Target, Upstreams};
     use super::*;
     use std::sync::atomic::Ordering;
 
     fn upstreams() -> Upstreams {
-        Upstreams::new(Settings { authorities: vec!["a:1".into(), "b:1".into(), "c:1".into()], check: None }, None)
+        let target = |name: &str| Target { authority: name.into(), speaks: Speaks::Http1, tls: None };
+        Upstreams::new(Settings { targets: vec![target("a:1"), target("b:1"), target("c:1")], check: None }, None).unwrap()
     }
 
     #[test]
@@ -71,12 +72,12 @@ mod tests {
     #[test]
     fn what_is_down_or_tried_is_not_taken() {
         let (upstreams, load) = (upstreams(), Load::default());
-        upstreams.all()[0].up.store(false, Ordering::Relaxed);
+        upstreams.all()[0].state.up.store(false, Ordering::Relaxed);
         let tried = [Arc::clone(&upstreams.all()[1])];
         for _ in 0..50 {
-            assert_eq!(&*load.take(&upstreams, &tried).unwrap().0.authority, "c:1");
+            assert_eq!(load.take(&upstreams, &tried).unwrap().0.authority(), "c:1");
         }
-        upstreams.all()[2].up.store(false, Ordering::Relaxed);
+        upstreams.all()[2].state.up.store(false, Ordering::Relaxed);
         assert!(load.take(&upstreams, &tried).is_none());
     }
 }

@@ -7,6 +7,7 @@ use http::Request;
 use tokio::time::Instant;
 
 use crate::transport::body::Body;
+use crate::transport::dial::{Approach, Server};
 use crate::transport::pool::UpstreamPool;
 
 use super::{Check, Upstream, Upstreams};
@@ -27,26 +28,27 @@ async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>) {
     let mut streak = Streak::default();
     loop {
         let asked = Instant::now();
-        let passed = ask(&pool, &upstream.authority, &check).await;
+        let passed = ask(&pool, &upstream.server, &check).await;
         if passed {
-            let before = upstream.answer_micros.load(Ordering::Relaxed);
+            let before = upstream.state.answer_micros.load(Ordering::Relaxed);
             let micros = (asked.elapsed().as_micros() as u64).max(1);
             let smoothed = if before == 0 { micros } else { (before * 7 + micros * 3) / 10 };
-            upstream.answer_micros.store(smoothed, Ordering::Relaxed);
+            upstream.state.answer_micros.store(smoothed, Ordering::Relaxed);
         }
         if let Some(up) = streak.note(passed, upstream.is_up(), &check) {
-            upstream.up.store(up, Ordering::Relaxed);
-            tracing::info!(upstream = &*upstream.authority, up, "an upstream changed its health");
+            upstream.state.up.store(up, Ordering::Relaxed);
+            tracing::info!(upstream = upstream.authority(), up, "an upstream changed its health");
         }
         // Three to five quarters of the interval: a fleet must not check in step.
         tokio::time::sleep(check.every.mul_f64(0.75 + fastrand::f64() * 0.5)).await;
     }
 }
 
-async fn ask(pool: &UpstreamPool, authority: &str, check: &Check) -> bool {
-    let request = Request::get(&check.path).header("host", authority).header("user-agent", "domicile-health").body(Body::empty());
+async fn ask(pool: &UpstreamPool, server: &Server, check: &Check) -> bool {
+    let request =
+        Request::get(&check.path).header("host", &*server.authority).header("user-agent", "domicile-health").body(Body::empty());
     let Ok(request) = request else { return false };
-    let answer = tokio::time::timeout(check.timeout, pool.send(authority, request, check.timeout)).await;
+    let answer = tokio::time::timeout(check.timeout, pool.send(server, request, &Approach::within(check.timeout))).await;
     matches!(answer, Ok(Ok(answer)) if answer.status().is_success() || answer.status().is_redirection())
 }
 

@@ -10,16 +10,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::transport::dial::{Server, Speaks};
+use crate::transport::tls::{TlsError, UpstreamFiles};
+
 pub use balance::{Busy, Load};
 pub use health::watch;
 
 /// The upstreams of the local region, and how they are checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
-    /// `HOST:PORT` each.
-    pub authorities: Vec<String>,
+    pub targets: Vec<Target>,
     /// `None` for no active checks: every upstream counts as up.
     pub check: Option<Check>,
+}
+
+/// An app server as it is configured.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Target {
+    /// `HOST:PORT`.
+    pub authority: String,
+    pub speaks: Speaks,
+    pub tls: Option<UpstreamFiles>,
+}
+
+impl Target {
+    fn server(&self) -> Result<Server, TlsError> {
+        let tls = self.tls.as_ref().map(|files| files.load(self.speaks != Speaks::Http1)).transpose()?;
+        Ok(Server { authority: self.authority.as_str().into(), tls, speaks: self.speaks })
+    }
 }
 
 /// An active health check: `GET path`, answered with a status from 200 to 399 in time.
@@ -42,7 +60,12 @@ impl Check {
 
 /// One app server.
 pub struct Upstream {
-    pub authority: Box<str>,
+    pub server: Server,
+    state: Arc<State>,
+}
+
+/// What is known of an app server, from one configuration to the next.
+struct State {
     up: AtomicBool,
     /// Smoothed answer time of the checks in microseconds; 0 before the first.
     answer_micros: AtomicU64,
@@ -50,7 +73,11 @@ pub struct Upstream {
 
 impl Upstream {
     pub fn is_up(&self) -> bool {
-        self.up.load(Ordering::Relaxed)
+        self.state.up.load(Ordering::Relaxed)
+    }
+
+    pub fn authority(&self) -> &str {
+        &self.server.authority
     }
 }
 
@@ -63,17 +90,24 @@ pub struct Upstreams {
 impl Upstreams {
     /// Upstreams that were there before keep their health. New ones count as up: a region that starts must not refuse
     /// everything until the first check.
-    pub fn new(settings: Settings, before: Option<&Self>) -> Self {
-        let known = |authority: &str| before?.list.iter().find(|upstream| *upstream.authority == *authority).cloned();
-        let fresh = |authority: &str| {
-            Arc::new(Upstream { authority: authority.into(), up: AtomicBool::new(true), answer_micros: AtomicU64::new(0) })
+    pub fn new(settings: Settings, before: Option<&Self>) -> Result<Self, TlsError> {
+        let known = |target: &Target| {
+            before?
+                .list
+                .iter()
+                .find(|upstream| *upstream.authority() == *target.authority)
+                .map(|upstream| Arc::clone(&upstream.state))
         };
+        let fresh = || Arc::new(State { up: AtomicBool::new(true), answer_micros: AtomicU64::new(0) });
         if settings.check.is_none() {
             // Nobody would ever bring them back.
-            before.into_iter().flat_map(|before| &before.list).for_each(|upstream| upstream.up.store(true, Ordering::Relaxed));
+            let known = before.into_iter().flat_map(|before| &before.list);
+            known.for_each(|upstream| upstream.state.up.store(true, Ordering::Relaxed));
         }
-        let list = settings.authorities.iter().map(|authority| known(authority).unwrap_or_else(|| fresh(authority))).collect();
-        Self { settings, list }
+        let upstream =
+            |target: &Target| Ok(Arc::new(Upstream { server: target.server()?, state: known(target).unwrap_or_else(fresh) }));
+        let list = settings.targets.iter().map(upstream).collect::<Result<_, _>>()?;
+        Ok(Self { settings, list })
     }
 
     pub fn all(&self) -> &[Arc<Upstream>] {
@@ -86,8 +120,11 @@ impl Upstreams {
 
     /// How long a healthy upstream takes to answer, the best of them; `None` before it is known.
     pub fn answer_time(&self) -> Option<Duration> {
-        let micros =
-            self.list.iter().filter(|upstream| upstream.is_up()).map(|upstream| upstream.answer_micros.load(Ordering::Relaxed));
+        let micros = self
+            .list
+            .iter()
+            .filter(|upstream| upstream.is_up())
+            .map(|upstream| upstream.state.answer_micros.load(Ordering::Relaxed));
         micros.filter(|micros| *micros > 0).min().map(Duration::from_micros)
     }
 }

@@ -99,7 +99,8 @@ fn policy(random: &mut Rng) -> Policy {
             let path = if random.bool() { format!("/{index}/{{user}}/**") } else { format!("/{index}/**") };
             let pattern = Pattern { host: HostPattern::Any, path: PathPattern::parse(&path).unwrap(), methods: MethodSet::ALL };
             let failover = Failover { reads: one_of(random, &[Reads::Never, Reads::Nearest]), writes: Writes::Never };
-            Route { name: path.into(), pattern, class: ClassId::new(random.usize(..classes)).unwrap(), chain, failover }
+            let class = ClassId::new(random.usize(..classes)).unwrap();
+            Route { name: path.into(), pattern, class, chain, failover, upgrades: vec![], body: None }
         })
         .collect();
     let network = |random: &mut Rng| {

@@ -32,6 +32,10 @@ pub struct Route {
     pub class: ClassId,
     pub chain: Vec<Step>,
     pub failover: Failover,
+    /// Protocols that a request may turn its connection into, in lower case.
+    pub upgrades: Vec<Box<str>>,
+    /// The most bytes of a request's body, where the route differs from the rest.
+    pub body: Option<u64>,
 }
 
 /// The route of a request, and the user that its path names.

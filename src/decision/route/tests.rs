@@ -3,7 +3,15 @@ use crate::decision::policy::ClassId;
 
 fn route(host: &str, path: &str, methods: MethodSet) -> Route {
     let pattern = Pattern { host: HostPattern::parse(host).unwrap(), path: PathPattern::parse(path).unwrap(), methods };
-    Route { name: path.into(), pattern, class: ClassId::new(0).unwrap(), chain: vec![], failover: Failover::NEVER }
+    Route {
+        name: path.into(),
+        pattern,
+        class: ClassId::new(0).unwrap(),
+        chain: vec![],
+        failover: Failover::NEVER,
+        upgrades: vec![],
+        body: None,
+    }
 }
 
 fn find<'a>(table: &RouteTable, method: Method, host: &'a str, path: &'a str) -> (Option<usize>, Option<&'a str>) {

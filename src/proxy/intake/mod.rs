@@ -2,6 +2,7 @@
 
 mod client;
 mod target;
+mod upgrade;
 mod user;
 
 use std::borrow::Cow;
@@ -21,6 +22,7 @@ use crate::transport::framing::FAULT_HEADER;
 use super::Limits;
 
 pub use target::canonical_path;
+pub use upgrade::Upgrade;
 pub use user::decode_segment;
 
 /// Whom to believe about clients and users.
@@ -63,6 +65,7 @@ pub struct Intake {
     pub path: String,
     /// GET or HEAD, and no upgrade.
     pub is_read: bool,
+    pub upgrade: Option<Upgrade>,
     pub client: IpAddr,
     /// The caller's own key; a route's `{user}` outranks it.
     pub user: Option<(String, Proof)>,
@@ -87,6 +90,10 @@ pub fn read(parts: &mut Parts, arrival: &Arrival, settings: &Settings, limits: &
         return Err(*code.unwrap_or(&Code::RequestMalformed));
     }
     check_head(parts, limits)?;
+    let upgrade = upgrade::wanted(parts)?;
+    if upgrade.is_some() {
+        parts.method = http::Method::GET;
+    }
     let method = Method::of(parts.method.as_str());
     if method == Method::Connect {
         return Err(Code::MethodNotAllowed);
@@ -97,7 +104,7 @@ pub fn read(parts: &mut Parts, arrival: &Arrival, settings: &Settings, limits: &
     };
     let host = target::host_of(parts).ok_or(Code::RequestMalformed)?;
     let path = canonical_path(parts.uri.path()).ok_or(Code::RequestMalformed)?;
-    let is_upgrade = parts.headers.contains_key(http::header::UPGRADE);
+    let is_upgrade = upgrade.is_some() || parts.headers.contains_key(http::header::UPGRADE);
     let is_trusted = settings.trust.iter().any(|network| network.contains(&arrival.remote));
     let (id, client, user, is_https) = match &envelope {
         Some(envelope) => (envelope.id.clone(), envelope.client, envelope.user.clone(), envelope.is_https),
@@ -117,7 +124,7 @@ pub fn read(parts: &mut Parts, arrival: &Arrival, settings: &Settings, limits: &
     };
     strip_user_headers(&mut parts.headers, is_trusted || envelope.is_some(), settings);
     let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
-    Ok(Intake { id, method, host, path, is_read, client, user, envelope, is_https })
+    Ok(Intake { id, method, host, path, is_read, upgrade, client, user, envelope, is_https })
 }
 
 fn read_envelope(headers: &HeaderMap) -> Result<Envelope, Code> {

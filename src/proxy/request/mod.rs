@@ -4,7 +4,10 @@
 //! carried is settled by then.
 
 mod account;
+mod pacing;
 mod travel;
+mod tunnel;
+mod watch;
 
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -23,31 +26,36 @@ use crate::model::user::Proof;
 use crate::probes::fields;
 use crate::transport::body::Body;
 
+use super::connection::Session;
 use super::gather::{Question, gather};
-use super::intake::{self, Arrival, Intake};
+use super::intake::{self, Intake};
 use super::{Snapshot, Worker, headers, reply};
 
 use account::Account;
+pub use watch::Watch;
 
 /// Two proxies may hand a request over; a third pass is a loop.
 const MAX_PASSES_OF_CLIENT: usize = 1;
 const MAX_PASSES_OF_PEER: usize = 2;
 
 /// Serves one request.
-pub async fn handle(worker: Rc<Worker>, arrival: Arrival, request: Request<Incoming>) -> Response<Body> {
-    let snapshot = worker.snapshot();
+pub async fn handle(worker: Rc<Worker>, session: Rc<Session>, request: Request<Incoming>) -> Response<Body> {
+    let (snapshot, arrival) = (worker.snapshot(), session.arrival);
     if matches!(arrival.ingress, Ingress::Peer(_)) && request.headers().contains_key(fields::PROBE) {
         return answer_probe(&worker, &snapshot);
     }
     let (mut parts, body) = request.into_parts();
     let account = Account::open(worker, snapshot, arrival, &parts);
     match intake::read(&mut parts, &arrival, &account.snapshot.intake, &account.snapshot.limits) {
-        Ok(intake) => serve(account, intake, parts, body).await,
+        Ok(intake) => serve(account, session, intake, parts, body).await,
         Err(code) => account.refuse(code),
     }
 }
 
-async fn serve(mut account: Account, intake: Intake, parts: Parts, body: Incoming) -> Response<Body> {
+async fn serve(mut account: Account, session: Rc<Session>, intake: Intake, parts: Parts, body: Incoming) -> Response<Body> {
+    if session.site.as_ref().is_some_and(|site| !site.may_serve(&intake.host)) {
+        return account.refuse(Code::WrongSite);
+    }
     let most = if intake.envelope.is_some() { MAX_PASSES_OF_PEER } else { MAX_PASSES_OF_CLIENT };
     if headers::passes(&parts.headers) > most {
         return account.refuse(Code::Loop);
@@ -70,7 +78,7 @@ async fn serve(mut account: Account, intake: Intake, parts: Parts, body: Incomin
                 None => account.refuse(Code::CarrierNotCleared),
             }
         }
-        Verdict::Proceed(itinerary) => travel::run(account, intake, judged, itinerary, parts, body).await,
+        Verdict::Proceed(itinerary) => travel::run(account, session, intake, judged, itinerary, (parts, body)).await,
     }
 }
 

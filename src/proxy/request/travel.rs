@@ -1,76 +1,95 @@
 //! Sends a cleared request on its way: a line in the ledger first, then the stops of its itinerary in order.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HOST, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
 use crate::audit::{Count, Direction, Movement};
 use crate::decision::facts::Ingress;
-use crate::decision::may_return;
 use crate::decision::policy::ClassSet;
 use crate::decision::residency::Stays;
 use crate::decision::verdict::{Itinerary, Stop, Trail, Verdict};
+use crate::decision::{may_return, route_of};
 use crate::envelope::Envelope;
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::transport::body::Body;
 
-use super::super::body::{Allowance, Metered};
-use super::super::forward::{self, Answer, Effort};
+use super::super::body::Metered;
+use super::super::connection::Session;
+use super::super::forward::{self, Answer, Effort, Rest};
 use super::super::headers;
 use super::super::intake::Intake;
 use super::account::Account;
+use super::pacing::Pacing;
+use super::tunnel::{self, Back};
+use super::watch::Watch;
 use super::{Judged, judge};
 
 /// Sends the request along its itinerary and relays the answer.
 pub(super) async fn run(
     mut account: Account,
-    intake: Intake,
+    session: Rc<Session>,
+    mut intake: Intake,
     judged: Judged,
     itinerary: Itinerary,
-    parts: Parts,
-    body: Incoming,
+    (mut parts, body): (Parts, Incoming),
 ) -> Response<Body> {
     let limits = account.snapshot.limits;
-    if body.size_hint().lower() > limits.body {
+    let route = route_of(&judged.decision.trail, &account.snapshot.policy).expect("who proceeds has a route");
+    let most_bytes = route.body.unwrap_or(limits.body);
+    if body.size_hint().lower() > most_bytes {
         return account.refuse(Code::BodyTooLarge);
     }
-    let host = match parts.headers.get(HOST).cloned() {
-        Some(host) => host,
-        None => match parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
-            Some(host) => host,
-            None => return account.refuse(Code::RequestMalformed),
-        },
-    };
-    let deadline = account.started + limits.request_timeout;
-    let allowance = Allowance { most_bytes: limits.body, idle: limits.idle_timeout, deadline };
-    let body = if body.is_end_stream() {
-        Body::empty()
-    } else {
-        {
-            let snapshot = std::sync::Arc::clone(&account.snapshot);
-            let scrub = move |trailers: &mut http::HeaderMap| {
-                headers::scrub_trailers(trailers, |name| snapshot.intake.names_a_client(name))
-            };
-            Body::streamed(Metered::new(body, allowance, Rc::clone(&account.request_body)).scrubbed(scrub))
+    let stream = parts.extensions.remove::<OnUpgrade>().filter(|_| parts.version == Version::HTTP_2);
+    if let Some(upgrade) = intake.upgrade.take_if(|upgrade| !route.upgrades.contains(&upgrade.protocol)) {
+        tracing::debug!(protocol = &*upgrade.protocol, "the route opens no such tunnel");
+        if stream.is_some() {
+            return account.refuse(Code::UpgradeRefused);
         }
+        // Over HTTP/1.1 an upgrade is an offer: the request goes on without it.
+    }
+    let back = stream.map_or(Back::Connection, Back::Stream);
+    let pace = Pacing::of(&parts.headers, &limits);
+    let host = parts.headers.get(HOST).cloned();
+    let host = host.or_else(|| HeaderValue::from_str(parts.uri.authority()?.as_str()).ok());
+    let Some(host) = host else { return account.refuse(Code::RequestMalformed) };
+    let intake = Rc::new(intake);
+    let watch = |account: &Account, at| Watch::new(&account.worker, &account.snapshot, &intake, account.arrival.ingress, at);
+    let has_body = !body.is_end_stream();
+    let body = if has_body {
+        let snapshot = Arc::clone(&account.snapshot);
+        let scrub =
+            move |trailers: &mut http::HeaderMap| headers::scrub_trailers(trailers, |name| snapshot.intake.names_a_client(name));
+        let metered = Metered::new(body, pace.allowance(most_bytes), Rc::clone(&account.request_body));
+        Body::streamed(metered.scrubbed(scrub).watched(Rc::new(watch(&account, itinerary.first()))))
+    } else {
+        Body::empty()
     };
     let mut request = Request::from_parts(parts, body);
+    request.headers_mut().insert(HOST, host.clone());
+    request.extensions_mut().clear();
     headers::rebuild(request.headers_mut(), &intake, &host);
-    let mut journey = Journey { host, deadline, judged, second_try: false };
+    let deadline = (!has_body).then(|| account.started + pace.request_timeout);
+    let mut journey = Journey { deadline, patience: pace.response_timeout, judged, second_try: false };
     let outcome = match journey.follow(&mut account, &intake, itinerary, request).await {
         Err(Stopped::Misdirected { spare: Some(spare) }) => journey.ask_again(&mut account, &intake, *spare).await,
         outcome => outcome,
     };
     match outcome {
-        Ok((stop, answer)) => relay(account, &intake, stop, answer, deadline).await,
+        Ok((stop, answer)) => {
+            let watch = watch(&account, stop.region());
+            relay(account, &session, &intake, stop, answer, (back, watch))
+        }
         Err(Stopped::Misdirected { .. }) => account.refuse(Code::PeersDisagree),
         Err(Stopped::Failed(code)) => {
             let code = account.request_body.broken.get().map_or(code, code_of_broken);
@@ -81,8 +100,8 @@ pub(super) async fn run(
 
 /// A request under way.
 struct Journey {
-    host: HeaderValue,
-    deadline: Instant,
+    deadline: Option<Instant>,
+    patience: Duration,
     judged: Judged,
     second_try: bool,
 }
@@ -113,7 +132,6 @@ impl Journey {
         for (index, stop) in stops.iter().take(attempts).enumerate() {
             let is_local = stop.region() == snapshot.policy.local;
             self.record(account, *stop).await.map_err(Stopped::Failed)?;
-            forward::address(&mut request, &self.host, !is_local).ok_or(Stopped::Failed(Code::RequestMalformed))?;
             let mut spare = None;
             if is_local {
                 // What was sealed for a peer that gave no answer is not for an upstream.
@@ -132,9 +150,11 @@ impl Journey {
             let effort = Effort {
                 is_read: intake.is_read,
                 deadline: self.deadline,
+                patience: self.patience,
                 attempts: attempts - index,
                 keep_head: !is_last,
                 body: &request_body,
+                upgrade: intake.upgrade.as_ref().map(|upgrade| &*upgrade.protocol),
             };
             match forward::to_stop(&worker, &snapshot, *stop, request, effort).await {
                 Ok(answer) => match code_of(&answer).filter(|_| !is_local) {
@@ -149,7 +169,7 @@ impl Journey {
                 Err(failure) => {
                     last = failure.code;
                     match failure.again {
-                        Some(again) if Instant::now() < self.deadline => request = again,
+                        Some(again) if self.deadline.is_none_or(|deadline| Instant::now() < deadline) => request = again,
                         _ => break,
                     }
                 }
@@ -227,11 +247,20 @@ impl Journey {
         *question.uri_mut() = request.uri().clone();
         *question.version_mut() = request.version();
         self.seal(account, intake, &mut question, true);
-        let effort = Effort { is_read: true, deadline: self.deadline, attempts: 1, keep_head: false, body: &account.answer_body };
+        question.headers_mut().insert(HOST, request.headers().get(HOST).cloned().ok_or(Stopped::Failed(Code::RequestMalformed))?);
+        let effort = Effort {
+            is_read: true,
+            deadline: self.deadline,
+            patience: account.snapshot.limits.response_timeout,
+            attempts: 1,
+            keep_head: false,
+            body: &account.answer_body,
+            upgrade: None,
+        };
         let answer = forward::to_stop(&account.worker, &account.snapshot, stop, question, effort).await;
         let answer = answer.map_err(|failure| Stopped::Failed(failure.code))?;
         match code_of(&answer) {
-            None if answer.response.status() == StatusCode::NO_CONTENT => Ok(()),
+            None if answer.head.status == StatusCode::NO_CONTENT => Ok(()),
             Some(Code::Misdirected | Code::PeerMalformed) => Err(Stopped::Misdirected { spare: None }),
             Some(code) => Err(Stopped::Failed(code)),
             None => Err(Stopped::Failed(Code::UpstreamBad)),
@@ -301,37 +330,43 @@ fn bases<'a>(account: &'a Account, trail: &Trail, user: Jurisdiction, to: Region
 }
 
 /// Relays an answer: its label judged first, its fields scrubbed, its body counted.
-async fn relay(mut account: Account, intake: &Intake, stop: Stop, answer: Answer, deadline: Instant) -> Response<Body> {
+fn relay(
+    mut account: Account,
+    session: &Rc<Session>,
+    intake: &Intake,
+    stop: Stop,
+    answer: Answer,
+    (back, watch): (Back, Watch),
+) -> Response<Body> {
     account.served_by = Some(stop.region());
     // Only a peer's word counts: an upstream could say anything.
     if stop.region() != account.snapshot.policy.local {
         account.code = code_of(&answer);
     }
-    let (mut parts, body) = answer.response.into_parts();
-    if let Err(code) = judge_label(&account, intake, &parts.headers) {
+    if let Err(code) = judge_label(&account, intake, &answer.head.headers) {
         return account.refuse(code);
     }
-    let peer_code = account.code.filter(|_| matches!(account.arrival.ingress, Ingress::Peer(_)));
-    headers::scrub_answer(&mut parts.headers);
-    if let Some(code) = peer_code {
-        parts.headers.insert("domicile-code", HeaderValue::from_static(code.as_str()));
-    }
-    account.answered(parts.status);
-    let limits = account.snapshot.limits;
-    let allowance = Allowance {
-        most_bytes: u64::MAX,
-        idle: limits.idle_timeout,
-        deadline: deadline.max(Instant::now() + Duration::from_secs(1)),
+    let Answer { mut head, rest, hold } = answer;
+    let body = match (rest, &intake.upgrade) {
+        (Rest::Body(body), _) => body,
+        (Rest::Tunnel(wire), Some(upgrade)) => return tunnel::open(account, session, upgrade, (head, wire), hold, (back, watch)),
+        (Rest::Tunnel(_), None) => unreachable!("a tunnel is opened for who asked for one"),
     };
-    let progress = Rc::clone(&account.answer_body);
-    let hold = answer.hold;
-    let body = Metered::new(body, allowance, progress).scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).then(
-        move || {
+    let peer_code = account.code.filter(|_| matches!(account.arrival.ingress, Ingress::Peer(_)));
+    headers::scrub_answer(&mut head.headers);
+    if let Some(code) = peer_code {
+        head.headers.insert("domicile-code", HeaderValue::from_static(code.as_str()));
+    }
+    account.answered(head.status);
+    let allowance = Pacing::of(&head.headers, &account.snapshot.limits).allowance(u64::MAX);
+    let body = Metered::new(body, allowance, Rc::clone(&account.answer_body))
+        .scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false))
+        .watched(Rc::new(watch))
+        .then(move || {
             drop(hold);
             account.tell();
-        },
-    );
-    Response::from_parts(parts, Body::streamed(body))
+        });
+    Response::from_parts(head, Body::streamed(body))
 }
 
 /// An upstream may say what its answer holds; what its label does not clear for the asking region stays here.
@@ -370,7 +405,7 @@ const fn is_failure(code: Code) -> bool {
 
 /// The code by which a peer says why it refused.
 fn code_of(answer: &Answer) -> Option<Code> {
-    let code = answer.response.headers().get("domicile-code")?;
+    let code = answer.head.headers.get("domicile-code")?;
     Code::ALL.iter().copied().find(|known| code == known.as_str())
 }
 
@@ -379,6 +414,7 @@ const fn code_of_broken(broken: super::super::body::Broken) -> Code {
     match broken {
         Broken::TooLarge => Code::BodyTooLarge,
         Broken::Silent => Code::RequestTimeout,
-        Broken::DeadlineExceeded => Code::DeadlineExceeded,
+        Broken::TooSlow => Code::RequestTimeout,
+        Broken::NoLongerCleared => Code::NoLongerCleared,
     }
 }

@@ -5,9 +5,17 @@ use crate::model::outcome::Code;
 use super::HeadLimits;
 
 /// How the body's end is found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Framing {
     Length(u64),
     Chunked,
+}
+
+/// A head of a request without fault.
+pub(super) struct Checked {
+    pub framing: Framing,
+    /// What follows may be no HTTP: CONNECT, or an upgrade of HTTP/1.1.
+    pub may_tunnel: bool,
 }
 
 /// The length of the head that `bytes` starts with, its empty line included; `None` if its end has not come yet.
@@ -29,27 +37,53 @@ pub(super) fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Code>
 }
 
 /// Checks a whole head and finds how its body is delimited.
-pub(super) fn check(head: &[u8], limits: &HeadLimits) -> Result<Framing, Code> {
+pub(super) fn check(head: &[u8], limits: &HeadLimits) -> Result<Checked, Code> {
     let head = head.strip_prefix(b"\r\n").unwrap_or(head);
     let lines = head.strip_suffix(b"\r\n\r\n").ok_or(Code::RequestMalformed)?;
     let mut lines = Lines(Some(lines));
-    let is_http11 = request_line(lines.next().ok_or(Code::RequestMalformed)??, limits)?;
-    let mut seen = Seen::default();
-    for (count, line) in lines.enumerate() {
-        if count == limits.fields {
-            return Err(Code::HeadTooLarge);
-        }
-        let (name, value) = field(line?)?;
-        seen.note(name, value, is_http11)?;
-    }
+    let first = lines.next().ok_or(Code::RequestMalformed)??;
+    let is_http11 = request_line(first, limits)?;
+    let seen = Seen::all(lines, is_http11, limits.fields)?;
     if seen.hosts > 1 || (is_http11 && seen.hosts == 0) {
         return Err(Code::RequestMalformed);
     }
+    let framing = match (seen.is_chunked, seen.length) {
+        (true, Some(_)) => return Err(Code::RequestMalformed),
+        (true, None) => Framing::Chunked,
+        (false, length) => Framing::Length(length.unwrap_or(0)),
+    };
+    Ok(Checked { framing, may_tunnel: first.starts_with(b"CONNECT ") || (is_http11 && seen.upgrade) })
+}
+
+/// Checks a whole head of an answer: its status, and how its body is delimited; `None` where only the end of the connection
+/// delimits it.
+pub(super) fn check_answer(head: &[u8], most_fields: usize) -> Result<(u16, Option<Framing>), Code> {
+    let lines = head.strip_suffix(b"\r\n\r\n").ok_or(Code::UpstreamBad)?;
+    let mut lines = Lines(Some(lines));
+    let (is_http11, status) = status_line(lines.next().ok_or(Code::UpstreamBad)??)?;
+    let seen = Seen::all(lines, is_http11, most_fields)?;
     match (seen.is_chunked, seen.length) {
-        (true, Some(_)) => Err(Code::RequestMalformed),
-        (true, None) => Ok(Framing::Chunked),
-        (false, length) => Ok(Framing::Length(length.unwrap_or(0))),
+        (true, Some(_)) => Err(Code::UpstreamBad),
+        (true, None) => Ok((status, Some(Framing::Chunked))),
+        (false, length) => Ok((status, length.map(Framing::Length))),
     }
+}
+
+/// `HTTP/1.x SP 3DIGIT [SP reason]`; many servers leave the last space out with the reason.
+fn status_line(line: &[u8]) -> Result<(bool, u16), Code> {
+    let is_http11 = match line.get(..9) {
+        Some(b"HTTP/1.1 ") => true,
+        Some(b"HTTP/1.0 ") => false,
+        _ => return Err(Code::UpstreamBad),
+    };
+    let (status, reason) = line[9..].split_at_checked(3).ok_or(Code::UpstreamBad)?;
+    let printable = |byte: &u8| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..);
+    let good_reason = reason.is_empty() || (reason[0] == b' ' && reason.iter().all(printable));
+    let digits = status.iter().all(u8::is_ascii_digit) && matches!(status[0], b'1'..=b'9');
+    if !digits || !good_reason {
+        return Err(Code::UpstreamBad);
+    }
+    Ok((is_http11, status.iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0'))))
 }
 
 /// Lines that end in CRLF, and in nothing else.
@@ -113,9 +147,29 @@ struct Seen {
     hosts: usize,
     is_chunked: bool,
     length: Option<u64>,
+    /// `Upgrade` is there, and `Connection` names it.
+    upgrade: bool,
 }
 
 impl Seen {
+    /// Reads all fields.
+    fn all<'a>(lines: impl Iterator<Item = Result<&'a [u8], Code>>, is_http11: bool, most: usize) -> Result<Self, Code> {
+        let mut seen = Self::default();
+        let (mut offered, mut nominated) = (false, false);
+        for (count, line) in lines.enumerate() {
+            if count == most {
+                return Err(Code::HeadTooLarge);
+            }
+            let (name, value) = field(line?)?;
+            seen.note(name, value, is_http11)?;
+            offered |= name.eq_ignore_ascii_case(b"upgrade");
+            nominated |= name.eq_ignore_ascii_case(b"connection")
+                && value.split(|byte| *byte == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+        }
+        seen.upgrade = offered && nominated;
+        Ok(seen)
+    }
+
     fn note(&mut self, name: &[u8], value: &[u8], is_http11: bool) -> Result<(), Code> {
         if name.eq_ignore_ascii_case(b"host") {
             self.hosts += 1;

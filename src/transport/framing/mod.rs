@@ -1,4 +1,4 @@
-//! The strict gate for HTTP/1 requests: bytes are judged here before hyper parses them.
+//! The strict gates for HTTP/1: bytes are judged here before hyper parses them, requests of clients and answers of upstreams.
 //!
 //! Why around the connection's IO, and not a codec of our own: hyper's HTTP/1 machine (keep-alive, pipelining, expect,
 //! upgrades, graceful shutdown) is well kept, but lenient in how it finds the end of a message (it takes several
@@ -7,28 +7,21 @@
 //! way to find its end, so hyper and the next hop must agree with it. A head costs one more scan; a body of known length
 //! is read straight into hyper's buffer.
 //!
-//! A head that is refused is replaced by one that hyper reads as a harmless request carrying [`FAULT_HEADER`]: the answer
-//! takes its turn behind earlier pipelined ones, and then the connection closes. A body that is refused is an IO error.
+//! A head of a request that is refused is replaced by one that hyper reads as a harmless request carrying [`FAULT_HEADER`]:
+//! the answer takes its turn behind earlier pipelined ones, and then the connection closes. A body that is refused is an IO
+//! error, and so is everything that is wrong with an answer: its connection is never used again.
 
+mod answer;
 mod chunked;
 mod head;
+mod request;
+mod signals;
 
-use std::cell::Cell;
-use std::io;
-use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep};
-
-use crate::model::outcome::Code;
-
-use chunked::Chunked;
-use head::Framing;
+pub use answer::{AnswerGate, Asked, Link};
+pub use request::Gate;
+pub use signals::{Handover, InFlight, Signals};
 
 /// Carries the code of a refused head to whoever answers it. A client that sends it itself refuses itself.
 pub const FAULT_HEADER: &str = "domicile-fault";
@@ -48,270 +41,6 @@ pub struct HeadLimits {
     pub keep_alive: Duration,
     /// How long the other end may take nothing of what is written.
     pub write_stall: Duration,
-}
-
-/// What the service on top tells the gate.
-#[derive(Default)]
-pub struct Signals {
-    /// Requests being served: while there are any, silence is the client waiting.
-    pub in_flight: Cell<usize>,
-    /// Told when there are none any more.
-    pub idle: Notify,
-    /// The connection is no HTTP/1 (any more): bytes pass as they are.
-    pub tunnel: Cell<bool>,
-    /// A request has been served, or is.
-    pub has_request: Cell<bool>,
-    /// Told of every request.
-    pub request: Notify,
-}
-
-/// A connection whose HTTP/1 requests are unambiguous.
-pub struct Gate<S> {
-    io: S,
-    limits: HeadLimits,
-    signals: Rc<Signals>,
-    raw: BytesMut,
-    /// How many bytes of `raw` are judged and may be read.
-    passed: usize,
-    state: State,
-    waiting: Waiting,
-    timer: Pin<Box<Sleep>>,
-    /// Runs while a write waits for the other end to take something.
-    stall: Option<Pin<Box<Sleep>>>,
-}
-
-enum State {
-    /// `seen` bytes behind the judged ones hold no end of a head.
-    Head {
-        seen: usize,
-    },
-    Body {
-        left: u64,
-    },
-    Chunked(Chunked),
-    /// A refused head has been replaced: nothing more is read.
-    Closed,
-    /// A body broke the rules.
-    Broken,
-}
-
-/// What the timer runs for.
-#[derive(Clone, Copy, PartialEq)]
-enum Waiting {
-    Nothing,
-    NextHead,
-    RestOfHead,
-}
-
-impl<S> Gate<S> {
-    /// Puts the gate in front of a connection from which `first` has been read already.
-    pub fn new(io: S, first: BytesMut, limits: HeadLimits, signals: Rc<Signals>) -> Self {
-        let timer = Box::pin(tokio::time::sleep(limits.timeout));
-        let mut gate = Self {
-            io,
-            limits,
-            signals,
-            raw: first,
-            passed: 0,
-            state: State::Head { seen: 0 },
-            waiting: Waiting::Nothing,
-            timer,
-            stall: None,
-        };
-        gate.judge();
-        gate
-    }
-
-    /// Moves over the bytes that are read, as far as they are fine.
-    fn judge(&mut self) {
-        while self.passed < self.raw.len() {
-            if self.signals.tunnel.get() {
-                self.passed = self.raw.len();
-                return;
-            }
-            let fresh = &self.raw[self.passed..];
-            match &mut self.state {
-                State::Head { seen } => match head::find_end(fresh, *seen) {
-                    Ok(None) if fresh.len() <= self.limits.bytes => {
-                        *seen = fresh.len();
-                        return;
-                    }
-                    Ok(None) => return self.refuse(Code::HeadTooLarge),
-                    Ok(Some(end)) if end > self.limits.bytes => return self.refuse(Code::HeadTooLarge),
-                    Ok(Some(end)) => match head::check(&fresh[..end], &self.limits) {
-                        Ok(framing) => {
-                            self.passed += end;
-                            // Whatever was waited for has come: the next wait has a time of its own.
-                            self.waiting = Waiting::Nothing;
-                            self.state = match framing {
-                                Framing::Length(0) => State::Head { seen: 0 },
-                                Framing::Length(left) => State::Body { left },
-                                Framing::Chunked => State::Chunked(Chunked::default()),
-                            };
-                        }
-                        Err(code) => return self.refuse(code),
-                    },
-                    Err(code) => return self.refuse(code),
-                },
-                State::Body { left } => {
-                    let step = (*left).min(fresh.len() as u64);
-                    self.passed += step as usize;
-                    *left -= step;
-                    if *left == 0 {
-                        self.state = State::Head { seen: 0 };
-                    }
-                }
-                State::Chunked(chunked) => match chunked.judge(fresh) {
-                    Ok((step, ended)) => {
-                        self.passed += step;
-                        if ended {
-                            self.state = State::Head { seen: 0 };
-                        }
-                    }
-                    Err(_) => {
-                        self.raw.truncate(self.passed);
-                        self.state = State::Broken;
-                        return;
-                    }
-                },
-                State::Closed | State::Broken => return,
-            }
-        }
-    }
-
-    fn refuse(&mut self, code: Code) {
-        self.raw.truncate(self.passed);
-        let head = format!("GET / HTTP/1.1\r\nhost: fault\r\n{FAULT_HEADER}: {}\r\nconnection: close\r\n\r\n", code.as_str());
-        self.raw.extend_from_slice(head.as_bytes());
-        self.passed = self.raw.len();
-        self.state = State::Closed;
-    }
-
-    /// Whether the wait for a head has become too long; sets the timer for whatever is waited for now.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Option<Waiting> {
-        let waiting = match self.state {
-            State::Head { .. } if self.signals.tunnel.get() => Waiting::Nothing,
-            State::Head { .. } if !self.raw.is_empty() => Waiting::RestOfHead,
-            State::Head { .. } if self.signals.in_flight.get() == 0 => Waiting::NextHead,
-            State::Head { .. } | State::Body { .. } | State::Chunked(_) | State::Closed | State::Broken => Waiting::Nothing,
-        };
-        if waiting != self.waiting {
-            self.waiting = waiting;
-            let limit = if waiting == Waiting::NextHead && self.signals.has_request.get() {
-                self.limits.keep_alive
-            } else {
-                self.limits.timeout
-            };
-            self.timer.as_mut().reset(Instant::now() + limit);
-        }
-        let expired = waiting != Waiting::Nothing && self.timer.as_mut().poll(cx).is_ready();
-        expired.then_some(waiting)
-    }
-}
-
-impl<S: AsyncRead + Unpin> Gate<S> {
-    /// Reads a body of known length straight into the reader's buffer.
-    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, left: u64) -> Poll<io::Result<()>> {
-        let most = buf.remaining().min(READ_SIZE * 4).min(usize::try_from(left).unwrap_or(usize::MAX));
-        let mut limited = ReadBuf::new(buf.initialize_unfilled_to(most));
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut limited))?;
-        let step = limited.filled().len();
-        buf.advance(step);
-        self.state = if step as u64 == left { State::Head { seen: 0 } } else { State::Body { left: left - step as u64 } };
-        Poll::Ready(Ok(()))
-    }
-
-    /// Reads more bytes to judge; `false` at the end of the connection.
-    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let mut space = [0; READ_SIZE];
-        let mut space = ReadBuf::new(&mut space);
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut space))?;
-        self.raw.extend_from_slice(space.filled());
-        Poll::Ready(Ok(!space.filled().is_empty()))
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let gate = self.get_mut();
-        loop {
-            if gate.passed > 0 {
-                let step = gate.passed.min(buf.remaining());
-                buf.put_slice(&gate.raw[..step]);
-                gate.raw.advance(step);
-                gate.passed -= step;
-                return Poll::Ready(Ok(()));
-            }
-            if gate.signals.tunnel.get() {
-                gate.judge();
-                if gate.passed > 0 {
-                    continue;
-                }
-                return Pin::new(&mut gate.io).poll_read(cx, buf);
-            }
-            match gate.state {
-                State::Closed => return Poll::Ready(Ok(())),
-                State::Broken => {
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the body's framing is malformed")));
-                }
-                State::Body { left } if gate.raw.is_empty() => return gate.poll_body(cx, buf, left),
-                State::Head { .. } | State::Body { .. } | State::Chunked(_) => {}
-            }
-            match gate.poll_more(cx) {
-                Poll::Ready(Ok(true)) => gate.judge(),
-                Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => match gate.poll_deadline(cx) {
-                    None => return Poll::Pending,
-                    Some(Waiting::RestOfHead) => gate.refuse(Code::RequestTimeout),
-                    // Nothing was asked, so there is nothing to answer.
-                    Some(Waiting::NextHead | Waiting::Nothing) => return Poll::Ready(Ok(())),
-                },
-            }
-        }
-    }
-}
-
-impl<S> Gate<S> {
-    /// Ends a write that the other end has left waiting for too long: a client that stops reading holds nothing for ever.
-    fn unless_stalled<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stall = None;
-            return written;
-        }
-        let limit = self.limits.write_stall;
-        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        ready!(stall.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the other end takes nothing")))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let gate = self.get_mut();
-        let written = Pin::new(&mut gate.io).poll_write(cx, buf);
-        gate.unless_stalled(cx, written)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let gate = self.get_mut();
-        let flushed = Pin::new(&mut gate.io).poll_flush(cx);
-        gate.unless_stalled(cx, flushed)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let gate = self.get_mut();
-        let written = Pin::new(&mut gate.io).poll_write_vectored(cx, bufs);
-        gate.unless_stalled(cx, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
 }
 
 #[cfg(test)]

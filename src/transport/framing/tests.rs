@@ -1,5 +1,12 @@
-use super::*;
+use std::io;
+use std::rc::Rc;
+
+use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
+
+use super::*;
+use crate::model::outcome::Code;
 
 fn limits() -> HeadLimits {
     let timeout = Duration::from_secs(3600);
@@ -138,7 +145,7 @@ fn a_busy_connection_outlives_its_keep_alive_and_an_idle_one_does_not() {
         for _ in 0..5 {
             client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
             assert!(gate.read(&mut space).await.unwrap() > 0);
-            signals.has_request.set(true);
+            drop(InFlight::count(&signals));
             let waited = tokio::time::timeout(Duration::from_secs(50), gate.read(&mut space)).await;
             assert!(waited.is_err(), "50 of 60 seconds are no reason to close");
         }
@@ -146,4 +153,139 @@ fn a_busy_connection_outlives_its_keep_alive_and_an_idle_one_does_not() {
         assert_eq!(gate.read(&mut space).await.unwrap(), 0);
         assert_eq!(started.elapsed().as_secs(), 10, "the rest of the 60 seconds");
     });
+}
+
+/// What hyper would read of an upstream's bytes when it has asked for something.
+fn answer_through(sent: &[u8], asked: Asked, step: usize) -> Result<String, io::ErrorKind> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let (mut upstream, end) = tokio::io::duplex(step.max(1));
+        let (sent, link) = (sent.to_vec(), Rc::new(Link::default()));
+        let mut gate = AnswerGate::new(end, Rc::clone(&link));
+        link.ask(asked);
+        let write = async {
+            let _ = upstream.write_all(&sent).await;
+            drop(upstream);
+        };
+        let read = async move {
+            let mut out = Vec::new();
+            let ended = gate.read_to_end(&mut out).await;
+            assert_eq!(ended.is_err(), link.is_faulty());
+            ended.map(|_| out)
+        };
+        let ((), out) = tokio::join!(write, read);
+        out.map(|out| String::from_utf8_lossy(&out).into_owned()).map_err(|error| error.kind())
+    })
+}
+
+#[test]
+fn unambiguous_answers_pass_unchanged() {
+    for (asked, sent) in [
+        (Asked::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
+        (Asked::Other, "HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n"),
+        (Asked::Other, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\n"),
+        (Asked::Other, "HTTP/1.0 200 OK\r\n\r\neverything until the end"),
+        (Asked::Other, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"),
+        (Asked::Head, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
+        (Asked::Head, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        (Asked::Other, "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n"),
+        (Asked::Upgrade, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n\x01\x02anything"),
+        (Asked::Connect, "HTTP/1.1 200 OK\r\n\r\nanything"),
+    ] {
+        for step in [1, 7, 5000] {
+            assert_eq!(answer_through(sent.as_bytes(), asked, step).as_deref(), Ok(sent));
+        }
+    }
+}
+
+#[test]
+fn an_answer_whose_end_is_in_doubt_is_none() {
+    for (asked, sent) in [
+        (Asked::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        (Asked::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
+        (Asked::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello"),
+        (Asked::Other, "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello"),
+        (Asked::Other, "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+        (Asked::Other, "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        (Asked::Other, "HTTP/1.1 200 OK\r\nX: a\r\n folded\r\nContent-Length: 0\r\n\r\n"),
+        (Asked::Other, "HTTP/1.1 200 OK\nContent-Length: 0\n\n"),
+        (Asked::Other, "HTTP/1.1 2OO OK\r\nContent-Length: 0\r\n\r\n"),
+        (Asked::Other, "HTTP/1.1 099 No\r\nContent-Length: 0\r\n\r\n"),
+        (Asked::Other, "HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        (Asked::Other, "hello\r\n\r\n"),
+        (Asked::Other, "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello"),
+        (Asked::Other, "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        (Asked::Other, "HTTP/1.1 100 Continue\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        (Asked::Other, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"),
+        (Asked::Upgrade, "HTTP/1.1 101 Switching Protocols\r\nContent-Length: 5\r\n\r\nhello"),
+        (Asked::Other, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n0\r\n\r\n"),
+        (Asked::Other, "HTTP/1.1 200 OK\r\nX\0: a\r\nContent-Length: 0\r\n\r\n"),
+    ] {
+        for step in [1, 7, 5000] {
+            assert_eq!(answer_through(sent.as_bytes(), asked, step), Err(io::ErrorKind::InvalidData), "{sent:?}");
+        }
+    }
+    let flood = "HTTP/1.1 102 Processing\r\n\r\n".repeat(17) + "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    assert!(answer_through(flood.as_bytes(), Asked::Other, 5000).is_err());
+    let large = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(70_000));
+    assert!(answer_through(large.as_bytes(), Asked::Other, 5000).is_err());
+}
+
+#[test]
+fn what_nobody_asked_for_ends_the_connection() {
+    let one = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    assert!(answer_through(format!("{one}{one}").as_bytes(), Asked::Other, 5000).is_err());
+    assert!(answer_through(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok!", Asked::Other, 5000).is_err());
+    // Unread bytes between two answers are seen before the connection is used again.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let (mut upstream, end) = tokio::io::duplex(1000);
+        let gate = AnswerGate::new(end, Rc::default());
+        assert!(gate.is_quiet());
+        upstream.write_all(one.as_bytes()).await.unwrap();
+        assert!(!gate.is_quiet());
+        let (upstream, end) = tokio::io::duplex(1000);
+        let gate = AnswerGate::new(end, Rc::default());
+        drop(upstream);
+        assert!(!gate.is_quiet(), "an end is no quiet either");
+    });
+}
+
+#[test]
+fn what_follows_an_upgrade_is_held_until_it_is_decided() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        let behind = "\x01\x02 is no HTTP";
+        let (mut client, server) = tokio::io::duplex(1000);
+        let signals: Rc<Signals> = Rc::default();
+        let mut gate = Gate::new(server, BytesMut::new(), limits(), Rc::clone(&signals));
+        client.write_all(format!("{upgrade}{behind}").as_bytes()).await.unwrap();
+        let mut read = vec![0; upgrade.len()];
+        gate.read_exact(&mut read).await.unwrap();
+        let in_flight = InFlight::count(&signals);
+        let more = tokio::time::timeout(Duration::from_millis(20), gate.read(&mut [0; 10])).await;
+        assert!(more.is_err(), "nothing is read on");
+        signals.hand_over(Box::new(|_| Box::pin(std::future::ready(()))));
+        drop(in_flight);
+        let mut read = vec![0; behind.len()];
+        gate.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, behind.as_bytes());
+    });
+    // Declined, it is judged as what comes next.
+    for behind in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", "garbage\r\n\r\n"] {
+        runtime.block_on(async {
+            let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+            let signals: Rc<Signals> = Rc::default();
+            let (mut client, server) = tokio::io::duplex(1000);
+            let mut gate = Gate::new(server, BytesMut::new(), limits(), Rc::clone(&signals));
+            client.write_all(format!("{upgrade}{behind}").as_bytes()).await.unwrap();
+            drop(client);
+            gate.read_exact(&mut vec![0; upgrade.len()]).await.unwrap();
+            drop(InFlight::count(&signals));
+            let mut rest = String::new();
+            gate.read_to_string(&mut rest).await.unwrap();
+            assert_eq!(rest == behind, behind.starts_with("GET"), "{rest:?}");
+        });
+    }
 }

@@ -1,19 +1,24 @@
-//! HTTP/1.1 connections to upstreams, kept warm by the worker that opened them.
+//! HTTP/1.1 connections, one request at a time, kept warm by the worker that opened them.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use bytes::Bytes;
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use super::super::body::Body;
-use super::super::dial::{self, DialError};
-use super::{SendCause, SendError};
+use super::super::dial::{self, Approach, DialError, Server};
+use super::super::framing::{AnswerGate, Asked, Link};
+use super::super::stream::Stream;
+use super::super::tunnel::Wire;
+use super::{Reply, SendCause, SendError, form};
 
 /// The most idle connections kept to one upstream by one worker.
 const MAX_IDLE: usize = 64;
@@ -21,97 +26,182 @@ const MAX_IDLE: usize = 64;
 /// Shorter than the keep-alive of common servers (Node 5 s, nginx 75 s), so that we close first and lose no request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// More than the gate lets through.
+const MAX_HEADERS: usize = 256;
+
 /// One worker's idle connections, last used first.
 #[derive(Clone, Default)]
-pub struct UpstreamPool {
-    idle: Rc<RefCell<HashMap<String, Vec<Idle>>>>,
+pub(super) struct Http1Pool {
+    idle: Rc<RefCell<HashMap<Key, Vec<Idle>>>>,
 }
 
+/// Connections that were greeted for one client serve no other.
+type Key = (Arc<str>, Option<Bytes>);
+
 struct Idle {
-    sender: SendRequest<Body>,
+    connection: Connection,
+    server: Server,
     since: Instant,
 }
 
-impl UpstreamPool {
-    /// Sends a request to `authority` and waits for the head of the answer.
+struct Connection {
+    sender: SendRequest<Body>,
+    gate: AnswerGate<Stream>,
+    link: Rc<Link>,
+}
+
+impl Connection {
+    fn is_usable(&self) -> bool {
+        self.sender.is_ready() && !self.link.is_faulty() && self.gate.is_quiet()
+    }
+}
+
+impl Http1Pool {
+    /// Sends a request and waits for the head of the answer.
     ///
     /// A connection that turns out to be closed hands the request back unsent, and the next is tried: nothing is ever
     /// sent twice.
-    pub async fn send(
+    pub(super) async fn send(
         &self,
-        authority: &str,
+        server: &Server,
         mut request: Request<Body>,
-        connect_limit: Duration,
+        approach: &Approach,
     ) -> Result<Response<Incoming>, SendError> {
-        while let Some(mut sender) = self.take(authority) {
-            match sender.try_send_request(request).await {
-                Ok(response) => {
-                    self.put_when_ready(authority, sender);
-                    return Ok(response);
-                }
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(SendError { cause: SendCause::Broken(error.into_error()), unsent: None }),
-                },
+        while let Some(connection) = self.take(server, approach) {
+            match self.send_on(connection, server, request, approach).await {
+                Err(SendError { unsent: Some(unsent), .. }) => request = *unsent,
+                outcome => return outcome,
             }
         }
-        let mut sender = match dial(authority, connect_limit).await {
-            Ok(sender) => sender,
-            Err(error) => return Err(SendError::dial(error, request)),
-        };
-        match sender.try_send_request(request).await {
-            Ok(response) => {
-                self.put_when_ready(authority, sender);
-                Ok(response)
-            }
-            Err(mut error) => {
-                let unsent = error.take_message().map(Box::new);
-                Err(SendError { cause: SendCause::Broken(error.into_error()), unsent })
-            }
+        match dial::open(server, approach, true).await {
+            Ok(stream) => self.send_on_stream(stream, server, request, approach).await,
+            Err(error) => Err(SendError::dial(error, request)),
         }
     }
 
-    fn take(&self, authority: &str) -> Option<SendRequest<Body>> {
+    /// Sends a request on a connection that has just been opened.
+    pub(super) async fn send_on_stream(
+        &self,
+        stream: Stream,
+        server: &Server,
+        request: Request<Body>,
+        approach: &Approach,
+    ) -> Result<Response<Incoming>, SendError> {
+        match handshake(stream, server).await {
+            Ok(connection) => self.send_on(connection, server, request, approach).await,
+            Err(error) => Err(SendError::dial(error, request)),
+        }
+    }
+
+    async fn send_on(
+        &self,
+        mut connection: Connection,
+        server: &Server,
+        mut request: Request<Body>,
+        approach: &Approach,
+    ) -> Result<Response<Incoming>, SendError> {
+        if form::for_http1(&mut request).is_none() {
+            return Err(SendError::form(request));
+        }
+        connection.link.ask(if request.method() == Method::HEAD { Asked::Head } else { Asked::Other });
+        let response = connection.sender.try_send_request(request).await.map_err(SendError::of)?;
+        self.put_when_ready(connection, server, approach);
+        Ok(response)
+    }
+
+    fn take(&self, server: &Server, approach: &Approach) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(authority)?;
-        connections.retain(|connection| connection.since.elapsed() < IDLE_TIMEOUT);
-        while let Some(connection) = connections.pop() {
-            if connection.sender.is_ready() {
-                return Some(connection.sender);
+        let connections = idle.get_mut(&key(server, approach))?;
+        connections.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.server.is_same(server));
+        while let Some(idle) = connections.pop() {
+            if idle.connection.is_usable() {
+                return Some(idle.connection);
             }
         }
         None
     }
 
     /// Keeps the connection once its answer has been read to the end.
-    fn put_when_ready(&self, authority: &str, mut sender: SendRequest<Body>) {
-        let (idle, authority) = (Rc::clone(&self.idle), authority.to_owned());
+    fn put_when_ready(&self, mut connection: Connection, server: &Server, approach: &Approach) {
+        let (idle, server, key) = (Rc::clone(&self.idle), server.clone(), key(server, approach));
         tokio::task::spawn_local(async move {
-            if sender.ready().await.is_err() {
+            if connection.sender.ready().await.is_err() || connection.link.is_faulty() {
                 return;
             }
             let mut idle = idle.borrow_mut();
-            let connections = idle.entry(authority).or_default();
+            let connections = idle.entry(key).or_default();
             if connections.len() < MAX_IDLE {
-                connections.push(Idle { sender, since: Instant::now() });
+                connections.push(Idle { connection, server, since: Instant::now() });
             }
         });
     }
 
     /// Closes what has been idle for too long; called now and then by the worker.
-    pub fn sweep(&self) {
+    pub(super) fn sweep(&self) {
         self.idle.borrow_mut().retain(|_, connections| {
-            connections.retain(|connection| connection.since.elapsed() < IDLE_TIMEOUT && connection.sender.is_ready());
+            connections.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.connection.sender.is_ready());
             !connections.is_empty()
         });
     }
 }
 
-async fn dial(authority: &str, limit: Duration) -> Result<SendRequest<Body>, DialError> {
-    let stream = dial::plain(authority, limit).await?;
-    let handshake = http1::Builder::new().max_headers(256).handshake(TokioIo::new(stream)).await;
-    let (sender, connection) =
-        handshake.map_err(|error| DialError::Connect { authority: authority.into(), source: std::io::Error::other(error) })?;
-    tokio::task::spawn_local(connection.with_upgrades());
-    Ok(sender)
+fn key(server: &Server, approach: &Approach) -> Key {
+    (Arc::clone(&server.authority), approach.greeting.clone())
+}
+
+async fn handshake(stream: Stream, server: &Server) -> Result<Connection, DialError> {
+    let link = Rc::new(Link::default());
+    let gate = AnswerGate::new(stream, Rc::clone(&link));
+    let handshake = http1::Builder::new().max_headers(MAX_HEADERS).handshake(TokioIo::new(gate.clone())).await;
+    let (sender, connection) = handshake.map_err(|error| broken(server, error))?;
+    tokio::task::spawn_local(connection);
+    Ok(Connection { sender, gate, link })
+}
+
+fn broken(server: &Server, error: hyper::Error) -> DialError {
+    DialError::Connect { authority: server.authority.to_string(), source: std::io::Error::other(error) }
+}
+
+/// Asks for a tunnel on a connection of its own, which is never kept.
+pub(super) async fn upgrade(
+    server: &Server,
+    mut request: Request<Body>,
+    protocol: &str,
+    approach: &Approach,
+) -> Result<Reply, SendError> {
+    let stream = match dial::open(server, approach, true).await {
+        Ok(stream) => stream,
+        Err(error) => return Err(SendError::dial(error, request)),
+    };
+    let Some(accept) = form::for_upgrade(&mut request, protocol) else { return Err(SendError::form(request)) };
+    let link = Rc::new(Link::default());
+    link.ask(Asked::Upgrade);
+    let gate = AnswerGate::new(stream, Rc::clone(&link));
+    let (mut sender, connection) = match http1::Builder::new().max_headers(MAX_HEADERS).handshake(TokioIo::new(gate)).await {
+        Ok(pair) => pair,
+        Err(error) => return Err(SendError::dial(broken(server, error), request)),
+    };
+    // HTTP ends on this connection after 101; then its bytes are ours.
+    let (handed, wire) = tokio::sync::oneshot::channel::<(TokioIo<AnswerGate<Stream>>, Bytes)>();
+    tokio::task::spawn_local(async move {
+        if let Ok(parts) = connection.without_shutdown().await {
+            let _ = handed.send((parts.io, parts.read_buf));
+        }
+    });
+    let response = sender.try_send_request(request).await.map_err(SendError::of)?;
+    if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+        // Until its body has ended, the sender must live.
+        return Ok(Reply::Answered(response));
+    }
+    let (parts, _) = response.into_parts();
+    let agreed = form::agrees(&parts.headers, protocol, accept.as_deref());
+    match wire.await {
+        Ok((io, read_ahead)) if agreed => Ok(Reply::Opened(parts, wire_of(io.into_inner(), read_ahead))),
+        Ok(_) | Err(_) => Err(SendError { cause: SendCause::OtherUpgrade, unsent: None }),
+    }
+}
+
+fn wire_of(gate: AnswerGate<Stream>, read_ahead: Bytes) -> Wire {
+    let (reader, writer) = tokio::io::split(gate);
+    Box::pin(tokio::io::join(tokio::io::AsyncReadExt::chain(std::io::Cursor::new(read_ahead), reader), writer))
 }

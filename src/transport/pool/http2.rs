@@ -1,24 +1,25 @@
-//! HTTP/2 connections to peers over mutual TLS: several a region, each request on the least busy.
+//! HTTP/2 connections, to peers and to upstreams: several to a place, each request on the least busy.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::Hash;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
+use hyper::ext::Protocol;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ClientConfig;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
 use crate::model::region::RegionId;
 
 use super::super::body::Body;
-use super::super::dial::{self, DialError};
-use super::{LocalExecutor, SendCause, SendError};
+use super::super::dial::{self, Approach, DialError, Server};
+use super::{LocalExecutor, Reply, SendCause, SendError, form};
 
 /// Bytes in flight on one stream: 4 MiB keeps 25 MB/s moving over 160 ms.
 const STREAM_WINDOW: u32 = 4 << 20;
@@ -29,19 +30,19 @@ const CONNECTION_WINDOW: u32 = 256 << 20;
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How to reach the proxy of another region.
+/// One worker's connections to all peers.
+pub type PeerPool = Http2Pool<RegionId>;
+
+/// One worker's HTTP/2 connections, several to a place.
 #[derive(Clone)]
-pub struct Gateway {
-    /// `HOST:PORT`.
-    pub authority: Arc<str>,
-    /// Accepts nobody but the proxy of that region.
-    pub tls: Arc<ClientConfig>,
+pub struct Http2Pool<K> {
+    places: Rc<RefCell<HashMap<K, Vec<Rc<Slot>>>>>,
 }
 
-/// One worker's connections to all peers.
-#[derive(Clone, Default)]
-pub struct PeerPool {
-    regions: Rc<RefCell<HashMap<RegionId, Vec<Rc<Slot>>>>>,
+impl<K> Default for Http2Pool<K> {
+    fn default() -> Self {
+        Self { places: Rc::default() }
+    }
 }
 
 /// Room for one connection.
@@ -56,7 +57,26 @@ struct Slot {
 
 struct Open {
     sender: SendRequest<Body>,
-    gateway: Gateway,
+    server: Server,
+    tunnels: Rc<Tunnels>,
+}
+
+/// Whether the other end opens tunnels (RFC 8441); it says so in its first settings.
+#[derive(Default)]
+struct Tunnels {
+    offered: Cell<bool>,
+    told: Notify,
+}
+
+impl Tunnels {
+    async fn are_offered(&self, limit: Duration) -> bool {
+        let told = async {
+            while !self.offered.get() {
+                self.told.notified().await;
+            }
+        };
+        tokio::time::timeout(limit, told).await.is_ok()
+    }
 }
 
 /// Counts a request as in flight until it is dropped.
@@ -68,83 +88,132 @@ impl Drop for InFlight {
     }
 }
 
-impl PeerPool {
-    /// Sends a request to the proxy of `region` and waits for the head of the answer.
+impl<K: Eq + Hash> Http2Pool<K> {
+    /// Sends a request and waits for the head of the answer.
     ///
     /// The guard counts the request as in flight; keep it until the answer's body has ended.
     pub async fn send(
         &self,
-        region: RegionId,
-        gateway: &Gateway,
+        place: K,
+        server: &Server,
         connections: usize,
         mut request: Request<Body>,
-        connect_limit: Duration,
+        approach: &Approach,
     ) -> Result<(Response<Incoming>, InFlight), SendError> {
-        let slot = self.least_busy(region, connections);
-        slot.in_flight.set(slot.in_flight.get() + 1);
-        let guard = InFlight(Rc::clone(&slot));
+        let guard = InFlight::on(self.least_busy(place, connections));
+        if form::for_http2(&mut request, scheme_of(server)).is_none() {
+            return Err(SendError::form(request));
+        }
         // Once on the connection that is there, once on a fresh one should that be closing.
         for last in [false, true] {
-            let mut sender = match slot.sender(gateway, connect_limit).await {
-                Ok(sender) => sender,
+            let mut sender = match guard.0.open(server, approach).await {
+                Ok((sender, _)) => sender,
                 Err(error) => return Err(SendError::dial(error, request)),
             };
             match sender.try_send_request(request).await {
                 Ok(response) => return Ok((response, guard)),
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) if !last => {
-                        slot.open.lock().await.take();
-                        request = unsent;
+                Err(error) => match SendError::of(error) {
+                    SendError { unsent: Some(unsent), .. } if !last => {
+                        guard.0.open.lock().await.take();
+                        request = *unsent;
                     }
-                    unsent => {
-                        return Err(SendError { cause: SendCause::Broken(error.into_error()), unsent: unsent.map(Box::new) });
-                    }
+                    error => return Err(error),
                 },
             }
         }
         unreachable!("the second try returns")
     }
 
-    /// Opens a connection to `region` if none is open: the first request should not wait for three round trips. A failure
-    /// is left for a request to tell.
-    pub async fn warm(&self, region: RegionId, gateway: &Gateway, connections: usize, connect_limit: Duration) {
-        let slot = self.least_busy(region, connections);
-        let _ = slot.sender(gateway, connect_limit).await;
+    /// Asks for a tunnel of `protocol` by extended CONNECT (RFC 8441).
+    pub async fn open(
+        &self,
+        place: K,
+        server: &Server,
+        connections: usize,
+        mut request: Request<Body>,
+        protocol: &str,
+        approach: &Approach,
+    ) -> Result<(Reply, InFlight), SendError> {
+        let guard = InFlight::on(self.least_busy(place, connections));
+        let (mut sender, tunnels) = match guard.0.open(server, approach).await {
+            Ok(open) => open,
+            Err(error) => return Err(SendError::dial(error, request)),
+        };
+        if !tunnels.are_offered(approach.limit).await {
+            let authority = server.authority.to_string();
+            return Err(SendError::dial(DialError::OtherProtocol { authority, wanted: "extended CONNECT" }, request));
+        }
+        if form::for_http2(&mut request, scheme_of(server)).is_none() {
+            return Err(SendError::form(request));
+        }
+        *request.method_mut() = Method::CONNECT;
+        request.extensions_mut().insert(Protocol::from(protocol));
+        let mut response = sender.try_send_request(request).await.map_err(SendError::of)?;
+        if !response.status().is_success() {
+            return Ok((Reply::Answered(response), guard));
+        }
+        let upgraded = match hyper::upgrade::on(&mut response).await {
+            Ok(upgraded) => upgraded,
+            Err(error) => return Err(SendError { cause: SendCause::Broken(error), unsent: None }),
+        };
+        Ok((Reply::Opened(response.into_parts().0, Box::pin(TokioIo::new(upgraded))), guard))
     }
 
-    fn least_busy(&self, region: RegionId, connections: usize) -> Rc<Slot> {
-        let mut regions = self.regions.borrow_mut();
-        let slots = regions.entry(region).or_default();
+    /// Opens a connection if none is open: the first request should not wait for three round trips. A failure is left for
+    /// a request to tell.
+    pub async fn warm(&self, place: K, server: &Server, connections: usize, approach: &Approach) {
+        let slot = self.least_busy(place, connections);
+        let _ = slot.open(server, approach).await;
+    }
+
+    fn least_busy(&self, place: K, connections: usize) -> Rc<Slot> {
+        let mut places = self.places.borrow_mut();
+        let slots = places.entry(place).or_default();
         slots.resize_with(connections.max(1), Rc::default);
         Rc::clone(slots.iter().min_by_key(|slot| slot.in_flight.get()).expect("there is at least one slot"))
     }
 }
 
-impl Slot {
-    /// A sender on a live connection to this very gateway, opened now if there is none.
-    async fn sender(&self, gateway: &Gateway, limit: Duration) -> Result<SendRequest<Body>, DialError> {
-        let asked = Instant::now();
-        let mut open = self.open.lock().await;
-        if self.failed.get().is_some_and(|failed| failed >= asked) {
-            return Err(DialError::JustFailed { authority: gateway.authority.to_string() });
-        }
-        if let Some(open) = &*open
-            && !open.sender.is_closed()
-            && open.gateway.authority == gateway.authority
-            && Arc::ptr_eq(&open.gateway.tls, &gateway.tls)
-        {
-            return Ok(open.sender.clone());
-        }
-        // An earlier connection ends by itself when its last stream does.
-        *open = None;
-        let sender = dial(gateway, limit).await.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
-        *open = Some(Open { sender: sender.clone(), gateway: gateway.clone() });
-        Ok(sender)
+impl InFlight {
+    fn on(slot: Rc<Slot>) -> Self {
+        slot.in_flight.set(slot.in_flight.get() + 1);
+        Self(slot)
     }
 }
 
-async fn dial(gateway: &Gateway, limit: Duration) -> Result<SendRequest<Body>, DialError> {
-    let stream = dial::secured(&gateway.authority, Arc::clone(&gateway.tls), limit).await?;
+fn scheme_of(server: &Server) -> &'static str {
+    if server.tls.is_some() { "https" } else { "http" }
+}
+
+impl Slot {
+    /// A sender on a live connection to this very server, opened now if there is none.
+    async fn open(&self, server: &Server, approach: &Approach) -> Result<(SendRequest<Body>, Rc<Tunnels>), DialError> {
+        let asked = Instant::now();
+        let mut open = self.open.lock().await;
+        if self.failed.get().is_some_and(|failed| failed >= asked) {
+            return Err(DialError::JustFailed { authority: server.authority.to_string() });
+        }
+        if let Some(open) = &*open
+            && !open.sender.is_closed()
+            && open.server.is_same(server)
+        {
+            return Ok((open.sender.clone(), Rc::clone(&open.tunnels)));
+        }
+        // An earlier connection ends by itself when its last stream does.
+        *open = None;
+        let tunnels = Rc::new(Tunnels::default());
+        let dialed = dial(server, approach, Rc::clone(&tunnels)).await;
+        let sender = dialed.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
+        *open = Some(Open { sender: sender.clone(), server: server.clone(), tunnels: Rc::clone(&tunnels) });
+        Ok((sender, tunnels))
+    }
+}
+
+async fn dial(server: &Server, approach: &Approach, tunnels: Rc<Tunnels>) -> Result<SendRequest<Body>, DialError> {
+    let stream = dial::open(server, approach, false).await?;
+    if server.tls.is_some() && !stream.chose_http2() {
+        return Err(DialError::OtherProtocol { authority: server.authority.to_string(), wanted: "HTTP/2" });
+    }
     let handshake = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -155,11 +224,19 @@ async fn dial(gateway: &Gateway, limit: Duration) -> Result<SendRequest<Body>, D
         .max_header_list_size(64 << 10)
         .handshake(TokioIo::new(stream))
         .await;
-    let (sender, connection) = handshake
-        .map_err(|error| DialError::Connect { authority: gateway.authority.to_string(), source: std::io::Error::other(error) })?;
+    let (sender, mut connection) = handshake
+        .map_err(|error| DialError::Connect { authority: server.authority.to_string(), source: std::io::Error::other(error) })?;
     tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to a peer ended");
+        let ended = std::future::poll_fn(|cx| {
+            let ended = Pin::new(&mut connection).poll(cx);
+            if !tunnels.offered.get() && connection.is_extended_connect_protocol_enabled() {
+                tunnels.offered.set(true);
+                tunnels.told.notify_waiters();
+            }
+            ended
+        });
+        if let Err(error) = ended.await {
+            tracing::debug!(%error, "an HTTP/2 connection ended");
         }
     });
     Ok(sender)

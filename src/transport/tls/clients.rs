@@ -8,40 +8,56 @@ use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, ServerName};
 
 use super::{CertificateFiles, TlsError, provider, unusable};
 
-/// Serves clients: the certificate by SNI, the first where none fits; HTTP/2 preferred.
-pub fn for_clients(files: &[CertificateFiles]) -> Result<Arc<ServerConfig>, TlsError> {
-    let mut resolver = BySni { default: None, exact: HashMap::new(), wildcard: HashMap::new() };
-    for files in files {
-        let key = Arc::new(files.load()?);
-        for name in dns_names(&key.cert, &files.certificate)? {
-            match name.strip_prefix("*.") {
-                Some(domain) => resolver.wildcard.entry(domain.to_owned()).or_insert(Arc::clone(&key)),
-                None => resolver.exact.entry(name).or_insert(Arc::clone(&key)),
-            };
-        }
-        resolver.default.get_or_insert(key);
-    }
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .expect("the provider serves TLS 1.2 and 1.3")
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(resolver));
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    if let Ok(tickets) = aws_lc_rs::Ticketer::new() {
-        config.ticketer = tickets;
-    }
-    Ok(Arc::new(config))
+/// How a listener for clients shows itself.
+pub struct ClientTls {
+    pub config: Arc<ServerConfig>,
+    certificates: Arc<BySni>,
 }
 
-fn dns_names(chain: &[CertificateDer<'static>], file: &Path) -> Result<Vec<String>, TlsError> {
-    let first = chain.first().expect("a loaded chain has a certificate");
-    match webpki::EndEntityCert::try_from(first) {
-        Ok(certificate) => Ok(certificate.valid_dns_names().map(str::to_ascii_lowercase).collect()),
-        Err(error) => unusable(file, format!("is no server certificate: {error}")),
+impl ClientTls {
+    /// The certificate by SNI, the first where none fits; HTTP/2 preferred.
+    pub fn load(files: &[CertificateFiles]) -> Result<Arc<Self>, TlsError> {
+        let certificates = Arc::new(BySni::load(files)?);
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("the provider serves TLS 1.2 and 1.3")
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        if let Ok(tickets) = aws_lc_rs::Ticketer::new() {
+            config.ticketer = tickets;
+        }
+        Ok(Arc::new(Self { config: Arc::new(config), certificates }))
+    }
+}
+
+/// The certificate that a connection was shown: it says for which hosts the connection may ask.
+#[derive(Clone)]
+pub struct Site {
+    tls: Arc<ClientTls>,
+    shown: Option<Arc<CertifiedKey>>,
+}
+
+impl Site {
+    /// What was shown to a client that asked for `name`.
+    pub fn shown(tls: &Arc<ClientTls>, name: Option<&str>) -> Self {
+        Self { shown: tls.certificates.find(name), tls: Arc::clone(tls) }
+    }
+
+    /// Whether a request for `host` may come on this connection: another certificate is another tenant's, unless the one
+    /// that was shown is for that host as well (RFC 9110 section 7.4, RFC 9113 section 9.1.1).
+    pub fn may_serve(&self, host: &str) -> bool {
+        let Some(shown) = &self.shown else { return false };
+        if self.tls.certificates.find(Some(host)).is_some_and(|own| Arc::ptr_eq(&own, shown)) {
+            return true;
+        }
+        let name = ServerName::try_from(host.trim_matches(['[', ']']));
+        let certificate = shown.cert.first().and_then(|first| webpki::EndEntityCert::try_from(first).ok());
+        certificate.zip(name.ok()).is_some_and(|(certificate, name)| certificate.verify_is_valid_for_subject_name(&name).is_ok())
     }
 }
 
@@ -53,13 +69,42 @@ struct BySni {
     wildcard: HashMap<String, Arc<CertifiedKey>>,
 }
 
-impl ResolvesServerCert for BySni {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let by_name = hello.server_name().and_then(|name| {
+impl BySni {
+    fn load(files: &[CertificateFiles]) -> Result<Self, TlsError> {
+        let mut found = Self { default: None, exact: HashMap::new(), wildcard: HashMap::new() };
+        for files in files {
+            let key = Arc::new(files.load()?);
+            for name in dns_names(&key.cert, &files.certificate)? {
+                match name.strip_prefix("*.") {
+                    Some(domain) => found.wildcard.entry(domain.to_owned()).or_insert(Arc::clone(&key)),
+                    None => found.exact.entry(name).or_insert(Arc::clone(&key)),
+                };
+            }
+            found.default.get_or_insert(key);
+        }
+        Ok(found)
+    }
+
+    fn find(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
+        let by_name = name.and_then(|name| {
             let name = name.to_ascii_lowercase();
             let wildcard = name.split_once('.').and_then(|(_, domain)| self.wildcard.get(domain));
             self.exact.get(&name).or(wildcard).cloned()
         });
         by_name.or_else(|| self.default.clone())
+    }
+}
+
+fn dns_names(chain: &[CertificateDer<'static>], file: &Path) -> Result<Vec<String>, TlsError> {
+    let first = chain.first().expect("a loaded chain has a certificate");
+    match webpki::EndEntityCert::try_from(first) {
+        Ok(certificate) => Ok(certificate.valid_dns_names().map(str::to_ascii_lowercase).collect()),
+        Err(error) => unusable(file, format!("is no server certificate: {error}")),
+    }
+}
+
+impl ResolvesServerCert for BySni {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.find(hello.server_name())
     }
 }

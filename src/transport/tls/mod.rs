@@ -2,6 +2,7 @@
 
 mod clients;
 mod peers;
+mod upstreams;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,9 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-pub use clients::for_clients;
+pub use clients::{ClientTls, Site};
 pub use peers::{PeerFiles, PeerTls, REGION_URI, region_of};
+pub use upstreams::UpstreamFiles;
 
 /// A certificate chain and its private key, as PEM files.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,0 +1,100 @@
+//! The app servers of the local region. Those of the others are read as well, so that one file has no mistake in any region.
+
+use crate::transport::dial::{Speaks, authority_of};
+use crate::transport::tls::UpstreamFiles;
+use crate::upstreams::{Check, Settings, Target};
+
+use super::super::policy::PolicyDraft;
+use super::super::reader::Field;
+use super::listen::read_certificate;
+use super::path;
+
+pub(super) fn read_upstreams(draft: &PolicyDraft<'_>) -> Option<Settings> {
+    let read = |region: &super::super::policy::RegionDraft<'_>| {
+        let targets = region.upstreams.as_ref().and_then(read_targets);
+        let check = region.health.as_ref().map_or(Some(None), |field| read_health(field).map(Some));
+        Some(Settings { targets: targets?, check: check? })
+    };
+    let all: Vec<_> = draft.regions.iter().map(|region| (region.id, read(region))).collect();
+    all.into_iter().find(|(id, _)| Some(*id) == draft.local)?.1
+}
+
+fn read_targets(field: &Field<'_>) -> Option<Vec<Target>> {
+    let items = field.one_or_many();
+    if items.is_empty() {
+        return field.wrong("no upstream is listed; a region serves requests through at least one");
+    }
+    let targets: Vec<_> = items.iter().map(read_target).collect();
+    targets.into_iter().collect()
+}
+
+/// A URL, or a section with a URL and more.
+fn read_target(field: &Field<'_>) -> Option<Target> {
+    if !field.is_section() {
+        return read_url(field);
+    }
+    let section = field.section()?;
+    let target =
+        section.required("url", "name the app server, such as `https://app.internal:8443`").and_then(|field| read_url(&field));
+    let tls = section.optional("tls").map(|field| Some((read_tls(&field)?, field)));
+    section.finish();
+    let mut target = target?;
+    if let Some(tls) = tls {
+        let (tls, field) = tls?;
+        if target.tls.is_none() {
+            return field.wrong("this is for an `https` URL");
+        }
+        target.tls = Some(tls);
+    }
+    Some(target)
+}
+
+/// `http` is HTTP/1.1, `h2c` HTTP/2 in the clear, `https` whichever the server chooses.
+fn read_url(field: &Field<'_>) -> Option<Target> {
+    let uri = field.base_url(&["http", "https", "h2c"])?;
+    if uri.path() != "/" {
+        return field.wrong("an upstream is an address without a path, such as `http://10.1.0.10:3000`");
+    }
+    let (speaks, tls) = match uri.scheme_str() {
+        Some("https") => (Speaks::Either, Some(UpstreamFiles::default())),
+        Some("h2c") => (Speaks::Http2, None),
+        _ => (Speaks::Http1, None),
+    };
+    Some(Target { authority: authority_of(&uri), speaks, tls })
+}
+
+fn read_tls(field: &Field<'_>) -> Option<UpstreamFiles> {
+    let section = field.section()?;
+    let authority = section.optional("authority").map_or(Some(None), |field| path(&field).map(Some));
+    let name = section.optional("name").map_or(Some(None), |field| {
+        let name = field.text()?;
+        match rustls_pki_types::ServerName::try_from(name) {
+            Ok(_) => Some(Some(name.to_owned())),
+            Err(_) => field.wrong(format!("`{name}` is no host name")),
+        }
+    });
+    let own = section.optional("certificate").map_or(Some(None), |field| read_certificate(&field).map(Some));
+    section.finish();
+    Some(UpstreamFiles { authority: authority?, name: name?, own: own? })
+}
+
+fn read_health(field: &Field<'_>) -> Option<Check> {
+    let standard = Check::at("/");
+    if !field.is_section() {
+        return health_path(field).map(Check::at);
+    }
+    let section = field.section()?;
+    let path = section.required("path", "name the path to ask for, such as `/healthz`").and_then(|field| health_path(&field));
+    let every = section.optional("every").map_or(Some(standard.every), |field| field.positive_duration());
+    let timeout = section.optional("timeout").map_or(Some(standard.timeout), |field| field.positive_duration());
+    let rise = section.optional("rise").map_or(Some(u64::from(standard.rise)), |field| field.number(1, 100));
+    let fall = section.optional("fall").map_or(Some(u64::from(standard.fall)), |field| field.number(1, 100));
+    section.finish();
+    Some(Check { path: path?.into(), every: every?, timeout: timeout?, rise: rise? as u32, fall: fall? as u32 })
+}
+
+fn health_path<'n>(field: &Field<'n>) -> Option<&'n str> {
+    let text = field.text()?;
+    let fits = text.starts_with('/') && text.parse::<http::uri::PathAndQuery>().is_ok();
+    if fits { Some(text) } else { field.wrong(format!("`{text}` is no path; it starts with `/`")) }
+}

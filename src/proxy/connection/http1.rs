@@ -1,0 +1,97 @@
+//! HTTP/1: one request after the other, and whatever an upgrade makes of the connection.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::transport::framing::{Gate, InFlight, Signals};
+use crate::transport::stream::Stream;
+
+use super::super::{Limits, Worker, request};
+use super::{Draining, Session, drained};
+
+/// How long a connection that was accepted before the drain may take to send its first request: it is on its way.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+
+/// What a client may still send after the last answer, so that the answer is not lost with what it sends: closing a socket
+/// on unread bytes resets it.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+
+pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, session: Rc<Session>, limits: &Limits) {
+    let signals = Rc::clone(&session.signals);
+    let io = TokioIo::new(Gate::new(stream, first, limits.head(), Rc::clone(&signals)));
+    let mut end = pin!(end(worker.shared.draining.clone(), Rc::clone(&signals)));
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let (worker, session, in_flight) = (Rc::clone(&worker), Rc::clone(&session), InFlight::count(&session.signals));
+        Box::pin(async move {
+            let response = request::handle(worker, session, request).await;
+            drop(in_flight);
+            Ok::<_, Infallible>(response)
+        })
+    });
+    let mut connection = builder(limits).serve_connection(io, service);
+    let mut ending = false;
+    let ended = poll_fn(|cx| {
+        if !ending && end.as_mut().poll(cx).is_ready() {
+            ending = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        connection.poll_without_shutdown(cx)
+    });
+    match ended.await {
+        Ok(()) => {
+            let mut gate = connection.into_parts().io.into_inner();
+            match signals.take_handover() {
+                Some(handover) => handover(Box::pin(gate)).await,
+                None => close(&mut gate, &signals).await,
+            }
+        }
+        Err(error) => tracing::debug!(%error, "a connection ended early"),
+    }
+}
+
+/// Ends the connection so that the last answer arrives, whatever the client is still sending.
+async fn close(gate: &mut Gate<Stream>, signals: &Signals) {
+    if gate.shutdown().await.is_err() || !signals.lingers() {
+        return;
+    }
+    let stream = gate.stream();
+    let rest = async {
+        let mut space = vec![0; 16 << 10];
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            match stream.read(&mut space).await {
+                Ok(size @ 1..) => left = left.saturating_sub(size),
+                Ok(0) | Err(_) => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, rest).await;
+}
+
+/// When the connection is to take nothing new: at the drain, once it has sent the request that was on its way. Idle ones are
+/// ended by the gate.
+async fn end(draining: Draining, signals: Rc<Signals>) {
+    drained(draining).await;
+    if !signals.has_request() {
+        let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, signals.request.notified()).await;
+    }
+}
+
+fn builder(limits: &Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    // The gate keeps the time and judges the size; these are what hyper itself holds in memory.
+    builder.timer(TokioTimer::new()).header_read_timeout(None).max_headers(limits.headers + 8);
+    builder.max_buf_size((limits.header_bytes + 8192).max(64 << 10)).half_close(true);
+    builder
+}

@@ -1,0 +1,107 @@
+//! One connection: its protocol is found, then HTTP is served on it under limits until it ends or the process drains.
+
+mod handshake;
+mod http1;
+mod http2;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rustls::ServerConfig;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use crate::transport::framing::Signals;
+use crate::transport::stream::Stream;
+use crate::transport::tls::{ClientTls, Site};
+
+use super::intake::Arrival;
+use super::{Limits, Worker};
+
+/// How a listener treats its connections; taken from the snapshot for each.
+#[derive(Clone)]
+pub enum Door {
+    Cleartext,
+    Clients(Arc<ClientTls>),
+    /// Mutual TLS: the certificate proves the region.
+    Peers(Arc<ServerConfig>),
+}
+
+/// A connection, as its requests see it.
+pub struct Session {
+    pub arrival: Arrival,
+    /// The certificate that was shown; `None` without TLS, and for peers.
+    pub site: Option<Site>,
+    pub signals: Rc<Signals>,
+}
+
+/// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves a connection to its end.
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: Door) {
+    let limits = worker.snapshot().limits;
+    let handshake = tokio::time::timeout(limits.header_timeout, handshake::open(&worker, stream, door)).await;
+    let Ok(Some(opened)) = handshake else { return };
+    let arrival = Arrival { ingress: opened.ingress, remote: remote.ip().to_canonical(), is_tls: opened.is_http2.is_some() };
+    // Whoever agreed on HTTP/2 has to begin with its preface, in time: hyper itself would wait for ever.
+    let Some((stream, first, begins_http2)) = find_protocol(opened.stream, limits.header_timeout).await else { return };
+    if opened.is_http2.is_some_and(|agreed| agreed != begins_http2) {
+        return;
+    }
+    if begins_http2 {
+        let session = Session { arrival, site: opened.site, signals: Signals::for_http2() };
+        http2::serve(worker, stream, first, Rc::new(session), &limits).await;
+    } else {
+        let session = Session { arrival, site: opened.site, signals: Rc::default() };
+        http1::serve(worker, stream, first, Rc::new(session), &limits).await;
+    }
+}
+
+/// Reads as many bytes as it takes to tell HTTP/2 with prior knowledge from HTTP/1.
+async fn find_protocol(mut stream: Stream, limit: Duration) -> Option<(Stream, BytesMut, bool)> {
+    let mut first = BytesMut::with_capacity(4096);
+    let read = async {
+        loop {
+            if first.len() >= PREFACE.len() || !PREFACE.starts_with(&first) {
+                return first.starts_with(PREFACE);
+            }
+            if !matches!(stream.read_buf(&mut first).await, Ok(1..)) {
+                return false;
+            }
+        }
+    };
+    let is_http2 = tokio::time::timeout(limit, read).await.ok()?;
+    (!first.is_empty()).then_some((stream, first, is_http2))
+}
+
+type Draining = tokio::sync::watch::Receiver<bool>;
+
+/// Waits for the drain. The value that is waited for is a lock: it must not be held while sleeping.
+async fn drained(mut draining: Draining) {
+    drop(draining.wait_for(|draining| *draining).await);
+}
+
+/// Counts a connection out when it ends.
+pub struct Counted {
+    worker: Rc<Worker>,
+    address: std::net::IpAddr,
+}
+
+impl Counted {
+    /// Counts a client's connection in, unless the limits do not allow it; the reason is a metric label.
+    pub fn enter(worker: &Rc<Worker>, address: std::net::IpAddr) -> Result<Self, &'static str> {
+        let limits: Limits = worker.snapshot().limits;
+        worker.shared.connections.enter(address, &limits)?;
+        Ok(Self { worker: Rc::clone(worker), address })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.worker.shared.connections.leave(self.address);
+    }
+}

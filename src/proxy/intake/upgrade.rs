@@ -1,0 +1,60 @@
+//! Requests that want to turn their connection into something else: an upgrade of HTTP/1.1 (RFC 9110 section 7.8), or extended
+//! CONNECT over HTTP/2 (RFC 8441). Both are judged as the GET that they are.
+
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
+use http::{Method, Version};
+use hyper::ext::Protocol;
+
+use crate::model::outcome::Code;
+
+/// What a request wants its connection to become.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Upgrade {
+    /// In lower case.
+    pub protocol: Box<str>,
+    /// The nonce of a WebSocket handshake over HTTP/1.1, which the answer must show to have been read.
+    pub key: Option<HeaderValue>,
+}
+
+/// The upgrade that a request wants; `None` if it wants none, or asks in a way that may be ignored.
+pub(super) fn wanted(parts: &Parts) -> Result<Option<Upgrade>, Code> {
+    if parts.version == Version::HTTP_2 {
+        let protocol = parts.extensions.get::<Protocol>().filter(|_| parts.method == Method::CONNECT);
+        return Ok(protocol.map(|protocol| Upgrade { protocol: protocol.as_str().to_ascii_lowercase().into(), key: None }));
+    }
+    let has_body =
+        parts.headers.contains_key(TRANSFER_ENCODING) || parts.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
+    if parts.version != Version::HTTP_11 || parts.method != Method::GET || has_body || !nominates_upgrade(parts) {
+        return Ok(None);
+    }
+    let offers = parts.headers.get_all(UPGRADE).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let offers: Vec<String> = offers.map(|offer| offer.trim().to_ascii_lowercase()).collect();
+    let is_websocket = |offer: &&String| *offer == "websocket";
+    let Some(protocol) = offers.iter().find(is_websocket).or_else(|| offers.iter().find(|offer| is_tunnel(offer))) else {
+        return Ok(None);
+    };
+    let key = if protocol == "websocket" { Some(websocket_key(parts)?) } else { None };
+    Ok(Some(Upgrade { protocol: protocol.as_str().into(), key }))
+}
+
+fn nominates_upgrade(parts: &Parts) -> bool {
+    let values = parts.headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+}
+
+/// HTTP itself is no tunnel: what would follow could not be judged.
+fn is_tunnel(offer: &str) -> bool {
+    !offer.is_empty() && offer != "h2c" && !offer.starts_with("http/") && !offer.starts_with("tls/")
+}
+
+/// RFC 6455 section 4.2.1: one version, one nonce of 16 bytes in base64.
+fn websocket_key(parts: &Parts) -> Result<HeaderValue, Code> {
+    let only = |name| {
+        let mut values = parts.headers.get_all(name).iter();
+        values.next().filter(|_| values.next().is_none())
+    };
+    let has_version = only("sec-websocket-version").is_some_and(|version| version == "13");
+    let key = only("sec-websocket-key").filter(|key| key.len() == 24 && key.as_bytes().ends_with(b"=="));
+    key.filter(|_| has_version).cloned().ok_or(Code::RequestMalformed)
+}

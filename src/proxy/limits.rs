@@ -1,0 +1,85 @@
+//! What one request, one connection and one process may use.
+
+use std::time::Duration;
+
+use crate::transport::framing::HeadLimits;
+
+/// What one request, one connection and one process may use.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Limits {
+    /// Bytes of a request's head.
+    pub header_bytes: usize,
+    /// Fields of a request's head.
+    pub headers: usize,
+    pub target_bytes: usize,
+    /// Bytes of a request's body.
+    pub body: u64,
+    /// Connections of clients in all, and from one address.
+    pub connections: usize,
+    pub connections_per_address: usize,
+    /// From the first byte of a head to its last; the TLS handshake the same.
+    pub header_timeout: Duration,
+    /// Between an answer and the next request on the same connection.
+    pub keep_alive: Duration,
+    pub connect_timeout: Duration,
+    /// From the end of a request to the head of its answer.
+    pub response_timeout: Duration,
+    /// Between two pieces of a body, and for a client that takes nothing of an answer.
+    pub idle_timeout: Duration,
+    /// From a request's head to the head of its answer.
+    pub request_timeout: Duration,
+    /// Between two pieces of what may be quiet for long: tunnels, gRPC, event streams.
+    pub tunnel_idle: Duration,
+    /// Bytes a second that a body must move at the least, once it has been waited for longer than the grace.
+    pub body_rate: u64,
+    pub body_rate_grace: Duration,
+    /// Requests at once on one HTTP/2 connection of a client.
+    pub streams: usize,
+    /// How long requests in flight may take to finish at shutdown.
+    pub drain: Duration,
+    /// How often a request may be tried, the first included.
+    pub attempts: usize,
+    /// HTTP/2 connections to each peer, for each worker.
+    pub peer_connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // Where nginx (4 x 8 KiB), Envoy (60 KiB, 100 fields) and HAProxy (16 KiB, 101 fields) meet.
+            header_bytes: 32 << 10,
+            headers: 100,
+            target_bytes: 8 << 10,
+            body: 10 << 20,
+            connections: 10_000,
+            connections_per_address: 1_000,
+            header_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(2),
+            response_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(60),
+            tunnel_idle: Duration::from_secs(300),
+            // What a person on a bad line still manages; nginx, HAProxy and Envoy cut no drip at all.
+            body_rate: 256,
+            body_rate_grace: Duration::from_secs(10),
+            streams: 100,
+            drain: Duration::from_secs(30),
+            attempts: 2,
+            peer_connections: 2,
+        }
+    }
+}
+
+impl Limits {
+    pub const fn head(&self) -> HeadLimits {
+        HeadLimits {
+            bytes: self.header_bytes,
+            fields: self.headers,
+            target_bytes: self.target_bytes,
+            timeout: self.header_timeout,
+            keep_alive: self.keep_alive,
+            write_stall: self.idle_timeout,
+        }
+    }
+}

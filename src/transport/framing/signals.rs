@@ -1,0 +1,127 @@
+//! What the service on top of a client's connection and the gate beneath it tell each other.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::AsyncWrite;
+use tokio::sync::Notify;
+
+use super::super::tunnel::Wire;
+
+/// What is to become of a connection's bytes once HTTP has ended on it.
+pub type Handover = Box<dyn FnOnce(Wire) -> Pin<Box<dyn Future<Output = ()>>>>;
+
+/// The state of one connection, as far as both sides need it.
+#[derive(Default)]
+pub struct Signals {
+    in_flight: Cell<usize>,
+    finished: Cell<u64>,
+    has_request: Cell<bool>,
+    /// The connection is no HTTP/1 (any more): bytes pass as they are.
+    tunnel: Cell<bool>,
+    handover: RefCell<Option<Handover>>,
+    /// Interim answers that wait to be written.
+    interim: RefCell<BytesMut>,
+    reader: RefCell<Option<Waker>>,
+    lingers: Cell<bool>,
+    /// Told when no request is being served any more.
+    pub idle: Notify,
+    /// Told of every request.
+    pub request: Notify,
+}
+
+impl Signals {
+    /// For a connection that has its own framing: the gate only gives back what was read ahead.
+    pub fn for_http2() -> Rc<Self> {
+        let signals = Self::default();
+        signals.tunnel.set(true);
+        Rc::new(signals)
+    }
+
+    /// Requests being served: while there are any, silence is the client waiting.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.get()
+    }
+
+    /// Whether a request has been served, or is.
+    pub fn has_request(&self) -> bool {
+        self.has_request.get()
+    }
+
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.tunnel.get()
+    }
+
+    /// Ends HTTP on this connection after the answer to the present request; `handover` gets its bytes.
+    pub fn hand_over(&self, handover: Handover) {
+        self.tunnel.set(true);
+        self.handover.replace(Some(handover));
+    }
+
+    /// The connection ends after an answer that came before the request was read: what is still on its way is taken in.
+    pub fn linger(&self) {
+        self.lingers.set(true);
+    }
+
+    pub fn lingers(&self) -> bool {
+        self.lingers.get()
+    }
+
+    pub fn take_handover(&self) -> Option<Handover> {
+        self.handover.take()
+    }
+
+    /// Has an interim answer written before the answer itself: a whole head, its empty line included.
+    pub fn inform(&self, head: &[u8]) {
+        self.interim.borrow_mut().extend_from_slice(head);
+    }
+
+    pub(super) fn poll_inform<W: AsyncWrite>(&self, cx: &mut Context<'_>, mut io: Pin<&mut W>) -> Poll<io::Result<()>> {
+        let mut interim = self.interim.borrow_mut();
+        while !interim.is_empty() {
+            match ready!(io.as_mut().poll_write(cx, &interim))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => interim.advance(written),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Waits until as many requests as `heads` have been answered.
+    pub(super) fn poll_finished(&self, cx: &mut Context<'_>, heads: u64) -> Poll<()> {
+        if self.finished.get() >= heads {
+            return Poll::Ready(());
+        }
+        self.reader.replace(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+}
+
+/// Counts a request as being served while it lives.
+pub struct InFlight(Rc<Signals>);
+
+impl InFlight {
+    pub fn count(signals: &Rc<Signals>) -> Self {
+        signals.in_flight.set(signals.in_flight.get() + 1);
+        signals.has_request.set(true);
+        signals.request.notify_waiters();
+        Self(Rc::clone(signals))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
+        self.0.finished.set(self.0.finished.get() + 1);
+        if self.0.in_flight.get() == 0 {
+            self.0.idle.notify_waiters();
+        }
+        if let Some(reader) = self.0.reader.take() {
+            reader.wake();
+        }
+    }
+}

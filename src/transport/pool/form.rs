@@ -1,0 +1,105 @@
+//! Puts a request into the form of the connection it goes out on; any form can be turned into the other.
+
+use http::header::{
+    CONNECTION, COOKIE, HOST, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING,
+    UPGRADE,
+};
+use http::{HeaderMap, Request, Uri, Version};
+use http_body::Body as _;
+
+use super::super::body::Body;
+use super::super::tunnel::{accept_of, fresh_key};
+
+/// Origin form with `Host`, for HTTP/1.1.
+pub(super) fn for_http1(request: &mut Request<Body>) -> Option<()> {
+    let host = host_of(request)?;
+    let target = request.uri().path_and_query().cloned()?;
+    *request.version_mut() = Version::HTTP_11;
+    request.headers_mut().insert(HOST, host);
+    *request.uri_mut() = Uri::from(target);
+    join_cookies(request.headers_mut());
+    // hyper takes a GET of unknown length for one without a body.
+    if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    Some(())
+}
+
+/// Scheme and authority in the target, for HTTP/2.
+pub(super) fn for_http2(request: &mut Request<Body>, scheme: &str) -> Option<()> {
+    let host = host_of(request)?;
+    let target = request.uri().path_and_query().cloned()?;
+    *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().remove(HOST);
+    for name in [TRANSFER_ENCODING, CONNECTION, UPGRADE, SEC_WEBSOCKET_KEY] {
+        request.headers_mut().remove(name);
+    }
+    *request.uri_mut() = Uri::builder().scheme(scheme).authority(host.to_str().ok()?).path_and_query(target).build().ok()?;
+    Some(())
+}
+
+/// Asks for an upgrade of HTTP/1.1; gives what a WebSocket's answer must show.
+pub(super) fn for_upgrade(request: &mut Request<Body>, protocol: &str) -> Option<Option<String>> {
+    for_http1(request)?;
+    let headers = request.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_str(protocol).ok()?);
+    if protocol != "websocket" {
+        return Some(None);
+    }
+    let key = fresh_key();
+    headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::from_str(&key).ok()?);
+    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    Some(Some(accept_of(key.as_bytes())))
+}
+
+/// Whether 101 agrees to what was asked for.
+pub(super) fn agrees(answer: &HeaderMap, protocol: &str, accept: Option<&str>) -> bool {
+    let is = |name, wanted: &str| {
+        answer.get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.eq_ignore_ascii_case(wanted))
+    };
+    is(UPGRADE, protocol) && accept.is_none_or(|accept| answer.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| value == accept))
+}
+
+fn host_of(request: &Request<Body>) -> Option<HeaderValue> {
+    let from_target = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
+    request.headers().get(HOST).cloned().or_else(from_target)
+}
+
+/// HTTP/2 clients split cookies over several fields; HTTP/1 has one (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crumbs_of_cookies_become_one_field() {
+        let mut headers = HeaderMap::new();
+        for crumb in ["a=1", "b=2", "c=3"] {
+            headers.append(COOKIE, crumb.parse().unwrap());
+        }
+        join_cookies(&mut headers);
+        assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
+    }
+
+    #[test]
+    fn a_request_changes_its_form_and_back() {
+        let mut request = Request::post("/a?b=c").header(HOST, "app.test:81").body(Body::empty()).unwrap();
+        for_http2(&mut request, "http").unwrap();
+        assert_eq!((request.uri().to_string().as_str(), request.headers().len()), ("http://app.test:81/a?b=c", 0));
+        for_http1(&mut request).unwrap();
+        assert_eq!(
+            (request.uri().to_string().as_str(), &request.headers()[HOST]),
+            ("/a?b=c", &"app.test:81".parse::<HeaderValue>().unwrap())
+        );
+    }
+}

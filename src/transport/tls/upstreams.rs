@@ -1,0 +1,65 @@
+//! TLS towards app servers: always verified, by name.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::{ClientConfig, RootCertStore};
+
+use super::super::dial::Secured;
+use super::{CertificateFiles, TlsError, provider, read_certificates, unusable};
+
+/// Whom to accept as an app server, and what to show it.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct UpstreamFiles {
+    /// Who signs its certificate; the system's authorities if left out.
+    pub authority: Option<PathBuf>,
+    /// The name to ask for (SNI) and to accept; the URL's host if left out.
+    pub name: Option<String>,
+    /// Our own certificate, where it asks for one.
+    pub own: Option<CertificateFiles>,
+}
+
+impl UpstreamFiles {
+    /// The files to watch.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let own = self.own.iter().flat_map(|own| [&own.certificate, &own.key]);
+        self.authority.iter().chain(own)
+    }
+
+    /// Reads the files; `http2` offers both versions of HTTP.
+    pub fn load(&self, http2: bool) -> Result<Secured, TlsError> {
+        let roots = Arc::new(self.roots()?);
+        let config = |protocols: &[&[u8]]| {
+            let builder = ClientConfig::builder_with_provider(provider())
+                .with_safe_default_protocol_versions()
+                .expect("the provider speaks TLS 1.2 and 1.3")
+                .with_root_certificates(Arc::clone(&roots));
+            let mut config = match &self.own {
+                None => builder.with_no_client_auth(),
+                Some(own) => {
+                    builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::new(own.load()?))))
+                }
+            };
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            Ok(Arc::new(config))
+        };
+        let http1 = config(&[b"http/1.1"])?;
+        let config = if http2 { config(&[b"h2", b"http/1.1"])? } else { Arc::clone(&http1) };
+        Ok(Secured { config, http1, name: self.name.as_deref().map(Arc::from) })
+    }
+
+    fn roots(&self) -> Result<RootCertStore, TlsError> {
+        let mut roots = RootCertStore::empty();
+        let Some(file) = &self.authority else {
+            // Single certificates of the system's that cannot be read are no reason to trust nobody.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            return Ok(roots);
+        };
+        for certificate in read_certificates(file)? {
+            if let Err(error) = roots.add(certificate) {
+                return unusable(file, format!("is no certificate authority: {error}"));
+            }
+        }
+        Ok(roots)
+    }
+}
