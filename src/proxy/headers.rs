@@ -5,8 +5,10 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use super::intake::Intake;
 
 /// Fields that concern one connection only.
-const HOP_BY_HOP: [&str; 8] = [
+const HOP_BY_HOP: [&str; 9] = [
     "connection",
+    // Answered here: the body is asked for when it is wanted.
+    "expect",
     "keep-alive",
     "proxy-authenticate",
     "proxy-authorization",

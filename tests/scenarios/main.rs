@@ -11,3 +11,4 @@ mod operation;
 mod peers;
 mod recording;
 mod residency;
+mod streams;

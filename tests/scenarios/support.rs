@@ -49,9 +49,30 @@ pub type AnyBody = BoxBody<Bytes, std::io::Error>;
 pub type Handler = Arc<dyn Fn(Request<Incoming>, Arc<Mutex<Vec<Seen>>>) -> Reply + Send + Sync>;
 pub type Reply = std::pin::Pin<Box<dyn Future<Output = Response<AnyBody>> + Send>>;
 
+/// What an upstream speaks.
+#[derive(Clone)]
+pub enum Wire {
+    Http1,
+    Http2,
+    /// HTTP/2 over TLS.
+    Tls(Arc<rustls::ServerConfig>),
+}
+
+async fn serve_http2<S>(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static, service: S)
+where
+    S: hyper::service::Service<Request<Incoming>, Response = Response<AnyBody>, Error = std::convert::Infallible>,
+    S: Send + 'static,
+    S::Future: Send + 'static,
+{
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let _ = builder.enable_connect_protocol().serve_connection(TokioIo::new(stream), service).await;
+}
+
 /// An upstream that remembers what it was sent.
 pub struct Recorder {
     pub address: SocketAddr,
+    /// Its entry in the configuration.
+    pub entry: String,
     seen: Arc<Mutex<Vec<Seen>>>,
     accepting: tokio::task::JoinHandle<()>,
 }
@@ -84,10 +105,19 @@ impl Recorder {
     }
 
     pub fn with(handler: Handler) -> Self {
+        Self::speaking(Wire::Http1, handler)
+    }
+
+    pub fn speaking(wire: Wire, handler: Handler) -> Self {
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let remembered = Arc::clone(&seen);
+        let scheme = match &wire {
+            Wire::Http1 => "http",
+            Wire::Http2 => "h2c",
+            Wire::Tls(_) => "https",
+        };
         let accepting = runtime().spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             loop {
@@ -97,12 +127,53 @@ impl Recorder {
                     let reply = handler(request, Arc::clone(&seen));
                     async move { Ok::<_, std::convert::Infallible>(reply.await) }
                 });
+                let wire = wire.clone();
                 connections.spawn(async move {
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    match wire {
+                        Wire::Http1 => {
+                            let builder = hyper::server::conn::http1::Builder::new();
+                            let _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+                        }
+                        Wire::Http2 => serve_http2(stream, service).await,
+                        Wire::Tls(config) => {
+                            if let Ok(stream) = tokio_rustls::TlsAcceptor::from(config).accept(stream).await {
+                                serve_http2(stream, service).await;
+                            }
+                        }
+                    }
                 });
             }
         });
-        Self { address, seen, accepting }
+        Self { address, entry: format!("\"{scheme}://{address}\""), seen, accepting }
+    }
+
+    /// An upstream that answers every connection with the same bytes once it has read a head, and says no more.
+    pub fn raw(answer: impl Into<Bytes>) -> Self {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (seen, answer): (Arc<Mutex<Vec<Seen>>>, Bytes) = (Arc::default(), answer.into());
+        let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let remembered = Arc::clone(&seen);
+        let accepting = runtime().spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (answer, seen) = (answer.clone(), Arc::clone(&remembered));
+                tokio::spawn(async move {
+                    let mut head = Vec::new();
+                    loop {
+                        while !head.ends_with(b"\r\n\r\n") {
+                            let Ok(byte) = stream.read_u8().await else { return };
+                            head.push(byte);
+                        }
+                        let target = String::from_utf8_lossy(&head).into_owned();
+                        seen.lock().unwrap().push(Seen { target, headers: HeaderMap::new(), body: Bytes::new(), trailers: None });
+                        head.clear();
+                        let _ = stream.write_all(&answer).await;
+                    }
+                });
+            }
+        });
+        Self { address, entry: format!("\"http://{address}\""), seen, accepting }
     }
 
     pub fn seen(&self) -> Vec<Seen> {
@@ -244,7 +315,7 @@ impl World {
         let folder = self.folder.path().display();
         let mut regions = String::new();
         for (region, (jurisdiction, at)) in self.regions.iter().zip(PLACES) {
-            let upstreams: Vec<_> = region.upstreams.iter().map(|upstream| format!("\"http://{}\"", upstream.address)).collect();
+            let upstreams: Vec<_> = region.upstreams.iter().map(|upstream| upstream.entry.clone()).collect();
             let health = if plan.health.is_empty() { String::new() } else { format!("    health: {}\n", plan.health) };
             regions += &format!(
                 "  {}:\n    jurisdiction: {jurisdiction}\n    at: {at}\n    upstreams: [{}]\n{health}    gateway: \"https://{}\"\n    url: \"http://{}\"\n",

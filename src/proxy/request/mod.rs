@@ -4,6 +4,7 @@
 //! carried is settled by then.
 
 mod account;
+mod interim;
 mod pacing;
 mod travel;
 mod tunnel;

@@ -30,6 +30,7 @@ use super::super::forward::{self, Answer, Effort, Rest};
 use super::super::headers;
 use super::super::intake::Intake;
 use super::account::Account;
+use super::interim::Interim;
 use super::pacing::Pacing;
 use super::tunnel::{self, Back};
 use super::watch::Watch;
@@ -58,6 +59,7 @@ pub(super) async fn run(
         }
         // Over HTTP/1.1 an upgrade is an offer: the request goes on without it.
     }
+    let takes_interim = parts.version == Version::HTTP_11;
     let back = stream.map_or(Back::Connection, Back::Stream);
     let pace = Pacing::of(&parts.headers, &limits);
     let host = parts.headers.get(HOST).cloned();
@@ -79,11 +81,18 @@ pub(super) async fn run(
     request.headers_mut().insert(HOST, host.clone());
     request.extensions_mut().clear();
     headers::rebuild(request.headers_mut(), &intake, &host);
+    let interim = takes_interim.then(|| Interim::of(&mut request));
     let deadline = (!has_body).then(|| account.started + pace.request_timeout);
     let mut journey = Journey { deadline, patience: pace.response_timeout, judged, second_try: false };
-    let outcome = match journey.follow(&mut account, &intake, itinerary, request).await {
-        Err(Stopped::Misdirected { spare: Some(spare) }) => journey.ask_again(&mut account, &intake, *spare).await,
-        outcome => outcome,
+    let work = async {
+        match journey.follow(&mut account, &intake, itinerary, request).await {
+            Err(Stopped::Misdirected { spare: Some(spare) }) => journey.ask_again(&mut account, &intake, *spare).await,
+            outcome => outcome,
+        }
+    };
+    let outcome = match interim {
+        Some(interim) => interim.during(work, &session.signals).await,
+        None => work.await,
     };
     match outcome {
         Ok((stop, answer)) => {

@@ -1,6 +1,7 @@
 //! What the service on top of a client's connection and the gate beneath it tell each other.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -26,6 +27,7 @@ pub struct Signals {
     handover: RefCell<Option<Handover>>,
     /// Interim answers that wait to be written.
     interim: RefCell<BytesMut>,
+    informer: RefCell<Option<Waker>>,
     reader: RefCell<Option<Waker>>,
     lingers: Cell<bool>,
     /// Told when no request is being served any more.
@@ -75,9 +77,18 @@ impl Signals {
         self.handover.take()
     }
 
-    /// Has an interim answer written before the answer itself: a whole head, its empty line included.
-    pub fn inform(&self, head: &[u8]) {
+    /// Has an interim answer written: a whole head, its empty line included. The answer itself may be given when this is
+    /// done; hyper would write it first.
+    pub async fn inform(&self, head: &[u8]) {
         self.interim.borrow_mut().extend_from_slice(head);
+        poll_fn(|cx| {
+            if self.interim.borrow().is_empty() {
+                return Poll::Ready(());
+            }
+            self.informer.replace(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
     }
 
     pub(super) fn poll_inform<W: AsyncWrite>(&self, cx: &mut Context<'_>, mut io: Pin<&mut W>) -> Poll<io::Result<()>> {
@@ -87,6 +98,9 @@ impl Signals {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => interim.advance(written),
             }
+        }
+        if let Some(informer) = self.informer.take() {
+            informer.wake();
         }
         Poll::Ready(Ok(()))
     }

@@ -12,13 +12,14 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::ext::Protocol;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::model::region::RegionId;
 
 use super::super::body::Body;
 use super::super::dial::{self, Approach, DialError, Server};
+use super::super::stream::Stream;
 use super::{LocalExecutor, Reply, SendCause, SendError, form};
 
 /// Bytes in flight on one stream: 4 MiB keeps 25 MB/s moving over 160 ms.
@@ -58,26 +59,32 @@ struct Slot {
 struct Open {
     sender: SendRequest<Body>,
     server: Server,
-    tunnels: Rc<Tunnels>,
+    tunnels: Tunnels,
 }
 
-/// Whether the other end opens tunnels (RFC 8441); it says so in its first settings.
-#[derive(Default)]
-struct Tunnels {
-    offered: Cell<bool>,
-    told: Notify,
-}
+type Connection = http2::Connection<TokioIo<Stream>, Body, LocalExecutor>;
+
+/// Tells whether the other end opens tunnels (RFC 8441); it says so in its first settings.
+#[derive(Clone)]
+struct Tunnels(Rc<RefCell<Connection>>);
 
 impl Tunnels {
+    /// Waits for the settings of a connection that is new; an old one knows.
     async fn are_offered(&self, limit: Duration) -> bool {
-        let told = async {
-            while !self.offered.get() {
-                self.told.notified().await;
+        let deadline = Instant::now() + limit;
+        while !self.0.borrow().is_extended_connect_protocol_enabled() {
+            if Instant::now() >= deadline {
+                return false;
             }
-        };
-        tokio::time::timeout(limit, told).await.is_ok()
+            // hyper tells nobody when they come.
+            tokio::time::sleep(SETTINGS_LOOK).await;
+        }
+        true
     }
 }
+
+/// How often the settings of a new connection are looked for.
+const SETTINGS_LOOK: Duration = Duration::from_millis(2);
 
 /// Counts a request as in flight until it is dropped.
 pub struct InFlight(Rc<Slot>);
@@ -187,7 +194,7 @@ fn scheme_of(server: &Server) -> &'static str {
 
 impl Slot {
     /// A sender on a live connection to this very server, opened now if there is none.
-    async fn open(&self, server: &Server, approach: &Approach) -> Result<(SendRequest<Body>, Rc<Tunnels>), DialError> {
+    async fn open(&self, server: &Server, approach: &Approach) -> Result<(SendRequest<Body>, Tunnels), DialError> {
         let asked = Instant::now();
         let mut open = self.open.lock().await;
         if self.failed.get().is_some_and(|failed| failed >= asked) {
@@ -197,19 +204,18 @@ impl Slot {
             && !open.sender.is_closed()
             && open.server.is_same(server)
         {
-            return Ok((open.sender.clone(), Rc::clone(&open.tunnels)));
+            return Ok((open.sender.clone(), open.tunnels.clone()));
         }
         // An earlier connection ends by itself when its last stream does.
         *open = None;
-        let tunnels = Rc::new(Tunnels::default());
-        let dialed = dial(server, approach, Rc::clone(&tunnels)).await;
-        let sender = dialed.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
-        *open = Some(Open { sender: sender.clone(), server: server.clone(), tunnels: Rc::clone(&tunnels) });
+        let dialed = dial(server, approach).await;
+        let (sender, tunnels) = dialed.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
+        *open = Some(Open { sender: sender.clone(), server: server.clone(), tunnels: tunnels.clone() });
         Ok((sender, tunnels))
     }
 }
 
-async fn dial(server: &Server, approach: &Approach, tunnels: Rc<Tunnels>) -> Result<SendRequest<Body>, DialError> {
+async fn dial(server: &Server, approach: &Approach) -> Result<(SendRequest<Body>, Tunnels), DialError> {
     let stream = dial::open(server, approach, false).await?;
     if server.tls.is_some() && !stream.chose_http2() {
         return Err(DialError::OtherProtocol { authority: server.authority.to_string(), wanted: "HTTP/2" });
@@ -224,20 +230,14 @@ async fn dial(server: &Server, approach: &Approach, tunnels: Rc<Tunnels>) -> Res
         .max_header_list_size(64 << 10)
         .handshake(TokioIo::new(stream))
         .await;
-    let (sender, mut connection) = handshake
+    let (sender, connection) = handshake
         .map_err(|error| DialError::Connect { authority: server.authority.to_string(), source: std::io::Error::other(error) })?;
+    let tunnels = Tunnels(Rc::new(RefCell::new(connection)));
+    let driven = tunnels.clone();
     tokio::task::spawn_local(async move {
-        let ended = std::future::poll_fn(|cx| {
-            let ended = Pin::new(&mut connection).poll(cx);
-            if !tunnels.offered.get() && connection.is_extended_connect_protocol_enabled() {
-                tunnels.offered.set(true);
-                tunnels.told.notify_waiters();
-            }
-            ended
-        });
-        if let Err(error) = ended.await {
+        if let Err(error) = std::future::poll_fn(|cx| Pin::new(&mut *driven.0.borrow_mut()).poll(cx)).await {
             tracing::debug!(%error, "an HTTP/2 connection ended");
         }
     });
-    Ok(sender)
+    Ok((sender, tunnels))
 }

@@ -1,0 +1,472 @@
+//! What is long, odd or not HTTP at all: judged like everything else, across regions too, and cut when the rules change.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use domicile::transport::tunnel::accept_of;
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Frame;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{
+    NAMES, PATIENCE, Plan, RULES, Recorder, USERS, Wire, World, eventually, get, http2, pieces, raw, read, remember, request,
+    runtime, tls, whole,
+};
+
+/// An app server that echoes what comes through a tunnel.
+fn echo(wire: Wire) -> Recorder {
+    Recorder::speaking(
+        wire,
+        Arc::new(|mut request, seen| {
+            Box::pin(async move {
+                let is_tunnel = request.headers().contains_key("upgrade") || request.method() == Method::CONNECT;
+                let is_http1 = request.version() == http::Version::HTTP_11;
+                let key = request.headers().get("sec-websocket-key").cloned();
+                let protocol = request.headers().get("upgrade").cloned();
+                let upgraded = hyper::upgrade::on(&mut request);
+                remember(request, &seen).await;
+                if !is_tunnel {
+                    return Response::new(whole("no tunnel"));
+                }
+                tokio::spawn(async move {
+                    let Ok(upgraded) = upgraded.await else { return };
+                    let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
+                    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                    let _ = writer.shutdown().await;
+                });
+                let mut response = Response::new(whole(""));
+                if is_http1 {
+                    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                    response.headers_mut().insert("connection", "upgrade".parse().unwrap());
+                    response.headers_mut().insert("upgrade", protocol.unwrap());
+                    if let Some(key) = key {
+                        response.headers_mut().insert("sec-websocket-accept", accept_of(key.as_bytes()).parse().unwrap());
+                    }
+                }
+                response
+            })
+        }),
+    )
+}
+
+fn echoing(wire: Wire) -> Plan {
+    Plan { upstreams: Box::new(move |_| vec![echo(wire.clone())]), ..Plan::default() }
+}
+
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+/// Asks for a WebSocket over HTTP/1.1; gives the connection and the head of the answer.
+fn open_http1(address: SocketAddr, target: &str, fields: &str) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!(
+        "GET {target} HTTP/1.1\r\nHost: app.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{fields}\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte).unwrap_or(0) == 0 {
+            break;
+        }
+        answer.push(byte[0]);
+    }
+    (stream, String::from_utf8_lossy(&answer).to_lowercase())
+}
+
+fn speak(stream: &mut TcpStream, text: &[u8]) {
+    stream.write_all(text).unwrap();
+    let mut heard = vec![0; text.len()];
+    stream.read_exact(&mut heard).unwrap();
+    assert_eq!(heard, text);
+}
+
+#[test]
+fn a_websocket_opens_at_home_and_from_abroad() {
+    for wire in [Wire::Http1, Wire::Http2] {
+        let world = World::planned(echoing(wire));
+        for region in [world.eu(), world.us()] {
+            let (mut stream, answer) = open_http1(region.http, "/users/alice/orders/live", "Sec-WebSocket-Protocol: chat\r\n");
+            assert!(answer.starts_with("http/1.1 101 ") && answer.contains("upgrade: websocket"), "{answer}");
+            assert!(answer.contains(&format!("sec-websocket-accept: {}", accept_of(KEY.as_bytes()).to_lowercase())), "{answer}");
+            speak(&mut stream, b"\x81\x05hello");
+            speak(&mut stream, &[7; 100_000]);
+            // Half-closed: the other direction goes on until its end.
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(stream.read(&mut [0; 10]).unwrap(), 0);
+        }
+        let seen = world.eu().upstream().seen();
+        assert_eq!(seen.len(), 2);
+        assert_eq!(seen[1].headers["sec-websocket-protocol"], "chat");
+        assert_ne!(seen[1].headers.get("sec-websocket-key").map(|key| key.as_bytes()), Some(KEY.as_bytes()));
+        world.us().upstream().assert_saw_nothing();
+        world.assert_saw_nothing(&["ap-northeast"]);
+        eventually("the bytes across the border are counted", || world.us().sum_of("domicile_border_bytes_total") >= 100_007.0);
+    }
+}
+
+#[test]
+fn a_websocket_opens_over_http2() {
+    let world = World::planned(echoing(Wire::Http1));
+    runtime().block_on(async {
+        let mut sender = http2(&world, world.us().https, "localhost").await;
+        let mut connect = request(
+            Method::CONNECT,
+            "https://localhost/users/alice/orders/live",
+            "",
+            &[("sec-websocket-version", "13")],
+            whole(""),
+        );
+        connect.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+        // The first settings say whether CONNECT may be extended.
+        sender.send_request(request(Method::GET, "https://localhost/", "", &[], whole(""))).await.unwrap();
+        let mut answer = sender.send_request(connect).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let mut tunnel = TokioIo::new(hyper::upgrade::on(&mut answer).await.unwrap());
+        tunnel.write_all(b"hello").await.unwrap();
+        let mut heard = [0; 5];
+        tunnel.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"hello");
+        let mut other = request(Method::CONNECT, "https://localhost/users/alice/orders/live", "", &[], whole(""));
+        other.extensions_mut().insert(hyper::ext::Protocol::from_static("connect-udp"));
+        assert_eq!(sender.send_request(other).await.unwrap().status(), StatusCode::NOT_IMPLEMENTED);
+    });
+    let seen = world.eu().upstream().seen();
+    assert_eq!(seen.len(), 1);
+    assert!(seen[0].headers.contains_key("sec-websocket-key"), "the upstream is asked in its own way");
+}
+
+#[test]
+fn an_upgrade_escapes_no_rule() {
+    let world = World::planned(echoing(Wire::Http1));
+    let (_, answer) = open_http1(world.us().http, "/account/1", "X-User-Id: alice\r\n");
+    assert!(answer.starts_with("http/1.1 307"), "restricted data is not carried, tunnel or not: {answer}");
+    let (_, answer) = open_http1(world.us().http, "/users/nobody/orders/1", "");
+    assert!(answer.starts_with("http/1.1 403"), "{answer}");
+    // The failover of reads does not move a tunnel.
+    world.eu().upstream().crash();
+    let (_, answer) = open_http1(world.eu().http, "/users/bob/orders/1", "");
+    assert!(answer.starts_with("http/1.1 101"), "{answer}");
+    let (_, answer) = open_http1(world.us().http, "/users/alice/orders/1", "");
+    assert!(answer.starts_with("http/1.1 502"), "{answer}");
+    world.eu().upstream().assert_saw_nothing();
+}
+
+#[test]
+fn nothing_but_a_plain_get_of_http11_becomes_a_tunnel() {
+    let world = World::planned(echoing(Wire::Http1));
+    let asks = "Host: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let path = "/users/alice/orders/1";
+    for (head, status) in [
+        (format!("POST {path} HTTP/1.1\r\n{asks}Content-Length: 0\r\n\r\n"), "200"),
+        (format!("GET {path} HTTP/1.0\r\n{asks}\r\n"), "200"),
+        (format!("GET {path} HTTP/1.1\r\n{asks}Content-Length: 2\r\n\r\nhi"), "200"),
+        (format!("GET {path} HTTP/1.1\r\n{}\r\n", asks.replace("Connection: Upgrade\r\n", "")), "200"),
+        (format!("GET {path} HTTP/1.1\r\n{}\r\n", asks.replace("websocket\r\n", "h2c\r\n")), "200"),
+        (format!("GET {path} HTTP/1.1\r\n{}\r\n", asks.replace("dGhlIHNhbXBsZSBub25jZQ==", "short")), "400"),
+        (format!("GET {path} HTTP/1.1\r\n{}\r\n", asks.replace("Version: 13", "Version: 8")), "400"),
+        (format!("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\nGET {path} HTTP/1.1\r\nHost: a\r\n\r\n"), "405"),
+    ] {
+        let mut stream = TcpStream::connect(world.eu().http).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.") && answer[9..].starts_with(status), "{head:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{answer}");
+    }
+    assert!(world.eu().upstream().seen().iter().all(|seen| !seen.headers.contains_key("upgrade")));
+}
+
+#[test]
+fn there_is_no_tunnel_before_the_upstream_agrees() {
+    // It answers 200: what follows is HTTP, and judged.
+    let plain = |_: &'static str| vec![Recorder::start("plain")];
+    let world = World::planned(Plan { upstreams: Box::new(plain), ..Plan::default() });
+    let ask = format!(
+        "GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+    );
+    let answer =
+        raw(world.eu().http, format!("{ask}GET /account%2f1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n").as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("HTTP/1.1 400"), "{answer}");
+    // It agrees to something else, or has not read the nonce.
+    for answer in [
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: AAAA\r\n\r\n",
+    ] {
+        let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(answer)]), ..Plan::default() });
+        let (_, answer) = open_http1(world.eu().http, "/users/alice/orders/1", "");
+        assert!(answer.starts_with("http/1.1 502"), "{answer}");
+    }
+}
+
+/// Moves alice to Japan, where nobody else may carry or process her data.
+fn move_alice(world: &World) {
+    let moved = USERS.replace("alice,eu-west", "alice,ap-northeast");
+    for region in &world.regions {
+        std::fs::write(world.folder.path().join(format!("users-{}.csv", region.name)), &moved).unwrap();
+        region.reload().unwrap();
+    }
+}
+
+#[test]
+fn a_tunnel_is_cut_when_its_region_is_no_longer_cleared() {
+    let world = World::planned(echoing(Wire::Http1));
+    let (mut restricted, answer) = open_http1(world.us().http, "/account/live", "X-User-Id: bob\r\n");
+    assert!(answer.starts_with("http/1.1 101"), "{answer}");
+    let (mut other, answer) = open_http1(world.us().http, "/users/alice/orders/1", "");
+    assert!(answer.starts_with("http/1.1 101"), "{answer}");
+    speak(&mut restricted, b"before");
+    // Restricted data of bob's may no longer be in us-east; nothing changes for alice.
+    let moved = USERS.replace("bob,us-east", "bob,eu-west");
+    std::fs::write(world.folder.path().join("users-us-east.csv"), moved).unwrap();
+    world.us().reload().unwrap();
+    let mut rest = Vec::new();
+    let _ = restricted.read_to_end(&mut rest);
+    assert!(rest.is_empty());
+    speak(&mut other, b"still here");
+}
+
+#[test]
+fn endless_bodies_are_cut_when_the_rules_change_and_others_go_on() {
+    let (sender, body) = pieces();
+    let body = std::sync::Mutex::new(Some(body));
+    let endless: crate::support::Handler = Arc::new(move |request, seen| {
+        let body = body.lock().unwrap().take();
+        Box::pin(async move {
+            remember(request, &seen).await;
+            let mut response = Response::new(body.unwrap_or_else(|| whole("second")));
+            response.headers_mut().insert("content-type", "text/event-stream".parse().unwrap());
+            response
+        })
+    });
+    let world = World::planned(Plan {
+        upstreams: Box::new(move |name| {
+            if name == "eu-west" { vec![Recorder::with(Arc::clone(&endless))] } else { vec![Recorder::start(name)] }
+        }),
+        ..Plan::default()
+    });
+    let mut stream = TcpStream::connect(world.us().http).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET /users/alice/orders/events HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    sender.send(Frame::data(Bytes::from_static(b"data: one\n\n"))).unwrap();
+    let mut heard = String::new();
+    while !heard.contains("data: one") {
+        let mut piece = [0; 1000];
+        let size = stream.read(&mut piece).unwrap();
+        assert!(size > 0, "{heard}");
+        heard.push_str(&String::from_utf8_lossy(&piece[..size]));
+    }
+    // A reload that changes nothing for it lets it go on.
+    world.us().reload().unwrap();
+    world.eu().reload().unwrap();
+    sender.send(Frame::data(Bytes::from_static(b"data: two\n\n"))).unwrap();
+    while !heard.contains("data: two") {
+        let mut piece = [0; 1000];
+        let size = stream.read(&mut piece).unwrap();
+        assert!(size > 0, "{heard}");
+        heard.push_str(&String::from_utf8_lossy(&piece[..size]));
+    }
+    move_alice(&world);
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    assert!(!String::from_utf8_lossy(&rest).contains("0\r\n\r\n"), "it ends as what is cut, not as what is whole");
+    eventually("the upstream is let go as well", || sender.is_closed());
+}
+
+#[test]
+fn a_slow_body_is_cut_and_a_stream_may_be_quiet() {
+    let world = World::planned(Plan {
+        extra: "limits: { body_rate: 1MiB, body_rate_grace: 100ms }\n".into(),
+        upstreams: Box::new(|_| vec![echo(Wire::Http1)]),
+        ..Plan::default()
+    });
+    let (mut tunnel, _) = open_http1(world.eu().http, "/users/alice/orders/1", "");
+    let answer = raw(world.eu().http, b"POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nsome");
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    speak(&mut tunnel, b"still here");
+}
+
+#[test]
+fn upstreams_that_break_the_rules_are_answered_for_with_502() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 4\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nX: a\nSet-Cookie: b\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
+        "SSH-2.0-OpenSSH\r\n\r\n",
+    ] {
+        let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(answer)]), ..Plan::default() });
+        for region in [world.eu(), world.us()] {
+            let seen = crate::support::post(region.http, "/users/alice/orders/1", &[], "");
+            assert_eq!((seen.status, seen.code().as_str()), (StatusCode::BAD_GATEWAY, "upstream.bad_response"), "{answer:?}");
+        }
+    }
+}
+
+#[test]
+fn a_second_answer_is_nobodys() {
+    let two = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirstHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
+    let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(two)]), ..Plan::default() });
+    for _ in 0..20 {
+        let answer = get(world.eu().http, "/users/alice/orders/1", &[]);
+        assert_eq!(answer.text(), "first");
+    }
+}
+
+#[test]
+fn interim_answers_come_before_the_answer() {
+    let early = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\nDomicile-Code: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(early)]), ..Plan::default() });
+    let answer = raw(world.eu().http, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let (interim, rest) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(interim.starts_with("HTTP/1.1 103") && interim.contains("link: </style.css>"), "{answer}");
+    assert!(!interim.contains("domicile-code"), "{answer}");
+    assert!(rest.starts_with("HTTP/1.1 200") && rest.ends_with("ok"), "{answer}");
+    let answer = raw(world.eu().http, b"GET /users/alice/orders/1 HTTP/1.0\r\nHost: a\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "HTTP/1.0 knows none: {answer}");
+}
+
+#[test]
+fn grpc_calls_stream_both_ways_and_end_in_trailers() {
+    let call: crate::support::Handler = Arc::new(|request: Request<hyper::body::Incoming>, seen| {
+        Box::pin(async move {
+            remember(request, &seen).await;
+            let (sender, body) = pieces();
+            sender.send(Frame::data(Bytes::from_static(b"\0\0\0\0\x05hello"))).unwrap();
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", "0".parse().unwrap());
+            sender.send(Frame::trailers(trailers)).unwrap();
+            let mut response = Response::new(body);
+            response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+            response
+        })
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let authority = domicile::demo::certificates::Authority::new("upstreams").unwrap();
+    authority.write(&folder.path().join("ca.pem")).unwrap();
+    authority.write_site(folder.path(), "app", &["app.internal"]).unwrap();
+    let config = Arc::new(server_config(folder.path()));
+    for (wire, name) in [(Wire::Http2, ""), (Wire::Tls(config), "app.internal")] {
+        let (call, folder) = (Arc::clone(&call), folder.path().to_owned());
+        let upstream = move |_: &'static str| {
+            let mut recorder = Recorder::speaking(wire.clone(), Arc::clone(&call));
+            if !name.is_empty() {
+                let authority = folder.join("ca.pem");
+                recorder.entry =
+                    format!("{{ url: {}, tls: {{ authority: \"{}\", name: {name} }} }}", recorder.entry, authority.display());
+            }
+            vec![recorder]
+        };
+        let world = World::planned(Plan { upstreams: Box::new(upstream), ..Plan::default() });
+        runtime().block_on(async {
+            for region in [world.eu(), world.us()] {
+                let mut sender = http2(&world, region.https, "localhost").await;
+                let fields = [("content-type", "application/grpc"), ("te", "trailers")];
+                let call = request(Method::POST, "https://localhost/users/alice/orders/Call", "", &fields, whole("ping"));
+                let answer = read(sender.send_request(call).await.unwrap()).await.unwrap();
+                assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &b"\0\0\0\0\x05hello"[..]));
+                assert_eq!(answer.trailers.unwrap()["grpc-status"], "0");
+            }
+        });
+        let seen = world.eu().upstream().seen();
+        assert_eq!((seen.len(), &seen[1].headers["te"], &seen[1].body[..]), (2, &"trailers".parse().unwrap(), &b"ping"[..]));
+    }
+}
+
+fn server_config(folder: &std::path::Path) -> rustls::ServerConfig {
+    use rustls_pki_types::pem::PemObject;
+    let chain = rustls_pki_types::CertificateDer::pem_file_iter(folder.join("app.pem")).unwrap().map(Result::unwrap).collect();
+    let key = rustls_pki_types::PrivateKeyDer::from_pem_file(folder.join("app.key")).unwrap();
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+#[test]
+fn an_upstream_that_does_not_prove_its_name_gets_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = domicile::demo::certificates::Authority::new("upstreams").unwrap();
+    authority.write(&folder.path().join("ca.pem")).unwrap();
+    authority.write_site(folder.path(), "app", &["other.internal"]).unwrap();
+    let config = Arc::new(server_config(folder.path()));
+    let ca = folder.path().join("ca.pem");
+    let upstream = move |_: &'static str| {
+        let handler: crate::support::Handler = Arc::new(|request, seen| {
+            Box::pin(async move {
+                remember(request, &seen).await;
+                Response::new(whole("served"))
+            })
+        });
+        let mut recorder = Recorder::speaking(Wire::Tls(Arc::clone(&config)), handler);
+        recorder.entry = format!("{{ url: {}, tls: {{ authority: \"{}\", name: app.internal }} }}", recorder.entry, ca.display());
+        vec![recorder]
+    };
+    let world = World::planned(Plan { upstreams: Box::new(upstream), ..Plan::default() });
+    assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).code(), "upstream.unreachable");
+    world.eu().upstream().assert_saw_nothing();
+}
+
+#[test]
+fn a_connection_reaches_no_host_of_another_certificate() {
+    let world = World::prepare(&Plan::default());
+    world.authority.write_site(world.folder.path(), "tenant", &["tenant.test"]).unwrap();
+    let folder = world.folder.path().display().to_string();
+    let text = std::fs::read_to_string(&world.eu().config).unwrap();
+    let second = format!("{{ certificate: \"{folder}/tenant.pem\", key: \"{folder}/tenant.key\" }}] }} }}");
+    std::fs::write(&world.eu().config, text.replacen("}] } }", &format!("}}, {second}"), 1)).unwrap();
+    let mut world = world;
+    world.start_region(0).unwrap();
+    let ask = |name: &'static str, host: &'static str| {
+        let world = &world;
+        runtime().block_on(async move {
+            let mut stream = tls(world, world.eu().https, name, &[b"http/1.1"]).await;
+            let head = format!("GET /users/alice/orders/1 HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer).await;
+            answer[9..12].to_owned()
+        })
+    };
+    assert_eq!(ask("a.example.com", "b.example.com"), "200", "one certificate for both");
+    assert_eq!(ask("tenant.test", "TENANT.test.:443"), "200");
+    assert_eq!(ask("tenant.test", "a.example.com"), "421");
+    assert_eq!(ask("a.example.com", "tenant.test"), "421");
+    assert_eq!(world.eu().upstream().seen().len(), 2);
+}
+
+#[test]
+fn rules_of_a_route_hold_for_its_upgrades_and_bodies() {
+    let rules = RULES.replace("failover: { reads: nearest } }", "failover: { reads: nearest }, upgrades: [echo], body: 20MiB }");
+    let world = World::planned(Plan { rules: NAMES.map(|name| (name, rules.clone())).into(), ..echoing(Wire::Http1) });
+    let (_, answer) = open_http1(world.eu().http, "/users/alice/orders/1", "");
+    assert!(answer.starts_with("http/1.1 200"), "websocket is not among its upgrades: {answer}");
+    for region in [world.eu(), world.us()] {
+        let mut stream = TcpStream::connect(region.http).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+            .write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
+            .unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            answer.push(byte[0]);
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer));
+        speak(&mut stream, b"anything");
+    }
+    let large = Bytes::from(vec![0; 15 << 20]);
+    assert_eq!(crate::support::post(world.eu().http, "/users/alice/orders/1", &[], large.clone()).status, StatusCode::OK);
+    let answer = crate::support::post(world.eu().http, "/profile/1", &[("x-user-id", "alice")], large);
+    assert_eq!(answer.code(), "request.body_too_large");
+}
