@@ -81,6 +81,7 @@ fn policy(regions: usize, routes: usize) -> Policy {
             chain: vec![Step::Directory, Step::GeoIp, Step::Refuse],
             failover: Failover { reads: Reads::Nearest, writes: Writes::Never },
             upgrades: Vec::new(),
+            claim: None,
             body: None,
         }
     };
@@ -126,6 +127,8 @@ fn measure(regions: usize, routes: usize) -> (f64, f64, f64, f64) {
             today: Day::parse("2026-11-23").expect("a date"),
             client: IpAddr::from([203, 0, 113, 7]),
             directory: Lookup::Found(record),
+            token: Lookup::NotAsked,
+            hint: None,
             proof: Proof::Proven,
             place: Lookup::Found(Place::in_country(germany)),
             place_is_stale: false,

@@ -17,5 +17,7 @@ pub mod metrics;
 pub mod model;
 pub mod probes;
 pub mod proxy;
+pub mod session;
+pub mod tokens;
 pub mod transport;
 pub mod upstreams;

@@ -28,6 +28,7 @@ pub struct Metrics {
     border_bytes: IntCounterVec,
     geoip_lookups: IntCounterVec,
     directory_lookups: IntCounterVec,
+    tokens: IntCounterVec,
     upstream_requests: IntCounterVec,
     pub connections: IntGaugeVec,
     pub connections_refused: IntCounterVec,
@@ -98,6 +99,7 @@ impl Metrics {
             ),
             geoip_lookups: build.counters("geoip_lookups_total", "Addresses looked up.", &["result"]),
             directory_lookups: build.counters("directory_lookups_total", "Users looked up.", &["result"]),
+            tokens: build.counters("tokens_total", "Tokens shown by clients.", &["result"]),
             upstream_requests: build.counters("upstream_requests_total", "Requests sent to upstreams.", &["upstream", "result"]),
             connections: build.gauges("connections", "Open connections.", &["listener"]),
             connections_refused: build.counters(
@@ -136,6 +138,7 @@ impl Metrics {
             border_bytes: self.border_bytes.local().into(),
             geoip_lookups: self.geoip_lookups.local().into(),
             directory_lookups: self.directory_lookups.local().into(),
+            tokens: self.tokens.local().into(),
             upstream_requests: self.upstream_requests.local().into(),
         }
     }
@@ -157,6 +160,7 @@ pub struct WorkerMetrics {
     border_bytes: RefCell<LocalIntCounterVec>,
     geoip_lookups: RefCell<LocalIntCounterVec>,
     directory_lookups: RefCell<LocalIntCounterVec>,
+    tokens: RefCell<LocalIntCounterVec>,
     upstream_requests: RefCell<LocalIntCounterVec>,
 }
 
@@ -186,6 +190,10 @@ impl WorkerMetrics {
         self.geoip_lookups.borrow_mut().with_label_values(&[result]).inc();
     }
 
+    pub fn token(&self, result: &str) {
+        self.tokens.borrow_mut().with_label_values(&[result]).inc();
+    }
+
     pub fn directory_lookup(&self, result: &str) {
         self.directory_lookups.borrow_mut().with_label_values(&[result]).inc();
     }
@@ -204,6 +212,7 @@ impl WorkerMetrics {
             &self.border_bytes,
             &self.geoip_lookups,
             &self.directory_lookups,
+            &self.tokens,
             &self.upstream_requests,
         ] {
             counters.borrow().flush();

@@ -14,6 +14,8 @@ use crate::model::day::Day;
 use crate::model::region::{RegionId, Registry};
 use crate::proxy::Snapshot;
 use crate::proxy::connection::Door;
+use crate::session::Seal;
+use crate::tokens::{self, Tokens};
 use crate::transport::dial::{Secured, Server, Speaks, authority_of};
 use crate::transport::listener::Accepts;
 use crate::transport::tls::{ClientTls, PeerTls};
@@ -55,6 +57,7 @@ impl Built {
 pub struct Files {
     pub geoip: Option<Stamp>,
     pub directory: Option<(Stamp, String)>,
+    pub tokens: Option<(Stamp, tokens::Settings)>,
     pub peers: Vec<Stamp>,
     pub upstreams: Vec<Stamp>,
 }
@@ -108,6 +111,14 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
         }
         _ => Err(error),
     })?;
+    let (tokens, token_stamp) = tokens(&settings, before).or_else(|error| match before {
+        Some(before) if before.snapshot.tokens.is_some() => {
+            kept.push(format!("the token keys of before are kept: {error}"));
+            Ok((before.snapshot.tokens.clone(), before.files.tokens.clone()))
+        }
+        _ => Err(error),
+    })?;
+    let seal = settings.seal.as_ref().map(Seal::open_keys).transpose()?.map(Arc::new);
     let upstreams_before = before.map(|built| &built.snapshot.upstreams);
     let upstream_files = settings.upstreams.targets.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
     let upstream_stamps: Vec<_> = upstream_files.map(|file| Stamp::of(file)).collect();
@@ -125,6 +136,8 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
         geoip,
         geoip_max_age: settings.geoip.as_ref().and_then(|settings| settings.max_age),
         directory,
+        tokens,
+        seal,
         upstreams,
         gateways,
         urls: settings.urls.iter().cloned().collect(),
@@ -135,7 +148,13 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
         snapshot,
         doors,
         settings,
-        files: Files { geoip: geoip_stamp, directory: directory_stamp, peers: peer_stamps, upstreams: upstream_stamps },
+        files: Files {
+            geoip: geoip_stamp,
+            directory: directory_stamp,
+            tokens: token_stamp,
+            peers: peer_stamps,
+            upstreams: upstream_stamps,
+        },
         peers,
         kept,
     })
@@ -152,6 +171,8 @@ pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Snapshot
         geoip,
         geoip_max_age: settings.geoip.as_ref().and_then(|settings| settings.max_age),
         directory,
+        tokens: None,
+        seal: None,
         upstreams: Arc::new(Upstreams::new(settings.upstreams.clone(), None)?),
         gateways: HashMap::new(),
         urls: settings.urls.iter().cloned().collect(),
@@ -228,6 +249,16 @@ fn geoip(settings: &Settings, before: Option<&Built>) -> Result<Opened<GeoIp, St
         tracing::warn!(file = %settings.database.display(), "the GeoIP database is older than `max_age`: it steers, but proves no jurisdiction; fetch a newer one");
     }
     Ok((Some(Arc::new(geoip)), Some(stamp)))
+}
+
+/// With the same keys, what was verified stays remembered.
+fn tokens(settings: &Settings, before: Option<&Built>) -> Result<Opened<Tokens, (Stamp, tokens::Settings)>, StartError> {
+    let Some(settings) = &settings.tokens else { return Ok((None, None)) };
+    let stamp = (Stamp::of(settings.file()), settings.clone());
+    if let Some(before) = before.filter(|before| before.files.tokens.as_ref() == Some(&stamp)) {
+        return Ok((before.snapshot.tokens.clone(), Some(stamp)));
+    }
+    Ok((Some(Arc::new(Tokens::open(settings)?)), Some(stamp)))
 }
 
 fn directory(

@@ -304,6 +304,8 @@ fn files(config: &std::path::Path, built: &Built) -> Vec<PathBuf> {
     let upstream_files = settings.upstreams.targets.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
     files.extend(upstream_files.cloned());
     files.extend(settings.geoip.as_ref().map(|settings| settings.database.clone()));
+    files.extend(settings.tokens.as_ref().map(|settings| settings.file().to_owned()));
+    files.extend(settings.seal.as_ref().map(|settings| settings.file().to_owned()));
     files.extend(settings.directory.as_ref().map(|settings| settings.file.clone()));
     files
 }

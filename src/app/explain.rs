@@ -1,6 +1,7 @@
 //! "Where would this request go, and why?": the same gathering and the same judgement as for live requests.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -19,7 +20,8 @@ use crate::model::user::Proof;
 use crate::model::vitals::{Health, RegionVitals, Vitals};
 use crate::proxy::Snapshot;
 use crate::proxy::gather::{Question, gather};
-use crate::proxy::intake::canonical_path;
+use crate::proxy::intake::{Identity, canonical_path};
+use crate::tokens::Verified;
 
 /// A request that somebody asks about.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub struct Query {
     pub user: Option<String>,
     /// The user's key is only claimed, as by a plain cookie.
     pub claimed: bool,
+    /// What a verified token says, claim by claim.
+    pub claims: Vec<(String, String)>,
     /// The day to judge by, instead of today.
     pub day: Option<String>,
     /// Regions to take as down.
@@ -39,9 +43,9 @@ pub struct Query {
 }
 
 impl Query {
-    /// Reads the query of `/explain`: `url`, and as needed `method ip user claimed day down format`.
+    /// Reads the query of `/explain`: `url`, and as needed `method ip user claimed claim day down format`.
     pub fn from_pairs(pairs: &[(String, String)]) -> Result<Self, String> {
-        const KNOWN: [&str; 8] = ["url", "method", "ip", "user", "claimed", "day", "down", "format"];
+        const KNOWN: [&str; 9] = ["url", "method", "ip", "user", "claimed", "claim", "day", "down", "format"];
         if let Some((name, _)) = pairs.iter().find(|(name, _)| !KNOWN.contains(&name.as_str())) {
             return Err(format!("unknown parameter `{name}`; known are {}", KNOWN.join(", ")));
         }
@@ -53,11 +57,18 @@ impl Query {
             ip: ip.parse().map_err(|_| format!("`{ip}` is no address"))?,
             user: get("user"),
             claimed: get("claimed").is_some_and(|value| value != "false"),
+            claims: pairs.iter().filter(|(name, _)| name == "claim").map(|(_, value)| claim(value)).collect::<Result<_, _>>()?,
             day: get("day"),
             down: pairs.iter().filter(|(name, _)| name == "down").map(|(_, value)| value.clone()).collect(),
             json: get("format").as_deref() == Some("json"),
         })
     }
+}
+
+/// Reads `NAME=VALUE`.
+pub fn claim(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').ok_or_else(|| format!("`{text}` is no claim; write it as `NAME=VALUE`"))?;
+    Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
 /// A decision with its story.
@@ -79,13 +90,15 @@ pub fn explain(snapshot: &Snapshot, vitals: &Vitals, query: &Query) -> Result<Ex
         .ok_or_else(|| format!("the path `{}` is ambiguous or malformed: such a request is answered 400", uri.path()))?;
     let method = Method::of(&query.method);
     let user = query.user.clone().map(|user| (user, if query.claimed { Proof::Claimed } else { Proof::Proven }));
+    let token = (!query.claims.is_empty()).then(|| Arc::new(Verified::saying(&query.claims)));
+    let identity = Identity { user, token, ..Identity::default() };
     let vitals = with_down(vitals, policy, &query.down)?;
     let question = Question {
         route: match_route(&Head { method, host: &host, path: &path }, policy),
         ingress: Ingress::Client,
         is_read: matches!(method, Method::Get | Method::Head),
         client: query.ip.to_canonical(),
-        user: user.as_ref(),
+        identity: &identity,
         envelope: None,
         now: wall_clock(query.day.as_deref())?,
     };

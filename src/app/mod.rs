@@ -30,6 +30,8 @@ use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Vitals;
 use crate::proxy::{Connections, Shared};
+use crate::session::SealError;
+use crate::tokens::KeysError;
 use crate::transport::listener::{self, ClaimError, Claimed};
 use crate::transport::tls::TlsError;
 
@@ -58,6 +60,10 @@ pub enum StartError {
     GeoIp(#[from] GeoIpError),
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    #[error(transparent)]
+    Tokens(#[from] KeysError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error(transparent)]

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use clap::Args;
 
 use crate::app;
-use crate::app::explain::{Query, explain};
+use crate::app::explain::{Query, claim, explain};
 use crate::model::day::Day;
 use crate::model::vitals::Vitals;
 
@@ -26,6 +26,9 @@ pub(super) struct Options {
     /// The user's key is only claimed, as by a plain cookie.
     #[arg(long)]
     claimed: bool,
+    /// What a verified token says; may be given several times.
+    #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = claim)]
+    claims: Vec<(String, String)>,
     /// Judge by this day (YYYY-MM-DD) instead of today.
     #[arg(long)]
     day: Option<String>,
@@ -45,8 +48,8 @@ pub(super) fn run(options: Options) -> Outcome {
     let Source { config, region } = &options.source;
     let snapshot = app::offline(config, region.as_deref(), Day::of(SystemTime::now())).map_err(|error| error.to_string())?;
     let vitals = Vitals::unmeasured(snapshot.policy.nearest_first());
-    let Options { ip, user, claimed, day, down, json, method, url, .. } = options;
-    let explanation = explain(&snapshot, &vitals, &Query { method, url, ip, user, claimed, day, down, json })?;
+    let Options { ip, user, claimed, claims, day, down, json, method, url, .. } = options;
+    let explanation = explain(&snapshot, &vitals, &Query { method, url, ip, user, claimed, claims, day, down, json })?;
     print!("{}", if json { explanation.json() } else { explanation.text() });
     Ok(ExitCode::SUCCESS)
 }

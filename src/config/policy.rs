@@ -27,6 +27,7 @@ pub struct PolicyDraft<'n> {
     pub routes: Vec<RouteDraft<'n>>,
     pub geo: Option<GeoRules>,
     pub has_directory: bool,
+    pub has_tokens: bool,
     hash: PolicyHash,
 }
 
@@ -54,6 +55,7 @@ pub fn read<'n>(section: &Section<'n>, root: &Field<'n>, region: Option<&str>, r
         routes: Vec::new(),
         geo: None,
         has_directory: root.node.get("users").is_some_and(|users| users.get("directory").is_some()),
+        has_tokens: root.node.get("users").is_some_and(|users| users.get("token").is_some()),
         hash: hash(root.node),
     };
     if let Some(field) = section.required("jurisdictions", "name at least one legal area, such as `eu: { countries: [EEA] }`") {

@@ -62,7 +62,8 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
         name: name?.into(),
         pattern: pattern?,
         class: class?,
-        chain: chain?,
+        chain: chain.as_ref()?.0.clone(),
+        claim: chain?.1,
         failover: failover?,
         upgrades: upgrades?,
         body: body?,
@@ -138,14 +139,15 @@ fn read_failover(field: &Field<'_>) -> Option<Failover> {
     Some(Failover { reads: reads?, writes: writes? })
 }
 
-fn read_chain<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, class: Option<ClassId>) -> Option<Vec<Step>> {
+/// The steps, and the claim that a `token` step reads.
+fn read_chain<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, class: Option<ClassId>) -> Option<(Vec<Step>, Option<Box<str>>)> {
     let items = field.list();
     if items.len() > MAX_CHAIN {
         return field.wrong(format!("a chain has at most {MAX_CHAIN} steps"));
     }
-    let mut chain = Vec::new();
+    let (mut chain, mut claim) = (Vec::new(), None);
     for item in &items {
-        let step = read_step(item, draft)?;
+        let step = read_step(item, draft, &mut claim)?;
         if chain.contains(&step) {
             return item.wrong("this step stands in the chain already");
         }
@@ -158,17 +160,23 @@ fn read_chain<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, class: Option<Clas
     if !chain.last().is_some_and(|last| is_end(*last)) {
         return field.wrong("the chain has no end; let it end in `refuse`, `region: NAME` or `latency`");
     }
-    Some(chain)
+    Some((chain, claim))
 }
 
 const fn is_end(step: Step) -> bool {
     matches!(step, Step::Refuse | Step::Region(_) | Step::Latency)
 }
 
-fn read_step<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>) -> Option<Step> {
+fn read_step<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, claim: &mut Option<Box<str>>) -> Option<Step> {
     if let Value::Map(_) = field.node.value {
         let section = field.section()?;
-        let region = section.required("region", "a step with a value is `region: NAME`").and_then(|field| draft.region(&field));
+        if let Some(field) = section.optional("token") {
+            section.finish();
+            *claim = Some(field.text()?.into());
+            return Some(Step::Token);
+        }
+        let what = "a step with a value is `region: NAME` or `token: CLAIM`";
+        let region = section.required("region", what).and_then(|field| draft.region(&field));
         section.finish();
         return region.map(Step::Region);
     }
@@ -181,6 +189,9 @@ fn check_step(step: Step, field: &Field<'_>, draft: &PolicyDraft<'_>, class: Opt
     match step {
         Step::Directory if !draft.has_directory => {
             field.wrong("there is no directory to ask; name one under `users`, as `directory: { file: users.csv }`")
+        }
+        Step::Token if !draft.has_tokens => {
+            field.wrong("there are no tokens to read; say under `users` whose count, as `token: { keys: jwks.json, … }`")
         }
         Step::GeoIp if draft.geo.is_none() => field.wrong("there is no `geoip` section; name a database there"),
         Step::Latency => match class.map(|class| &draft.classes[class.index()]) {
@@ -195,6 +206,6 @@ fn check_step(step: Step, field: &Field<'_>, draft: &PolicyDraft<'_>, class: Opt
             )),
             _ => Some(()),
         },
-        Step::Directory | Step::GeoIp | Step::Region(_) | Step::Refuse => Some(()),
+        Step::Directory | Step::Token | Step::GeoIp | Step::Region(_) | Step::Refuse => Some(()),
     }
 }

@@ -65,6 +65,10 @@ pub struct Facts<'a> {
     /// The client's true address.
     pub client: IpAddr,
     pub directory: Lookup<Record>,
+    /// The region that the chain's claim of a verified token names; `Unavailable` for one that is no region.
+    pub token: Lookup<RegionId>,
+    /// The home that our own sealed cookie names.
+    pub hint: Option<RegionId>,
     /// How well the user's key is proven, when there is one.
     pub proof: Proof,
     pub place: Lookup<Place>,

@@ -53,6 +53,7 @@ pub fn tell(decision: &Decision, policy: &Policy) -> Vec<Line> {
 pub const fn name_of(step: Step) -> &'static str {
     match step {
         Step::Directory => "directory",
+        Step::Token => "token",
         Step::GeoIp => "geoip",
         Step::Latency => "latency",
         Step::Region(_) => "region",
@@ -81,6 +82,11 @@ fn describe(finding: Finding, trail: &Trail, policy: &Policy) -> String {
             };
             format!("the user lives in {}{doubt}", name(home))
         }
+        Finding::Hinted { home } => format!("it cannot be asked; our sealed cookie remembers {}", name(home)),
+        Finding::NoToken => "the request has no token that can be verified: on to the next step".into(),
+        Finding::NoClaim => "the token does not have the claim: on to the next step".into(),
+        Finding::UnknownRegion => "the token names no region of this policy, and a guess may not take its place".into(),
+        Finding::Asserted { home } => format!("a verified token names {}", name(home)),
         Finding::Given { home } => format!("the peer inferred {}", name(home)),
         Finding::Network { home } => format!("the address is in a network of {}", name(home)),
         Finding::Country { country, home } => {

@@ -70,6 +70,8 @@ pub struct DataClass {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     Directory,
+    /// A claim of a verified token names the home.
+    Token,
     GeoIp,
     Latency,
     Region(RegionId),

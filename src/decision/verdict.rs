@@ -130,6 +130,20 @@ pub enum Finding {
         home: RegionId,
         evidence: Evidence,
     },
+    /// It cannot be asked, but our own sealed cookie remembers its last answer.
+    Hinted {
+        home: RegionId,
+    },
+    /// No token, or none that can be verified.
+    NoToken,
+    /// The token does not have the claim.
+    NoClaim,
+    /// The token names a region that this policy does not have.
+    UnknownRegion,
+    /// The token's claim.
+    Asserted {
+        home: RegionId,
+    },
     /// The peer's own inference, taken as given.
     Given {
         home: RegionId,

@@ -22,6 +22,8 @@ codes! {
     RouteNone = "route.none",
     /// No step of the chain found a home.
     HomeUnresolved = "home.unresolved",
+    /// A verified token names a region that is none of ours.
+    HomeUnknown = "home.unknown_region",
     /// The directory could not be asked, and guessing instead is not allowed.
     DirectoryUnavailable = "directory.unavailable",
     /// No region may process this data for this user.

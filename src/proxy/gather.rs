@@ -9,11 +9,12 @@ use crate::decision::route::RouteMatch;
 use crate::envelope::Envelope;
 use crate::model::day::Day;
 use crate::model::place::Place;
+use crate::model::region::RegionId;
 use crate::model::user::{Proof, Record};
 use crate::model::vitals::Vitals;
 
 use super::Snapshot;
-use super::intake::decode_segment;
+use super::intake::{Identity, decode_segment};
 
 /// What is asked about.
 pub struct Question<'a> {
@@ -21,7 +22,7 @@ pub struct Question<'a> {
     pub ingress: Ingress,
     pub is_read: bool,
     pub client: IpAddr,
-    pub user: Option<&'a (String, Proof)>,
+    pub identity: &'a Identity,
     pub envelope: Option<&'a Envelope>,
     pub now: SystemTime,
 }
@@ -31,6 +32,8 @@ pub struct Findings {
     /// The user whose data is touched: the route's `{user}`, else the caller.
     pub user: Option<(String, Proof)>,
     pub directory: Lookup<Record>,
+    token: Lookup<RegionId>,
+    hint: Option<RegionId>,
     pub place: Lookup<Place>,
     place_is_stale: bool,
     claim: Option<Claim>,
@@ -39,7 +42,7 @@ pub struct Findings {
 /// Asks the directory if the route's chain mentions it, and the GeoIP database for the client.
 pub fn gather(question: &Question<'_>, snapshot: &Snapshot) -> Findings {
     let named = question.route.user.and_then(decode_segment).map(|user| (user, Proof::Proven));
-    let user = named.or_else(|| question.user.cloned());
+    let user = named.or_else(|| question.identity.user.clone());
     let claim = question.envelope.map(|envelope| claim(envelope, &snapshot.policy));
     let stated = snapshot.policy.geo.networks.find(question.client).and_then(|network| network.country);
     let (place, is_from_database) = match (&claim, stated) {
@@ -50,6 +53,8 @@ pub fn gather(question: &Question<'_>, snapshot: &Snapshot) -> Findings {
     };
     Findings {
         directory: directory(question, user.as_ref(), snapshot),
+        token: token(question, snapshot),
+        hint: hint(question, user.as_ref(), &snapshot.policy),
         user,
         place,
         place_is_stale: is_from_database && is_stale(snapshot, question.now),
@@ -67,6 +72,8 @@ impl Findings {
             today: Day::of(question.now),
             client: question.client,
             directory: self.directory,
+            token: self.token,
+            hint: self.hint,
             proof: self.user.as_ref().map_or(Proof::Claimed, |(_, proof)| *proof),
             place: self.place,
             place_is_stale: self.place_is_stale,
@@ -86,6 +93,22 @@ fn directory(question: &Question<'_>, user: Option<&(String, Proof)>, snapshot: 
         (Some(_), None) => Lookup::Unavailable,
         (Some((key, _)), Some(directory)) => directory.find(key).map_or(Lookup::Absent, Lookup::Found),
     }
+}
+
+/// The region that the route's claim names.
+fn token(question: &Question<'_>, snapshot: &Snapshot) -> Lookup<RegionId> {
+    let Some(claim) = question.route.id.and_then(|id| snapshot.policy.routes.route(id).claim.as_deref()) else {
+        return Lookup::NotAsked;
+    };
+    let Some(token) = &question.identity.token else { return Lookup::NoKey };
+    let Some(name) = token.claim(claim) else { return Lookup::Absent };
+    snapshot.policy.find_region(&name).map_or(Lookup::Unavailable, Lookup::Found)
+}
+
+/// The hint's home, if it is about the user whose data is touched.
+fn hint(question: &Question<'_>, user: Option<&(String, Proof)>, policy: &Policy) -> Option<RegionId> {
+    let hint = question.identity.hint.as_ref().filter(|hint| user.is_some_and(|(key, _)| *key == hint.user))?;
+    policy.find_region(&hint.home)
 }
 
 /// What the database knows of an address.

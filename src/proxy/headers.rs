@@ -193,7 +193,7 @@ mod tests {
             is_read: true,
             upgrade: None,
             client: "2001:db8::1".parse().unwrap(),
-            user: None,
+            identity: crate::proxy::intake::Identity::default(),
             envelope: None,
             is_https: true,
         }

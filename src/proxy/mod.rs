@@ -32,6 +32,8 @@ use crate::metrics::WorkerMetrics;
 use crate::model::day::Day;
 use crate::model::region::RegionId;
 use crate::model::vitals::Vitals;
+use crate::session::Seal;
+use crate::tokens::{self, Tokens};
 use crate::transport::dial::Server;
 use crate::transport::pool::{PeerPool, UpstreamPool};
 use crate::upstreams::{Load, Upstreams};
@@ -46,6 +48,8 @@ pub struct Snapshot {
     pub geoip: Option<Arc<GeoIp>>,
     pub geoip_max_age: Option<Duration>,
     pub directory: Option<Arc<Directory>>,
+    pub tokens: Option<Arc<Tokens>>,
+    pub seal: Option<Arc<Seal>>,
     pub upstreams: Arc<Upstreams>,
     pub gateways: HashMap<RegionId, Server>,
     pub urls: HashMap<RegionId, http::Uri>,
@@ -108,6 +112,7 @@ pub struct Worker {
     pub upstream_pool: UpstreamPool,
     pub peer_pool: PeerPool,
     pub load: Load,
+    pub tokens: RefCell<tokens::Cache>,
     /// Told when the snapshot or the day has changed.
     pub changed: Arc<Notify>,
     today: Cell<Day>,
@@ -125,6 +130,7 @@ impl Worker {
             upstream_pool: UpstreamPool::default(),
             peer_pool: PeerPool::default(),
             load: Load::default(),
+            tokens: RefCell::default(),
             changed: Arc::default(),
             today: Cell::new(Day::of(SystemTime::now())),
         }

@@ -21,6 +21,7 @@ pub const fn status_of(code: Code) -> StatusCode {
         | Code::AnswerWithheld
         | Code::NoLongerCleared => StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS,
         Code::DirectoryUnavailable
+        | Code::HomeUnknown
         | Code::HomeDown
         | Code::AllDown
         | Code::PeersDisagree
@@ -53,6 +54,7 @@ const fn sentence(code: Code) -> &'static str {
             "The request was carried out, but rules on where data may be processed do not allow its answer to be given here. Do not repeat it."
         }
         Code::DirectoryUnavailable
+        | Code::HomeUnknown
         | Code::HomeDown
         | Code::AllDown
         | Code::PeersDisagree
@@ -79,7 +81,9 @@ const fn proxy_error(code: Code) -> &'static str {
     match code {
         Code::Loop => "proxy_loop_detected",
         Code::UpstreamUnreachable => "destination_unavailable",
-        Code::HomeDown | Code::AllDown | Code::DirectoryUnavailable | Code::PeersDisagree => "destination_unavailable",
+        Code::HomeDown | Code::AllDown | Code::DirectoryUnavailable | Code::HomeUnknown | Code::PeersDisagree => {
+            "destination_unavailable"
+        }
         Code::UpstreamBad => "http_protocol_error",
         Code::UpstreamTimeout | Code::DeadlineExceeded => "http_response_timeout",
         Code::RequestMalformed | Code::HeadTooLarge | Code::TargetTooLong | Code::BodyTooLarge | Code::RequestTimeout => {

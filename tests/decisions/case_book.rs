@@ -58,6 +58,10 @@ struct Case {
     stale: bool,
     day: Option<String>,
     directory: Option<String>,
+    /// The region that a verified token names; `none` for one without the claim.
+    token: Option<String>,
+    /// The home in our own sealed cookie.
+    hint: Option<String>,
     #[serde(default)]
     down: Vec<String>,
     #[serde(default)]
@@ -113,6 +117,11 @@ fn judge(case: &Case, people: &BTreeMap<String, Person>, policy: &Policy) -> Dec
         (Some(key), None) => people.get(key).map_or(Lookup::Absent, |person| Lookup::Found(record(person))),
         (_, Some(other)) => panic!("{}: directory `{other}`", case.it),
     };
+    let token = match case.token.as_deref() {
+        None => Lookup::NoKey,
+        Some("none") => Lookup::Absent,
+        Some(name) => policy.find_region(name).map_or(Lookup::Unavailable, Lookup::Found),
+    };
     let claim = case.claims.as_ref().map(|claims| Claim {
         home: claims.home.as_deref().map(region),
         evidence: claims.evidence.as_deref().map(|evidence| Evidence::parse(evidence).expect("an evidence")),
@@ -136,6 +145,8 @@ fn judge(case: &Case, people: &BTreeMap<String, Person>, policy: &Policy) -> Dec
         today: Day::parse(case.day.as_deref().unwrap_or("2026-06-01")).expect("a day"),
         client: case.ip.unwrap_or([203, 0, 113, 1].into()),
         directory,
+        token,
+        hint: case.hint.as_deref().map(region),
         proof: if case.claimed && route.user.is_none() { Proof::Claimed } else { Proof::Proven },
         place: network.or(from).map_or(Lookup::Absent, |country| Lookup::Found(Place::in_country(country))),
         place_is_stale: case.stale,

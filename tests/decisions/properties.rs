@@ -100,7 +100,7 @@ fn policy(random: &mut Rng) -> Policy {
             let pattern = Pattern { host: HostPattern::Any, path: PathPattern::parse(&path).unwrap(), methods: MethodSet::ALL };
             let failover = Failover { reads: one_of(random, &[Reads::Never, Reads::Nearest]), writes: Writes::Never };
             let class = ClassId::new(random.usize(..classes)).unwrap();
-            Route { name: path.into(), pattern, class, chain, failover, upgrades: vec![], body: None }
+            Route { name: path.into(), pattern, class, chain, claim: None, failover, upgrades: vec![], body: None }
         })
         .collect();
     let network = |random: &mut Rng| {
@@ -200,6 +200,8 @@ impl World {
             today: today(),
             client: self.client,
             directory: self.directory,
+            token: Lookup::NotAsked,
+            hint: None,
             proof: self.proof,
             place: self.place,
             place_is_stale: self.stale,

@@ -7,6 +7,7 @@ mod support;
 mod failover;
 mod forwarding;
 mod hostile;
+mod identity;
 mod operation;
 mod peers;
 mod recording;

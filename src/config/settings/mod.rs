@@ -15,6 +15,8 @@ use crate::model::region::RegionId;
 use crate::probes;
 use crate::proxy::Limits;
 use crate::proxy::intake::{self, AddressSource};
+use crate::session;
+use crate::tokens;
 use crate::transport::listener::{self, Accepts};
 use crate::transport::tls::PeerFiles;
 
@@ -24,7 +26,7 @@ use super::reader::{Field, Section};
 use limits::read_limits;
 use listen::{read_listen, read_peer_tls};
 use upstreams::read_upstreams;
-use users::{read_client_address, read_users};
+use users::{Users, read_client_address, read_users};
 
 /// What each room is told, validated.
 #[derive(Clone)]
@@ -38,6 +40,8 @@ pub struct Settings {
     pub gateways: Vec<(RegionId, http::Uri)>,
     pub urls: Vec<(RegionId, http::Uri)>,
     pub directory: Option<directory::Settings>,
+    pub tokens: Option<tokens::Settings>,
+    pub seal: Option<session::Settings>,
     pub geoip: Option<geoip::Settings>,
     pub probes: probes::Settings,
     pub audit: Option<audit::Settings>,
@@ -63,7 +67,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let admin = section.optional("admin");
     let admin = local.and_then(|region| region.admin.clone()).or(admin);
     let admin = admin.map_or(Some(admin::Settings::default()), |field| read_admin(&field));
-    let users = section.optional("users").map_or(Some((Vec::new(), None)), |field| read_users(&field));
+    let users = section.optional("users").map_or(Some(Users::default()), |field| read_users(&field));
     let client_address = section.optional("client_address");
     let client_address = client_address.map_or(Some((Vec::new(), AddressSource::Forwarded)), |field| read_client_address(&field));
     let geoip = section.optional("geoip").map(|field| read_geoip(&field));
@@ -75,7 +79,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let upstreams = read_upstreams(draft);
     check_peers(section, draft, &listeners, peer_tls.is_some());
     check_ledger(section, draft, audit.is_some());
-    let (keys, directory) = users?;
+    let Users { keys, directory, tokens, seal } = users?;
     let (trust, source) = client_address?;
     Some(Settings {
         listeners,
@@ -86,6 +90,8 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
         gateways: others(draft).filter_map(|region| Some((region.id, region.gateway.clone()?))).collect(),
         urls: draft.regions.iter().filter_map(|region| Some((region.id, region.url.clone()?))).collect(),
         directory,
+        tokens,
+        seal,
         geoip: geoip.map_or(Some(None), |settings| settings.map(Some))?,
         probes: probes?,
         audit: audit.map_or(Some(None), |settings| settings.map(Some))?,

@@ -1,14 +1,25 @@
 //! Who the client and the user are.
 
+use std::time::Duration;
+
 use ipnet::IpNet;
 
 use crate::directory;
 use crate::proxy::intake::{AddressSource, KeySource};
+use crate::session;
+use crate::tokens::{self, Place};
 
 use super::super::reader::Field;
 use super::path;
 
-pub(super) type Users = (Vec<KeySource>, Option<directory::Settings>);
+/// What `users` says.
+#[derive(Default)]
+pub(super) struct Users {
+    pub keys: Vec<KeySource>,
+    pub directory: Option<directory::Settings>,
+    pub tokens: Option<tokens::Settings>,
+    pub seal: Option<session::Settings>,
+}
 
 pub(super) fn read_users(field: &Field<'_>) -> Option<Users> {
     let section = field.section()?;
@@ -20,24 +31,62 @@ pub(super) fn read_users(field: &Field<'_>) -> Option<Users> {
         section.finish();
         Some(directory::Settings { file: file? })
     });
+    let has_tokens = section.optional("token").is_some();
+    let tokens = section.optional("token").map_or(Some(None), |field| read_token(&field).map(Some));
+    let seal = section.optional("hint").map_or(Some(None), |field| read_hint(&field).map(Some));
     section.finish();
-    Some((keys, directory.map_or(Some(None), |settings| settings.map(Some))?))
+    if !has_tokens && keys.iter().any(|key| matches!(key, KeySource::Token(_))) {
+        return field
+            .wrong("`key` reads a token; say here whose tokens count, as `token: { keys: jwks.json, issuer: …, audience: … }`");
+    }
+    Some(Users { keys, directory: directory.map_or(Some(None), |settings| settings.map(Some))?, tokens: tokens?, seal: seal? })
+}
+
+fn read_token(field: &Field<'_>) -> Option<tokens::Settings> {
+    let section = field.section()?;
+    let keys = section.required("keys", "name the JWKS file of the issuer's keys").and_then(|field| path(&field));
+    let text = |key, what: &str| section.required(key, what).and_then(|field| field.text().map(str::to_owned));
+    let issuer = text("issuer", "write the `iss` of the tokens that count");
+    let audience = text("audience", "write the `aud` of the tokens that count");
+    let header = section.optional("header").map(|field| header_name(&field).map(Place::Header));
+    let cookie = section.optional("cookie").map(|field| cookie_name(&field).map(Place::Cookie));
+    let leeway = section.optional("leeway").map_or(Some(Duration::from_secs(60)), |field| field.duration());
+    section.finish();
+    let place = match (header, cookie) {
+        (None, None) => Some(Place::Header(http::header::AUTHORIZATION)),
+        (Some(place), None) | (None, Some(place)) => place,
+        (Some(_), Some(_)) => field.wrong("a token stands in one place: write `header` or `cookie`"),
+    };
+    Some(tokens::Settings { keys: keys?, issuer: issuer?, audience: audience?, place: place?, leeway: leeway? })
+}
+
+fn read_hint(field: &Field<'_>) -> Option<session::Settings> {
+    let section = field.section()?;
+    let keys = section
+        .required("keys", "name the file of the keys that seal it, the same in every region")
+        .and_then(|field| path(&field));
+    let lifetime = section.optional("lifetime").map_or(Some(Duration::from_secs(300)), |field| field.positive_duration());
+    section.finish();
+    Some(session::Settings { keys: keys?, lifetime: lifetime? })
+}
+
+fn cookie_name(field: &Field<'_>) -> Option<String> {
+    let name = field.text()?;
+    let token = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte));
+    if token { Some(name.to_owned()) } else { field.wrong(format!("`{name}` is no cookie name")) }
 }
 
 fn read_key(field: &Field<'_>) -> Option<KeySource> {
     let section = field.section()?;
     let header = section.optional("header").and_then(|field| header_name(&field));
-    let cookie = section.optional("cookie").and_then(|field| {
-        let name = field.text()?;
-        let token =
-            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte));
-        if token { Some(name.to_owned()) } else { field.wrong(format!("`{name}` is no cookie name")) }
-    });
+    let cookie = section.optional("cookie").and_then(|field| cookie_name(&field));
+    let token = section.optional("token").and_then(|field| field.text());
     section.finish();
-    match (header, cookie) {
-        (Some(name), None) => Some(KeySource::Header(name)),
-        (None, Some(name)) => Some(KeySource::Cookie(name)),
-        _ => field.wrong("write one of `header: NAME` and `cookie: NAME`"),
+    match (header, cookie, token) {
+        (Some(name), None, None) => Some(KeySource::Header(name)),
+        (None, Some(name), None) => Some(KeySource::Cookie(name)),
+        (None, None, Some(claim)) => Some(KeySource::Token(claim.to_owned())),
+        _ => field.wrong("write one of `token: CLAIM`, `header: NAME` and `cookie: NAME`"),
     }
 }
 

@@ -14,6 +14,11 @@ pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> (Fin
     match facts.directory {
         Lookup::NotAsked | Lookup::NoKey => (Finding::NoKey, Answer::Next),
         Lookup::Absent => (Finding::Absent, Answer::Next),
+        Lookup::Unavailable if facts.hint.is_some_and(|home| policy.regions.contains(home)) => {
+            let region = facts.hint.expect("just seen");
+            let home = Home::Owned { region, evidence: Evidence::Asserted, jurisdiction: policy.jurisdiction_of(region) };
+            (Finding::Hinted { home: region }, Answer::Home(home))
+        }
         Lookup::Unavailable if may_guess(facts, policy, classes) => (Finding::Unavailable { goes_on: true }, Answer::Next),
         Lookup::Unavailable => (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable)),
         // The home is known, and a region that the policy has dropped: no reason to guess another.

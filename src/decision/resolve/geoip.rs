@@ -98,6 +98,11 @@ fn home_of(finding: Finding) -> Option<RegionId> {
         | Finding::Absent
         | Finding::Unavailable { .. }
         | Finding::Recorded { .. }
+        | Finding::Hinted { .. }
+        | Finding::NoToken
+        | Finding::NoClaim
+        | Finding::UnknownRegion
+        | Finding::Asserted { .. }
         | Finding::Given { .. }
         | Finding::Unplaced { .. }
         | Finding::Unowned

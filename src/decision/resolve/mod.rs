@@ -2,6 +2,7 @@
 
 mod directory;
 pub mod geoip;
+mod token;
 
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::outcome::Code;
@@ -25,6 +26,7 @@ pub(super) fn home(facts: &Facts<'_>, policy: &Policy, route: &Route, trail: &mu
     for step in &route.chain {
         let (finding, answer) = match *step {
             Step::Directory => directory::ask(facts, policy, trail.classes),
+            Step::Token => token::ask(facts, policy),
             Step::GeoIp => geoip::ask(facts, policy),
             Step::Latency => {
                 (Finding::Unowned, Answer::Home(Home::Unowned { jurisdiction: jurisdiction_by_country(facts, policy) }))

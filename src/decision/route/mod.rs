@@ -31,6 +31,8 @@ pub struct Route {
     pub pattern: Pattern,
     pub class: ClassId,
     pub chain: Vec<Step>,
+    /// The claim that the chain's `token` step reads.
+    pub claim: Option<Box<str>>,
     pub failover: Failover,
     /// Protocols that a request may turn its connection into, in lower case.
     pub upgrades: Vec<Box<str>>,

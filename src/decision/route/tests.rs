@@ -8,6 +8,7 @@ fn route(host: &str, path: &str, methods: MethodSet) -> Route {
         pattern,
         class: ClassId::new(0).unwrap(),
         chain: vec![],
+        claim: None,
         failover: Failover::NEVER,
         upgrades: vec![],
         body: None,

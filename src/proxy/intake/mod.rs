@@ -1,6 +1,7 @@
 //! What a request is, once what must not be believed is out of it.
 
 mod client;
+mod identity;
 mod target;
 mod upgrade;
 mod user;
@@ -16,11 +17,11 @@ use crate::decision::facts::Ingress;
 use crate::decision::route::Method;
 use crate::envelope::Envelope;
 use crate::model::outcome::Code;
-use crate::model::user::Proof;
 use crate::transport::framing::FAULT_HEADER;
 
 use super::Limits;
 
+pub use identity::{Identity, Verifiers};
 pub use target::canonical_path;
 pub use upgrade::Upgrade;
 pub use user::decode_segment;
@@ -53,6 +54,8 @@ pub enum KeySource {
     Header(HeaderName),
     /// Claimed, not proven.
     Cookie(String),
+    /// A claim of a verified token.
+    Token(String),
 }
 
 /// A request as it is judged.
@@ -67,8 +70,8 @@ pub struct Intake {
     pub is_read: bool,
     pub upgrade: Option<Upgrade>,
     pub client: IpAddr,
-    /// The caller's own key; a route's `{user}` outranks it.
-    pub user: Option<(String, Proof)>,
+    /// The caller; a route's `{user}` outranks its key.
+    pub identity: Identity,
     /// What the peer says, for a peer's request.
     pub envelope: Option<Envelope>,
     pub is_https: bool,
@@ -84,7 +87,8 @@ pub struct Arrival {
 }
 
 /// Reads the intake of a request, and takes out of its head what no stranger may tell an upstream.
-pub fn read(parts: &mut Parts, arrival: &Arrival, settings: &Settings, limits: &Limits) -> Result<Intake, Code> {
+pub fn read(parts: &mut Parts, arrival: &Arrival, verifiers: &Verifiers<'_>) -> Result<Intake, Code> {
+    let (settings, limits) = (&verifiers.snapshot.intake, &verifiers.snapshot.limits);
     if let Some(fault) = parts.headers.get(FAULT_HEADER) {
         let code = Code::ALL.iter().find(|code| fault == code.as_str() && code.as_str().starts_with("request."));
         return Err(*code.unwrap_or(&Code::RequestMalformed));
@@ -106,12 +110,16 @@ pub fn read(parts: &mut Parts, arrival: &Arrival, settings: &Settings, limits: &
     let path = canonical_path(parts.uri.path()).ok_or(Code::RequestMalformed)?;
     let is_upgrade = upgrade.is_some() || parts.headers.contains_key(http::header::UPGRADE);
     let is_trusted = settings.trust.iter().any(|network| network.contains(&arrival.remote));
-    let (id, client, user, is_https) = match &envelope {
-        Some(envelope) => (envelope.id.clone(), envelope.client, envelope.user.clone(), envelope.is_https),
+    let (id, client, identity, is_https) = match &envelope {
+        Some(envelope) => {
+            let token = verifiers.snapshot.tokens.as_ref().and_then(|tokens| verifiers.token(&parts.headers, tokens));
+            let identity = Identity { user: envelope.user.clone(), token, ..Identity::default() };
+            (envelope.id.clone(), envelope.client, identity, envelope.is_https)
+        }
         None => (
             new_id(),
             client::address(&parts.headers, arrival.remote, settings),
-            user::key(&parts.headers, is_trusted, &settings.keys)?,
+            verifiers.identify(&parts.headers, is_trusted)?,
             arrival.is_tls || (is_trusted && client::came_by_https(&parts.headers)),
         ),
     };
@@ -122,9 +130,10 @@ pub fn read(parts: &mut Parts, arrival: &Arrival, settings: &Settings, limits: &
             path
         }
     };
+    identity::strip_hint(&mut parts.headers);
     strip_user_headers(&mut parts.headers, is_trusted || envelope.is_some(), settings);
     let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
-    Ok(Intake { id, method, host, path, is_read, upgrade, client, user, envelope, is_https })
+    Ok(Intake { id, method, host, path, is_read, upgrade, client, identity, envelope, is_https })
 }
 
 fn read_envelope(headers: &HeaderMap) -> Result<Envelope, Code> {

@@ -1,6 +1,7 @@
 use http::Request;
 
 use super::*;
+use crate::model::user::Proof;
 
 #[test]
 fn what_is_judged_is_what_is_forwarded() {
@@ -101,18 +102,18 @@ fn a_header_names_the_user_only_from_a_trusted_hop() {
     let mut headers = HeaderMap::new();
     headers.insert("x-user-id", "alice".parse().unwrap());
     headers.insert("cookie", "a=b; uid=bob".parse().unwrap());
-    assert_eq!(user::key(&headers, true, &keys), Ok(Some(("alice".into(), Proof::Proven))));
-    assert_eq!(user::key(&headers, false, &keys), Ok(Some(("bob".into(), Proof::Claimed))));
+    assert_eq!(user::key(&headers, true, None, &keys), Ok(Some(("alice".into(), Proof::Proven))));
+    assert_eq!(user::key(&headers, false, None, &keys), Ok(Some(("bob".into(), Proof::Claimed))));
     headers.append("cookie", http::HeaderValue::from_bytes(b"x=\xe4; uid=bob").unwrap());
     assert_eq!(
-        user::key(&headers, false, &keys),
+        user::key(&headers, false, None, &keys),
         Ok(Some(("bob".into(), Proof::Claimed))),
         "odd bytes of another cookie hide nobody"
     );
     headers.append("cookie", "uid=carol".parse().unwrap());
-    assert_eq!(user::key(&headers, false, &keys), Err(Code::RequestMalformed), "two users are one too many");
+    assert_eq!(user::key(&headers, false, None, &keys), Err(Code::RequestMalformed), "two users are one too many");
     headers.append("x-user-id", "mallory".parse().unwrap());
-    assert_eq!(user::key(&headers, true, &keys), Err(Code::RequestMalformed));
+    assert_eq!(user::key(&headers, true, None, &keys), Err(Code::RequestMalformed));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use http::HeaderMap;
 
 use crate::model::outcome::Code;
 use crate::model::user::Proof;
+use crate::tokens::Verified;
 
 use super::KeySource;
 
@@ -12,13 +13,23 @@ const MAX_KEY: usize = 256;
 
 /// The first key that is present, and how well it is proven. A request that names two users is malformed: we and an
 /// upstream could pick different ones.
-pub(super) fn key(headers: &HeaderMap, is_trusted: bool, sources: &[KeySource]) -> Result<Option<(String, Proof)>, Code> {
+pub(super) fn key(
+    headers: &HeaderMap,
+    is_trusted: bool,
+    token: Option<&Verified>,
+    sources: &[KeySource],
+) -> Result<Option<(String, Proof)>, Code> {
     for source in sources {
+        let claimed;
         let (key, proof) = match source {
             KeySource::Header(name) if is_trusted => {
                 (only(headers.get_all(name).iter().map(http::HeaderValue::as_bytes))?, Proof::Proven)
             }
             KeySource::Header(_) => (None, Proof::Claimed),
+            KeySource::Token(claim) => {
+                claimed = token.and_then(|token| token.claim(claim));
+                (claimed.as_deref().map(str::as_bytes), Proof::Proven)
+            }
             KeySource::Cookie(name) => (only(cookies(headers, name))?, Proof::Claimed),
         };
         if let Some(key) = key.filter(|key| !key.is_empty()) {
@@ -36,7 +47,7 @@ fn only<'h>(mut values: impl Iterator<Item = &'h [u8]>) -> Result<Option<&'h [u8
 }
 
 /// The values of a cookie, as bytes: another cookie's odd characters must not hide it.
-fn cookies<'h>(headers: &'h HeaderMap, name: &'h str) -> impl Iterator<Item = &'h [u8]> {
+pub(super) fn cookies<'h>(headers: &'h HeaderMap, name: &'h str) -> impl Iterator<Item = &'h [u8]> {
     let pairs = headers.get_all(http::header::COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
     pairs.filter_map(move |pair| {
         let at = pair.iter().position(|byte| *byte == b'=')?;

@@ -87,6 +87,11 @@ impl Account {
         self.decision = Some(judged.decision.clone());
     }
 
+    /// Whether the data that was touched is this caller's own.
+    pub fn is_of(&self, caller: &str) -> bool {
+        self.user.as_ref().is_some_and(|user| *user == self.worker.shared.pseudonyms.of(caller))
+    }
+
     pub fn user(&self) -> Option<String> {
         self.user.clone()
     }

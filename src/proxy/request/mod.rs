@@ -29,7 +29,7 @@ use crate::transport::body::Body;
 
 use super::connection::Session;
 use super::gather::{Question, gather};
-use super::intake::{self, Intake};
+use super::intake::{self, Intake, Verifiers};
 use super::{Snapshot, Worker, headers, reply};
 
 use account::Account;
@@ -47,7 +47,10 @@ pub async fn handle(worker: Rc<Worker>, session: Rc<Session>, request: Request<I
     }
     let (mut parts, body) = request.into_parts();
     let account = Account::open(worker, snapshot, arrival, &parts);
-    match intake::read(&mut parts, &arrival, &account.snapshot.intake, &account.snapshot.limits) {
+    let worker = &account.worker;
+    let verifiers =
+        Verifiers { snapshot: &account.snapshot, tokens: &worker.tokens, metrics: &worker.metrics, now: SystemTime::now() };
+    match intake::read(&mut parts, &arrival, &verifiers) {
         Ok(intake) => serve(account, session, intake, parts, body).await,
         Err(code) => account.refuse(code),
     }
@@ -99,7 +102,7 @@ fn judge(worker: &Worker, snapshot: &Snapshot, intake: &Intake, ingress: Ingress
         ingress,
         is_read: intake.is_read,
         client: intake.client,
-        user: intake.user.as_ref(),
+        identity: &intake.identity,
         envelope: intake.envelope.as_ref(),
         now: SystemTime::now(),
     };

@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::header::{HOST, HeaderValue};
+use http::header::{HOST, HeaderValue, SET_COOKIE};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -16,12 +16,14 @@ use crate::audit::{Count, Direction, Movement};
 use crate::decision::facts::Ingress;
 use crate::decision::policy::ClassSet;
 use crate::decision::residency::Stays;
-use crate::decision::verdict::{Itinerary, Stop, Trail, Verdict};
+use crate::decision::verdict::{Home, Itinerary, Stop, Trail, Verdict};
 use crate::decision::{may_return, route_of};
 use crate::envelope::Envelope;
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
+use crate::model::user::Evidence;
+use crate::session::{self, Hint};
 use crate::transport::body::Body;
 
 use super::super::body::Metered;
@@ -366,6 +368,7 @@ fn relay(
     if let Some(code) = peer_code {
         head.headers.insert("domicile-code", HeaderValue::from_static(code.as_str()));
     }
+    give_hint(&account, intake, &mut head.headers);
     account.answered(head.status);
     let allowance = Pacing::of(&head.headers, &account.snapshot.limits).allowance(u64::MAX);
     let body = Metered::new(body, allowance, Rc::clone(&account.answer_body))
@@ -376,6 +379,30 @@ fn relay(
             account.tell();
         });
     Response::from_parts(head, Body::streamed(body))
+}
+
+/// Seals where the user was found to live into a cookie, for the time when nobody can be asked.
+fn give_hint(account: &Account, intake: &Intake, answer: &mut http::HeaderMap) {
+    let (Some(seal), Some((user, _))) = (&account.snapshot.seal, &intake.identity.user) else { return };
+    let is_client = account.arrival.ingress == Ingress::Client && intake.is_https && intake.identity.is_fresh;
+    let home = account.decision.as_ref().and_then(|decision| decision.trail.home);
+    let (Some(Home::Owned { region, evidence: Evidence::Recorded, .. }), true) = (home, is_client && account.is_of(user)) else {
+        return;
+    };
+    let (name, now) = (account.snapshot.policy.region_name(region), SystemTime::now());
+    // Half its life is time enough to give a new one.
+    let is_good = |hint: &Hint| hint.home == name && hint.expires > now + seal.settings.lifetime / 2;
+    if intake.identity.hint.as_ref().is_some_and(is_good) {
+        return;
+    }
+    let lifetime = seal.settings.lifetime.as_secs();
+    let cookie = seal.seal(user, name, now).and_then(|sealed| {
+        let attributes = format!("Max-Age={lifetime}; Path=/; Secure; HttpOnly; SameSite=Lax");
+        HeaderValue::from_str(&format!("{}={sealed}; {attributes}", session::COOKIE)).ok()
+    });
+    if let Some(cookie) = cookie {
+        answer.append(SET_COOKIE, cookie);
+    }
 }
 
 /// An upstream may say what its answer holds; what its label does not clear for the asking region stays here.

@@ -1,0 +1,23 @@
+//! The home that a verified token names.
+
+use crate::model::outcome::Code;
+use crate::model::user::Evidence;
+
+use super::super::facts::{Facts, Lookup};
+use super::super::policy::Policy;
+use super::super::verdict::{Finding, Home};
+use super::Answer;
+
+pub(super) fn ask(facts: &Facts<'_>, policy: &Policy) -> (Finding, Answer) {
+    match facts.token {
+        Lookup::NotAsked | Lookup::NoKey => (Finding::NoToken, Answer::Next),
+        Lookup::Absent => (Finding::NoClaim, Answer::Next),
+        // It names a region that this policy does not have: no reason to guess another.
+        Lookup::Unavailable => (Finding::UnknownRegion, Answer::End(Code::HomeUnknown)),
+        Lookup::Found(home) if !policy.regions.contains(home) => (Finding::UnknownRegion, Answer::End(Code::HomeUnknown)),
+        Lookup::Found(region) => {
+            let home = Home::Owned { region, evidence: Evidence::Asserted, jurisdiction: policy.jurisdiction_of(region) };
+            (Finding::Asserted { home: region }, Answer::Home(home))
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Seals what a client keeps for us: its home hint.
+//!
+//! Promises: what opens was sealed by a holder of the key, is whole, and has not expired (AES-256-GCM, RFC 5116). The first key
+//! of the file seals, every one opens, so that keys can be changed without signing anyone out. Never: a raw key in an
+//! error or a log line.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine};
+
+/// The cookie of the home hint: only over TLS, only for this host, at every path.
+pub const COOKIE: &str = "__Host-domicile-home";
+
+/// What else is sealed one day gets another name: one can never pass for the other.
+const PURPOSE: &[u8] = b"domicile home hint 1";
+
+const NONCE: usize = 12;
+
+/// The keys, and how long a hint is good for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    pub keys: PathBuf,
+    pub lifetime: Duration,
+}
+
+/// Why a file of keys cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("`{}`: {reason}; write one key a line, each 32 random bytes in base64, as `openssl rand -base64 32` prints", file.display())]
+pub struct SealError {
+    file: PathBuf,
+    reason: String,
+}
+
+/// Where a user was found to live.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hint {
+    pub user: String,
+    /// The region's name.
+    pub home: String,
+    pub expires: SystemTime,
+}
+
+/// Seals and opens hints.
+pub struct Seal {
+    pub settings: Settings,
+    keys: Vec<RandomizedNonceKey>,
+}
+
+impl Seal {
+    pub fn open_keys(settings: &Settings) -> Result<Self, SealError> {
+        let failed = |reason: String| SealError { file: settings.keys.clone(), reason };
+        let text = std::fs::read_to_string(&settings.keys).map_err(|error| failed(error.to_string()))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let key = |line: &str| {
+            let bytes = BASE64_STANDARD.decode(line).ok().filter(|bytes| bytes.len() == 32)?;
+            RandomizedNonceKey::new(&AES_256_GCM, &bytes).ok()
+        };
+        let keys: Option<Vec<_>> = lines.map(key).collect();
+        match keys {
+            Some(keys) if !keys.is_empty() => Ok(Self { settings: settings.clone(), keys }),
+            Some(_) => Err(failed("holds no key".into())),
+            None => Err(failed("a line is no key".into())),
+        }
+    }
+
+    /// The value of the cookie.
+    pub fn seal(&self, user: &str, home: &str, now: SystemTime) -> Option<String> {
+        let expires = now.checked_add(self.settings.lifetime)?.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+        // A region's name has no control characters; the user's key comes last.
+        let mut text = format!("{expires}\n{home}\n{user}").into_bytes();
+        let nonce = self.keys.first()?.seal_in_place_append_tag(Aad::from(PURPOSE), &mut text).ok()?;
+        let mut sealed = nonce.as_ref().to_vec();
+        sealed.extend_from_slice(&text);
+        Some(BASE64_URL_SAFE_NO_PAD.encode(sealed))
+    }
+
+    /// What the cookie says, if it is ours and still good.
+    pub fn open(&self, value: &str, now: SystemTime) -> Option<Hint> {
+        let sealed = BASE64_URL_SAFE_NO_PAD.decode(value).ok()?;
+        let (nonce, text) = sealed.split_at_checked(NONCE)?;
+        let open = |key: &RandomizedNonceKey| {
+            let mut text = text.to_vec();
+            let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+            Some(key.open_in_place(nonce, Aad::from(PURPOSE), &mut text).ok()?.to_vec())
+        };
+        let text = String::from_utf8(self.keys.iter().find_map(open)?).ok()?;
+        let mut parts = text.splitn(3, '\n');
+        let (expires, home, user) = (parts.next()?, parts.next()?, parts.next()?);
+        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(expires.parse().ok()?);
+        (now < expires).then(|| Hint { user: user.into(), home: home.into(), expires })
+    }
+}
+
+impl Settings {
+    /// The file to watch.
+    pub fn file(&self) -> &Path {
+        &self.keys
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seal(keys: &[u8]) -> Seal {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lines: Vec<_> = keys.iter().map(|byte| BASE64_STANDARD.encode([*byte; 32])).collect();
+        std::fs::write(file.path(), lines.join("\n")).unwrap();
+        Seal::open_keys(&Settings { keys: file.path().into(), lifetime: Duration::from_secs(300) }).unwrap()
+    }
+
+    #[test]
+    fn a_hint_opens_whole_in_time_and_under_a_known_key() {
+        let (seal, now) = (seal(&[1]), SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+        let sealed = seal.seal("alice", "eu-west", now).unwrap();
+        let hint = seal.open(&sealed, now).unwrap();
+        assert_eq!((hint.user.as_str(), hint.home.as_str(), hint.expires), ("alice", "eu-west", now + Duration::from_secs(300)));
+        assert_eq!(seal.open(&sealed, now + Duration::from_secs(300)), None, "it has expired");
+        assert_ne!(sealed, seal.seal("alice", "eu-west", now).unwrap(), "no two look alike");
+        for at in 0..sealed.len() {
+            let mut forged = sealed.clone().into_bytes();
+            forged[at] = if forged[at] == b'A' { b'B' } else { b'A' };
+            assert_eq!(seal.open(std::str::from_utf8(&forged).unwrap(), now), None, "byte {at}");
+        }
+        for bad in ["", "A", "!!!", &sealed[..20]] {
+            assert_eq!(seal.open(bad, now), None);
+        }
+        assert_eq!(self::seal(&[2]).open(&sealed, now), None, "another's key");
+        assert!(self::seal(&[2, 1]).open(&sealed, now).is_some(), "the key before is still good");
+    }
+
+    #[test]
+    fn a_file_without_keys_is_refused() {
+        for text in ["", "short", "AAAA\n"] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            let error =
+                Seal::open_keys(&Settings { keys: file.path().into(), lifetime: Duration::ZERO }).err().unwrap().to_string();
+            assert!(error.contains("openssl rand"), "{error}");
+        }
+    }
+}
