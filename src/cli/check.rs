@@ -10,7 +10,7 @@ use crate::config::{self, summary};
 use crate::model::day::Day;
 use crate::model::region::Registry;
 
-use super::{Outcome, Source};
+use super::{Outcome, Source, say};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -34,11 +34,9 @@ pub(super) fn run(options: &Options) -> Outcome {
             if options.files {
                 app::check_files(file, region.as_deref(), today).map_err(|error| error.to_string())?;
             }
-            print!("{}", summary::print(&config.policy, today));
-            for note in config::notes(&config.policy, today) {
-                println!("\nnote: {note}");
-            }
-            println!("\n{}: sound", file.display());
+            let notes = config::notes(&config.policy, today);
+            let notes: String = notes.iter().map(|note| format!("\nnote: {note}\n")).collect();
+            say(&format!("{}{notes}\n{}: sound\n", summary::print(&config.policy, today), file.display()))?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -11,7 +11,7 @@ use crate::app::explain::{Query, claim, explain};
 use crate::model::day::Day;
 use crate::model::vitals::Vitals;
 
-use super::{Outcome, Source};
+use super::{Outcome, Source, say};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -50,6 +50,6 @@ pub(super) fn run(options: Options) -> Outcome {
     let vitals = Vitals::unmeasured(snapshot.policy.nearest_first());
     let Options { ip, user, claimed, claims, day, down, json, method, url, .. } = options;
     let explanation = explain(&snapshot, &vitals, &Query { method, url, ip, user, claimed, claims, day, down, json })?;
-    print!("{}", if json { explanation.json() } else { explanation.text() });
+    say(&if json { explanation.json() } else { explanation.text() })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -65,5 +65,14 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Prints to standard output; a reader that has seen enough, as `head` has, is no error.
+fn say(text: &str) -> Result<(), String> {
+    use std::io::Write;
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("cannot print: {error}")),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// How a verb ends: an exit code, or what to tell on standard error.
 type Outcome = Result<ExitCode, String>;

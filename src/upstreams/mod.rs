@@ -110,6 +110,11 @@ impl Upstreams {
         Ok(Self { settings, list })
     }
 
+    /// For judging alone: nothing is sent.
+    pub fn none() -> Self {
+        Self { settings: Settings { targets: Vec::new(), check: None }, list: Vec::new() }
+    }
+
     pub fn all(&self) -> &[Arc<Upstream>] {
         &self.list
     }
