@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::HeaderValue;
+
 use crate::config::{self, Config, Settings};
 use crate::decision::policy::Policy;
 use crate::directory::Directory;
@@ -13,7 +15,7 @@ use crate::geoip::GeoIp;
 use crate::model::day::Day;
 use crate::model::region::{RegionId, Registry};
 use crate::proxy::Snapshot;
-use crate::proxy::connection::Door;
+use crate::proxy::connection::{Door, HouseRules, Lock};
 use crate::session::Seal;
 use crate::tokens::{self, Tokens};
 use crate::transport::dial::{Secured, Server, Speaks, authority_of};
@@ -84,7 +86,8 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
         tracing::warn!("{note}");
     }
     let peer_stamps = settings.peer_tls.as_ref().map_or(Vec::new(), |files| {
-        [&files.own.certificate, &files.own.key, &files.authority].into_iter().map(|file| Stamp::of(file)).collect()
+        let own = [&files.own.certificate, &files.own.key, &files.authority];
+        own.into_iter().chain(&files.revoked).map(|file| Stamp::of(file)).collect()
     });
     let peers_before = before.filter(|before| before.files.peers == peer_stamps).and_then(|before| before.peers.clone());
     let peers = match peers_before {
@@ -204,12 +207,16 @@ fn check_own_region(peers: &PeerTls, file: &Path, local: &str) -> Result<(), Sta
 fn doors(settings: &Settings, peers: Option<&PeerTls>) -> Result<Doors, StartError> {
     let mut doors = Doors::new();
     for listener in &settings.listeners {
-        let door = match (listener.accepts, &listener.certificates, peers) {
-            (Accepts::Peers, _, Some(peers)) => Door::Peers(Arc::clone(&peers.server)),
+        let lock = match (listener.accepts, &listener.tls, peers) {
+            (Accepts::Peers, _, Some(peers)) => Lock::Peers(Arc::clone(&peers.server)),
             (Accepts::Peers, _, None) => unreachable!("the configuration demands `peer_tls` for a listener of peers"),
-            (Accepts::Clients, Some(files), _) => Door::Clients(ClientTls::load(files)?),
-            (Accepts::Clients, None, _) => Door::Cleartext,
+            (Accepts::Clients, Some(files), _) => Lock::Clients(ClientTls::load(files)?),
+            (Accepts::Clients, None, _) => Lock::Cleartext,
         };
+        let hsts =
+            listener.hsts.map(|age| HeaderValue::from_str(&format!("max-age={}", age.as_secs())).expect("digits are fine"));
+        let (proxy_protocol, redirect) = (listener.proxy_protocol.clone(), listener.redirect);
+        let door = Door { lock, house_rules: Arc::new(HouseRules { proxy_protocol, redirect, hsts }) };
         doors.insert(listener.address, door);
     }
     Ok(doors)

@@ -295,11 +295,15 @@ fn files(config: &std::path::Path, built: &Built) -> Vec<PathBuf> {
         files.extend([pair.certificate.clone(), pair.key.clone()]);
     };
     for listener in &settings.listeners {
-        listener.certificates.iter().flatten().for_each(|files_of_one| pair(&mut files, files_of_one));
+        if let Some(tls) = &listener.tls {
+            tls.certificates.iter().for_each(|files_of_one| pair(&mut files, files_of_one));
+            files.extend(tls.clients.iter().map(|clients| clients.authority.clone()));
+        }
     }
     if let Some(peers) = &settings.peer_tls {
         pair(&mut files, &peers.own);
         files.push(peers.authority.clone());
+        files.extend(peers.revoked.iter().cloned());
     }
     let upstream_files = settings.upstreams.targets.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
     files.extend(upstream_files.cloned());

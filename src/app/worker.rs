@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::metrics::Metrics;
 use crate::model::vitals::Health;
-use crate::proxy::connection::{self, Counted, Door};
+use crate::proxy::connection::{self, Counted, Door, Lock};
 use crate::proxy::{Shared, Worker};
 use crate::transport::dial::Approach;
 use crate::transport::listener::Acceptor;
@@ -162,7 +162,7 @@ async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut c
         }
     }
     // Peers ask until they have heard that this region drains.
-    if matches!(door, Some(Door::Peers(_))) && local.worker.is_draining() {
+    if door.as_ref().is_some_and(|door| matches!(door.lock, Lock::Peers(_))) && local.worker.is_draining() {
         let farewell = tokio::time::sleep(local.worker.snapshot().farewell);
         tokio::pin!(farewell);
         loop {
@@ -185,9 +185,11 @@ async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut c
 
 fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: SocketAddr, door: Door) {
     // Peers are few and proven; limits on clients must not cut a region off.
-    let counted = match door {
-        Door::Peers(_) => None,
-        Door::Cleartext | Door::Clients(_) => match Counted::enter(&local.worker, remote.ip().to_canonical()) {
+    let counted = match door.lock {
+        Lock::Peers(_) => None,
+        // Whom it speaks for is not known yet.
+        Lock::Cleartext | Lock::Clients(_) if door.house_rules.proxy_protocol.is_some() => None,
+        Lock::Cleartext | Lock::Clients(_) => match Counted::enter(&local.worker, remote.ip().to_canonical()) {
             Ok(counted) => Some(counted),
             Err(reason) => {
                 local.metrics.connections_refused.with_label_values(&[reason]).inc();

@@ -1,12 +1,14 @@
 //! Certificates made at start: an authority, one certificate a region, and one for clients.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 
 use crate::transport::tls::REGION_URI;
@@ -14,6 +16,7 @@ use crate::transport::tls::REGION_URI;
 /// An authority that signs for as long as it lives in memory; its key is never written.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
+    serials: RefCell<HashMap<String, SerialNumber>>,
 }
 
 fn failed(error: impl std::fmt::Display) -> io::Error {
@@ -27,7 +30,8 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().map_err(failed)?;
-        Ok(Self { issuer: CertifiedIssuer::self_signed(params, key).map_err(failed)? })
+        let issuer = CertifiedIssuer::self_signed(params, key).map_err(failed)?;
+        Ok(Self { issuer, serials: RefCell::default() })
     }
 
     /// Writes the authority's own certificate.
@@ -47,10 +51,33 @@ impl Authority {
         self.write_leaf(folder, name, names.subject_alt_names)
     }
 
+    /// Writes a list that revokes what was last written under these names.
+    pub fn write_revoked(&self, file: &Path, names: &[&str]) -> io::Result<()> {
+        let serials = self.serials.borrow();
+        let revoked = names.iter().filter_map(|name| serials.get(*name)).map(|serial| RevokedCertParams {
+            serial_number: serial.clone(),
+            revocation_time: date_time_ymd(2026, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2026, 1, 1),
+            next_update: date_time_ymd(2099, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        std::fs::write(file, list.signed_by(&self.issuer).map_err(failed)?.pem().map_err(failed)?)
+    }
+
     fn write_leaf(&self, folder: &Path, name: &str, names: Vec<SanType>) -> io::Result<()> {
         let mut params = CertificateParams::new(vec![]).map_err(failed)?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.subject_alt_names = names;
+        let serial = SerialNumber::from(fastrand::u64(1..u64::MAX / 2));
+        self.serials.borrow_mut().insert(name.to_owned(), serial.clone());
+        params.serial_number = Some(serial);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().map_err(failed)?;

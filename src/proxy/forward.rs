@@ -1,5 +1,6 @@
 //! Takes a request along its itinerary: here to an upstream, elsewhere to the region's own proxy.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use crate::model::outcome::Code;
 use crate::transport::body::Body;
 use crate::transport::dial::Approach;
 use crate::transport::pool::{InFlight, Reply, SendCause, SendError};
+use crate::transport::proxy_protocol;
 use crate::transport::tunnel::Wire;
 use crate::upstreams::{Busy, Upstream};
 
@@ -86,6 +88,9 @@ pub struct Effort<'a> {
     pub body: &'a Progress,
     /// What the connection is to become.
     pub upgrade: Option<&'a str>,
+    /// Whose request it is, and where it came in: for upstreams that are told by the PROXY protocol.
+    pub client: SocketAddr,
+    pub local: SocketAddr,
 }
 
 impl Effort<'_> {
@@ -148,7 +153,8 @@ async fn to_upstreams(
         let has_body = !request.body().is_end_stream();
         let more = Effort { keep_head: snapshot.upstreams.all().len() > tried.len() + 1 || effort.keep_head, ..effort };
         let copy = copy_of_read(&request, more);
-        let approach = Approach::within(limits.connect_timeout);
+        let greeting = upstream.proxy_protocol.map(|version| proxy_protocol::write(version, effort.client, effort.local));
+        let approach = Approach { limit: limits.connect_timeout, greeting };
         let work = async {
             let (pool, server) = (&worker.upstream_pool, &upstream.server);
             match effort.upgrade {

@@ -142,6 +142,22 @@ pub fn problem(code: Code, request_id: &str) -> Response<Body> {
     response
 }
 
+/// An answer that says no more than its status.
+pub fn bare(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// Sends the client to the same place over HTTPS: 308, for good, and with method and body.
+pub fn to_https(host: &str, port: u16, target: &str) -> Option<Response<Body>> {
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let mut response = bare(StatusCode::PERMANENT_REDIRECT);
+    let location = HeaderValue::from_str(&format!("https://{host}{port}{target}")).ok()?;
+    response.headers_mut().insert(header::LOCATION, location);
+    Some(response)
+}
+
 /// Sends the client to a region's public URL: 307, so that its method and body go along, and nothing is remembered.
 pub fn redirect(region: &Uri, path: &str, query: Option<&str>) -> Option<Response<Body>> {
     let base = region.to_string();

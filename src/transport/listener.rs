@@ -4,10 +4,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::tls::CertificateFiles;
+use super::tls::ClientTlsFiles;
 
 /// Connections that wait to be accepted; the kernel cuts it to its own `somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -18,7 +19,13 @@ pub struct Settings {
     pub address: SocketAddr,
     pub accepts: Accepts,
     /// `None` for cleartext; a listener for peers has its certificate from `peer_tls`.
-    pub certificates: Option<Vec<CertificateFiles>>,
+    pub tls: Option<ClientTlsFiles>,
+    /// Networks whose connections begin with a header of the PROXY protocol; then all have to. `None` for none.
+    pub proxy_protocol: Option<Vec<IpNet>>,
+    /// Sends every client to this port of HTTPS.
+    pub redirect: Option<u16>,
+    /// How long browsers are to come by HTTPS alone (HSTS, RFC 6797).
+    pub hsts: Option<Duration>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

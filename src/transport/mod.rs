@@ -9,6 +9,7 @@ pub mod dial;
 pub mod framing;
 pub mod listener;
 pub mod pool;
+pub mod proxy_protocol;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;

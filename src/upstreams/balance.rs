@@ -53,7 +53,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     fn upstreams() -> Upstreams {
-        let target = |name: &str| Target { authority: name.into(), speaks: Speaks::Http1, tls: None };
+        let target = |name: &str| Target { authority: name.into(), speaks: Speaks::Http1, tls: None, proxy_protocol: None };
         Upstreams::new(Settings { targets: vec![target("a:1"), target("b:1"), target("c:1")], check: None }, None).unwrap()
     }
 

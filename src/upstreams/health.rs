@@ -7,8 +7,9 @@ use http::Request;
 use tokio::time::Instant;
 
 use crate::transport::body::Body;
-use crate::transport::dial::{Approach, Server};
+use crate::transport::dial::Approach;
 use crate::transport::pool::UpstreamPool;
+use crate::transport::proxy_protocol;
 
 use super::{Check, Upstream, Upstreams};
 
@@ -28,7 +29,7 @@ async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>) {
     let mut streak = Streak::default();
     loop {
         let asked = Instant::now();
-        let passed = ask(&pool, &upstream.server, &check).await;
+        let passed = ask(&pool, &upstream, &check).await;
         if passed {
             let before = upstream.state.answer_micros.load(Ordering::Relaxed);
             let micros = (asked.elapsed().as_micros() as u64).max(1);
@@ -44,11 +45,13 @@ async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>) {
     }
 }
 
-async fn ask(pool: &UpstreamPool, server: &Server, check: &Check) -> bool {
+async fn ask(pool: &UpstreamPool, upstream: &Upstream, check: &Check) -> bool {
+    let server = &upstream.server;
+    let approach = Approach { limit: check.timeout, greeting: upstream.proxy_protocol.map(proxy_protocol::write_own) };
     let request =
         Request::get(&check.path).header("host", &*server.authority).header("user-agent", "domicile-health").body(Body::empty());
     let Ok(request) = request else { return false };
-    let answer = tokio::time::timeout(check.timeout, pool.send(server, request, &Approach::within(check.timeout))).await;
+    let answer = tokio::time::timeout(check.timeout, pool.send(server, request, &approach)).await;
     matches!(answer, Ok(Ok(answer)) if answer.status().is_success() || answer.status().is_redirection())
 }
 

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::transport::dial::{Server, Speaks};
+use crate::transport::proxy_protocol;
 use crate::transport::tls::{TlsError, UpstreamFiles};
 
 pub use balance::{Busy, Load};
@@ -31,6 +32,8 @@ pub struct Target {
     pub authority: String,
     pub speaks: Speaks,
     pub tls: Option<UpstreamFiles>,
+    /// Tells it whose request a connection is for.
+    pub proxy_protocol: Option<proxy_protocol::Version>,
 }
 
 impl Target {
@@ -61,6 +64,7 @@ impl Check {
 /// One app server.
 pub struct Upstream {
     pub server: Server,
+    pub proxy_protocol: Option<proxy_protocol::Version>,
     state: Arc<State>,
 }
 
@@ -104,8 +108,10 @@ impl Upstreams {
             let known = before.into_iter().flat_map(|before| &before.list);
             known.for_each(|upstream| upstream.state.up.store(true, Ordering::Relaxed));
         }
-        let upstream =
-            |target: &Target| Ok(Arc::new(Upstream { server: target.server()?, state: known(target).unwrap_or_else(fresh) }));
+        let upstream = |target: &Target| {
+            let (server, proxy_protocol) = (target.server()?, target.proxy_protocol);
+            Ok(Arc::new(Upstream { server, proxy_protocol, state: known(target).unwrap_or_else(fresh) }))
+        };
         let list = settings.targets.iter().map(upstream).collect::<Result<_, _>>()?;
         Ok(Self { settings, list })
     }

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod doors;
 mod failover;
 mod forwarding;
 mod hostile;

@@ -80,7 +80,7 @@ fn ask_gateway(world: &World, config: std::sync::Arc<rustls::ClientConfig>) -> O
 fn showing(world: &World, region: &str) -> std::sync::Arc<rustls::ClientConfig> {
     let at = |ending: &str| world.folder.path().join(format!("{region}.{ending}"));
     let own = CertificateFiles { certificate: at("pem"), key: at("key") };
-    let files = PeerFiles { own, authority: world.folder.path().join("ca.pem") };
+    let files = PeerFiles { own, authority: world.folder.path().join("ca.pem"), revoked: vec![] };
     PeerTls::load(&files).unwrap().client_for("eu-west")
 }
 
@@ -197,4 +197,25 @@ fn a_stranger_is_served_where_the_first_proxy_placed_it() {
         !seen[1].headers.contains_key("baggage") && !seen[1].headers.contains_key("traceparent"),
         "baggage stays behind the border"
     );
+}
+
+#[test]
+fn a_revoked_peer_is_refused_in_both_directions() {
+    let world = World::prepare(&Plan::default());
+    world.authority.write_revoked(&world.folder.path().join("revoked.pem"), &["us-east"]).unwrap();
+    for region in [world.eu(), world.us()] {
+        let text = std::fs::read_to_string(&region.config).unwrap();
+        let list = world.folder.path().join("revoked.pem");
+        let text = text.replace("/ca.pem\" }", &format!("/ca.pem\", revoked: \"{}\" }}", list.display()));
+        assert!(text.contains("revoked:"));
+        std::fs::write(&region.config, text).unwrap();
+    }
+    let mut world = world;
+    (0..NAMES.len()).for_each(|index| world.start_region(index).unwrap());
+    for answer in [get(world.us().http, "/users/alice/orders/1", &[]), post(world.eu().http, "/users/bob/orders/1", &[], "x")] {
+        assert_eq!(answer.status.as_u16() / 100, 5, "{answer:?}");
+    }
+    world.eu().upstream().assert_saw_nothing();
+    world.us().upstream().assert_saw_nothing();
+    world.eu().wait_for_health("ap-northeast", "up");
 }

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use crate::transport::listener::{self, Accepts};
-use crate::transport::tls::{CertificateFiles, PeerFiles};
+use crate::transport::tls::{CertificateFiles, ClientAuthority, ClientTlsFiles, PeerFiles};
 
 use super::super::policy::PolicyDraft;
 use super::super::reader::{Field, Section};
 use super::path;
+use super::users::network;
 
 /// The listeners of this region: its own list, where it has one, else the list for all regions.
 pub(super) fn read_listen(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Vec<listener::Settings> {
@@ -45,27 +46,56 @@ fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
     let section = field.section()?;
     let address =
         section.required("address", "write an IP address and a port, such as `127.0.0.1:8080`").and_then(|field| field.address());
-    let tls = section.optional("tls").map(|field| {
+    let tls = section.optional("tls").map_or(Some(None), |field| read_tls(&field).map(Some));
+    let peers = section.optional("peers").map_or(Some(false), |field| field.flag());
+    let cleartext = section.optional("cleartext").map_or(Some(false), |field| field.flag());
+    let proxy_protocol = section.optional("proxy_protocol").map_or(Some(None), |field| {
         let section = field.section()?;
-        let certificates = section.required("certificates", "list pairs of `certificate` and `key`")?.list();
+        let from = section.required("from", "list the networks of the hops that send it, such as `[10.0.0.0/8]`")?.list();
         section.finish();
-        if certificates.is_empty() {
-            return field.wrong("list at least one certificate");
-        }
-        certificates.iter().map(read_certificate).collect::<Option<Vec<_>>>()
+        from.iter().map(network).collect::<Option<Vec<_>>>().map(Some)
     });
-    let peers = section.optional("peers").map_or(Some(false), |field| field.flag())?;
-    let cleartext = section.optional("cleartext").map_or(Some(false), |field| field.flag())?;
+    let redirect = section.optional("redirect_to_https").map_or(Some(None), |field| field.number(1, 65535).map(Some));
+    let hsts = section.optional("hsts").map_or(Some(None), |field| field.duration().map(Some));
     section.finish();
-    let address = address?;
-    if peers && tls.is_some() {
-        return field.wrong("a listener for peers takes its certificate from `peer_tls`; leave `tls` out");
+    let (address, tls, peers) = (address?, tls?, peers?);
+    let (proxy_protocol, redirect, hsts) = (proxy_protocol?, redirect?.map(|port| port as u16), hsts?);
+    if peers && (tls.is_some() || proxy_protocol.is_some() || redirect.is_some() || hsts.is_some()) {
+        return field
+            .wrong("a listener for peers takes its certificate from `peer_tls`, and nothing but `address` besides `peers`");
     }
-    if tls.is_none() && !peers && !cleartext && !address.ip().is_loopback() {
+    if redirect.is_some() && tls.is_some() {
+        return field.wrong("`redirect_to_https` is for a listener in the clear; leave `tls` out");
+    }
+    if hsts.is_some() && tls.is_none() {
+        return field.wrong("`hsts` counts only where it is heard over TLS; give this listener a `tls` section");
+    }
+    if tls.is_none() && !peers && redirect.is_none() && !cleartext? && !address.ip().is_loopback() {
         return field.wrong(format!("cleartext stays on loopback: give `{address}` a `tls` section, or say `cleartext: true`"));
     }
     let accepts = if peers { Accepts::Peers } else { Accepts::Clients };
-    Some(listener::Settings { address, accepts, certificates: tls.map_or(Some(None), |list| list.map(Some))? })
+    Some(listener::Settings { address, accepts, tls, proxy_protocol, redirect, hsts })
+}
+
+fn read_tls(field: &Field<'_>) -> Option<ClientTlsFiles> {
+    let section = field.section()?;
+    let certificates = section.required("certificates", "list pairs of `certificate` and `key`").and_then(|field| {
+        let items = field.list();
+        if items.is_empty() {
+            return field.wrong("list at least one certificate");
+        }
+        items.iter().map(read_certificate).collect::<Option<Vec<_>>>()
+    });
+    let clients = section.optional("clients").map_or(Some(None), |field| {
+        let section = field.section()?;
+        let authority = section.required("authority", "name the PEM file of the authority that signs the clients");
+        let authority = authority.and_then(|field| path(&field));
+        let required = section.optional("required").map_or(Some(false), |field| field.flag());
+        section.finish();
+        Some(Some(ClientAuthority { authority: authority?, required: required? }))
+    });
+    section.finish();
+    Some(ClientTlsFiles { certificates: certificates?, clients: clients? })
 }
 
 pub(super) fn read_certificate(field: &Field<'_>) -> Option<CertificateFiles> {
@@ -87,6 +117,7 @@ pub(super) fn read_peer_tls(field: &Field<'_>, local: &str) -> Option<PeerFiles>
         section.required("key", "name this region's private key; `{region}` stands for its name").and_then(|field| named(&field));
     let authority =
         section.required("authority", "name the PEM file of the authority that signs the peers").and_then(|field| named(&field));
+    let revoked = section.optional("revoked").map_or(Some(Vec::new()), |field| field.one_or_many().iter().map(named).collect());
     section.finish();
-    Some(PeerFiles { own: CertificateFiles { certificate: certificate?, key: key? }, authority: authority? })
+    Some(PeerFiles { own: CertificateFiles { certificate: certificate?, key: key? }, authority: authority?, revoked: revoked? })
 }

@@ -1,6 +1,7 @@
 //! The app servers of the local region. Those of the others are read as well, so that one file has no mistake in any region.
 
 use crate::transport::dial::{Speaks, authority_of};
+use crate::transport::proxy_protocol::Version;
 use crate::transport::tls::UpstreamFiles;
 use crate::upstreams::{Check, Settings, Target};
 
@@ -37,8 +38,19 @@ fn read_target(field: &Field<'_>) -> Option<Target> {
     let target =
         section.required("url", "name the app server, such as `https://app.internal:8443`").and_then(|field| read_url(&field));
     let tls = section.optional("tls").map(|field| Some((read_tls(&field)?, field)));
+    let proxy_protocol = section
+        .optional("proxy_protocol")
+        .map_or(Some(None), |field| field.word(&[("v1", Version::One), ("v2", Version::Two)]).map(Some));
     section.finish();
     let mut target = target?;
+    target.proxy_protocol = proxy_protocol?;
+    if target.proxy_protocol.is_some() {
+        match target.speaks {
+            // A connection speaks for one client, so it may not carry several requests at once.
+            Speaks::Http2 => return field.wrong("`proxy_protocol` is for HTTP/1.1; a connection of HTTP/2 serves many clients"),
+            Speaks::Http1 | Speaks::Either => target.speaks = Speaks::Http1,
+        }
+    }
     if let Some(tls) = tls {
         let (tls, field) = tls?;
         if target.tls.is_none() {
@@ -60,7 +72,7 @@ fn read_url(field: &Field<'_>) -> Option<Target> {
         Some("h2c") => (Speaks::Http2, None),
         _ => (Speaks::Http1, None),
     };
-    Some(Target { authority: authority_of(&uri), speaks, tls })
+    Some(Target { authority: authority_of(&uri), speaks, tls, proxy_protocol: None })
 }
 
 fn read_tls(field: &Field<'_>) -> Option<UpstreamFiles> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::directory;
-use crate::proxy::intake::{AddressSource, KeySource};
+use crate::proxy::intake::{AddressSource, KeySource, unfolded};
 use crate::session;
 use crate::tokens::{self, Place};
 
@@ -90,7 +90,7 @@ fn read_key(field: &Field<'_>) -> Option<KeySource> {
     }
 }
 
-fn header_name(field: &Field<'_>) -> Option<http::HeaderName> {
+pub(super) fn header_name(field: &Field<'_>) -> Option<http::HeaderName> {
     let text = field.text()?;
     text.to_ascii_lowercase().parse().ok().or_else(|| field.wrong(format!("`{text}` is no header name")))
 }
@@ -102,17 +102,19 @@ pub(super) fn read_client_address(field: &Field<'_>) -> Option<(Vec<IpNet>, Addr
     let source = section.optional("from").map_or(Some(AddressSource::Forwarded), |field| match field.text()? {
         "forwarded" => Some(AddressSource::Forwarded),
         "x-forwarded-for" => Some(AddressSource::XForwardedFor),
-        "proxy-protocol" => {
-            field.wrong("the PROXY protocol is not spoken yet; write `forwarded`, `x-forwarded-for` or a header's name")
-        }
+        "proxy-protocol" => Some(AddressSource::ProxyProtocol),
         _ => header_name(&field).map(AddressSource::Header),
     });
     section.finish();
     Some((trust?, source?))
 }
 
-fn network(field: &Field<'_>) -> Option<IpNet> {
+pub(super) fn network(field: &Field<'_>) -> Option<IpNet> {
     let text = field.text()?;
     let host = text.parse::<std::net::IpAddr>().ok().map(IpNet::from);
-    text.parse().ok().or(host).or_else(|| field.wrong(format!("`{text}` is no network; write `10.0.0.0/8` or one address")))
+    text.parse()
+        .ok()
+        .or(host)
+        .map(unfolded)
+        .or_else(|| field.wrong(format!("`{text}` is no network; write `10.0.0.0/8` or one address")))
 }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::HeaderValue;
+use ipnet::IpNet;
 use rustls::ServerConfig;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -21,13 +23,31 @@ use crate::transport::tls::{ClientTls, Site};
 use super::intake::Arrival;
 use super::{Limits, Worker};
 
-/// How a listener treats its connections; taken from the snapshot for each.
+/// How a listener treats its connections.
 #[derive(Clone)]
-pub enum Door {
+pub struct Door {
+    pub lock: Lock,
+    pub house_rules: Arc<HouseRules>,
+}
+
+/// What it takes to come in.
+#[derive(Clone)]
+pub enum Lock {
     Cleartext,
     Clients(Arc<ClientTls>),
     /// Mutual TLS: the certificate proves the region.
     Peers(Arc<ServerConfig>),
+}
+
+/// What holds for all that come in here.
+#[derive(Clone, Default)]
+pub struct HouseRules {
+    /// Networks whose connections begin with a header of the PROXY protocol; then all have to.
+    pub proxy_protocol: Option<Vec<IpNet>>,
+    /// The port of HTTPS that every client is sent to.
+    pub redirect: Option<u16>,
+    /// `Strict-Transport-Security`, said with every answer.
+    pub hsts: Option<HeaderValue>,
 }
 
 /// A connection, as its requests see it.
@@ -35,6 +55,9 @@ pub struct Session {
     pub arrival: Arrival,
     /// The certificate that was shown; `None` without TLS, and for peers.
     pub site: Option<Site>,
+    /// `Client-Cert` (RFC 9440), for a client that has proven one.
+    pub client_certificate: Option<HeaderValue>,
+    pub house_rules: Arc<HouseRules>,
     pub signals: Rc<Signals>,
 }
 
@@ -44,21 +67,35 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Serves a connection to its end.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: Door) {
     let limits = worker.snapshot().limits;
-    let handshake = tokio::time::timeout(limits.header_timeout, handshake::open(&worker, stream, door)).await;
+    let Ok(local) = stream.local_addr() else { return };
+    let house_rules = Arc::clone(&door.house_rules);
+    let handshake = tokio::time::timeout(limits.header_timeout, handshake::open(&worker, stream, remote, door)).await;
     let Ok(Some(opened)) = handshake else { return };
-    let arrival = Arrival { ingress: opened.ingress, remote: remote.ip().to_canonical(), is_tls: opened.is_http2.is_some() };
+    let arrival = Arrival {
+        ingress: opened.ingress,
+        remote: opened.remote.ip().to_canonical(),
+        port: opened.remote.port(),
+        local,
+        is_tls: opened.is_http2.is_some(),
+    };
     // Whoever agreed on HTTP/2 has to begin with its preface, in time: hyper itself would wait for ever.
     let Some((stream, first, begins_http2)) = find_protocol(opened.stream, limits.header_timeout).await else { return };
     if opened.is_http2.is_some_and(|agreed| agreed != begins_http2) {
         return;
     }
+    let session = Rc::new(Session {
+        arrival,
+        site: opened.site,
+        client_certificate: opened.client_certificate,
+        house_rules,
+        signals: if begins_http2 { Signals::for_http2() } else { Rc::default() },
+    });
     if begins_http2 {
-        let session = Session { arrival, site: opened.site, signals: Signals::for_http2() };
-        http2::serve(worker, stream, first, Rc::new(session), &limits).await;
+        http2::serve(worker, stream, first, session, &limits).await;
     } else {
-        let session = Session { arrival, site: opened.site, signals: Rc::default() };
-        http1::serve(worker, stream, first, Rc::new(session), &limits).await;
+        http1::serve(worker, stream, first, session, &limits).await;
     }
+    drop(opened.counted);
 }
 
 /// Reads as many bytes as it takes to tell HTTP/2 with prior knowledge from HTTP/1.

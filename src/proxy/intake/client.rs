@@ -1,8 +1,9 @@
 //! The client's true address: read from the right, through the hops that are trusted, and no further.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use http::HeaderMap;
+use ipnet::IpNet;
 
 use super::{AddressSource, Settings};
 
@@ -29,15 +30,15 @@ pub(super) fn address(headers: &HeaderMap, remote: IpAddr, settings: &Settings) 
 }
 
 /// The addresses that hops wrote, the nearest first; `None` for one that is no address.
-fn hops(headers: &HeaderMap, source: &AddressSource) -> Vec<Option<IpAddr>> {
+pub(super) fn hops(headers: &HeaderMap, source: &AddressSource) -> Vec<Option<IpAddr>> {
     let values = |name: &str| -> Vec<&str> { headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?")).collect() };
     let mut hops: Vec<Option<IpAddr>> = match source {
         AddressSource::XForwardedFor => {
             values("x-forwarded-for").iter().flat_map(|value| value.split(',')).map(read_address).collect()
         }
-        AddressSource::Forwarded => {
-            values("forwarded").iter().flat_map(|value| elements(value)).map(|element| forwarded_for(&element)).collect()
-        }
+        AddressSource::Forwarded => values("forwarded").iter().flat_map(|value| elements(value)).map(forwarded_for).collect(),
+        // The connection itself said it, before the first request.
+        AddressSource::ProxyProtocol => Vec::new(),
         AddressSource::Header(name) => match values(name.as_str()).as_slice() {
             [value] => vec![read_address(value)],
             _ => vec![None],
@@ -47,47 +48,48 @@ fn hops(headers: &HeaderMap, source: &AddressSource) -> Vec<Option<IpAddr>> {
     hops
 }
 
-/// An address as `X-Forwarded-For` and `Forwarded` write it: bare, in brackets, with or without a port.
-fn read_address(text: &str) -> Option<IpAddr> {
+/// An address as `X-Forwarded-For` and `Forwarded` write it: bare or in brackets, with or without a zone and a port. The
+/// address that stands for none is none.
+pub(super) fn read_address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    let address = bare.parse::<IpAddr>().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()));
-    address.map(|address| address.to_canonical())
+    let bare = match text.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?.0,
+        // One colon comes before a port, several belong to the address.
+        None if text.matches(':').count() == 1 => text.split_once(':')?.0,
+        None => text,
+    };
+    // A zone means something on the host that wrote it, and nowhere else.
+    let bare = bare.split_once('%').map_or(bare, |(address, _)| address);
+    let address = bare.parse::<IpAddr>().ok()?.to_canonical();
+    (!address.is_unspecified()).then_some(address)
 }
 
-/// Splits a list at the commas that are not inside quotes.
-fn elements(value: &str) -> Vec<String> {
-    let (mut out, mut current, mut quoted, mut escaped) = (Vec::new(), String::new(), false, false);
-    for c in value.chars() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' if quoted => escaped = true,
-            '"' => quoted = !quoted,
-            ',' if !quoted => {
-                out.push(std::mem::take(&mut current));
-                continue;
-            }
-            _ => {}
-        }
-        current.push(c);
+/// A network of IPv4 addresses that is written in IPv6, as one of IPv4: addresses are compared unfolded.
+pub fn unfolded(network: IpNet) -> IpNet {
+    match network {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.addr().to_ipv4_mapped() {
+            Some(address) => IpNet::new(address.into(), v6.prefix_len() - 96).unwrap_or(network),
+            None => network,
+        },
+        IpNet::V4(_) | IpNet::V6(_) => network,
     }
-    out.push(current);
-    out
 }
 
-/// The `for` of one element of `Forwarded` (RFC 7239 section 4), if it is an address and stands once.
-fn forwarded_for(element: &str) -> Option<IpAddr> {
+/// The elements of a list, each written by one hop. A comma ends an element even inside quotes: what a stranger left open
+/// on the left must not swallow what a trusted hop wrote behind it.
+fn elements(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',')
+}
+
+/// The first `for` of one element of `Forwarded` (RFC 7239 section 4), if it is an address. Brackets and quotes may be
+/// missing, as many hops leave them out.
+pub(super) fn forwarded_for(element: &str) -> Option<IpAddr> {
     let mut found = element.split(';').filter_map(|pair| {
         let (name, value) = pair.split_once('=')?;
         name.trim().eq_ignore_ascii_case("for").then(|| value.trim())
     });
-    let (Some(value), None) = (found.next(), found.next()) else { return None };
-    let is_quoted = value.starts_with('"');
+    let value = found.next()?;
     let value = value.strip_prefix('"').map_or(Some(value), |rest| rest.strip_suffix('"'))?;
-    // IPv6 stands in brackets and in quotes.
-    if value.contains(':') && (!is_quoted || (value.matches(':').count() > 1 && !value.starts_with('['))) {
-        return None;
-    }
     read_address(value)
 }
 

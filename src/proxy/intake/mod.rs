@@ -7,7 +7,7 @@ mod upgrade;
 mod user;
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderName};
@@ -21,6 +21,7 @@ use crate::transport::framing::FAULT_HEADER;
 
 use super::Limits;
 
+pub use client::unfolded;
 pub use identity::{Identity, Verifiers};
 pub use target::canonical_path;
 pub use upgrade::Upgrade;
@@ -43,6 +44,8 @@ pub enum AddressSource {
     #[default]
     Forwarded,
     XForwardedFor,
+    /// The header of the PROXY protocol, on listeners that demand it.
+    ProxyProtocol,
     /// A field that holds one address.
     Header(HeaderName),
 }
@@ -81,9 +84,19 @@ pub struct Intake {
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     pub ingress: Ingress,
-    /// The other end of the connection.
+    /// The other end of the connection, or whom it speaks for (PROXY protocol).
     pub remote: IpAddr,
+    pub port: u16,
+    /// The end that is ours.
+    pub local: SocketAddr,
     pub is_tls: bool,
+}
+
+impl Arrival {
+    /// A client with its port, where that is known: it is the connection's own.
+    pub fn client(&self, address: IpAddr) -> SocketAddr {
+        SocketAddr::new(address, if address == self.remote { self.port } else { 0 })
+    }
 }
 
 /// Reads the intake of a request, and takes out of its head what no stranger may tell an upstream.

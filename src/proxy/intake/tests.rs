@@ -90,7 +90,7 @@ fn nobody_speaks_for_a_client_unless_trusted() {
     assert_eq!(forwarded("for=1.1.1.1;proto=https, for=10.0.0.3"), "1.1.1.1");
     assert_eq!(forwarded("for=\"[2001:db8::1]:80\""), "2001:db8::1");
     assert_eq!(forwarded("for=1.1.1.1, for=\"_hidden\""), "10.0.0.1");
-    assert_eq!(forwarded("for=\"a, for=9.9.9.9\""), "10.0.0.1", "a comma in quotes separates nothing");
+    assert_eq!(forwarded("for=\"a, for=9.9.9.9\""), "10.0.0.1", "what stands in quotes is no address");
     let real = |fields| client("10.0.0.1", "10.0.0.0/8", AddressSource::Header("x-real-ip".parse().unwrap()), fields);
     assert_eq!(real(&[("x-real-ip", "1.1.1.1")]), "1.1.1.1");
     assert_eq!(real(&[("x-real-ip", "1.1.1.1"), ("x-real-ip", "2.2.2.2")]), "10.0.0.1");
@@ -130,5 +130,91 @@ fn a_forged_name_is_stripped_in_every_spelling() {
         }
         strip_user_headers(&mut headers, trusted, &settings);
         assert_eq!(headers.len(), kept, "{headers:?}");
+    }
+}
+
+/// The cases of realclientip-go: its ways of choosing an address, on top of how we read them.
+#[test]
+fn addresses_are_read_as_hops_write_them() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data/test/vectors/client_ip_from_headers.json");
+    let Ok(text) = std::fs::read_to_string(file) else { return eprintln!("skipped: {file} is not here") };
+    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let cases = document["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 106);
+    for case in cases {
+        let text = |key: &str| case[key].as_str().unwrap_or_default();
+        // A zone means nothing here, and what is written as nothing is none.
+        let address = |text: &str| text.split('%').next().unwrap().parse::<IpAddr>().ok().map(|address| address.to_canonical());
+        let want = case["want"].as_str().and_then(address);
+        let name = text("header_name").to_lowercase();
+        let source = match name.as_str() {
+            "forwarded" => AddressSource::Forwarded,
+            "x-forwarded-for" => AddressSource::XForwardedFor,
+            // What is no name is refused with the configuration.
+            name => match name.parse() {
+                Ok(name) => AddressSource::Header(name),
+                Err(_) if case["constructor_error"] == true || name.is_empty() => AddressSource::Forwarded,
+                Err(error) => panic!("{error}"),
+            },
+        };
+        let mut headers = HeaderMap::new();
+        for (name, values) in case["headers"].as_object().into_iter().flatten() {
+            for value in values.as_array().unwrap() {
+                headers.append(name.parse::<HeaderName>().unwrap(), value.as_str().unwrap().parse().unwrap());
+            }
+        }
+        // The nearest hop first.
+        let hops = client::hops(&headers, &source);
+        let is_private = |address: &IpAddr| match address {
+            IpAddr::V4(v4) => {
+                v4.is_private() || v4.is_loopback() || v4.is_link_local() || matches!(v4.octets(), [198, 18..=19, ..])
+            }
+            IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
+        };
+        let public = |hop: &&Option<IpAddr>| hop.as_ref().is_some_and(|address| !is_private(address));
+        if case["constructor_error"] == true && text("strategy") != "ParseIPAddr" {
+            continue;
+        }
+        match text("strategy") {
+            "RemoteAddrStrategy" => assert_eq!(client::read_address(text("remote_addr")), want, "{case}"),
+            "ParseIPAddr" if want.is_none_or(|want| !want.is_unspecified()) => {
+                assert_eq!(client::read_address(text("ip_str")), want, "{case}");
+            }
+            "ParseIPAddr" => assert_eq!(client::read_address(text("ip_str")), None, "{case}"),
+            "isPrivateOrLocal" => {
+                let found = client::read_address(text("ip_str")).is_some_and(|address| is_private(&address));
+                assert_eq!(found, case["want"].as_bool().unwrap(), "{case}");
+            }
+            "parseForwardedListItem" => assert_eq!(client::forwarded_for(text("forwarded_item")), want, "{case}"),
+            "forwardedHeaderRFCDeviations" => {
+                let want: Vec<_> = case["want"].as_array().unwrap().iter().map(|want| want.as_str().and_then(address)).collect();
+                assert_eq!(hops.into_iter().rev().collect::<Vec<_>>(), want, "{case}");
+            }
+            "SingleIPHeaderStrategy" => assert_eq!(hops.first().copied().flatten(), want, "{case}"),
+            "LeftmostNonPrivateStrategy" => assert_eq!(hops.iter().rev().find(public).copied().flatten(), want, "{case}"),
+            "RightmostNonPrivateStrategy" => assert_eq!(hops.iter().find(public).copied().flatten(), want, "{case}"),
+            "RightmostTrustedCountStrategy" => {
+                let count = case["trusted_count"].as_u64().unwrap() as usize;
+                assert_eq!(hops.get(count - 1).copied().flatten(), want, "{case}");
+            }
+            "RightmostTrustedRangeStrategy" => {
+                // Who has no address here is somebody at our own door.
+                let remote = client::read_address(text("remote_addr"));
+                let ranges = case["trusted_ranges"].as_array().cloned().unwrap_or_default();
+                let network = |text: &str| text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+                let mut trust: Vec<IpNet> =
+                    ranges.iter().filter_map(|range| network(range.as_str().unwrap())).map(unfolded).collect();
+                let door: IpAddr = "192.0.2.255".parse().unwrap();
+                trust.push(door.into());
+                let settings = Settings { trust: trust.clone(), source, keys: vec![] };
+                let found = client::address(&headers, remote.unwrap_or(door), &settings);
+                match want {
+                    Some(want) => assert_eq!(found, want, "{case}"),
+                    // Where a trusted hop's word cannot be read, that hop is as far as anyone can see.
+                    None => assert!(trust.iter().any(|network| network.contains(&found)), "{case}: {found}"),
+                }
+            }
+            other => panic!("{other}"),
+        }
     }
 }

@@ -129,11 +129,13 @@ impl Account {
         response
     }
 
-    pub fn finish_bodiless(mut self, status: StatusCode) -> Response<Body> {
-        self.status = status;
+    /// Answers without asking anyone, and tells.
+    pub fn finish(mut self, mut response: Response<Body>) -> Response<Body> {
+        self.status = response.status();
+        if self.has_body && self.is_http1 {
+            response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        }
         self.tell();
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = status;
         response
     }
 

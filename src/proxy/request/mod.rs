@@ -13,6 +13,7 @@ mod watch;
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use http::header::STRICT_TRANSPORT_SECURITY;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -41,6 +42,14 @@ const MAX_PASSES_OF_PEER: usize = 2;
 
 /// Serves one request.
 pub async fn handle(worker: Rc<Worker>, session: Rc<Session>, request: Request<Incoming>) -> Response<Body> {
+    let mut response = answer(worker, Rc::clone(&session), request).await;
+    if let Some(hsts) = &session.house_rules.hsts {
+        response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
+    }
+    response
+}
+
+async fn answer(worker: Rc<Worker>, session: Rc<Session>, request: Request<Incoming>) -> Response<Body> {
     let (snapshot, arrival) = (worker.snapshot(), session.arrival);
     if matches!(arrival.ingress, Ingress::Peer(_)) && request.headers().contains_key(fields::PROBE) {
         return answer_probe(&worker, &snapshot);
@@ -57,6 +66,13 @@ pub async fn handle(worker: Rc<Worker>, session: Rc<Session>, request: Request<I
 }
 
 async fn serve(mut account: Account, session: Rc<Session>, intake: Intake, parts: Parts, body: Incoming) -> Response<Body> {
+    if let Some(port) = session.house_rules.redirect {
+        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+        return match reply::to_https(&intake.host, port, target) {
+            Some(response) => account.finish(response),
+            None => account.refuse(Code::RequestMalformed),
+        };
+    }
     if session.site.as_ref().is_some_and(|site| !site.may_serve(&intake.host)) {
         return account.refuse(Code::WrongSite);
     }
@@ -69,7 +85,7 @@ async fn serve(mut account: Account, session: Rc<Session>, intake: Intake, parts
     if intake.envelope.as_ref().is_some_and(|envelope| envelope.is_question) {
         return match judged.decision.refusal() {
             Some(code) => account.refuse(code),
-            None => account.finish_bodiless(StatusCode::NO_CONTENT),
+            None => account.finish(reply::bare(StatusCode::NO_CONTENT)),
         };
     }
     match judged.decision.verdict.clone() {

@@ -83,6 +83,9 @@ pub(super) async fn run(
     request.headers_mut().insert(HOST, host.clone());
     request.extensions_mut().clear();
     headers::rebuild(request.headers_mut(), &intake, &host);
+    if let Some(certificate) = &session.client_certificate {
+        request.headers_mut().insert("client-cert", certificate.clone());
+    }
     let interim = takes_interim.then(|| Interim::of(&mut request));
     let deadline = (!has_body).then(|| account.started + pace.request_timeout);
     let mut journey = Journey { deadline, patience: pace.response_timeout, judged, second_try: false };
@@ -166,6 +169,8 @@ impl Journey {
                 keep_head: !is_last,
                 body: &request_body,
                 upgrade: intake.upgrade.as_ref().map(|upgrade| &*upgrade.protocol),
+                client: account.arrival.client(intake.client),
+                local: account.arrival.local,
             };
             match forward::to_stop(&worker, &snapshot, *stop, request, effort).await {
                 Ok(answer) => match code_of(&answer).filter(|_| !is_local) {
@@ -267,6 +272,8 @@ impl Journey {
             keep_head: false,
             body: &account.answer_body,
             upgrade: None,
+            client: account.arrival.client(intake.client),
+            local: account.arrival.local,
         };
         let answer = forward::to_stop(&account.worker, &account.snapshot, stop, question, effort).await;
         let answer = answer.map_err(|failure| Stopped::Failed(failure.code))?;

@@ -1,16 +1,31 @@
 //! TLS for clients: our certificates by SNI.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, ServerName};
 
-use super::{CertificateFiles, TlsError, provider, unusable};
+use super::{CertificateFiles, TlsError, provider, roots_of, unusable};
+
+/// What a listener for clients shows, and whom it asks to show something.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClientTlsFiles {
+    pub certificates: Vec<CertificateFiles>,
+    /// Who signs the certificates of clients, and whether each must have one.
+    pub clients: Option<ClientAuthority>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClientAuthority {
+    pub authority: PathBuf,
+    pub required: bool,
+}
 
 /// How a listener for clients shows itself.
 pub struct ClientTls {
@@ -20,18 +35,34 @@ pub struct ClientTls {
 
 impl ClientTls {
     /// The certificate by SNI, the first where none fits; HTTP/2 preferred.
-    pub fn load(files: &[CertificateFiles]) -> Result<Arc<Self>, TlsError> {
-        let certificates = Arc::new(BySni::load(files)?);
-        let mut config = ServerConfig::builder_with_provider(provider())
+    pub fn load(files: &ClientTlsFiles) -> Result<Arc<Self>, TlsError> {
+        let certificates = Arc::new(BySni::load(&files.certificates)?);
+        let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
-            .expect("the provider serves TLS 1.2 and 1.3")
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>);
+            .expect("the provider serves TLS 1.2 and 1.3");
+        let builder = match &files.clients {
+            None => builder.with_no_client_auth(),
+            Some(clients) => builder.with_client_cert_verifier(clients.verifier()?),
+        };
+        let mut config = builder.with_cert_resolver(Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        if let Ok(tickets) = aws_lc_rs::Ticketer::new() {
+        // A resumed session would carry a client's certificate forward, whatever has become of it since.
+        if files.clients.is_some() {
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        } else if let Ok(tickets) = aws_lc_rs::Ticketer::new() {
             config.ticketer = tickets;
         }
         Ok(Arc::new(Self { config: Arc::new(config), certificates }))
+    }
+}
+
+impl ClientAuthority {
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+        let roots = Arc::new(roots_of(&self.authority)?);
+        let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
+        let builder = if self.required { builder } else { builder.allow_unauthenticated() };
+        builder.build().or_else(|error| unusable(&self.authority, error))
     }
 }
 

@@ -8,12 +8,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-pub use clients::{ClientTls, Site};
+pub use clients::{ClientAuthority, ClientTls, ClientTlsFiles, Site};
 pub use peers::{PeerFiles, PeerTls, REGION_URI, region_of};
 pub use upstreams::UpstreamFiles;
 
@@ -52,6 +53,17 @@ fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErr
         Ok(certificates) => Ok(certificates),
         Err(error) => unusable(file, format!("is no PEM file of certificates: {error}")),
     }
+}
+
+/// The authorities of a file, each of which is believed.
+fn roots_of(file: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in read_certificates(file)? {
+        if let Err(error) = roots.add(certificate) {
+            return unusable(file, format!("is no certificate authority: {error}"));
+        }
+    }
+    Ok(roots)
 }
 
 impl CertificateFiles {

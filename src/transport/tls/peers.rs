@@ -1,16 +1,17 @@
 //! Mutual TLS between peers: a certificate proves its region.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
 
-use super::{CertificateFiles, TlsError, provider, read_certificates, unusable};
+use super::{CertificateFiles, TlsError, provider, roots_of, unusable};
 
 /// What a peer's certificate names its region with, in a subject alternative name of type URI.
 pub const REGION_URI: &str = "domicile://region/";
@@ -20,6 +21,8 @@ pub const REGION_URI: &str = "domicile://region/";
 pub struct PeerFiles {
     pub own: CertificateFiles,
     pub authority: PathBuf,
+    /// Lists of what the authority has revoked (CRLs).
+    pub revoked: Vec<PathBuf>,
 }
 
 /// Both ends of the connections between peers: TLS 1.3 alone, no resumption, so that every connection proves itself.
@@ -27,19 +30,19 @@ pub struct PeerTls {
     pub server: Arc<ServerConfig>,
     own: Arc<CertifiedKey>,
     roots: Arc<RootCertStore>,
+    revoked: Arc<Vec<CertificateRevocationListDer<'static>>>,
 }
 
 impl PeerTls {
     pub fn load(files: &PeerFiles) -> Result<Self, TlsError> {
         let own = Arc::new(files.own.load()?);
-        let mut roots = RootCertStore::empty();
-        for certificate in read_certificates(&files.authority)? {
-            if let Err(error) = roots.add(certificate) {
-                return unusable(&files.authority, format!("is no certificate authority: {error}"));
-            }
-        }
-        let roots = Arc::new(roots);
-        let verifier = match WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider()).build() {
+        let roots = Arc::new(roots_of(&files.authority)?);
+        let revoked = Arc::new(files.revoked.iter().map(|file| read_list(file)).collect::<Result<Vec<_>, _>>()?);
+        let verifier = match WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider())
+            .with_crls(revoked.iter().cloned())
+            .allow_unknown_revocation_status()
+            .build()
+        {
             Ok(verifier) => verifier,
             Err(error) => return unusable(&files.authority, error),
         };
@@ -52,7 +55,7 @@ impl PeerTls {
         // A resumed session would carry a certificate forward that has been revoked since.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(Self { server: Arc::new(server), own, roots })
+        Ok(Self { server: Arc::new(server), own, roots, revoked })
     }
 
     /// The region that our own certificate names, if it names one.
@@ -62,7 +65,13 @@ impl PeerTls {
 
     /// A client that accepts nobody but the proxy of `region`.
     pub fn client_for(&self, region: &str) -> Arc<ClientConfig> {
-        let verifier = RegionVerifier { region: region.into(), roots: Arc::clone(&self.roots), provider: provider() };
+        // The lists were read when this was loaded, so the verifier can be built.
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
+            .with_crls(self.revoked.iter().cloned())
+            .allow_unknown_revocation_status()
+            .build()
+            .expect("the same authorities and lists verify clients");
+        let verifier = RegionVerifier { region: region.into(), inner };
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("the provider serves TLS 1.3")
@@ -83,12 +92,16 @@ pub fn region_of(chain: &[CertificateDer<'_>]) -> Option<String> {
     regions.next().is_none().then_some(region)
 }
 
+fn read_list(file: &Path) -> Result<CertificateRevocationListDer<'static>, TlsError> {
+    CertificateRevocationListDer::from_pem_file(file)
+        .or_else(|error| unusable(file, format!("is no PEM file of a revocation list: {error}")))
+}
+
 /// Accepts a server by its region, not by its host name: a gateway's address may change, its region may not.
 #[derive(Debug)]
 struct RegionVerifier {
     region: String,
-    roots: Arc<RootCertStore>,
-    provider: Arc<CryptoProvider>,
+    inner: Arc<WebPkiServerVerifier>,
 }
 
 impl ServerCertVerifier for RegionVerifier {
@@ -96,13 +109,18 @@ impl ServerCertVerifier for RegionVerifier {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp: &[u8],
+        server_name: &ServerName<'_>,
+        ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let certificate = rustls::server::ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        rustls::client::verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, algorithms)?;
+        match self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp, now) {
+            // The chain, its time and its revocation are checked before the name.
+            Ok(_)
+            | Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => {}
+            Err(error) => return Err(error),
+        }
         match region_of(std::slice::from_ref(end_entity)) {
             Some(region) if region == self.region => Ok(ServerCertVerified::assertion()),
             _ => Err(CertificateError::NotValidForName.into()),
@@ -124,10 +142,10 @@ impl ServerCertVerifier for RegionVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        self.inner.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.inner.supported_verify_schemes()
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustls::{ClientConfig, RootCertStore};
 
 use super::super::dial::Secured;
-use super::{CertificateFiles, TlsError, provider, read_certificates, unusable};
+use super::{CertificateFiles, TlsError, provider, roots_of};
 
 /// Whom to accept as an app server, and what to show it.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -49,17 +49,12 @@ impl UpstreamFiles {
     }
 
     fn roots(&self) -> Result<RootCertStore, TlsError> {
-        let mut roots = RootCertStore::empty();
-        let Some(file) = &self.authority else {
-            // Single certificates of the system's that cannot be read are no reason to trust nobody.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            return Ok(roots);
-        };
-        for certificate in read_certificates(file)? {
-            if let Err(error) = roots.add(certificate) {
-                return unusable(file, format!("is no certificate authority: {error}"));
-            }
+        if let Some(file) = &self.authority {
+            return roots_of(file);
         }
+        // Single certificates of the system's that cannot be read are no reason to trust nobody.
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         Ok(roots)
     }
 }

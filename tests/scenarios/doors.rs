@@ -1,0 +1,171 @@
+//! Listeners: whom they let in, and what they say first.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use domicile::demo::certificates::Authority;
+use http::{Response, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{PATIENCE, Plan, Recorder, World, get, raw, remember, runtime, whole};
+
+/// A world in which the listeners of eu-west are changed before it starts.
+fn with_listeners(plan: &Plan, change: impl Fn(&World, String) -> String) -> World {
+    let mut world = World::prepare(plan);
+    let text = std::fs::read_to_string(&world.eu().config).unwrap();
+    let changed = change(&world, text.clone());
+    assert_ne!(changed, text);
+    std::fs::write(&world.eu().config, changed).unwrap();
+    world.start_region(0).unwrap();
+    world
+}
+
+#[test]
+fn the_proxy_protocol_says_whose_connection_it_is_and_is_demanded() {
+    let world = with_listeners(&Plan::default(), |world, text| {
+        let old = format!("  - address: \"{}\"\n", world.eu().http);
+        let text = text.replace(&old, &format!("{old}    proxy_protocol: {{ from: [127.0.0.1] }}\n"));
+        text.replace("from: x-forwarded-for", "from: proxy-protocol")
+    });
+    let ask = "GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6\r\nConnection: close\r\n\r\n";
+    let answer = raw(world.eu().http, format!("PROXY TCP4 81.2.69.142 10.0.0.1 4711 80\r\n{ask}").as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(world.eu().upstream().seen()[0].headers["x-forwarded-for"], "81.2.69.142");
+    // Without the header, or from elsewhere, nothing is served.
+    assert_eq!(raw(world.eu().http, ask.as_bytes()), "");
+    let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    other.bind(&"127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    other.connect(&world.eu().http.into()).unwrap();
+    let mut other: TcpStream = other.into();
+    other.set_read_timeout(Some(PATIENCE)).unwrap();
+    let _ = other.write_all(format!("PROXY TCP4 81.2.69.142 10.0.0.1 4711 80\r\n{ask}").as_bytes());
+    let mut answer = Vec::new();
+    let _ = other.read_to_end(&mut answer);
+    assert!(answer.is_empty());
+    // Where nobody asked for it, it is no HTTP.
+    let plain = World::start();
+    let answer = raw(plain.eu().http, format!("PROXY TCP4 81.2.69.142 10.0.0.1 4711 80\r\n{ask}").as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    let answer = raw(plain.eu().http, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\x01\x02\x03\x04\x05\x06\x07\x08\x00\x50\x00\x50");
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    plain.eu().upstream().assert_saw_nothing();
+    assert_eq!(world.eu().upstream().seen().len(), 1);
+}
+
+#[test]
+fn an_upstream_is_told_by_the_proxy_protocol_whose_request_it_is() {
+    for version in ["v1", "v2"] {
+        // A raw upstream shows what came before HTTP.
+        let upstream = move |_: &'static str| {
+            let mut recorder = Recorder::raw("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+            recorder.entry = format!("{{ url: {}, proxy_protocol: {version} }}", recorder.entry);
+            vec![recorder]
+        };
+        let world = World::planned(Plan { upstreams: Box::new(upstream), ..Plan::default() });
+        for address in ["81.2.69.142", "81.2.69.143"] {
+            let answer = get(world.eu().http, "/users/alice/orders/1", &[("x-forwarded-for", address)]);
+            assert_eq!(answer.status, StatusCode::OK);
+        }
+        let seen = world.eu().upstream().seen();
+        if version == "v1" {
+            assert!(seen[0].target.starts_with("PROXY TCP4 81.2.69.142 127.0.0.1 0 "), "{:?}", seen[0].target);
+            assert!(
+                seen[1].target.starts_with("PROXY TCP4 81.2.69.143 "),
+                "a connection serves one client: {:?}",
+                seen[1].target
+            );
+        } else {
+            let told = |seen: &&crate::support::Seen| {
+                seen.target.contains("QUIT\n!\u{11}\0\u{c}Q\u{2}E") && seen.target.contains("GET /users")
+            };
+            assert_eq!(seen.iter().filter(told).count(), 2, "{seen:?}");
+        }
+    }
+}
+
+#[test]
+fn clients_in_the_clear_are_sent_to_https_and_told_to_stay() {
+    let world = with_listeners(&Plan::default(), |world, text| {
+        let old = format!("  - address: \"{}\"\n", world.eu().http);
+        let port = world.eu().https.port();
+        let text = text.replace(&old, &format!("{old}    redirect_to_https: {port}\n"));
+        text.replace(&format!("\"{}\", tls:", world.eu().https), &format!("\"{}\", hsts: 365d, tls:", world.eu().https))
+    });
+    let answer = get(world.eu().http, "/users/alice/orders/../orders/1?a=b", &[]);
+    assert_eq!(answer.status, StatusCode::PERMANENT_REDIRECT);
+    let port = world.eu().https.port();
+    assert_eq!(answer.headers["location"], format!("https://app.example.com:{port}/users/alice/orders/1?a=b"));
+    assert!(!answer.headers.contains_key("strict-transport-security"), "in the clear it counts for nothing");
+    world.eu().upstream().assert_saw_nothing();
+    runtime().block_on(async {
+        let mut sender = crate::support::http2(&world, world.eu().https, "localhost").await;
+        let ask = crate::support::request(http::Method::GET, "https://localhost/users/alice/orders/1", "", &[], whole(""));
+        let answer = sender.send_request(ask).await.unwrap();
+        assert_eq!(answer.headers()["strict-transport-security"], "max-age=31536000");
+    });
+}
+
+#[test]
+fn a_client_may_prove_itself_by_certificate_and_nobody_forges_it() {
+    let seen_by: crate::support::Handler = Arc::new(|request, seen| {
+        Box::pin(async move {
+            remember(request, &seen).await;
+            Response::new(whole("ok"))
+        })
+    });
+    let plan = Plan { upstreams: Box::new(move |_| vec![Recorder::with(Arc::clone(&seen_by))]), ..Plan::default() };
+    for required in [false, true] {
+        let clients = Authority::new("clients").unwrap();
+        let world = with_listeners(&plan, |world, text| {
+            let folder = world.folder.path();
+            clients.write(&folder.join("clients.pem")).unwrap();
+            clients.write_site(folder, "client", &["client.test"]).unwrap();
+            let authority = folder.join("clients.pem");
+            text.replace(
+                "tls: { certificates:",
+                &format!("tls: {{ clients: {{ authority: \"{}\", required: {required} }}, certificates:", authority.display()),
+            )
+        });
+        let ask = |pair: Option<&'static str>| {
+            let world = &world;
+            runtime().block_on(async move {
+                let Ok(mut stream) = connect(world, pair).await else { return String::new() };
+                let head = "GET /users/alice/orders/1 HTTP/1.1\r\nHost: localhost\r\nClient-Cert: :Zm9yZ2Vk:\r\nConnection: close\r\n\r\n";
+                let _ = stream.write_all(head.as_bytes()).await;
+                let mut answer = String::new();
+                let _ = stream.read_to_string(&mut answer).await;
+                answer
+            })
+        };
+        assert!(ask(Some("client")).starts_with("HTTP/1.1 200"));
+        let shown = world.eu().upstream().seen().last().unwrap().headers["client-cert"].clone();
+        assert!(shown.as_bytes().starts_with(b":MII") && shown != ":Zm9yZ2Vk:", "{shown:?}");
+        assert_eq!(ask(None).starts_with("HTTP/1.1 200"), !required);
+        assert_eq!(ask(Some("site")), "", "signed by another authority");
+        let seen = world.eu().upstream().seen();
+        assert_eq!(seen.len(), if required { 1 } else { 2 });
+        assert!(seen[1..].iter().all(|seen| !seen.headers.contains_key("client-cert")));
+    }
+}
+
+async fn connect(world: &World, pair: Option<&str>) -> std::io::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
+    use rustls_pki_types::pem::PemObject;
+    let file = |name: &str| world.folder.path().join(name);
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(rustls_pki_types::CertificateDer::from_pem_file(file("ca.pem")).unwrap()).unwrap();
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let config = match pair {
+        None => builder.with_no_client_auth(),
+        Some(name) => {
+            let chain = vec![rustls_pki_types::CertificateDer::from_pem_file(file(&format!("{name}.pem"))).unwrap()];
+            let key = rustls_pki_types::PrivateKeyDer::from_pem_file(file(&format!("{name}.key"))).unwrap();
+            builder.with_client_auth_cert(chain, key).unwrap()
+        }
+    };
+    let stream = tokio::net::TcpStream::connect(world.eu().https).await?;
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), stream).await
+}
