@@ -35,6 +35,7 @@ pub struct Metrics {
     pub region_health: IntGaugeVec,
     pub region_round_trip: GaugeVec,
     pub upstream_up: IntGaugeVec,
+    pub upstream_ejected: IntGaugeVec,
     pub geoip_age: GaugeVec,
     pub directory_users: IntGauge,
     pub ledger_lines: IntCounter,
@@ -111,6 +112,11 @@ impl Metrics {
             region_round_trip: build
                 .add(GaugeVec::new(opts("region_round_trip_seconds", "Smoothed round trip to a region."), &["region"])),
             upstream_up: build.gauges("upstream_up", "1 if the upstream is healthy.", &["upstream"]),
+            upstream_ejected: build.gauges(
+                "upstream_ejected",
+                "1 if the upstream failed too often and is left alone.",
+                &["upstream"],
+            ),
             geoip_age: build
                 .add(GaugeVec::new(opts("geoip_database_age_seconds", "Time since the GeoIP database was built."), &[])),
             directory_users: build.add(IntGauge::with_opts(opts("directory_users", "Users in the directory."))),

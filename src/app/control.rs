@@ -268,8 +268,11 @@ impl Control {
             metrics.geoip_age.with_label_values(&none).set(geoip.age(SystemTime::now()).as_secs_f64());
         }
         metrics.upstream_up.reset();
+        metrics.upstream_ejected.reset();
+        let now = std::time::Instant::now();
         for upstream in snapshot.upstreams.all() {
             metrics.upstream_up.with_label_values(&[upstream.authority()]).set(i64::from(upstream.is_up()));
+            metrics.upstream_ejected.with_label_values(&[upstream.authority()]).set(i64::from(upstream.is_ejected(now)));
         }
         let vitals = self.shared.vitals.load();
         metrics.region_health.reset();

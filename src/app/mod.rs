@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Vitals;
-use crate::proxy::{Connections, Shared};
+use crate::proxy::{Connections, Gauge, Shared};
 use crate::session::SealError;
 use crate::tokens::KeysError;
 use crate::transport::listener::{self, ClaimError, Claimed};
@@ -128,6 +128,8 @@ impl App {
             pseudonyms,
             draining: draining.clone(),
             connections: Connections::default(),
+            requests: Gauge::default(),
+            handshakes: Gauge::default(),
         });
         let doors = Arc::new(ArcSwap::new(Arc::clone(&built.doors)));
         let mut workers = Vec::new();

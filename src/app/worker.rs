@@ -106,6 +106,7 @@ async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metri
 fn look_over_connections(worker: &Rc<Worker>) {
     worker.upstream_pool.sweep();
     worker.note_day();
+    worker.deliveries.sweep();
     let (snapshot, vitals) = (worker.snapshot(), worker.vitals());
     let limits = snapshot.limits;
     for (region, gateway) in &snapshot.gateways {

@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::transport::body::BodyError;
 
+use super::delivery::Delivery;
 use super::request::Watch;
 
 /// Why we broke a body off.
@@ -71,7 +72,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    fn is_kept(self, bytes: u64, waited: Duration) -> bool {
+    pub fn is_kept(self, bytes: u64, waited: Duration) -> bool {
         waited <= self.grace || bytes as f64 >= self.bytes_per_second as f64 * waited.as_secs_f64()
     }
 }
@@ -93,6 +94,8 @@ pub struct Metered {
     waited: Duration,
     /// Whether it may still go on by the rules.
     watch: Option<Rc<Watch>>,
+    /// Whether the taker keeps a pace.
+    delivery: Option<Rc<Delivery>>,
     /// Takes out of trailers what no head may hold either.
     scrub: Option<Scrub>,
     /// Called when the body has ended, or was given up.
@@ -102,13 +105,31 @@ pub struct Metered {
 impl Metered {
     pub fn new(inner: Incoming, allowance: Allowance, progress: Rc<Progress>) -> Self {
         let timer = Box::pin(tokio::time::sleep(allowance.idle));
-        Self { inner, allowance, progress, timer, waiting: None, waited: Duration::ZERO, watch: None, scrub: None, done: None }
+        Self {
+            inner,
+            allowance,
+            progress,
+            timer,
+            waiting: None,
+            waited: Duration::ZERO,
+            watch: None,
+            delivery: None,
+            scrub: None,
+            done: None,
+        }
     }
 
     /// Breaks off when the rules no longer clear what is under way.
     #[must_use]
     pub fn watched(mut self, watch: Rc<Watch>) -> Self {
         self.watch = Some(watch);
+        self
+    }
+
+    /// Is watched over for who takes it.
+    #[must_use]
+    pub fn delivered(mut self, delivery: Rc<Delivery>) -> Self {
+        self.delivery = Some(delivery);
         self
     }
 
@@ -155,6 +176,9 @@ impl HttpBody for Metered {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let body = self.get_mut();
+        if let Some(delivery) = &body.delivery {
+            delivery.asked();
+        }
         match Pin::new(&mut body.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let Some(since) = body.waiting.take() {
@@ -171,11 +195,15 @@ impl HttpBody for Metered {
                 }
                 let bytes = body.progress.bytes.get() + frame.data_ref().map_or(0, |data| data.len() as u64);
                 body.progress.bytes.set(bytes);
+                if let (Some(delivery), Some(data)) = (&body.delivery, frame.data_ref()) {
+                    delivery.handed(data.len());
+                }
                 if bytes > body.allowance.most_bytes { body.broken(Broken::TooLarge) } else { Poll::Ready(Some(Ok(frame))) }
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(None) => {
                 body.progress.end();
+                body.delivery.iter().for_each(|delivery| delivery.ended());
                 body.done.take().into_iter().for_each(|done| done());
                 Poll::Ready(None)
             }

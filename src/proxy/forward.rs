@@ -17,7 +17,7 @@ use crate::transport::dial::Approach;
 use crate::transport::pool::{InFlight, Reply, SendCause, SendError};
 use crate::transport::proxy_protocol;
 use crate::transport::tunnel::Wire;
-use crate::upstreams::{Busy, Upstream};
+use crate::upstreams::{Busy, Taken, Upstream};
 
 use super::body::Progress;
 use super::{Snapshot, Worker};
@@ -146,9 +146,13 @@ async fn to_upstreams(
 ) -> Result<Answer, Failure> {
     let limits = &snapshot.limits;
     let mut tried: Vec<Arc<Upstream>> = Vec::new();
+    worker.load.retries.deposit();
     loop {
-        let Some((upstream, busy)) = worker.load.take(&snapshot.upstreams, &tried) else {
-            return Err(Failure { code: Code::UpstreamUnreachable, again: Some(request) });
+        let (upstream, busy) = match worker.load.take(&snapshot.upstreams, &tried) {
+            Taken::One(upstream, busy) => (upstream, busy),
+            Taken::None => return Err(Failure { code: Code::UpstreamUnreachable, again: Some(request) }),
+            Taken::Full if worker.load.wait(&snapshot.upstreams.settings.circuit).await => continue,
+            Taken::Full => return Err(Failure { code: Code::Overloaded, again: Some(request) }),
         };
         let has_body = !request.body().is_end_stream();
         let more = Effort { keep_head: snapshot.upstreams.all().len() > tried.len() + 1 || effort.keep_head, ..effort };
@@ -166,6 +170,7 @@ async fn to_upstreams(
         let failure = match outcome {
             Some(Ok(reply)) => {
                 worker.metrics.upstream_request(upstream.authority(), "answered");
+                snapshot.upstreams.note(&upstream, !is_gateway_error(&reply));
                 return Ok(Answer::of(reply, Hold::Upstream(busy)));
             }
             Some(Err(error)) if effort.body.broken.get().is_some() => {
@@ -175,12 +180,14 @@ async fn to_upstreams(
             }
             Some(Err(error)) => {
                 worker.metrics.upstream_request(upstream.authority(), "failed");
+                snapshot.upstreams.note(&upstream, false);
                 tracing::warn!(upstream = upstream.authority(), cause = %error.cause, "an upstream gave no answer");
                 let sent = if error.unsent.is_some() { Sent::Nothing } else { Sent::Something };
                 (sent, failure(error, copy))
             }
             None => {
                 worker.metrics.upstream_request(upstream.authority(), "timeout");
+                snapshot.upstreams.note(&upstream, false);
                 (Sent::Something, Failure { code: Code::UpstreamTimeout, again: copy })
             }
         };
@@ -199,6 +206,13 @@ async fn to_upstreams(
             again => return Err(Failure { code: failure.code, again }),
         }
     }
+}
+
+/// What an upstream says that cannot serve, as a gateway before its own servers would.
+fn is_gateway_error(reply: &Reply) -> bool {
+    use http::StatusCode;
+    let failing = [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+    matches!(reply, Reply::Answered(answer) if failing.contains(&answer.status()))
 }
 
 /// Waits for the head of an answer, from the end of the request's body, and never past the deadline.

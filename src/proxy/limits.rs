@@ -35,6 +35,14 @@ pub struct Limits {
     pub body_rate_grace: Duration,
     /// Requests at once on one HTTP/2 connection of a client.
     pub streams: usize,
+    /// Requests on one connection of a client, one after the other; then it is to open another.
+    pub requests_per_connection: usize,
+    /// Requests under way in all; more are answered 503.
+    pub requests: usize,
+    /// TLS handshakes of clients under way in all; more are closed.
+    pub handshakes: usize,
+    /// Streams that an HTTP/2 client may reset before they were looked at; more end the connection.
+    pub resets: usize,
     /// How long requests in flight may take to finish at shutdown.
     pub drain: Duration,
     /// How often a request may be tried, the first included.
@@ -64,6 +72,10 @@ impl Default for Limits {
             body_rate: 256,
             body_rate_grace: Duration::from_secs(10),
             streams: 100,
+            requests_per_connection: 10_000,
+            requests: 10_000,
+            handshakes: 1_000,
+            resets: 50,
             drain: Duration::from_secs(30),
             attempts: 2,
             peer_connections: 2,

@@ -6,6 +6,7 @@
 
 pub mod body;
 pub mod connection;
+pub mod delivery;
 pub mod forward;
 pub mod gather;
 pub mod headers;
@@ -38,6 +39,8 @@ use crate::transport::dial::Server;
 use crate::transport::pool::{PeerPool, UpstreamPool};
 use crate::upstreams::{Load, Upstreams};
 
+use delivery::Deliveries;
+
 pub use limits::Limits;
 
 /// Everything a request is judged and served by; replaced whole, never changed.
@@ -66,6 +69,31 @@ pub struct Shared {
     pub pseudonyms: Pseudonyms,
     pub draining: watch::Receiver<bool>,
     pub connections: Connections,
+    /// Requests under way, and TLS handshakes.
+    pub requests: Gauge,
+    pub handshakes: Gauge,
+}
+
+/// How many of something are under way in the whole process.
+#[derive(Default)]
+pub struct Gauge(std::sync::atomic::AtomicUsize);
+
+impl Gauge {
+    /// Counts one more in, unless there are `most` already.
+    pub fn enter(&self, most: usize) -> Option<Entered<'_>> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let entered = Entered(self);
+        (self.0.fetch_add(1, Relaxed) < most).then_some(entered)
+    }
+}
+
+/// Counts out when it is dropped.
+pub struct Entered<'a>(&'a Gauge);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 /// Open connections of clients, by address and in all.
@@ -113,6 +141,7 @@ pub struct Worker {
     pub peer_pool: PeerPool,
     pub load: Load,
     pub tokens: RefCell<tokens::Cache>,
+    pub deliveries: Deliveries,
     /// Told when the snapshot or the day has changed.
     pub changed: Arc<Notify>,
     today: Cell<Day>,
@@ -131,6 +160,7 @@ impl Worker {
             peer_pool: PeerPool::default(),
             load: Load::default(),
             tokens: RefCell::default(),
+            deliveries: Deliveries::default(),
             changed: Arc::default(),
             today: Cell::new(Day::of(SystemTime::now())),
         }

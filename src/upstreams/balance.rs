@@ -4,7 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
+use super::budget::RetryBudget;
 use super::{Upstream, Upstreams};
 
 /// One worker's outstanding requests. Workers do not count each other's: a draw needs only to be roughly right, and a
@@ -12,29 +16,82 @@ use super::{Upstream, Upstreams};
 #[derive(Default)]
 pub struct Load {
     outstanding: RefCell<HashMap<Box<str>, Rc<Cell<usize>>>>,
+    waiting: Cell<usize>,
+    freed: Rc<Notify>,
+    pub retries: RetryBudget,
 }
 
 /// A request that an upstream is busy with, until it is dropped.
-pub struct Busy(Rc<Cell<usize>>);
+pub struct Busy(Rc<Cell<usize>>, Rc<Notify>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+        self.1.notify_one();
+    }
+}
+
+/// What came of asking for an upstream.
+pub enum Taken {
+    One(Arc<Upstream>, Busy),
+    /// All that could take it have as many requests as they may.
+    Full,
+    /// None is up that has not been tried.
+    None,
+}
+
+/// How many requests may be under way at one upstream, and wait for one; for each worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Circuit {
+    pub requests: usize,
+    pub queue: usize,
+    pub queue_timeout: Duration,
+}
+
+impl Default for Circuit {
+    fn default() -> Self {
+        Self { requests: 1024, queue: 1024, queue_timeout: Duration::from_secs(1) }
     }
 }
 
 impl Load {
-    /// Takes an upstream that is up and not among `tried`; `None` if there is none.
-    pub fn take(&self, upstreams: &Upstreams, tried: &[Arc<Upstream>]) -> Option<(Arc<Upstream>, Busy)> {
-        let fits = |upstream: &&Arc<Upstream>| upstream.is_up() && !tried.iter().any(|other| Arc::ptr_eq(other, upstream));
-        let count = upstreams.all().iter().filter(fits).count();
-        let nth = |index: usize| upstreams.all().iter().filter(fits).nth(index);
-        let first = nth(fastrand::usize(..count.max(1)))?;
+    /// Takes an upstream that is up and not among `tried`, and not ejected as long as there is another.
+    pub fn take(&self, upstreams: &Upstreams, tried: &[Arc<Upstream>]) -> Taken {
+        let now = Instant::now();
+        let is_new = |upstream: &&Arc<Upstream>| !tried.iter().any(|other| Arc::ptr_eq(other, upstream));
+        let fits = |upstream: &&Arc<Upstream>| upstream.is_up() && is_new(upstream);
+        let sound = |upstream: &&Arc<Upstream>| fits(upstream) && !upstream.is_ejected(now);
+        match self.draw(upstreams, sound, now) {
+            Taken::None => self.draw(upstreams, fits, now),
+            taken => taken,
+        }
+    }
+
+    fn draw(&self, upstreams: &Upstreams, fits: impl Fn(&&Arc<Upstream>) -> bool, now: Instant) -> Taken {
+        if !upstreams.all().iter().any(|upstream| fits(&upstream)) {
+            return Taken::None;
+        }
+        let most = upstreams.settings.circuit.requests;
+        let has_room = |upstream: &&Arc<Upstream>| fits(upstream) && self.cell(upstream).get() < most;
+        let count = upstreams.all().iter().filter(has_room).count();
+        let nth = |index: usize| upstreams.all().iter().filter(has_room).nth(index);
+        let Some(first) = nth(fastrand::usize(..count.max(1))) else { return Taken::Full };
         let second = nth(fastrand::usize(..count)).unwrap_or(first);
-        let (first_cell, second_cell) = (self.cell(first), self.cell(second));
-        let (upstream, cell) = if second_cell.get() < first_cell.get() { (second, second_cell) } else { (first, first_cell) };
+        let slow_start = upstreams.settings.ejection.slow_start;
+        let cost = |upstream: &Upstream| (self.cell(upstream).get() + 1) as f64 / upstream.share(slow_start, now);
+        let upstream = if cost(second) < cost(first) { second } else { first };
+        let cell = self.cell(upstream);
         cell.set(cell.get() + 1);
-        Some((Arc::clone(upstream), Busy(cell)))
+        Taken::One(Arc::clone(upstream), Busy(cell, Rc::clone(&self.freed)))
+    }
+
+    /// Waits until an upstream may have room again; `false` if too many wait already, or it takes too long.
+    pub async fn wait(&self, circuit: &Circuit) -> bool {
+        if self.waiting.get() >= circuit.queue {
+            return false;
+        }
+        let _place = Place::take(&self.waiting);
+        tokio::time::timeout(circuit.queue_timeout, self.freed.notified()).await.is_ok()
     }
 
     fn cell(&self, upstream: &Upstream) -> Rc<Cell<usize>> {
@@ -46,21 +103,47 @@ impl Load {
     }
 }
 
+/// A place in the queue, until it is dropped.
+struct Place<'a>(&'a Cell<usize>);
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a Cell<usize>) -> Self {
+        waiting.set(waiting.get() + 1);
+        Self(waiting)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Settings, Speaks, Target, Upstreams};
     use super::*;
     use std::sync::atomic::Ordering;
 
-    fn upstreams() -> Upstreams {
+    fn upstreams(requests: usize) -> Upstreams {
         let target = |name: &str| Target { authority: name.into(), speaks: Speaks::Http1, tls: None, proxy_protocol: None };
-        Upstreams::new(Settings { targets: vec![target("a:1"), target("b:1"), target("c:1")], check: None }, None).unwrap()
+        let circuit = Circuit { requests, queue: 1, queue_timeout: Duration::from_millis(20) };
+        let targets = vec![target("a:1"), target("b:1"), target("c:1")];
+        Upstreams::new(Settings { targets, check: None, circuit, ..Settings::default() }, None).unwrap()
+    }
+
+    fn one(taken: Taken) -> (Arc<Upstream>, Busy) {
+        match taken {
+            Taken::One(upstream, busy) => (upstream, busy),
+            Taken::Full => panic!("all are full"),
+            Taken::None => panic!("none is there"),
+        }
     }
 
     #[test]
     fn a_busy_upstream_gets_less_and_an_idle_one_more() {
-        let (upstreams, load) = (upstreams(), Load::default());
-        let held: Vec<_> = (0..300).map(|_| load.take(&upstreams, &[]).unwrap()).collect();
+        let (upstreams, load) = (upstreams(1000), Load::default());
+        let held: Vec<_> = (0..300).map(|_| one(load.take(&upstreams, &[]))).collect();
         for upstream in upstreams.all() {
             let share = held.iter().filter(|(taken, _)| Arc::ptr_eq(taken, upstream)).count();
             assert!((95..=105).contains(&share), "two choices keep the load even: {share}");
@@ -71,13 +154,47 @@ mod tests {
 
     #[test]
     fn what_is_down_or_tried_is_not_taken() {
-        let (upstreams, load) = (upstreams(), Load::default());
+        let (upstreams, load) = (upstreams(1000), Load::default());
         upstreams.all()[0].state.up.store(false, Ordering::Relaxed);
         let tried = [Arc::clone(&upstreams.all()[1])];
         for _ in 0..50 {
-            assert_eq!(load.take(&upstreams, &tried).unwrap().0.authority(), "c:1");
+            assert_eq!(one(load.take(&upstreams, &tried)).0.authority(), "c:1");
         }
         upstreams.all()[2].state.up.store(false, Ordering::Relaxed);
-        assert!(load.take(&upstreams, &tried).is_none());
+        assert!(matches!(load.take(&upstreams, &tried), Taken::None));
+    }
+
+    #[test]
+    fn what_fails_is_left_alone_but_not_all_at_once() {
+        let (upstreams, load) = (upstreams(1000), Load::default());
+        let fail = |index: usize| (0..5).for_each(|_| upstreams.note(&upstreams.all()[index], false));
+        fail(0);
+        assert!(upstreams.all()[0].is_ejected(Instant::now()));
+        assert!((0..50).all(|_| one(load.take(&upstreams, &[])).0.authority() != "a:1"));
+        fail(1);
+        assert!(!upstreams.all()[1].is_ejected(Instant::now()), "two of three are more than half");
+        // When nothing else is left, it is used all the same.
+        upstreams.all()[1].state.up.store(false, Ordering::Relaxed);
+        upstreams.all()[2].state.up.store(false, Ordering::Relaxed);
+        assert_eq!(one(load.take(&upstreams, &[])).0.authority(), "a:1");
+    }
+
+    #[test]
+    fn a_full_upstream_makes_wait_and_the_queue_ends() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (upstreams, load) = (upstreams(2), Load::default());
+            let mut held: Vec<_> = (0..6).map(|_| one(load.take(&upstreams, &[]))).collect();
+            assert!(matches!(load.take(&upstreams, &[]), Taken::Full));
+            let circuit = upstreams.settings.circuit;
+            assert!(!load.wait(&circuit).await, "nothing comes free in time");
+            let (waited, refused) = tokio::join!(load.wait(&circuit), async {
+                let refused = !load.wait(&circuit).await;
+                held.pop();
+                refused
+            });
+            assert!(waited && refused, "one waits, and the next has no place");
+            assert!(matches!(load.take(&upstreams, &[]), Taken::One(..)));
+        });
     }
 }

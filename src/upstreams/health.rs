@@ -37,7 +37,7 @@ async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>) {
             upstream.state.answer_micros.store(smoothed, Ordering::Relaxed);
         }
         if let Some(up) = streak.note(passed, upstream.is_up(), &check) {
-            upstream.state.up.store(up, Ordering::Relaxed);
+            upstream.set_up(up);
             tracing::info!(upstream = upstream.authority(), up, "an upstream changed its health");
         }
         // Three to five quarters of the interval: a fleet must not check in step.

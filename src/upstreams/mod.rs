@@ -4,25 +4,30 @@
 //! chance the less busy is taken. Never: an upstream of another region. Those are reached through their own proxy.
 
 mod balance;
+mod budget;
 mod health;
+mod outlier;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::transport::dial::{Server, Speaks};
 use crate::transport::proxy_protocol;
 use crate::transport::tls::{TlsError, UpstreamFiles};
 
-pub use balance::{Busy, Load};
+pub use balance::{Busy, Circuit, Load, Taken};
 pub use health::watch;
+pub use outlier::Ejection;
 
 /// The upstreams of the local region, and how they are checked.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Settings {
     pub targets: Vec<Target>,
     /// `None` for no active checks: every upstream counts as up.
     pub check: Option<Check>,
+    pub ejection: Ejection,
+    pub circuit: Circuit,
 }
 
 /// An app server as it is configured.
@@ -73,6 +78,7 @@ struct State {
     up: AtomicBool,
     /// Smoothed answer time of the checks in microseconds; 0 before the first.
     answer_micros: AtomicU64,
+    record: outlier::Record,
 }
 
 impl Upstream {
@@ -82,6 +88,21 @@ impl Upstream {
 
     pub fn authority(&self) -> &str {
         &self.server.authority
+    }
+
+    /// Whether it has failed too often and is left alone for a while.
+    pub fn is_ejected(&self, now: Instant) -> bool {
+        self.state.record.is_ejected(now)
+    }
+
+    fn share(&self, slow_start: Duration, now: Instant) -> f64 {
+        self.state.record.share(slow_start, now)
+    }
+
+    fn set_up(&self, up: bool) {
+        if !self.state.up.swap(up, Ordering::Relaxed) && up {
+            self.state.record.note_return(Instant::now());
+        }
     }
 }
 
@@ -102,7 +123,10 @@ impl Upstreams {
                 .find(|upstream| *upstream.authority() == *target.authority)
                 .map(|upstream| Arc::clone(&upstream.state))
         };
-        let fresh = || Arc::new(State { up: AtomicBool::new(true), answer_micros: AtomicU64::new(0) });
+        let fresh = || {
+            let record = outlier::Record::default();
+            Arc::new(State { up: AtomicBool::new(true), answer_micros: AtomicU64::new(0), record })
+        };
         if settings.check.is_none() {
             // Nobody would ever bring them back.
             let known = before.into_iter().flat_map(|before| &before.list);
@@ -118,11 +142,31 @@ impl Upstreams {
 
     /// For judging alone: nothing is sent.
     pub fn none() -> Self {
-        Self { settings: Settings { targets: Vec::new(), check: None }, list: Vec::new() }
+        Self { settings: Settings::default(), list: Vec::new() }
     }
 
     pub fn all(&self) -> &[Arc<Upstream>] {
         &self.list
+    }
+
+    /// Notes how a request ended: it was served, or the upstream failed it.
+    pub fn note(&self, upstream: &Upstream, served: bool) {
+        let (rules, now) = (&self.settings.ejection, Instant::now());
+        if served {
+            return upstream.state.record.note_success();
+        }
+        if !upstream.state.record.note_failure(rules, now) {
+            return;
+        }
+        let ejected = self.list.iter().filter(|upstream| upstream.is_ejected(now)).count();
+        if (ejected + 1) * 100 <= rules.most * self.list.len() {
+            let period = upstream.state.record.eject(rules, now);
+            tracing::warn!(
+                upstream = upstream.authority(),
+                seconds = period.as_secs(),
+                "an upstream failed too often and is left alone"
+            );
+        }
     }
 
     pub fn any_up(&self) -> bool {

@@ -9,6 +9,7 @@ mod failover;
 mod forwarding;
 mod hostile;
 mod identity;
+mod limits;
 mod operation;
 mod peers;
 mod recording;

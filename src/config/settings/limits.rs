@@ -35,6 +35,10 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let body_rate = size("body_rate", standard.body_rate);
     let body_rate_grace = time("body_rate_grace", standard.body_rate_grace);
     let streams = count("streams", standard.streams, 100_000);
+    let requests_per_connection = count("requests_per_connection", standard.requests_per_connection, 1_000_000_000);
+    let requests = count("requests", standard.requests, 10_000_000);
+    let handshakes = count("handshakes", standard.handshakes, 1_000_000);
+    let resets = count("resets", standard.resets, 100_000);
     let drain = section.optional("drain").map_or(Some(standard.drain), |field| field.duration());
     let attempts = count("attempts", standard.attempts, 10);
     let peer_connections = count("peer_connections", standard.peer_connections, 64);
@@ -56,6 +60,10 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
         body_rate: body_rate?,
         body_rate_grace: body_rate_grace?,
         streams: streams?,
+        requests_per_connection: requests_per_connection?,
+        requests: requests?,
+        handshakes: handshakes?,
+        resets: resets?,
         drain: drain?,
         attempts: attempts?,
         peer_connections: peer_connections?,

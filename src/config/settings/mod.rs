@@ -76,7 +76,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let limits = section.optional("limits").map_or(Some(Limits::default()), |field| read_limits(&field));
     let log = section.optional("log").map_or(Some(Log { json: false, requests: true }), |field| read_log(&field));
     let workers = section.optional("workers").map(|field| field.number(1, 1024));
-    let upstreams = read_upstreams(draft);
+    let upstreams = read_upstreams(section, draft);
     check_peers(section, draft, &listeners, peer_tls.is_some());
     check_ledger(section, draft, audit.is_some());
     let Users { keys, directory, tokens, seal } = users?;

@@ -3,21 +3,47 @@
 use crate::transport::dial::{Speaks, authority_of};
 use crate::transport::proxy_protocol::Version;
 use crate::transport::tls::UpstreamFiles;
-use crate::upstreams::{Check, Settings, Target};
+use crate::upstreams::{Check, Circuit, Ejection, Settings, Target};
 
 use super::super::policy::PolicyDraft;
-use super::super::reader::Field;
+use super::super::reader::{Field, Section};
 use super::listen::read_certificate;
 use super::path;
 
-pub(super) fn read_upstreams(draft: &PolicyDraft<'_>) -> Option<Settings> {
+pub(super) fn read_upstreams(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> {
+    let protection = section.optional("upstreams").map_or(Some(Default::default()), |field| read_protection(&field));
     let read = |region: &super::super::policy::RegionDraft<'_>| {
         let targets = region.upstreams.as_ref().and_then(read_targets);
         let check = region.health.as_ref().map_or(Some(None), |field| read_health(field).map(Some));
-        Some(Settings { targets: targets?, check: check? })
+        Some(Settings { targets: targets?, check: check?, ..Settings::default() })
     };
     let all: Vec<_> = draft.regions.iter().map(|region| (region.id, read(region))).collect();
-    all.into_iter().find(|(id, _)| Some(*id) == draft.local)?.1
+    let own = all.into_iter().find(|(id, _)| Some(*id) == draft.local)?.1?;
+    let (ejection, circuit) = protection?;
+    Some(Settings { ejection, circuit, ..own })
+}
+
+/// What keeps a failing or full upstream from taking the others with it.
+fn read_protection(field: &Field<'_>) -> Option<(Ejection, Circuit)> {
+    let section = field.section()?;
+    let (ejection, circuit) = (Ejection::default(), Circuit::default());
+    let eject = section.optional("ejection").map_or(Some(ejection), |field| {
+        let section = field.section()?;
+        let after = section.optional("after").map_or(Some(u64::from(ejection.after)), |field| field.number(0, 1000));
+        let period = section.optional("for").map_or(Some(ejection.period), |field| field.positive_duration());
+        let most = section.optional("most_percent").map_or(Some(ejection.most as u64), |field| field.number(0, 100));
+        section.finish();
+        Some(Ejection { after: after? as u32, period: period?, most: most? as usize, ..ejection })
+    });
+    let slow_start = section.optional("slow_start").map_or(Some(ejection.slow_start), |field| field.duration());
+    let number = |key, standard: usize, least| {
+        section.optional(key).map_or(Some(standard), |field| field.number(least, 1_000_000).map(|number| number as usize))
+    };
+    let (requests, queue) = (number("requests", circuit.requests, 1), number("queue", circuit.queue, 0));
+    let queue_timeout = section.optional("queue_timeout").map_or(Some(circuit.queue_timeout), |field| field.duration());
+    section.finish();
+    let circuit = Circuit { requests: requests?, queue: queue?, queue_timeout: queue_timeout? };
+    Some((Ejection { slow_start: slow_start?, ..eject? }, circuit))
 }
 
 fn read_targets(field: &Field<'_>) -> Option<Vec<Target>> {

@@ -51,6 +51,10 @@ pub(super) async fn open(worker: &Rc<Worker>, mut stream: TcpStream, remote: Soc
     match door.lock {
         Lock::Cleartext => Some(opened(Stream::Plain(stream))),
         Lock::Clients(tls) => {
+            let Some(_under_way) = worker.shared.handshakes.enter(worker.snapshot().limits.handshakes) else {
+                tracing::debug!("a connection was closed: too many TLS handshakes are under way");
+                return None;
+            };
             let stream = accept(&tls.config, stream).await.inspect_err(|error| tracing::debug!(%error, "a TLS handshake failed"));
             let stream = stream.ok()?;
             let (_, session) = stream.get_ref();

@@ -7,6 +7,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::StatusCode;
+use http::header::{CONNECTION, HeaderValue};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -31,10 +33,15 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, s
     let signals = Rc::clone(&session.signals);
     let io = TokioIo::new(Gate::new(stream, first, limits.head(), Rc::clone(&signals)));
     let mut end = pin!(end(worker.shared.draining.clone(), Rc::clone(&signals)));
+    let requests_per_connection = limits.requests_per_connection as u64;
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let (worker, session, in_flight) = (Rc::clone(&worker), Rc::clone(&session), InFlight::count(&session.signals));
         Box::pin(async move {
-            let response = request::handle(worker, session, request).await;
+            let is_last = session.signals.requests() >= requests_per_connection;
+            let mut response = request::handle(worker, session, request).await;
+            if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             drop(in_flight);
             Ok::<_, Infallible>(response)
         })
@@ -48,7 +55,12 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, s
         }
         connection.poll_without_shutdown(cx)
     });
-    match ended.await {
+    let ended = tokio::select! {
+        ended = ended => ended,
+        // The answer breaks off, and so does the connection.
+        () = signals.cut.notified() => return,
+    };
+    match ended {
         Ok(()) => {
             let mut gate = connection.into_parts().io.into_inner();
             match signals.take_handover() {

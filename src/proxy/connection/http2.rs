@@ -13,7 +13,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use crate::decision::facts::Ingress;
 use crate::transport::framing::{Gate, InFlight, Signals};
-use crate::transport::pool::LocalExecutor;
 use crate::transport::stream::Stream;
 
 use super::super::{Limits, Worker, request};
@@ -39,8 +38,9 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, s
     let is_peer = matches!(session.arrival.ingress, Ingress::Peer(_));
     let idle_limit = (!is_peer).then_some(limits.keep_alive * PATIENCE);
     let farewell = if is_peer { worker.snapshot().farewell } else { Duration::ZERO };
-    let mut end = pin!(end(worker.shared.draining.clone(), signals, idle_limit, farewell));
-    let builder = builder(is_peer, limits);
+    let most = if is_peer { u64::MAX } else { limits.requests_per_connection as u64 };
+    let mut end = pin!(end(worker.shared.draining.clone(), signals, idle_limit, most, farewell));
+    let builder = builder(&session, is_peer, limits);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let (worker, session, in_flight) = (Rc::clone(&worker), Rc::clone(&session), InFlight::count(&session.signals));
         async move {
@@ -62,9 +62,9 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, s
     }
 }
 
-/// When the connection is to take nothing new: at the drain, or when it has asked nothing for too long. Its GOAWAY says
+/// When the connection is to take nothing new: at the drain, or when it has asked nothing for too long, or enough. Its GOAWAY says
 /// which streams are still served. A peer is heard for the time of a farewell, in which its probes learn of the drain.
-async fn end(draining: Draining, signals: Rc<Signals>, idle_limit: Option<Duration>, farewell: Duration) {
+async fn end(draining: Draining, signals: Rc<Signals>, idle_limit: Option<Duration>, most: u64, farewell: Duration) {
     let quiet = async {
         let Some(limit) = idle_limit else { return std::future::pending().await };
         loop {
@@ -75,19 +75,43 @@ async fn end(draining: Draining, signals: Rc<Signals>, idle_limit: Option<Durati
             }
         }
     };
+    let worn_out = async {
+        while signals.requests() < most {
+            signals.request.notified().await;
+        }
+    };
     tokio::select! {
         () = drained(draining) => tokio::time::sleep(farewell).await,
         () = quiet => {}
+        () = worn_out => {}
     }
 }
 
-fn builder(is_peer: bool, limits: &Limits) -> http2::Builder<LocalExecutor> {
+/// Runs each stream as a task of its own, which can be ended: a stream whose client takes nothing ends in no other way.
+#[derive(Clone)]
+struct StreamExecutor(Rc<Session>);
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for StreamExecutor {
+    fn execute(&self, future: F) {
+        let session = Rc::clone(&self.0);
+        let task = tokio::task::spawn_local(async move {
+            future.await;
+            if let Some(id) = tokio::task::try_id() {
+                session.streams.borrow_mut().remove(&id);
+            }
+        });
+        let handle = task.abort_handle();
+        self.0.streams.borrow_mut().insert(handle.id(), handle);
+    }
+}
+
+fn builder(session: &Rc<Session>, is_peer: bool, limits: &Limits) -> http2::Builder<StreamExecutor> {
     let (streams, stream_window, window) = if is_peer {
         (PEER_STREAMS, PEER_STREAM_WINDOW, PEER_CONNECTION_WINDOW)
     } else {
         (limits.streams as u32, CLIENT_STREAM_WINDOW, CLIENT_CONNECTION_WINDOW)
     };
-    let mut builder = http2::Builder::new(LocalExecutor);
+    let mut builder = http2::Builder::new(StreamExecutor(Rc::clone(session)));
     builder
         .timer(TokioTimer::new())
         .enable_connect_protocol()
@@ -96,6 +120,8 @@ fn builder(is_peer: bool, limits: &Limits) -> http2::Builder<LocalExecutor> {
         .initial_connection_window_size(window)
         .max_header_list_size(limits.header_bytes as u32)
         .max_send_buf_size(64 << 10)
+        .max_pending_accept_reset_streams(limits.resets)
+        .max_local_error_reset_streams(limits.resets * 10)
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10));
     builder

@@ -4,6 +4,8 @@ mod handshake;
 mod http1;
 mod http2;
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -59,6 +61,20 @@ pub struct Session {
     pub client_certificate: Option<HeaderValue>,
     pub house_rules: Arc<HouseRules>,
     pub signals: Rc<Signals>,
+    /// The tasks that serve the streams of HTTP/2.
+    streams: RefCell<HashMap<tokio::task::Id, tokio::task::AbortHandle>>,
+}
+
+impl Session {
+    /// Ends what the current task serves: the stream of HTTP/2, or the connection of HTTP/1.
+    pub fn cutter(&self) -> Box<dyn Fn()> {
+        let stream = tokio::task::try_id().and_then(|id| self.streams.borrow().get(&id).cloned());
+        let signals = Rc::clone(&self.signals);
+        Box::new(move || match &stream {
+            Some(stream) => stream.abort(),
+            None => signals.cut.notify_waiters(),
+        })
+    }
 }
 
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
@@ -89,6 +105,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, do
         client_certificate: opened.client_certificate,
         house_rules,
         signals: if begins_http2 { Signals::for_http2() } else { Rc::default() },
+        streams: RefCell::default(),
     });
     if begins_http2 {
         http2::serve(worker, stream, first, session, &limits).await;

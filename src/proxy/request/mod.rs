@@ -54,8 +54,13 @@ async fn answer(worker: Rc<Worker>, session: Rc<Session>, request: Request<Incom
     if matches!(arrival.ingress, Ingress::Peer(_)) && request.headers().contains_key(fields::PROBE) {
         return answer_probe(&worker, &snapshot);
     }
+    let shared = std::sync::Arc::clone(&worker.shared);
+    let under_way = shared.requests.enter(snapshot.limits.requests);
     let (mut parts, body) = request.into_parts();
     let account = Account::open(worker, snapshot, arrival, &parts);
+    if under_way.is_none() {
+        return account.refuse(Code::Overloaded);
+    }
     let worker = &account.worker;
     let verifiers =
         Verifiers { snapshot: &account.snapshot, tokens: &worker.tokens, metrics: &worker.metrics, now: SystemTime::now() };

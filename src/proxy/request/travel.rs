@@ -377,14 +377,19 @@ fn relay(
     }
     give_hint(&account, intake, &mut head.headers);
     account.answered(head.status);
-    let allowance = Pacing::of(&head.headers, &account.snapshot.limits).allowance(u64::MAX);
-    let body = Metered::new(body, allowance, Rc::clone(&account.answer_body))
-        .scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false))
-        .watched(Rc::new(watch))
-        .then(move || {
-            drop(hold);
-            account.tell();
-        });
+    let pacing = Pacing::of(&head.headers, &account.snapshot.limits);
+    let allowance = pacing.allowance(u64::MAX);
+    // A peer answers for its own clients.
+    let delivery = (account.arrival.ingress == Ingress::Client)
+        .then(|| account.worker.deliveries.watch(account.snapshot.limits.idle_timeout, allowance.pace, session.cutter()));
+    let mut body = Metered::new(body, allowance, Rc::clone(&account.answer_body));
+    if let Some(delivery) = delivery {
+        body = body.delivered(delivery);
+    }
+    let body = body.scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).watched(Rc::new(watch)).then(move || {
+        drop(hold);
+        account.tell();
+    });
     Response::from_parts(head, Body::streamed(body))
 }
 

@@ -30,6 +30,8 @@ pub struct Signals {
     informer: RefCell<Option<Waker>>,
     reader: RefCell<Option<Waker>>,
     lingers: Cell<bool>,
+    /// Told when the connection is to end at once.
+    pub cut: Notify,
     /// Told when no request is being served any more.
     pub idle: Notify,
     /// Told of every request.
@@ -52,6 +54,11 @@ impl Signals {
     /// Whether a request has been served, or is.
     pub fn has_request(&self) -> bool {
         self.has_request.get()
+    }
+
+    /// Requests that were served, or are.
+    pub fn requests(&self) -> u64 {
+        self.finished.get() + self.in_flight.get() as u64
     }
 
     pub(super) fn is_tunnel(&self) -> bool {

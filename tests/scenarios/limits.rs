@@ -1,0 +1,161 @@
+//! What is too much or too slow costs whoever sends it, and nobody else.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Response, StatusCode};
+use tokio::sync::Notify;
+
+use crate::support::{PATIENCE, Plan, Recorder, World, eventually, get, http2, post, read, remember, request, runtime, whole};
+
+/// An upstream that answers when it is told to.
+fn held(release: &Arc<Notify>) -> impl Fn(&'static str) -> Vec<Recorder> + use<> {
+    let release = Arc::clone(release);
+    move |_| {
+        let release = Arc::clone(&release);
+        vec![Recorder::with(Arc::new(move |request, seen| {
+            let release = Arc::clone(&release);
+            Box::pin(async move {
+                remember(request, &seen).await;
+                release.notified().await;
+                Response::new(whole("released"))
+            })
+        }))]
+    }
+}
+
+fn large(_: &'static str) -> Vec<Recorder> {
+    let body = Bytes::from(vec![0; 8 << 20]);
+    vec![Recorder::with(Arc::new(move |request, _| {
+        let body = if request.uri().path().ends_with("large") { body.clone() } else { Bytes::from_static(b"small") };
+        Box::pin(async move { Response::new(whole(body)) })
+    }))]
+}
+
+#[test]
+fn a_stream_whose_reader_stops_is_ended_and_its_connection_goes_on() {
+    let world =
+        World::planned(Plan { upstreams: Box::new(large), extra: "limits: { idle_timeout: 300ms }\n".into(), ..Plan::default() });
+    runtime().block_on(async {
+        let mut sender = http2(&world, world.eu().https, "localhost").await;
+        let target =
+            |path: &str| request(Method::GET, &format!("https://localhost/users/alice/orders/{path}"), "", &[], whole(""));
+        let stopped = sender.send_request(target("large")).await.unwrap();
+        let told = || world.eu().sum_of("domicile_requests_total") >= 1.0;
+        tokio::task::block_in_place(|| eventually("it is given up", told));
+        let other = read(sender.send_request(target("small")).await.unwrap()).await.unwrap();
+        assert_eq!(other.text(), "small");
+        assert!(read(stopped).await.is_err(), "what was cut is not whole");
+    });
+}
+
+#[test]
+fn a_slow_reader_is_cut_by_the_least_rate() {
+    let extra = "limits: { body_rate: 1GiB, body_rate_grace: 100ms }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(large), extra, ..Plan::default() });
+    let mut slow = TcpStream::connect(world.eu().http).unwrap();
+    slow.write_all(b"GET /users/alice/orders/large HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    slow.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(slow.read(&mut [0; 64]).unwrap() > 0, "it is being served");
+    let none = format!("domicile_connections{{listener=\"{}\"}} 0", world.eu().http);
+    eventually("it is cut", || world.eu().metrics().contains(&none));
+}
+
+#[test]
+fn a_connection_serves_so_many_requests_and_no_more() {
+    let world = World::planned(Plan { extra: "limits: { requests_per_connection: 2 }\n".into(), ..Plan::default() });
+    let ask = "GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n";
+    let answer = crate::support::raw(world.eu().http, ask.repeat(3).as_bytes());
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
+    assert_eq!(answer.to_lowercase().matches("connection: close").count(), 1, "{answer}");
+    assert_eq!(world.eu().upstream().seen().len(), 2);
+    runtime().block_on(async {
+        let mut sender = http2(&world, world.eu().https, "localhost").await;
+        for _ in 0..2 {
+            let ask = request(Method::GET, "https://localhost/users/alice/orders/1", "", &[], whole(""));
+            assert_eq!(sender.send_request(ask).await.unwrap().status(), StatusCode::OK);
+        }
+        let gone = async {
+            while sender.ready().await.is_ok() && !sender.is_closed() {
+                tokio::task::yield_now().await
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("the client is told to open another");
+    });
+}
+
+#[test]
+fn the_newest_work_is_shed_and_the_admin_port_stays() {
+    for extra in ["limits: { requests: 1 }\n", "upstreams: { requests: 1, queue: 0 }\n"] {
+        let release = Arc::new(Notify::new());
+        let world = World::planned(Plan { upstreams: Box::new(held(&release)), extra: extra.into(), ..Plan::default() });
+        let address = world.eu().http;
+        let first = std::thread::spawn(move || get(address, "/users/alice/orders/1", &[]));
+        eventually("the first is under way", || world.eu().upstream().seen().len() == 1);
+        let second = post(address, "/users/alice/orders/1", &[], "x");
+        assert_eq!((second.status, second.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "proxy.overloaded"), "{extra}");
+        assert!(second.headers.contains_key("retry-after"));
+        assert_eq!(get(world.eu().admin, "/livez", &[]).status, StatusCode::OK);
+        release.notify_one();
+        assert_eq!(first.join().unwrap().text(), "released");
+        release.notify_one();
+        assert_eq!(get(address, "/users/alice/orders/1", &[]).text(), "released", "it recovers by itself");
+        assert_eq!(world.eu().upstream().seen().len(), 2);
+    }
+}
+
+#[test]
+fn who_waits_for_a_full_upstream_is_served_in_turn() {
+    let release = Arc::new(Notify::new());
+    let extra = "upstreams: { requests: 1, queue: 1, queue_timeout: 30s }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(held(&release)), extra, ..Plan::default() });
+    let address = world.eu().http;
+    let ask = move || std::thread::spawn(move || get(address, "/users/alice/orders/1", &[]));
+    let first = ask();
+    eventually("the first is under way", || world.eu().upstream().seen().len() == 1);
+    // One of these finds a place in the queue, the other none.
+    let others = [ask(), ask()];
+    eventually("one is shed", || others.iter().any(std::thread::JoinHandle::is_finished));
+    release.notify_one();
+    assert_eq!(first.join().unwrap().text(), "released");
+    eventually("the next is under way", || world.eu().upstream().seen().len() == 2);
+    release.notify_one();
+    let statuses = others.map(|other| other.join().unwrap().status.as_u16());
+    assert!(statuses == [200, 503] || statuses == [503, 200], "{statuses:?}");
+}
+
+#[test]
+fn an_upstream_that_keeps_failing_is_left_alone() {
+    let upstreams = |name: &'static str| {
+        let failing = Recorder::with(Arc::new(|request, seen| {
+            Box::pin(async move {
+                remember(request, &seen).await;
+                let mut response = Response::new(whole("failing"));
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                response
+            })
+        }));
+        vec![failing, Recorder::start(name)]
+    };
+    let extra = "upstreams: { ejection: { after: 3, for: 1h } }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
+    eventually("it has failed three times in a row", || {
+        get(world.eu().http, "/users/alice/orders/1", &[]);
+        world.eu().upstreams[0].seen().len() == 3
+    });
+    let ejected = format!("domicile_upstream_ejected{{upstream=\"{}\"}} 1", world.eu().upstreams[0].address);
+    assert!(world.eu().metrics().contains(&ejected));
+    for _ in 0..20 {
+        assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "eu-west");
+    }
+    assert_eq!(world.eu().upstreams[0].seen().len(), 3);
+    // The other may not be ejected besides, whatever it does: that would be all of them.
+    world.eu().upstreams[1].crash();
+    for _ in 0..10 {
+        assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).status.as_u16() / 100, 5);
+    }
+    let other = format!("domicile_upstream_ejected{{upstream=\"{}\"}} 0", world.eu().upstreams[1].address);
+    assert!(world.eu().metrics().contains(&other));
+}
