@@ -124,6 +124,7 @@ fn measure(regions: usize, routes: usize) -> (f64, f64, f64, f64) {
             route: match_route(&head, &policy),
             ingress: Ingress::Client,
             is_read: true,
+            is_preflight: false,
             today: Day::parse("2026-11-23").expect("a date"),
             client: IpAddr::from([203, 0, 113, 7]),
             directory: Lookup::Found(record),

@@ -97,6 +97,7 @@ pub fn explain(snapshot: &Snapshot, vitals: &Vitals, query: &Query) -> Result<Ex
         route: match_route(&Head { method, host: &host, path: &path }, policy),
         ingress: Ingress::Client,
         is_read: matches!(method, Method::Get | Method::Head),
+        is_preflight: false,
         client: query.ip.to_canonical(),
         identity: &identity,
         envelope: None,

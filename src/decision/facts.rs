@@ -60,6 +60,8 @@ pub struct Facts<'a> {
     pub ingress: Ingress,
     /// A GET or HEAD without an upgrade: what may be repeated and moved.
     pub is_read: bool,
+    /// A browser asks whether it may ask (CORS): an OPTIONS without body, key or credentials.
+    pub is_preflight: bool,
     /// One reading of the wall clock.
     pub today: Day,
     /// The client's true address.

@@ -17,7 +17,7 @@ use crate::model::outcome::Code;
 use crate::model::region::{RegionId, RegionSet};
 
 use facts::{Facts, Head, Ingress};
-use policy::Policy;
+use policy::{ClassId, ClassSet, Policy};
 use route::{Route, RouteMatch};
 use verdict::{Decision, Home, Itinerary, Trail, Verdict};
 
@@ -36,6 +36,9 @@ pub fn decide(facts: &Facts<'_>, policy: &Policy) -> Decision {
 
 fn judge(facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdict, Code> {
     let route = facts.route.id.map(|id| policy.routes.route(id)).ok_or(Code::RouteNone)?;
+    if let Some(public) = policy.public_class().filter(|_| facts.is_preflight && facts.ingress == Ingress::Client) {
+        return answer_preflight(public, facts, policy, trail);
+    }
     trail.classes = policy.classes_of(route, facts.claim)?;
     let home = resolve::home(facts, policy, route, trail)?;
     let ruling = residency::clear(policy, trail.classes, &home, facts.today);
@@ -52,6 +55,16 @@ fn judge(facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdic
         }
         Ingress::Peer(peer) => serve_peer(peer, clearance, carriers, &home, facts, policy),
     }
+}
+
+/// A preflight carries nobody's data: it is judged as `public`, and the local region answers.
+fn answer_preflight(public: ClassId, facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdict, Code> {
+    trail.classes = ClassSet::only(public);
+    let home = Home::Unowned { jurisdiction: policy.jurisdiction_of_country(facts.country()) };
+    let ruling = residency::clear(policy, trail.classes, &home, facts.today);
+    trail.note_ruling(&home, &ruling);
+    let here = ruling.clearance.and_then(|clearance| clearance.narrow(RegionSet::only(policy.local))).ok_or(ruling.cause)?;
+    Ok(Verdict::Proceed(Itinerary::through(here, [policy.local].into_iter()).expect("the clearance holds the local region")))
 }
 
 /// Sends a client's request on its way, unless the proxy it came to may not carry it there, or has no way to: then the
@@ -89,7 +102,7 @@ fn serve_peer(
 /// Whether an answer that its upstream labelled with `label` may go back to `peer`, whose request `trail` tells of.
 ///
 /// The label's classes join those that the request had: a label can only clear less.
-pub fn may_return(trail: &Trail, label: policy::ClassSet, peer: RegionId, policy: &Policy) -> bool {
+pub fn may_return(trail: &Trail, label: ClassSet, peer: RegionId, policy: &Policy) -> bool {
     let Some(home) = trail.home else { return false };
     let ruling = residency::clear(policy, trail.classes.union(label), &home, trail.today);
     ruling

@@ -11,7 +11,7 @@ pub use super::failover::{Failover, Reads, Writes};
 pub use super::resolve::geoip::{GeoRules, Network, Networks, Otherwise};
 
 use super::facts::Claim;
-use super::residency::ResidencyRule;
+use super::residency::{ResidencyRule, Stays};
 use super::route::{Route, RouteTable};
 
 /// The most steps a chain may have.
@@ -174,6 +174,11 @@ impl Policy {
 
     pub fn class_ids(&self) -> impl Iterator<Item = ClassId> {
         (0..self.classes.len()).filter_map(ClassId::new)
+    }
+
+    /// The class called `public`, if it may be anywhere, as its name says.
+    pub fn public_class(&self) -> Option<ClassId> {
+        self.find_class("public").filter(|class| self.class(*class).rule.stays == Stays::Anywhere)
     }
 
     pub fn find_class(&self, name: &str) -> Option<ClassId> {

@@ -191,6 +191,7 @@ mod tests {
             host: "a.test".into(),
             path: "/".into(),
             is_read: true,
+            is_preflight: false,
             upgrade: None,
             client: "2001:db8::1".parse().unwrap(),
             identity: crate::proxy::intake::Identity::default(),

@@ -137,7 +137,7 @@ pub fn problem(code: Code, request_id: &str) -> Response<Body> {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
     }
     if status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS, TRACE"));
+        headers.insert(header::ALLOW, METHODS);
     }
     response
 }
@@ -146,6 +146,15 @@ pub fn problem(code: Code, request_id: &str) -> Response<Body> {
 pub fn bare(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
+    response
+}
+
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS, TRACE");
+
+/// What the server as a whole can do: `OPTIONS *` (RFC 9110 section 9.3.7).
+pub fn options() -> Response<Body> {
+    let mut response = bare(StatusCode::NO_CONTENT);
+    response.headers_mut().insert(header::ALLOW, METHODS);
     response
 }
 

@@ -58,6 +58,8 @@ struct Case {
     stale: bool,
     day: Option<String>,
     directory: Option<String>,
+    #[serde(default)]
+    preflight: bool,
     /// The region that a verified token names; `none` for one without the claim.
     token: Option<String>,
     /// The home in our own sealed cookie.
@@ -142,6 +144,7 @@ fn judge(case: &Case, people: &BTreeMap<String, Person>, policy: &Policy) -> Dec
         route,
         ingress: case.peer.as_deref().map_or(Ingress::Client, |peer| Ingress::Peer(region(peer))),
         is_read: matches!(method, Method::Get | Method::Head),
+        is_preflight: case.preflight,
         today: Day::parse(case.day.as_deref().unwrap_or("2026-06-01")).expect("a day"),
         client: case.ip.unwrap_or([203, 0, 113, 1].into()),
         directory,

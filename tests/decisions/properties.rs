@@ -197,6 +197,7 @@ impl World {
             route: match_route(&Head { method, host: "a.test", path: &self.path }, policy),
             ingress: self.ingress,
             is_read: self.is_read,
+            is_preflight: false,
             today: today(),
             client: self.client,
             directory: self.directory,

@@ -7,6 +7,7 @@ mod support;
 mod doors;
 mod failover;
 mod forwarding;
+mod framing;
 mod hostile;
 mod identity;
 mod limits;

@@ -135,3 +135,22 @@ fn report_only_lets_through_and_counts() {
     assert_eq!(world.us().sum_of("domicile_residency_reported_total"), 1.0);
     assert_eq!(world.us().ledger(&world)[0]["reported"], true);
 }
+
+#[test]
+fn a_browsers_preflight_is_answered_where_it_comes_to() {
+    let world = World::start();
+    let fields = [("origin", "https://app.example.com"), ("access-control-request-method", "PUT")];
+    let ask = |fields: &[(&str, &str)]| {
+        crate::support::send(world.us().http, http::Method::OPTIONS, "/account/1", fields, crate::support::whole(""))
+    };
+    assert_eq!(ask(&fields).text(), "us-east");
+    assert_eq!(world.us().upstream().seen().len(), 1);
+    // Whoever shows a key asks for itself, and is judged as anyone.
+    assert_eq!(ask(&[fields[0], fields[1], ("cookie", "uid=alice")]).code(), "residency.evidence_too_weak");
+    assert_eq!(ask(&[fields[0], fields[1], ("x-user-id", "alice")]).status, http::StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(ask(&[("x-user-id", "alice")]).status, http::StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(world.us().upstream().seen().len(), 1);
+    let star = crate::support::raw(world.us().http, b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert!(star.starts_with("HTTP/1.1 204") && star.to_lowercase().contains("allow: get"), "{star}");
+    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+}

@@ -71,6 +71,8 @@ pub struct Intake {
     pub path: String,
     /// GET or HEAD, and no upgrade.
     pub is_read: bool,
+    /// A browser asks whether it may ask (CORS).
+    pub is_preflight: bool,
     pub upgrade: Option<Upgrade>,
     pub client: IpAddr,
     /// The caller; a route's `{user}` outranks its key.
@@ -120,7 +122,10 @@ pub fn read(parts: &mut Parts, arrival: &Arrival, verifiers: &Verifiers<'_>) -> 
         Ingress::Peer(_) => Some(read_envelope(&parts.headers)?),
     };
     let host = target::host_of(parts).ok_or(Code::RequestMalformed)?;
-    let path = canonical_path(parts.uri.path()).ok_or(Code::RequestMalformed)?;
+    let path = match parts.uri.path() {
+        "*" if method == Method::Options => Cow::Borrowed("*"),
+        path => canonical_path(path).ok_or(Code::RequestMalformed)?,
+    };
     let is_upgrade = upgrade.is_some() || parts.headers.contains_key(http::header::UPGRADE);
     let is_trusted = settings.trust.iter().any(|network| network.contains(&arrival.remote));
     let (id, client, identity, is_https) = match &envelope {
@@ -145,8 +150,17 @@ pub fn read(parts: &mut Parts, arrival: &Arrival, verifiers: &Verifiers<'_>) -> 
     };
     identity::strip_hint(&mut parts.headers);
     strip_user_headers(&mut parts.headers, is_trusted || envelope.is_some(), settings);
+    let is_preflight = method == Method::Options && identity.user.is_none() && is_bare_preflight(&parts.headers);
     let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
-    Ok(Intake { id, method, host, path, is_read, upgrade, client, identity, envelope, is_https })
+    Ok(Intake { id, method, host, path, is_read, is_preflight, upgrade, client, identity, envelope, is_https })
+}
+
+/// What the Fetch standard sends before a request that needs leave: no body, no cookies, no credentials.
+fn is_bare_preflight(headers: &HeaderMap) -> bool {
+    use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_LENGTH, COOKIE, ORIGIN, TRANSFER_ENCODING};
+    let has = |name| headers.contains_key(name);
+    let has_body = has(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
+    has(ORIGIN) && has(ACCESS_CONTROL_REQUEST_METHOD) && !has_body && !has(COOKIE) && !has(AUTHORIZATION)
 }
 
 fn read_envelope(headers: &HeaderMap) -> Result<Envelope, Code> {

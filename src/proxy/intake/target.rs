@@ -33,11 +33,17 @@ fn plain_host(text: &str) -> Option<String> {
     }
     let host = authority.host();
     let host = host.strip_suffix('.').unwrap_or(host);
-    let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
-    let is_literal =
-        host.starts_with('[') && host.ends_with(']') && host[1..host.len() - 1].parse::<std::net::Ipv6Addr>().is_ok();
-    let has_port = authority.as_str().rsplit_once(']').map_or(authority.as_str(), |(_, port)| port).contains(':');
-    let good_port = !has_port || authority.port_u16().is_some();
+    let is_label =
+        |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    let is_name = host.split('.').all(is_label);
+    let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let is_literal = literal.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok());
+    let rest =
+        text.rsplit_once(']').map_or_else(|| text.split_once(':').map(|(_, port)| port), |(_, rest)| rest.strip_prefix(':'));
+    let good_port = match rest {
+        Some(_) => authority.port_u16().is_some(),
+        None => !text.contains(']') || text.ends_with(']'),
+    };
     (!host.is_empty() && (is_name || is_literal) && good_port).then(|| host.to_ascii_lowercase())
 }
 

@@ -71,6 +71,9 @@ async fn answer(worker: Rc<Worker>, session: Rc<Session>, request: Request<Incom
 }
 
 async fn serve(mut account: Account, session: Rc<Session>, intake: Intake, parts: Parts, body: Incoming) -> Response<Body> {
+    if intake.path == "*" {
+        return account.finish(reply::options());
+    }
     if let Some(port) = session.house_rules.redirect {
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
         return match reply::to_https(&intake.host, port, target) {
@@ -122,6 +125,7 @@ fn judge(worker: &Worker, snapshot: &Snapshot, intake: &Intake, ingress: Ingress
         route: match_route(&head, &snapshot.policy),
         ingress,
         is_read: intake.is_read,
+        is_preflight: intake.is_preflight,
         client: intake.client,
         identity: &intake.identity,
         envelope: intake.envelope.as_ref(),

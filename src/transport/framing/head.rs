@@ -117,13 +117,23 @@ fn request_line(line: &[u8], limits: &HeadLimits) -> Result<bool, Code> {
         return Err(Code::TargetTooLong);
     }
     let visible = |byte: &u8| matches!(byte, 0x21..=0x7e);
-    if !is_token(method) || target.is_empty() || !target.iter().all(visible) {
+    if !is_token(method) || !target.iter().all(visible) || !is_form(method, target) {
         return Err(Code::RequestMalformed);
     }
     match version {
         b"HTTP/1.1" => Ok(true),
         b"HTTP/1.0" => Ok(false),
         _ => Err(Code::RequestMalformed),
+    }
+}
+
+/// The forms of a target (RFC 9112 section 3.2): a path, a URL of HTTP, an authority for CONNECT, a star for OPTIONS.
+fn is_form(method: &[u8], target: &[u8]) -> bool {
+    let starts_with = |scheme: &[u8]| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    match target {
+        b"*" => method == b"OPTIONS",
+        _ if method == b"CONNECT" => !target.contains(&b'/'),
+        _ => target.starts_with(b"/") || starts_with(b"http://") || starts_with(b"https://"),
     }
 }
 
