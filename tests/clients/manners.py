@@ -1,0 +1,366 @@
+#!/usr/bin/env python3
+"""Everything people run through a proxy, with real clients and servers, through two regions: WebSocket, event streams, gRPC,
+curl, Node's fetch, a browser, and a scan of our TLS.
+
+usage: manners.py BINARY
+needs: python3-aiohttp, python3-websockets, python3-grpcio, curl, nodejs, chromium, sslscan (Debian's packages)
+"""
+import asyncio, gzip, http.client, json, os, queue, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
+from concurrent import futures
+
+import aiohttp.web, grpc, websockets
+
+BINARY = os.path.abspath(sys.argv[1])
+PATIENCE = 60
+PAGE = """<!doctype html><title>page</title><script>
+const said = {};
+const tell = (what, value) => { said[what] = value; if (Object.keys(said).length == 3) fetch("/report", {method: "POST", body: JSON.stringify(said)}); };
+const socket = new WebSocket(`ws://${location.host}/socket`);
+socket.onopen = () => socket.send("from the browser");
+socket.onmessage = event => tell("socket", event.data);
+const events = new EventSource("/events");
+const heard = [];
+events.onmessage = event => { heard.push(event.data); if (heard.length == 3) { events.close(); tell("events", heard.join()); } };
+fetch("/json").then(answer => answer.json()).then(value => tell("fetch", value.region));
+</script>"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def eventually(what, is_so):
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < deadline, "not in time: " + what
+        time.sleep(0.02)
+
+
+class App:
+    """An app server of a region: pages, event streams, WebSockets, large files."""
+
+    def __init__(self, region):
+        self.region, self.port, self.reports, self.served = region, free_port(), [], []
+        self.release = threading.Event()
+        self.file = os.path.join(tempfile.mkdtemp(), "file")
+        open(self.file, "wb").write(bytes(range(256)) * 4096)
+        started = threading.Event()
+        threading.Thread(target=lambda: asyncio.run(self.run(started)), daemon=True).start()
+        assert started.wait(PATIENCE)
+
+    async def run(self, started):
+        app = aiohttp.web.Application(client_max_size=1 << 30)
+        app.router.add_get("/socket", self.socket)
+        app.router.add_get("/events", self.events)
+        app.router.add_get("/file", lambda request: self.note(request, aiohttp.web.FileResponse(self.file)))
+        app.router.add_get("/packed", self.packed)
+        app.router.add_get("/page", lambda request: self.note(request, aiohttp.web.Response(text=PAGE, content_type="text/html")))
+        app.router.add_get("/json", lambda request: self.note(request, aiohttp.web.json_response({"region": self.region})))
+        app.router.add_post("/report", self.report)
+        app.router.add_post("/upload", self.upload)
+        app.router.add_get("/healthz", lambda request: self.note(None, aiohttp.web.Response(text="ok")))
+        runner = aiohttp.web.AppRunner(app)
+        await runner.setup()
+        await aiohttp.web.TCPSite(runner, "127.0.0.1", self.port).start()
+        started.set()
+        await asyncio.Event().wait()
+
+    async def note(self, request, answer):
+        if request is not None:
+            self.served.append(request.path)
+        return answer
+
+    async def socket(self, request):
+        self.served.append(request.path)
+        answer = aiohttp.web.WebSocketResponse(protocols=["chat"], compress=True)
+        await answer.prepare(request)
+        async for message in answer:
+            if message.type == aiohttp.WSMsgType.TEXT:
+                await answer.send_str(self.region + ": " + message.data)
+            elif message.type == aiohttp.WSMsgType.BINARY:
+                await answer.send_bytes(message.data)
+        return answer
+
+    async def events(self, request):
+        self.served.append(request.path)
+        answer = aiohttp.web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        await answer.prepare(request)
+        for word in ("one", "two", "three"):
+            await answer.write(b"data: %s\n\n" % word.encode())
+            await asyncio.sleep(0.05)
+        while not self.release.is_set():
+            await asyncio.sleep(0.01)
+        return answer
+
+    async def packed(self, request):
+        body = gzip.compress(b"packed by the app", mtime=0)
+        return await self.note(request, aiohttp.web.Response(body=body, headers={"Content-Encoding": "gzip", "Date": "Sun, 06 Nov 1994 08:49:37 GMT", "Age": "7"}))
+
+    async def report(self, request):
+        self.reports.append(await request.json())
+        return aiohttp.web.Response(text="thanks")
+
+    async def upload(self, request):
+        size = 0
+        async for piece in request.content.iter_any():
+            size += len(piece)
+        return await self.note(request, aiohttp.web.json_response({"region": self.region, "bytes": size}))
+
+
+class Calls(grpc.GenericRpcHandler):
+    """A gRPC service without generated code: bytes in, bytes out."""
+
+    def service(self, details):
+        method = details.method.rsplit("/", 1)[1]
+        if method == "Unary":
+            return grpc.unary_unary_rpc_method_handler(lambda message, context: b"echo:" + message)
+        if method == "Fail":
+            return grpc.unary_unary_rpc_method_handler(lambda message, context: context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not today"))
+        if method == "Sleep":
+            return grpc.unary_unary_rpc_method_handler(lambda message, context: time.sleep(30) or b"late")
+        if method == "Count":
+            return grpc.unary_stream_rpc_method_handler(lambda message, context: (b"%d" % n for n in range(int(message))))
+        if method == "Chat":
+            return grpc.stream_stream_rpc_method_handler(lambda messages, context: (b"heard:" + message for message in messages))
+        return None
+
+
+class Two:
+    """Two regions: clients come to us-east, and everything belongs to eu-west."""
+
+    def __init__(self, folder, upstreams, more=""):
+        os.makedirs(folder, exist_ok=True)
+        self.folder, self.processes = folder, {}
+        subprocess.run([BINARY, "certificates", "--out", folder + "/certs", "eu-west", "us-east"], check=True, capture_output=True)
+        self.ports = {region: {what: free_port() for what in ("http", "https", "peers", "admin")} for region in ("eu-west", "us-east")}
+        regions = ""
+        for region, (jurisdiction, at) in {"eu-west": ("eu", "[53, -6]"), "us-east": ("us", "[39, -77]")}.items():
+            p = self.ports[region]
+            regions += f"""
+  {region}:
+    jurisdiction: {jurisdiction}
+    at: {at}
+    listen:
+      - {{ address: "127.0.0.1:{p['http']}" }}
+      - {{ address: "127.0.0.1:{p['https']}", tls: {{ certificates: [{{ certificate: "{folder}/certs/site.pem", key: "{folder}/certs/site.key" }}] }} }}
+      - {{ address: "127.0.0.1:{p['peers']}", peers: true }}
+    admin: {{ address: "127.0.0.1:{p['admin']}" }}
+    upstreams: ["{upstreams[region]}"]
+    gateway: "https://127.0.0.1:{p['peers']}"
+    url: "http://127.0.0.1:{p['http']}\""""
+        self.config = folder + "/domicile.yaml"
+        open(self.config, "w").write(f"""region: eu-west
+peer_tls: {{ certificate: "{folder}/certs/{{region}}.pem", key: "{folder}/certs/{{region}}.key", authority: "{folder}/certs/peers-ca.pem" }}
+jurisdictions: {{ eu: {{ countries: [EEA] }}, us: {{ countries: [US] }} }}
+regions: {regions}
+data: {{ public: {{ stays: anywhere }} }}
+latency: {{ every: 200ms, timeout: 2s }}
+routes: [{{ name: all, match: {{}}, data: public, home: [{{ region: eu-west }}], body: unlimited }}]
+workers: 2
+{more}
+""")
+        for region in self.ports:
+            log = open(f"{folder}/{region}.log", "a")
+            environment = dict(os.environ, DOMICILE_REGION=region)
+            self.processes[region] = subprocess.Popen([BINARY, "run", "--config", self.config], env=environment, stderr=log)
+        for region in self.ports:
+            eventually(region + " sees both", lambda: self.metrics(region).count('state="up"} 1') == 2)
+
+    def metrics(self, region):
+        try:
+            c = http.client.HTTPConnection("127.0.0.1", self.ports[region]["admin"], timeout=10)
+            c.request("GET", "/metrics")
+            return c.getresponse().read().decode()
+        except OSError:
+            return ""
+
+    def url(self, region, scheme="http"):
+        return f"{scheme}://127.0.0.1:{self.ports[region]['https' if scheme in ('https', 'wss') else 'http']}"
+
+    def stop(self):
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait(PATIENCE)
+
+
+def curl(*arguments):
+    return subprocess.run(["curl", "-sS", "--max-time", "60", *arguments], check=True, capture_output=True, timeout=PATIENCE).stdout
+
+
+def websockets_talk(world, app):
+    context = ssl.create_default_context(cafile=world.folder + "/certs/peers-ca.pem")
+
+    async def talk(url, **more):
+        async with websockets.connect(url + "/socket", subprotocols=["chat"], max_size=1 << 24, **more) as connection:
+            assert connection.subprotocol == "chat"
+            for word in ("hello", "ä" * 10_000):
+                await connection.send(word)
+                assert await connection.recv() == "eu-west: " + word
+            await connection.send(os.urandom(3_000_000))
+            assert len(await connection.recv()) == 3_000_000
+            await asyncio.wait_for(await connection.ping(), PATIENCE)
+
+    for region in ("eu-west", "us-east"):
+        asyncio.run(talk(world.url(region, "ws")))
+        asyncio.run(talk(world.url(region, "wss"), ssl=context))
+
+
+def event_streams_come_as_they_are_said(world, app):
+    for region in ("eu-west", "us-east"):
+        app.release.clear()
+        c = http.client.HTTPConnection("127.0.0.1", world.ports[region]["http"], timeout=PATIENCE)
+        c.request("GET", "/events")
+        answer = c.getresponse()
+        # The stream is still open, so what is read here was not held back.
+        assert [answer.readline() for _ in range(6)][::2] == [b"data: one\n", b"data: two\n", b"data: three\n"]
+        app.release.set()
+        assert answer.read() == b""
+
+
+def curl_does_everything(world, app):
+    url = world.url("us-east")
+    whole = open(app.file, "rb").read()
+    assert curl(url + "/file") == whole
+    assert curl("-r", "100-199", url + "/file") == whole[100:200]
+    head = curl("-I", url + "/file").decode().lower()
+    assert "content-length: 1048576" in head and head.startswith("http/1.1 200"), head
+    packed = curl("-i", url + "/packed")
+    assert gzip.decompress(packed.split(b"\r\n\r\n", 1)[1]) == b"packed by the app" and b"age: 7" in packed and b"06 Nov 1994" in packed, packed
+    ca = world.folder + "/certs/peers-ca.pem"
+    size = 50_000_000
+    body = world.folder + "/body"
+    open(body, "wb").truncate(size)
+    for more in (["--http1.1"], ["--http2"], ["--http1.1", "-H", "Transfer-Encoding: chunked"], ["--http1.1", "-H", "Expect: 100-continue"]):
+        answer = json.loads(curl("--cacert", ca, *more, "--data-binary", "@" + body, world.url("us-east", "https").replace("127.0.0.1", "localhost") + "/upload"))
+        assert answer == {"region": "eu-west", "bytes": size}, (more, answer)
+
+
+def nodes_fetch_streams(world, app):
+    script = """
+        const [url] = process.argv.slice(1);
+        const get = await fetch(url + "/json");
+        if ((await get.json()).region !== "eu-west") throw "another region";
+        const packed = await fetch(url + "/packed");
+        if (await packed.text() !== "packed by the app") throw "not unpacked";
+        let left = 200;
+        const body = new ReadableStream({ pull(c) { left-- > 0 ? c.enqueue(new Uint8Array(10000)) : c.close(); } });
+        const upload = await fetch(url + "/upload", { method: "POST", body, duplex: "half" });
+        if ((await upload.json()).bytes !== 2000000) throw "not all arrived";
+        const many = await Promise.all(Array.from({ length: 100 }, () => fetch(url + "/json").then(answer => answer.status)));
+        if (!many.every(status => status === 200)) throw many.join();
+        const stop = new AbortController();
+        const events = await fetch(url + "/events", { signal: stop.signal });
+        const { value } = await events.body.getReader().read();
+        if (!new TextDecoder().decode(value).startsWith("data: one")) throw "no event";
+        stop.abort();
+    """
+    app.release.clear()
+    subprocess.run(["node", "--input-type=module", "-e", script, world.url("us-east")], check=True, capture_output=True, timeout=PATIENCE)
+    app.release.set()
+
+
+def a_browser_loads_a_page_with_a_socket_and_events(world, app):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    app.release.clear()
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--user-data-dir=" + world.folder + "/browser", "--remote-debugging-port=0"]
+    browser = subprocess.Popen([chromium, *flags, world.url("us-east") + "/page"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        eventually("the page reports", lambda: app.reports)
+    finally:
+        os.killpg(browser.pid, signal.SIGKILL)
+        browser.wait()
+        app.release.set()
+    assert app.reports[0] == {"socket": "eu-west: from the browser", "events": "one,two,three", "fetch": "eu-west"}, app.reports
+
+
+def nothing_is_left_open(world, app):
+    for region in ("eu-west", "us-east"):
+        eventually("its connections have ended", lambda: all(
+            line.endswith(" 0") or "peers" in line for line in world.metrics(region).splitlines()
+            if line.startswith("domicile_connections{") and str(world.ports[region]["peers"]) not in line))
+
+
+def tls_has_nothing_weak(world, app):
+    report = subprocess.run(["sslscan", "--no-colour", "--no-check-certificate", "127.0.0.1:%d" % world.ports["eu-west"]["https"]], check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+    for weak in ("SSLv2", "SSLv3", "TLSv1.0", "TLSv1.1"):
+        assert any(line.split() == [weak, "disabled"] for line in report.splitlines()), report
+    ciphers = [line for line in report.splitlines() if line.startswith(("Preferred", "Accepted"))]
+    assert ciphers and all("TLSv1.2" in line or "TLSv1.3" in line for line in ciphers), report
+    assert all(any(good in line for good in ("GCM", "CHACHA20")) and "ECDHE" in line or "TLS_" in line for line in ciphers), ciphers
+    assert " vulnerable" not in report.replace("not vulnerable", ""), report
+
+
+def grpc_calls(folder):
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    server.add_generic_rpc_handlers((Calls(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    silent = socket.create_server(("127.0.0.1", 0))
+    world = Two(folder + "/grpc", {"eu-west": "h2c://127.0.0.1:%d" % port, "us-east": "h2c://127.0.0.1:%d" % silent.getsockname()[1]}, "limits: { response_timeout: 2s, body_rate_grace: 1s }")
+    try:
+        roots = open(world.folder + "/certs/peers-ca.pem", "rb").read()
+        for region in ("eu-west", "us-east"):
+            with grpc.secure_channel("localhost:%d" % world.ports[region]["https"], grpc.ssl_channel_credentials(roots)) as channel:
+                unary, chat = channel.unary_unary("/demo.Echo/Unary"), channel.stream_stream("/demo.Echo/Chat")
+                assert unary(b"hello", timeout=PATIENCE) == b"echo:hello"
+                assert unary(b"x" * 3_000_000, timeout=PATIENCE) == b"echo:" + b"x" * 3_000_000
+                assert list(channel.unary_stream("/demo.Echo/Count")(b"1000", timeout=PATIENCE)) == [b"%d" % n for n in range(1000)]
+                # Each word waits for the answer to the last; and the stream may be quiet for longer than a body.
+                words = queue.Queue()
+                heard = chat(iter(words.get, None), timeout=PATIENCE)
+                for word in (b"one", b"two"):
+                    words.put(word)
+                    assert next(heard) == b"heard:" + word
+                words.put(None)
+                assert list(heard) == []
+                try:
+                    channel.unary_unary("/demo.Echo/Fail")(b"", timeout=PATIENCE)
+                    assert False, "it fails"
+                except grpc.RpcError as error:
+                    assert (error.code(), error.details()) == (grpc.StatusCode.FAILED_PRECONDITION, "not today"), error
+                started = time.monotonic()
+                try:
+                    channel.unary_unary("/demo.Echo/Sleep")(b"", timeout=0.5)
+                    assert False, "it has a deadline"
+                except grpc.RpcError as error:
+                    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
+                assert time.monotonic() - started < 20
+    finally:
+        world.stop()
+        server.stop(0)
+        silent.close()
+
+
+def main():
+    passed, failed = 0, 0
+
+    def attempt(name, call):
+        nonlocal passed, failed
+        try:
+            call()
+            passed += 1
+            print("ok    ", name, flush=True)
+        except Exception as error:
+            failed += 1
+            print("FAILED", name, repr(error), getattr(error, "stderr", "") or "", flush=True)
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        app, other = App("eu-west"), App("us-east")
+        world = Two(folder, {"eu-west": "http://127.0.0.1:%d" % app.port, "us-east": "http://127.0.0.1:%d" % other.port})
+        try:
+            for step in (websockets_talk, event_streams_come_as_they_are_said, curl_does_everything, nodes_fetch_streams,
+                         a_browser_loads_a_page_with_a_socket_and_events, tls_has_nothing_weak, nothing_is_left_open):
+                attempt(step.__name__, lambda: step(world, app))
+            attempt("the_other_region_saw_nothing", lambda: None if not other.served else 1 / 0)
+        finally:
+            world.stop()
+        attempt("grpc_calls", lambda: grpc_calls(folder))
+    print("manners: %d passed, %d failed" % (passed, failed))
+    sys.exit(1 if failed else 0)
+
+
+main()
