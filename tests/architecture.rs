@@ -73,7 +73,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("demo", &["app", "transport"]),
-    ("cli", &["demo", "app", "config", "model"]),
+    ("cli", &["demo", "app", "config", "transport", "model"]),
     ("main", &["cli"]),
 ];
 

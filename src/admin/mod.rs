@@ -42,6 +42,8 @@ pub enum Command {
         reply: oneshot::Sender<Result<String, String>>,
     },
     /// Reads all files again; the answer says what was wrong.
+    /// Answer nobody any more: a successor does.
+    Retire,
     Reload(oneshot::Sender<Result<(), String>>),
 }
 

@@ -22,6 +22,7 @@ use crate::transport::listener::{self, Acceptor, Claimed};
 use crate::upstreams::{self, Upstreams};
 
 use super::build::{self, Built, Doors};
+use super::shelf::Shelf;
 use super::worker::{Order, Orders};
 use super::{FLUSH_TIMEOUT, StartError, explain, watch};
 
@@ -39,6 +40,7 @@ pub struct Control {
     pub draining: channel::Receiver<bool>,
     /// Reloads that were asked for while one was under way.
     pub deferred: Vec<oneshot::Sender<Result<(), String>>>,
+    pub shelf: Shelf,
 }
 
 type Commands = (mpsc::Sender<Command>, mpsc::Receiver<Command>);
@@ -71,12 +73,13 @@ pub fn spawn(
 impl Control {
     async fn run(mut self, admin: Claimed, commands: Commands, started: std::sync::mpsc::Sender<std::io::Result<()>>) {
         let (sender, mut received) = commands;
+        self.shelf.put(admin.address, &admin.sockets);
         let socket = admin.sockets.into_iter().next().expect("a claim has a socket");
         let acceptor = match Acceptor::adopt(socket) {
             Ok(acceptor) => acceptor,
             Err(error) => return drop(started.send(Err(error))),
         };
-        tokio::task::spawn_local(admin::serve(acceptor, sender.clone()));
+        let admin_plane = tokio::task::spawn_local(admin::serve(acceptor, sender.clone()));
         let (targets, targeted) = channel::channel(targets(&self.built));
         tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals)));
         let mut health = tokio::task::spawn_local(upstreams::watch(Arc::clone(&self.built.snapshot.upstreams)));
@@ -89,6 +92,7 @@ impl Control {
             };
             match command {
                 None => return,
+                Some(Command::Retire) => admin_plane.abort(),
                 Some(Command::Reload(reply)) => {
                     let upstreams_before = Arc::clone(&self.built.snapshot.upstreams);
                     let snapshot_before = Arc::clone(&self.built.snapshot);
@@ -132,7 +136,7 @@ impl Control {
             Command::Metrics(reply) => drop(reply.send(self.scrape().await)),
             Command::Ready(reply) => drop(reply.send(self.readiness())),
             Command::Explain { query, reply } => drop(reply.send(self.explain(&query))),
-            Command::Reload(_) => unreachable!("a reload changes something"),
+            Command::Reload(_) | Command::Retire => unreachable!("these change something"),
         }
     }
 
@@ -181,6 +185,7 @@ impl Control {
                 Some(command) = commands.recv() => match command {
                     // What changed since this one began to read has to be read: its turn comes next.
                     Command::Reload(reply) => self.deferred.push(reply),
+                    Command::Retire => {}
                     command => self.answer(command).await,
                 },
             }
@@ -197,6 +202,7 @@ impl Control {
             self.listen(address, claimed);
         }
         for address in gone {
+            self.shelf.remove(address);
             self.orders.iter().for_each(|orders| drop(orders.send(Order::Close(address))));
         }
         self.registry = registry;
@@ -216,8 +222,13 @@ impl Control {
     }
 
     fn listen(&self, address: SocketAddr, claimed: Claimed) {
-        for (orders, socket) in self.orders.iter().zip(claimed.sockets) {
-            let _ = orders.send(Order::Listen(address, socket));
+        self.shelf.put(address, &claimed.sockets);
+        // A predecessor may have had more workers, or fewer: every socket has a queue of its own, and every worker work.
+        let count = claimed.sockets.len().max(self.orders.len());
+        let copies: Vec<_> =
+            (0..count).filter_map(|index| claimed.sockets[index % claimed.sockets.len()].try_clone().ok()).collect();
+        for (index, socket) in copies.into_iter().enumerate() {
+            let _ = self.orders[index % self.orders.len()].send(Order::Listen(address, socket));
         }
     }
 

@@ -7,12 +7,14 @@
 mod build;
 mod control;
 pub mod explain;
+mod shelf;
 mod watch;
 mod worker;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -20,7 +22,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch as channel};
 
-use crate::admin::Command;
+use crate::admin;
 use crate::audit::{KeyError, Ledger, LedgerError, Pseudonyms, Tally};
 use crate::config::{self, Problem};
 use crate::directory::DirectoryError;
@@ -32,8 +34,11 @@ use crate::model::vitals::Vitals;
 use crate::proxy::{Connections, Gauge, Shared};
 use crate::session::SealError;
 use crate::tokens::KeysError;
+use crate::transport::inherit;
 use crate::transport::listener::{self, ClaimError, Claimed};
 use crate::transport::tls::TlsError;
+
+use shelf::Shelf;
 
 pub use build::{check_files, offline};
 
@@ -47,6 +52,8 @@ pub struct Launch {
     pub claimed: Vec<Claimed>,
     /// Replaces `workers:` of the file.
     pub workers: Option<usize>,
+    /// Another process still runs that this one takes over from.
+    pub is_successor: bool,
 }
 
 /// Why nothing was started, or a reload changed nothing.
@@ -91,9 +98,11 @@ pub struct App {
     /// The region it runs in, and the hash of the policy it started with.
     pub region: String,
     pub policy: String,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<admin::Command>,
     drain: channel::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
+    shelf: Shelf,
+    shared: Arc<Shared>,
     control: Option<JoinHandle<()>>,
     stop_control: Option<oneshot::Sender<()>>,
 }
@@ -113,7 +122,12 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         let built = build::build(loaded, &registry, None)?;
         // Last, so that a start that fails has written nothing.
-        let ledger = built.settings.audit.as_ref().map(|settings| Ledger::open(settings, tally(&metrics))).transpose()?;
+        let ledger = built
+            .settings
+            .audit
+            .as_ref()
+            .map(|settings| Ledger::open(settings, tally(&metrics), launch.is_successor))
+            .transpose()?;
         let pseudonyms = match &built.settings.audit {
             Some(settings) => Pseudonyms::open(&settings.directory.join("pseudonym.key"))?,
             None => Pseudonyms::ephemeral(),
@@ -145,6 +159,8 @@ impl App {
         let (region, policy) = (policy.region_name(policy.local).to_owned(), policy.hash.to_string());
         let (commands, received) = mpsc::channel(64);
         let (stop_control, stopped) = oneshot::channel();
+        let shelf = Shelf::default();
+        let kept = Arc::clone(&shared);
         let control = control::spawn(
             control::Control {
                 config: launch.config,
@@ -158,6 +174,7 @@ impl App {
                 worker_count,
                 draining,
                 deferred: Vec::new(),
+                shelf: Shelf::clone(&shelf),
             },
             claims,
             admin,
@@ -172,6 +189,8 @@ impl App {
             commands,
             drain,
             workers,
+            shelf,
+            shared: kept,
             control: Some(control),
             stop_control: Some(stop_control),
         })
@@ -181,13 +200,34 @@ impl App {
     pub async fn reload(&self) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
         let gone = || "the process is shutting down".to_owned();
-        self.commands.send(Command::Reload(reply)).await.map_err(|_| gone())?;
+        self.commands.send(admin::Command::Reload(reply)).await.map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
     /// Takes nothing new from now on: readiness goes red, listeners close, connections end with what they have.
     pub fn drain(&self) {
+        // What nobody serves any more must not take connections.
+        self.shelf.clear();
         self.drain.send_replace(true);
+    }
+
+    /// Leaves all ports, and a part in the ledger, to a process that is about to be started. The sockets have to live until
+    /// it has been.
+    pub fn share(&self, command: &mut Command) -> std::io::Result<Vec<TcpListener>> {
+        let sockets = self.shelf.copies()?;
+        inherit::leave(command, &sockets)?;
+        self.shared.ledger.iter().for_each(|ledger| ledger.share(true));
+        Ok(sockets)
+    }
+
+    /// The process that was to take over did not.
+    pub fn keep(&self) {
+        self.shared.ledger.iter().for_each(|ledger| ledger.share(false));
+    }
+
+    /// Answers nobody on the control plane any more: a successor does.
+    pub async fn retire(&self) {
+        let _ = self.commands.send(admin::Command::Retire).await;
     }
 
     /// Drains and waits until the last request is over, or the drain's deadline.

@@ -67,7 +67,7 @@ async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metri
     let worker = Rc::new(Worker::new(Arc::clone(&shared), metrics.worker()));
     let local = Rc::new(Local { worker, doors, metrics, open: Cell::new(0), all_closed: Notify::new() });
     let mut draining = shared.draining.clone();
-    let mut listeners: HashMap<SocketAddr, watch::Sender<bool>> = HashMap::new();
+    let mut listeners: HashMap<SocketAddr, Vec<watch::Sender<bool>>> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     loop {
         tokio::select! {
@@ -75,13 +75,13 @@ async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metri
                 Some(Order::Listen(address, socket)) => match Acceptor::adopt(socket) {
                     Ok(acceptor) => {
                         let (close, closed) = watch::channel(false);
-                        listeners.insert(address, close);
+                        listeners.entry(address).or_default().push(close);
                         tokio::task::spawn_local(accept(Rc::clone(&local), address, acceptor, closed));
                     }
                     Err(error) => tracing::error!(%error, %address, "a worker cannot listen"),
                 },
                 Some(Order::Close(address)) => {
-                    if let Some(close) = listeners.remove(&address) {
+                    for close in listeners.remove(&address).into_iter().flatten() {
                         close.send_replace(true);
                     }
                 }
@@ -96,7 +96,7 @@ async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metri
             _ = draining.wait_for(|draining| *draining) => break,
         }
     }
-    for close in listeners.values() {
+    for close in listeners.values().flatten() {
         close.send_replace(true);
     }
     drain(&local, &mut orders).await;

@@ -9,7 +9,9 @@ mod pseudonym;
 mod record;
 mod sink;
 
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, oneshot};
@@ -49,6 +51,8 @@ pub struct Ledger {
     queue: mpsc::Sender<Entry>,
     counts: Arc<Mutex<Counts>>,
     tally: Tally,
+    /// Locked as long as this process writes.
+    guard: Arc<File>,
 }
 
 /// What the ledger tells of itself, called on its own thread.
@@ -58,14 +62,38 @@ pub struct Tally {
     pub failures: Arc<dyn Fn() + Send + Sync>,
 }
 
+/// Keeps two processes from taking one ledger for their own.
+fn guard(directory: &Path, is_successor: bool) -> Result<Arc<File>, LedgerError> {
+    let path = directory.join("ledger.lock");
+    let failed = |reason: String| LedgerError { file: path.clone(), reason };
+    std::fs::create_dir_all(directory).map_err(|error| failed(error.to_string()))?;
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(|error| failed(error.to_string()))?;
+    let locked = if is_successor { file.try_lock_shared() } else { file.try_lock() };
+    match locked {
+        Ok(()) => Ok(Arc::new(file)),
+        Err(_) => Err(failed("another process writes this ledger; give each region a directory of its own".into())),
+    }
+}
+
 impl Ledger {
     /// Opens the ledger, creating its directory; cuts off a last line that was torn by a crash.
-    pub fn open(settings: &Settings, tally: Tally) -> Result<Self, LedgerError> {
+    /// A successor opens it beside its predecessor, which has agreed; anybody else has it alone.
+    pub fn open(settings: &Settings, tally: Tally, is_successor: bool) -> Result<Self, LedgerError> {
         let file = settings.directory.join("ledger.jsonl");
+        let guard = guard(&settings.directory, is_successor)?;
         let (queue, entries) = mpsc::channel(QUEUE);
         let counts = Arc::new(Mutex::new(Counts::default()));
         sink::start(&settings.directory, &file, entries, Arc::clone(&counts), tally.clone())?;
-        Ok(Self { file, queue, counts, tally })
+        Ok(Self { file, queue, counts, tally, guard })
+    }
+
+    /// Lets a successor write as well, or nobody any more.
+    pub fn share(&self, shared: bool) {
+        let outcome = if shared { self.guard.lock_shared() } else { self.guard.try_lock().map_err(io::Error::other) };
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "the ledger's lock could not be changed");
+        }
     }
 
     /// Writes a movement; returns when its line is safely on disk, before which nothing may move.

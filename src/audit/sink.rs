@@ -64,12 +64,13 @@ async fn run(mut sink: Sink, mut entries: mpsc::Receiver<Entry>, counts: &Mutex<
 impl Sink {
     fn open(path: &Path) -> io::Result<Self> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-        file.try_lock().map_err(|_| io::Error::other("another process writes it; give each region a directory of its own"))?;
+        file.lock()?;
         let length = whole_lines(&mut file)?;
         if length < file.metadata()?.len() && file.metadata()?.is_file() {
             tracing::warn!(file = %path.display(), "the ledger's last line was torn by a crash; what it told of did not happen, and it is cut off");
             file.set_len(length)?;
         }
+        file.unlock()?;
         Ok(Self { path: path.into(), file, length, is_torn: false })
     }
 
@@ -103,9 +104,17 @@ impl Sink {
         }
     }
 
-    /// Writes whole lines or none.
+    /// Writes whole lines or none. A process that is succeeded and its successor write one ledger for a while: in turn.
     fn append(&mut self, text: &[u8]) -> Result<(), LedgerError> {
-        self.mend().map_err(|error| LedgerError { file: self.path.clone(), reason: error.to_string() })?;
+        let locked = self.mend().and_then(|()| self.file.lock()).and_then(|()| self.file.metadata());
+        self.length = locked.map_err(|error| LedgerError { file: self.path.clone(), reason: error.to_string() })?.len();
+        let outcome = self.append_alone(text);
+        // Closing the file unlocks it as well.
+        let _ = self.file.unlock();
+        outcome
+    }
+
+    fn append_alone(&mut self, text: &[u8]) -> Result<(), LedgerError> {
         let outcome = self.file.write_all(text).and_then(|()| self.file.sync_data());
         match outcome {
             Ok(()) => {

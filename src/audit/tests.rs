@@ -40,7 +40,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 #[test]
 fn a_line_is_in_the_file_when_recording_it_returns() {
     let scratch = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(&Settings { directory: scratch.path().join("new/ledger") }, tally().0).unwrap();
+    let ledger = Ledger::open(&Settings { directory: scratch.path().join("new/ledger") }, tally().0, false).unwrap();
     for lines in 1..=3 {
         block_on(ledger.record(&movement())).unwrap();
         let text = std::fs::read_to_string(scratch.path().join("new/ledger/ledger.jsonl")).unwrap();
@@ -55,7 +55,7 @@ fn a_torn_last_line_is_cut_off_and_whole_lines_are_kept() {
     let scratch = tempfile::tempdir().unwrap();
     let file = scratch.path().join("ledger.jsonl");
     std::fs::write(&file, format!("{{\"whole\":1}}\n{}", "x".repeat(9000))).unwrap();
-    let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally().0).unwrap();
+    let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally().0, false).unwrap();
     block_on(ledger.record(&movement())).unwrap();
     let text = std::fs::read_to_string(&file).unwrap();
     assert!(text.starts_with("{\"whole\":1}\n{\"bases\""), "{text}");
@@ -65,7 +65,7 @@ fn a_torn_last_line_is_cut_off_and_whole_lines_are_kept() {
 #[test]
 fn a_ledger_that_is_moved_away_goes_on_in_a_new_file_of_its_name() {
     let scratch = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(&Settings { directory: scratch.path().join("l") }, tally().0).unwrap();
+    let ledger = Ledger::open(&Settings { directory: scratch.path().join("l") }, tally().0, false).unwrap();
     block_on(ledger.record(&movement())).unwrap();
     std::fs::rename(scratch.path().join("l/ledger.jsonl"), scratch.path().join("l/ledger.1")).unwrap();
     block_on(ledger.record(&movement())).unwrap();
@@ -79,8 +79,8 @@ fn a_ledger_that_is_moved_away_goes_on_in_a_new_file_of_its_name() {
 fn two_processes_do_not_share_a_ledger() {
     let scratch = tempfile::tempdir().unwrap();
     let settings = Settings { directory: scratch.path().into() };
-    let _first = Ledger::open(&settings, tally().0).unwrap();
-    let error = Ledger::open(&settings, tally().0).err().unwrap().to_string();
+    let _first = Ledger::open(&settings, tally().0, false).unwrap();
+    let error = Ledger::open(&settings, tally().0, false).err().unwrap().to_string();
     assert!(error.contains("give each region a directory of its own"), "{error}");
 }
 
@@ -90,7 +90,7 @@ fn a_full_disk_is_an_error_and_is_counted() {
     // The kernel's own full disk.
     std::os::unix::fs::symlink("/dev/full", scratch.path().join("ledger.jsonl")).unwrap();
     let (tally, failures) = tally();
-    let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally).unwrap();
+    let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally, false).unwrap();
     let error = block_on(ledger.record(&movement())).unwrap_err().to_string();
     assert!(error.contains("No space left") && error.contains("free space"), "{error}");
     assert_eq!(failures.load(Ordering::Relaxed), 1);

@@ -8,6 +8,7 @@ mod check;
 mod demo;
 mod explain;
 mod run;
+mod succession;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

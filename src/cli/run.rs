@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::Args;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
@@ -12,8 +13,9 @@ use crate::app::{App, Launch, StartError};
 use crate::config;
 use crate::model::day::Day;
 use crate::model::region::Registry;
+use crate::transport::inherit;
 
-use super::{Outcome, Source};
+use super::{Outcome, Source, succession};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -25,12 +27,20 @@ pub(super) fn run(options: Options) -> Outcome {
     let Source { config, region } = options.source;
     let _logs = start_log(is_json(&config, region.as_deref()), "info");
     let file = config.display().to_string();
-    let app = App::start(Launch { config, region, ..Launch::default() }).map_err(|error| with_folder(&error))?;
+    let claimed =
+        inherit::inherited().map_err(|error| format!("a socket that was left to this process cannot be used: {error}"))?;
+    let is_successor = succession::is_successor();
+    let launch = Launch { config, region, claimed, is_successor, ..Launch::default() };
+    let app = App::start(launch).map_err(|error| with_folder(&error))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), region = app.region, policy = app.policy, config = file, "started");
     for (configured, address) in &app.listeners {
         tracing::info!(%configured, %address, "listening");
     }
     tracing::info!(address = %app.admin, "the control plane is listening");
+    notify(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
+    if is_successor {
+        succession::report();
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     runtime.block_on(until_told_to_stop(&app)).map_err(|error| format!("cannot wait for signals: {error}"))?;
     tracing::info!("draining");
@@ -46,14 +56,38 @@ pub(super) fn run(options: Options) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Tells systemd, if it started this process.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd could not be told");
+    }
+}
+
 async fn until_told_to_stop(app: &App) -> std::io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
+    let (mut hangup, mut succeed) = (signal(SignalKind::hangup())?, signal(SignalKind::user_defined2())?);
     let mut stop = std::pin::pin!(next_stop());
     loop {
         tokio::select! {
-            stopped = &mut stop => return stopped,
-            // What was wrong is in the log already.
-            _ = hangup.recv() => drop(app.reload().await),
+            stopped = &mut stop => {
+                notify(&[NotifyState::Stopping]);
+                return stopped;
+            }
+            _ = hangup.recv() => {
+                if let Ok(now) = NotifyState::monotonic_usec_now() {
+                    notify(&[NotifyState::Reloading, now]);
+                }
+                // What was wrong is in the log already.
+                let _ = app.reload().await;
+                notify(&[NotifyState::Ready]);
+            }
+            _ = succeed.recv() => match succession::start(app).await {
+                Ok(pid) => {
+                    tracing::info!(pid, "a successor serves");
+                    app.retire().await;
+                    return Ok(());
+                }
+                Err(error) => tracing::error!(error, "the successor did not come to serve; this process goes on"),
+            },
         }
     }
 }

@@ -72,7 +72,7 @@ impl World {
             let config = folder.join(format!("{}.yaml", regions[index].name));
             std::fs::write(&config, configuration(&regions, index, &gateways, &folder, geoip)).map_err(failed)?;
             let claimed = vec![claimed.http, claimed.https, claimed.peers, claimed.admin];
-            let launch = Launch { config, region: None, claimed, workers: Some(1) };
+            let launch = Launch { config, region: None, claimed, workers: Some(1), ..Launch::default() };
             proxies.push(App::start(launch).map_err(|error| error.to_string())?);
         }
         Ok(Self { regions, folder, proxies, _runtime: runtime })

@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+"""The life of a process: reloads and new binaries under load lose no request, systemd is told, sockets may be its own.
+
+usage: lifecycle.py BINARY
+"""
+import http.client, http.server, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+
+BINARY = os.path.abspath(sys.argv[1])
+PATIENCE = 60
+RELOADS, SWAPS = 100, 20
+
+
+class App(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_):
+        pass
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def eventually(what, is_so):
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < deadline, "not in time: " + what
+        time.sleep(0.01)
+
+
+class World:
+    def __init__(self, folder):
+        # The name that is started is replaced while it runs, as an upgrade does.
+        self.folder, self.binary = folder, folder + "/domicile"
+        shutil.copy(BINARY, self.binary)
+        app = http.server.ThreadingHTTPServer(("127.0.0.1", 0), App)
+        app.daemon_threads = True
+        threading.Thread(target=app.serve_forever, daemon=True).start()
+        self.port, self.admin = free_port(), free_port()
+        self.config = folder + "/domicile.yaml"
+        open(self.config, "w").write(f"""region: here
+workers: 2
+listen: [{{ address: "127.0.0.1:{self.port}" }}]
+admin: {{ address: "127.0.0.1:{self.admin}" }}
+jurisdictions: {{ eu: {{ countries: [EEA] }} }}
+regions: {{ here: {{ jurisdiction: eu, at: [0, 0], upstreams: ["http://127.0.0.1:{app.server_address[1]}"] }} }}
+data: {{ public: {{ stays: anywhere }} }}
+routes: [{{ name: all, match: {{}}, data: public, home: [{{ region: here }}] }}]
+audit: {{ directory: "{folder}/ledger" }}
+log: {{ requests: false }}
+""")
+
+    def start(self, **more):
+        command = [self.binary, "run", "--config", self.config]
+        return subprocess.Popen(command, stderr=open(self.folder + "/log", "a"), **more)
+
+    def log(self):
+        return open(self.folder + "/log").read()
+
+    def answer(self, port, target):
+        try:
+            c = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            c.request("GET", target)
+            r = c.getresponse()
+            return r.status, r.read().decode()
+        except OSError:
+            return 0, ""
+
+
+class Load:
+    """Clients that ask all the time: one on connections of its own for each request, one on a connection that it keeps. Like
+    any client it asks again on a new connection when the one it kept was closed before a byte of an answer."""
+
+    def __init__(self, port):
+        self.port, self.served, self.lost, self.stop = port, 0, [], False
+        self.threads = [threading.Thread(target=work) for work in (self.fresh, self.kept, self.fresh, self.kept)]
+        for thread in self.threads:
+            thread.start()
+
+    def fresh(self):
+        while not self.stop:
+            try:
+                c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+                c.request("GET", "/fresh", headers={"Connection": "close"})
+                assert c.getresponse().read() == b"ok"
+                self.served += 1
+            except Exception as error:
+                self.lost.append(repr(error))
+
+    def kept(self):
+        c = None
+        while not self.stop:
+            was_kept = c is not None
+            try:
+                c = c or http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+                c.request("GET", "/kept")
+                answer = c.getresponse()
+                assert answer.read() == b"ok"
+                self.served += 1
+                c = None if answer.will_close else c
+            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
+                c = None
+                if not was_kept:
+                    self.lost.append(repr(error))
+            except Exception as error:
+                c = None
+                self.lost.append(repr(error))
+
+    def finish(self):
+        self.stop = True
+        for thread in self.threads:
+            thread.join()
+        assert not self.lost, (len(self.lost), self.lost[:5])
+        assert self.served > 1000, self.served
+        return self.served
+
+
+def reloads_lose_nothing(world):
+    process = world.start()
+    eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    load = Load(world.port)
+    for count in range(1, RELOADS + 1):
+        process.send_signal(signal.SIGHUP)
+        eventually("reload %d" % count, lambda: 'result="applied"} %d\n' % count in world.answer(world.admin, "/metrics")[1])
+    print("  %d reloads, %d requests, none lost" % (RELOADS, load.finish()))
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+
+
+def new_binaries_lose_nothing(world):
+    process = world.start()
+    eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    load, pid = Load(world.port), process.pid
+    for count in range(1, SWAPS + 1):
+        shutil.copy(BINARY, world.binary + ".new")
+        os.rename(world.binary + ".new", world.binary)
+        os.kill(pid, signal.SIGUSR2)
+        eventually("successor %d" % count, lambda: len(re.findall(r"a successor serves pid=\d+", world.log())) == count)
+        pid = int(re.findall(r"a successor serves pid=(\d+)", world.log())[-1])
+        eventually("predecessor %d has drained" % count, lambda: world.log().count("drained") >= count + 1)
+    print("  %d new binaries, %d requests, none lost" % (SWAPS, load.finish()))
+    # A successor that cannot start changes nothing, and the ledger still belongs to one process alone.
+    good = open(world.config).read()
+    open(world.config, "w").write(good.replace("data: public", "data: pubic"))
+    os.kill(pid, signal.SIGUSR2)
+    eventually("the mistake is told", lambda: "did not come to serve; this process goes on" in world.log())
+    assert world.answer(world.port, "/") == (200, "ok")
+    open(world.config, "w").write(good.replace(str(world.port), str(free_port())).replace(str(world.admin), str(free_port())))
+    other = world.start()
+    assert other.wait(PATIENCE) == 1 and "another process writes this ledger" in world.log()
+    open(world.config, "w").write(good)
+    os.kill(pid, signal.SIGTERM)
+    eventually("the port is closed", lambda: world.answer(world.port, "/")[0] == 0)
+
+
+def systemd_is_told_and_its_sockets_are_taken(world):
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(world.folder + "/notify")
+    told.settimeout(PATIENCE)
+    listening = socket.create_server(("127.0.0.1", world.port))
+    listening.set_inheritable(True)
+
+
+    environment = dict(os.environ, NOTIFY_SOCKET=world.folder + "/notify", LISTEN_FDS="1")
+    # systemd sets LISTEN_PID in the process that it is about to become; so does a shell.
+    command = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$0" run --config "$1"', world.binary, world.config]
+    process = subprocess.Popen(command, env=environment, stderr=open(world.folder + "/log", "a"), preexec_fn=lambda: os.dup2(listening.fileno(), 3), close_fds=False)
+    assert "READY=1" in told.recv(4096).decode()
+    listening.close()
+    assert world.answer(world.port, "/") == (200, "ok")
+    process.send_signal(signal.SIGHUP)
+    assert "RELOADING=1" in told.recv(4096).decode() and "READY=1" in told.recv(4096).decode()
+    process.terminate()
+    assert "STOPPING=1" in told.recv(4096).decode()
+    assert process.wait(PATIENCE) == 0
+
+
+def main():
+    failed = 0
+    for step in (reloads_lose_nothing, new_binaries_lose_nothing, systemd_is_told_and_its_sockets_are_taken):
+        with tempfile.TemporaryDirectory() as folder:
+            world = World(folder)
+            try:
+                step(world)
+                print("ok    ", step.__name__, flush=True)
+            except Exception as error:
+                failed += 1
+                print("FAILED", step.__name__, repr(error), world.log()[-2000:], flush=True)
+            finally:
+                subprocess.run(["pkill", "-9", "-f", world.binary + " run"])
+    print("lifecycle: %d failed" % failed)
+    sys.exit(1 if failed else 0)
+
+
+main()
