@@ -238,7 +238,7 @@ fn gateways(
             let config = peers.client_for(policy.region_name(*region));
             Secured { http1: Arc::clone(&config), config, name: None }
         });
-        (*region, Server { authority: authority_of(url).into(), tls: Some(tls), speaks: Speaks::Http2 })
+        (*region, Server { authority: authority_of(url).into(), tls: Some(tls), speaks: Speaks::Http2, places: None })
     };
     settings.gateways.iter().map(gateway).collect()
 }

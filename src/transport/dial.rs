@@ -1,6 +1,7 @@
 //! Opens connections to other processes.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::resolver::Places;
 use super::stream::Stream;
 
 /// A process to connect to, and how.
@@ -20,6 +22,8 @@ pub struct Server {
     pub authority: Arc<str>,
     pub tls: Option<Secured>,
     pub speaks: Speaks,
+    /// Where its name leads, where somebody looks it up again and again.
+    pub places: Option<Places>,
 }
 
 /// What is spoken on a connection once it is open.
@@ -42,6 +46,12 @@ pub struct Secured {
 }
 
 impl Server {
+    /// Whether a connection to this address is still one to this server.
+    pub fn leads_to(&self, address: Option<SocketAddr>) -> bool {
+        let known = self.places.as_ref().map(|places| places.load());
+        known.filter(|places| !places.is_empty()).is_none_or(|places| address.is_some_and(|address| places.contains(&address)))
+    }
+
     /// Whether a connection to the other is one to this: same place, same certificates.
     pub fn is_same(&self, other: &Self) -> bool {
         let same_tls = match (&self.tls, &other.tls) {
@@ -83,7 +93,7 @@ pub enum DialError {
 /// Connects to a server, trying each address that its name has; `for_http1` offers nothing else.
 pub async fn open(server: &Server, approach: &Approach, for_http1: bool) -> Result<Stream, DialError> {
     let work = async {
-        let mut stream = connect(&server.authority).await?;
+        let mut stream = connect(server).await?;
         if let Some(greeting) = &approach.greeting {
             stream.write_all(greeting).await?;
         }
@@ -102,8 +112,13 @@ pub async fn open(server: &Server, approach: &Approach, for_http1: bool) -> Resu
     }
 }
 
-async fn connect(authority: &str) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(authority).await?;
+async fn connect(server: &Server) -> io::Result<TcpStream> {
+    let mut places = server.places.as_ref().map_or(Vec::new(), |places| places.load().to_vec());
+    fastrand::shuffle(&mut places);
+    let stream = match places.as_slice() {
+        [] => TcpStream::connect(&*server.authority).await?,
+        places => TcpStream::connect(places).await?,
+    };
     // Failing costs latency, not correctness.
     let _ = stream.set_nodelay(true);
     Ok(stream)

@@ -11,6 +11,7 @@ pub mod inherit;
 pub mod listener;
 pub mod pool;
 pub mod proxy_protocol;
+pub mod resolver;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;

@@ -1,6 +1,7 @@
 //! A byte stream, with or without TLS.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -15,6 +16,16 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// The address of the other end, where it can still be told.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        let socket = match self {
+            Self::Plain(stream) => stream,
+            Self::Accepted(stream) => stream.get_ref().0,
+            Self::Dialed(stream) => stream.get_ref().0,
+        };
+        socket.peer_addr().ok()
+    }
+
     /// Whether the handshake chose HTTP/2 (ALPN).
     pub fn chose_http2(&self) -> bool {
         let chosen = match self {

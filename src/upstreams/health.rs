@@ -10,18 +10,23 @@ use crate::transport::body::Body;
 use crate::transport::dial::Approach;
 use crate::transport::pool::UpstreamPool;
 use crate::transport::proxy_protocol;
+use crate::transport::resolver;
 
 use super::{Check, Upstream, Upstreams};
 
-/// Checks every upstream until it is dropped; runs on the control thread.
+/// Looks up and checks every upstream until it is dropped; runs on the control thread.
 pub async fn watch(upstreams: Arc<Upstreams>) {
-    let Some(check) = upstreams.settings.check.clone() else { return };
-    let check = Arc::new(check);
-    let mut checks = tokio::task::JoinSet::new();
+    let mut tasks = tokio::task::JoinSet::new();
     for upstream in upstreams.all() {
-        checks.spawn_local(watch_one(Arc::clone(upstream), Arc::clone(&check)));
+        if let Some(check) = upstreams.settings.check.clone() {
+            tasks.spawn_local(watch_one(Arc::clone(upstream), Arc::new(check)));
+        }
+        if let Some(places) = upstream.server.places.clone() {
+            let (settings, authority) = (upstreams.settings.names.clone(), Arc::clone(&upstream.server.authority));
+            tasks.spawn_local(async move { resolver::watch(&settings, &authority, &places).await });
+        }
     }
-    while checks.join_next().await.is_some() {}
+    while tasks.join_next().await.is_some() {}
 }
 
 async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>) {

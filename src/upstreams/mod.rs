@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::transport::dial::{Server, Speaks};
 use crate::transport::proxy_protocol;
+use crate::transport::resolver::{self, Places};
 use crate::transport::tls::{TlsError, UpstreamFiles};
 
 pub use balance::{Busy, Circuit, Load, Taken};
@@ -28,6 +29,7 @@ pub struct Settings {
     pub check: Option<Check>,
     pub ejection: Ejection,
     pub circuit: Circuit,
+    pub names: resolver::Settings,
 }
 
 /// An app server as it is configured.
@@ -42,9 +44,10 @@ pub struct Target {
 }
 
 impl Target {
-    fn server(&self) -> Result<Server, TlsError> {
+    fn server(&self, places: &Places) -> Result<Server, TlsError> {
         let tls = self.tls.as_ref().map(|files| files.load(self.speaks != Speaks::Http1)).transpose()?;
-        Ok(Server { authority: self.authority.as_str().into(), tls, speaks: self.speaks })
+        let places = resolver::named(&self.authority).map(|_| Arc::clone(places));
+        Ok(Server { authority: self.authority.as_str().into(), tls, speaks: self.speaks, places })
     }
 }
 
@@ -79,6 +82,7 @@ struct State {
     /// Smoothed answer time of the checks in microseconds; 0 before the first.
     answer_micros: AtomicU64,
     record: outlier::Record,
+    places: Places,
 }
 
 impl Upstream {
@@ -125,7 +129,7 @@ impl Upstreams {
         };
         let fresh = || {
             let record = outlier::Record::default();
-            Arc::new(State { up: AtomicBool::new(true), answer_micros: AtomicU64::new(0), record })
+            Arc::new(State { up: AtomicBool::new(true), answer_micros: AtomicU64::new(0), record, places: Places::default() })
         };
         if settings.check.is_none() {
             // Nobody would ever bring them back.
@@ -133,8 +137,9 @@ impl Upstreams {
             known.for_each(|upstream| upstream.state.up.store(true, Ordering::Relaxed));
         }
         let upstream = |target: &Target| {
-            let (server, proxy_protocol) = (target.server()?, target.proxy_protocol);
-            Ok(Arc::new(Upstream { server, proxy_protocol, state: known(target).unwrap_or_else(fresh) }))
+            let state = known(target).unwrap_or_else(fresh);
+            let (server, proxy_protocol) = (target.server(&state.places)?, target.proxy_protocol);
+            Ok(Arc::new(Upstream { server, proxy_protocol, state }))
         };
         let list = settings.targets.iter().map(upstream).collect::<Result<_, _>>()?;
         Ok(Self { settings, list })

@@ -40,7 +40,7 @@ def eventually(what, is_so):
 class World:
     def __init__(self, folder):
         # The name that is started is replaced while it runs, as an upgrade does.
-        self.folder, self.binary = folder, folder + "/domicile"
+        self.folder, self.binary, self.started = folder, folder + "/domicile", []
         shutil.copy(BINARY, self.binary)
         app = http.server.ThreadingHTTPServer(("127.0.0.1", 0), App)
         app.daemon_threads = True
@@ -61,7 +61,17 @@ log: {{ requests: false }}
 
     def start(self, **more):
         command = [self.binary, "run", "--config", self.config]
-        return subprocess.Popen(command, stderr=open(self.folder + "/log", "a"), **more)
+        self.started.append(subprocess.Popen(command, stderr=open(self.folder + "/log", "a"), **more))
+        return self.started[-1]
+
+    def end(self):
+        """Whatever a failed step has left behind."""
+        for pid in [process.pid for process in self.started] + [int(pid) for pid in re.findall(r"a successor serves pid=(\d+)", self.log())]:
+            try:
+                if os.readlink("/proc/%d/exe" % pid).startswith(self.binary):
+                    os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass
 
     def log(self):
         return open(self.folder + "/log").read()
@@ -146,7 +156,7 @@ def new_binaries_lose_nothing(world):
         os.kill(pid, signal.SIGUSR2)
         eventually("successor %d" % count, lambda: len(re.findall(r"a successor serves pid=\d+", world.log())) == count)
         pid = int(re.findall(r"a successor serves pid=(\d+)", world.log())[-1])
-        eventually("predecessor %d has drained" % count, lambda: world.log().count("drained") >= count + 1)
+        eventually("predecessor %d has drained" % count, lambda: world.log().count("drained") >= count)
     print("  %d new binaries, %d requests, none lost" % (SWAPS, load.finish()))
     # A successor that cannot start changes nothing, and the ledger still belongs to one process alone.
     good = open(world.config).read()
@@ -174,6 +184,7 @@ def systemd_is_told_and_its_sockets_are_taken(world):
     # systemd sets LISTEN_PID in the process that it is about to become; so does a shell.
     command = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$0" run --config "$1"', world.binary, world.config]
     process = subprocess.Popen(command, env=environment, stderr=open(world.folder + "/log", "a"), preexec_fn=lambda: os.dup2(listening.fileno(), 3), close_fds=False)
+    world.started.append(process)
     assert "READY=1" in told.recv(4096).decode()
     listening.close()
     assert world.answer(world.port, "/") == (200, "ok")
@@ -196,7 +207,7 @@ def main():
                 failed += 1
                 print("FAILED", step.__name__, repr(error), world.log()[-2000:], flush=True)
             finally:
-                subprocess.run(["pkill", "-9", "-f", world.binary + " run"])
+                world.end()
     print("lifecycle: %d failed" % failed)
     sys.exit(1 if failed else 0)
 

@@ -132,3 +132,61 @@ fn a_proxy_whose_upstream_is_itself_answers_502_for_the_loop() {
     assert!(answer.headers["proxy-status"].to_str().unwrap().contains("proxy_loop_detected"));
     assert!(world.eu().sum_of("domicile_requests_total") <= 3.0);
 }
+
+/// A name server that knows one name, for one second at a time.
+fn name_server(leads_to: &std::sync::Arc<std::sync::Mutex<[u8; 4]>>) -> std::net::SocketAddr {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (address, leads_to) = (socket.local_addr().unwrap(), std::sync::Arc::clone(leads_to));
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((size, from)) = socket.recv_from(&mut query) {
+            // Past the header, the name ends in a zero; then come type and class.
+            let end = 12 + query[12..size].iter().position(|byte| *byte == 0).unwrap() + 5;
+            let is_ipv4 = query[end - 4..end - 2] == [0, 1];
+            let mut answer = query[..end].to_vec();
+            answer[2..4].copy_from_slice(&[0x81, 0x80]);
+            answer[6..12].copy_from_slice(&[0, u8::from(is_ipv4), 0, 0, 0, 0]);
+            if is_ipv4 {
+                answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
+                answer.extend_from_slice(&*leads_to.lock().unwrap());
+            }
+            socket.send_to(&answer, from).unwrap();
+        }
+    });
+    address
+}
+
+#[test]
+fn an_upstreams_name_is_looked_up_again_when_its_time_is_over() {
+    use crate::support::{Plan, Recorder, Wire, World, eventually, get, remember, whole};
+    let says = |name: &'static str| -> crate::support::Handler {
+        std::sync::Arc::new(move |request, seen| {
+            Box::pin(async move {
+                remember(request, &seen).await;
+                http::Response::new(whole(name))
+            })
+        })
+    };
+    let leads_to = std::sync::Arc::new(std::sync::Mutex::new([127, 0, 0, 1]));
+    let server = name_server(&leads_to);
+    let (one, two) = (says("one"), says("two"));
+    let upstreams = move |name: &'static str| {
+        let mut first = Recorder::speaking(Wire::Http1, std::sync::Arc::clone(&one));
+        let second = Recorder::at(
+            format!("127.0.0.2:{}", first.address.port()).parse().unwrap(),
+            Wire::Http1,
+            std::sync::Arc::clone(&two),
+        );
+        // The second is reached by the first one's name alone.
+        first.entry = format!("\"http://app.{name}.test:{}\"", first.address.port());
+        std::mem::forget(second);
+        vec![first]
+    };
+    let extra = format!("dns: {{ servers: [\"{server}\"] }}\n");
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
+    eventually("the name is known", || get(world.eu().http, "/users/alice/orders/1", &[]).text() == "one");
+    *leads_to.lock().unwrap() = [127, 0, 0, 2];
+    // The kept connection leads to the old place, and is not used any more.
+    eventually("the name leads elsewhere", || get(world.eu().http, "/users/alice/orders/1", &[]).text() == "two");
+    assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "two");
+}

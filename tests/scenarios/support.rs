@@ -109,8 +109,12 @@ impl Recorder {
     }
 
     pub fn speaking(wire: Wire, handler: Handler) -> Self {
+        Self::at("127.0.0.1:0".parse().unwrap(), wire, handler)
+    }
+
+    pub fn at(address: SocketAddr, wire: Wire, handler: Handler) -> Self {
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
-        let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = runtime().block_on(TcpListener::bind(address)).unwrap();
         let address = listener.local_addr().unwrap();
         let remembered = Arc::clone(&seen);
         let scheme = match &wire {

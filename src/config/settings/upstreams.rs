@@ -12,6 +12,13 @@ use super::path;
 
 pub(super) fn read_upstreams(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> {
     let protection = section.optional("upstreams").map_or(Some(Default::default()), |field| read_protection(&field));
+    let names = section.optional("dns").map_or(Some(Default::default()), |field| {
+        let section = field.section()?;
+        let servers = section.required("servers", "list the name servers, such as `[10.0.0.2:53]`")?.list();
+        section.finish();
+        let servers = servers.iter().map(|server| server.address()).collect::<Option<Vec<_>>>();
+        Some(crate::transport::resolver::Settings { servers: servers? })
+    });
     let read = |region: &super::super::policy::RegionDraft<'_>| {
         let targets = region.upstreams.as_ref().and_then(read_targets);
         let check = region.health.as_ref().map_or(Some(None), |field| read_health(field).map(Some));
@@ -20,7 +27,7 @@ pub(super) fn read_upstreams(section: &Section<'_>, draft: &PolicyDraft<'_>) -> 
     let all: Vec<_> = draft.regions.iter().map(|region| (region.id, read(region))).collect();
     let own = all.into_iter().find(|(id, _)| Some(*id) == draft.local)?.1?;
     let (ejection, circuit) = protection?;
-    Some(Settings { ejection, circuit, ..own })
+    Some(Settings { ejection, circuit, names: names?, ..own })
 }
 
 /// What keeps a failing or full upstream from taking the others with it.

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +49,7 @@ struct Connection {
     sender: SendRequest<Body>,
     gate: AnswerGate<Stream>,
     link: Rc<Link>,
+    remote: Option<SocketAddr>,
 }
 
 impl Connection {
@@ -112,7 +114,9 @@ impl Http1Pool {
     fn take(&self, server: &Server, approach: &Approach) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&key(server, approach))?;
-        connections.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.server.is_same(server));
+        connections.retain(|idle| {
+            idle.since.elapsed() < IDLE_TIMEOUT && idle.server.is_same(server) && server.leads_to(idle.connection.remote)
+        });
         while let Some(idle) = connections.pop() {
             if idle.connection.is_usable() {
                 return Some(idle.connection);
@@ -150,12 +154,12 @@ fn key(server: &Server, approach: &Approach) -> Key {
 }
 
 async fn handshake(stream: Stream, server: &Server) -> Result<Connection, DialError> {
-    let link = Rc::new(Link::default());
+    let (link, remote) = (Rc::new(Link::default()), stream.remote());
     let gate = AnswerGate::new(stream, Rc::clone(&link));
     let handshake = http1::Builder::new().max_headers(MAX_HEADERS).handshake(TokioIo::new(gate.clone())).await;
     let (sender, connection) = handshake.map_err(|error| broken(server, error))?;
     tokio::task::spawn_local(connection);
-    Ok(Connection { sender, gate, link })
+    Ok(Connection { sender, gate, link, remote })
 }
 
 fn broken(server: &Server, error: hyper::Error) -> DialError {

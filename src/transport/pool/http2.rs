@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -60,6 +61,7 @@ struct Open {
     sender: SendRequest<Body>,
     server: Server,
     tunnels: Tunnels,
+    remote: Option<SocketAddr>,
 }
 
 type Connection = http2::Connection<TokioIo<Stream>, Body, LocalExecutor>;
@@ -203,20 +205,22 @@ impl Slot {
         if let Some(open) = &*open
             && !open.sender.is_closed()
             && open.server.is_same(server)
+            && server.leads_to(open.remote)
         {
             return Ok((open.sender.clone(), open.tunnels.clone()));
         }
         // An earlier connection ends by itself when its last stream does.
         *open = None;
         let dialed = dial(server, approach).await;
-        let (sender, tunnels) = dialed.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
-        *open = Some(Open { sender: sender.clone(), server: server.clone(), tunnels: tunnels.clone() });
+        let (sender, tunnels, remote) = dialed.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
+        *open = Some(Open { sender: sender.clone(), server: server.clone(), tunnels: tunnels.clone(), remote });
         Ok((sender, tunnels))
     }
 }
 
-async fn dial(server: &Server, approach: &Approach) -> Result<(SendRequest<Body>, Tunnels), DialError> {
+async fn dial(server: &Server, approach: &Approach) -> Result<(SendRequest<Body>, Tunnels, Option<SocketAddr>), DialError> {
     let stream = dial::open(server, approach, false).await?;
+    let remote = stream.remote();
     if server.tls.is_some() && !stream.chose_http2() {
         return Err(DialError::OtherProtocol { authority: server.authority.to_string(), wanted: "HTTP/2" });
     }
@@ -239,5 +243,5 @@ async fn dial(server: &Server, approach: &Approach) -> Result<(SendRequest<Body>
             tracing::debug!(%error, "an HTTP/2 connection ended");
         }
     });
-    Ok((sender, tunnels))
+    Ok((sender, tunnels, remote))
 }

@@ -1,0 +1,86 @@
+//! Names of upstreams: looked up again when their time to live is over.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::{Resolver, TokioResolver};
+
+/// Where a name leads now; empty until it has been looked up.
+pub type Places = Arc<ArcSwap<Vec<SocketAddr>>>;
+
+/// What a name server may ask of us: not more often than every second, and not to believe it for ever.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// Whom to ask; nobody means whom the system asks.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Settings {
+    pub servers: Vec<SocketAddr>,
+}
+
+/// Looks a name up again and again, for as long as the task lives; while it cannot be looked up, what was found stays.
+pub async fn watch(settings: &Settings, authority: &str, places: &Places) {
+    let Some((host, port)) = named(authority) else { return };
+    let resolver = match resolver(settings) {
+        Ok(resolver) => resolver,
+        Err(error) => return tracing::error!(error, "names of upstreams cannot be looked up; the system's own lookup is used"),
+    };
+    loop {
+        let pause = match resolver.lookup_ip(host).await {
+            Ok(found) => {
+                let mut addresses: Vec<_> = found.iter().map(|address| SocketAddr::new(address, port)).collect();
+                addresses.sort_unstable();
+                if **places.load() != addresses {
+                    tracing::info!(authority, ?addresses, "an upstream's name leads elsewhere");
+                    places.store(Arc::new(addresses));
+                }
+                found.valid_until().saturating_duration_since(Instant::now()).clamp(SHORTEST, LONGEST)
+            }
+            Err(error) => {
+                tracing::warn!(authority, %error, "an upstream's name could not be looked up; what was found before stays");
+                SHORTEST * 5
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// The name and the port of an authority; `None` for an address.
+pub fn named(authority: &str) -> Option<(&str, u16)> {
+    let (host, port) = authority.rsplit_once(':')?;
+    let is_address = host.starts_with('[') || host.parse::<std::net::IpAddr>().is_ok();
+    (!is_address).then_some((host, port.parse().ok()?))
+}
+
+fn resolver(settings: &Settings) -> Result<TokioResolver, String> {
+    let failed = |error: hickory_resolver::net::NetError| error.to_string();
+    if settings.servers.is_empty() {
+        return Resolver::builder_tokio().map_err(failed)?.build().map_err(failed);
+    }
+    let server = |address: &SocketAddr| {
+        let on = |mut connection: ConnectionConfig| {
+            connection.port = address.port();
+            connection
+        };
+        NameServerConfig::new(address.ip(), true, vec![on(ConnectionConfig::udp()), on(ConnectionConfig::tcp())])
+    };
+    let config = ResolverConfig::from_parts(None, vec![], settings.servers.iter().map(server).collect());
+    Resolver::builder_with_config(config, TokioRuntimeProvider::default()).build().map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_are_looked_up() {
+        assert_eq!(named("app.internal:80"), Some(("app.internal", 80)));
+        for address in ["127.0.0.1:80", "[::1]:80", "app.internal"] {
+            assert_eq!(named(address), None);
+        }
+    }
+}
