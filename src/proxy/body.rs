@@ -15,8 +15,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::transport::body::BodyError;
 
-use super::delivery::Delivery;
-use super::request::Watch;
+use super::delivery::{Delivery, Pace};
 
 /// Why we broke a body off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -64,21 +63,11 @@ pub struct Allowance {
     pub pace: Option<Pace>,
 }
 
-/// The least rate at which a body must come, once it has been waited for longer than the grace.
-#[derive(Clone, Copy)]
-pub struct Pace {
-    pub bytes_per_second: u64,
-    pub grace: Duration,
-}
-
-impl Pace {
-    pub fn is_kept(self, bytes: u64, waited: Duration) -> bool {
-        waited <= self.grace || bytes as f64 >= self.bytes_per_second as f64 * waited.as_secs_f64()
-    }
-}
-
 /// How often a body that is waited for is looked at, once its grace is over.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Says whether the rules no longer clear what is under way; with a context, wakes it when they change.
+pub type Recheck = Box<dyn Fn(Option<&mut Context<'_>>) -> bool>;
 
 type Scrub = Box<dyn Fn(&mut HeaderMap)>;
 
@@ -93,7 +82,7 @@ pub struct Metered {
     waiting: Option<Instant>,
     waited: Duration,
     /// Whether it may still go on by the rules.
-    watch: Option<Rc<Watch>>,
+    watch: Option<Recheck>,
     /// Whether the taker keeps a pace.
     delivery: Option<Rc<Delivery>>,
     /// Takes out of trailers what no head may hold either.
@@ -121,7 +110,7 @@ impl Metered {
 
     /// Breaks off when the rules no longer clear what is under way.
     #[must_use]
-    pub fn watched(mut self, watch: Rc<Watch>) -> Self {
+    pub fn watched(mut self, watch: Recheck) -> Self {
         self.watch = Some(watch);
         self
     }
@@ -184,7 +173,7 @@ impl HttpBody for Metered {
                 if let Some(since) = body.waiting.take() {
                     body.waited += since.elapsed();
                 }
-                if body.watch.as_ref().is_some_and(|watch| !watch.is_cleared()) {
+                if body.watch.as_ref().is_some_and(|watch| watch(None)) {
                     return body.broken(Broken::NoLongerCleared);
                 }
                 if let (Some(trailers), Some(scrub)) = (frame.trailers_mut(), &body.scrub) {
@@ -208,7 +197,7 @@ impl HttpBody for Metered {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                if body.watch.as_ref().is_some_and(|watch| watch.poll_uncleared(cx).is_ready()) {
+                if body.watch.as_ref().is_some_and(|watch| watch(Some(cx))) {
                     return body.broken(Broken::NoLongerCleared);
                 }
                 let now = Instant::now();

@@ -9,7 +9,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::body::Pace;
+/// The least rate at which a body must come, once it has been waited for longer than the grace.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    pub bytes_per_second: u64,
+    pub grace: Duration,
+}
+
+impl Pace {
+    pub fn is_kept(self, bytes: u64, waited: Duration) -> bool {
+        waited <= self.grace || bytes as f64 >= self.bytes_per_second as f64 * waited.as_secs_f64()
+    }
+}
 
 /// One answer, seen from both sides.
 pub struct Delivery {

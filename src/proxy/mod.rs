@@ -10,6 +10,7 @@ pub mod delivery;
 pub mod forward;
 pub mod gather;
 pub mod headers;
+pub mod ingress;
 pub mod intake;
 mod limits;
 pub mod reply;

@@ -18,8 +18,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::transport::framing::{Gate, InFlight, Signals};
 use crate::transport::stream::Stream;
 
+use super::super::ingress::Session;
 use super::super::{Limits, Worker, request};
-use super::{Draining, Session, drained};
+use super::{Draining, drained};
 
 /// How long a connection that was accepted before the drain may take to send its first request: it is on its way.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);

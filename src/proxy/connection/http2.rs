@@ -15,8 +15,9 @@ use crate::decision::facts::Ingress;
 use crate::transport::framing::{Gate, InFlight, Signals};
 use crate::transport::stream::Stream;
 
+use super::super::ingress::Session;
 use super::super::{Limits, Worker, request};
-use super::{Draining, Session, drained};
+use super::{Draining, drained};
 
 /// For clients: many, small and untrusted.
 const CLIENT_STREAM_WINDOW: u32 = 64 << 10;

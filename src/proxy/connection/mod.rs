@@ -4,24 +4,21 @@ mod handshake;
 mod http1;
 mod http2;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::HeaderValue;
-use ipnet::IpNet;
 use rustls::ServerConfig;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use crate::transport::framing::Signals;
 use crate::transport::stream::Stream;
-use crate::transport::tls::{ClientTls, Site};
+use crate::transport::tls::ClientTls;
 
+use super::ingress::{HouseRules, Session};
 use super::intake::Arrival;
 use super::{Limits, Worker};
 
@@ -39,42 +36,6 @@ pub enum Lock {
     Clients(Arc<ClientTls>),
     /// Mutual TLS: the certificate proves the region.
     Peers(Arc<ServerConfig>),
-}
-
-/// What holds for all that come in here.
-#[derive(Clone, Default)]
-pub struct HouseRules {
-    /// Networks whose connections begin with a header of the PROXY protocol; then all have to.
-    pub proxy_protocol: Option<Vec<IpNet>>,
-    /// The port of HTTPS that every client is sent to.
-    pub redirect: Option<u16>,
-    /// `Strict-Transport-Security`, said with every answer.
-    pub hsts: Option<HeaderValue>,
-}
-
-/// A connection, as its requests see it.
-pub struct Session {
-    pub arrival: Arrival,
-    /// The certificate that was shown; `None` without TLS, and for peers.
-    pub site: Option<Site>,
-    /// `Client-Cert` (RFC 9440), for a client that has proven one.
-    pub client_certificate: Option<HeaderValue>,
-    pub house_rules: Arc<HouseRules>,
-    pub signals: Rc<Signals>,
-    /// The tasks that serve the streams of HTTP/2.
-    streams: RefCell<HashMap<tokio::task::Id, tokio::task::AbortHandle>>,
-}
-
-impl Session {
-    /// Ends what the current task serves: the stream of HTTP/2, or the connection of HTTP/1.
-    pub fn cutter(&self) -> Box<dyn Fn()> {
-        let stream = tokio::task::try_id().and_then(|id| self.streams.borrow().get(&id).cloned());
-        let signals = Rc::clone(&self.signals);
-        Box::new(move || match &stream {
-            Some(stream) => stream.abort(),
-            None => signals.cut.notify_waiters(),
-        })
-    }
 }
 
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
@@ -99,14 +60,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, do
     if opened.is_http2.is_some_and(|agreed| agreed != begins_http2) {
         return;
     }
-    let session = Rc::new(Session {
-        arrival,
-        site: opened.site,
-        client_certificate: opened.client_certificate,
-        house_rules,
-        signals: if begins_http2 { Signals::for_http2() } else { Rc::default() },
-        streams: RefCell::default(),
-    });
+    let signals = if begins_http2 { Signals::for_http2() } else { Rc::default() };
+    let session = Rc::new(Session::new(arrival, (opened.site, opened.client_certificate), house_rules, signals));
     if begins_http2 {
         http2::serve(worker, stream, first, session, &limits).await;
     } else {

@@ -28,13 +28,12 @@ use crate::model::user::Proof;
 use crate::probes::fields;
 use crate::transport::body::Body;
 
-use super::connection::Session;
 use super::gather::{Question, gather};
+use super::ingress::Session;
 use super::intake::{self, Intake, Verifiers};
 use super::{Snapshot, Worker, headers, reply};
 
 use account::Account;
-pub use watch::Watch;
 
 /// Two proxies may hand a request over; a third pass is a loop.
 const MAX_PASSES_OF_CLIENT: usize = 1;

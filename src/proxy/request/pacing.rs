@@ -6,7 +6,8 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 
 use super::super::Limits;
-use super::super::body::{Allowance, Pace};
+use super::super::body::Allowance;
+use super::super::delivery::Pace;
 
 /// The patience with one message.
 pub(super) struct Pacing {

@@ -27,9 +27,9 @@ use crate::session::{self, Hint};
 use crate::transport::body::Body;
 
 use super::super::body::Metered;
-use super::super::connection::Session;
 use super::super::forward::{self, Answer, Effort, Rest};
 use super::super::headers;
+use super::super::ingress::Session;
 use super::super::intake::Intake;
 use super::account::Account;
 use super::interim::Interim;
@@ -75,7 +75,7 @@ pub(super) async fn run(
         let scrub =
             move |trailers: &mut http::HeaderMap| headers::scrub_trailers(trailers, |name| snapshot.intake.names_a_client(name));
         let metered = Metered::new(body, pace.allowance(most_bytes), Rc::clone(&account.request_body));
-        Body::streamed(metered.scrubbed(scrub).watched(Rc::new(watch(&account, itinerary.first()))))
+        Body::streamed(metered.scrubbed(scrub).watched(watch(&account, itinerary.first()).recheck()))
     } else {
         Body::empty()
     };
@@ -386,7 +386,7 @@ fn relay(
     if let Some(delivery) = delivery {
         body = body.delivered(delivery);
     }
-    let body = body.scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).watched(Rc::new(watch)).then(move || {
+    let body = body.scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).watched(watch.recheck()).then(move || {
         drop(hold);
         account.tell();
     });

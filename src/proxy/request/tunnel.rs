@@ -15,9 +15,9 @@ use crate::transport::framing::InFlight;
 use crate::transport::tunnel::{self, Ending, Traffic, Wire};
 
 use super::super::body::Broken;
-use super::super::connection::Session;
 use super::super::forward::Hold;
 use super::super::headers;
+use super::super::ingress::Session;
 use super::super::intake::Upgrade;
 use super::account::Account;
 use super::watch::Watch;

@@ -12,12 +12,13 @@ use crate::decision::facts::Ingress;
 use crate::model::day::Day;
 use crate::model::region::RegionId;
 
+use super::super::body::Recheck;
 use super::super::intake::Intake;
 use super::super::{Snapshot, Worker};
 use super::judge;
 
 /// A stream's right to go on.
-pub struct Watch {
+pub(super) struct Watch {
     worker: Rc<Worker>,
     intake: Rc<Intake>,
     ingress: Ingress,
@@ -44,6 +45,14 @@ impl Watch {
             judged_by: RefCell::new((Arc::clone(snapshot), worker.today())),
             told: RefCell::default(),
         }
+    }
+
+    /// For a body on its way.
+    pub(super) fn recheck(self) -> Recheck {
+        Box::new(move |cx| match cx {
+            Some(cx) => self.poll_uncleared(cx).is_ready(),
+            None => !self.is_cleared(),
+        })
     }
 
     /// Whether the stream may go on by the rules of this moment. Health moves nothing that is under way.
