@@ -3,6 +3,7 @@
 //! It finds each request's home region, serves it there, and refuses what residency rules forbid. The five-minute tour:
 //! `model` holds the nouns, `decision` the judgement, `proxy::request` the life of one request, `app` the wiring.
 
+pub mod acme;
 pub mod admin;
 pub mod app;
 pub mod audit;

@@ -14,6 +14,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("envelope", &["model"]),
     ("geoip", &["model"]),
     ("metrics", &["model"]),
+    ("acme", &["transport"]),
     ("session", &["model"]),
     ("tokens", &["model"]),
     ("probes", &["transport", "model"]),
@@ -56,6 +57,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "app",
         &[
+            "acme",
             "config",
             "proxy",
             "admin",

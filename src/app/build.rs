@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 
+use crate::acme;
 use crate::config::{self, Config, Settings};
 use crate::decision::policy::Policy;
 use crate::directory::Directory;
@@ -21,7 +22,7 @@ use crate::session::Seal;
 use crate::tokens::{self, Tokens};
 use crate::transport::dial::{Secured, Server, Speaks, authority_of};
 use crate::transport::listener::Accepts;
-use crate::transport::tls::{ClientTls, PeerTls};
+use crate::transport::tls::{Challenges, ClientTls, PeerTls};
 use crate::upstreams::Upstreams;
 
 use super::StartError;
@@ -37,6 +38,7 @@ pub struct Built {
     /// The files it was made of, as they were then.
     pub files: Files,
     peers: Option<Arc<PeerTls>>,
+    pub challenges: Arc<Challenges>,
     /// Tables that could not be read again, and why: the old ones are still in use.
     pub kept: Vec<String>,
 }
@@ -50,6 +52,7 @@ impl Built {
             settings: self.settings.clone(),
             files: self.files.clone(),
             peers: self.peers.clone(),
+            challenges: Arc::clone(&self.challenges),
             kept: Vec::new(),
         }
     }
@@ -98,7 +101,11 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
     if let (Some(peers), Some(files)) = (&peers, &settings.peer_tls) {
         check_own_region(peers, &files.own.certificate, policy.region_name(policy.local))?;
     }
-    let doors = Arc::new(doors(&settings, peers.as_deref())?);
+    let challenges = before.map_or_else(Arc::default, |before| Arc::clone(&before.challenges));
+    for files in settings.acme() {
+        acme::prepare(files)?;
+    }
+    let doors = Arc::new(doors(&settings, peers.as_deref(), &challenges)?);
     let gateways = gateways(&settings, &policy, peers.as_ref(), before);
     let mut kept = Vec::new();
     let (geoip, geoip_stamp) = geoip(&settings, before).or_else(|error| match before {
@@ -160,6 +167,7 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
             upstreams: upstream_stamps,
         },
         peers,
+        challenges,
         kept,
     })
 }
@@ -205,19 +213,20 @@ fn check_own_region(peers: &PeerTls, file: &Path, local: &str) -> Result<(), Sta
     }
 }
 
-fn doors(settings: &Settings, peers: Option<&PeerTls>) -> Result<Doors, StartError> {
+fn doors(settings: &Settings, peers: Option<&PeerTls>, challenges: &Arc<Challenges>) -> Result<Doors, StartError> {
     let mut doors = Doors::new();
     for listener in &settings.listeners {
         let lock = match (listener.accepts, &listener.tls, peers) {
             (Accepts::Peers, _, Some(peers)) => Lock::Peers(Arc::clone(&peers.server)),
             (Accepts::Peers, _, None) => unreachable!("the configuration demands `peer_tls` for a listener of peers"),
-            (Accepts::Clients, Some(files), _) => Lock::Clients(ClientTls::load(files)?),
+            (Accepts::Clients, Some(files), _) => Lock::Clients(ClientTls::load(files, challenges)?),
             (Accepts::Clients, None, _) => Lock::Cleartext,
         };
         let hsts =
             listener.hsts.map(|age| HeaderValue::from_str(&format!("max-age={}", age.as_secs())).expect("digits are fine"));
+        let answers = (listener.accepts == Accepts::Clients && listener.tls.is_none()).then(|| Arc::clone(challenges));
         let (proxy_protocol, redirect) = (listener.proxy_protocol.clone(), listener.redirect);
-        let door = Door { lock, house_rules: Arc::new(HouseRules { proxy_protocol, redirect, hsts }) };
+        let door = Door { lock, house_rules: Arc::new(HouseRules { proxy_protocol, redirect, hsts, challenges: answers }) };
         doors.insert(listener.address, door);
     }
     Ok(doors)

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use tokio::runtime::LocalRuntime;
 use tokio::sync::{mpsc, oneshot, watch as channel};
 
+use crate::acme;
 use crate::admin::{self, Command};
 use crate::config;
 use crate::metrics::Metrics;
@@ -83,6 +84,8 @@ impl Control {
         let (targets, targeted) = channel::channel(targets(&self.built));
         tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals)));
         let mut health = tokio::task::spawn_local(upstreams::watch(Arc::clone(&self.built.snapshot.upstreams)));
+        // Dropped, it ends its tasks.
+        let mut _certificates = keep_certificates(&self.built);
         let (mut watcher, mut changed) = watch::start(&files(&self.config, &self.built));
         let _ = started.send(Ok(()));
         loop {
@@ -96,10 +99,14 @@ impl Control {
                 Some(Command::Reload(reply)) => {
                     let upstreams_before = Arc::clone(&self.built.snapshot.upstreams);
                     let snapshot_before = Arc::clone(&self.built.snapshot);
+                    let acme_before: Vec<_> = self.built.settings.acme().cloned().collect();
                     let outcome = self.reload(&mut received).await;
                     if !Arc::ptr_eq(&snapshot_before, &self.built.snapshot) {
                         targets.send_replace(self::targets(&self.built));
                         watcher = watcher.retarget(&files(&self.config, &self.built));
+                    }
+                    if acme_before != self.built.settings.acme().cloned().collect::<Vec<_>>() {
+                        _certificates = keep_certificates(&self.built);
                     }
                     if !Arc::ptr_eq(&upstreams_before, &self.built.snapshot.upstreams) {
                         health.abort();
@@ -326,6 +333,15 @@ fn files(config: &std::path::Path, built: &Built) -> Vec<PathBuf> {
     files.extend(settings.seal.as_ref().map(|settings| settings.file().to_owned()));
     files.extend(settings.directory.as_ref().map(|settings| settings.file.clone()));
     files
+}
+
+/// Keeps the certificates from ACME servers fresh until it is dropped.
+fn keep_certificates(built: &Built) -> tokio::task::JoinSet<()> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for files in built.settings.acme() {
+        tasks.spawn_local(acme::keep(files.clone(), Arc::clone(&built.challenges)));
+    }
+    tasks
 }
 
 /// Whom the prober asks under this state.

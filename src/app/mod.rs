@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch as channel};
 
+use crate::acme::AcmeError;
 use crate::admin;
 use crate::audit::{KeyError, Ledger, LedgerError, Pseudonyms, Tally};
 use crate::config::{self, Problem};
@@ -69,6 +70,8 @@ pub enum StartError {
     Directory(#[from] DirectoryError),
     #[error(transparent)]
     Tokens(#[from] KeysError),
+    #[error(transparent)]
+    Acme(#[from] AcmeError),
     #[error(transparent)]
     Seal(#[from] SealError),
     #[error(transparent)]

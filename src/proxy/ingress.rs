@@ -9,7 +9,7 @@ use http::HeaderValue;
 use ipnet::IpNet;
 
 use crate::transport::framing::Signals;
-use crate::transport::tls::Site;
+use crate::transport::tls::{Challenges, Site};
 
 use super::intake::Arrival;
 
@@ -22,6 +22,8 @@ pub struct HouseRules {
     pub redirect: Option<u16>,
     /// `Strict-Transport-Security`, said with every answer.
     pub hsts: Option<HeaderValue>,
+    /// Answers to an ACME server, on listeners in the clear.
+    pub challenges: Option<Arc<Challenges>>,
 }
 
 /// A connection, as its requests see it.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::transport::listener::{self, Accepts};
-use crate::transport::tls::{CertificateFiles, ClientAuthority, ClientTlsFiles, PeerFiles};
+use crate::transport::tls::{AcmeFiles, CertificateFiles, ChallengeKind, ClientAuthority, ClientTlsFiles, PeerFiles};
 
 use super::super::policy::PolicyDraft;
 use super::super::reader::{Field, Section};
@@ -79,13 +79,14 @@ fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
 
 fn read_tls(field: &Field<'_>) -> Option<ClientTlsFiles> {
     let section = field.section()?;
-    let certificates = section.required("certificates", "list pairs of `certificate` and `key`").and_then(|field| {
-        let items = field.list();
-        if items.is_empty() {
-            return field.wrong("list at least one certificate");
-        }
-        items.iter().map(read_certificate).collect::<Option<Vec<_>>>()
-    });
+    let acme = section.optional("acme").map_or(Some(None), |field| read_acme(&field).map(Some));
+    let has_acme = !matches!(acme, Some(None));
+    let certificates = match section.optional("certificates") {
+        None if has_acme => Some(Vec::new()),
+        None => section.wrong("`certificates` is missing: list pairs of `certificate` and `key`, or write an `acme` section"),
+        Some(field) if field.list().is_empty() => field.wrong("list at least one certificate"),
+        Some(field) => field.list().iter().map(read_certificate).collect::<Option<Vec<_>>>(),
+    };
     let clients = section.optional("clients").map_or(Some(None), |field| {
         let section = field.section()?;
         let authority = section.required("authority", "name the PEM file of the authority that signs the clients");
@@ -95,7 +96,41 @@ fn read_tls(field: &Field<'_>) -> Option<ClientTlsFiles> {
         Some(Some(ClientAuthority { authority: authority?, required: required? }))
     });
     section.finish();
-    Some(ClientTlsFiles { certificates: certificates?, clients: clients? })
+    let (mut certificates, acme) = (certificates?, acme?);
+    certificates.extend(acme.as_ref().map(AcmeFiles::pair));
+    Some(ClientTlsFiles { certificates, clients: clients?, acme })
+}
+
+fn read_acme(field: &Field<'_>) -> Option<AcmeFiles> {
+    let section = field.section()?;
+    let server = section.optional("server").map_or(Some(None), |field| field.base_url(&["https"]).map(Some));
+    let contact = section.optional("contact").map_or(Some(Vec::new()), |field| {
+        let address = |field: &Field<'_>| match field.text()? {
+            text if text.starts_with("mailto:") => Some(text.to_owned()),
+            text => field.wrong(format!("`{text}` is no contact; write `mailto:NAME@HOST`")),
+        };
+        field.one_or_many().iter().map(address).collect::<Option<Vec<_>>>()
+    });
+    let names = section.required("names", "list the host names of the certificate").and_then(|field| {
+        let name = |field: &Field<'_>| match field.text()? {
+            text if text.contains('*') => {
+                field.wrong("a wildcard needs a challenge by DNS, which is not spoken here; list each name")
+            }
+            text => match rustls_pki_types::DnsName::try_from(text) {
+                Ok(_) => Some(text.to_ascii_lowercase()),
+                Err(_) => field.wrong(format!("`{text}` is no host name")),
+            },
+        };
+        field.one_or_many().iter().map(name).collect::<Option<Vec<_>>>()
+    });
+    let store = section.required("store", "name the directory that keeps the account and the certificate");
+    let store = store.and_then(|field| path(&field));
+    let by = [("tls-alpn-01", ChallengeKind::Tls), ("http-01", ChallengeKind::Http)];
+    let by = section.optional("challenge").map_or(Some(ChallengeKind::Tls), |field| field.word(&by));
+    let authority = section.optional("authority").map_or(Some(None), |field| path(&field).map(Some));
+    section.finish();
+    let server = server?.map_or("https://acme-v02.api.letsencrypt.org/directory".into(), |url| url.to_string());
+    Some(AcmeFiles { server, contact: contact?, names: names?, store: store?, by: by?, authority: authority? })
 }
 
 pub(super) fn read_certificate(field: &Field<'_>) -> Option<CertificateFiles> {

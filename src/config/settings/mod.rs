@@ -18,7 +18,7 @@ use crate::proxy::intake::{self, AddressSource};
 use crate::session;
 use crate::tokens;
 use crate::transport::listener::{self, Accepts};
-use crate::transport::tls::PeerFiles;
+use crate::transport::tls::{AcmeFiles, PeerFiles};
 
 use super::policy::PolicyDraft;
 use super::reader::{Field, Section};
@@ -49,6 +49,13 @@ pub struct Settings {
     pub log: Log,
     /// How many threads serve requests; `None` for one a core.
     pub workers: Option<usize>,
+}
+
+impl Settings {
+    /// What is fetched from ACME servers.
+    pub fn acme(&self) -> impl Iterator<Item = &AcmeFiles> {
+        self.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.acme.as_ref())
+    }
 }
 
 /// How log lines look.

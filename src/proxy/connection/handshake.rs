@@ -13,7 +13,7 @@ use crate::decision::facts::Ingress;
 use crate::model::region::RegionId;
 use crate::transport::proxy_protocol;
 use crate::transport::stream::Stream;
-use crate::transport::tls::{self, Site};
+use crate::transport::tls::{self, ACME_TLS, Site};
 
 use super::super::Worker;
 use super::{Counted, Door, Lock};
@@ -58,6 +58,10 @@ pub(super) async fn open(worker: &Rc<Worker>, mut stream: TcpStream, remote: Soc
             let stream = accept(&tls.config, stream).await.inspect_err(|error| tracing::debug!(%error, "a TLS handshake failed"));
             let stream = stream.ok()?;
             let (_, session) = stream.get_ref();
+            // It only asked for a certificate.
+            if session.alpn_protocol() == Some(ACME_TLS) {
+                return None;
+            }
             let site = Some(Site::shown(&tls, session.server_name()));
             let (is_http2, client_certificate) = (Some(chose_http2(session)), certificate_of(session));
             Some(Opened { is_http2, client_certificate, site, ..opened(boxed(stream)) })

@@ -27,6 +27,7 @@ use crate::model::outcome::Code;
 use crate::model::user::Proof;
 use crate::probes::fields;
 use crate::transport::body::Body;
+use crate::transport::tls::ACME_PATH;
 
 use super::gather::{Question, gather};
 use super::ingress::Session;
@@ -72,6 +73,10 @@ async fn answer(worker: Rc<Worker>, session: Rc<Session>, request: Request<Incom
 async fn serve(mut account: Account, session: Rc<Session>, intake: Intake, parts: Parts, body: Incoming) -> Response<Body> {
     if intake.path == "*" {
         return account.finish(reply::options());
+    }
+    let challenge = session.house_rules.challenges.as_ref().zip(intake.path.strip_prefix(ACME_PATH));
+    if let Some(answer) = challenge.and_then(|(challenges, token)| challenges.answer_to(token)) {
+        return account.finish(Response::new(Body::whole(answer)));
     }
     if let Some(port) = session.house_rules.redirect {
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());

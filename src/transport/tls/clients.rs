@@ -1,6 +1,7 @@
 //! TLS for clients: our certificates by SNI.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, We
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, ServerName};
 
-use super::{CertificateFiles, TlsError, provider, roots_of, unusable};
+use super::{ACME_TLS, AcmeFiles, CertificateFiles, Challenges, TlsError, provider, roots_of, unusable};
 
 /// What a listener for clients shows, and whom it asks to show something.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,6 +20,8 @@ pub struct ClientTlsFiles {
     pub certificates: Vec<CertificateFiles>,
     /// Who signs the certificates of clients, and whether each must have one.
     pub clients: Option<ClientAuthority>,
+    /// Names whose certificate comes from an ACME server; it stands among the others.
+    pub acme: Option<AcmeFiles>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,8 +38,8 @@ pub struct ClientTls {
 
 impl ClientTls {
     /// The certificate by SNI, the first where none fits; HTTP/2 preferred.
-    pub fn load(files: &ClientTlsFiles) -> Result<Arc<Self>, TlsError> {
-        let certificates = Arc::new(BySni::load(&files.certificates)?);
+    pub fn load(files: &ClientTlsFiles, challenges: &Arc<Challenges>) -> Result<Arc<Self>, TlsError> {
+        let certificates = Arc::new(BySni::load(&files.certificates, challenges)?);
         let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .expect("the provider serves TLS 1.2 and 1.3");
@@ -46,6 +49,9 @@ impl ClientTls {
         };
         let mut config = builder.with_cert_resolver(Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        if files.acme.is_some() {
+            config.alpn_protocols.push(ACME_TLS.to_vec());
+        }
         // A resumed session would carry a client's certificate forward, whatever has become of it since.
         if files.clients.is_some() {
             config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -92,8 +98,8 @@ impl Site {
     }
 }
 
-#[derive(Debug)]
 struct BySni {
+    challenges: Arc<Challenges>,
     default: Option<Arc<CertifiedKey>>,
     exact: HashMap<String, Arc<CertifiedKey>>,
     /// By what follows the `*.`, which stands for exactly one label (RFC 6125 section 6.4.3).
@@ -101,8 +107,9 @@ struct BySni {
 }
 
 impl BySni {
-    fn load(files: &[CertificateFiles]) -> Result<Self, TlsError> {
-        let mut found = Self { default: None, exact: HashMap::new(), wildcard: HashMap::new() };
+    fn load(files: &[CertificateFiles], challenges: &Arc<Challenges>) -> Result<Self, TlsError> {
+        let mut found =
+            Self { challenges: Arc::clone(challenges), default: None, exact: HashMap::new(), wildcard: HashMap::new() };
         for files in files {
             let key = Arc::new(files.load()?);
             for name in dns_names(&key.cert, &files.certificate)? {
@@ -134,8 +141,17 @@ fn dns_names(chain: &[CertificateDer<'static>], file: &Path) -> Result<Vec<Strin
     }
 }
 
+impl fmt::Debug for BySni {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("BySni").field("exact", &self.exact.keys()).field("wildcard", &self.wildcard.keys()).finish()
+    }
+}
+
 impl ResolvesServerCert for BySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == ACME_TLS)) {
+            return self.challenges.certificate(hello.server_name()?);
+        }
         self.find(hello.server_name())
     }
 }

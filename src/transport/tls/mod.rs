@@ -1,5 +1,6 @@
 //! Certificates: ours by SNI for clients, mutual for peers, whose certificate proves their region.
 
+mod challenges;
 mod clients;
 mod peers;
 mod upstreams;
@@ -14,6 +15,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+pub use challenges::{ACME_PATH, ACME_TLS, AcmeFiles, ChallengeKind, Challenges};
 pub use clients::{ClientAuthority, ClientTls, ClientTlsFiles, Site};
 pub use peers::{PeerFiles, PeerTls, REGION_URI, region_of};
 pub use upstreams::UpstreamFiles;
