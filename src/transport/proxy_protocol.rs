@@ -53,6 +53,10 @@ fn malformed() -> io::Error {
 
 /// Reads a whole header; the outer `None` if it is malformed.
 fn parse(header: &[u8]) -> Option<Option<SocketAddr>> {
+    // What follows the word is to be passed over; what it runs into is another word.
+    if header.strip_prefix(b"PROXY UNKNOWN").is_some_and(|rest| !matches!(rest[0], b' ' | b'\r')) {
+        return None;
+    }
     let (parsed, length) = ProxyHeader::parse(header, ParseConfig::default()).ok()?;
     let is_whole = length == header.len();
     let fields: Result<Vec<_>, _> = parsed.tlvs().collect();
@@ -192,6 +196,7 @@ mod tests {
             b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
             b"PROXY TCP4 1.2.3.4 5.6.7.8 99999 1\r\n".to_vec(),
             b"PROXY TCP4 1.2.3.4\r\n".to_vec(),
+            b"PROXY UNKNOWNS 1.2.3.4\r\n".to_vec(),
             b"PROXY TCP4 1.2.3.4 5.6.7.8 1 1\n".to_vec(),
             b"PROXY TCP6 1.2.3.4 5.6.7.8 1 1\r\n".to_vec(),
             format!("PROXY TCP4 {}\r\n", "1".repeat(200)).into_bytes(),

@@ -10,7 +10,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::READ_SIZE;
-use super::chunked::Chunked;
+use super::chunked::{Chunked, Outcome};
 use super::head::{self, Framing};
 
 /// What the head of an answer may be: twice what a client may send, for cookies and policies are long.
@@ -140,15 +140,15 @@ impl<S> Inner<S> {
                         self.state = State::Quiet;
                     }
                 }
-                State::Chunked(chunked) => match chunked.judge(fresh) {
-                    Ok((step, ended)) => {
-                        self.passed += step;
-                        if ended {
-                            self.state = State::Quiet;
-                        }
+                State::Chunked(chunked) => {
+                    let (step, outcome) = chunked.judge(fresh);
+                    self.passed += step;
+                    match outcome {
+                        Outcome::Open => return,
+                        Outcome::Ended => self.state = State::Quiet,
+                        Outcome::Malformed => return self.fault(),
                     }
-                    Err(_) => return self.fault(),
-                },
+                }
                 State::UntilClose | State::Tunnel => self.passed = self.raw.len(),
                 State::Broken => return,
             }

@@ -14,8 +14,8 @@ const MAX_LINE: usize = 8 << 10;
 /// Where in a chunked body the judged bytes end.
 pub(super) struct Chunked {
     part: Part,
-    /// The line that has begun, without its CRLF.
-    line: Vec<u8>,
+    /// How many bytes of the line that has begun are known to hold no end.
+    seen: usize,
     extensions: usize,
     trailers: usize,
 }
@@ -24,71 +24,80 @@ pub(super) struct Chunked {
 enum Part {
     SizeLine,
     Data { left: u64 },
-    DataEnd { carriage_return: bool },
+    DataEnd,
     TrailerLine,
+}
+
+/// What the bytes up to a point have shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    /// More is to come.
+    Open,
+    Ended,
+    /// What follows breaks the rules.
+    Malformed,
 }
 
 impl Default for Chunked {
     fn default() -> Self {
-        Self { part: Part::SizeLine, line: Vec::new(), extensions: 0, trailers: 0 }
+        Self { part: Part::SizeLine, seen: 0, extensions: 0, trailers: 0 }
     }
 }
 
 impl Chunked {
-    /// Judges `bytes`; how many belong to the body and are fine, and whether the body ended with them.
+    /// Judges `bytes`: how many of them belong to the body and are fine, and what follows. The rest is to be shown again,
+    /// with what came since.
     ///
-    /// A line's bytes are passed on as they come: the next hop reads none of them as anything before the line is whole,
-    /// and a line that turns out bad breaks the connection.
-    pub(super) fn judge(&mut self, bytes: &[u8]) -> Result<(usize, bool), Code> {
+    /// INVARIANT: what passes does not depend on the pieces in which it comes. A line passes when it is whole, or not at all.
+    pub(super) fn judge(&mut self, bytes: &[u8]) -> (usize, Outcome) {
         let mut at = 0;
         while at < bytes.len() {
+            let rest = &bytes[at..];
             match self.part {
                 Part::Data { left } => {
-                    let step = left.min((bytes.len() - at) as u64);
+                    let step = left.min(rest.len() as u64);
                     at += step as usize;
-                    self.part =
-                        if step == left { Part::DataEnd { carriage_return: false } } else { Part::Data { left: left - step } };
+                    self.part = if step == left { Part::DataEnd } else { Part::Data { left: left - step } };
                 }
-                Part::DataEnd { carriage_return } => {
-                    let expected = if carriage_return { b'\n' } else { b'\r' };
-                    if bytes[at] != expected {
-                        return Err(Code::RequestMalformed);
+                Part::DataEnd => match rest {
+                    [b'\r'] => return (at, Outcome::Open),
+                    [b'\r', b'\n', ..] => {
+                        at += 2;
+                        self.part = Part::SizeLine;
                     }
-                    at += 1;
-                    self.part = if carriage_return { Part::SizeLine } else { Part::DataEnd { carriage_return: true } };
-                }
+                    _ => return (at, Outcome::Malformed),
+                },
                 Part::SizeLine | Part::TrailerLine => {
-                    let byte = bytes[at];
-                    at += 1;
-                    if byte != b'\n' {
-                        self.line.push(byte);
-                        if self.line.len() > MAX_LINE {
-                            return Err(Code::RequestMalformed);
-                        }
-                    } else if self.end_line()? {
-                        return Ok((at, true));
+                    let Some(end) = rest[self.seen..].iter().position(|byte| *byte == b'\n') else {
+                        self.seen = rest.len();
+                        let outcome = if rest.len() > MAX_LINE { Outcome::Malformed } else { Outcome::Open };
+                        return (at, outcome);
+                    };
+                    let end = std::mem::take(&mut self.seen) + end;
+                    match self.end_line(&rest[..end]) {
+                        Ok(true) => return (at + end + 1, Outcome::Ended),
+                        Ok(false) => at += end + 1,
+                        Err(_) => return (at, Outcome::Malformed),
                     }
                 }
             }
         }
-        Ok((at, false))
+        (at, Outcome::Open)
     }
 
-    /// Judges a whole line; whether it ended the body.
-    fn end_line(&mut self) -> Result<bool, Code> {
-        let mut line = std::mem::take(&mut self.line);
-        if line.pop() != Some(b'\r') || line.contains(&b'\r') {
-            return Err(Code::RequestMalformed);
-        }
+    /// Judges a whole line without its line feed; whether it ended the body.
+    fn end_line(&mut self, line: &[u8]) -> Result<bool, Code> {
+        let line = line.strip_suffix(b"\r").filter(|line| !line.contains(&b'\r') && line.len() < MAX_LINE);
+        let line = line.ok_or(Code::RequestMalformed)?;
         if matches!(self.part, Part::TrailerLine) {
             self.trailers += line.len();
             if line.is_empty() {
                 return Ok(true);
             }
-            field(&line)?;
+            field(line)?;
             return if self.trailers > TRAILER_BUDGET { Err(Code::RequestMalformed) } else { Ok(false) };
         }
-        let size = self.size(&line)?;
+        let size = self.size(line)?;
         self.part = if size == 0 { Part::TrailerLine } else { Part::Data { left: size } };
         Ok(false)
     }

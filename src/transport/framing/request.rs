@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::model::outcome::Code;
 
-use super::chunked::Chunked;
+use super::chunked::{Chunked, Outcome};
 use super::head::{self, Framing};
 use super::signals::Signals;
 use super::{FAULT_HEADER, HeadLimits, READ_SIZE};
@@ -119,19 +119,19 @@ impl<S> Gate<S> {
                         self.state = State::Head { seen: 0 };
                     }
                 }
-                State::Chunked(chunked) => match chunked.judge(fresh) {
-                    Ok((step, ended)) => {
-                        self.passed += step;
-                        if ended {
-                            self.state = State::Head { seen: 0 };
+                State::Chunked(chunked) => {
+                    let (step, outcome) = chunked.judge(fresh);
+                    self.passed += step;
+                    match outcome {
+                        Outcome::Open => return,
+                        Outcome::Ended => self.state = State::Head { seen: 0 },
+                        Outcome::Malformed => {
+                            self.raw.truncate(self.passed);
+                            self.state = State::Broken;
+                            return;
                         }
                     }
-                    Err(_) => {
-                        self.raw.truncate(self.passed);
-                        self.state = State::Broken;
-                        return;
-                    }
-                },
+                }
                 State::Held | State::Closed | State::Broken => return,
             }
         }

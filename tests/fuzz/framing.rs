@@ -1,0 +1,211 @@
+//! The gates for HTTP/1: what passes is read alike in any pieces, and by a second reader that knows nothing of the first.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use domicile::transport::framing::{AnswerGate, Asked, Gate, HeadLimits, Link, Signals};
+use tokio::io::AsyncReadExt;
+
+use crate::fuzz;
+
+const WORDS: &[&[u8]] = &[
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"\0",
+    b" ",
+    b"\t",
+    b":",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Content-Length: 5\r\n",
+    b"Content-Length: 0\r\n",
+    b"Host: a\r\n",
+    b"Connection: upgrade\r\nUpgrade: x\r\n",
+    b"chunked",
+    b"gzip, ",
+    b"0\r\n\r\n",
+    b"5\r\nhello\r\n",
+    b";ext=\"x\"",
+    b"HTTP/1.1",
+    b"HTTP/1.0",
+    b"GET / HTTP/1.1\r\n",
+    b"POST ",
+    b"CONNECT ",
+    b"\r\n ",
+    b"_",
+    b"+",
+    b"0x",
+    b"HTTP/1.1 200 OK\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"\x80",
+];
+
+fn payloads() -> Vec<Vec<u8>> {
+    let corpus: serde_json::Value = serde_yaml::from_str(include_str!("../framing/corpus.yaml")).unwrap();
+    let groups = corpus.as_array().unwrap().iter().flat_map(|group| group["payloads"].as_array().unwrap());
+    groups.map(|payload| payload["send"].as_str().unwrap().as_bytes().to_vec()).collect()
+}
+
+/// A reader that gives `step` bytes at a time, and then its end.
+struct Pieces<'a> {
+    rest: &'a [u8],
+    step: usize,
+}
+
+impl tokio::io::AsyncRead for Pieces<'_> {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        let size = self.step.min(buf.remaining()).min(self.rest.len());
+        let (now, rest) = self.rest.split_at(size);
+        buf.put_slice(now);
+        self.rest = rest;
+        std::task::Poll::Ready(Ok(()))
+    }
+}
+
+/// What the gate lets through of these bytes, and whether it broke off.
+fn passed(bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
+    let hour = Duration::from_secs(3600);
+    let limits =
+        HeadLimits { bytes: 32 << 10, fields: 100, target_bytes: 8 << 10, timeout: hour, keep_alive: hour, write_stall: hour };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let signals: Rc<Signals> = Rc::default();
+        let mut gate = Gate::new(Pieces { rest: bytes, step }, BytesMut::new(), limits, Rc::clone(&signals));
+        let mut out = Vec::new();
+        loop {
+            let mut piece = [0; 4096];
+            // Behind an upgrade nothing is read before it is answered, so the reading stops there.
+            let read = std::future::poll_fn(|cx| {
+                let mut read = tokio::io::ReadBuf::new(&mut piece);
+                match tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut gate), cx, &mut read) {
+                    std::task::Poll::Ready(outcome) => std::task::Poll::Ready(outcome.map(|()| read.filled().len())),
+                    std::task::Poll::Pending => std::task::Poll::Ready(Ok(0)),
+                }
+            });
+            match read.await {
+                Ok(0) => return (out, false),
+                Ok(size) => out.extend_from_slice(&piece[..size]),
+                Err(_) => return (out, true),
+            }
+        }
+    })
+}
+
+/// The second reader: finds the messages of a stream by httparse, and by the strictest reading of RFC 9112 section 6.
+/// Gives how many whole messages there are; panics where two readings are possible.
+fn read_again(mut bytes: &[u8]) -> usize {
+    let mut whole = 0;
+    loop {
+        bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+        let mut fields = [httparse::EMPTY_HEADER; 128];
+        let mut request = httparse::Request::new(&mut fields);
+        let head = match request.parse(bytes) {
+            Ok(httparse::Status::Complete(head)) => head,
+            Ok(httparse::Status::Partial) => return whole,
+            Err(error) => panic!("it passed, and a second reader says: {error}"),
+        };
+        let all = |name: &str| {
+            let fields = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
+            fields.map(|field| String::from_utf8_lossy(field.value).trim().to_owned()).collect::<Vec<_>>()
+        };
+        let (lengths, encodings, hosts) = (all("content-length"), all("transfer-encoding"), all("host"));
+        assert!(lengths.len() + encodings.len() <= 1, "one way to find the end: {lengths:?} {encodings:?}");
+        assert!(hosts.len() <= 1 && (request.version == Some(0) || hosts.len() == 1), "{hosts:?}");
+        assert!(encodings.is_empty() || request.version == Some(1));
+        bytes = &bytes[head..];
+        if all("domicile-fault").len() == 1 {
+            assert!(bytes.is_empty(), "nothing follows a fault");
+            return whole;
+        }
+        if let Some(encoding) = encodings.first() {
+            assert!(encoding.eq_ignore_ascii_case("chunked"), "{encoding}");
+            loop {
+                let Ok(httparse::Status::Complete((at, size))) = httparse::parse_chunk_size(bytes) else { return whole };
+                bytes = &bytes[at..];
+                if size == 0 {
+                    break;
+                }
+                let Some(rest) = bytes.get(size as usize..) else { return whole };
+                bytes = rest;
+                if bytes.len() < 2 {
+                    return whole;
+                }
+                bytes = bytes.strip_prefix(b"\r\n").expect("a chunk ends where its size says");
+            }
+            let mut trailers = [httparse::EMPTY_HEADER; 128];
+            match httparse::parse_headers(bytes, &mut trailers) {
+                Ok(httparse::Status::Complete((at, _))) => bytes = &bytes[at..],
+                Ok(httparse::Status::Partial) => return whole,
+                Err(error) => panic!("the trailers passed, and a second reader says: {error}"),
+            }
+        } else {
+            let length: usize = lengths.first().map_or(0, |length| length.parse().expect("a length is a number"));
+            let Some(rest) = bytes.get(length..) else { return whole };
+            bytes = rest;
+        }
+        whole += 1;
+    }
+}
+
+#[test]
+fn requests_that_pass_are_read_alike_by_everyone() {
+    fuzz("requests", &payloads(), WORDS, |bytes| {
+        let (whole, broke) = passed(bytes, usize::MAX);
+        for step in [1, 7] {
+            assert_eq!(passed(bytes, step), (whole.clone(), broke), "in pieces of {step}");
+        }
+        // What broke off in a body may end in the middle of it; what came before stands.
+        if !broke {
+            read_again(&whole);
+        }
+        assert!(whole.len() <= bytes.len() + 200);
+    });
+}
+
+#[test]
+fn answers_that_pass_are_read_alike_in_any_pieces() {
+    let seeds: Vec<Vec<u8>> = [
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\n",
+        "HTTP/1.0 200 OK\r\n\r\nuntil the end",
+        "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nbytes",
+        "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
+    ]
+    .iter()
+    .map(|seed| seed.as_bytes().to_vec())
+    .collect();
+    let through = |bytes: &[u8], asked, step| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let link = Rc::new(Link::default());
+            let mut gate = AnswerGate::new(Pieces { rest: bytes, step }, Rc::clone(&link));
+            link.ask(asked);
+            let mut out = Vec::new();
+            let broke = gate.read_to_end(&mut out).await.is_err();
+            assert_eq!(broke, link.is_faulty());
+            (out, broke)
+        })
+    };
+    fuzz("answers", &seeds, WORDS, |bytes| {
+        for asked in [Asked::Other, Asked::Head, Asked::Upgrade, Asked::Connect] {
+            let (whole, broke) = through(bytes, asked, usize::MAX);
+            for step in [1, 7] {
+                assert_eq!(through(bytes, asked, step), (whole.clone(), broke), "{asked:?} in pieces of {step}");
+            }
+            assert!(bytes.starts_with(&whole), "nothing is put in");
+            let Some(end) = whole.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+            let mut fields = [httparse::EMPTY_HEADER; 300];
+            let mut answer = httparse::Response::new(&mut fields);
+            assert!(
+                matches!(answer.parse(&whole[..end + 4]), Ok(httparse::Status::Complete(_))),
+                "a second reader takes the head"
+            );
+        }
+    });
+}
