@@ -9,11 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
-use crate::transport::body::BodyError;
+use crate::transport::body::{Body, BodyError};
 
 use super::delivery::{Delivery, Pace};
 
@@ -73,7 +72,7 @@ type Scrub = Box<dyn Fn(&mut HeaderMap)>;
 
 /// A body that is counted and limited.
 pub struct Metered {
-    inner: Incoming,
+    inner: Body,
     allowance: Allowance,
     progress: Rc<Progress>,
     /// Runs while a frame is waited for.
@@ -92,7 +91,7 @@ pub struct Metered {
 }
 
 impl Metered {
-    pub fn new(inner: Incoming, allowance: Allowance, progress: Rc<Progress>) -> Self {
+    pub fn new(inner: Body, allowance: Allowance, progress: Rc<Progress>) -> Self {
         let timer = Box::pin(tokio::time::sleep(allowance.idle));
         Self {
             inner,
@@ -189,7 +188,7 @@ impl HttpBody for Metered {
                 }
                 if bytes > body.allowance.most_bytes { body.broken(Broken::TooLarge) } else { Poll::Ready(Some(Ok(frame))) }
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
             Poll::Ready(None) => {
                 body.progress.end();
                 body.delivery.iter().for_each(|delivery| delivery.ended());

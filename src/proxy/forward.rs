@@ -7,7 +7,6 @@ use std::time::Duration;
 use http::Request;
 use http::response::Parts;
 use http_body::Body as _;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::decision::verdict::Stop;
@@ -32,7 +31,7 @@ pub struct Answer {
 
 /// What follows an answer's head.
 pub enum Rest {
-    Body(Incoming),
+    Body(Body),
     Tunnel(Wire),
 }
 
@@ -253,6 +252,7 @@ pub fn copy_head(request: &Request<Body>) -> Request<Body> {
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
     copy
 }
 

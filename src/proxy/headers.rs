@@ -189,6 +189,7 @@ mod tests {
             id: "id".into(),
             method: Method::Get,
             host: "a.test".into(),
+            authority: "a.test".into(),
             path: "/".into(),
             is_read: true,
             is_preflight: false,

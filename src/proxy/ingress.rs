@@ -1,14 +1,13 @@
 //! A connection, as its requests see it: whose it is, what was shown on it, which rules hold for all that come in there.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::HeaderValue;
+use http::{HeaderValue, Response};
 use ipnet::IpNet;
 
-use crate::transport::framing::Signals;
+use crate::transport::framing::{Handover, Signals};
+use crate::transport::http2::Exchange;
 use crate::transport::tls::{Challenges, Site};
 
 use super::intake::Arrival;
@@ -35,8 +34,6 @@ pub struct Session {
     pub client_certificate: Option<HeaderValue>,
     pub house_rules: Arc<HouseRules>,
     pub signals: Rc<Signals>,
-    /// The tasks that serve the streams of HTTP/2.
-    pub streams: RefCell<HashMap<tokio::task::Id, tokio::task::AbortHandle>>,
 }
 
 impl Session {
@@ -46,16 +43,44 @@ impl Session {
         house_rules: Arc<HouseRules>,
         signals: Rc<Signals>,
     ) -> Self {
-        Self { arrival, site, client_certificate, house_rules, signals, streams: RefCell::default() }
+        Self { arrival, site, client_certificate, house_rules, signals }
+    }
+}
+
+/// The way back to whoever made a request, besides the answer itself.
+#[derive(Clone)]
+pub enum Back {
+    /// HTTP/1: the connection, which serves one request at a time.
+    Connection(Rc<Signals>),
+    /// HTTP/2: the request's own stream.
+    Stream(Rc<Exchange>),
+}
+
+impl Back {
+    /// Sends an interim answer before the answer.
+    pub async fn inform(&self, answer: Response<()>) {
+        match self {
+            Self::Connection(signals) => signals.inform(&answer).await,
+            Self::Stream(exchange) => exchange.inform(answer),
+        }
     }
 
-    /// Ends what the current task serves: the stream of HTTP/2, or the connection of HTTP/1.
+    /// Has the bytes that follow the answer given to `handover`: it opens a tunnel.
+    pub fn hand_over(&self, handover: Handover) {
+        match self {
+            Self::Connection(signals) => signals.hand_over(handover),
+            Self::Stream(exchange) => exchange.hand_over(handover),
+        }
+    }
+
+    /// Breaks the answer off, wherever it stands.
     pub fn cutter(&self) -> Box<dyn Fn()> {
-        let stream = tokio::task::try_id().and_then(|id| self.streams.borrow().get(&id).cloned());
-        let signals = Rc::clone(&self.signals);
-        Box::new(move || match &stream {
-            Some(stream) => stream.abort(),
-            None => signals.cut.notify_waiters(),
-        })
+        match self {
+            Self::Connection(signals) => {
+                let signals = Rc::clone(signals);
+                Box::new(move || signals.cut.notify_waiters())
+            }
+            Self::Stream(exchange) => exchange.cutter(),
+        }
     }
 }

@@ -7,6 +7,7 @@
 pub mod body;
 pub mod dial;
 pub mod framing;
+pub mod http2;
 pub mod inherit;
 pub mod listener;
 pub mod pool;

@@ -34,6 +34,7 @@ fn intake() -> Intake {
         id: "id".into(),
         method: Method::Get,
         host: "a.test".into(),
+        authority: "a.test".into(),
         path: "/".into(),
         is_read: true,
         is_preflight: false,

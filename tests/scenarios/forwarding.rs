@@ -240,3 +240,16 @@ fn head_and_bodiless_answers_keep_their_shape() {
         assert_eq!(get(region.http, "/users/alice/orders/1", &[]).text(), "twelve bytes");
     }
 }
+
+#[test]
+fn a_head_that_passes_at_home_passes_abroad() {
+    let world = World::planned(Plan { extra: "limits: { headers: 60 }\n".into(), ..Plan::default() });
+    let names: Vec<String> = (0..59).map(|index| format!("x-{index}")).collect();
+    let many: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "y")).collect();
+    let long = "z".repeat(31 << 10);
+    for fields in [many, vec![("x", long.as_str())]] {
+        for region in [world.eu(), world.us()] {
+            assert_eq!(get(region.http, "/users/alice/orders/1", &fields).text(), "eu-west");
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod failover;
 mod forwarding;
 mod framing;
 mod hostile;
+mod http2;
 mod identity;
 mod limits;
 mod operation;

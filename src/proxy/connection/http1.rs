@@ -15,20 +15,21 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::transport::body::Body;
 use crate::transport::framing::{Gate, InFlight, Signals};
 use crate::transport::stream::Stream;
 
-use super::super::ingress::Session;
+use super::super::ingress::{Back, Session};
 use super::super::{Limits, Worker, request};
 use super::{Draining, drained};
 
 /// How long a connection that was accepted before the drain may take to send its first request: it is on its way.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
-/// What a client may still send after the last answer, so that the answer is not lost with what it sends: closing a socket
-/// on unread bytes resets it.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 1 << 20;
+/// How long a client may go on sending after the last answer, and how long it may be quiet meanwhile: closing a socket on unread
+/// bytes resets it, and the answer is lost with them. What comes is thrown away unread.
+const LINGER: Duration = Duration::from_secs(10);
+const LINGER_QUIET: Duration = Duration::from_secs(2);
 
 pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, session: Rc<Session>, limits: &Limits) {
     let signals = Rc::clone(&session.signals);
@@ -39,7 +40,11 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, s
         let (worker, session, in_flight) = (Rc::clone(&worker), Rc::clone(&session), InFlight::count(&session.signals));
         Box::pin(async move {
             let is_last = session.signals.requests() >= requests_per_connection;
-            let mut response = request::handle(worker, session, request).await;
+            let back = Back::Connection(Rc::clone(&session.signals));
+            let mut response = request::handle(worker, Rc::clone(&session), back, request.map(Body::from)).await;
+            if response.headers().get(CONNECTION).is_some_and(|value| value == "close") {
+                session.signals.linger();
+            }
             if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -81,13 +86,7 @@ async fn close(gate: &mut Gate<Stream>, signals: &Signals) {
     let stream = gate.stream();
     let rest = async {
         let mut space = vec![0; 16 << 10];
-        let mut left = LINGER_BYTES;
-        while left > 0 {
-            match stream.read(&mut space).await {
-                Ok(size @ 1..) => left = left.saturating_sub(size),
-                Ok(0) | Err(_) => return,
-            }
-        }
+        while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_QUIET, stream.read(&mut space)).await {}
     };
     let _ = tokio::time::timeout(LINGER, rest).await;
 }

@@ -1,21 +1,22 @@
 //! HTTP/2: many requests at once.
 
-use std::convert::Infallible;
+use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::{Bytes, BytesMut};
+use h2::Reason;
+use h2::server::SendResponse;
+use http::Request;
+use tokio::sync::Notify;
 
 use crate::decision::facts::Ingress;
 use crate::transport::framing::{Gate, InFlight, Signals};
+use crate::transport::http2::{Exchange, Listening};
 use crate::transport::stream::Stream;
 
-use super::super::ingress::Session;
+use super::super::ingress::{Back, Session};
 use super::super::{Limits, Worker, request};
 use super::{Draining, drained};
 
@@ -28,39 +29,104 @@ const PEER_STREAMS: u32 = 1000;
 const PEER_STREAM_WINDOW: u32 = 4 << 20;
 const PEER_CONNECTION_WINDOW: u32 = 256 << 20;
 
+/// A head that a peer took has grown before it comes here: by its envelope, by what it says of the client, and by escapes of
+/// three bytes for one.
+const PEER_HEAD_GROWTH: u32 = 4;
+
+/// Bytes of one answer that wait to be written.
+const SEND_BUFFER: usize = 64 << 10;
+
 /// An idle connection may stay this many times longer than one of HTTP/1: it stands for several of them.
 const PATIENCE: u32 = 5;
+
+/// A silent client or peer is given up after these two.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, session: Rc<Session>, limits: &Limits) {
     let signals = Rc::clone(&session.signals);
     // HTTP/2 has its own framing: the gate only gives back the bytes that were read ahead.
-    let io = TokioIo::new(Gate::new(stream, first, limits.head(), Rc::clone(&signals)));
+    let io = Listening::new(Gate::new(stream, first, limits.head(), Rc::clone(&signals)));
+    let keepalive = io.keepalive(PING_EVERY, PING_TIMEOUT);
     // A peer's connections are few, and kept open on purpose.
     let is_peer = matches!(session.arrival.ingress, Ingress::Peer(_));
     let idle_limit = (!is_peer).then_some(limits.keep_alive * PATIENCE);
     let farewell = if is_peer { worker.snapshot().farewell } else { Duration::ZERO };
     let most = if is_peer { u64::MAX } else { limits.requests_per_connection as u64 };
     let mut end = pin!(end(worker.shared.draining.clone(), signals, idle_limit, most, farewell));
-    let builder = builder(&session, is_peer, limits);
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let (worker, session, in_flight) = (Rc::clone(&worker), Rc::clone(&session), InFlight::count(&session.signals));
-        async move {
-            let response = request::handle(worker, session, request).await;
-            drop(in_flight);
-            Ok::<_, Infallible>(response)
-        }
-    });
-    let mut connection = pin!(builder.serve_connection(io, service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = end.as_mut() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+    let mut connection = match builder(is_peer, limits).handshake(io).await {
+        Ok(connection) => connection,
+        Err(error) => return tracing::debug!(%error, "a connection ended early"),
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended early");
+    let mut lost = pin!(keepalive.lost(connection.ping_pong().expect("nobody else has asked for them")));
+    let regrets = Rc::new(Regrets::new(if is_peer { u64::MAX } else { limits.resets as u64 }));
+    let mut ending = false;
+    loop {
+        tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, way_back))) => begin(&worker, &session, &regrets, request, way_back),
+                Some(Err(error)) => return tracing::debug!(%error, "a connection ended early"),
+                None => return,
+            },
+            () = end.as_mut(), if !ending => {
+                ending = true;
+                connection.graceful_shutdown();
+            }
+            () = regrets.are_too_many.notified() => {
+                tracing::debug!("a client took back most of what it asked for, and is sent away");
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            }
+            () = lost.as_mut() => return tracing::debug!("a connection was given up: the other end is silent"),
+        }
     }
+}
+
+/// Requests that were taken back before they were answered. Each has cost an upstream something; a client that takes back most
+/// of them is at nothing else (CVE-2023-44487).
+struct Regrets {
+    most: u64,
+    count: Cell<u64>,
+    are_too_many: Notify,
+}
+
+impl Regrets {
+    fn new(most: u64) -> Self {
+        Self { most, count: Cell::new(0), are_too_many: Notify::new() }
+    }
+
+    fn count(&self, requests: u64) {
+        let count = self.count.get() + 1;
+        self.count.set(count);
+        if count > self.most && count > requests / 2 {
+            self.are_too_many.notify_one();
+        }
+    }
+}
+
+/// Serves one stream, in a task that can be ended: a stream whose client takes nothing ends in no other way.
+fn begin(
+    worker: &Rc<Worker>,
+    session: &Rc<Session>,
+    regrets: &Rc<Regrets>,
+    request: Request<h2::RecvStream>,
+    way_back: SendResponse<Bytes>,
+) {
+    let in_flight = InFlight::count(&session.signals);
+    let (worker, session, regrets) = (Rc::clone(worker), Rc::clone(session), Rc::clone(regrets));
+    let (request, exchange) = Exchange::open(request, way_back);
+    let exchange = Rc::new(exchange);
+    let served = Rc::clone(&exchange);
+    let task = tokio::task::spawn_local(async move {
+        let back = Back::Stream(Rc::clone(&served));
+        let response = tokio::select! {
+            biased;
+            () = served.given_up() => return regrets.count(session.signals.requests()),
+            response = request::handle(worker, Rc::clone(&session), back, request) => response,
+        };
+        drop(in_flight);
+        served.answer(response).await;
+    });
+    exchange.served_by(task.abort_handle());
 }
 
 /// When the connection is to take nothing new: at the drain, or when it has asked nothing for too long, or enough. Its GOAWAY says
@@ -88,42 +154,23 @@ async fn end(draining: Draining, signals: Rc<Signals>, idle_limit: Option<Durati
     }
 }
 
-/// Runs each stream as a task of its own, which can be ended: a stream whose client takes nothing ends in no other way.
-#[derive(Clone)]
-struct StreamExecutor(Rc<Session>);
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for StreamExecutor {
-    fn execute(&self, future: F) {
-        let session = Rc::clone(&self.0);
-        let task = tokio::task::spawn_local(async move {
-            future.await;
-            if let Some(id) = tokio::task::try_id() {
-                session.streams.borrow_mut().remove(&id);
-            }
-        });
-        let handle = task.abort_handle();
-        self.0.streams.borrow_mut().insert(handle.id(), handle);
-    }
-}
-
-fn builder(session: &Rc<Session>, is_peer: bool, limits: &Limits) -> http2::Builder<StreamExecutor> {
-    let (streams, stream_window, window) = if is_peer {
-        (PEER_STREAMS, PEER_STREAM_WINDOW, PEER_CONNECTION_WINDOW)
+fn builder(is_peer: bool, limits: &Limits) -> h2::server::Builder {
+    // HTTP/2 counts 32 bytes more for each field (RFC 9113 section 6.5.2).
+    let header_bytes = (limits.header_bytes + 32 * limits.headers) as u32;
+    let (streams, stream_window, window, header_bytes) = if is_peer {
+        (PEER_STREAMS, PEER_STREAM_WINDOW, PEER_CONNECTION_WINDOW, header_bytes * PEER_HEAD_GROWTH)
     } else {
-        (limits.streams as u32, CLIENT_STREAM_WINDOW, CLIENT_CONNECTION_WINDOW)
+        (limits.streams as u32, CLIENT_STREAM_WINDOW, CLIENT_CONNECTION_WINDOW, header_bytes)
     };
-    let mut builder = http2::Builder::new(StreamExecutor(Rc::clone(session)));
+    let mut builder = h2::server::Builder::new();
     builder
-        .timer(TokioTimer::new())
         .enable_connect_protocol()
         .max_concurrent_streams(streams)
-        .initial_stream_window_size(stream_window)
+        .initial_window_size(stream_window)
         .initial_connection_window_size(window)
-        .max_header_list_size(limits.header_bytes as u32)
-        .max_send_buf_size(64 << 10)
+        .max_header_list_size(header_bytes)
+        .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(limits.resets)
-        .max_local_error_reset_streams(limits.resets * 10)
-        .keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(10));
+        .max_local_error_reset_streams(Some(limits.resets * 10));
     builder
 }

@@ -9,7 +9,9 @@ mod user;
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
@@ -67,6 +69,8 @@ pub struct Intake {
     pub method: Method,
     /// In lower case, without port or trailing dot.
     pub host: String,
+    /// The host with its port, where one was named: what is forwarded.
+    pub authority: String,
     /// Canonical; what is judged is what is forwarded.
     pub path: String,
     /// GET or HEAD, and no upgrade.
@@ -102,13 +106,16 @@ impl Arrival {
 }
 
 /// Reads the intake of a request, and takes out of its head what no stranger may tell an upstream.
-pub fn read(parts: &mut Parts, arrival: &Arrival, verifiers: &Verifiers<'_>) -> Result<Intake, Code> {
+pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Verifiers<'_>) -> Result<Intake, Code> {
     let (settings, limits) = (&verifiers.snapshot.intake, &verifiers.snapshot.limits);
     if let Some(fault) = parts.headers.get(FAULT_HEADER) {
         let code = Code::ALL.iter().find(|code| fault == code.as_str() && code.as_str().starts_with("request."));
         return Err(*code.unwrap_or(&Code::RequestMalformed));
     }
-    check_head(parts, limits)?;
+    if arrival.ingress == Ingress::Client {
+        check_size(parts, limits)?;
+    }
+    check_grammar(parts)?;
     let upgrade = upgrade::wanted(parts)?;
     if upgrade.is_some() {
         parts.method = http::Method::GET;
@@ -121,7 +128,7 @@ pub fn read(parts: &mut Parts, arrival: &Arrival, verifiers: &Verifiers<'_>) -> 
         Ingress::Client => None,
         Ingress::Peer(_) => Some(read_envelope(&parts.headers)?),
     };
-    let host = target::host_of(parts).ok_or(Code::RequestMalformed)?;
+    let authority = target::authority_of(parts).ok_or(Code::RequestMalformed)?;
     let path = match parts.uri.path() {
         "*" if method == Method::Options => Cow::Borrowed("*"),
         path => canonical_path(path).ok_or(Code::RequestMalformed)?,
@@ -150,17 +157,17 @@ pub fn read(parts: &mut Parts, arrival: &Arrival, verifiers: &Verifiers<'_>) -> 
     };
     identity::strip_hint(&mut parts.headers);
     strip_user_headers(&mut parts.headers, is_trusted || envelope.is_some(), settings);
-    let is_preflight = method == Method::Options && identity.user.is_none() && is_bare_preflight(&parts.headers);
+    let is_preflight = method == Method::Options && !has_body && identity.user.is_none() && is_bare_preflight(&parts.headers);
     let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
-    Ok(Intake { id, method, host, path, is_read, is_preflight, upgrade, client, identity, envelope, is_https })
+    let (host, authority) = (authority.host.clone(), authority.to_string());
+    Ok(Intake { id, method, host, authority, path, is_read, is_preflight, upgrade, client, identity, envelope, is_https })
 }
 
-/// What the Fetch standard sends before a request that needs leave: no body, no cookies, no credentials.
+/// What the Fetch standard sends before a request that needs leave, which has no body: no cookies, no credentials.
 fn is_bare_preflight(headers: &HeaderMap) -> bool {
-    use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_LENGTH, COOKIE, ORIGIN, TRANSFER_ENCODING};
+    use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, COOKIE, ORIGIN};
     let has = |name| headers.contains_key(name);
-    let has_body = has(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
-    has(ORIGIN) && has(ACCESS_CONTROL_REQUEST_METHOD) && !has_body && !has(COOKIE) && !has(AUTHORIZATION)
+    has(ORIGIN) && has(ACCESS_CONTROL_REQUEST_METHOD) && !has(COOKIE) && !has(AUTHORIZATION)
 }
 
 fn read_envelope(headers: &HeaderMap) -> Result<Envelope, Code> {
@@ -194,16 +201,21 @@ fn strip_user_headers(headers: &mut HeaderMap, is_trusted: bool, settings: &Sett
     }
 }
 
-/// What the gate judges in HTTP/1 holds for HTTP/2 as well, for it may go on as HTTP/1.
-fn check_head(parts: &Parts, limits: &Limits) -> Result<(), Code> {
+/// A peer's request has grown on its way, and was measured where it came in.
+fn check_size(parts: &Parts, limits: &Limits) -> Result<(), Code> {
     if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > limits.target_bytes) {
         return Err(Code::TargetTooLong);
     }
-    if parts.headers.len() > limits.headers {
-        return Err(Code::HeadTooLarge);
-    }
+    if parts.headers.len() > limits.headers { Err(Code::HeadTooLarge) } else { Ok(()) }
+}
+
+/// What the gate judges in HTTP/1 holds for HTTP/2 as well, for it may go on as HTTP/1.
+fn check_grammar(parts: &Parts) -> Result<(), Code> {
+    let is_visible = |target: &PathAndQuery| target.as_str().bytes().all(|byte| matches!(byte, 0x21..=0x7e));
     let is_look_alike = |name: &HeaderName| matches!(name.as_str(), "content_length" | "transfer_encoding");
-    if parts.headers.keys().any(is_look_alike) { Err(Code::RequestMalformed) } else { Ok(()) }
+    let one_length = parts.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none();
+    let is_sound = parts.uri.path_and_query().is_none_or(is_visible) && one_length && !parts.headers.keys().any(is_look_alike);
+    if is_sound { Ok(()) } else { Err(Code::RequestMalformed) }
 }
 
 /// 128 random bits: unique without asking anyone, and telling nothing.

@@ -5,28 +5,49 @@ use std::borrow::Cow;
 use http::Uri;
 use http::request::Parts;
 
-/// The host a request is for, in lower case, without port or trailing dot; `None` if it names none, or two.
-pub(super) fn host_of(parts: &Parts) -> Option<String> {
+/// Whom a request is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Authority {
+    /// In lower case, without trailing dot.
+    pub host: String,
+    pub port: Option<u16>,
+}
+
+impl std::fmt::Display for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}:{port}", self.host),
+            None => f.write_str(&self.host),
+        }
+    }
+}
+
+/// Whom a request is for: its target says so, else its `Host` (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1); `None` if it names
+/// nobody, or two.
+pub(super) fn authority_of(parts: &Parts) -> Option<Authority> {
     let mut fields = parts.headers.get_all(http::header::HOST).iter();
     let (field, second) = (fields.next(), fields.next());
     if second.is_some() {
         return None;
     }
     let field = match field {
-        Some(field) => Some(plain_host(field.to_str().ok()?)?),
+        Some(field) => Some(plain_authority(field.to_str().ok()?)?),
         None => None,
     };
-    let authority = match parts.uri.authority() {
-        Some(authority) => Some(plain_host(authority.as_str())?),
+    let target = match parts.uri.authority() {
+        Some(authority) => Some(plain_authority(authority.as_str())?),
         None => None,
     };
-    match (field, authority) {
-        (Some(field), Some(authority)) if field != authority => None,
-        (field, authority) => authority.or(field),
+    let usual = if parts.uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let is_same =
+        |one: &Authority, other: &Authority| one.host == other.host && one.port.unwrap_or(usual) == other.port.unwrap_or(usual);
+    match (field, target) {
+        (Some(field), Some(target)) if !is_same(&field, &target) => None,
+        (field, target) => target.or(field),
     }
 }
 
-fn plain_host(text: &str) -> Option<String> {
+fn plain_authority(text: &str) -> Option<Authority> {
     let authority: http::uri::Authority = text.parse().ok()?;
     if text.contains('@') {
         return None;
@@ -40,11 +61,13 @@ fn plain_host(text: &str) -> Option<String> {
     let is_literal = literal.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok());
     let rest =
         text.rsplit_once(']').map_or_else(|| text.split_once(':').map(|(_, port)| port), |(_, rest)| rest.strip_prefix(':'));
+    let port = authority.port_u16();
     let good_port = match rest {
-        Some(_) => authority.port_u16().is_some(),
+        Some(_) => port.is_some(),
         None => !text.contains(']') || text.ends_with(']'),
     };
-    (!host.is_empty() && (is_name || is_literal) && good_port).then(|| host.to_ascii_lowercase())
+    let is_sound = !host.is_empty() && (is_name || is_literal) && good_port;
+    is_sound.then(|| Authority { host: host.to_ascii_lowercase(), port })
 }
 
 /// The canonical form of a path: what may stand in a segment as it is, is decoded; all else is escaped, in upper case; dot

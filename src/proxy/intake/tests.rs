@@ -49,23 +49,26 @@ fn what_two_servers_may_read_differently_is_refused() {
     }
 }
 
-fn host(uri: &str, hosts: &[&str]) -> Option<String> {
+fn authority(uri: &str, hosts: &[&str]) -> Option<String> {
     let mut request = Request::get(uri);
     for host in hosts {
         request = request.header("host", *host);
     }
-    target::host_of(&request.body(()).unwrap().into_parts().0)
+    target::authority_of(&request.body(()).unwrap().into_parts().0).map(|authority| authority.to_string())
 }
 
 #[test]
 fn a_request_has_one_host_in_one_form() {
-    assert_eq!(host("/", &["API.Example.com.:8080"]).as_deref(), Some("api.example.com"));
-    assert_eq!(host("http://a.test/", &["A.test:80"]).as_deref(), Some("a.test"));
-    assert_eq!(host("/", &["[2001:DB8::1]:80"]).as_deref(), Some("[2001:db8::1]"));
+    assert_eq!(authority("/", &["API.Example.com.:8080"]).as_deref(), Some("api.example.com:8080"));
+    assert_eq!(authority("http://a.test/", &["A.test:80"]).as_deref(), Some("a.test"));
+    assert_eq!(authority("http://a.test:80/", &["A.test."]).as_deref(), Some("a.test:80"));
+    assert_eq!(authority("https://a.test/", &["a.test:443"]).as_deref(), Some("a.test"));
+    assert_eq!(authority("/", &["[2001:DB8::1]:80"]).as_deref(), Some("[2001:db8::1]:80"));
     for hosts in [&[][..], &["a", "a"], &["u@a"], &["a/b"], &["a:x"], &[""], &["a b"], &["[::1"]] {
-        assert_eq!(host("/", hosts), None, "{hosts:?}");
+        assert_eq!(authority("/", hosts), None, "{hosts:?}");
     }
-    assert_eq!(host("http://a.test/", &["b.test"]), None);
+    assert_eq!(authority("http://a.test/", &["b.test"]), None);
+    assert_eq!(authority("http://a.test/", &["a.test:81"]), None);
 }
 
 fn client(remote: &str, trust: &str, source: AddressSource, fields: &[(&str, &str)]) -> String {

@@ -1,10 +1,10 @@
 //! Requests that want to turn their connection into something else: an upgrade of HTTP/1.1 (RFC 9110 section 7.8), or extended
 //! CONNECT over HTTP/2 (RFC 8441). Both are judged as the GET that they are.
 
+use h2::ext::Protocol;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{Method, Version};
-use hyper::ext::Protocol;
 
 use crate::model::outcome::Code;
 

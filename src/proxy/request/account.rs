@@ -48,9 +48,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub fn open(worker: Rc<Worker>, snapshot: Arc<Snapshot>, arrival: Arrival, parts: &Parts) -> Self {
-        let has_body = parts.headers.contains_key(http::header::TRANSFER_ENCODING)
-            || parts.headers.get(http::header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    pub fn open(worker: Rc<Worker>, snapshot: Arc<Snapshot>, arrival: Arrival, parts: &Parts, has_body: bool) -> Self {
         Self {
             worker,
             snapshot,

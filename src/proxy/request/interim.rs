@@ -1,52 +1,49 @@
-//! Interim answers (RFC 9110 section 15.2): passed on before the answer itself, to clients of HTTP/1.1. `100` is ours to give:
-//! the proxy itself asked for it. Over HTTP/2 there is no way to send them yet.
+//! Interim answers (RFC 9110 section 15.2): passed on before the answer itself. `100` is ours to give: the proxy itself asked
+//! for the body.
 
-use http::Request;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use http::{HeaderMap, Request, Response};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::transport::body::Body;
-use crate::transport::framing::Signals;
+use crate::transport::pool::Listener;
 
 use super::super::headers;
+use super::super::ingress::Back;
 
-/// Interim answers on their way to the client.
-pub(super) struct Interim(UnboundedReceiver<Vec<u8>>);
+/// Interim answers on their way to whoever asked.
+pub(super) struct Interim {
+    answers: UnboundedReceiver<Response<()>>,
+    back: Back,
+}
 
 impl Interim {
-    /// Listens for those of the upstream that gets this request.
-    pub(super) fn of(request: &mut Request<Body>) -> Self {
-        let (sender, receiver) = unbounded_channel();
-        hyper::ext::on_informational(request, move |answer| {
-            if answer.status() != http::StatusCode::CONTINUE {
-                let mut fields = answer.headers().clone();
-                headers::scrub_answer(&mut fields);
-                // A client that has gone needs none.
-                let _ = sender.send(head_of(answer.status(), &fields));
-            }
-        });
-        Self(receiver)
+    /// Listens for those to this request.
+    pub(super) fn of(request: &mut Request<Body>, back: Back) -> Self {
+        Self { answers: Listener::put_into(request), back }
     }
 
-    /// Does the work, passing on what comes meanwhile.
-    pub(super) async fn during<T>(mut self, work: impl Future<Output = T>, signals: &Signals) -> T {
+    /// Does the work, passing on what comes meanwhile and may be passed on.
+    pub(super) async fn during<T>(mut self, work: impl Future<Output = T>, may_pass: impl Fn(&HeaderMap) -> bool) -> T {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
                 biased;
-                Some(head) = self.0.recv() => signals.inform(&head).await,
-                done = work.as_mut() => return done,
+                Some(answer) = self.answers.recv() => self.pass(answer, &may_pass).await,
+                done = work.as_mut() => {
+                    // The answer may come with the last of them.
+                    while let Ok(answer) = self.answers.try_recv() {
+                        self.pass(answer, &may_pass).await;
+                    }
+                    return done;
+                }
             }
         }
     }
-}
 
-fn head_of(status: http::StatusCode, fields: &http::HeaderMap) -> Vec<u8> {
-    let mut head = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default()).into_bytes();
-    for (name, value) in fields {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            head.extend_from_slice(part);
+    async fn pass(&self, mut answer: Response<()>, may_pass: &impl Fn(&HeaderMap) -> bool) {
+        if may_pass(answer.headers()) {
+            headers::scrub_answer(answer.headers_mut());
+            self.back.inform(answer).await;
         }
     }
-    head.extend_from_slice(b"\r\n");
-    head
 }

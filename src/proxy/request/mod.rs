@@ -13,10 +13,10 @@ mod watch;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use http::header::STRICT_TRANSPORT_SECURITY;
+use http::header::{CONTENT_LENGTH, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body as _;
 
 use crate::audit::Count;
 use crate::decision::facts::{Head, Ingress};
@@ -30,7 +30,7 @@ use crate::transport::body::Body;
 use crate::transport::tls::ACME_PATH;
 
 use super::gather::{Question, gather};
-use super::ingress::Session;
+use super::ingress::{Back, Session};
 use super::intake::{self, Intake, Verifiers};
 use super::{Snapshot, Worker, headers, reply};
 
@@ -41,15 +41,28 @@ const MAX_PASSES_OF_CLIENT: usize = 1;
 const MAX_PASSES_OF_PEER: usize = 2;
 
 /// Serves one request.
-pub async fn handle(worker: Rc<Worker>, session: Rc<Session>, request: Request<Incoming>) -> Response<Body> {
-    let mut response = answer(worker, Rc::clone(&session), request).await;
+pub async fn handle(worker: Rc<Worker>, session: Rc<Session>, back: Back, request: Request<Body>) -> Response<Body> {
+    let is_head = request.method() == Method::HEAD;
+    let mut response = answer(worker, Rc::clone(&session), back, request).await;
+    if is_head {
+        drop_body(&mut response);
+    }
     if let Some(hsts) = &session.house_rules.hsts {
         response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
     }
     response
 }
 
-async fn answer(worker: Rc<Worker>, session: Rc<Session>, request: Request<Incoming>) -> Response<Body> {
+/// An answer to HEAD says how long its body would be, and has none (RFC 9110 section 9.3.2).
+fn drop_body(response: &mut Response<Body>) {
+    let length = response.body().size_hint().exact().filter(|_| !response.body().is_end_stream());
+    if let Some(length) = length {
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+        *response.body_mut() = Body::empty();
+    }
+}
+
+async fn answer(worker: Rc<Worker>, session: Rc<Session>, back: Back, request: Request<Body>) -> Response<Body> {
     let (snapshot, arrival) = (worker.snapshot(), session.arrival);
     if matches!(arrival.ingress, Ingress::Peer(_)) && request.headers().contains_key(fields::PROBE) {
         return answer_probe(&worker, &snapshot);
@@ -57,20 +70,26 @@ async fn answer(worker: Rc<Worker>, session: Rc<Session>, request: Request<Incom
     let shared = std::sync::Arc::clone(&worker.shared);
     let under_way = shared.requests.enter(snapshot.limits.requests);
     let (mut parts, body) = request.into_parts();
-    let account = Account::open(worker, snapshot, arrival, &parts);
+    let has_body = !body.is_end_stream();
+    let account = Account::open(worker, snapshot, arrival, &parts, has_body);
     if under_way.is_none() {
         return account.refuse(Code::Overloaded);
     }
     let worker = &account.worker;
     let verifiers =
         Verifiers { snapshot: &account.snapshot, tokens: &worker.tokens, metrics: &worker.metrics, now: SystemTime::now() };
-    match intake::read(&mut parts, &arrival, &verifiers) {
-        Ok(intake) => serve(account, session, intake, parts, body).await,
+    match intake::read(&mut parts, has_body, &arrival, &verifiers) {
+        Ok(intake) => serve(account, (session, back), intake, (parts, body)).await,
         Err(code) => account.refuse(code),
     }
 }
 
-async fn serve(mut account: Account, session: Rc<Session>, intake: Intake, parts: Parts, body: Incoming) -> Response<Body> {
+async fn serve(
+    mut account: Account,
+    (session, back): (Rc<Session>, Back),
+    intake: Intake,
+    (parts, body): (Parts, Body),
+) -> Response<Body> {
     if intake.path == "*" {
         return account.finish(reply::options());
     }
@@ -110,7 +129,7 @@ async fn serve(mut account: Account, session: Rc<Session>, intake: Intake, parts
                 None => account.refuse(Code::CarrierNotCleared),
             }
         }
-        Verdict::Proceed(itinerary) => travel::run(account, session, intake, judged, itinerary, (parts, body)).await,
+        Verdict::Proceed(itinerary) => travel::run(account, (session, back), intake, judged, itinerary, (parts, body)).await,
     }
 }
 

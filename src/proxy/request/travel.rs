@@ -8,8 +8,6 @@ use http::header::{HOST, HeaderValue, SET_COOKIE};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
 use crate::audit::{Count, Direction, Movement};
@@ -28,24 +26,24 @@ use crate::transport::body::Body;
 
 use super::super::body::Metered;
 use super::super::forward::{self, Answer, Effort, Rest};
-use super::super::headers;
-use super::super::ingress::Session;
+use super::super::ingress::{Back, Session};
 use super::super::intake::Intake;
+use super::super::{Snapshot, headers};
 use super::account::Account;
 use super::interim::Interim;
 use super::pacing::Pacing;
-use super::tunnel::{self, Back};
+use super::tunnel;
 use super::watch::Watch;
 use super::{Judged, judge};
 
 /// Sends the request along its itinerary and relays the answer.
 pub(super) async fn run(
     mut account: Account,
-    session: Rc<Session>,
+    (session, back): (Rc<Session>, Back),
     mut intake: Intake,
     judged: Judged,
     itinerary: Itinerary,
-    (mut parts, body): (Parts, Incoming),
+    (parts, body): (Parts, Body),
 ) -> Response<Body> {
     let limits = account.snapshot.limits;
     let route = route_of(&judged.decision.trail, &account.snapshot.policy).expect("who proceeds has a route");
@@ -53,20 +51,16 @@ pub(super) async fn run(
     if body.size_hint().lower() > most_bytes {
         return account.refuse(Code::BodyTooLarge);
     }
-    let stream = parts.extensions.remove::<OnUpgrade>().filter(|_| parts.version == Version::HTTP_2);
     if let Some(upgrade) = intake.upgrade.take_if(|upgrade| !route.upgrades.contains(&upgrade.protocol)) {
         tracing::debug!(protocol = &*upgrade.protocol, "the route opens no such tunnel");
-        if stream.is_some() {
+        if matches!(back, Back::Stream(_)) {
             return account.refuse(Code::UpgradeRefused);
         }
         // Over HTTP/1.1 an upgrade is an offer: the request goes on without it.
     }
-    let takes_interim = parts.version == Version::HTTP_11;
-    let back = stream.map_or(Back::Connection, Back::Stream);
+    let takes_interim = parts.version >= Version::HTTP_11;
     let pace = Pacing::of(&parts.headers, &limits);
-    let host = parts.headers.get(HOST).cloned();
-    let host = host.or_else(|| HeaderValue::from_str(parts.uri.authority()?.as_str()).ok());
-    let Some(host) = host else { return account.refuse(Code::RequestMalformed) };
+    let host = HeaderValue::from_str(&intake.authority).expect("a canonical host is plain text");
     let intake = Rc::new(intake);
     let watch = |account: &Account, at| Watch::new(&account.worker, &account.snapshot, &intake, account.arrival.ingress, at);
     let has_body = !body.is_end_stream();
@@ -86,7 +80,8 @@ pub(super) async fn run(
     if let Some(certificate) = &session.client_certificate {
         request.headers_mut().insert("client-cert", certificate.clone());
     }
-    let interim = takes_interim.then(|| Interim::of(&mut request));
+    let interim = takes_interim.then(|| Interim::of(&mut request, back.clone()));
+    let label = Label::of(&account, &judged);
     let deadline = (!has_body).then(|| account.started + pace.request_timeout);
     let mut journey = Journey { deadline, patience: pace.response_timeout, judged, second_try: false };
     let work = async {
@@ -96,13 +91,13 @@ pub(super) async fn run(
         }
     };
     let outcome = match interim {
-        Some(interim) => interim.during(work, &session.signals).await,
+        Some(interim) => interim.during(work, |fields| label.clears(fields)).await,
         None => work.await,
     };
     match outcome {
         Ok((stop, answer)) => {
             let watch = watch(&account, stop.region());
-            relay(account, &session, &intake, stop, answer, (back, watch))
+            relay(account, &session, &intake, stop, answer, (back, watch, label))
         }
         Err(Stopped::Misdirected { .. }) => account.refuse(Code::PeersDisagree),
         Err(Stopped::Failed(code)) => {
@@ -354,15 +349,15 @@ fn relay(
     intake: &Intake,
     stop: Stop,
     answer: Answer,
-    (back, watch): (Back, Watch),
+    (back, watch, label): (Back, Watch, Label),
 ) -> Response<Body> {
     account.served_by = Some(stop.region());
     // Only a peer's word counts: an upstream could say anything.
     if stop.region() != account.snapshot.policy.local {
         account.code = code_of(&answer);
     }
-    if let Err(code) = judge_label(&account, intake, &answer.head.headers) {
-        return account.refuse(code);
+    if !label.clears(&answer.head.headers) {
+        return account.refuse(if intake.is_read { Code::AnswerNotCleared } else { Code::AnswerWithheld });
     }
     let Answer { mut head, rest, hold } = answer;
     let body = match (rest, &intake.upgrade) {
@@ -381,7 +376,7 @@ fn relay(
     let allowance = pacing.allowance(u64::MAX);
     // A peer answers for its own clients.
     let delivery = (account.arrival.ingress == Ingress::Client)
-        .then(|| account.worker.deliveries.watch(account.snapshot.limits.idle_timeout, allowance.pace, session.cutter()));
+        .then(|| account.worker.deliveries.watch(account.snapshot.limits.idle_timeout, allowance.pace, back.cutter()));
     let mut body = Metered::new(body, allowance, Rc::clone(&account.answer_body));
     if let Some(delivery) = delivery {
         body = body.delivered(delivery);
@@ -417,23 +412,36 @@ fn give_hint(account: &Account, intake: &Intake, answer: &mut http::HeaderMap) {
     }
 }
 
-/// An upstream may say what its answer holds; what its label does not clear for the asking region stays here.
-fn judge_label(account: &Account, intake: &Intake, answer: &http::HeaderMap) -> Result<(), Code> {
-    let Ingress::Peer(peer) = account.arrival.ingress else { return Ok(()) };
-    let policy = &account.snapshot.policy;
-    let refusal = if intake.is_read { Code::AnswerNotCleared } else { Code::AnswerWithheld };
-    let mut label = ClassSet::EMPTY;
-    for value in answer.get_all("domicile-data-class") {
-        for name in value.to_str().map_err(|_| refusal)?.split(',').map(str::trim) {
-            let class = policy.find_class(name).ok_or(refusal)?;
-            label = label.union(ClassSet::only(class));
+/// What an upstream may say that its answer holds (`Domicile-Data-Class`): what that does not clear for the asking region stays
+/// here. An interim answer has a label of its own.
+struct Label {
+    snapshot: Arc<Snapshot>,
+    trail: Trail,
+    /// The region that asks; `None` for a client, which may have whatever it was cleared for.
+    peer: Option<RegionId>,
+}
+
+impl Label {
+    fn of(account: &Account, judged: &Judged) -> Self {
+        let peer = match account.arrival.ingress {
+            Ingress::Client => None,
+            Ingress::Peer(peer) => Some(peer),
+        };
+        Self { snapshot: Arc::clone(&account.snapshot), trail: judged.decision.trail.clone(), peer }
+    }
+
+    fn clears(&self, answer: &http::HeaderMap) -> bool {
+        let Some(peer) = self.peer else { return true };
+        let policy = &self.snapshot.policy;
+        let mut label = ClassSet::EMPTY;
+        for value in answer.get_all("domicile-data-class") {
+            for name in value.to_str().unwrap_or_default().split(',').map(str::trim) {
+                let Some(class) = policy.find_class(name) else { return false };
+                label = label.union(ClassSet::only(class));
+            }
         }
+        label == ClassSet::EMPTY || may_return(&self.trail, label, peer, policy)
     }
-    if label == ClassSet::EMPTY {
-        return Ok(());
-    }
-    let trail = &account.decision.as_ref().expect("an answered request was judged").trail;
-    if may_return(trail, label, peer, policy) { Ok(()) } else { Err(refusal) }
 }
 
 /// Whether a peer's refusal means that it could not serve, rather than that it may not.

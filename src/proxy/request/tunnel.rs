@@ -6,8 +6,6 @@ use std::rc::Rc;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::response::Parts;
 use http::{Response, StatusCode};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 
 use crate::model::outcome::Code;
 use crate::transport::body::Body;
@@ -17,18 +15,10 @@ use crate::transport::tunnel::{self, Ending, Traffic, Wire};
 use super::super::body::Broken;
 use super::super::forward::Hold;
 use super::super::headers;
-use super::super::ingress::Session;
+use super::super::ingress::{Back, Session};
 use super::super::intake::Upgrade;
 use super::account::Account;
 use super::watch::Watch;
-
-/// The client's end of a tunnel.
-pub(super) enum Back {
-    /// HTTP/1.1: the connection itself, after 101.
-    Connection,
-    /// HTTP/2: a stream, after 200.
-    Stream(OnUpgrade),
-}
 
 /// Answers the client and joins both ends.
 pub(super) fn open(
@@ -46,7 +36,7 @@ pub(super) fn open(
         response.headers_mut().remove(name);
     }
     let status = match &back {
-        Back::Connection => {
+        Back::Connection(_) => {
             if announce(response.headers_mut(), upgrade).is_none() {
                 return account.refuse(Code::UpstreamBad);
             }
@@ -56,20 +46,13 @@ pub(super) fn open(
     };
     *response.status_mut() = status;
     account.answered(status);
-    let serve = move |client: Wire| run(account, client, server, hold, watch);
-    match back {
-        Back::Connection => session.signals.hand_over(Box::new(move |client| Box::pin(serve(client)))),
-        Back::Stream(upgraded) => {
-            let busy = InFlight::count(&session.signals);
-            tokio::task::spawn_local(async move {
-                // A client that goes away before is told of when the account is dropped.
-                if let Ok(upgraded) = upgraded.await {
-                    serve(Box::pin(TokioIo::new(upgraded))).await;
-                }
-                drop(busy);
-            });
-        }
-    }
+    let busy = InFlight::count(&session.signals);
+    back.hand_over(Box::new(move |client| {
+        Box::pin(async move {
+            run(account, client, server, hold, watch).await;
+            drop(busy);
+        })
+    }));
     response
 }
 

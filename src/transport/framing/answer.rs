@@ -18,7 +18,7 @@ const MOST_HEAD: usize = 64 << 10;
 const MOST_FIELDS: usize = 256;
 
 /// Interim answers before an answer; more are a flood.
-const MOST_INTERIM: usize = 16;
+pub const MOST_INTERIM: usize = 16;
 
 /// What an answer's framing depends on besides its own head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -19,7 +19,7 @@ mod signals;
 
 use std::time::Duration;
 
-pub use answer::{AnswerGate, Asked, Link};
+pub use answer::{AnswerGate, Asked, Link, MOST_INTERIM};
 pub use request::Gate;
 pub use signals::{Handover, InFlight, Signals};
 

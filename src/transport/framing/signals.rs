@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BytesMut};
+use http::Response;
 use tokio::io::AsyncWrite;
 use tokio::sync::Notify;
 
@@ -84,10 +85,9 @@ impl Signals {
         self.handover.take()
     }
 
-    /// Has an interim answer written: a whole head, its empty line included. The answer itself may be given when this is
-    /// done; hyper would write it first.
-    pub async fn inform(&self, head: &[u8]) {
-        self.interim.borrow_mut().extend_from_slice(head);
+    /// Has an interim answer written. The answer itself may be given when this is done; hyper would write it first.
+    pub async fn inform(&self, answer: &Response<()>) {
+        head_of(answer, &mut self.interim.borrow_mut());
         poll_fn(|cx| {
             if self.interim.borrow().is_empty() {
                 return Poll::Ready(());
@@ -120,6 +120,21 @@ impl Signals {
         self.reader.replace(Some(cx.waker().clone()));
         Poll::Pending
     }
+}
+
+fn head_of(answer: &Response<()>, head: &mut BytesMut) {
+    let status = answer.status();
+    head.extend_from_slice(b"HTTP/1.1 ");
+    head.extend_from_slice(status.as_str().as_bytes());
+    head.extend_from_slice(b" ");
+    head.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    head.extend_from_slice(b"\r\n");
+    for (name, value) in answer.headers() {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            head.extend_from_slice(part);
+        }
+    }
+    head.extend_from_slice(b"\r\n");
 }
 
 /// Counts a request as being served while it lives.

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
@@ -19,7 +18,7 @@ use super::super::dial::{self, Approach, DialError, Server};
 use super::super::framing::{AnswerGate, Asked, Link};
 use super::super::stream::Stream;
 use super::super::tunnel::Wire;
-use super::{Reply, SendCause, SendError, form};
+use super::{Listener, Reply, SendCause, SendError, form};
 
 /// The most idle connections kept to one upstream by one worker.
 const MAX_IDLE: usize = 64;
@@ -68,7 +67,7 @@ impl Http1Pool {
         server: &Server,
         mut request: Request<Body>,
         approach: &Approach,
-    ) -> Result<Response<Incoming>, SendError> {
+    ) -> Result<Response<Body>, SendError> {
         while let Some(connection) = self.take(server, approach) {
             match self.send_on(connection, server, request, approach).await {
                 Err(SendError { unsent: Some(unsent), .. }) => request = *unsent,
@@ -88,7 +87,7 @@ impl Http1Pool {
         server: &Server,
         request: Request<Body>,
         approach: &Approach,
-    ) -> Result<Response<Incoming>, SendError> {
+    ) -> Result<Response<Body>, SendError> {
         match handshake(stream, server).await {
             Ok(connection) => self.send_on(connection, server, request, approach).await,
             Err(error) => Err(SendError::dial(error, request)),
@@ -101,14 +100,15 @@ impl Http1Pool {
         server: &Server,
         mut request: Request<Body>,
         approach: &Approach,
-    ) -> Result<Response<Incoming>, SendError> {
+    ) -> Result<Response<Body>, SendError> {
         if form::for_http1(&mut request).is_none() {
             return Err(SendError::form(request));
         }
         connection.link.ask(if request.method() == Method::HEAD { Asked::Head } else { Asked::Other });
+        tell_interim(&mut request);
         let response = connection.sender.try_send_request(request).await.map_err(SendError::of)?;
         self.put_when_ready(connection, server, approach);
-        Ok(response)
+        Ok(response.map(Body::from))
     }
 
     fn take(&self, server: &Server, approach: &Approach) -> Option<Connection> {
@@ -146,6 +146,13 @@ impl Http1Pool {
             connections.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.connection.sender.is_ready());
             !connections.is_empty()
         });
+    }
+}
+
+/// Passes interim answers on.
+fn tell_interim(request: &mut Request<Body>) {
+    if let Some(listener) = Listener::of(request) {
+        hyper::ext::on_informational(request, move |answer| listener.hear(answer.status(), answer.headers().clone()));
     }
 }
 
@@ -195,7 +202,7 @@ pub(super) async fn upgrade(
     let response = sender.try_send_request(request).await.map_err(SendError::of)?;
     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
         // Until its body has ended, the sender must live.
-        return Ok(Reply::Answered(response));
+        return Ok(Reply::Answered(response.map(Body::from)));
     }
     let (parts, _) = response.into_parts();
     let agreed = form::agrees(&parts.headers, protocol, accept.as_deref());

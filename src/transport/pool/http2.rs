@@ -2,17 +2,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::hash::Hash;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::ext::Protocol;
+use h2::{RecvStream, SendStream};
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper::ext::Protocol;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http_body::Body as _;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -20,13 +22,20 @@ use crate::model::region::RegionId;
 
 use super::super::body::Body;
 use super::super::dial::{self, Approach, DialError, Server};
-use super::super::stream::Stream;
-use super::{LocalExecutor, Reply, SendCause, SendError, form};
+use super::super::framing::MOST_INTERIM;
+use super::super::http2::{self, Listening, Received, Tunnel, Upload};
+use super::{Listener, Reply, SendError, form};
 
 /// Bytes in flight on one stream: 4 MiB keeps 25 MB/s moving over 160 ms.
 const STREAM_WINDOW: u32 = 4 << 20;
 /// Room for many streams whose readers have stopped, before they hold up the others.
 const CONNECTION_WINDOW: u32 = 256 << 20;
+
+/// What the head of an answer may be, as over HTTP/1.
+const MOST_HEAD: u32 = 64 << 10;
+
+/// Bytes of one request's body that wait to be written.
+const SEND_BUFFER: usize = 256 << 10;
 
 /// A silent peer is given up after these two: about the time a person waits.
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -58,31 +67,85 @@ struct Slot {
 }
 
 struct Open {
-    sender: SendRequest<Body>,
+    sender: Sender,
     server: Server,
-    tunnels: Tunnels,
     remote: Option<SocketAddr>,
 }
 
-type Connection = http2::Connection<TokioIo<Stream>, Body, LocalExecutor>;
-
-/// Tells whether the other end opens tunnels (RFC 8441); it says so in its first settings.
+/// Opens streams on one connection.
 #[derive(Clone)]
-struct Tunnels(Rc<RefCell<Connection>>);
+struct Sender(SendRequest<Bytes>);
 
-impl Tunnels {
-    /// Waits for the settings of a connection that is new; an old one knows.
-    async fn are_offered(&self, limit: Duration) -> bool {
+impl Sender {
+    /// Whether the connection takes new streams.
+    fn is_open(&self) -> bool {
+        matches!(self.0.clone().poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
+    }
+
+    /// Whether the other end opens tunnels (RFC 8441). It says so in its first settings: those of a new connection are waited
+    /// for, an old one knows.
+    async fn offers_tunnels(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        while !self.0.borrow().is_extended_connect_protocol_enabled() {
+        while !self.0.is_extended_connect_protocol_enabled() {
             if Instant::now() >= deadline {
                 return false;
             }
-            // hyper tells nobody when they come.
+            // Nobody tells when they come.
             tokio::time::sleep(SETTINGS_LOOK).await;
         }
         true
     }
+
+    /// Opens a stream with the head of a request; gives the request back if there is no stream for it.
+    async fn begin(self, request: Request<Body>) -> Result<(ResponseFuture, SendStream<Bytes>, Body), SendError> {
+        let mut sender = match self.0.ready().await {
+            Ok(sender) => sender,
+            Err(error) => return Err(SendError::broken(error, Some(request))),
+        };
+        let (mut head, body) = request.into_parts();
+        http2::fit(&mut head.headers, &body);
+        // What a tunnel carries comes after it has been opened.
+        let is_whole = body.is_end_stream() && head.method != Method::CONNECT;
+        let begun = sender.send_request(Request::from_parts(head, ()), is_whole);
+        let (answer, stream) = begun.map_err(|error| SendError::broken(error, None))?;
+        Ok((answer, stream, body))
+    }
+
+    /// Sends a request and waits for the head of the answer.
+    async fn send(self, request: Request<Body>) -> Result<Response<Body>, SendError> {
+        let listener = Listener::of(&request);
+        let (answer, stream, body) = self.begin(request).await?;
+        let upload = (!body.is_end_stream()).then(|| Upload::spawn(body, stream));
+        let (head, incoming) = head_of(answer, listener).await?.into_parts();
+        let body = Received::answering(incoming, &head.headers, upload);
+        Ok(Response::from_parts(head, body.into()))
+    }
+
+    /// Asks for a tunnel.
+    async fn open(self, request: Request<Body>) -> Result<Reply, SendError> {
+        let (answer, outgoing, _) = self.begin(request).await?;
+        let (head, incoming) = head_of(answer, None).await?.into_parts();
+        if head.status.is_success() {
+            return Ok(Reply::Opened(head, Box::pin(Tunnel::new(incoming, outgoing))));
+        }
+        let body = Received::new(incoming, &head.headers);
+        Ok(Reply::Answered(Response::from_parts(head, body.into())))
+    }
+}
+
+/// The head of the answer, after those of the interim answers.
+async fn head_of(mut answer: ResponseFuture, listener: Option<Listener>) -> Result<Response<RecvStream>, SendError> {
+    for _ in 0..=MOST_INTERIM {
+        match poll_fn(|cx| answer.poll_informational(cx)).await {
+            Some(Ok(interim)) => {
+                let (head, ()) = interim.into_parts();
+                listener.iter().for_each(|listener| listener.hear(head.status, head.headers.clone()));
+            }
+            Some(Err(error)) => return Err(SendError::broken(error, None)),
+            None => return answer.await.map_err(|error| SendError::broken(error, None)),
+        }
+    }
+    Err(SendError::broken("too many interim answers", None))
 }
 
 /// How often the settings of a new connection are looked for.
@@ -108,26 +171,23 @@ impl<K: Eq + Hash> Http2Pool<K> {
         connections: usize,
         mut request: Request<Body>,
         approach: &Approach,
-    ) -> Result<(Response<Incoming>, InFlight), SendError> {
+    ) -> Result<(Response<Body>, InFlight), SendError> {
         let guard = InFlight::on(self.least_busy(place, connections));
         if form::for_http2(&mut request, scheme_of(server)).is_none() {
             return Err(SendError::form(request));
         }
         // Once on the connection that is there, once on a fresh one should that be closing.
         for last in [false, true] {
-            let mut sender = match guard.0.open(server, approach).await {
-                Ok((sender, _)) => sender,
+            let sender = match guard.0.open(server, approach).await {
+                Ok(sender) => sender,
                 Err(error) => return Err(SendError::dial(error, request)),
             };
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, guard)),
-                Err(error) => match SendError::of(error) {
-                    SendError { unsent: Some(unsent), .. } if !last => {
-                        guard.0.open.lock().await.take();
-                        request = *unsent;
-                    }
-                    error => return Err(error),
-                },
+            match sender.send(request).await {
+                Err(SendError { unsent: Some(unsent), .. }) if !last => {
+                    guard.0.open.lock().await.take();
+                    request = *unsent;
+                }
+                outcome => return outcome.map(|response| (response, guard)),
             }
         }
         unreachable!("the second try returns")
@@ -144,11 +204,11 @@ impl<K: Eq + Hash> Http2Pool<K> {
         approach: &Approach,
     ) -> Result<(Reply, InFlight), SendError> {
         let guard = InFlight::on(self.least_busy(place, connections));
-        let (mut sender, tunnels) = match guard.0.open(server, approach).await {
-            Ok(open) => open,
+        let sender = match guard.0.open(server, approach).await {
+            Ok(sender) => sender,
             Err(error) => return Err(SendError::dial(error, request)),
         };
-        if !tunnels.are_offered(approach.limit).await {
+        if !sender.offers_tunnels(approach.limit).await {
             let authority = server.authority.to_string();
             return Err(SendError::dial(DialError::OtherProtocol { authority, wanted: "extended CONNECT" }, request));
         }
@@ -157,15 +217,7 @@ impl<K: Eq + Hash> Http2Pool<K> {
         }
         *request.method_mut() = Method::CONNECT;
         request.extensions_mut().insert(Protocol::from(protocol));
-        let mut response = sender.try_send_request(request).await.map_err(SendError::of)?;
-        if !response.status().is_success() {
-            return Ok((Reply::Answered(response), guard));
-        }
-        let upgraded = match hyper::upgrade::on(&mut response).await {
-            Ok(upgraded) => upgraded,
-            Err(error) => return Err(SendError { cause: SendCause::Broken(error), unsent: None }),
-        };
-        Ok((Reply::Opened(response.into_parts().0, Box::pin(TokioIo::new(upgraded))), guard))
+        sender.open(request).await.map(|reply| (reply, guard))
     }
 
     /// Opens a connection if none is open: the first request should not wait for three round trips. A failure is left for
@@ -196,52 +248,55 @@ fn scheme_of(server: &Server) -> &'static str {
 
 impl Slot {
     /// A sender on a live connection to this very server, opened now if there is none.
-    async fn open(&self, server: &Server, approach: &Approach) -> Result<(SendRequest<Body>, Tunnels), DialError> {
+    async fn open(&self, server: &Server, approach: &Approach) -> Result<Sender, DialError> {
         let asked = Instant::now();
         let mut open = self.open.lock().await;
         if self.failed.get().is_some_and(|failed| failed >= asked) {
             return Err(DialError::JustFailed { authority: server.authority.to_string() });
         }
         if let Some(open) = &*open
-            && !open.sender.is_closed()
+            && open.sender.is_open()
             && open.server.is_same(server)
             && server.leads_to(open.remote)
         {
-            return Ok((open.sender.clone(), open.tunnels.clone()));
+            return Ok(open.sender.clone());
         }
         // An earlier connection ends by itself when its last stream does.
         *open = None;
         let dialed = dial(server, approach).await;
-        let (sender, tunnels, remote) = dialed.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
-        *open = Some(Open { sender: sender.clone(), server: server.clone(), tunnels: tunnels.clone(), remote });
-        Ok((sender, tunnels))
+        let (sender, remote) = dialed.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
+        *open = Some(Open { sender: sender.clone(), server: server.clone(), remote });
+        Ok(sender)
     }
 }
 
-async fn dial(server: &Server, approach: &Approach) -> Result<(SendRequest<Body>, Tunnels, Option<SocketAddr>), DialError> {
+async fn dial(server: &Server, approach: &Approach) -> Result<(Sender, Option<SocketAddr>), DialError> {
     let stream = dial::open(server, approach, false).await?;
     let remote = stream.remote();
     if server.tls.is_some() && !stream.chose_http2() {
         return Err(DialError::OtherProtocol { authority: server.authority.to_string(), wanted: "HTTP/2" });
     }
-    let handshake = http2::Builder::new(LocalExecutor)
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
+    let io = Listening::new(stream);
+    let keepalive = io.keepalive(PING_EVERY, PING_TIMEOUT);
+    let handshake = h2::client::Builder::new()
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .max_header_list_size(64 << 10)
-        .handshake(TokioIo::new(stream))
+        .max_header_list_size(MOST_HEAD)
+        .max_send_buffer_size(SEND_BUFFER)
+        .handshake(io)
         .await;
-    let (sender, connection) = handshake
+    let (sender, mut connection) = handshake
         .map_err(|error| DialError::Connect { authority: server.authority.to_string(), source: std::io::Error::other(error) })?;
-    let tunnels = Tunnels(Rc::new(RefCell::new(connection)));
-    let driven = tunnels.clone();
+    let pings = connection.ping_pong().expect("nobody else has asked for them");
     tokio::task::spawn_local(async move {
-        if let Err(error) = std::future::poll_fn(|cx| Pin::new(&mut *driven.0.borrow_mut()).poll(cx)).await {
-            tracing::debug!(%error, "an HTTP/2 connection ended");
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!(%error, "an HTTP/2 connection ended");
+            },
+            // Its streams end with it.
+            () = keepalive.lost(pings) => tracing::debug!("an HTTP/2 connection was given up: the other end is silent"),
         }
     });
-    Ok((sender, tunnels, remote))
+    Ok((Sender(sender), remote))
 }

@@ -3,17 +3,18 @@
 mod form;
 mod http1;
 mod http2;
+mod interim;
 mod upstream;
 
 use http::response::Parts;
 use http::{Request, Response};
-use hyper::body::Incoming;
 
-use super::body::Body;
+use super::body::{Body, BodyError};
 use super::dial::DialError;
 use super::tunnel::Wire;
 
 pub use http2::{InFlight, PeerPool};
+pub use interim::Listener;
 pub use upstream::UpstreamPool;
 
 /// A request that got no answer.
@@ -28,7 +29,7 @@ pub enum SendCause {
     #[error(transparent)]
     Dial(#[from] DialError),
     #[error("the connection broke: {0}")]
-    Broken(hyper::Error),
+    Broken(BodyError),
     #[error("the request cannot be written down for this connection")]
     Form,
     #[error("it agreed to another protocol than it was asked for")]
@@ -40,13 +41,18 @@ impl SendError {
         Self { cause: error.into(), unsent: Some(Box::new(request)) }
     }
 
+    fn broken(error: impl Into<BodyError>, unsent: Option<Request<Body>>) -> Self {
+        Self { cause: SendCause::Broken(error.into()), unsent: unsent.map(Box::new) }
+    }
+
     fn form(request: Request<Body>) -> Self {
         Self { cause: SendCause::Form, unsent: Some(Box::new(request)) }
     }
 
+    /// Of a connection of HTTP/1.
     fn of(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> Self {
         let unsent = error.take_message().map(Box::new);
-        Self { cause: SendCause::Broken(error.into_error()), unsent }
+        Self { cause: SendCause::Broken(error.into_error().into()), unsent }
     }
 }
 
@@ -54,17 +60,5 @@ impl SendError {
 pub enum Reply {
     Opened(Parts, Wire),
     /// The other end would rather answer.
-    Answered(Response<Incoming>),
-}
-
-/// Runs hyper's futures on the worker's own thread.
-#[derive(Clone, Copy)]
-pub struct LocalExecutor;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
-    }
+    Answered(Response<Body>),
 }

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 
 use super::super::body::Body;
 use super::super::dial::{self, Approach, Server, Speaks};
@@ -28,12 +27,7 @@ pub struct UpstreamPool {
 
 impl UpstreamPool {
     /// Sends a request and waits for the head of the answer.
-    pub async fn send(
-        &self,
-        server: &Server,
-        request: Request<Body>,
-        approach: &Approach,
-    ) -> Result<Response<Incoming>, SendError> {
+    pub async fn send(&self, server: &Server, request: Request<Body>, approach: &Approach) -> Result<Response<Body>, SendError> {
         let known = self.chosen.borrow().get(&server.authority).copied();
         match if server.speaks == Speaks::Either { known.unwrap_or(Speaks::Either) } else { server.speaks } {
             Speaks::Http1 => self.http1.send(server, request, approach).await,
@@ -59,7 +53,7 @@ impl UpstreamPool {
         server: &Server,
         request: Request<Body>,
         approach: &Approach,
-    ) -> Result<Response<Incoming>, SendError> {
+    ) -> Result<Response<Body>, SendError> {
         let key = Arc::clone(&server.authority);
         let outcome = self.http2.send(key, server, HTTP2_CONNECTIONS, request, approach).await;
         if outcome.is_err() {

@@ -1,0 +1,171 @@
+//! Bodies on their way in and out of a stream, piece by piece, each no faster than the other side takes it.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::task::AbortHandle;
+
+use super::super::body::{Body, BodyError};
+
+/// A body that comes on a stream. The sender may send more as soon as a piece is taken.
+pub struct Received {
+    stream: RecvStream,
+    /// What is still to come, where the head said how much.
+    left: Option<u64>,
+    data_ended: bool,
+    /// The request that this is the answer to may still be on its way.
+    upload: Option<Upload>,
+}
+
+impl Received {
+    pub fn new(stream: RecvStream, head: &HeaderMap) -> Self {
+        let left = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        Self { stream, left, data_ended: false, upload: None }
+    }
+
+    /// The body of an answer: whoever gives it up has no use for the rest of the request either.
+    pub fn answering(stream: RecvStream, head: &HeaderMap, upload: Option<Upload>) -> Self {
+        let mut body = Self::new(stream, head);
+        body.upload = upload;
+        body
+    }
+
+    /// The answer is complete. What is left of the request is still sent, unless the other end says that it wants none.
+    fn end(&mut self) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.upload.take().into_iter().for_each(Upload::detach);
+        Poll::Ready(None)
+    }
+
+    /// A whole answer may be followed by a reset that asks for no more of the request (RFC 9113 section 8.1); any other reset,
+    /// and every reset of a request, means that the rest does not come.
+    fn broken(&mut self, error: h2::Error) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let is_early_answer = self.upload.is_some() && error.reason() == Some(Reason::NO_ERROR);
+        if is_early_answer && self.left.is_none_or(|left| left == 0) { self.end() } else { Poll::Ready(Some(Err(error.into()))) }
+    }
+}
+
+impl HttpBody for Received {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let body = self.get_mut();
+        if !body.data_ended {
+            match ready!(body.stream.poll_data(cx)) {
+                Some(Ok(bytes)) => {
+                    // An error says that the stream has ended, which is found at the next piece.
+                    let _ = body.stream.flow_control().release_capacity(bytes.len());
+                    body.left = body.left.map(|left| left.saturating_sub(bytes.len() as u64));
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+                Some(Err(error)) => return body.broken(error),
+                None => body.data_ended = true,
+            }
+        }
+        match ready!(body.stream.poll_trailers(cx)) {
+            Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+            Ok(None) => body.end(),
+            Err(error) => body.broken(error),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let left = if self.is_end_stream() { Some(0) } else { self.left };
+        left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        if self.is_end_stream() {
+            self.upload.take().into_iter().for_each(Upload::detach);
+        }
+    }
+}
+
+/// A request's body that is being sent by a task of its own. Dropping it ends the task, and so resets the stream.
+pub struct Upload(Option<AbortHandle>);
+
+impl Upload {
+    pub fn spawn(body: Body, stream: SendStream<Bytes>) -> Self {
+        let task = tokio::task::spawn_local(send(body, stream, Reason::CANCEL));
+        Self(Some(task.abort_handle()))
+    }
+
+    /// Lets the task go on by itself.
+    pub fn detach(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(|task| task.abort());
+    }
+}
+
+/// Sends a body and ends the stream with it; a body that breaks off resets the stream for the reason given. Returns early when
+/// the other end wants no more.
+///
+/// A piece is asked for before room for it: room that is held for a body with nothing to say is missing to other streams.
+pub async fn send(body: Body, mut stream: SendStream<Bytes>, broken: Reason) {
+    let mut body = pin!(body);
+    loop {
+        let next = poll_fn(|cx| match stream.poll_reset(cx) {
+            Poll::Ready(_) => Poll::Ready(Err(())),
+            Poll::Pending => body.as_mut().poll_frame(cx).map(Ok),
+        });
+        let sent = match next.await {
+            Err(()) => return,
+            Ok(None) => return drop(stream.send_data(Bytes::new(), true)),
+            Ok(Some(Err(_))) => return stream.send_reset(broken),
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => {
+                    let is_last = body.is_end_stream();
+                    if !data.is_empty() && room(&mut stream).await.is_none() {
+                        return;
+                    }
+                    // An empty piece that is not the last says nothing.
+                    let sent = if data.is_empty() && !is_last { Ok(()) } else { stream.send_data(data, is_last) };
+                    sent.map(|()| is_last)
+                }
+                Err(frame) => frame.into_trailers().map_or(Ok(false), |trailers| stream.send_trailers(trailers).map(|()| true)),
+            },
+        };
+        match sent {
+            Ok(false) => {}
+            Ok(true) | Err(_) => return,
+        }
+    }
+}
+
+/// Waits until the other end takes something; `None` if it never will.
+async fn room(stream: &mut SendStream<Bytes>) -> Option<()> {
+    // One byte: the rest of the piece makes its own claim when it is handed over.
+    stream.reserve_capacity(1);
+    poll_fn(|cx| poll_room(stream, cx)).await.map(drop)
+}
+
+/// How many bytes the other end takes, at least one; `None` if it never will.
+pub(super) fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Option<usize>> {
+    loop {
+        let room = stream.capacity();
+        if room > 0 {
+            return Poll::Ready(Some(room));
+        }
+        match ready!(stream.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return Poll::Ready(None),
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! HTTP/2 frame by frame: what HTTP/1 could not carry goes no further, who takes back what it asked for is sent away, and interim
+//! answers come through.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use http::{Request, Response};
+
+use crate::support::{PATIENCE, Plan, Recorder, World, eventually, get, raw, remember, runtime, whole};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// Kinds of frames (RFC 9113 section 6).
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+
+/// A client that sends whatever frames it likes.
+struct Frames(TcpStream);
+
+impl Frames {
+    fn open(address: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.write_all(PREFACE).unwrap();
+        let mut frames = Self(stream);
+        frames.send(SETTINGS, 0, 0, b"");
+        frames
+    }
+
+    /// What the other end has closed takes nothing, and says so at the next read.
+    fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        frame.extend([kind, flags]);
+        frame.extend(stream.to_be_bytes());
+        frame.extend(payload);
+        let _ = self.0.write_all(&frame);
+    }
+
+    fn head(&mut self, stream: u32, flags: u8, fields: &[(&str, &str)]) {
+        self.send(HEADERS, END_HEADERS | flags, stream, &literal(fields));
+    }
+
+    /// The next frame: its kind, flags, stream and payload; `None` at the end of the connection.
+    fn next(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head).ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let mut payload = vec![0; length];
+        self.0.read_exact(&mut payload).ok()?;
+        Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+    }
+
+    /// What becomes of a stream: the first byte of its answer's head, which holds the status, or `None` if it is reset or the
+    /// connection ends.
+    fn fate(&mut self, stream: u32) -> Option<u8> {
+        loop {
+            match self.next()? {
+                (HEADERS, _, at, payload) if at == stream => return Some(payload[0]),
+                (RST_STREAM, _, at, _) if at == stream => return None,
+                (GOAWAY, ..) => return None,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Fields as HPACK writes them without tables (RFC 7541 section 6.2.2).
+fn literal(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    let text = |block: &mut Vec<u8>, text: &str| {
+        assert!(text.len() < 127);
+        block.push(text.len() as u8);
+        block.extend(text.as_bytes());
+    };
+    for (name, value) in fields {
+        block.push(0);
+        text(&mut block, name);
+        text(&mut block, value);
+    }
+    block
+}
+
+const GET: [(&str, &str); 4] =
+    [(":method", "GET"), (":scheme", "http"), (":authority", "a.test"), (":path", "/users/alice/orders/1")];
+
+/// 200 of HPACK's static table, with which the head of such an answer begins.
+const STATUS_200: u8 = 0x88;
+
+#[test]
+fn what_http1_cannot_carry_goes_no_further() {
+    let world = World::start();
+    let with = |more: &[(&'static str, &'static str)]| GET.into_iter().chain(more.iter().copied()).collect::<Vec<_>>();
+    let but = |name: &str, value: &'static str| {
+        GET.map(|(known, was)| if known == name { (known, value) } else { (known, was) }).to_vec()
+    };
+    let without = |name: &str| GET.into_iter().filter(|(known, _)| *known != name).collect::<Vec<_>>();
+    let twice = |name: &str| {
+        let again = GET.into_iter().find(|(known, _)| *known == name).unwrap();
+        GET.into_iter().chain([again]).collect::<Vec<_>>()
+    };
+    let cases: Vec<(&str, Vec<(&str, &str)>)> = vec![
+        ("a line break in a value", with(&[("x", "a\r\nx-forwarded-for: 6.6.6.6")])),
+        ("a line feed in a value", with(&[("x", "a\nb")])),
+        ("a carriage return in a value", with(&[("x", "a\rb")])),
+        ("a NUL in a value", with(&[("x", "a\0b")])),
+        ("a line break in a name", with(&[("x\r\ny", "b")])),
+        ("a colon in a name", with(&[("x:y", "b")])),
+        ("a space in a name", with(&[("x y", "b")])),
+        ("an upper case name", with(&[("X-Upper", "b")])),
+        ("an empty name", with(&[("", "b")])),
+        ("connection", with(&[("connection", "close")])),
+        ("keep-alive", with(&[("keep-alive", "1")])),
+        ("proxy-connection", with(&[("proxy-connection", "close")])),
+        ("transfer-encoding", with(&[("transfer-encoding", "chunked")])),
+        ("upgrade", with(&[("upgrade", "websocket")])),
+        ("te of more than trailers", with(&[("te", "trailers, gzip")])),
+        ("an unknown pseudo header", with(&[(":x", "y")])),
+        ("a status", with(&[(":status", "200")])),
+        ("two methods", twice(":method")),
+        ("two paths", twice(":path")),
+        ("two schemes", twice(":scheme")),
+        ("two authorities", twice(":authority")),
+        ("a pseudo header behind a field", [&[("x", "y")], &GET[..]].concat()),
+        ("no method", without(":method")),
+        ("no path", without(":path")),
+        ("no scheme", without(":scheme")),
+        ("no authority", without(":authority")),
+        ("an empty path", but(":path", "")),
+        ("a path without a slash", but(":path", "users/alice/orders/1")),
+        ("a whole URL as a path", but(":path", "http://b.test/users/alice/orders/1")),
+        ("a space in a path", but(":path", "/users/alice/orders/1 HTTP/1.1")),
+        ("a line break in a path", but(":path", "/users/alice/orders/1\r\nX: y")),
+        ("raw bytes in a query", but(":path", "/users/alice/orders/1?\u{e4}")),
+        ("a star", but(":path", "*")),
+        ("a space in a method", but(":method", "GET /x")),
+        ("a line break in a method", but(":method", "GET\r\nX")),
+        ("a line break in an authority", but(":authority", "a.test\r\nX: y")),
+        ("a user in an authority", but(":authority", "u@a.test")),
+        ("a path in an authority", but(":authority", "a.test/x")),
+        ("another host", with(&[("host", "b.test")])),
+        ("another port", with(&[("host", "a.test:99")])),
+        ("two hosts", with(&[("host", "a.test"), ("host", "a.test")])),
+        ("two lengths", with(&[("content-length", "0"), ("content-length", "0")])),
+        ("lengths that differ", with(&[("content-length", "0"), ("content-length", "5")])),
+        ("a length that is no number", with(&[("content-length", "+0")])),
+        ("a list of lengths", with(&[("content-length", "0, 0")])),
+        ("a length without a body", with(&[("content-length", "5")])),
+        ("a look-alike of a length", with(&[("content_length", "0")])),
+        ("CONNECT to a path", [&[(":method", "CONNECT")], &GET[1..]].concat()),
+        ("CONNECT", vec![(":method", "CONNECT"), (":authority", "a.test:80")]),
+        ("an unknown tunnel", [&[(":method", "CONNECT"), (":protocol", "x")], &GET[1..]].concat()),
+    ];
+    for (it, fields) in cases {
+        let mut frames = Frames::open(world.eu().http);
+        frames.head(1, END_STREAM, &fields);
+        let fate = frames.fate(1);
+        assert_ne!(fate, Some(STATUS_200), "{it}");
+        assert!(world.eu().upstream().seen().is_empty(), "{it}: {:?}", world.eu().upstream().seen());
+    }
+    // What is only odd is served.
+    for (it, fields) in [
+        ("nothing odd", GET.to_vec()),
+        // It is no part of the target; it goes no further.
+        ("a fragment", but(":path", "/users/alice/orders/1#x")),
+        ("the same host", with(&[("host", "A.test.")])),
+        ("a cookie", with(&[("cookie", "a=b"), ("cookie", "c=d")])),
+    ] {
+        let mut frames = Frames::open(world.eu().http);
+        frames.head(1, END_STREAM, &fields);
+        assert_eq!(frames.fate(1), Some(STATUS_200), "{it}");
+    }
+    assert_eq!(world.eu().upstream().seen().last().unwrap().headers["cookie"], "a=b; c=d");
+}
+
+#[test]
+fn a_body_that_is_not_as_long_as_it_says_is_no_body() {
+    let world = World::start();
+    let post = |length: &'static str| [&[(":method", "POST"), ("content-length", length)], &GET[1..]].concat();
+    let order = |fields: Vec<(&'static str, &'static str)>| {
+        let (pseudo, others): (Vec<_>, Vec<_>) = fields.into_iter().partition(|(name, _)| name.starts_with(':'));
+        [pseudo, others].concat()
+    };
+    for (length, body) in [("5", &b"four"[..]), ("5", b"longer"), ("0", b"x")] {
+        let mut frames = Frames::open(world.eu().http);
+        frames.head(1, 0, &order(post(length)));
+        frames.send(DATA, END_STREAM, 1, body);
+        assert_ne!(frames.fate(1), Some(STATUS_200), "{length} {body:?}");
+    }
+    // Broken off, with and without a length: never passed on as if it were whole.
+    for fields in [order(post("10")), [&[(":method", "POST")], &GET[1..]].concat()] {
+        for reason in [0_u32, 8] {
+            let mut frames = Frames::open(world.eu().http);
+            frames.head(1, 0, &fields);
+            frames.send(DATA, 0, 1, b"half");
+            frames.send(RST_STREAM, 0, 1, &reason.to_be_bytes());
+            // Whatever comes next on this connection is served: the reset has been read by then.
+            frames.head(3, END_STREAM, &GET);
+            assert_eq!(frames.fate(3), Some(STATUS_200));
+        }
+    }
+    let seen = world.eu().upstream().seen();
+    assert!(seen.iter().all(|seen| seen.body.is_empty()), "{seen:?}");
+}
+
+#[test]
+fn a_preflight_with_a_body_is_none() {
+    let world = World::start();
+    let fields = [
+        (":method", "OPTIONS"),
+        (":scheme", "http"),
+        (":authority", "a.test"),
+        (":path", "/account/1"),
+        ("origin", "https://app.example.com"),
+        ("access-control-request-method", "PUT"),
+    ];
+    let mut frames = Frames::open(world.eu().http);
+    frames.head(1, 0, &fields);
+    frames.send(DATA, END_STREAM, 1, b"smuggled");
+    assert_ne!(frames.fate(1), Some(STATUS_200));
+    world.eu().upstream().assert_saw_nothing();
+    frames.head(3, END_STREAM, &fields);
+    assert_eq!(frames.fate(3), Some(STATUS_200));
+}
+
+#[test]
+fn an_answer_to_head_has_no_body_whoever_gives_it() {
+    let world = World::start();
+    for (region, path) in
+        [(world.eu(), "/users/alice/orders/1"), (world.eu(), "/account/1"), (world.us(), "/users/chika/orders/1")]
+    {
+        let mut frames = Frames::open(region.http);
+        frames.head(1, END_STREAM, &[(":method", "HEAD"), (":scheme", "http"), (":authority", "a.test"), (":path", path)]);
+        loop {
+            match frames.next().expect("an answer") {
+                (HEADERS, flags, 1, _) => {
+                    assert_eq!(flags & END_STREAM, END_STREAM, "{path}: the head is all");
+                    break;
+                }
+                (kind @ (RST_STREAM | GOAWAY), ..) => panic!("{path}: frame {kind}"),
+                _ => {}
+            }
+        }
+        let answer = raw(region.http, format!("HEAD {path} HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n").as_bytes());
+        assert!(answer.ends_with("\r\n\r\n") && answer.to_lowercase().contains("content-length: "), "{answer}");
+    }
+}
+
+#[test]
+fn who_takes_back_what_it_asked_for_is_sent_away() {
+    let upstreams = |_: &'static str| {
+        vec![Recorder::with(Arc::new(|request, seen| {
+            Box::pin(async move {
+                remember(request, &seen).await;
+                std::future::pending::<()>().await;
+                Response::new(whole("never"))
+            })
+        }))]
+    };
+    let extra = "limits: { resets: 20 }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
+    let mut frames = Frames::open(world.eu().http);
+    for asked in 0..1000 {
+        let stream = asked * 2 + 1;
+        frames.head(stream, END_STREAM, &GET);
+        if asked < 30 {
+            // Looked at already: the limit on what was not does not count it.
+            eventually("it is under way", || world.eu().upstream().seen().len() > asked as usize || asked >= 21);
+        }
+        frames.send(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
+    }
+    let sent_away = loop {
+        match frames.next() {
+            Some((GOAWAY, _, _, payload)) => break payload[4..8] == 11_u32.to_be_bytes(),
+            Some(_) => {}
+            None => break true,
+        }
+    };
+    assert!(sent_away, "ENHANCE_YOUR_CALM");
+    assert!(world.eu().upstream().seen().len() <= 120, "{}", world.eu().upstream().seen().len());
+}
+
+#[test]
+fn interim_answers_cross_regions_and_versions() {
+    let early = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\nDomicile-Code: x\r\n\r\nHTTP/1.1 103 Early Hints\r\nDomicile-Data-Class: restricted\r\nLink: </secret.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(early)]), ..Plan::default() });
+    for (region, hints) in [(world.eu(), 2), (world.us(), 1)] {
+        // What is labelled as another class stays where it may be.
+        let answer = raw(region.http, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        assert_eq!(answer.matches("HTTP/1.1 103").count(), hints, "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 103") && answer.contains("link: </style.css>") && answer.ends_with("ok"),
+            "{answer}"
+        );
+        assert_eq!(answer.contains("secret"), hints == 2);
+        assert!(!answer.contains("domicile-"), "{answer}");
+        runtime().block_on(async {
+            let stream = tokio::net::TcpStream::connect(region.http).await.unwrap();
+            let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+            tokio::spawn(connection);
+            let request = Request::get("http://a.test/users/alice/orders/1").body(()).unwrap();
+            let (mut answer, _) = sender.ready().await.unwrap().send_request(request, true).unwrap();
+            for _ in 0..hints {
+                let interim = std::future::poll_fn(|cx| answer.poll_informational(cx)).await.unwrap().unwrap();
+                assert_eq!(interim.status(), 103);
+                assert!(interim.headers()["link"].to_str().unwrap().starts_with("</s"));
+                assert!(!interim.headers().keys().any(|name| name.as_str().starts_with("domicile-")));
+            }
+            assert!(std::future::poll_fn(|cx| answer.poll_informational(cx)).await.is_none());
+            assert_eq!(answer.await.unwrap().status(), 200);
+        });
+    }
+    assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "ok");
+}
