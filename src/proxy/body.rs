@@ -25,6 +25,8 @@ pub enum Broken {
     Silent,
     #[error("the sender of the body was slower than the least rate")]
     TooSlow,
+    #[error("the sender of the body broke it off")]
+    BrokenOff,
     #[error("the rules changed and no longer clear it")]
     NoLongerCleared,
 }
@@ -35,6 +37,8 @@ pub struct Progress {
     pub bytes: Cell<u64>,
     pub broken: Cell<Option<Broken>>,
     ended: Cell<bool>,
+    /// When the last piece was handed over, while the next has not been asked for.
+    handed: Cell<Option<Instant>>,
     told: Notify,
 }
 
@@ -46,8 +50,20 @@ impl Progress {
         }
     }
 
+    /// Waits until a piece has been left lying for so long.
+    pub async fn left_lying(&self, limit: Duration) {
+        loop {
+            let since = self.handed.get().unwrap_or_else(Instant::now);
+            if since.elapsed() >= limit {
+                return;
+            }
+            tokio::time::sleep_until(since + limit).await;
+        }
+    }
+
     fn end(&self) {
         self.ended.set(true);
+        self.handed.set(None);
         self.told.notify_waiters();
     }
 }
@@ -164,6 +180,7 @@ impl HttpBody for Metered {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let body = self.get_mut();
+        body.progress.handed.set(None);
         if let Some(delivery) = &body.delivery {
             delivery.asked();
         }
@@ -183,12 +200,16 @@ impl HttpBody for Metered {
                 }
                 let bytes = body.progress.bytes.get() + frame.data_ref().map_or(0, |data| data.len() as u64);
                 body.progress.bytes.set(bytes);
+                body.progress.handed.set(Some(Instant::now()));
                 if let (Some(delivery), Some(data)) = (&body.delivery, frame.data_ref()) {
                     delivery.handed(data.len());
                 }
                 if bytes > body.allowance.most_bytes { body.broken(Broken::TooLarge) } else { Poll::Ready(Some(Ok(frame))) }
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
+            Poll::Ready(Some(Err(error))) => {
+                body.progress.broken.set(Some(Broken::BrokenOff));
+                Poll::Ready(Some(Err(error)))
+            }
             Poll::Ready(None) => {
                 body.progress.end();
                 body.delivery.iter().for_each(|delivery| delivery.ended());

@@ -56,6 +56,7 @@ pub enum Hold {
 /// A try that brought no answer.
 pub struct Failure {
     pub code: Code,
+    pub sent: Sent,
     /// The request, if it may be tried elsewhere.
     pub again: Option<Request<Body>>,
 }
@@ -76,10 +77,14 @@ pub fn may_try_next(sent: Sent, is_read: bool, attempts_left: usize, time_left: 
 #[derive(Clone, Copy)]
 pub struct Effort<'a> {
     pub is_read: bool,
-    /// For all tries together. A body has its own pace, so a request with one has none: it is tried once.
+    /// For all tries together. A body has its own pace, so a request with one has none unless its caller says so.
     pub deadline: Option<Instant>,
     /// From the end of the request to the head of its answer.
     pub patience: Duration,
+    /// How long a piece of the request's body may lie untaken.
+    pub idle: Duration,
+    /// The deadline is the caller's own: missing it is nobody's fault.
+    pub is_hurried: bool,
     pub attempts: usize,
     /// There is somewhere else to try, so a read's head is kept.
     pub keep_head: bool,
@@ -110,10 +115,10 @@ pub async fn to_stop(
         return to_upstreams(worker, snapshot, request, effort).await;
     }
     let Some(gateway) = snapshot.gateways.get(&stop.region()) else {
-        return Err(Failure { code: Code::UpstreamUnreachable, again: Some(request) });
+        return Err(Failure { code: Code::UpstreamUnreachable, sent: Sent::Nothing, again: Some(request) });
     };
     let limits = &snapshot.limits;
-    let approach = Approach::within(limits.connect_timeout);
+    let approach = Approach { limit: limits.connect_timeout, stall: stall_of(snapshot), greeting: None };
     let copy = copy_of_read(&request, effort);
     let has_body = !request.body().is_end_stream();
     let (region, connections) = (stop.region(), limits.peer_connections);
@@ -133,7 +138,7 @@ pub async fn to_stop(
             tracing::warn!(region = snapshot.policy.region_name(stop.region()), cause = %error.cause, "a peer gave no answer");
             Err(failure(error, copy))
         }
-        None => Err(Failure { code: Code::UpstreamTimeout, again: copy }),
+        None => Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Something, again: copy }),
     }
 }
 
@@ -147,17 +152,17 @@ async fn to_upstreams(
     let mut tried: Vec<Arc<Upstream>> = Vec::new();
     worker.load.retries.deposit();
     loop {
-        let (upstream, busy) = match worker.load.take(&snapshot.upstreams, &tried) {
+        let deadline = effort.deadline.map(Instant::into_std);
+        let (upstream, busy) = match worker.load.take_in_turn(&snapshot.upstreams, &tried, deadline).await {
             Taken::One(upstream, busy) => (upstream, busy),
-            Taken::None => return Err(Failure { code: Code::UpstreamUnreachable, again: Some(request) }),
-            Taken::Full if worker.load.wait(&snapshot.upstreams.settings.circuit).await => continue,
-            Taken::Full => return Err(Failure { code: Code::Overloaded, again: Some(request) }),
+            Taken::None => return Err(Failure { code: Code::UpstreamUnreachable, sent: Sent::Nothing, again: Some(request) }),
+            Taken::Full => return Err(Failure { code: Code::Overloaded, sent: Sent::Nothing, again: Some(request) }),
         };
         let has_body = !request.body().is_end_stream();
         let more = Effort { keep_head: snapshot.upstreams.all().len() > tried.len() + 1 || effort.keep_head, ..effort };
         let copy = copy_of_read(&request, more);
         let greeting = upstream.proxy_protocol.map(|version| proxy_protocol::write(version, effort.client, effort.local));
-        let approach = Approach { limit: limits.connect_timeout, greeting };
+        let approach = Approach { limit: limits.connect_timeout, stall: stall_of(snapshot), greeting };
         let work = async {
             let (pool, server) = (&worker.upstream_pool, &upstream.server);
             match effort.upgrade {
@@ -181,17 +186,18 @@ async fn to_upstreams(
                 worker.metrics.upstream_request(upstream.authority(), "failed");
                 snapshot.upstreams.note(&upstream, false);
                 tracing::warn!(upstream = upstream.authority(), cause = %error.cause, "an upstream gave no answer");
-                let sent = if error.unsent.is_some() { Sent::Nothing } else { Sent::Something };
-                (sent, failure(error, copy))
+                failure(error, copy)
             }
             None => {
                 worker.metrics.upstream_request(upstream.authority(), "timeout");
-                snapshot.upstreams.note(&upstream, false);
-                (Sent::Something, Failure { code: Code::UpstreamTimeout, again: copy })
+                if !effort.is_hurried {
+                    snapshot.upstreams.note(&upstream, false);
+                }
+                Failure { code: Code::UpstreamTimeout, sent: Sent::Something, again: copy }
             }
         };
         tried.push(upstream);
-        let (sent, failure) = failure;
+        let sent = failure.sent;
         // What was never sent costs the upstreams nothing: each may be tried.
         let most = if sent == Sent::Nothing { snapshot.upstreams.all().len() } else { effort.attempts };
         let left = most.saturating_sub(tried.len());
@@ -201,8 +207,14 @@ async fn to_upstreams(
             .iter()
             .any(|upstream| upstream.is_up() && !tried.iter().any(|other| Arc::ptr_eq(other, upstream)));
         match failure.again {
-            Some(again) if others && may_try_next(sent, effort.is_read, left, effort.time_left()) => request = again,
-            again => return Err(Failure { code: failure.code, again }),
+            Some(again)
+                if others
+                    && may_try_next(sent, effort.is_read, left, effort.time_left())
+                    && (sent == Sent::Nothing || worker.load.retries.withdraw()) =>
+            {
+                request = again;
+            }
+            again => return Err(Failure { again, ..failure }),
         }
     }
 }
@@ -214,18 +226,34 @@ fn is_gateway_error(reply: &Reply) -> bool {
     matches!(reply, Reply::Answered(answer) if failing.contains(&answer.status()))
 }
 
-/// Waits for the head of an answer, from the end of the request's body, and never past the deadline.
+/// How long a connection may take nothing of what is written to it: the last resort, behind what is told of one request.
+fn stall_of(snapshot: &Snapshot) -> Duration {
+    snapshot.limits.idle_timeout.max(snapshot.limits.tunnel_idle)
+}
+
+/// Waits for the head of an answer: no longer than patience lasts from the end of the request's body, not for one who takes
+/// nothing of it, and never past the deadline.
 async fn answer_of<T>(work: impl Future<Output = T>, effort: Effort<'_>, has_body: bool) -> Option<T> {
     let too_late = async {
         if has_body {
-            effort.body.ended().await;
+            tokio::select! {
+                () = effort.body.ended() => {}
+                () = effort.body.left_lying(effort.idle) => return,
+            }
         }
-        tokio::time::sleep(effort.patience.min(effort.time_left())).await;
+        tokio::time::sleep(effort.patience).await;
+    };
+    let deadline = async {
+        match effort.deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
     };
     tokio::select! {
         biased;
         answer = work => Some(answer),
         () = too_late => None,
+        () = deadline => None,
     }
 }
 
@@ -234,7 +262,8 @@ fn failure(error: SendError, copy: Option<Request<Body>>) -> Failure {
         SendCause::Dial(_) => Code::UpstreamUnreachable,
         SendCause::Broken(_) | SendCause::Form | SendCause::OtherUpgrade => Code::UpstreamBad,
     };
-    Failure { code, again: error.unsent.map(|request| *request).or(copy) }
+    let sent = if error.unsent.is_some() { Sent::Nothing } else { Sent::Something };
+    Failure { code, sent, again: error.unsent.map(|request| *request).or(copy) }
 }
 
 /// A copy of a read without a body, if there is somewhere else to send it.

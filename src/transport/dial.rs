@@ -67,13 +67,15 @@ impl Server {
 #[derive(Clone, Debug)]
 pub struct Approach {
     pub limit: Duration,
+    /// How long the other end may take nothing of what is written.
+    pub stall: Duration,
     /// Bytes that come before everything else, TLS included.
     pub greeting: Option<Bytes>,
 }
 
 impl Approach {
     pub const fn within(limit: Duration) -> Self {
-        Self { limit, greeting: None }
+        Self { limit, stall: limit, greeting: None }
     }
 }
 

@@ -85,13 +85,31 @@ impl Load {
         Taken::One(Arc::clone(upstream), Busy(cell, Rc::clone(&self.freed)))
     }
 
-    /// Waits until an upstream may have room again; `false` if too many wait already, or it takes too long.
-    pub async fn wait(&self, circuit: &Circuit) -> bool {
+    /// Takes an upstream as [`Load::take`] does, and waits for one in the order of arrival when all are full: no longer than the
+    /// queue allows, and not past `deadline`. What has been tried before does not wait: others have not had their turn.
+    pub async fn take_in_turn(&self, upstreams: &Upstreams, tried: &[Arc<Upstream>], deadline: Option<Instant>) -> Taken {
+        let circuit = &upstreams.settings.circuit;
+        if self.waiting.get() == 0 || !tried.is_empty() {
+            match self.take(upstreams, tried) {
+                Taken::Full if tried.is_empty() => {}
+                taken => return taken,
+            }
+        }
         if self.waiting.get() >= circuit.queue {
-            return false;
+            return Taken::Full;
         }
         let _place = Place::take(&self.waiting);
-        tokio::time::timeout(circuit.queue_timeout, self.freed.notified()).await.is_ok()
+        let patience = Instant::now() + circuit.queue_timeout;
+        let until = deadline.map_or(patience, |deadline| deadline.min(patience));
+        loop {
+            if tokio::time::timeout_at(until.into(), self.freed.notified()).await.is_err() {
+                return Taken::Full;
+            }
+            match self.take(upstreams, tried) {
+                Taken::Full => {}
+                taken => return taken,
+            }
+        }
     }
 
     fn cell(&self, upstream: &Upstream) -> Rc<Cell<usize>> {
@@ -186,14 +204,18 @@ mod tests {
             let (upstreams, load) = (upstreams(2), Load::default());
             let mut held: Vec<_> = (0..6).map(|_| one(load.take(&upstreams, &[]))).collect();
             assert!(matches!(load.take(&upstreams, &[]), Taken::Full));
-            let circuit = upstreams.settings.circuit;
-            assert!(!load.wait(&circuit).await, "nothing comes free in time");
-            let (waited, refused) = tokio::join!(load.wait(&circuit), async {
-                let refused = !load.wait(&circuit).await;
+            let wait = || load.take_in_turn(&upstreams, &[], None);
+            assert!(matches!(wait().await, Taken::Full), "nothing comes free in time");
+            let (waited, refused) = tokio::join!(wait(), async {
+                let refused = wait().await;
                 held.pop();
                 refused
             });
-            assert!(waited && refused, "one waits, and the next has no place");
+            assert!(matches!(waited, Taken::One(..)), "the first waits for what comes free");
+            assert!(matches!(refused, Taken::Full), "the next has no place");
+            let soon = Some(Instant::now());
+            assert!(matches!(load.take_in_turn(&upstreams, &[], soon).await, Taken::Full), "nobody waits past its deadline");
+            drop((held, waited));
             assert!(matches!(load.take(&upstreams, &[]), Taken::One(..)));
         });
     }

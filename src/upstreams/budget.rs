@@ -31,7 +31,11 @@ impl RetryBudget {
     }
 
     /// Whether it may be tried again.
-    pub fn withdraw(&self, now: Instant) -> bool {
+    pub fn withdraw(&self) -> bool {
+        self.withdraw_at(Instant::now())
+    }
+
+    fn withdraw_at(&self, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.last.replace(now));
         self.add(elapsed.as_secs_f64() * PER_SECOND);
         let may = self.saved.get() >= RETRY;
@@ -56,9 +60,9 @@ mod tests {
         let budget = RetryBudget::default();
         let start = budget.last.get();
         let at = |second: u64| start + Duration::from_secs(second);
-        assert_eq!((0..1000).filter(|_| budget.withdraw(at(0))).count(), 100, "what was saved");
+        assert_eq!((0..1000).filter(|_| budget.withdraw_at(at(0))).count(), 100, "what was saved");
         (0..50).for_each(|_| budget.deposit());
-        assert_eq!((0..1000).filter(|_| budget.withdraw(at(0))).count(), 10);
-        assert_eq!((0..1000).filter(|_| budget.withdraw(at(2))).count(), 20);
+        assert_eq!((0..1000).filter(|_| budget.withdraw_at(at(0))).count(), 10);
+        assert_eq!((0..1000).filter(|_| budget.withdraw_at(at(2))).count(), 20);
     }
 }

@@ -52,7 +52,8 @@ async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>) {
 
 async fn ask(pool: &UpstreamPool, upstream: &Upstream, check: &Check) -> bool {
     let server = &upstream.server;
-    let approach = Approach { limit: check.timeout, greeting: upstream.proxy_protocol.map(proxy_protocol::write_own) };
+    let approach =
+        Approach { limit: check.timeout, stall: check.timeout, greeting: upstream.proxy_protocol.map(proxy_protocol::write_own) };
     let request =
         Request::get(&check.path).header("host", &*server.authority).header("user-agent", "domicile-health").body(Body::empty());
     let Ok(request) = request else { return false };

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 pub struct Ejection {
     /// Failures in a row; 0 for never.
     pub after: u32,
-    /// The first time; twice as long each time after that, up to [`LONGEST`].
+    /// The first time; twice as long each time soon after that, up to [`LONGEST`].
     pub period: Duration,
     /// The most that may be ejected at once, in percent.
     pub most: usize,
@@ -74,7 +74,12 @@ impl Record {
 
     pub(super) fn eject(&self, rules: &Ejection, now: Instant) -> Duration {
         self.failures.store(0, Ordering::Relaxed);
-        let doublings = self.ejections.fetch_add(1, Ordering::Relaxed).min(10);
+        // Each period that it served well takes one doubling back.
+        let served = self.age(now).saturating_sub(self.back_since.load(Ordering::Relaxed));
+        let forgotten = u32::try_from(served / (rules.period.as_millis() as u64).max(1)).unwrap_or(u32::MAX);
+        let ejections = self.ejections.load(Ordering::Relaxed).saturating_sub(forgotten);
+        self.ejections.store(ejections.saturating_add(1), Ordering::Relaxed);
+        let doublings = ejections.min(10);
         let period = rules.period.saturating_mul(1 << doublings).min(LONGEST.max(rules.period));
         let until = self.age(now) + period.as_millis() as u64;
         self.until.store(until, Ordering::Relaxed);
@@ -116,6 +121,7 @@ mod tests {
         assert_eq!(record.eject(&rules, at(20)), Duration::from_secs(20));
         (0..20).for_each(|_| assert!(record.eject(&rules, at(20)) > Duration::ZERO));
         assert_eq!(record.eject(&rules, at(20)), LONGEST);
+        assert_eq!(record.eject(&rules, at(20_000)), Duration::from_secs(10), "it has served well since");
         let never = Ejection { after: 0, ..rules };
         assert!((0..100).all(|_| !Record::default().note_failure(&never, Instant::now())));
     }

@@ -184,7 +184,7 @@ fn answers_that_pass_are_read_alike_in_any_pieces() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let link = Rc::new(Link::default());
-            let mut gate = AnswerGate::new(Pieces { rest: bytes, step }, Rc::clone(&link));
+            let mut gate = AnswerGate::new(Pieces { rest: bytes, step }, Rc::clone(&link), Duration::from_secs(3600));
             link.ask(asked);
             let mut out = Vec::new();
             let broke = gate.read_to_end(&mut out).await.is_err();

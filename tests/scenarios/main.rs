@@ -17,3 +17,4 @@ mod peers;
 mod recording;
 mod residency;
 mod streams;
+mod upstreams;

@@ -61,17 +61,25 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, s
     let mut lost = pin!(keepalive.lost(connection.ping_pong().expect("nobody else has asked for them")));
     let regrets = Rc::new(Regrets::new(if is_peer { u64::MAX } else { limits.resets as u64 }));
     let mut ending = false;
+    let has_begun_to_end = Notify::new();
+    let mut stuck = pin!(async {
+        has_begun_to_end.notified().await;
+        // Nothing is being served any more; what is still to be written, nobody takes.
+        quiet(&session.signals, limits.idle_timeout).await;
+    });
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
-                Some(Ok((request, way_back))) => begin(&worker, &session, &regrets, request, way_back),
+                Some(Ok((request, way_back))) => begin(&worker, &session, (&regrets, limits.idle_timeout), request, way_back),
                 Some(Err(error)) => return tracing::debug!(%error, "a connection ended early"),
                 None => return,
             },
             () = end.as_mut(), if !ending => {
                 ending = true;
                 connection.graceful_shutdown();
+                has_begun_to_end.notify_one();
             }
+            () = stuck.as_mut() => return,
             () = regrets.are_too_many.notified() => {
                 tracing::debug!("a client took back most of what it asked for, and is sent away");
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
@@ -107,7 +115,7 @@ impl Regrets {
 fn begin(
     worker: &Rc<Worker>,
     session: &Rc<Session>,
-    regrets: &Rc<Regrets>,
+    (regrets, stall): (&Rc<Regrets>, Duration),
     request: Request<h2::RecvStream>,
     way_back: SendResponse<Bytes>,
 ) {
@@ -123,8 +131,8 @@ fn begin(
             () = served.given_up() => return regrets.count(session.signals.requests()),
             response = request::handle(worker, Rc::clone(&session), back, request) => response,
         };
+        served.answer(response, stall).await;
         drop(in_flight);
-        served.answer(response).await;
     });
     exchange.served_by(task.abort_handle());
 }
@@ -132,14 +140,10 @@ fn begin(
 /// When the connection is to take nothing new: at the drain, or when it has asked nothing for too long, or enough. Its GOAWAY says
 /// which streams are still served. A peer is heard for the time of a farewell, in which its probes learn of the drain.
 async fn end(draining: Draining, signals: Rc<Signals>, idle_limit: Option<Duration>, most: u64, farewell: Duration) {
-    let quiet = async {
-        let Some(limit) = idle_limit else { return std::future::pending().await };
-        loop {
-            if signals.in_flight() > 0 {
-                signals.idle.notified().await;
-            } else if tokio::time::timeout(limit, signals.request.notified()).await.is_err() {
-                return;
-            }
+    let idle = async {
+        match idle_limit {
+            Some(limit) => quiet(&signals, limit).await,
+            None => std::future::pending().await,
         }
     };
     let worn_out = async {
@@ -149,8 +153,19 @@ async fn end(draining: Draining, signals: Rc<Signals>, idle_limit: Option<Durati
     };
     tokio::select! {
         () = drained(draining) => tokio::time::sleep(farewell).await,
-        () = quiet => {}
+        () = idle => {}
         () = worn_out => {}
+    }
+}
+
+/// Waits until nothing has been served for so long.
+async fn quiet(signals: &Signals, limit: Duration) {
+    loop {
+        if signals.in_flight() > 0 {
+            signals.idle.notified().await;
+        } else if tokio::time::timeout(limit, signals.request.notified()).await.is_err() {
+            return;
+        }
     }
 }
 

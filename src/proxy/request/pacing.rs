@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
 use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Version};
 
 use super::super::Limits;
 use super::super::body::Allowance;
@@ -15,33 +15,67 @@ pub(super) struct Pacing {
     pub request_timeout: Duration,
     /// From the end of a request to the head of its answer.
     pub response_timeout: Duration,
-    idle: Duration,
+    /// For the whole of a request and the head of its answer, where the caller itself has said so.
+    pub deadline: Option<Duration>,
+    /// Between two pieces.
+    pub idle: Duration,
     pace: Option<Pace>,
 }
 
 impl Pacing {
-    /// Streams are told by their media type: gRPC calls and event streams come when there is something to say, and a gRPC
-    /// call brings its own deadline.
-    pub(super) fn of(headers: &HeaderMap, limits: &Limits) -> Self {
-        let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
-        let is_grpc = kind.starts_with("application/grpc");
-        if !is_grpc && !kind.starts_with("text/event-stream") {
-            let pace = Pace { bytes_per_second: limits.body_rate, grace: limits.body_rate_grace };
-            return Self {
-                request_timeout: limits.request_timeout,
-                response_timeout: limits.response_timeout,
-                idle: limits.idle_timeout,
-                pace: (limits.body_rate > 0).then_some(pace),
-            };
+    /// A gRPC call comes when there is something to say, and brings its own deadline. It needs HTTP/2: over HTTP/1 its media type
+    /// would only be a way round the least rate.
+    pub(super) fn of_request(version: Version, headers: &HeaderMap, limits: &Limits) -> Self {
+        let is_call = version == Version::HTTP_2 && kind_of(headers).starts_with(GRPC);
+        if !is_call {
+            return Self::of_message(limits);
         }
-        let limit = headers.get("grpc-timeout").filter(|_| is_grpc).and_then(|value| grpc_timeout(value.to_str().ok()?));
-        let patience = limit.unwrap_or(limits.tunnel_idle);
-        Self { request_timeout: patience, response_timeout: patience, idle: limits.tunnel_idle, pace: None }
+        let deadline = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
+        let patience = deadline.map_or(limits.tunnel_idle, |deadline| deadline.min(limits.tunnel_idle));
+        Self { deadline, request_timeout: patience, response_timeout: patience, ..Self::of_stream(limits) }
+    }
+
+    /// Answers that come when there is something to say are told by their media type.
+    pub(super) fn of_answer(headers: &HeaderMap, limits: &Limits) -> Self {
+        let kind = kind_of(headers);
+        let is_stream = kind.starts_with(GRPC) || kind.starts_with("text/event-stream");
+        if is_stream { Self::of_stream(limits) } else { Self::of_message(limits) }
+    }
+
+    fn of_message(limits: &Limits) -> Self {
+        let pace = Pace { bytes_per_second: limits.body_rate, grace: limits.body_rate_grace };
+        Self {
+            request_timeout: limits.request_timeout,
+            response_timeout: limits.response_timeout,
+            deadline: None,
+            idle: limits.idle_timeout,
+            pace: (limits.body_rate > 0).then_some(pace),
+        }
+    }
+
+    fn of_stream(limits: &Limits) -> Self {
+        Self { idle: limits.tunnel_idle, pace: None, ..Self::of_message(limits) }
     }
 
     pub(super) const fn allowance(&self, most_bytes: u64) -> Allowance {
         Allowance { most_bytes, idle: self.idle, pace: self.pace }
     }
+
+    /// What an answer may cost: an app server may have little to say, now and then, whatever it calls it.
+    pub(super) const fn allowance_of_answer(&self) -> Allowance {
+        Allowance { most_bytes: u64::MAX, idle: self.idle, pace: None }
+    }
+
+    /// How fast a client has to take an answer.
+    pub(super) const fn pace_of_taker(&self) -> Option<Pace> {
+        self.pace
+    }
+}
+
+const GRPC: &str = "application/grpc";
+
+fn kind_of(headers: &HeaderMap) -> String {
+    headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_ascii_lowercase()
 }
 
 /// The deadline of a gRPC call: up to eight digits and a unit (gRPC over HTTP/2, Requests).
@@ -69,15 +103,23 @@ mod tests {
     #[test]
     fn a_grpc_call_brings_its_deadline_and_an_ordinary_request_has_none() {
         let limits = Limits::default();
-        let with = |fields: &[(&'static str, &str)]| {
+        let fields = |fields: &[(&'static str, &str)]| {
             let fields = fields.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()));
-            Pacing::of(&fields.collect(), &limits)
+            fields.collect::<HeaderMap>()
         };
         let call = [("content-type", "application/grpc+proto"), ("grpc-timeout", "250m")];
-        assert_eq!(with(&call).response_timeout, Duration::from_millis(250));
-        assert!(with(&call).pace.is_none());
-        assert_eq!(with(&call[1..]).response_timeout, limits.response_timeout);
-        assert_eq!(with(&[("content-type", "text/event-stream; charset=utf-8")]).idle, limits.tunnel_idle);
+        let of = |version, given: &[(&'static str, &str)]| Pacing::of_request(version, &fields(given), &limits);
+        assert_eq!(of(Version::HTTP_2, &call).response_timeout, Duration::from_millis(250));
+        assert!(of(Version::HTTP_2, &call).pace.is_none());
+        let for_ever = [call[0], ("grpc-timeout", "99999999H")];
+        assert_eq!(of(Version::HTTP_2, &for_ever).response_timeout, limits.tunnel_idle);
+        for (version, plain) in [(Version::HTTP_11, &call[..]), (Version::HTTP_2, &call[1..])] {
+            assert_eq!(of(version, plain).response_timeout, limits.response_timeout);
+            assert!(of(version, plain).pace.is_some());
+        }
+        let events = [("content-type", "text/event-stream; charset=utf-8")];
+        assert!(of(Version::HTTP_2, &events).pace.is_some(), "no request is an event stream");
+        assert_eq!(Pacing::of_answer(&fields(&events), &limits).idle, limits.tunnel_idle);
         for bad in ["", "m", "123456789S", "5x", "-1S", "1.5S"] {
             assert_eq!(grpc_timeout(bad), None, "{bad}");
         }

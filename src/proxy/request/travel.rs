@@ -25,10 +25,10 @@ use crate::session::{self, Hint};
 use crate::transport::body::Body;
 
 use super::super::body::Metered;
-use super::super::forward::{self, Answer, Effort, Rest};
+use super::super::forward::{self, Answer, Effort, Rest, Sent};
 use super::super::ingress::{Back, Session};
 use super::super::intake::Intake;
-use super::super::{Snapshot, headers};
+use super::super::{Snapshot, Worker, headers};
 use super::account::Account;
 use super::interim::Interim;
 use super::pacing::Pacing;
@@ -59,7 +59,7 @@ pub(super) async fn run(
         // Over HTTP/1.1 an upgrade is an offer: the request goes on without it.
     }
     let takes_interim = parts.version >= Version::HTTP_11;
-    let pace = Pacing::of(&parts.headers, &limits);
+    let pace = Pacing::of_request(parts.version, &parts.headers, &limits);
     let host = HeaderValue::from_str(&intake.authority).expect("a canonical host is plain text");
     let intake = Rc::new(intake);
     let watch = |account: &Account, at| Watch::new(&account.worker, &account.snapshot, &intake, account.arrival.ingress, at);
@@ -82,8 +82,10 @@ pub(super) async fn run(
     }
     let interim = takes_interim.then(|| Interim::of(&mut request, back.clone()));
     let label = Label::of(&account, &judged);
-    let deadline = (!has_body).then(|| account.started + pace.request_timeout);
-    let mut journey = Journey { deadline, patience: pace.response_timeout, judged, second_try: false };
+    let whole = if has_body { pace.deadline } else { Some(pace.request_timeout) };
+    let deadline = whole.map(|whole| account.started + whole);
+    let (patience, idle, is_hurried) = (pace.response_timeout, pace.idle, pace.deadline.is_some());
+    let mut journey = Journey { deadline, patience, idle, is_hurried, judged, second_try: false };
     let work = async {
         match journey.follow(&mut account, &intake, itinerary, request).await {
             Err(Stopped::Misdirected { spare: Some(spare) }) => journey.ask_again(&mut account, &intake, *spare).await,
@@ -111,6 +113,9 @@ pub(super) async fn run(
 struct Journey {
     deadline: Option<Instant>,
     patience: Duration,
+    idle: Duration,
+    /// The deadline is the caller's own.
+    is_hurried: bool,
     judged: Judged,
     second_try: bool,
 }
@@ -160,6 +165,8 @@ impl Journey {
                 is_read: intake.is_read,
                 deadline: self.deadline,
                 patience: self.patience,
+                idle: self.idle,
+                is_hurried: self.is_hurried,
                 attempts: attempts - index,
                 keep_head: !is_last,
                 body: &request_body,
@@ -171,7 +178,13 @@ impl Journey {
                 Ok(answer) => match code_of(&answer).filter(|_| !is_local) {
                     Some(Code::Misdirected | Code::PeerMalformed) => return Err(Stopped::Misdirected { spare }),
                     // A peer that cannot serve a read is a failed try, as an upstream of ours would be.
-                    Some(code) if intake.is_read && !is_last && is_failure(code) && spare.is_some() => {
+                    Some(code)
+                        if intake.is_read
+                            && !is_last
+                            && is_failure(code)
+                            && spare.is_some()
+                            && worker.load.retries.withdraw() =>
+                    {
                         last = code;
                         request = *spare.expect("just seen");
                     }
@@ -180,13 +193,19 @@ impl Journey {
                 Err(failure) => {
                     last = failure.code;
                     match failure.again {
-                        Some(again) if self.deadline.is_none_or(|deadline| Instant::now() < deadline) => request = again,
+                        Some(again) if self.may_go_on(failure.sent, &worker) => request = again,
                         _ => break,
                     }
                 }
             }
         }
         Err(Stopped::Failed(last))
+    }
+
+    /// Whether there is time, and budget where a try has cost somebody something, for another stop.
+    fn may_go_on(&self, sent: Sent, worker: &Worker) -> bool {
+        let in_time = self.deadline.is_none_or(|deadline| Instant::now() < deadline);
+        in_time && (sent == Sent::Nothing || worker.load.retries.withdraw())
     }
 
     /// A peer said that it does not own the request: judge once more on what is known now, then give up.
@@ -263,6 +282,8 @@ impl Journey {
             is_read: true,
             deadline: self.deadline,
             patience: account.snapshot.limits.response_timeout,
+            idle: account.snapshot.limits.idle_timeout,
+            is_hurried: false,
             attempts: 1,
             keep_head: false,
             body: &account.answer_body,
@@ -372,12 +393,11 @@ fn relay(
     }
     give_hint(&account, intake, &mut head.headers);
     account.answered(head.status);
-    let pacing = Pacing::of(&head.headers, &account.snapshot.limits);
-    let allowance = pacing.allowance(u64::MAX);
+    let pacing = Pacing::of_answer(&head.headers, &account.snapshot.limits);
     // A peer answers for its own clients.
     let delivery = (account.arrival.ingress == Ingress::Client)
-        .then(|| account.worker.deliveries.watch(account.snapshot.limits.idle_timeout, allowance.pace, back.cutter()));
-    let mut body = Metered::new(body, allowance, Rc::clone(&account.answer_body));
+        .then(|| account.worker.deliveries.watch(account.snapshot.limits.idle_timeout, pacing.pace_of_taker(), back.cutter()));
+    let mut body = Metered::new(body, pacing.allowance_of_answer(), Rc::clone(&account.answer_body));
     if let Some(delivery) = delivery {
         body = body.delivered(delivery);
     }
@@ -471,6 +491,7 @@ const fn code_of_broken(broken: super::super::body::Broken) -> Code {
         Broken::TooLarge => Code::BodyTooLarge,
         Broken::Silent => Code::RequestTimeout,
         Broken::TooSlow => Code::RequestTimeout,
+        Broken::BrokenOff => Code::RequestMalformed,
         Broken::NoLongerCleared => Code::NoLongerCleared,
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -12,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::READ_SIZE;
 use super::chunked::{Chunked, Outcome};
 use super::head::{self, Framing};
+use super::stall::Stall;
 
 /// What the head of an answer may be: twice what a client may send, for cookies and policies are long.
 const MOST_HEAD: usize = 64 << 10;
@@ -87,11 +89,14 @@ struct Inner<S> {
     /// How many bytes of `raw` are judged and may be read.
     passed: usize,
     state: State,
+    stall: Stall,
 }
 
 impl<S> AnswerGate<S> {
-    pub fn new(io: S, link: Rc<Link>) -> Self {
-        Self(Rc::new(RefCell::new(Inner { io, link, raw: BytesMut::new(), passed: 0, state: State::Quiet })))
+    /// Puts the gate in front of a connection whose other end may take nothing of what is written for as long as `stall`.
+    pub fn new(io: S, link: Rc<Link>, stall: Duration) -> Self {
+        let stall = Stall::after(stall);
+        Self(Rc::new(RefCell::new(Inner { io, link, raw: BytesMut::new(), passed: 0, state: State::Quiet, stall })))
     }
 }
 
@@ -260,11 +265,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for AnswerGate<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for AnswerGate<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.borrow_mut().io).poll_write(cx, buf)
+        let inner = &mut *self.0.borrow_mut();
+        let written = Pin::new(&mut inner.io).poll_write(cx, buf);
+        inner.stall.unless(cx, written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.borrow_mut().io).poll_flush(cx)
+        let inner = &mut *self.0.borrow_mut();
+        let flushed = Pin::new(&mut inner.io).poll_flush(cx);
+        inner.stall.unless(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -272,7 +281,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for AnswerGate<S> {
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.borrow_mut().io).poll_write_vectored(cx, bufs)
+        let inner = &mut *self.0.borrow_mut();
+        let written = Pin::new(&mut inner.io).poll_write_vectored(cx, bufs);
+        inner.stall.unless(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -16,6 +16,7 @@ mod chunked;
 mod head;
 mod request;
 mod signals;
+mod stall;
 
 use std::time::Duration;
 

@@ -14,6 +14,7 @@ use crate::model::outcome::Code;
 use super::chunked::{Chunked, Outcome};
 use super::head::{self, Framing};
 use super::signals::Signals;
+use super::stall::Stall;
 use super::{FAULT_HEADER, HeadLimits, READ_SIZE};
 
 /// A connection whose HTTP/1 requests are unambiguous.
@@ -29,8 +30,7 @@ pub struct Gate<S> {
     heads: u64,
     waiting: Waiting,
     timer: Pin<Box<Sleep>>,
-    /// Runs while a write waits for the other end to take something.
-    stall: Option<Pin<Box<Sleep>>>,
+    stall: Stall,
 }
 
 enum State {
@@ -61,7 +61,7 @@ enum Waiting {
 impl<S> Gate<S> {
     /// Puts the gate in front of a connection from which `first` has been read already.
     pub fn new(io: S, first: BytesMut, limits: HeadLimits, signals: Rc<Signals>) -> Self {
-        let timer = Box::pin(tokio::time::sleep(limits.timeout));
+        let (timer, stall) = (Box::pin(tokio::time::sleep(limits.timeout)), Stall::after(limits.write_stall));
         let mut gate = Self {
             io,
             limits,
@@ -72,7 +72,7 @@ impl<S> Gate<S> {
             heads: 0,
             waiting: Waiting::Nothing,
             timer,
-            stall: None,
+            stall,
         };
         gate.judge();
         gate
@@ -244,25 +244,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
     }
 }
 
-impl<S> Gate<S> {
-    /// Ends a write that the other end has left waiting for too long: a client that stops reading holds nothing for ever.
-    fn unless_stalled<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stall = None;
-            return written;
-        }
-        let limit = self.limits.write_stall;
-        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        ready!(stall.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the other end takes nothing")))
-    }
-}
-
 impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
         let written = Pin::new(&mut gate.io).poll_write(cx, buf);
-        gate.unless_stalled(cx, written)
+        gate.stall.unless(cx, written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -272,7 +258,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
             Poll::Ready(Ok(())) => Pin::new(&mut gate.io).poll_flush(cx),
             other => other,
         };
-        gate.unless_stalled(cx, flushed)
+        gate.stall.unless(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -282,7 +268,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
         let written = Pin::new(&mut gate.io).poll_write_vectored(cx, bufs);
-        gate.unless_stalled(cx, written)
+        gate.stall.unless(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

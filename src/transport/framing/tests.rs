@@ -161,7 +161,7 @@ fn answer_through(sent: &[u8], asked: Asked, step: usize) -> Result<String, io::
     runtime.block_on(async {
         let (mut upstream, end) = tokio::io::duplex(step.max(1));
         let (sent, link) = (sent.to_vec(), Rc::new(Link::default()));
-        let mut gate = AnswerGate::new(end, Rc::clone(&link));
+        let mut gate = AnswerGate::new(end, Rc::clone(&link), Duration::from_secs(3600));
         link.ask(asked);
         let write = async {
             let _ = upstream.write_all(&sent).await;
@@ -240,12 +240,12 @@ fn what_nobody_asked_for_ends_the_connection() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let (mut upstream, end) = tokio::io::duplex(1000);
-        let gate = AnswerGate::new(end, Rc::default());
+        let gate = AnswerGate::new(end, Rc::default(), Duration::from_secs(3600));
         assert!(gate.is_quiet());
         upstream.write_all(one.as_bytes()).await.unwrap();
         assert!(!gate.is_quiet());
         let (upstream, end) = tokio::io::duplex(1000);
-        let gate = AnswerGate::new(end, Rc::default());
+        let gate = AnswerGate::new(end, Rc::default(), Duration::from_secs(3600));
         drop(upstream);
         assert!(!gate.is_quiet(), "an end is no quiet either");
     });

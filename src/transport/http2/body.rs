@@ -3,13 +3,14 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::body::{Body, BodyError};
 
@@ -38,7 +39,7 @@ impl Received {
 
     /// The answer is complete. What is left of the request is still sent, unless the other end says that it wants none.
     fn end(&mut self) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.upload.take().into_iter().for_each(Upload::detach);
+        self.upload.take().into_iter().for_each(|upload| drop(upload.detach()));
         Poll::Ready(None)
     }
 
@@ -88,37 +89,19 @@ impl HttpBody for Received {
 impl Drop for Received {
     fn drop(&mut self) {
         if self.is_end_stream() {
-            self.upload.take().into_iter().for_each(Upload::detach);
+            self.upload.take().into_iter().for_each(|upload| drop(upload.detach()));
         }
     }
 }
 
 /// A request's body that is being sent by a task of its own. Dropping it ends the task, and so resets the stream.
-pub struct Upload(Option<AbortHandle>);
+pub type Upload = AbortOnDropHandle<()>;
 
-impl Upload {
-    pub fn spawn(body: Body, stream: SendStream<Bytes>) -> Self {
-        let task = tokio::task::spawn_local(send(body, stream, Reason::CANCEL));
-        Self(Some(task.abort_handle()))
-    }
-
-    /// Lets the task go on by itself.
-    pub fn detach(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        self.0.take().into_iter().for_each(|task| task.abort());
-    }
-}
-
-/// Sends a body and ends the stream with it; a body that breaks off resets the stream for the reason given. Returns early when
-/// the other end wants no more.
+/// Sends a body and ends the stream with it. A body that breaks off resets the stream for the reason given, and so does an
+/// other end that takes nothing for as long as `stall`. Returns early when the other end wants no more.
 ///
 /// A piece is asked for before room for it: room that is held for a body with nothing to say is missing to other streams.
-pub async fn send(body: Body, mut stream: SendStream<Bytes>, broken: Reason) {
+pub async fn send(body: Body, mut stream: SendStream<Bytes>, broken: Reason, stall: Duration) {
     let mut body = pin!(body);
     loop {
         let next = poll_fn(|cx| match stream.poll_reset(cx) {
@@ -132,8 +115,12 @@ pub async fn send(body: Body, mut stream: SendStream<Bytes>, broken: Reason) {
             Ok(Some(Ok(frame))) => match frame.into_data() {
                 Ok(data) => {
                     let is_last = body.is_end_stream();
-                    if !data.is_empty() && room(&mut stream).await.is_none() {
-                        return;
+                    if !data.is_empty() {
+                        match tokio::time::timeout(stall, room(&mut stream)).await {
+                            Ok(Some(())) => {}
+                            Ok(None) => return,
+                            Err(_) => return stream.send_reset(broken),
+                        }
                     }
                     // An empty piece that is not the last says nothing.
                     let sent = if data.is_empty() && !is_last { Ok(()) } else { stream.send_data(data, is_last) };

@@ -2,6 +2,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::future::poll_fn;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -66,8 +67,8 @@ impl Exchange {
         self.handover.replace(Some(handover));
     }
 
-    /// Sends the answer to its end, and what comes behind it.
-    pub async fn answer(&self, answer: Response<Body>) {
+    /// Sends the answer to its end, and what comes behind it; whoever takes nothing of it for as long as `stall` gets no more.
+    pub async fn answer(&self, answer: Response<Body>, stall: Duration) {
         let (mut head, body) = answer.into_parts();
         fit(&mut head.headers, &body);
         head.headers.entry(DATE).or_insert_with(|| {
@@ -88,7 +89,7 @@ impl Exchange {
         match handover.zip(incoming) {
             Some((handover, incoming)) => handover(Box::pin(Tunnel::new(incoming, outgoing))).await,
             None if is_whole => {}
-            None => send(body, outgoing, Reason::INTERNAL_ERROR).await,
+            None => send(body, outgoing, Reason::INTERNAL_ERROR, stall).await,
         }
     }
 }

@@ -12,6 +12,7 @@ use http::{Method, Request, Response};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::body::Body;
 use super::super::dial::{self, Approach, DialError, Server};
@@ -49,6 +50,8 @@ struct Connection {
     gate: AnswerGate<Stream>,
     link: Rc<Link>,
     remote: Option<SocketAddr>,
+    /// Ends with it: a request that is given up may be stuck in what nobody takes.
+    _driver: AbortOnDropHandle<()>,
 }
 
 impl Connection {
@@ -88,7 +91,7 @@ impl Http1Pool {
         request: Request<Body>,
         approach: &Approach,
     ) -> Result<Response<Body>, SendError> {
-        match handshake(stream, server).await {
+        match handshake(stream, server, approach).await {
             Ok(connection) => self.send_on(connection, server, request, approach).await,
             Err(error) => Err(SendError::dial(error, request)),
         }
@@ -160,13 +163,17 @@ fn key(server: &Server, approach: &Approach) -> Key {
     (Arc::clone(&server.authority), approach.greeting.clone())
 }
 
-async fn handshake(stream: Stream, server: &Server) -> Result<Connection, DialError> {
+async fn handshake(stream: Stream, server: &Server, approach: &Approach) -> Result<Connection, DialError> {
     let (link, remote) = (Rc::new(Link::default()), stream.remote());
-    let gate = AnswerGate::new(stream, Rc::clone(&link));
+    let gate = AnswerGate::new(stream, Rc::clone(&link), approach.stall);
     let handshake = http1::Builder::new().max_headers(MAX_HEADERS).handshake(TokioIo::new(gate.clone())).await;
     let (sender, connection) = handshake.map_err(|error| broken(server, error))?;
-    tokio::task::spawn_local(connection);
-    Ok(Connection { sender, gate, link, remote })
+    let driver = tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to an upstream ended early");
+        }
+    });
+    Ok(Connection { sender, gate, link, remote, _driver: AbortOnDropHandle::new(driver) })
 }
 
 fn broken(server: &Server, error: hyper::Error) -> DialError {
@@ -187,7 +194,7 @@ pub(super) async fn upgrade(
     let Some(accept) = form::for_upgrade(&mut request, protocol) else { return Err(SendError::form(request)) };
     let link = Rc::new(Link::default());
     link.ask(Asked::Upgrade);
-    let gate = AnswerGate::new(stream, Rc::clone(&link));
+    let gate = AnswerGate::new(stream, Rc::clone(&link), approach.stall);
     let (mut sender, connection) = match http1::Builder::new().max_headers(MAX_HEADERS).handshake(TokioIo::new(gate)).await {
         Ok(pair) => pair,
         Err(error) => return Err(SendError::dial(broken(server, error), request)),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::ext::Protocol;
-use h2::{RecvStream, SendStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request, Response};
 use http_body::Body as _;
 use tokio::sync::Mutex;
@@ -112,10 +112,11 @@ impl Sender {
     }
 
     /// Sends a request and waits for the head of the answer.
-    async fn send(self, request: Request<Body>) -> Result<Response<Body>, SendError> {
+    async fn send(self, request: Request<Body>, stall: Duration) -> Result<Response<Body>, SendError> {
         let listener = Listener::of(&request);
         let (answer, stream, body) = self.begin(request).await?;
-        let upload = (!body.is_end_stream()).then(|| Upload::spawn(body, stream));
+        let sending = |body| tokio::task::spawn_local(http2::send(body, stream, Reason::CANCEL, stall));
+        let upload = (!body.is_end_stream()).then(|| Upload::new(sending(body)));
         let (head, incoming) = head_of(answer, listener).await?.into_parts();
         let body = Received::answering(incoming, &head.headers, upload);
         Ok(Response::from_parts(head, body.into()))
@@ -182,7 +183,7 @@ impl<K: Eq + Hash> Http2Pool<K> {
                 Ok(sender) => sender,
                 Err(error) => return Err(SendError::dial(error, request)),
             };
-            match sender.send(request).await {
+            match sender.send(request, approach.stall).await {
                 Err(SendError { unsent: Some(unsent), .. }) if !last => {
                     guard.0.open.lock().await.take();
                     request = *unsent;

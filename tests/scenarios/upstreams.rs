@@ -1,0 +1,176 @@
+//! Failing upstreams: what failed is known by whose fault it was, and trying again has a budget.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, Response, StatusCode};
+use hyper::body::Frame;
+
+use crate::support::{
+    PATIENCE, Plan, Recorder, Wire, World, eventually, get, http2, pieces, post, raw, read, remember, request, runtime, whole,
+};
+
+/// An upstream that takes every connection and lets its bytes lie.
+fn deaf() -> Recorder {
+    let mut recorder = Recorder::start("deaf");
+    recorder.crash();
+    let listener = runtime().block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    recorder.address = listener.local_addr().unwrap();
+    recorder.entry = format!("\"http://{}\"", recorder.address);
+    runtime().spawn(async move {
+        let mut held = Vec::new();
+        loop {
+            held.push(listener.accept().await);
+        }
+    });
+    recorder
+}
+
+#[test]
+fn retries_of_what_was_sent_stay_within_their_budget() {
+    // Each answers with what is no answer, after it was sent the request.
+    let upstreams = |_: &'static str| vec![Recorder::raw("no HTTP\r\n\r\n"), Recorder::raw("no HTTP\r\n\r\n")];
+    let extra = "upstreams: { ejection: { after: 0 } }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
+    let (started, requests) = (Instant::now(), 500);
+    for _ in 0..requests {
+        assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).status, StatusCode::BAD_GATEWAY);
+    }
+    // What was saved, a fifth of the requests, and ten a second.
+    let budget = 100 + requests / 5 + (started.elapsed().as_secs() as usize + 1) * 10;
+    let tries: usize = world.eu().upstreams.iter().map(|upstream| upstream.seen().len()).sum();
+    assert!(tries > requests, "some are tried again: {tries}");
+    assert!(tries <= requests + budget, "{tries} tries of {requests} requests");
+}
+
+#[test]
+fn an_upstream_that_takes_nothing_of_an_upload_is_given_up() {
+    for region in 0..2 {
+        let extra = "limits: { idle_timeout: 300ms }\n".to_owned();
+        let world = World::planned(Plan { upstreams: Box::new(|_| vec![deaf()]), extra, ..Plan::default() });
+        let address = world.regions[region].http;
+        let answer = post(address, "/users/alice/orders/1", &[], vec![0; 9 << 20]);
+        assert_eq!((answer.status, answer.code().as_str()), (StatusCode::GATEWAY_TIMEOUT, "upstream.timeout"));
+        let none = format!("domicile_connections{{listener=\"{address}\"}} 0");
+        eventually("nothing is held", || world.regions[region].metrics().contains(&none));
+    }
+}
+
+#[test]
+fn what_clients_do_ejects_no_upstream() {
+    let upstreams = |name: &'static str| vec![Recorder::start(name), Recorder::start(name)];
+    let extra = "upstreams: { ejection: { after: 2, for: 1h } }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
+    let failures = |code: &str| {
+        let line = format!("domicile_failures_total{{code=\"{code}\"}} ");
+        let metrics = world.eu().metrics();
+        metrics.lines().find_map(|metric| metric.strip_prefix(&line)?.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    for count in 1..=8 {
+        let mut stream = TcpStream::connect(world.eu().http).unwrap();
+        stream.write_all(b"POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx").unwrap();
+        drop(stream);
+        eventually("it is told of", || failures("request.malformed") >= f64::from(count));
+    }
+    let bad_chunk = "POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX";
+    for _ in 0..8 {
+        raw(world.eu().http, bad_chunk.as_bytes());
+    }
+    runtime().block_on(async {
+        let mut sender = http2(&world, world.eu().https, "localhost").await;
+        for _ in 0..8 {
+            let fields = [("content-type", "application/grpc"), ("grpc-timeout", "1n")];
+            let ask = request(Method::POST, "https://localhost/users/alice/orders/1", "", &fields, whole("x"));
+            let _ = sender.send_request(ask).await;
+        }
+    });
+    assert_eq!(world.eu().sum_of("domicile_upstream_ejected"), 0.0, "{}", world.eu().metrics());
+    assert_eq!(failures("upstream.bad_response"), 0.0);
+}
+
+#[test]
+fn no_media_type_buys_a_slow_upload_time() {
+    let world = World::planned(Plan { extra: "limits: { body_rate: 1MiB, body_rate_grace: 100ms }\n".into(), ..Plan::default() });
+    for kind in ["text/event-stream", "application/grpc"] {
+        let head =
+            format!("POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n");
+        let answer = raw(world.eu().http, format!("{head}some").as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 408"), "{kind}: {answer}");
+    }
+    world.eu().upstream().assert_saw_nothing();
+}
+
+#[test]
+fn an_answer_may_have_little_to_say_now_and_then() {
+    let upstreams = |_: &'static str| {
+        vec![Recorder::with(Arc::new(|request, seen| {
+            Box::pin(async move {
+                remember(request, &seen).await;
+                let (sender, body) = pieces();
+                tokio::spawn(async move {
+                    for line in ["{\"a\":1}\n", "{\"a\":2}\n", "{\"a\":3}\n"] {
+                        sender.send(Frame::data(Bytes::from_static(line.as_bytes()))).unwrap();
+                        // Longer than the grace: it is the app's own pace.
+                        tokio::time::sleep(Duration::from_millis(150)).await;
+                    }
+                });
+                let mut response = Response::new(body);
+                response.headers_mut().insert("content-type", "application/x-ndjson".parse().unwrap());
+                response
+            })
+        }))]
+    };
+    let extra = "limits: { body_rate: 1GiB, body_rate_grace: 50ms }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
+    for region in [world.eu(), world.us()] {
+        assert_eq!(get(region.http, "/users/alice/orders/1", &[]).text().lines().count(), 3);
+    }
+}
+
+#[test]
+fn a_call_that_streams_keeps_its_own_deadline() {
+    let upstreams = |_: &'static str| {
+        vec![Recorder::speaking(
+            Wire::Http2,
+            Arc::new(|request, seen| {
+                Box::pin(async move {
+                    remember(request, &seen).await;
+                    Response::new(whole("late"))
+                })
+            }),
+        )]
+    };
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), ..Plan::default() });
+    runtime().block_on(async {
+        let mut sender = http2(&world, world.us().https, "localhost").await;
+        let (held, body) = pieces();
+        held.send(Frame::data(Bytes::from_static(b"first"))).unwrap();
+        let fields = [("content-type", "application/grpc"), ("grpc-timeout", "200m")];
+        let ask = request(Method::POST, "https://localhost/users/alice/orders/1", "", &fields, body);
+        let answer = tokio::time::timeout(PATIENCE, sender.send_request(ask)).await.expect("in time").unwrap();
+        assert_eq!(read(answer).await.unwrap().code(), "upstream.timeout");
+        drop(held);
+    });
+}
+
+#[test]
+fn a_stream_that_nobody_reads_holds_no_connection_for_ever() {
+    // Our own answers too: nothing of this one fits into a window of nothing.
+    let world = World::planned(Plan { extra: "limits: { idle_timeout: 200ms }\n".into(), ..Plan::default() });
+    let mut stream = TcpStream::connect(world.eu().http).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00").unwrap();
+    // GET https://a/ with indexed fields, and an authority.
+    stream.write_all(b"\x00\x00\x06\x01\x05\x00\x00\x00\x01\x82\x87\x84\x41\x01a").unwrap();
+    let mut frames = Vec::new();
+    let mut piece = [0; 4096];
+    // RST_STREAM of this very stream.
+    while !frames.windows(9).any(|frame| frame == b"\x00\x00\x04\x03\x00\x00\x00\x00\x01") {
+        let size = stream.read(&mut piece).unwrap();
+        assert!(size > 0, "{frames:?}");
+        frames.extend_from_slice(&piece[..size]);
+    }
+}
