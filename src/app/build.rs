@@ -25,7 +25,7 @@ use crate::transport::listener::Accepts;
 use crate::transport::tls::{Challenges, ClientTls, PeerTls};
 use crate::upstreams::Upstreams;
 
-use super::StartError;
+use super::{StartError, descriptors};
 
 /// How each listener treats its connections, by configured address.
 pub type Doors = HashMap<SocketAddr, Door>;
@@ -143,7 +143,7 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
     let snapshot = Arc::new(Snapshot {
         policy,
         intake: settings.intake.clone(),
-        limits: settings.limits,
+        limits: descriptors::fit(settings.limits),
         geoip,
         geoip_max_age: settings.geoip.as_ref().and_then(|settings| settings.max_age),
         directory,
@@ -151,6 +151,7 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
         seal,
         upstreams,
         gateways,
+        peers: peers.clone(),
         urls: settings.urls.iter().cloned().collect(),
         log_requests: settings.log.requests,
         farewell: (settings.probes.every.mul_f64(1.2) + settings.probes.timeout).min(settings.limits.drain),
@@ -187,6 +188,7 @@ pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Snapshot
         seal: None,
         upstreams: Arc::new(Upstreams::none()),
         gateways: HashMap::new(),
+        peers: None,
         urls: settings.urls.iter().cloned().collect(),
         intake: settings.intake,
         limits: settings.limits,

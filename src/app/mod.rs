@@ -6,6 +6,7 @@
 
 mod build;
 mod control;
+mod descriptors;
 pub mod explain;
 mod shelf;
 mod watch;
@@ -147,6 +148,7 @@ impl App {
             connections: Connections::default(),
             requests: Gauge::default(),
             handshakes: Gauge::default(),
+            unproven: Connections::default(),
         });
         let doors = Arc::new(ArcSwap::new(Arc::clone(&built.doors)));
         let mut workers = Vec::new();

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
@@ -42,16 +42,29 @@ pub(super) fn run(options: Options) -> Outcome {
         succession::report();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-    runtime.block_on(until_told_to_stop(&app)).map_err(|error| format!("cannot wait for signals: {error}"))?;
+    let waited = runtime.block_on(async {
+        let mut stops = Stops::listen()?;
+        until_told_to_stop(&app, &mut stops).await?;
+        std::io::Result::Ok(stops)
+    });
+    let mut stops = waited.map_err(|error| format!("cannot wait for signals: {error}"))?;
     tracing::info!("draining");
-    // A second signal ends the waiting, and with it whatever is still in flight.
+    let (done, drained) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
-        if runtime.block_on(next_stop()).is_ok() {
-            tracing::warn!("stopped while requests were in flight");
-            std::process::exit(1);
+        app.shut_down();
+        let _ = done.send(());
+    });
+    // A second signal ends the waiting, and with it whatever is still in flight.
+    let was_drained = runtime.block_on(async {
+        tokio::select! {
+            _ = drained => true,
+            () = stops.next() => false,
         }
     });
-    app.shut_down();
+    if !was_drained {
+        tracing::warn!("stopped while requests were in flight");
+        return Ok(ExitCode::FAILURE);
+    }
     tracing::info!("drained");
     Ok(ExitCode::SUCCESS)
 }
@@ -63,42 +76,55 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-async fn until_told_to_stop(app: &App) -> std::io::Result<()> {
+async fn until_told_to_stop(app: &App, stops: &mut Stops) -> std::io::Result<()> {
     let (mut hangup, mut succeed) = (signal(SignalKind::hangup())?, signal(SignalKind::user_defined2())?);
-    let mut stop = std::pin::pin!(next_stop());
     loop {
         tokio::select! {
-            stopped = &mut stop => {
-                notify(&[NotifyState::Stopping]);
-                return stopped;
-            }
+            () = stops.next() => break,
             _ = hangup.recv() => {
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
                     notify(&[NotifyState::Reloading, now]);
                 }
-                // What was wrong is in the log already.
-                let _ = app.reload().await;
-                notify(&[NotifyState::Ready]);
-            }
-            _ = succeed.recv() => match succession::start(app).await {
-                Ok(pid) => {
-                    tracing::info!(pid, "a successor serves");
-                    app.retire().await;
-                    return Ok(());
+                // What was wrong is in the log already; and whoever stops us need not wait for a large table.
+                tokio::select! {
+                    _ = app.reload() => notify(&[NotifyState::Ready]),
+                    () = stops.next() => break,
                 }
-                Err(error) => tracing::error!(error, "the successor did not come to serve; this process goes on"),
+            }
+            _ = succeed.recv() => tokio::select! {
+                succeeded = succession::start(app) => match succeeded {
+                    Ok(pid) => {
+                        tracing::info!(pid, "a successor serves");
+                        app.retire().await;
+                        return Ok(());
+                    }
+                    Err(error) => tracing::error!(error, "the successor did not come to serve; this process goes on"),
+                },
+                () = stops.next() => break,
             },
         }
     }
+    notify(&[NotifyState::Stopping]);
+    Ok(())
 }
 
-async fn next_stop() -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Signals to stop; none that comes while another is looked after is lost.
+struct Stops {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stops {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// A file that was not found may have been looked for in the wrong place.

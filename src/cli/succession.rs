@@ -1,7 +1,7 @@
 //! A new binary takes over: it is started with our sockets, and once it serves we drain.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::app::App;
@@ -32,26 +32,41 @@ pub(super) async fn start(app: &App) -> Result<u32, String> {
     let mut command = Command::new(arguments.next().ok_or("this process does not know its own name")?);
     command.args(arguments).env(SUCCESSOR, "1").stdout(Stdio::piped());
     let legacy = app.share(&mut command).map_err(|error| format!("the sockets cannot be left to it: {error}"))?;
-    let mut child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
+    let child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
     drop(legacy);
-    let pid = child.id();
-    let output = child.stdout.take().expect("its standard output is a pipe");
+    let mut child = Candidate(Some(child));
+    let process = child.0.as_mut().expect("it has just been started");
+    let pid = process.id();
+    let output = process.stdout.take().expect("its standard output is a pipe");
     let first_line = tokio::task::spawn_blocking(move || {
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line).map(|_| line)
     });
     match tokio::time::timeout(PATIENCE, first_line).await {
-        Ok(Ok(Ok(line))) if line.trim() == SERVING => Ok(pid),
+        Ok(Ok(Ok(line))) if line.trim() == SERVING => {
+            child.0 = None;
+            Ok(pid)
+        }
         Ok(_) => {
-            let _ = child.wait();
             app.keep();
             Err("it ended before it served; what is wrong stands above".into())
         }
         Err(_) => {
-            let _ = child.kill();
-            let _ = child.wait();
             app.keep();
             Err(format!("it did not serve within {} s and was stopped", PATIENCE.as_secs()))
+        }
+    }
+}
+
+/// A process that has not come to serve yet: it ends with the wait for it.
+struct Candidate(Option<Child>);
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 }

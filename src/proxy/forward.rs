@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::decision::verdict::Stop;
 use crate::model::outcome::Code;
 use crate::transport::body::Body;
-use crate::transport::dial::Approach;
+use crate::transport::dial::{Approach, DialError};
 use crate::transport::pool::{InFlight, Reply, SendCause, SendError};
 use crate::transport::proxy_protocol;
 use crate::transport::tunnel::Wire;
@@ -182,6 +182,11 @@ async fn to_upstreams(
                 worker.metrics.upstream_request(upstream.authority(), "abandoned");
                 return Err(failure(error, None));
             }
+            Some(Err(error)) if matches!(error.cause, SendCause::Dial(DialError::OutOfDescriptors { .. })) => {
+                // Ours alone.
+                worker.metrics.upstream_request(upstream.authority(), "unsent");
+                return Err(failure(error, None));
+            }
             Some(Err(error)) => {
                 worker.metrics.upstream_request(upstream.authority(), "failed");
                 snapshot.upstreams.note(&upstream, false);
@@ -259,6 +264,7 @@ async fn answer_of<T>(work: impl Future<Output = T>, effort: Effort<'_>, has_bod
 
 fn failure(error: SendError, copy: Option<Request<Body>>) -> Failure {
     let code = match error.cause {
+        SendCause::Dial(DialError::OutOfDescriptors { .. }) => Code::Overloaded,
         SendCause::Dial(_) => Code::UpstreamUnreachable,
         SendCause::Broken(_) | SendCause::Form | SendCause::OtherUpgrade => Code::UpstreamBad,
     };

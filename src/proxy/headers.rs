@@ -19,20 +19,35 @@ const HOP_BY_HOP: [&str; 9] = [
 ];
 
 /// Fields by which a hop tells an upstream who the client is and what it asked: anyone could have written them.
-const FORGEABLE: [&str; 27] = [
+const FORGEABLE: [&str; 43] = [
     "forwarded",
+    "forwarded-for",
+    "forwarded-for-ip",
+    "x-forwarded",
+    "x-forward-for",
     "x-real-ip",
     "x-client-ip",
+    "x-clientip",
     "x-cluster-client-ip",
     "x-original-forwarded-for",
+    "x-original-remote-addr",
     "x-originating-ip",
     "x-remote-ip",
     "x-remote-addr",
+    "x-remote-user",
+    "remote-addr",
+    "remote-user",
     "client-ip",
+    "http-client-ip",
+    "proxy-client-ip",
+    "wl-proxy-client-ip",
     "true-client-ip",
     "x-true-client-ip",
-    "fastly-client-ip",
+    "fly-client-ip",
+    "fly-region",
+    "x-nf-client-connection-ip",
     "x-azure-clientip",
+    "x-azure-socketip",
     "x-appengine-user-ip",
     "x-original-url",
     "x-original-uri",
@@ -41,26 +56,39 @@ const FORGEABLE: [&str; 27] = [
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
-    "x-client-cert",
-    "x-ssl-client-cert",
-    "ssl-client-cert",
+    "x-host",
     "client-cert",
     "client-cert-chain",
-    "x-host",
+    "x-arr-clientcert",
+    "x-client-dn",
+    "x-country",
+    "x-country-code",
 ];
 
 /// The same by prefix, for vendors with many: forwarding, geography, client certificates, routing.
-const FORGEABLE_PREFIXES: [&str; 10] = [
+const FORGEABLE_PREFIXES: [&str; 22] = [
     "x-forwarded-",
     "domicile-",
     "cf-",
     "x-envoy-",
     "cloudfront-viewer-",
+    "cloudfront-is-",
+    "fastly-",
+    "x-akamai-",
     "x-appengine-",
+    "x-vercel-",
+    "x-amzn-mtls-",
     "x-geoip-",
     "x-geo-",
+    "geoip-",
     "x-client-geo-",
-    "x-ssl-client-",
+    "x-ip-country",
+    "x-ssl-",
+    "ssl-client-",
+    "ssl-server-",
+    "x-client-cert",
+    "x-client-verify",
+    "x-tls-client-",
 ];
 
 /// Whether a field concerns one connection only, or tells what a stranger must not.
@@ -225,6 +253,39 @@ mod tests {
         for gone in ["x_forwarded_for", "x-real-ip", "cf-ipcountry", "domicile-request", "domicile-data-class", "x-original-url"]
         {
             assert!(!headers.contains_key(gone), "{gone}");
+        }
+    }
+
+    /// Names by which proxies, content networks and platforms tell servers who a client is, each in the spelling of its documentation.
+    const TOLD_OF_CLIENTS: &str = "Forwarded Forwarded-For X-Forwarded X-Forward-For X-Forwarded-For X-Forwarded-Host X-Forwarded-Proto
+        X-Forwarded-Port X-Forwarded-Prefix X-Forwarded-Server X-Forwarded-Scheme X-Forwarded-Ssl X-Forwarded-Client-Cert
+        X-Forwarded-Tls-Client-Cert X-Original-Forwarded-For X-Real-IP X-Client-IP X-Cluster-Client-IP X-Originating-IP X-Remote-IP
+        X-Remote-Addr X-Remote-User Client-IP Proxy-Client-IP WL-Proxy-Client-IP HTTP-Client-IP True-Client-IP CF-Connecting-IP
+        CF-IPCountry CF-Visitor CF-Region-Code CF-IPCity CF-Worker CF-Ray Fastly-Client-IP Fastly-Geo-Country Fastly-SSL
+        X-Azure-ClientIP X-Azure-SocketIP X-Appengine-User-IP X-Appengine-Country X-Appengine-City Fly-Client-IP
+        X-NF-Client-Connection-IP X-Vercel-Forwarded-For X-Vercel-IP-Country CloudFront-Viewer-Country CloudFront-Viewer-Address
+        CloudFront-Is-Mobile-Viewer X-Akamai-Edgescape X-Envoy-External-Address X-Envoy-Original-Path X-Envoy-Internal X-Geo-Country
+        X-GeoIP-Country X-Client-Geo-Location GeoIP-Country-Code X-Country X-Country-Code X-IP-Country Client-Cert Client-Cert-Chain
+        X-Client-Cert X-Client-Cert-Sha1 X-Client-DN X-Client-Verify X-SSL-Client-Cert X-SSL-Client-S-DN X-SSL-Client-Verify
+        SSL-Client-Cert SSL-Client-Verify SSL-Client-Subject-DN X-Amzn-Mtls-Clientcert X-ARR-ClientCert X-Original-URL X-Original-Host
+        X-Rewrite-URL X-HTTP-Method X-HTTP-Method-Override X-Method-Override X-Host Domicile-Request Domicile-Code
+        Domicile-Data-Class Domicile-Probe";
+
+    #[test]
+    fn nothing_that_tells_of_clients_is_believed_in_any_spelling() {
+        let names = || TOLD_OF_CLIENTS.split_whitespace();
+        assert!(names().count() > 75);
+        for name in names() {
+            let underscored = name.replace('-', "_");
+            let mixed = name.replacen('-', "_", 1);
+            for spelling in [name, &underscored, &mixed] {
+                let mut headers = map(&[(spelling, "forged")]);
+                rebuild(&mut headers, &intake(), &HeaderValue::from_static("a.test"));
+                assert!(headers.values().all(|value| value != "forged"), "{spelling}");
+                let mut trailers = map(&[(spelling, "forged")]);
+                scrub_trailers(&mut trailers, |_| false);
+                assert!(trailers.is_empty(), "{spelling}");
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Response};
 use ipnet::IpNet;
+use rustls_pki_types::CertificateDer;
 
 use crate::transport::framing::{Handover, Signals};
 use crate::transport::http2::Exchange;
@@ -32,19 +33,10 @@ pub struct Session {
     pub site: Option<Site>,
     /// `Client-Cert` (RFC 9440), for a client that has proven one.
     pub client_certificate: Option<HeaderValue>,
+    /// By what a peer has proven its region.
+    pub peer_chain: Vec<CertificateDer<'static>>,
     pub house_rules: Arc<HouseRules>,
     pub signals: Rc<Signals>,
-}
-
-impl Session {
-    pub fn new(
-        arrival: Arrival,
-        (site, client_certificate): (Option<Site>, Option<HeaderValue>),
-        house_rules: Arc<HouseRules>,
-        signals: Rc<Signals>,
-    ) -> Self {
-        Self { arrival, site, client_certificate, house_rules, signals }
-    }
 }
 
 /// The way back to whoever made a request, besides the answer itself.

@@ -18,9 +18,9 @@ pub mod request;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
@@ -38,6 +38,7 @@ use crate::session::Seal;
 use crate::tokens::{self, Tokens};
 use crate::transport::dial::Server;
 use crate::transport::pool::{PeerPool, UpstreamPool};
+use crate::transport::tls::PeerTls;
 use crate::upstreams::{Load, Upstreams};
 
 use delivery::Deliveries;
@@ -56,6 +57,8 @@ pub struct Snapshot {
     pub seal: Option<Arc<Seal>>,
     pub upstreams: Arc<Upstreams>,
     pub gateways: HashMap<RegionId, Server>,
+    /// By what peers prove themselves.
+    pub peers: Option<Arc<PeerTls>>,
     pub urls: HashMap<RegionId, http::Uri>,
     pub log_requests: bool,
     /// How long peers are still heard at the drain, so that they learn of it.
@@ -73,6 +76,8 @@ pub struct Shared {
     /// Requests under way, and TLS handshakes.
     pub requests: Gauge,
     pub handshakes: Gauge,
+    /// Connections to the port of peers that have not proven a region yet.
+    pub unproven: Connections,
 }
 
 /// How many of something are under way in the whole process.
@@ -97,7 +102,7 @@ impl Drop for Entered<'_> {
     }
 }
 
-/// Open connections of clients, by address and in all.
+/// Open connections, by address and in all. An address of IPv6 stands for its /64, which is what one customer has.
 #[derive(Default)]
 pub struct Connections {
     by_address: DashMap<IpAddr, usize>,
@@ -106,14 +111,14 @@ pub struct Connections {
 
 impl Connections {
     /// Counts a connection in, unless a limit says no; the reason is a metric label.
-    pub fn enter(&self, address: IpAddr, limits: &Limits) -> Result<(), &'static str> {
+    pub fn enter(&self, address: IpAddr, most: usize, most_per_address: usize) -> Result<(), &'static str> {
         use std::sync::atomic::Ordering::Relaxed;
-        if self.total.fetch_add(1, Relaxed) >= limits.connections {
+        if self.total.fetch_add(1, Relaxed) >= most {
             self.total.fetch_sub(1, Relaxed);
             return Err("connections");
         }
-        let mut count = self.by_address.entry(address).or_default();
-        if *count >= limits.connections_per_address {
+        let mut count = self.by_address.entry(customer(address)).or_default();
+        if *count >= most_per_address {
             self.total.fetch_sub(1, Relaxed);
             return Err("connections_per_address");
         }
@@ -122,6 +127,7 @@ impl Connections {
     }
 
     pub fn leave(&self, address: IpAddr) {
+        let address = customer(address);
         self.total.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         if let Some(mut count) = self.by_address.get_mut(&address) {
             *count -= 1;
@@ -134,6 +140,13 @@ impl Connections {
     }
 }
 
+fn customer(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+    }
+}
+
 /// One thread of the data plane, with everything that it alone uses.
 pub struct Worker {
     pub shared: Arc<Shared>,
@@ -143,6 +156,8 @@ pub struct Worker {
     pub load: Load,
     pub tokens: RefCell<tokens::Cache>,
     pub deliveries: Deliveries,
+    /// When a peer's handshake was last warned of: whoever knocks in vain must not flood the log.
+    pub warned: Cell<Option<Instant>>,
     /// Told when the snapshot or the day has changed.
     pub changed: Arc<Notify>,
     today: Cell<Day>,
@@ -162,6 +177,7 @@ impl Worker {
             load: Load::default(),
             tokens: RefCell::default(),
             deliveries: Deliveries::default(),
+            warned: Cell::default(),
             changed: Arc::default(),
             today: Cell::new(Day::of(SystemTime::now())),
         }
@@ -191,5 +207,25 @@ impl Worker {
 
     pub fn is_draining(&self) -> bool {
         *self.shared.draining.borrow()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_customers_addresses_count_as_one() {
+        let connections = Connections::default();
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(connections.enter(address("2001:db8::1"), 10, 2), Ok(()));
+        assert_eq!(connections.enter(address("2001:db8::ffff:2"), 10, 2), Ok(()));
+        assert_eq!(connections.enter(address("2001:db8::3"), 10, 2), Err("connections_per_address"));
+        assert_eq!(connections.enter(address("2001:db8:0:1::3"), 10, 2), Ok(()));
+        assert_eq!(connections.enter(address("192.0.2.1"), 4, 1), Ok(()));
+        assert_eq!(connections.enter(address("192.0.2.2"), 4, 1), Err("connections"));
+        connections.leave(address("2001:db8::4"));
+        assert_eq!(connections.enter(address("2001:db8::5"), 10, 2), Ok(()));
+        assert_eq!(connections.total(), 4);
     }
 }

@@ -88,6 +88,9 @@ pub enum DialError {
     TooSlow { authority: String, limit: Duration },
     #[error("`{authority}` could not be reached a moment ago")]
     JustFailed { authority: String },
+    /// Nobody else's fault.
+    #[error("no file descriptor is left for a connection to `{authority}`")]
+    OutOfDescriptors { authority: String },
     #[error("`{authority}` does not speak {wanted}")]
     OtherProtocol { authority: String, wanted: &'static str },
 }
@@ -109,10 +112,17 @@ pub async fn open(server: &Server, approach: &Approach, for_http1: bool) -> Resu
     let authority = || server.authority.to_string();
     match tokio::time::timeout(approach.limit, work).await {
         Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(source)) if matches!(source.raw_os_error(), Some(ENFILE | EMFILE)) => {
+            Err(DialError::OutOfDescriptors { authority: authority() })
+        }
         Ok(Err(source)) => Err(DialError::Connect { authority: authority(), source }),
         Err(_) => Err(DialError::TooSlow { authority: authority(), limit: approach.limit }),
     }
 }
+
+/// The process, or the system, has no descriptor left.
+const ENFILE: i32 = rustix::io::Errno::NFILE.raw_os_error();
+const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
 
 async fn connect(server: &Server) -> io::Result<TcpStream> {
     let mut places = server.places.as_ref().map_or(Vec::new(), |places| places.load().to_vec());

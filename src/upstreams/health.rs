@@ -7,8 +7,8 @@ use http::Request;
 use tokio::time::Instant;
 
 use crate::transport::body::Body;
-use crate::transport::dial::Approach;
-use crate::transport::pool::UpstreamPool;
+use crate::transport::dial::{Approach, DialError};
+use crate::transport::pool::{SendCause, UpstreamPool};
 use crate::transport::proxy_protocol;
 use crate::transport::resolver;
 
@@ -34,7 +34,11 @@ async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>) {
     let mut streak = Streak::default();
     loop {
         let asked = Instant::now();
-        let passed = ask(&pool, &upstream, &check).await;
+        let Some(passed) = ask(&pool, &upstream, &check).await else {
+            // It was not asked.
+            tokio::time::sleep(check.every).await;
+            continue;
+        };
         if passed {
             let before = upstream.state.answer_micros.load(Ordering::Relaxed);
             let micros = (asked.elapsed().as_micros() as u64).max(1);
@@ -50,15 +54,20 @@ async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>) {
     }
 }
 
-async fn ask(pool: &UpstreamPool, upstream: &Upstream, check: &Check) -> bool {
+/// Whether it passes; `None` if it could not be asked, for reasons of our own.
+async fn ask(pool: &UpstreamPool, upstream: &Upstream, check: &Check) -> Option<bool> {
     let server = &upstream.server;
     let approach =
         Approach { limit: check.timeout, stall: check.timeout, greeting: upstream.proxy_protocol.map(proxy_protocol::write_own) };
     let request =
         Request::get(&check.path).header("host", &*server.authority).header("user-agent", "domicile-health").body(Body::empty());
-    let Ok(request) = request else { return false };
+    let request = request.ok()?;
     let answer = tokio::time::timeout(check.timeout, pool.send(server, request, &approach)).await;
-    matches!(answer, Ok(Ok(answer)) if answer.status().is_success() || answer.status().is_redirection())
+    match answer {
+        Ok(Ok(answer)) => Some(answer.status().is_success() || answer.status().is_redirection()),
+        Ok(Err(error)) if matches!(error.cause, SendCause::Dial(DialError::OutOfDescriptors { .. })) => None,
+        Ok(Err(_)) | Err(_) => Some(false),
+    }
 }
 
 /// Results in a row that contradict the present state.

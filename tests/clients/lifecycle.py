@@ -3,7 +3,7 @@
 
 usage: lifecycle.py BINARY
 """
-import http.client, http.server, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import http.client, http.server, os, re, resource, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 
 BINARY = os.path.abspath(sys.argv[1])
 PATIENCE = 60
@@ -15,6 +15,9 @@ class App(http.server.BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_GET(self):
+        if self.path == "/held":
+            self.server.held += 1
+            threading.Event().wait()
         self.send_response(200)
         self.send_header("Content-Length", "2")
         self.end_headers()
@@ -43,7 +46,7 @@ class World:
         self.folder, self.binary, self.started = folder, folder + "/domicile", []
         shutil.copy(BINARY, self.binary)
         app = http.server.ThreadingHTTPServer(("127.0.0.1", 0), App)
-        app.daemon_threads = True
+        app.daemon_threads, app.held, self.app = True, 0, app
         threading.Thread(target=app.serve_forever, daemon=True).start()
         self.port, self.admin = free_port(), free_port()
         self.config = folder + "/domicile.yaml"
@@ -52,7 +55,7 @@ workers: 2
 listen: [{{ address: "127.0.0.1:{self.port}" }}]
 admin: {{ address: "127.0.0.1:{self.admin}" }}
 jurisdictions: {{ eu: {{ countries: [EEA] }} }}
-regions: {{ here: {{ jurisdiction: eu, at: [0, 0], upstreams: ["http://127.0.0.1:{app.server_address[1]}"] }} }}
+regions: {{ here: {{ jurisdiction: eu, at: [0, 0], upstreams: ["http://127.0.0.1:{app.server_address[1]}"], health: {{ path: /, every: 200ms }} }} }}
 data: {{ public: {{ stays: anywhere }} }}
 routes: [{{ name: all, match: {{}}, data: public, home: [{{ region: here }}] }}]
 audit: {{ directory: "{folder}/ledger" }}
@@ -195,9 +198,71 @@ def systemd_is_told_and_its_sockets_are_taken(world):
     assert process.wait(PATIENCE) == 0
 
 
+def descriptors_run_out_and_nothing_dies(world):
+    process = world.start()
+    eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    assert world.answer(world.port, "/") == (200, "ok")
+    # From now on it may have a few more than it has, and far fewer than it was told to accept.
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (len(os.listdir("/proc/%d/fd" % process.pid)) + 8,) * 2)
+    clients = [socket.create_connection(("127.0.0.1", world.port), timeout=PATIENCE) for _ in range(40)]
+    for client in clients:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    eventually("it pauses", lambda: "cannot accept connections" in world.log())
+    # Who got in is answered, or told to come again; who did not, waits, and is served when there is room.
+    for client in clients:
+        answer = b""
+        while piece := client.recv(4096):
+            answer += piece
+        assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503")), answer
+        client.close()
+    eventually("it serves as before", lambda: world.answer(world.port, "/") == (200, "ok"))
+    metrics = world.answer(world.admin, "/metrics")[1]
+    assert "domicile_upstream_ejected" in metrics and not re.search(r"domicile_upstream_ejected\{.*\} 1", metrics), metrics
+    assert re.search(r"domicile_upstream_up\{.*\} 1", metrics), "no health check has failed for that"
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    # Limits that it cannot keep are not promised.
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+    process = world.start(preexec_fn=limit)
+    eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    assert "more than this process has file descriptors for" in world.log()
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+
+
+def a_second_signal_ends_it_at_once(world):
+    process = world.start()
+    eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    held = socket.create_connection(("127.0.0.1", world.port), timeout=PATIENCE)
+    held.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
+    eventually("it is under way", lambda: world.app.held == 1)
+    process.terminate()
+    eventually("it drains", lambda: world.answer(world.admin, "/readyz")[0] == 503)
+    assert process.poll() is None, "a request is still in flight"
+    process.terminate()
+    assert process.wait(PATIENCE) == 1 and "stopped while requests were in flight" in world.log()
+    held.close()
+
+
+def a_successor_that_hangs_holds_nobody_up(world):
+    process = world.start()
+    eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    open(world.binary + ".new", "w").write("#!/bin/sh\necho $$ > '%s/hanging'\nexec sleep 1000\n" % world.folder)
+    os.chmod(world.binary + ".new", 0o755)
+    os.rename(world.binary + ".new", world.binary)
+    process.send_signal(signal.SIGUSR2)
+    eventually("it hangs", lambda: os.path.exists(world.folder + "/hanging") and open(world.folder + "/hanging").read().endswith("\n"))
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    hanging = int(open(world.folder + "/hanging").read())
+    assert not os.path.exists("/proc/%d" % hanging), "it was ended with the one that waited for it"
+
+
 def main():
     failed = 0
-    for step in (reloads_lose_nothing, new_binaries_lose_nothing, systemd_is_told_and_its_sockets_are_taken):
+    steps = (reloads_lose_nothing, new_binaries_lose_nothing, systemd_is_told_and_its_sockets_are_taken,
+             descriptors_run_out_and_nothing_dies, a_second_signal_ends_it_at_once, a_successor_that_hangs_holds_nobody_up)
+    for step in steps:
         with tempfile.TemporaryDirectory() as folder:
             world = World(folder)
             try:

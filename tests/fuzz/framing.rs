@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use domicile::transport::framing::{AnswerGate, Asked, Gate, HeadLimits, Link, Signals};
 use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
 
 use crate::fuzz;
 
@@ -75,7 +76,7 @@ fn passed(bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let signals: Rc<Signals> = Rc::default();
-        let mut gate = Gate::new(Pieces { rest: bytes, step }, BytesMut::new(), limits, Rc::clone(&signals));
+        let mut gate = Gate::new(Pieces { rest: bytes, step }, (Instant::now(), BytesMut::new()), limits, Rc::clone(&signals));
         let mut out = Vec::new();
         loop {
             let mut piece = [0; 4096];

@@ -125,6 +125,7 @@ fn a_sealed_cookie_remembers_who_was_proven_and_serves_nobody_else() {
     // Another user's token, and another's claim, are stronger than a cookie that is not theirs.
     assert_ne!(ask(&[("cookie", sealed), ("authorization", &token("bob", "", SECRET))]).status, StatusCode::OK);
     assert_eq!(ask(&[("cookie", &format!("{sealed}; uid=bob"))]).code(), "residency.evidence_too_weak");
+    assert_eq!(first.headers["cache-control"], "private", "nobody keeps it for others");
     // In the clear there is no cookie to give.
     let plain = get(world.eu().http, "/account/1", &[("authorization", &token("alice", "", SECRET))]);
     assert_eq!((plain.status, plain.headers.get("set-cookie")), (StatusCode::OK, None));

@@ -7,7 +7,7 @@ use domicile::demo::certificates::Authority;
 use domicile::transport::tls::{CertificateFiles, PeerFiles, PeerTls};
 use http::{Method, StatusCode};
 
-use crate::support::{NAMES, Plan, World, get, http2, post, raw, read, request, runtime, whole};
+use crate::support::{NAMES, Plan, World, eventually, get, http2, post, raw, read, request, runtime, whole};
 
 /// Three regions, in one of which the certificate was made by `make` instead.
 fn with_certificate(region: usize, make: impl Fn(&World)) -> (World, Result<(), StartError>) {
@@ -218,4 +218,61 @@ fn a_revoked_peer_is_refused_in_both_directions() {
     world.eu().upstream().assert_saw_nothing();
     world.us().upstream().assert_saw_nothing();
     world.eu().wait_for_health("ap-northeast", "up");
+}
+
+#[test]
+fn a_peer_that_is_revoked_meanwhile_is_cut_off() {
+    let mut world = World::prepare(&Plan::default());
+    let (list, other) = (world.folder.path().join("revoked.pem"), world.folder.path().join("other.pem"));
+    world.authority.write_revoked(&list, &[]).unwrap();
+    let text = std::fs::read_to_string(&world.eu().config).unwrap();
+    let text = text.replace("/ca.pem\" }", &format!("/ca.pem\", revoked: \"{}\" }}", list.display()));
+    std::fs::write(&world.eu().config, text).unwrap();
+    (0..NAMES.len()).for_each(|index| world.start_region(index).unwrap());
+    world.wait_until_measured();
+    let ask = || get(world.us().http, "/users/alice/orders/1", &[]);
+    assert_eq!(ask().text(), "eu-west");
+    // Behind the list of another authority, in the same file.
+    Authority::new("other").unwrap().write_revoked(&other, &[]).unwrap();
+    world.authority.write_revoked(&list, &["us-east"]).unwrap();
+    let both = std::fs::read_to_string(&other).unwrap() + &std::fs::read_to_string(&list).unwrap();
+    std::fs::write(&list, both).unwrap();
+    world.eu().reload().unwrap();
+    let before = world.eu().upstream().seen().len();
+    eventually("its connections are closed", || ask().status.as_u16() / 100 == 5);
+    let after = world.eu().upstream().seen().len();
+    assert!((0..10).all(|_| ask().status.as_u16() / 100 == 5));
+    assert_eq!(world.eu().upstream().seen().len(), after, "nothing comes from there any more");
+    assert!(after <= before + 1, "and what came at the moment of the reload is all");
+    world.jp().wait_for_health("eu-west", "up");
+    std::fs::write(&list, "no list at all").unwrap();
+    assert!(world.eu().reload().unwrap_err().contains("revoked.pem"));
+}
+
+#[test]
+fn whoever_knocks_at_the_port_for_peers_leaves_room_for_peers() {
+    use std::net::TcpStream;
+    let world = World::planned(Plan { extra: "limits: { handshakes: 10, header_timeout: 30s }\n".into(), ..Plan::default() });
+    // More than one address may have, and they say nothing.
+    let knock = |_| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&"127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+        socket.connect(&world.eu().peers.into()).unwrap();
+        TcpStream::from(socket)
+    };
+    let knocking: Vec<_> = (0..20).map(knock).collect();
+    let open = format!("domicile_connections{{listener=\"{}\"}} ", world.eu().peers);
+    let count = || {
+        let metrics = world.eu().metrics();
+        metrics.lines().find_map(|line| line.strip_prefix(&open)?.parse::<usize>().ok()).unwrap_or(0)
+    };
+    eventually("all but one are closed", || knocking.iter().filter(|stream| is_open(stream)).count() <= 1);
+    assert!(count() >= 1);
+    assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "eu-west");
+}
+
+/// Whether the other end has not closed it.
+fn is_open(stream: &std::net::TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    stream.peek(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }

@@ -1,16 +1,20 @@
 //! From a TCP connection to a stream of whom we know.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::HeaderValue;
 use ipnet::IpNet;
+use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::decision::facts::Ingress;
 use crate::model::region::RegionId;
+use crate::proxy::Snapshot;
 use crate::transport::proxy_protocol;
 use crate::transport::stream::Stream;
 use crate::transport::tls::{self, ACME_TLS, Site};
@@ -28,6 +32,8 @@ pub(super) struct Opened {
     pub ingress: Ingress,
     pub site: Option<Site>,
     pub client_certificate: Option<HeaderValue>,
+    /// By what a peer has proven its region.
+    pub peer_chain: Vec<CertificateDer<'static>>,
     /// Whether the handshake agreed on HTTP/2; `None` without TLS.
     pub is_http2: Option<bool>,
 }
@@ -46,6 +52,7 @@ pub(super) async fn open(worker: &Rc<Worker>, mut stream: TcpStream, remote: Soc
         ingress: Ingress::Client,
         site: None,
         client_certificate: None,
+        peer_chain: Vec::new(),
         is_http2: None,
     };
     match door.lock {
@@ -67,12 +74,20 @@ pub(super) async fn open(worker: &Rc<Worker>, mut stream: TcpStream, remote: Soc
             Some(Opened { is_http2, client_certificate, site, ..opened(boxed(stream)) })
         }
         Lock::Peers(config) => {
+            let Some(_unproven) = Counted::enter_unproven(worker, remote.ip().to_canonical()) else {
+                tracing::debug!(%remote, "a connection for peers was closed: too many have yet to prove themselves");
+                return None;
+            };
             let stream = accept(&config, stream).await;
-            let stream = stream.inspect_err(|error| tracing::warn!(%error, "a connection for peers was refused")).ok()?;
+            let stream = stream.inspect_err(|error| warn_of_peer(worker, &format!("its handshake failed: {error}"))).ok()?;
             let (_, session) = stream.get_ref();
-            let region = session.peer_certificates().and_then(tls::region_of);
-            let ingress = Ingress::Peer(known_peer(worker, region.as_deref())?);
-            Some(Opened { is_http2: Some(chose_http2(session)), ingress, ..opened(boxed(stream)) })
+            let chain = session.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
+            let Some(peer) = peer_of(&worker.snapshot(), &chain) else {
+                warn_of_peer(worker, "its certificate names no other region of this policy");
+                return None;
+            };
+            let is_http2 = Some(chose_http2(session));
+            Some(Opened { is_http2, ingress: Ingress::Peer(peer), peer_chain: chain, ..opened(boxed(stream)) })
         }
     }
 }
@@ -109,12 +124,32 @@ fn boxed(stream: Accepted) -> Stream {
     Stream::Accepted(Box::new(stream))
 }
 
-/// The region that a peer's certificate names, if it is another region of this policy.
-fn known_peer(worker: &Worker, name: Option<&str>) -> Option<RegionId> {
-    let snapshot = worker.snapshot();
-    let region = name.and_then(|name| snapshot.policy.find_region(name)).filter(|region| *region != snapshot.policy.local);
-    if region.is_none() {
-        tracing::warn!(region = name, "a peer was refused: its certificate names no other region of this policy");
+/// The region that a chain proves, if it is another region of this policy.
+fn peer_of(snapshot: &Snapshot, chain: &[CertificateDer<'_>]) -> Option<RegionId> {
+    let region = snapshot.policy.find_region(&tls::region_of(chain)?)?;
+    (region != snapshot.policy.local).then_some(region)
+}
+
+/// Once a second: whoever knocks in vain must not flood the log.
+fn warn_of_peer(worker: &Worker, why: &str) {
+    let now = std::time::Instant::now();
+    if worker.warned.get().is_none_or(|before| now - before >= Duration::from_secs(1)) {
+        worker.warned.set(Some(now));
+        tracing::warn!(why, "a connection for peers was refused");
     }
-    region
+}
+
+/// Waits until a peer could not prove its region any more: its certificate was revoked, or the policy has dropped it.
+pub(super) async fn disproven(worker: &Worker, chain: &[CertificateDer<'_>]) {
+    loop {
+        // First listen, then look: a change in between must not be missed.
+        let mut changed = pin!(worker.changed.notified());
+        changed.as_mut().enable();
+        let snapshot = worker.snapshot();
+        let proves = snapshot.peers.as_ref().is_some_and(|peers| peers.still_proves(chain));
+        if !proves || peer_of(&snapshot, chain).is_none() {
+            return;
+        }
+        changed.await;
+    }
 }

@@ -14,6 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use crate::transport::body::Body;
 use crate::transport::framing::{Gate, InFlight, Signals};
@@ -31,7 +32,7 @@ const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(10);
 const LINGER_QUIET: Duration = Duration::from_secs(2);
 
-pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, session: Rc<Session>, limits: &Limits) {
+pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, BytesMut), session: Rc<Session>, limits: &Limits) {
     let signals = Rc::clone(&session.signals);
     let io = TokioIo::new(Gate::new(stream, first, limits.head(), Rc::clone(&signals)));
     let mut end = pin!(end(worker.shared.draining.clone(), Rc::clone(&signals)));

@@ -10,6 +10,7 @@ use h2::Reason;
 use h2::server::SendResponse;
 use http::Request;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::decision::facts::Ingress;
 use crate::transport::framing::{Gate, InFlight, Signals};
@@ -18,7 +19,7 @@ use crate::transport::stream::Stream;
 
 use super::super::ingress::{Back, Session};
 use super::super::{Limits, Worker, request};
-use super::{Draining, drained};
+use super::{Draining, drained, handshake};
 
 /// For clients: many, small and untrusted.
 const CLIENT_STREAM_WINDOW: u32 = 64 << 10;
@@ -43,7 +44,7 @@ const PATIENCE: u32 = 5;
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, session: Rc<Session>, limits: &Limits) {
+pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, BytesMut), session: Rc<Session>, limits: &Limits) {
     let signals = Rc::clone(&session.signals);
     // HTTP/2 has its own framing: the gate only gives back the bytes that were read ahead.
     let io = Listening::new(Gate::new(stream, first, limits.head(), Rc::clone(&signals)));
@@ -60,6 +61,9 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, s
     };
     let mut lost = pin!(keepalive.lost(connection.ping_pong().expect("nobody else has asked for them")));
     let regrets = Rc::new(Regrets::new(if is_peer { u64::MAX } else { limits.resets as u64 }));
+    let mut disproven = pin!(async {
+        if is_peer { handshake::disproven(&worker, &session.peer_chain).await } else { std::future::pending().await }
+    });
     let mut ending = false;
     let has_begun_to_end = Notify::new();
     let mut stuck = pin!(async {
@@ -84,6 +88,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: BytesMut, s
                 tracing::debug!("a client took back most of what it asked for, and is sent away");
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             }
+            () = disproven.as_mut() => return tracing::warn!("a peer's connection was closed: it does not prove its region any more"),
             () = lost.as_mut() => return tracing::debug!("a connection was given up: the other end is silent"),
         }
     }

@@ -4,7 +4,7 @@ mod handshake;
 mod http1;
 mod http2;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use bytes::BytesMut;
 use rustls::ServerConfig;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::transport::framing::Signals;
 use crate::transport::stream::Stream;
@@ -20,7 +21,7 @@ use crate::transport::tls::ClientTls;
 
 use super::ingress::{HouseRules, Session};
 use super::intake::Arrival;
-use super::{Limits, Worker};
+use super::{Connections, Shared, Worker};
 
 /// How a listener treats its connections.
 #[derive(Clone)]
@@ -37,6 +38,9 @@ pub enum Lock {
     /// Mutual TLS: the certificate proves the region.
     Peers(Arc<ServerConfig>),
 }
+
+/// How many addresses it takes to fill the places of those who have yet to prove to be peers.
+const UNPROVEN_ADDRESSES: usize = 10;
 
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -56,16 +60,25 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, do
         is_tls: opened.is_http2.is_some(),
     };
     // Whoever agreed on HTTP/2 has to begin with its preface, in time: hyper itself would wait for ever.
+    let begun = Instant::now();
     let Some((stream, first, begins_http2)) = find_protocol(opened.stream, limits.header_timeout).await else { return };
     if opened.is_http2.is_some_and(|agreed| agreed != begins_http2) {
         return;
     }
     let signals = if begins_http2 { Signals::for_http2() } else { Rc::default() };
-    let session = Rc::new(Session::new(arrival, (opened.site, opened.client_certificate), house_rules, signals));
+    let session = Session {
+        arrival,
+        site: opened.site,
+        client_certificate: opened.client_certificate,
+        peer_chain: opened.peer_chain,
+        house_rules,
+        signals,
+    };
+    let session = Rc::new(session);
     if begins_http2 {
-        http2::serve(worker, stream, first, session, &limits).await;
+        http2::serve(worker, stream, (begun, first), session, &limits).await;
     } else {
-        http1::serve(worker, stream, first, session, &limits).await;
+        http1::serve(worker, stream, (begun, first), session, &limits).await;
     }
     drop(opened.counted);
 }
@@ -97,20 +110,29 @@ async fn drained(mut draining: Draining) {
 /// Counts a connection out when it ends.
 pub struct Counted {
     worker: Rc<Worker>,
-    address: std::net::IpAddr,
+    address: IpAddr,
+    among: fn(&Shared) -> &Connections,
 }
 
 impl Counted {
     /// Counts a client's connection in, unless the limits do not allow it; the reason is a metric label.
-    pub fn enter(worker: &Rc<Worker>, address: std::net::IpAddr) -> Result<Self, &'static str> {
-        let limits: Limits = worker.snapshot().limits;
-        worker.shared.connections.enter(address, &limits)?;
-        Ok(Self { worker: Rc::clone(worker), address })
+    pub fn enter(worker: &Rc<Worker>, address: IpAddr) -> Result<Self, &'static str> {
+        let limits = worker.snapshot().limits;
+        worker.shared.connections.enter(address, limits.connections, limits.connections_per_address)?;
+        Ok(Self { worker: Rc::clone(worker), address, among: |shared| &shared.connections })
+    }
+
+    /// Counts a connection of somebody in who has yet to prove to be a peer.
+    fn enter_unproven(worker: &Rc<Worker>, address: IpAddr) -> Option<Self> {
+        let most = worker.snapshot().limits.handshakes;
+        let most_per_address = (most / UNPROVEN_ADDRESSES).max(1);
+        worker.shared.unproven.enter(address, most, most_per_address).ok()?;
+        Some(Self { worker: Rc::clone(worker), address, among: |shared| &shared.unproven })
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.worker.shared.connections.leave(self.address);
+        (self.among)(&self.worker.shared).leave(self.address);
     }
 }

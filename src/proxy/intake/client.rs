@@ -93,12 +93,17 @@ pub(super) fn forwarded_for(element: &str) -> Option<IpAddr> {
     read_address(value)
 }
 
-/// Whether the nearest hop says that the client came by HTTPS.
-pub(super) fn came_by_https(headers: &HeaderMap) -> bool {
-    let last = headers.get_all("x-forwarded-proto").iter().next_back().and_then(|value| value.to_str().ok());
-    let by_x = last.is_some_and(|value| value.rsplit(',').next().is_some_and(|proto| proto.trim().eq_ignore_ascii_case("https")));
-    let last = headers.get_all("forwarded").iter().next_back().and_then(|value| value.to_str().ok());
-    let by_forwarded = last
-        .is_some_and(|value| elements(value).last().is_some_and(|element| element.to_ascii_lowercase().contains("proto=https")));
-    by_x || by_forwarded
+/// Whether the nearest hop says that the client came by HTTPS, in the fields that it is trusted to write: what it passes on of
+/// others is the client's.
+pub(super) fn came_by_https(headers: &HeaderMap, source: &AddressSource) -> bool {
+    let last = |name| headers.get_all(name).iter().next_back().and_then(|value| value.to_str().ok()?.rsplit(',').next());
+    let is_https = |proto: &str| proto.trim().trim_matches('"').eq_ignore_ascii_case("https");
+    match source {
+        AddressSource::Forwarded => last("forwarded").is_some_and(|element| {
+            let mut pairs = element.split(';').filter_map(|pair| pair.split_once('='));
+            pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("proto")).is_some_and(|(_, proto)| is_https(proto))
+        }),
+        AddressSource::XForwardedFor | AddressSource::Header(_) => last("x-forwarded-proto").is_some_and(is_https),
+        AddressSource::ProxyProtocol => false,
+    }
 }

@@ -145,7 +145,7 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
             new_id(),
             client::address(&parts.headers, arrival.remote, settings),
             verifiers.identify(&parts.headers, is_trusted)?,
-            arrival.is_tls || (is_trusted && client::came_by_https(&parts.headers)),
+            arrival.is_tls || (is_trusted && client::came_by_https(&parts.headers, &settings.source)),
         ),
     };
     let path = match path {

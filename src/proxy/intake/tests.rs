@@ -71,6 +71,23 @@ fn a_request_has_one_host_in_one_form() {
     assert_eq!(authority("http://a.test/", &["a.test:81"]), None);
 }
 
+#[test]
+fn only_the_field_that_a_trusted_hop_writes_says_https() {
+    let says = |source: &AddressSource, fields: &[(&str, &str)]| {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        client::came_by_https(&headers, source)
+    };
+    let (by_x, by_forwarded) = (("x-forwarded-proto", "http, https"), ("forwarded", "for=a;proto=http, for=b; Proto=\"HTTPS\""));
+    assert!(says(&AddressSource::XForwardedFor, &[by_x]) && !says(&AddressSource::XForwardedFor, &[by_forwarded]));
+    assert!(says(&AddressSource::Forwarded, &[by_forwarded]) && !says(&AddressSource::Forwarded, &[by_x]));
+    assert!(!says(&AddressSource::Forwarded, &[("forwarded", "for=\"proto=https\";proto=http")]));
+    assert!(!says(&AddressSource::XForwardedFor, &[("x-forwarded-proto", "https, http")]));
+    assert!(!says(&AddressSource::ProxyProtocol, &[by_x, by_forwarded]));
+}
+
 fn client(remote: &str, trust: &str, source: AddressSource, fields: &[(&str, &str)]) -> String {
     let mut headers = HeaderMap::new();
     for (name, value) in fields {

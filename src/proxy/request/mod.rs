@@ -6,6 +6,8 @@
 mod account;
 mod interim;
 mod pacing;
+mod record;
+mod relay;
 mod travel;
 mod tunnel;
 mod watch;

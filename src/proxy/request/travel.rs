@@ -2,37 +2,32 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use http::header::{HOST, HeaderValue, SET_COOKIE};
+use http::header::{HOST, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use tokio::time::Instant;
 
-use crate::audit::{Count, Direction, Movement};
+use crate::audit::Direction;
 use crate::decision::facts::Ingress;
-use crate::decision::policy::ClassSet;
-use crate::decision::residency::Stays;
-use crate::decision::verdict::{Home, Itinerary, Stop, Trail, Verdict};
-use crate::decision::{may_return, route_of};
+use crate::decision::route_of;
+use crate::decision::verdict::{Itinerary, Stop, Verdict};
 use crate::envelope::Envelope;
-use crate::model::jurisdiction::Jurisdiction;
 use crate::model::outcome::Code;
-use crate::model::region::RegionId;
-use crate::model::user::Evidence;
-use crate::session::{self, Hint};
 use crate::transport::body::Body;
 
 use super::super::body::Metered;
-use super::super::forward::{self, Answer, Effort, Rest, Sent};
+use super::super::forward::{self, Answer, Effort, Sent};
 use super::super::ingress::{Back, Session};
 use super::super::intake::Intake;
-use super::super::{Snapshot, Worker, headers};
+use super::super::{Worker, headers};
 use super::account::Account;
 use super::interim::Interim;
 use super::pacing::Pacing;
-use super::tunnel;
+use super::record::record_movement;
+use super::relay::{Label, relay};
 use super::watch::Watch;
 use super::{Judged, judge};
 
@@ -302,168 +297,6 @@ impl Journey {
     }
 }
 
-/// A line for what crosses a border with data that may not be anywhere; a count for what may.
-async fn record_movement(
-    account: &Account,
-    judged: &Judged,
-    direction: Direction,
-    from: RegionId,
-    to: RegionId,
-) -> Result<(), Code> {
-    let policy = &account.snapshot.policy;
-    if policy.jurisdiction_of(from) == policy.jurisdiction_of(to) {
-        return Ok(());
-    }
-    let ledger = match &account.worker.shared.ledger {
-        Some(ledger) => ledger,
-        None if account.may_be_anywhere() => return Ok(()),
-        // A reload may have brought borders to a process that was started without a ledger.
-        None => return Err(Code::LedgerUnavailable),
-    };
-    let (from_name, to_name) = (policy.region_name(from), policy.region_name(to));
-    if account.may_be_anywhere() {
-        ledger.count(Count {
-            what: "movement",
-            code: "",
-            class: account.class().into(),
-            from: from_name.into(),
-            to: to_name.into(),
-        });
-        return Ok(());
-    }
-    let trail = &judged.decision.trail;
-    let user = trail.home.map_or(Jurisdiction::Unknown, |home| home.jurisdiction());
-    let movement = Movement {
-        request: account.id(),
-        direction,
-        from: from_name,
-        to: to_name,
-        route: crate::decision::route_of(trail, policy).map_or("none", |route| &route.name),
-        classes: trail.classes.iter().map(|class| &*policy.class(class).name).collect(),
-        user: account.user(),
-        jurisdiction: policy.jurisdiction_name(user),
-        evidence: trail.home.and_then(|home| home.evidence()).map(|evidence| evidence.as_str()),
-        bases: bases(account, trail, user, to),
-        reported: trail.reported,
-        policy: policy.hash,
-    };
-    ledger.record(&movement).await.map_err(|_| Code::LedgerUnavailable)
-}
-
-/// The legal bases without which the data could not be processed in `to`.
-fn bases<'a>(account: &'a Account, trail: &Trail, user: Jurisdiction, to: RegionId) -> Vec<&'a str> {
-    let policy = &account.snapshot.policy;
-    let place = policy.jurisdiction_of(to);
-    let of_class = |class| {
-        let rule = &policy.class(class).rule;
-        let at_home = rule.stays == Stays::Home && user == place;
-        let transfers = rule.transfers_from(user, trail.today).filter(move |transfer| !at_home && transfer.to.contains(place));
-        transfers.map(|transfer| &*transfer.basis)
-    };
-    trail.classes.iter().flat_map(of_class).collect()
-}
-
-/// Relays an answer: its label judged first, its fields scrubbed, its body counted.
-fn relay(
-    mut account: Account,
-    session: &Rc<Session>,
-    intake: &Intake,
-    stop: Stop,
-    answer: Answer,
-    (back, watch, label): (Back, Watch, Label),
-) -> Response<Body> {
-    account.served_by = Some(stop.region());
-    // Only a peer's word counts: an upstream could say anything.
-    if stop.region() != account.snapshot.policy.local {
-        account.code = code_of(&answer);
-    }
-    if !label.clears(&answer.head.headers) {
-        return account.refuse(if intake.is_read { Code::AnswerNotCleared } else { Code::AnswerWithheld });
-    }
-    let Answer { mut head, rest, hold } = answer;
-    let body = match (rest, &intake.upgrade) {
-        (Rest::Body(body), _) => body,
-        (Rest::Tunnel(wire), Some(upgrade)) => return tunnel::open(account, session, upgrade, (head, wire), hold, (back, watch)),
-        (Rest::Tunnel(_), None) => unreachable!("a tunnel is opened for who asked for one"),
-    };
-    let peer_code = account.code.filter(|_| matches!(account.arrival.ingress, Ingress::Peer(_)));
-    headers::scrub_answer(&mut head.headers);
-    if let Some(code) = peer_code {
-        head.headers.insert("domicile-code", HeaderValue::from_static(code.as_str()));
-    }
-    give_hint(&account, intake, &mut head.headers);
-    account.answered(head.status);
-    let pacing = Pacing::of_answer(&head.headers, &account.snapshot.limits);
-    // A peer answers for its own clients.
-    let delivery = (account.arrival.ingress == Ingress::Client)
-        .then(|| account.worker.deliveries.watch(account.snapshot.limits.idle_timeout, pacing.pace_of_taker(), back.cutter()));
-    let mut body = Metered::new(body, pacing.allowance_of_answer(), Rc::clone(&account.answer_body));
-    if let Some(delivery) = delivery {
-        body = body.delivered(delivery);
-    }
-    let body = body.scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).watched(watch.recheck()).then(move || {
-        drop(hold);
-        account.tell();
-    });
-    Response::from_parts(head, Body::streamed(body))
-}
-
-/// Seals where the user was found to live into a cookie, for the time when nobody can be asked.
-fn give_hint(account: &Account, intake: &Intake, answer: &mut http::HeaderMap) {
-    let (Some(seal), Some((user, _))) = (&account.snapshot.seal, &intake.identity.user) else { return };
-    let is_client = account.arrival.ingress == Ingress::Client && intake.is_https && intake.identity.is_fresh;
-    let home = account.decision.as_ref().and_then(|decision| decision.trail.home);
-    let (Some(Home::Owned { region, evidence: Evidence::Recorded, .. }), true) = (home, is_client && account.is_of(user)) else {
-        return;
-    };
-    let (name, now) = (account.snapshot.policy.region_name(region), SystemTime::now());
-    // Half its life is time enough to give a new one.
-    let is_good = |hint: &Hint| hint.home == name && hint.expires > now + seal.settings.lifetime / 2;
-    if intake.identity.hint.as_ref().is_some_and(is_good) {
-        return;
-    }
-    let lifetime = seal.settings.lifetime.as_secs();
-    let cookie = seal.seal(user, name, now).and_then(|sealed| {
-        let attributes = format!("Max-Age={lifetime}; Path=/; Secure; HttpOnly; SameSite=Lax");
-        HeaderValue::from_str(&format!("{}={sealed}; {attributes}", session::COOKIE)).ok()
-    });
-    if let Some(cookie) = cookie {
-        answer.append(SET_COOKIE, cookie);
-    }
-}
-
-/// What an upstream may say that its answer holds (`Domicile-Data-Class`): what that does not clear for the asking region stays
-/// here. An interim answer has a label of its own.
-struct Label {
-    snapshot: Arc<Snapshot>,
-    trail: Trail,
-    /// The region that asks; `None` for a client, which may have whatever it was cleared for.
-    peer: Option<RegionId>,
-}
-
-impl Label {
-    fn of(account: &Account, judged: &Judged) -> Self {
-        let peer = match account.arrival.ingress {
-            Ingress::Client => None,
-            Ingress::Peer(peer) => Some(peer),
-        };
-        Self { snapshot: Arc::clone(&account.snapshot), trail: judged.decision.trail.clone(), peer }
-    }
-
-    fn clears(&self, answer: &http::HeaderMap) -> bool {
-        let Some(peer) = self.peer else { return true };
-        let policy = &self.snapshot.policy;
-        let mut label = ClassSet::EMPTY;
-        for value in answer.get_all("domicile-data-class") {
-            for name in value.to_str().unwrap_or_default().split(',').map(str::trim) {
-                let Some(class) = policy.find_class(name) else { return false };
-                label = label.union(ClassSet::only(class));
-            }
-        }
-        label == ClassSet::EMPTY || may_return(&self.trail, label, peer, policy)
-    }
-}
-
 /// Whether a peer's refusal means that it could not serve, rather than that it may not.
 const fn is_failure(code: Code) -> bool {
     matches!(
@@ -480,7 +313,7 @@ const fn is_failure(code: Code) -> bool {
 }
 
 /// The code by which a peer says why it refused.
-fn code_of(answer: &Answer) -> Option<Code> {
+pub(super) fn code_of(answer: &Answer) -> Option<Code> {
     let code = answer.head.headers.get("domicile-code")?;
     Code::ALL.iter().copied().find(|known| code == known.as_str())
 }

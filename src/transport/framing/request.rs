@@ -26,6 +26,8 @@ pub struct Gate<S> {
     /// How many bytes of `raw` are judged and may be read.
     passed: usize,
     state: State,
+    /// Since when the first head is waited for.
+    begun: Instant,
     /// Heads that have been let through.
     heads: u64,
     waiting: Waiting,
@@ -59,8 +61,8 @@ enum Waiting {
 }
 
 impl<S> Gate<S> {
-    /// Puts the gate in front of a connection from which `first` has been read already.
-    pub fn new(io: S, first: BytesMut, limits: HeadLimits, signals: Rc<Signals>) -> Self {
+    /// Puts the gate in front of a connection from which `first` has been read since `begun`.
+    pub fn new(io: S, (begun, first): (Instant, BytesMut), limits: HeadLimits, signals: Rc<Signals>) -> Self {
         let (timer, stall) = (Box::pin(tokio::time::sleep(limits.timeout)), Stall::after(limits.write_stall));
         let mut gate = Self {
             io,
@@ -69,6 +71,7 @@ impl<S> Gate<S> {
             raw: first,
             passed: 0,
             state: State::Head { seen: 0 },
+            begun,
             heads: 0,
             waiting: Waiting::Nothing,
             timer,
@@ -162,12 +165,12 @@ impl<S> Gate<S> {
         };
         if waiting != self.waiting {
             self.waiting = waiting;
-            let limit = if waiting == Waiting::NextHead && self.signals.has_request() {
-                self.limits.keep_alive
-            } else {
-                self.limits.timeout
+            let until = match waiting {
+                _ if !self.signals.has_request() => self.begun + self.limits.timeout,
+                Waiting::NextHead => Instant::now() + self.limits.keep_alive,
+                Waiting::RestOfHead | Waiting::Nothing => Instant::now() + self.limits.timeout,
             };
-            self.timer.as_mut().reset(Instant::now() + limit);
+            self.timer.as_mut().reset(until);
         }
         let expired = waiting != Waiting::Nothing && self.timer.as_mut().poll(cx).is_ready();
         expired.then_some(waiting)

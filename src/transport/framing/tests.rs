@@ -19,7 +19,7 @@ fn through(sent: &[u8], step: usize) -> Result<String, io::ErrorKind> {
     runtime.block_on(async {
         let (mut client, server) = tokio::io::duplex(step.max(1));
         let sent = sent.to_vec();
-        let mut gate = Gate::new(server, BytesMut::new(), limits(), Rc::default());
+        let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::default());
         let write = async {
             let _ = client.write_all(&sent).await;
             drop(client);
@@ -140,7 +140,7 @@ fn a_busy_connection_outlives_its_keep_alive_and_an_idle_one_does_not() {
         let (mut client, server) = tokio::io::duplex(4096);
         let limits = HeadLimits { keep_alive: Duration::from_secs(60), ..limits() };
         let signals = Rc::new(Signals::default());
-        let mut gate = Gate::new(server, BytesMut::new(), limits, Rc::clone(&signals));
+        let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits, Rc::clone(&signals));
         let mut space = [0; 256];
         for _ in 0..5 {
             client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -259,7 +259,7 @@ fn what_follows_an_upgrade_is_held_until_it_is_decided() {
         let behind = "\x01\x02 is no HTTP";
         let (mut client, server) = tokio::io::duplex(1000);
         let signals: Rc<Signals> = Rc::default();
-        let mut gate = Gate::new(server, BytesMut::new(), limits(), Rc::clone(&signals));
+        let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::clone(&signals));
         client.write_all(format!("{upgrade}{behind}").as_bytes()).await.unwrap();
         let mut read = vec![0; upgrade.len()];
         gate.read_exact(&mut read).await.unwrap();
@@ -278,7 +278,7 @@ fn what_follows_an_upgrade_is_held_until_it_is_decided() {
             let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
             let signals: Rc<Signals> = Rc::default();
             let (mut client, server) = tokio::io::duplex(1000);
-            let mut gate = Gate::new(server, BytesMut::new(), limits(), Rc::clone(&signals));
+            let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::clone(&signals));
             client.write_all(format!("{upgrade}{behind}").as_bytes()).await.unwrap();
             drop(client);
             gate.read_exact(&mut vec![0; upgrade.len()]).await.unwrap();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
@@ -28,6 +29,7 @@ pub struct PeerFiles {
 /// Both ends of the connections between peers: TLS 1.3 alone, no resumption, so that every connection proves itself.
 pub struct PeerTls {
     pub server: Arc<ServerConfig>,
+    verifier: Arc<dyn ClientCertVerifier>,
     own: Arc<CertifiedKey>,
     roots: Arc<RootCertStore>,
     revoked: Arc<Vec<CertificateRevocationListDer<'static>>>,
@@ -37,7 +39,8 @@ impl PeerTls {
     pub fn load(files: &PeerFiles) -> Result<Self, TlsError> {
         let own = Arc::new(files.own.load()?);
         let roots = Arc::new(roots_of(&files.authority)?);
-        let revoked = Arc::new(files.revoked.iter().map(|file| read_list(file)).collect::<Result<Vec<_>, _>>()?);
+        let lists: Vec<_> = files.revoked.iter().map(|file| read_lists(file)).collect::<Result<_, _>>()?;
+        let revoked = Arc::new(lists.concat());
         let verifier = match WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider())
             .with_crls(revoked.iter().cloned())
             .allow_unknown_revocation_status()
@@ -49,13 +52,19 @@ impl PeerTls {
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("the provider serves TLS 1.3")
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::clone(&verifier))
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&own))));
         server.alpn_protocols = vec![b"h2".to_vec()];
         // A resumed session would carry a certificate forward that has been revoked since.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(Self { server: Arc::new(server), own, roots, revoked })
+        Ok(Self { server: Arc::new(server), verifier, own, roots, revoked })
+    }
+
+    /// Whether a chain that proved a peer before would prove it now: its authority, its time, and what has been revoked since.
+    pub fn still_proves(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let Some((own, intermediates)) = chain.split_first() else { return false };
+        self.verifier.verify_client_cert(own, intermediates, UnixTime::now()).is_ok()
     }
 
     /// The region that our own certificate names, if it names one.
@@ -92,9 +101,14 @@ pub fn region_of(chain: &[CertificateDer<'_>]) -> Option<String> {
     regions.next().is_none().then_some(region)
 }
 
-fn read_list(file: &Path) -> Result<CertificateRevocationListDer<'static>, TlsError> {
-    CertificateRevocationListDer::from_pem_file(file)
-        .or_else(|error| unusable(file, format!("is no PEM file of a revocation list: {error}")))
+/// All lists in a file: one authority's may stand behind another's.
+fn read_lists(file: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    let lists = CertificateRevocationListDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match lists {
+        Ok(lists) if lists.is_empty() => unusable(file, "holds no revocation list in PEM"),
+        Ok(lists) => Ok(lists),
+        Err(error) => unusable(file, format!("is no PEM file of revocation lists: {error}")),
+    }
 }
 
 /// Accepts a server by its region, not by its host name: a gateway's address may change, its region may not.

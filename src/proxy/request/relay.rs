@@ -1,0 +1,145 @@
+//! The way back: an answer's label is judged, its fields are scrubbed, its body is streamed and counted.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::header::{CACHE_CONTROL, EXPIRES, HeaderValue, SET_COOKIE};
+use http::{HeaderMap, Response};
+
+use crate::decision::facts::Ingress;
+use crate::decision::may_return;
+use crate::decision::policy::ClassSet;
+use crate::decision::verdict::{Home, Stop, Trail};
+use crate::model::outcome::Code;
+use crate::model::region::RegionId;
+use crate::model::user::Evidence;
+use crate::session::{self, Hint};
+use crate::transport::body::Body;
+
+use super::super::body::Metered;
+use super::super::forward::{Answer, Rest};
+use super::super::ingress::{Back, Session};
+use super::super::intake::Intake;
+use super::super::{Snapshot, headers};
+use super::account::Account;
+use super::pacing::Pacing;
+use super::travel::code_of;
+use super::watch::Watch;
+use super::{Judged, tunnel};
+
+/// Relays an answer: its label judged first, its fields scrubbed, its body counted.
+pub(super) fn relay(
+    mut account: Account,
+    session: &Rc<Session>,
+    intake: &Intake,
+    stop: Stop,
+    answer: Answer,
+    (back, watch, label): (Back, Watch, Label),
+) -> Response<Body> {
+    account.served_by = Some(stop.region());
+    // Only a peer's word counts: an upstream could say anything.
+    if stop.region() != account.snapshot.policy.local {
+        account.code = code_of(&answer);
+    }
+    if !label.clears(&answer.head.headers) {
+        return account.refuse(if intake.is_read { Code::AnswerNotCleared } else { Code::AnswerWithheld });
+    }
+    let Answer { mut head, rest, hold } = answer;
+    let body = match (rest, &intake.upgrade) {
+        (Rest::Body(body), _) => body,
+        (Rest::Tunnel(wire), Some(upgrade)) => return tunnel::open(account, session, upgrade, (head, wire), hold, (back, watch)),
+        (Rest::Tunnel(_), None) => unreachable!("a tunnel is opened for who asked for one"),
+    };
+    let peer_code = account.code.filter(|_| matches!(account.arrival.ingress, Ingress::Peer(_)));
+    headers::scrub_answer(&mut head.headers);
+    if let Some(code) = peer_code {
+        head.headers.insert("domicile-code", HeaderValue::from_static(code.as_str()));
+    }
+    give_hint(&account, intake, &mut head.headers);
+    account.answered(head.status);
+    let pacing = Pacing::of_answer(&head.headers, &account.snapshot.limits);
+    // A peer answers for its own clients.
+    let delivery = (account.arrival.ingress == Ingress::Client)
+        .then(|| account.worker.deliveries.watch(account.snapshot.limits.idle_timeout, pacing.pace_of_taker(), back.cutter()));
+    let mut body = Metered::new(body, pacing.allowance_of_answer(), Rc::clone(&account.answer_body));
+    if let Some(delivery) = delivery {
+        body = body.delivered(delivery);
+    }
+    let body = body.scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).watched(watch.recheck()).then(move || {
+        drop(hold);
+        account.tell();
+    });
+    Response::from_parts(head, Body::streamed(body))
+}
+
+/// Seals where the user was found to live into a cookie, for the time when nobody can be asked.
+fn give_hint(account: &Account, intake: &Intake, answer: &mut HeaderMap) {
+    let (Some(seal), Some((user, _))) = (&account.snapshot.seal, &intake.identity.user) else { return };
+    let is_client = account.arrival.ingress == Ingress::Client && intake.is_https && intake.identity.is_fresh;
+    let home = account.decision.as_ref().and_then(|decision| decision.trail.home);
+    let (Some(Home::Owned { region, evidence: Evidence::Recorded, .. }), true) = (home, is_client && account.is_of(user)) else {
+        return;
+    };
+    let (name, now) = (account.snapshot.policy.region_name(region), SystemTime::now());
+    // Half its life is time enough to give a new one.
+    let is_good = |hint: &Hint| hint.home == name && hint.expires > now + seal.settings.lifetime / 2;
+    if intake.identity.hint.as_ref().is_some_and(is_good) || !may_be_private(answer) {
+        return;
+    }
+    let lifetime = seal.settings.lifetime.as_secs();
+    let cookie = seal.seal(user, name, now).and_then(|sealed| {
+        let attributes = format!("Max-Age={lifetime}; Path=/; Secure; HttpOnly; SameSite=Lax");
+        HeaderValue::from_str(&format!("{}={sealed}; {attributes}", session::COOKIE)).ok()
+    });
+    if let Some(cookie) = cookie {
+        answer.append(SET_COOKIE, cookie);
+    }
+}
+
+/// Whether an answer may carry what is one user's alone: one that says nothing of caches is made private, one that others may
+/// keep is not.
+fn may_be_private(answer: &mut HeaderMap) -> bool {
+    if !answer.contains_key(CACHE_CONTROL) && !answer.contains_key(EXPIRES) {
+        answer.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
+    }
+    let said = answer.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let said: Vec<String> = said.map(|directive| directive.trim().to_ascii_lowercase()).collect();
+    let says = |names: &[&str]| {
+        said.iter().any(|directive| names.contains(&directive.split_once('=').map_or(directive.as_str(), |(name, _)| name)))
+    };
+    says(&["private", "no-store"])
+        || !answer.contains_key(EXPIRES) && !says(&["public", "max-age", "s-maxage", "must-revalidate", "immutable"])
+}
+
+/// What an upstream may say that its answer holds (`Domicile-Data-Class`): what that does not clear for the asking region stays
+/// here. An interim answer has a label of its own.
+pub(super) struct Label {
+    snapshot: Arc<Snapshot>,
+    trail: Trail,
+    /// The region that asks; `None` for a client, which may have whatever it was cleared for.
+    peer: Option<RegionId>,
+}
+
+impl Label {
+    pub(super) fn of(account: &Account, judged: &Judged) -> Self {
+        let peer = match account.arrival.ingress {
+            Ingress::Client => None,
+            Ingress::Peer(peer) => Some(peer),
+        };
+        Self { snapshot: Arc::clone(&account.snapshot), trail: judged.decision.trail.clone(), peer }
+    }
+
+    pub(super) fn clears(&self, answer: &HeaderMap) -> bool {
+        let Some(peer) = self.peer else { return true };
+        let policy = &self.snapshot.policy;
+        let mut label = ClassSet::EMPTY;
+        for value in answer.get_all("domicile-data-class") {
+            for name in value.to_str().unwrap_or_default().split(',').map(str::trim) {
+                let Some(class) = policy.find_class(name) else { return false };
+                label = label.union(ClassSet::only(class));
+            }
+        }
+        label == ClassSet::EMPTY || may_return(&self.trail, label, peer, policy)
+    }
+}
