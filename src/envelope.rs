@@ -28,6 +28,8 @@ pub struct Envelope {
     pub country: Option<CountryCode>,
     pub classes: Vec<String>,
     pub policy: PolicyHash,
+    /// The certificate that the client has proven (DER), where it has.
+    pub certificate: Option<Vec<u8>>,
     /// The client came by HTTPS.
     pub is_https: bool,
     /// Only asks whether the request would be taken: no body follows, and no upstream is asked.
@@ -68,6 +70,7 @@ impl Envelope {
         put("country", self.country.and_then(|country| text(country.as_str())));
         put("class", text(&self.classes.join(" ")));
         put("policy", text(&self.policy.to_string()));
+        put("certificate", self.certificate.clone().map(BareItem::ByteSequence));
         put("https", Some(BareItem::Boolean(self.is_https)));
         put("question", Some(BareItem::Boolean(self.is_question)));
         put("again", Some(BareItem::Boolean(self.is_second_try)));
@@ -108,6 +111,7 @@ impl Envelope {
             country,
             classes: text("class").ok_or(EnvelopeError("the class is missing"))?.split(' ').map(str::to_owned).collect(),
             policy: text("policy").and_then(PolicyHash::parse).ok_or(EnvelopeError("the policy is missing"))?,
+            certificate: item("certificate").and_then(BareItem::as_byte_sequence).map(<[u8]>::to_vec),
             is_https: flag("https")?,
             is_question: flag("question")?,
             is_second_try: flag("again")?,
@@ -136,6 +140,7 @@ mod tests {
             country: CountryCode::parse("DE"),
             classes: vec!["personal".into(), "restricted".into()],
             policy: PolicyHash([7; 16]),
+            certificate: Some(vec![0x30, 0, 0xff]),
             is_https: true,
             is_question: false,
             is_second_try: true,
@@ -146,7 +151,7 @@ mod tests {
     fn what_is_written_reads_back_the_same() {
         let whole = envelope();
         assert_eq!(Envelope::read(&whole.write()).unwrap(), whole);
-        let bare = Envelope { user: None, home: None, evidence: None, country: None, ..whole };
+        let bare = Envelope { user: None, home: None, evidence: None, country: None, certificate: None, ..whole };
         assert_eq!(Envelope::read(&bare.write()).unwrap(), bare);
     }
 

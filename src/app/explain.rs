@@ -86,7 +86,7 @@ pub fn explain(snapshot: &Snapshot, vitals: &Vitals, query: &Query) -> Result<Ex
     let policy = &snapshot.policy;
     let uri: http::Uri = query.url.parse().map_err(|_| format!("`{}` is no URL", query.url))?;
     let host = uri.host().unwrap_or("localhost").trim_end_matches('.').to_ascii_lowercase();
-    let path = canonical_path(uri.path())
+    let path = canonical_path(uri.path(), snapshot.intake.slashes)
         .ok_or_else(|| format!("the path `{}` is ambiguous or malformed: such a request is answered 400", uri.path()))?;
     let method = Method::of(&query.method);
     let user = query.user.clone().map(|user| (user, if query.claimed { Proof::Claimed } else { Proof::Proven }));

@@ -3,7 +3,7 @@
 use crate::decision::policy::{ClassId, Failover, MAX_CHAIN, Reads, Step, Writes};
 use crate::decision::residency::Stays;
 use crate::decision::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment};
-use crate::proxy::intake::canonical_path;
+use crate::proxy::intake::{Slashes, canonical_path};
 
 use crate::model::user::Evidence;
 
@@ -84,7 +84,7 @@ fn read_pattern(field: &Field<'_>) -> Option<Pattern> {
             Segment::Any | Segment::User => String::new(),
         };
         let literals = pattern.segments.iter().map(literal).collect::<String>();
-        match canonical_path(if literals.is_empty() { "/" } else { &literals }) {
+        match canonical_path(if literals.is_empty() { "/" } else { &literals }, Slashes::Merge) {
             Some(canonical) if literals.is_empty() || canonical == literals => Some(pattern),
             Some(canonical) => field.wrong(format!(
                 "`{text}` can never match: paths are matched in their canonical form, in which this reads `{canonical}`"

@@ -1,5 +1,6 @@
 //! The fields of a message at the border between hops: what is dropped, what is rebuilt (RFC 9110 section 7.6).
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::intake::Intake;
@@ -148,6 +149,13 @@ pub fn rebuild(headers: &mut HeaderMap, intake: &Intake, host: &HeaderValue) {
     set(headers, "x-forwarded-proto", scheme);
     set(headers, "x-request-id", &intake.id);
     append_via(headers);
+}
+
+/// Tells an upstream what a client has proven (RFC 9440 section 2.2).
+pub fn tell_certificate(headers: &mut HeaderMap, certificate: Option<&[u8]>) {
+    if let Some(certificate) = certificate {
+        set(headers, "client-cert", &format!(":{}:", BASE64_STANDARD.encode(certificate)));
+    }
 }
 
 fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {

@@ -31,8 +31,8 @@ pub struct Session {
     pub arrival: Arrival,
     /// The certificate that was shown; `None` without TLS, and for peers.
     pub site: Option<Site>,
-    /// `Client-Cert` (RFC 9440), for a client that has proven one.
-    pub client_certificate: Option<HeaderValue>,
+    /// The certificate that a client has proven (DER).
+    pub client_certificate: Option<Vec<u8>>,
     /// By what a peer has proven its region.
     pub peer_chain: Vec<CertificateDer<'static>>,
     pub house_rules: Arc<HouseRules>,

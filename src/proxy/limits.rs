@@ -33,6 +33,8 @@ pub struct Limits {
     /// Bytes a second that a body must move at the least, once it has been waited for longer than the grace.
     pub body_rate: u64,
     pub body_rate_grace: Duration,
+    /// Bytes of bodies that one connection of a client may hold, on their way in; and as many on their way out.
+    pub connection_buffer: usize,
     /// Requests at once on one HTTP/2 connection of a client.
     pub streams: usize,
     /// Requests on one connection of a client, one after the other; then it is to open another.
@@ -71,6 +73,7 @@ impl Default for Limits {
             // What a person on a bad line still manages; nginx, HAProxy and Envoy cut no drip at all.
             body_rate: 256,
             body_rate_grace: Duration::from_secs(10),
+            connection_buffer: 1 << 20,
             streams: 100,
             requests_per_connection: 10_000,
             requests: 10_000,

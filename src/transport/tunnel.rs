@@ -37,6 +37,9 @@ pub enum Ending {
     Idle,
 }
 
+/// What CONNECT itself opens, where others open what a protocol's name says (RFC 9110 section 9.3.6).
+pub const CONNECT: &str = "connect";
+
 const PIECE: usize = 16 << 10;
 
 /// Passes bytes between `client` and `server` until both have ended; one may end its direction before the other.

@@ -1,6 +1,6 @@
 //! Paths: one form, whoever reads it.
 
-use domicile::proxy::intake::canonical_path;
+use domicile::proxy::intake::{Slashes, canonical_path};
 
 use crate::fuzz;
 
@@ -33,13 +33,21 @@ fn a_path_has_one_form_and_one_meaning() {
         .map(|seed| seed.as_bytes().to_vec());
     fuzz("paths", &seeds, WORDS, |bytes| {
         let Ok(path) = std::str::from_utf8(bytes) else { return };
-        let Some(canonical) = canonical_path(path) else { return };
-        assert_eq!(canonical_path(&canonical).as_deref(), Some(&*canonical), "once is enough");
+        let Some(canonical) = canonical_path(path, Slashes::Merge) else { return };
+        assert_eq!(canonical_path(&canonical, Slashes::Merge).as_deref(), Some(&*canonical), "once is enough");
         assert!(canonical.starts_with('/') && !canonical.contains("//"), "{canonical}");
         assert!(canonical.bytes().all(|byte| byte.is_ascii_graphic() && !b"\\;?#\"<>".contains(&byte)), "{canonical}");
         assert!(canonical.split('/').all(|segment| segment != "." && segment != ".."), "{canonical}");
         let meaning = as_browsers_read(&canonical);
         assert!(std::str::from_utf8(&meaning).is_ok_and(|text| !text.chars().any(|c| c.is_ascii_control())), "{canonical}");
+        // Without repeated slashes it is the same whatever becomes of them; with them, kept ones are kept once and for all.
+        for slashes in [Slashes::Keep, Slashes::Refuse] {
+            match canonical_path(path, slashes) {
+                Some(other) if !path.contains("//") => assert_eq!(other, canonical),
+                Some(kept) => assert_eq!(canonical_path(&kept, slashes).as_deref(), Some(&*kept)),
+                None => assert!(path.contains("//"), "{path}"),
+            }
+        }
         // What was sent means the same to a second reader, repeated slashes aside, where that reads it as a path at all.
         if !path.contains("//") && !path.contains(['?', '#']) {
             assert_eq!(as_browsers_read(path), meaning, "{path} became {canonical}");

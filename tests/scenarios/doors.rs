@@ -1,7 +1,7 @@
 //! Listeners: whom they let in, and what they say first.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use domicile::demo::certificates::Authority;
@@ -17,7 +17,7 @@ fn with_listeners(plan: &Plan, change: impl Fn(&World, String) -> String) -> Wor
     let changed = change(&world, text.clone());
     assert_ne!(changed, text);
     std::fs::write(&world.eu().config, changed).unwrap();
-    world.start_region(0).unwrap();
+    (0..world.regions.len()).for_each(|index| world.start_region(index).unwrap());
     world
 }
 
@@ -122,15 +122,16 @@ fn a_client_may_prove_itself_by_certificate_and_nobody_forges_it() {
             clients.write(&folder.join("clients.pem")).unwrap();
             clients.write_site(folder, "client", &["client.test"]).unwrap();
             let authority = folder.join("clients.pem");
-            text.replace(
-                "tls: { certificates:",
-                &format!("tls: {{ clients: {{ authority: \"{}\", required: {required} }}, certificates:", authority.display()),
-            )
+            let tls =
+                format!("tls: {{ clients: {{ authority: \"{}\", required: {required} }}, certificates:", authority.display());
+            let abroad = std::fs::read_to_string(&world.us().config).unwrap();
+            std::fs::write(&world.us().config, abroad.replace("tls: { certificates:", &tls)).unwrap();
+            text.replace("tls: { certificates:", &tls)
         });
         let ask = |pair: Option<&'static str>| {
             let world = &world;
             runtime().block_on(async move {
-                let Ok(mut stream) = connect(world, pair).await else { return String::new() };
+                let Ok(mut stream) = connect(world, world.eu().https, pair).await else { return String::new() };
                 let head = "GET /users/alice/orders/1 HTTP/1.1\r\nHost: localhost\r\nClient-Cert: :Zm9yZ2Vk:\r\nConnection: close\r\n\r\n";
                 let _ = stream.write_all(head.as_bytes()).await;
                 let mut answer = String::new();
@@ -146,10 +147,27 @@ fn a_client_may_prove_itself_by_certificate_and_nobody_forges_it() {
         let seen = world.eu().upstream().seen();
         assert_eq!(seen.len(), if required { 1 } else { 2 });
         assert!(seen[1..].iter().all(|seen| !seen.headers.contains_key("client-cert")));
+        // From abroad the owner is told the same by its peer.
+        runtime().block_on(async {
+            let mut stream = connect(&world, world.us().https, Some("client")).await.unwrap();
+            let head =
+                "GET /users/alice/orders/1 HTTP/1.1\r\nHost: localhost\r\nClient-Cert: :Zm9yZ2Vk:\r\nConnection: close\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        });
+        let seen = world.eu().upstream().seen();
+        assert_eq!(seen.last().unwrap().headers.get_all("client-cert").iter().collect::<Vec<_>>(), [&shown]);
+        world.us().upstream().assert_saw_nothing();
     }
 }
 
-async fn connect(world: &World, pair: Option<&str>) -> std::io::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
+async fn connect(
+    world: &World,
+    address: SocketAddr,
+    pair: Option<&str>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
     use rustls_pki_types::pem::PemObject;
     let file = |name: &str| world.folder.path().join(name);
     let mut roots = rustls::RootCertStore::empty();
@@ -166,6 +184,6 @@ async fn connect(world: &World, pair: Option<&str>) -> std::io::Result<tokio_rus
             builder.with_client_auth_cert(chain, key).unwrap()
         }
     };
-    let stream = tokio::net::TcpStream::connect(world.eu().https).await?;
+    let stream = tokio::net::TcpStream::connect(address).await?;
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), stream).await
 }

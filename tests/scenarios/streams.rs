@@ -38,7 +38,7 @@ fn echo(wire: Wire) -> Recorder {
                     let _ = writer.shutdown().await;
                 });
                 let mut response = Response::new(whole(""));
-                if is_http1 {
+                if is_http1 && protocol.is_some() {
                     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
                     response.headers_mut().insert("connection", "upgrade".parse().unwrap());
                     response.headers_mut().insert("upgrade", protocol.unwrap());
@@ -469,4 +469,86 @@ fn rules_of_a_route_hold_for_its_upgrades_and_bodies() {
     assert_eq!(crate::support::post(world.eu().http, "/users/alice/orders/1", &[], large.clone()).status, StatusCode::OK);
     let answer = crate::support::post(world.eu().http, "/profile/1", &[("x-user-id", "alice")], large);
     assert_eq!(answer.code(), "request.body_too_large");
+}
+
+/// Asks for a tunnel by CONNECT over HTTP/1.1, and says what follows at once.
+fn connect_http1(address: SocketAddr, target: &str, fields: &str, behind: &[u8]) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{fields}\r\n").into_bytes();
+    head.extend_from_slice(behind);
+    stream.write_all(&head).unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte).unwrap_or(0) == 0 {
+            break;
+        }
+        answer.push(byte[0]);
+    }
+    (stream, String::from_utf8_lossy(&answer).to_lowercase())
+}
+
+#[test]
+fn connect_opens_what_a_route_says_and_nothing_else() {
+    let rules = RULES.replace(
+        "routes:\n",
+        "routes:\n  - { name: tunnels, match: { path: /, methods: [CONNECT] }, data: personal, home: [directory, geoip, refuse], upgrades: [connect] }\n",
+    );
+    for wire in [Wire::Http1, Wire::Http2] {
+        let world = World::planned(Plan { rules: NAMES.map(|name| (name, rules.clone())).into(), ..echoing(wire) });
+        let who = "X-User-Id: alice\r\nX-Forwarded-For: 127.0.0.9\r\n";
+        for region in [world.eu(), world.us()] {
+            // What is sent before the answer is the tunnel's.
+            let (mut stream, answer) = connect_http1(region.http, "db.example.com:5432", who, b"early");
+            assert!(answer.starts_with("http/1.1 200 ") && !answer.contains("content-length"), "{answer}");
+            let mut early = [0; 5];
+            stream.read_exact(&mut early).unwrap();
+            assert_eq!(&early, b"early");
+            speak(&mut stream, &[7; 100_000]);
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(stream.read(&mut [0; 10]).unwrap(), 0);
+            runtime().block_on(async {
+                let stream = tokio::net::TcpStream::connect(region.http).await.unwrap();
+                let (mut sender, connection) =
+                    hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), TokioIo::new(stream))
+                        .await
+                        .unwrap();
+                tokio::spawn(connection);
+                let ask = Request::builder().method(Method::CONNECT).uri("db.example.com:5432").header("x-user-id", "alice");
+                let mut answer = sender.send_request(ask.body(whole("")).unwrap()).await.unwrap();
+                assert_eq!(answer.status(), StatusCode::OK);
+                let mut tunnel = TokioIo::new(hyper::upgrade::on(&mut answer).await.unwrap());
+                tunnel.write_all(b"over HTTP/2").await.unwrap();
+                let mut heard = [0; 11];
+                tunnel.read_exact(&mut heard).await.unwrap();
+                assert_eq!(&heard, b"over HTTP/2");
+            });
+        }
+        let seen = world.eu().upstream().seen();
+        assert_eq!(seen.len(), 4);
+        assert!(seen.iter().all(|seen| seen.target == "db.example.com:5432"), "{seen:?}");
+        assert!(seen.iter().all(|seen| seen.headers.contains_key("x-forwarded-for")));
+        let (_, other) = connect_http1(world.eu().http, "db.example.com:5432", "X-User-Id: nobody\r\n", b"");
+        assert!(other.starts_with("http/1.1 403"), "no home, no tunnel: {other}");
+        let (_, other) = connect_http1(world.eu().http, "db.example.com", who, b"");
+        assert!(other.starts_with("http/1.1 400"), "no port: {other}");
+        let refused = raw(world.eu().http, b"GET / HTTP/1.1\r\nHost: db.example.com:5432\r\nConnection: upgrade\r\nUpgrade: connect\r\nX-User-Id: alice\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        assert!(!refused.contains("101 Switching"), "an upgrade is no CONNECT: {refused}");
+        world.us().upstream().assert_saw_nothing();
+        world.assert_saw_nothing(&["ap-northeast"]);
+    }
+    // An upstream that would rather answer is not cut short.
+    let world = World::planned(Plan {
+        rules: NAMES.map(|name| (name, rules.clone())).into(),
+        upstreams: Box::new(|_| vec![Recorder::raw("HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 2\r\n\r\nno")]),
+        ..Plan::default()
+    });
+    for region in [world.eu(), world.us()] {
+        let (mut stream, answer) = connect_http1(region.http, "db.example.com:5432", "X-User-Id: alice\r\n", b"");
+        assert!(answer.starts_with("http/1.1 407"), "{answer}");
+        let mut body = [0; 2];
+        stream.read_exact(&mut body).unwrap();
+        assert_eq!(&body, b"no");
+    }
 }

@@ -34,6 +34,10 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let tunnel_idle = time("tunnel_idle", standard.tunnel_idle);
     let body_rate = size("body_rate", standard.body_rate);
     let body_rate_grace = time("body_rate_grace", standard.body_rate_grace);
+    let connection_buffer = section.optional("connection_buffer").map_or(Some(standard.connection_buffer), |field| {
+        let bytes = field.bytes()?;
+        if (64 << 10..=1 << 30).contains(&bytes) { Some(bytes as usize) } else { field.wrong("write a size from 64KiB to 1GiB") }
+    });
     let streams = count("streams", standard.streams, 100_000);
     let requests_per_connection = count("requests_per_connection", standard.requests_per_connection, 1_000_000_000);
     let requests = count("requests", standard.requests, 10_000_000);
@@ -59,6 +63,7 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
         tunnel_idle: tunnel_idle?,
         body_rate: body_rate?,
         body_rate_grace: body_rate_grace?,
+        connection_buffer: connection_buffer?,
         streams: streams?,
         requests_per_connection: requests_per_connection?,
         requests: requests?,

@@ -14,7 +14,7 @@ use crate::geoip;
 use crate::model::region::RegionId;
 use crate::probes;
 use crate::proxy::Limits;
-use crate::proxy::intake::{self, AddressSource};
+use crate::proxy::intake::{self, AddressSource, Slashes};
 use crate::session;
 use crate::tokens;
 use crate::transport::listener::{self, Accepts};
@@ -58,6 +58,14 @@ impl Settings {
     }
 }
 
+fn read_paths(field: &Field<'_>) -> Option<Slashes> {
+    let section = field.section()?;
+    let words = [("merge", Slashes::Merge), ("keep", Slashes::Keep), ("refuse", Slashes::Refuse)];
+    let slashes = section.optional("repeated_slashes").map_or(Some(Slashes::Merge), |field| field.word(&words));
+    section.finish();
+    slashes
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Log {
@@ -77,6 +85,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let users = section.optional("users").map_or(Some(Users::default()), |field| read_users(&field));
     let client_address = section.optional("client_address");
     let client_address = client_address.map_or(Some((Vec::new(), AddressSource::Forwarded)), |field| read_client_address(&field));
+    let slashes = section.optional("paths").map_or(Some(Slashes::Merge), |field| read_paths(&field));
     let geoip = section.optional("geoip").map(|field| read_geoip(&field));
     let probes = section.optional("latency").map_or(Some(probes::Settings::default()), |field| read_probes(&field));
     let audit = section.optional("audit").map(|field| read_audit(&field, local_name));
@@ -92,7 +101,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
         listeners,
         peer_tls: peer_tls.map_or(Some(None), |files| files.map(Some))?,
         admin: admin?,
-        intake: intake::Settings { trust, source, keys },
+        intake: intake::Settings { trust, source, keys, slashes: slashes? },
         upstreams: upstreams?,
         gateways: others(draft).filter_map(|region| Some((region.id, region.gateway.clone()?))).collect(),
         urls: draft.regions.iter().filter_map(|region| Some((region.id, region.url.clone()?))).collect(),

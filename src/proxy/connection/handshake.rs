@@ -5,8 +5,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use base64::prelude::{BASE64_STANDARD, Engine};
-use http::HeaderValue;
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
@@ -31,7 +29,7 @@ pub(super) struct Opened {
     pub counted: Option<Counted>,
     pub ingress: Ingress,
     pub site: Option<Site>,
-    pub client_certificate: Option<HeaderValue>,
+    pub client_certificate: Option<Vec<u8>>,
     /// By what a peer has proven its region.
     pub peer_chain: Vec<CertificateDer<'static>>,
     /// Whether the handshake agreed on HTTP/2; `None` without TLS.
@@ -104,10 +102,9 @@ async fn spoken_for(stream: &mut TcpStream, remote: SocketAddr, networks: &[IpNe
     Some(source.ok()?.unwrap_or(remote))
 }
 
-/// RFC 9440 section 2.2: the certificate alone, as a byte sequence.
-fn certificate_of(session: &rustls::ServerConnection) -> Option<HeaderValue> {
-    let certificate = session.peer_certificates()?.first()?;
-    HeaderValue::from_str(&format!(":{}:", BASE64_STANDARD.encode(certificate))).ok()
+/// The certificate alone (DER).
+fn certificate_of(session: &rustls::ServerConnection) -> Option<Vec<u8>> {
+    Some(session.peer_certificates()?.first()?.to_vec())
 }
 
 type Accepted = tokio_rustls::server::TlsStream<TcpStream>;

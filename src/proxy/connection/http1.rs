@@ -105,6 +105,6 @@ fn builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     // The gate keeps the time and judges the size; these are what hyper itself holds in memory.
     builder.timer(TokioTimer::new()).header_read_timeout(None).max_headers(limits.headers + 8);
-    builder.max_buf_size((limits.header_bytes + 8192).max(64 << 10)).half_close(true);
+    builder.max_buf_size((limits.header_bytes + 8192).max(limits.connection_buffer.min(256 << 10))).half_close(true);
     builder
 }

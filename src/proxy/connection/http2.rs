@@ -23,7 +23,6 @@ use super::{Draining, drained, handshake};
 
 /// For clients: many, small and untrusted.
 const CLIENT_STREAM_WINDOW: u32 = 64 << 10;
-const CLIENT_CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// For peers: few, far away and proven.
 const PEER_STREAMS: u32 = 1000;
@@ -34,8 +33,8 @@ const PEER_CONNECTION_WINDOW: u32 = 256 << 20;
 /// three bytes for one.
 const PEER_HEAD_GROWTH: u32 = 4;
 
-/// Bytes of one answer that wait to be written.
-const SEND_BUFFER: usize = 64 << 10;
+/// Bytes of one answer that wait to be written: no more than move a frame at a time, where many share a connection's buffer.
+const SEND_BUFFERS: std::ops::RangeInclusive<usize> = 4 << 10..=64 << 10;
 
 /// An idle connection may stay this many times longer than one of HTTP/1: it stands for several of them.
 const PATIENCE: u32 = 5;
@@ -180,8 +179,9 @@ fn builder(is_peer: bool, limits: &Limits) -> h2::server::Builder {
     let (streams, stream_window, window, header_bytes) = if is_peer {
         (PEER_STREAMS, PEER_STREAM_WINDOW, PEER_CONNECTION_WINDOW, header_bytes * PEER_HEAD_GROWTH)
     } else {
-        (limits.streams as u32, CLIENT_STREAM_WINDOW, CLIENT_CONNECTION_WINDOW, header_bytes)
+        (limits.streams as u32, CLIENT_STREAM_WINDOW, limits.connection_buffer as u32, header_bytes)
     };
+    let send_buffer = (window as usize / streams as usize).clamp(*SEND_BUFFERS.start(), *SEND_BUFFERS.end());
     let mut builder = h2::server::Builder::new();
     builder
         .enable_connect_protocol()
@@ -189,7 +189,7 @@ fn builder(is_peer: bool, limits: &Limits) -> h2::server::Builder {
         .initial_window_size(stream_window)
         .initial_connection_window_size(window)
         .max_header_list_size(header_bytes)
-        .max_send_buffer_size(SEND_BUFFER)
+        .max_send_buffer_size(send_buffer)
         .max_pending_accept_reset_streams(limits.resets)
         .max_local_error_reset_streams(Some(limits.resets * 10));
     builder

@@ -16,16 +16,18 @@ use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 use crate::decision::facts::Ingress;
+use crate::decision::policy::Policy;
 use crate::decision::route::Method;
 use crate::envelope::Envelope;
 use crate::model::outcome::Code;
 use crate::transport::framing::FAULT_HEADER;
+use crate::transport::tunnel::CONNECT;
 
 use super::Limits;
 
 pub use client::unfolded;
 pub use identity::{Identity, Verifiers};
-pub use target::canonical_path;
+pub use target::{Slashes, canonical_path};
 pub use upgrade::Upgrade;
 pub use user::decode_segment;
 
@@ -37,6 +39,7 @@ pub struct Settings {
     pub source: AddressSource,
     /// Where the user's key is; the first that is present names the user.
     pub keys: Vec<KeySource>,
+    pub slashes: Slashes,
 }
 
 /// Where trusted hops write the client's address.
@@ -117,21 +120,27 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
     }
     check_grammar(parts)?;
     let upgrade = upgrade::wanted(parts)?;
-    if upgrade.is_some() {
+    let is_connect = upgrade.as_ref().is_some_and(Upgrade::is_connect);
+    if is_connect && !opens_connect(&verifiers.snapshot.policy) {
+        return Err(Code::MethodNotAllowed);
+    }
+    if upgrade.is_some() && !is_connect {
         parts.method = http::Method::GET;
     }
     let method = Method::of(parts.method.as_str());
-    if method == Method::Connect {
-        return Err(Code::MethodNotAllowed);
-    }
     let envelope = match arrival.ingress {
         Ingress::Client => None,
         Ingress::Peer(_) => Some(read_envelope(&parts.headers)?),
     };
     let authority = target::authority_of(parts).ok_or(Code::RequestMalformed)?;
+    if is_connect && authority.port.is_none() {
+        return Err(Code::RequestMalformed);
+    }
     let path = match parts.uri.path() {
+        // It has none, so it is asked for at the root.
+        "" | "/" if is_connect => Cow::Borrowed("/"),
         "*" if method == Method::Options => Cow::Borrowed("*"),
-        path => canonical_path(path).ok_or(Code::RequestMalformed)?,
+        path => canonical_path(path, settings.slashes).ok_or(Code::RequestMalformed)?,
     };
     let is_upgrade = upgrade.is_some() || parts.headers.contains_key(http::header::UPGRADE);
     let is_trusted = settings.trust.iter().any(|network| network.contains(&arrival.remote));
@@ -161,6 +170,11 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
     let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
     let (host, authority) = (authority.host.clone(), authority.to_string());
     Ok(Intake { id, method, host, authority, path, is_read, is_preflight, upgrade, client, identity, envelope, is_https })
+}
+
+/// Whether any route opens what CONNECT asks for.
+fn opens_connect(policy: &Policy) -> bool {
+    policy.routes.all().iter().any(|route| route.upgrades.iter().any(|upgrade| **upgrade == *CONNECT))
 }
 
 /// What the Fetch standard sends before a request that needs leave, which has no body: no cookies, no credentials.

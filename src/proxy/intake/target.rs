@@ -70,18 +70,29 @@ fn plain_authority(text: &str) -> Option<Authority> {
     is_sound.then(|| Authority { host: host.to_ascii_lowercase(), port })
 }
 
+/// What becomes of repeated slashes in a path.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Slashes {
+    /// They mean one to nearly every server.
+    #[default]
+    Merge,
+    /// They are empty segments, which no `{name}` and no literal of a route matches.
+    Keep,
+    Refuse,
+}
+
 /// The canonical form of a path: what may stand in a segment as it is, is decoded; all else is escaped, in upper case; dot
-/// segments are resolved, repeated slashes merged. `None` for what two servers may read differently: escaped slashes and backslashes, control
+/// segments are resolved, repeated slashes as they are to be. `None` for what two servers may read differently: escaped slashes and backslashes, control
 /// characters, bytes that are no UTF-8, a second layer of escapes, path parameters, or a way out at the top.
-pub fn canonical_path(path: &str) -> Option<Cow<'_, str>> {
-    if !path.starts_with('/') {
+pub fn canonical_path(path: &str, slashes: Slashes) -> Option<Cow<'_, str>> {
+    if !path.starts_with('/') || (slashes == Slashes::Refuse && path.contains("//")) {
         return None;
     }
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,=:@".contains(&byte);
     if path.bytes().all(is_plain) && !path.contains("//") && !path.contains("/.") {
         return Some(Cow::Borrowed(path));
     }
-    resolve(&decode(path)?).map(Cow::Owned)
+    resolve(&decode(path)?, slashes).map(Cow::Owned)
 }
 
 fn decode(path: &str) -> Option<String> {
@@ -117,12 +128,15 @@ fn hex(digits: [u8; 2]) -> Option<u8> {
     Some((value(digits[0])? * 16 + value(digits[1])?) as u8)
 }
 
-fn resolve(path: &str) -> Option<String> {
+fn resolve(path: &str, slashes: Slashes) -> Option<String> {
     let mut segments: Vec<&str> = Vec::new();
     let mut ends_in_slash = false;
-    for segment in path.split('/').skip(1) {
+    let mut rest = path.split('/').skip(1).peekable();
+    while let Some(segment) = rest.next() {
         ends_in_slash = matches!(segment, "" | "." | "..");
         match segment {
+            // What follows the last slash is no segment.
+            "" if slashes == Slashes::Keep && rest.peek().is_some() => segments.push(""),
             "" | "." => {}
             ".." => drop(segments.pop()?),
             segment => segments.push(segment),

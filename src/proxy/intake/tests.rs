@@ -18,7 +18,7 @@ fn what_is_judged_is_what_is_forwarded() {
         ("/a%3bb", "/a%3Bb"),
         ("/.well-known/x", "/.well-known/x"),
     ] {
-        assert_eq!(canonical_path(path).as_deref(), Some(canonical), "{path}");
+        assert_eq!(canonical_path(path, Slashes::Merge).as_deref(), Some(canonical), "{path}");
     }
 }
 
@@ -45,7 +45,19 @@ fn what_two_servers_may_read_differently_is_refused() {
         "/a%7f",
         "/a b",
     ] {
-        assert_eq!(canonical_path(path), None, "{path}");
+        assert_eq!(canonical_path(path, Slashes::Merge), None, "{path}");
+    }
+}
+
+#[test]
+fn repeated_slashes_are_what_the_operator_says() {
+    for (path, kept) in
+        [("/a//b", "/a//b"), ("//a", "//a"), ("/a/", "/a/"), ("/a//", "/a//"), ("/a/.//b", "/a//b"), ("/a//../b", "/a/b")]
+    {
+        assert_eq!(canonical_path(path, Slashes::Keep).as_deref(), Some(kept), "{path}");
+        let again = canonical_path(kept, Slashes::Keep);
+        assert_eq!(again.as_deref(), Some(kept), "once is enough");
+        assert_eq!(canonical_path(path, Slashes::Refuse).is_none(), path.contains("//"), "{path}");
     }
 }
 
@@ -93,7 +105,7 @@ fn client(remote: &str, trust: &str, source: AddressSource, fields: &[(&str, &st
     for (name, value) in fields {
         headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
     }
-    let settings = Settings { trust: vec![trust.parse().unwrap()], source, keys: vec![] };
+    let settings = Settings { trust: vec![trust.parse().unwrap()], source, keys: vec![], slashes: Slashes::Merge };
     client::address(&headers, remote.parse().unwrap(), &settings).to_string()
 }
 
@@ -226,7 +238,7 @@ fn addresses_are_read_as_hops_write_them() {
                     ranges.iter().filter_map(|range| network(range.as_str().unwrap())).map(unfolded).collect();
                 let door: IpAddr = "192.0.2.255".parse().unwrap();
                 trust.push(door.into());
-                let settings = Settings { trust: trust.clone(), source, keys: vec![] };
+                let settings = Settings { trust: trust.clone(), source, keys: vec![], slashes: Slashes::Merge };
                 let found = client::address(&headers, remote.unwrap_or(door), &settings);
                 match want {
                     Some(want) => assert_eq!(found, want, "{case}"),

@@ -1,5 +1,5 @@
 //! Requests that want to turn their connection into something else: an upgrade of HTTP/1.1 (RFC 9110 section 7.8), or extended
-//! CONNECT over HTTP/2 (RFC 8441). Both are judged as the GET that they are.
+//! CONNECT over HTTP/2 (RFC 8441). Both are judged as the GET that they are; CONNECT itself as what it is.
 
 use h2::ext::Protocol;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
@@ -7,6 +7,7 @@ use http::request::Parts;
 use http::{Method, Version};
 
 use crate::model::outcome::Code;
+use crate::transport::tunnel::CONNECT;
 
 /// What a request wants its connection to become.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -17,11 +18,25 @@ pub struct Upgrade {
     pub key: Option<HeaderValue>,
 }
 
+impl Upgrade {
+    /// Whether it is CONNECT itself: its target is a host and a port, and it can be nothing else.
+    pub fn is_connect(&self) -> bool {
+        *self.protocol == *CONNECT
+    }
+}
+
 /// The upgrade that a request wants; `None` if it wants none, or asks in a way that may be ignored.
 pub(super) fn wanted(parts: &Parts) -> Result<Option<Upgrade>, Code> {
+    if parts.method == Method::CONNECT {
+        let protocol = parts.extensions.get::<Protocol>().map(|protocol| protocol.as_str().to_ascii_lowercase());
+        return match protocol {
+            Some(name) if name == CONNECT => Err(Code::UpgradeRefused),
+            Some(name) => Ok(Some(Upgrade { protocol: name.into(), key: None })),
+            None => Ok(Some(Upgrade { protocol: CONNECT.into(), key: None })),
+        };
+    }
     if parts.version == Version::HTTP_2 {
-        let protocol = parts.extensions.get::<Protocol>().filter(|_| parts.method == Method::CONNECT);
-        return Ok(protocol.map(|protocol| Upgrade { protocol: protocol.as_str().to_ascii_lowercase().into(), key: None }));
+        return Ok(None);
     }
     let has_body =
         parts.headers.contains_key(TRANSFER_ENCODING) || parts.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
@@ -45,7 +60,7 @@ fn nominates_upgrade(parts: &Parts) -> bool {
 
 /// HTTP itself is no tunnel: what would follow could not be judged.
 fn is_tunnel(offer: &str) -> bool {
-    !offer.is_empty() && offer != "h2c" && !offer.starts_with("http/") && !offer.starts_with("tls/")
+    !offer.is_empty() && offer != CONNECT && offer != "h2c" && !offer.starts_with("http/") && !offer.starts_with("tls/")
 }
 
 /// RFC 6455 section 4.2.1: one version, one nonce of 16 bytes in base64.

@@ -48,6 +48,9 @@ pub(super) async fn run(
     }
     if let Some(upgrade) = intake.upgrade.take_if(|upgrade| !route.upgrades.contains(&upgrade.protocol)) {
         tracing::debug!(protocol = &*upgrade.protocol, "the route opens no such tunnel");
+        if upgrade.is_connect() {
+            return account.refuse(Code::MethodNotAllowed);
+        }
         if matches!(back, Back::Stream(_)) {
             return account.refuse(Code::UpgradeRefused);
         }
@@ -72,15 +75,16 @@ pub(super) async fn run(
     request.headers_mut().insert(HOST, host.clone());
     request.extensions_mut().clear();
     headers::rebuild(request.headers_mut(), &intake, &host);
-    if let Some(certificate) = &session.client_certificate {
-        request.headers_mut().insert("client-cert", certificate.clone());
-    }
+    let told = intake.envelope.as_ref().and_then(|envelope| envelope.certificate.as_deref());
+    let certificate = session.client_certificate.as_deref().or(told);
+    headers::tell_certificate(request.headers_mut(), certificate);
     let interim = takes_interim.then(|| Interim::of(&mut request, back.clone()));
     let label = Label::of(&account, &judged);
     let whole = if has_body { pace.deadline } else { Some(pace.request_timeout) };
     let deadline = whole.map(|whole| account.started + whole);
     let (patience, idle, is_hurried) = (pace.response_timeout, pace.idle, pace.deadline.is_some());
-    let mut journey = Journey { deadline, patience, idle, is_hurried, judged, second_try: false };
+    let certificate = session.client_certificate.clone();
+    let mut journey = Journey { deadline, patience, idle, is_hurried, certificate, judged, second_try: false };
     let work = async {
         match journey.follow(&mut account, &intake, itinerary, request).await {
             Err(Stopped::Misdirected { spare: Some(spare) }) => journey.ask_again(&mut account, &intake, *spare).await,
@@ -111,6 +115,8 @@ struct Journey {
     idle: Duration,
     /// The deadline is the caller's own.
     is_hurried: bool,
+    /// What the client has proven, for the owner.
+    certificate: Option<Vec<u8>>,
     judged: Judged,
     second_try: bool,
 }
@@ -244,6 +250,7 @@ impl Journey {
             country: trail.country.filter(|_| !trail.place_is_stale),
             classes: trail.classes.iter().map(|class| policy.class(class).name.to_string()).collect(),
             policy: policy.hash,
+            certificate: self.certificate.clone(),
             is_https: intake.is_https,
             is_question,
             is_second_try: self.second_try,

@@ -36,6 +36,7 @@ pub(super) fn open(
         response.headers_mut().remove(name);
     }
     let status = match &back {
+        Back::Connection(_) if upgrade.is_connect() => StatusCode::OK,
         Back::Connection(_) => {
             if announce(response.headers_mut(), upgrade).is_none() {
                 return account.refuse(Code::UpstreamBad);

@@ -8,7 +8,7 @@ use http::{HeaderMap, Request, Uri, Version};
 use http_body::Body as _;
 
 use super::super::body::Body;
-use super::super::tunnel::{accept_of, fresh_key};
+use super::super::tunnel::{CONNECT, accept_of, fresh_key};
 
 /// Origin form with `Host`, for HTTP/1.1.
 pub(super) fn for_http1(request: &mut Request<Body>) -> Option<()> {
@@ -38,8 +38,20 @@ pub(super) fn for_http2(request: &mut Request<Body>, scheme: &str) -> Option<()>
     Some(())
 }
 
+/// Host and port alone, for CONNECT over either version (RFC 9112 section 3.2.3, RFC 9113 section 8.5).
+pub(super) fn for_connect(request: &mut Request<Body>) -> Option<()> {
+    let host = host_of(request)?;
+    *request.uri_mut() = host.to_str().ok()?.parse().ok()?;
+    request.headers_mut().insert(HOST, host);
+    Some(())
+}
+
 /// Asks for an upgrade of HTTP/1.1; gives what a WebSocket's answer must show.
 pub(super) fn for_upgrade(request: &mut Request<Body>, protocol: &str) -> Option<Option<String>> {
+    if protocol == CONNECT {
+        *request.version_mut() = Version::HTTP_11;
+        return for_connect(request).map(|()| None);
+    }
     for_http1(request)?;
     let headers = request.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use super::super::body::Body;
 use super::super::dial::{self, Approach, DialError, Server};
 use super::super::framing::{AnswerGate, Asked, Link};
 use super::super::stream::Stream;
-use super::super::tunnel::Wire;
+use super::super::tunnel::{CONNECT, Wire};
 use super::{Listener, Reply, SendCause, SendError, form};
 
 /// The most idle connections kept to one upstream by one worker.
@@ -193,7 +193,8 @@ pub(super) async fn upgrade(
     };
     let Some(accept) = form::for_upgrade(&mut request, protocol) else { return Err(SendError::form(request)) };
     let link = Rc::new(Link::default());
-    link.ask(Asked::Upgrade);
+    let is_connect = protocol == CONNECT;
+    link.ask(if is_connect { Asked::Connect } else { Asked::Upgrade });
     let gate = AnswerGate::new(stream, Rc::clone(&link), approach.stall);
     let (mut sender, connection) = match http1::Builder::new().max_headers(MAX_HEADERS).handshake(TokioIo::new(gate)).await {
         Ok(pair) => pair,
@@ -207,12 +208,13 @@ pub(super) async fn upgrade(
         }
     });
     let response = sender.try_send_request(request).await.map_err(SendError::of)?;
-    if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+    let is_open = if is_connect { response.status().is_success() } else { response.status() == StatusCode::SWITCHING_PROTOCOLS };
+    if !is_open {
         // Until its body has ended, the sender must live.
         return Ok(Reply::Answered(response.map(Body::from)));
     }
     let (parts, _) = response.into_parts();
-    let agreed = form::agrees(&parts.headers, protocol, accept.as_deref());
+    let agreed = is_connect || form::agrees(&parts.headers, protocol, accept.as_deref());
     match wire.await {
         Ok((io, read_ahead)) if agreed => Ok(Reply::Opened(parts, wire_of(io.into_inner(), read_ahead))),
         Ok(_) | Err(_) => Err(SendError { cause: SendCause::OtherUpgrade, unsent: None }),

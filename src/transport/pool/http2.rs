@@ -13,6 +13,7 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::ext::Protocol;
 use h2::{Reason, RecvStream, SendStream};
+use http::header::HOST;
 use http::{Method, Request, Response};
 use http_body::Body as _;
 use tokio::sync::Mutex;
@@ -24,6 +25,7 @@ use super::super::body::Body;
 use super::super::dial::{self, Approach, DialError, Server};
 use super::super::framing::MOST_INTERIM;
 use super::super::http2::{self, Listening, Received, Tunnel, Upload};
+use super::super::tunnel::CONNECT;
 use super::{Listener, Reply, SendError, form};
 
 /// Bytes in flight on one stream: 4 MiB keeps 25 MB/s moving over 160 ms.
@@ -194,7 +196,7 @@ impl<K: Eq + Hash> Http2Pool<K> {
         unreachable!("the second try returns")
     }
 
-    /// Asks for a tunnel of `protocol` by extended CONNECT (RFC 8441).
+    /// Asks for a tunnel of `protocol` by extended CONNECT (RFC 8441), or by CONNECT itself.
     pub async fn open(
         &self,
         place: K,
@@ -209,15 +211,20 @@ impl<K: Eq + Hash> Http2Pool<K> {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::dial(error, request)),
         };
-        if !sender.offers_tunnels(approach.limit).await {
+        let is_connect = protocol == CONNECT;
+        if !is_connect && !sender.offers_tunnels(approach.limit).await {
             let authority = server.authority.to_string();
             return Err(SendError::dial(DialError::OtherProtocol { authority, wanted: "extended CONNECT" }, request));
         }
-        if form::for_http2(&mut request, scheme_of(server)).is_none() {
+        let formed = if is_connect { form::for_connect(&mut request) } else { form::for_http2(&mut request, scheme_of(server)) };
+        if formed.is_none() {
             return Err(SendError::form(request));
         }
         *request.method_mut() = Method::CONNECT;
-        request.extensions_mut().insert(Protocol::from(protocol));
+        request.headers_mut().remove(HOST);
+        if !is_connect {
+            request.extensions_mut().insert(Protocol::from(protocol));
+        }
         sender.open(request).await.map(|reply| (reply, guard))
     }
 
