@@ -104,10 +104,11 @@ async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metri
 }
 
 fn look_over_connections(worker: &Rc<Worker>) {
-    worker.upstream_pool.sweep();
     worker.note_day();
     worker.deliveries.sweep();
     let (snapshot, vitals) = (worker.snapshot(), worker.vitals());
+    worker.upstream_pool.sweep(snapshot.upstreams.all().iter().map(|upstream| &upstream.server));
+    worker.peer_pool.retain(|region, server| snapshot.gateways.get(region).is_some_and(|gateway| gateway.is_same(server)));
     let limits = snapshot.limits;
     for (region, gateway) in &snapshot.gateways {
         if vitals.region(*region).health == Health::Up {

@@ -31,11 +31,11 @@ pub(super) async fn start(app: &App) -> Result<u32, String> {
     let mut arguments = std::env::args_os();
     let mut command = Command::new(arguments.next().ok_or("this process does not know its own name")?);
     command.args(arguments).env(SUCCESSOR, "1").stdout(Stdio::piped());
+    let mut candidate = Candidate { app, child: None, serves: false };
     let legacy = app.share(&mut command).map_err(|error| format!("the sockets cannot be left to it: {error}"))?;
     let child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
     drop(legacy);
-    let mut child = Candidate(Some(child));
-    let process = child.0.as_mut().expect("it has just been started");
+    let process = candidate.child.insert(child);
     let pid = process.id();
     let output = process.stdout.take().expect("its standard output is a pipe");
     let first_line = tokio::task::spawn_blocking(move || {
@@ -44,29 +44,31 @@ pub(super) async fn start(app: &App) -> Result<u32, String> {
     });
     match tokio::time::timeout(PATIENCE, first_line).await {
         Ok(Ok(Ok(line))) if line.trim() == SERVING => {
-            child.0 = None;
+            candidate.serves = true;
             Ok(pid)
         }
-        Ok(_) => {
-            app.keep();
-            Err("it ended before it served; what is wrong stands above".into())
-        }
-        Err(_) => {
-            app.keep();
-            Err(format!("it did not serve within {} s and was stopped", PATIENCE.as_secs()))
-        }
+        Ok(_) => Err("it ended before it served; what is wrong stands above".into()),
+        Err(_) => Err(format!("it did not serve within {} s and was stopped", PATIENCE.as_secs())),
     }
 }
 
-/// A process that has not come to serve yet: it ends with the wait for it.
-struct Candidate(Option<Child>);
+/// A process that has yet to come to serve: until then it ends with the wait for it, and what was shared with it is ours again.
+struct Candidate<'a> {
+    app: &'a App,
+    child: Option<Child>,
+    serves: bool,
+}
 
-impl Drop for Candidate {
+impl Drop for Candidate<'_> {
     fn drop(&mut self) {
-        if let Some(mut child) = self.0.take() {
+        if self.serves {
+            return;
+        }
+        if let Some(child) = &mut self.child {
             // It may have ended by itself.
             let _ = child.kill();
             let _ = child.wait();
         }
+        self.app.keep();
     }
 }

@@ -13,7 +13,7 @@ use crate::decision::verdict::Stop;
 use crate::model::outcome::Code;
 use crate::transport::body::Body;
 use crate::transport::dial::{Approach, DialError};
-use crate::transport::pool::{InFlight, Reply, SendCause, SendError};
+use crate::transport::pool::{EXTENDED_CONNECT, InFlight, Reply, SendCause, SendError};
 use crate::transport::proxy_protocol;
 use crate::transport::tunnel::Wire;
 use crate::upstreams::{Busy, Taken, Upstream};
@@ -49,7 +49,7 @@ impl Answer {
 
 /// What is busy with a request until its answer has ended.
 pub enum Hold {
-    Upstream(Busy),
+    Upstream(Busy, Option<InFlight>),
     Peer(InFlight),
 }
 
@@ -167,15 +167,18 @@ async fn to_upstreams(
             let (pool, server) = (&worker.upstream_pool, &upstream.server);
             match effort.upgrade {
                 Some(protocol) => pool.open(server, request, protocol, &approach).await,
-                None => pool.send(server, request, &approach).await.map(Reply::Answered),
+                None => {
+                    let sent = pool.send(server, request, &approach).await;
+                    sent.map(|(response, in_flight)| (Reply::Answered(response), in_flight))
+                }
             }
         };
         let outcome = answer_of(work, effort, has_body).await;
         let failure = match outcome {
-            Some(Ok(reply)) => {
+            Some(Ok((reply, in_flight))) => {
                 worker.metrics.upstream_request(upstream.authority(), "answered");
                 snapshot.upstreams.note(&upstream, !is_gateway_error(&reply));
-                return Ok(Answer::of(reply, Hold::Upstream(busy)));
+                return Ok(Answer::of(reply, Hold::Upstream(busy, in_flight)));
             }
             Some(Err(error)) if effort.body.broken.get().is_some() => {
                 // The client broke it: no fault of the upstream's.
@@ -189,7 +192,10 @@ async fn to_upstreams(
             }
             Some(Err(error)) => {
                 worker.metrics.upstream_request(upstream.authority(), "failed");
-                snapshot.upstreams.note(&upstream, false);
+                // What it has never said it speaks, it may go on not speaking.
+                if !matches!(error.cause, SendCause::Dial(DialError::OtherProtocol { wanted: EXTENDED_CONNECT, .. })) {
+                    snapshot.upstreams.note(&upstream, false);
+                }
                 tracing::warn!(upstream = upstream.authority(), cause = %error.cause, "an upstream gave no answer");
                 failure(error, copy)
             }

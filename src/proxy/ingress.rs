@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderValue, Response};
+use http::{HeaderValue, Response, StatusCode};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
@@ -54,6 +54,15 @@ impl Back {
         match self {
             Self::Connection(signals) => signals.inform(&answer).await,
             Self::Stream(exchange) => exchange.inform(answer),
+        }
+    }
+
+    /// Asks for the body that a client holds back until then (`Expect`). Over HTTP/1 hyper asks when the body is read.
+    pub fn ask_for_body(&self) {
+        if let Self::Stream(exchange) = self {
+            let mut answer = Response::new(());
+            *answer.status_mut() = StatusCode::CONTINUE;
+            exchange.inform(answer);
         }
     }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -18,12 +19,23 @@ pub enum Stream {
 impl Stream {
     /// The address of the other end, where it can still be told.
     pub fn remote(&self) -> Option<SocketAddr> {
-        let socket = match self {
+        self.socket().peer_addr().ok()
+    }
+
+    /// Breaks the connection when what was written is not acknowledged in time, and asks now and then whether the other end is
+    /// still there. What cannot be set costs time until a loss is noticed.
+    pub fn expect_acknowledgement(&self, limit: Duration) {
+        let socket = socket2::SockRef::from(self.socket());
+        let probes = socket2::TcpKeepalive::new().with_time(limit / 2).with_interval(limit / 4).with_retries(3);
+        let _ = (socket.set_tcp_user_timeout(Some(limit)), socket.set_tcp_keepalive(&probes));
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match self {
             Self::Plain(stream) => stream,
             Self::Accepted(stream) => stream.get_ref().0,
             Self::Dialed(stream) => stream.get_ref().0,
-        };
-        socket.peer_addr().ok()
+        }
     }
 
     /// Whether the handshake chose HTTP/2 (ALPN).

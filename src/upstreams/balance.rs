@@ -99,6 +99,8 @@ impl Load {
             return Taken::Full;
         }
         let _place = Place::take(&self.waiting);
+        // There may be room that nobody has left: an upstream has come back, or may take more. Who waits longest looks first.
+        self.freed.notify_one();
         let patience = Instant::now() + circuit.queue_timeout;
         let until = deadline.map_or(patience, |deadline| deadline.min(patience));
         loop {
@@ -107,7 +109,10 @@ impl Load {
             }
             match self.take(upstreams, tried) {
                 Taken::Full => {}
-                taken => return taken,
+                taken => {
+                    self.freed.notify_one();
+                    return taken;
+                }
             }
         }
     }
@@ -216,6 +221,18 @@ mod tests {
             let soon = Some(Instant::now());
             assert!(matches!(load.take_in_turn(&upstreams, &[], soon).await, Taken::Full), "nobody waits past its deadline");
             drop((held, waited));
+            // Room that nobody has left: one was down, and comes back while another waits.
+            upstreams.all()[0].state.up.store(false, Ordering::Relaxed);
+            let held: Vec<_> = (0..4).map(|_| one(load.take(&upstreams, &[]))).collect();
+            let wide = Circuit { queue: 5, queue_timeout: Duration::from_secs(60), ..upstreams.settings.circuit };
+            let upstreams =
+                Upstreams { settings: Settings { circuit: wide, ..upstreams.settings.clone() }, list: upstreams.list };
+            let (first, second) = tokio::join!(load.take_in_turn(&upstreams, &[], None), async {
+                upstreams.list[0].state.up.store(true, Ordering::Relaxed);
+                load.take_in_turn(&upstreams, &[], None).await
+            });
+            assert_eq!([one(first).0.authority(), one(second).0.authority()], ["a:1", "a:1"]);
+            drop(held);
             assert!(matches!(load.take(&upstreams, &[]), Taken::One(..)));
         });
     }

@@ -64,7 +64,7 @@ async fn ask(pool: &UpstreamPool, upstream: &Upstream, check: &Check) -> Option<
     let request = request.ok()?;
     let answer = tokio::time::timeout(check.timeout, pool.send(server, request, &approach)).await;
     match answer {
-        Ok(Ok(answer)) => Some(answer.status().is_success() || answer.status().is_redirection()),
+        Ok(Ok((answer, _))) => Some(answer.status().is_success() || answer.status().is_redirection()),
         Ok(Err(error)) if matches!(error.cause, SendCause::Dial(DialError::OutOfDescriptors { .. })) => None,
         Ok(Err(_)) | Err(_) => Some(false),
     }

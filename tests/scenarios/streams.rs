@@ -38,10 +38,10 @@ fn echo(wire: Wire) -> Recorder {
                     let _ = writer.shutdown().await;
                 });
                 let mut response = Response::new(whole(""));
-                if is_http1 && protocol.is_some() {
+                if let (true, Some(protocol)) = (is_http1, protocol) {
                     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
                     response.headers_mut().insert("connection", "upgrade".parse().unwrap());
-                    response.headers_mut().insert("upgrade", protocol.unwrap());
+                    response.headers_mut().insert("upgrade", protocol);
                     if let Some(key) = key {
                         response.headers_mut().insert("sec-websocket-accept", accept_of(key.as_bytes()).parse().unwrap());
                     }

@@ -29,6 +29,9 @@ const PEER_STREAMS: u32 = 1000;
 const PEER_STREAM_WINDOW: u32 = 4 << 20;
 const PEER_CONNECTION_WINDOW: u32 = 256 << 20;
 
+/// What unread frames of hardly any data may cost, 256 bytes each: some 16,000 of them.
+const SMALL_FRAMES_BUDGET: usize = 4 << 20;
+
 /// A head that a peer took has grown before it comes here: by its envelope, by what it says of the client, and by escapes of
 /// three bytes for one.
 const PEER_HEAD_GROWTH: u32 = 4;
@@ -41,7 +44,7 @@ const PATIENCE: u32 = 5;
 
 /// A silent client or peer is given up after these two.
 const PING_EVERY: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(40);
 
 pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, BytesMut), session: Rc<Session>, limits: &Limits) {
     let signals = Rc::clone(&session.signals);
@@ -63,7 +66,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     let mut disproven = pin!(async {
         if is_peer { handshake::disproven(&worker, &session.peer_chain).await } else { std::future::pending().await }
     });
-    let mut ending = false;
+    let (mut ending, mut is_sent_away) = (false, false);
     let has_begun_to_end = Notify::new();
     let mut stuck = pin!(async {
         has_begun_to_end.notified().await;
@@ -73,6 +76,8 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
+                // It may ask again on another connection.
+                Some(Ok((_, mut way_back))) if is_sent_away => way_back.send_reset(Reason::REFUSED_STREAM),
                 Some(Ok((request, way_back))) => begin(&worker, &session, (&regrets, limits.idle_timeout), request, way_back),
                 Some(Err(error)) => return tracing::debug!(%error, "a connection ended early"),
                 None => return,
@@ -83,9 +88,11 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
                 has_begun_to_end.notify_one();
             }
             () = stuck.as_mut() => return,
-            () = regrets.are_too_many.notified() => {
+            () = regrets.are_too_many.notified(), if !is_sent_away => {
                 tracing::debug!("a client took back most of what it asked for, and is sent away");
-                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                (is_sent_away, ending) = (true, true);
+                connection.graceful_shutdown();
+                has_begun_to_end.notify_one();
             }
             () = disproven.as_mut() => return tracing::warn!("a peer's connection was closed: it does not prove its region any more"),
             () = lost.as_mut() => return tracing::debug!("a connection was given up: the other end is silent"),
@@ -93,13 +100,16 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     }
 }
 
-/// Requests that were taken back before they were answered. Each has cost an upstream something; a client that takes back most
-/// of them is at nothing else (CVE-2023-44487).
+/// Requests that were taken back as soon as they were made. Each has cost an upstream something; a client that takes back most of
+/// them is at nothing else (CVE-2023-44487). What it still waits for is answered.
 struct Regrets {
     most: u64,
     count: Cell<u64>,
     are_too_many: Notify,
 }
+
+/// Whoever has waited longer has waited for an answer.
+const AS_SOON_AS: Duration = Duration::from_secs(1);
 
 impl Regrets {
     fn new(most: u64) -> Self {
@@ -129,10 +139,15 @@ fn begin(
     let exchange = Rc::new(exchange);
     let served = Rc::clone(&exchange);
     let task = tokio::task::spawn_local(async move {
-        let back = Back::Stream(Rc::clone(&served));
+        let (back, begun) = (Back::Stream(Rc::clone(&served)), Instant::now());
         let response = tokio::select! {
             biased;
-            () = served.given_up() => return regrets.count(session.signals.requests()),
+            () = served.given_up() => {
+                if begun.elapsed() < AS_SOON_AS {
+                    regrets.count(session.signals.requests());
+                }
+                return;
+            }
             response = request::handle(worker, Rc::clone(&session), back, request) => response,
         };
         served.answer(response, stall).await;
@@ -190,7 +205,8 @@ fn builder(is_peer: bool, limits: &Limits) -> h2::server::Builder {
         .initial_connection_window_size(window)
         .max_header_list_size(header_bytes)
         .max_send_buffer_size(send_buffer)
-        .max_pending_accept_reset_streams(limits.resets)
-        .max_local_error_reset_streams(Some(limits.resets * 10));
+        .data_frame_budget(if is_peer { PEER_CONNECTION_WINDOW as usize } else { SMALL_FRAMES_BUDGET })
+        .max_pending_accept_reset_streams(if is_peer { PEER_STREAMS as usize } else { limits.resets })
+        .max_local_error_reset_streams((!is_peer).then_some(limits.resets * 10));
     builder
 }

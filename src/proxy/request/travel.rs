@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{HOST, HeaderValue};
+use http::header::{EXPECT, HOST, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -71,6 +71,9 @@ pub(super) async fn run(
     } else {
         Body::empty()
     };
+    if has_body && parts.headers.contains_key(EXPECT) {
+        back.ask_for_body();
+    }
     let mut request = Request::from_parts(parts, body);
     request.headers_mut().insert(HOST, host.clone());
     request.extensions_mut().clear();

@@ -42,13 +42,6 @@ impl Received {
         self.upload.take().into_iter().for_each(|upload| drop(upload.detach()));
         Poll::Ready(None)
     }
-
-    /// A whole answer may be followed by a reset that asks for no more of the request (RFC 9113 section 8.1); any other reset,
-    /// and every reset of a request, means that the rest does not come.
-    fn broken(&mut self, error: h2::Error) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let is_early_answer = self.upload.is_some() && error.reason() == Some(Reason::NO_ERROR);
-        if is_early_answer && self.left.is_none_or(|left| left == 0) { self.end() } else { Poll::Ready(Some(Err(error.into()))) }
-    }
 }
 
 impl HttpBody for Received {
@@ -65,14 +58,14 @@ impl HttpBody for Received {
                     body.left = body.left.map(|left| left.saturating_sub(bytes.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
-                Some(Err(error)) => return body.broken(error),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => body.data_ended = true,
             }
         }
         match ready!(body.stream.poll_trailers(cx)) {
             Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
             Ok(None) => body.end(),
-            Err(error) => body.broken(error),
+            Err(error) => Poll::Ready(Some(Err(error.into()))),
         }
     }
 

@@ -12,20 +12,36 @@ use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-/// A byte stream that notes when it was last heard of.
+/// A byte stream that notes when its other end last gave a sign of life.
 pub struct Listening<S> {
     io: S,
-    heard: Rc<Cell<Instant>>,
+    signs: Rc<Signs>,
+}
+
+struct Signs {
+    /// When something came, or a write that had to wait went on.
+    last: Cell<Instant>,
+    /// A write waits: whoever asks for a sign of life is behind it.
+    is_blocked: Cell<bool>,
+}
+
+impl Signs {
+    fn note_written<T>(&self, written: &Poll<io::Result<T>>) {
+        let was_blocked = self.is_blocked.replace(written.is_pending());
+        if was_blocked && written.is_ready() {
+            self.last.set(Instant::now());
+        }
+    }
 }
 
 impl<S> Listening<S> {
     pub fn new(io: S) -> Self {
-        Self { io, heard: Rc::new(Cell::new(Instant::now())) }
+        Self { io, signs: Rc::new(Signs { last: Cell::new(Instant::now()), is_blocked: Cell::new(false) }) }
     }
 
-    /// Looks after the connection that is made of this stream.
+    /// Looks after the connection that is made of this stream: it is asked after every silence of `every`, and has `patience`.
     pub fn keepalive(&self, every: Duration, patience: Duration) -> Keepalive {
-        Keepalive { heard: Rc::clone(&self.heard), every, patience }
+        Keepalive { signs: Rc::clone(&self.signs), every, patience }
     }
 }
 
@@ -33,7 +49,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
         if read.is_ready() {
-            self.heard.set(Instant::now());
+            self.signs.last.set(Instant::now());
         }
         read
     }
@@ -41,7 +57,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.signs.note_written(&written);
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -53,7 +71,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.signs.note_written(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -63,17 +83,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
 
 /// Asks for a sign of life after a silence.
 pub struct Keepalive {
-    heard: Rc<Cell<Instant>>,
+    signs: Rc<Signs>,
     every: Duration,
     patience: Duration,
 }
 
 impl Keepalive {
-    /// Ends when the other end has said nothing at all for `patience` after it was asked. A long queue in front of the answer is
-    /// no silence.
+    /// Ends when the other end has given no sign of life for `patience` after it was asked. Whoever takes nothing of what is
+    /// written is not judged here: the question waits behind it.
     pub async fn lost(self, mut pings: PingPong) {
         loop {
-            let quiet_at = self.heard.get() + self.every;
+            let quiet_at = self.signs.last.get() + self.every;
             if Instant::now() < quiet_at {
                 tokio::time::sleep_until(quiet_at).await;
                 continue;
@@ -88,7 +108,7 @@ impl Keepalive {
                 match tokio::time::timeout(self.patience, pong.as_mut()).await {
                     Ok(Ok(_)) => break,
                     Ok(Err(_)) => return pending().await,
-                    Err(_) if self.heard.get() >= asked => {}
+                    Err(_) if self.signs.last.get() >= asked || self.signs.is_blocked.get() => {}
                     Err(_) => return,
                 }
             }

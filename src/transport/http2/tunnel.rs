@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::poll_room;
@@ -34,8 +34,8 @@ impl AsyncRead for Tunnel {
         while tunnel.unread.is_empty() {
             match ready!(tunnel.incoming.poll_data(cx)) {
                 Some(Ok(bytes)) => tunnel.unread = bytes,
-                Some(Err(error)) if error.reason() != Some(Reason::NO_ERROR) => return Poll::Ready(Err(broken(error))),
-                Some(Err(_)) | None => return Poll::Ready(Ok(())),
+                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                None => return Poll::Ready(Ok(())),
             }
         }
         let step = tunnel.unread.len().min(buf.remaining());

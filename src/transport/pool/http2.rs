@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::hash::Hash;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::ext::Protocol;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::HOST;
-use http::{Method, Request, Response};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -39,9 +41,27 @@ const MOST_HEAD: u32 = 64 << 10;
 /// Bytes of one request's body that wait to be written.
 const SEND_BUFFER: usize = 256 << 10;
 
-/// A silent peer is given up after these two: about the time a person waits.
-const PING_EVERY: Duration = Duration::from_secs(5);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where connections lead to, and how their loss is noticed.
+pub trait Place: Eq + Hash + Clone {
+    /// How long what was written may stay unacknowledged.
+    const ACKNOWLEDGED_WITHIN: Duration;
+    /// How often the other end is asked for a sign of life. Servers of gRPC close the connection on whoever asks often.
+    const PING_EVERY: Option<Duration>;
+}
+
+impl Place for RegionId {
+    /// About the time a person waits, together with the ping.
+    const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
+    const PING_EVERY: Option<Duration> = Some(Duration::from_secs(5));
+}
+
+impl Place for Arc<str> {
+    const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(30);
+    const PING_EVERY: Option<Duration> = None;
+}
+
+/// How long a process may leave a ping unanswered whose kernel acknowledges it.
+const PING_PATIENCE: Duration = Duration::from_secs(60);
 
 /// One worker's connections to all peers.
 pub type PeerPool = Http2Pool<RegionId>;
@@ -76,20 +96,25 @@ struct Open {
 
 /// Opens streams on one connection.
 #[derive(Clone)]
-struct Sender(SendRequest<Bytes>);
+struct Sender {
+    streams: SendRequest<Bytes>,
+    /// The other end's first settings have come, or were waited for long enough.
+    is_settled: Rc<Cell<bool>>,
+}
 
 impl Sender {
     /// Whether the connection takes new streams.
     fn is_open(&self) -> bool {
-        matches!(self.0.clone().poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
+        matches!(self.streams.clone().poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
     }
 
     /// Whether the other end opens tunnels (RFC 8441). It says so in its first settings: those of a new connection are waited
     /// for, an old one knows.
     async fn offers_tunnels(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        while !self.0.is_extended_connect_protocol_enabled() {
-            if Instant::now() >= deadline {
+        while !self.streams.is_extended_connect_protocol_enabled() {
+            if self.is_settled.get() || Instant::now() >= deadline {
+                self.is_settled.set(true);
                 return false;
             }
             // Nobody tells when they come.
@@ -98,36 +123,44 @@ impl Sender {
         true
     }
 
-    /// Opens a stream with the head of a request; gives the request back if there is no stream for it.
-    async fn begin(self, request: Request<Body>) -> Result<(ResponseFuture, SendStream<Bytes>, Body), SendError> {
-        let mut sender = match self.0.ready().await {
-            Ok(sender) => sender,
+    /// Opens a stream with the head of a request, and waits until it is really open; gives the request back if it is not.
+    async fn begin(self, request: Request<Body>) -> Result<Begun, SendError> {
+        let mut streams = match self.streams.ready().await {
+            Ok(streams) => streams,
             Err(error) => return Err(SendError::broken(error, Some(request))),
         };
         let (mut head, body) = request.into_parts();
         http2::fit(&mut head.headers, &body);
         // What a tunnel carries comes after it has been opened.
         let is_whole = body.is_end_stream() && head.method != Method::CONNECT;
-        let begun = sender.send_request(Request::from_parts(head, ()), is_whole);
+        let begun = streams.send_request(Request::from_parts(head.clone(), ()), is_whole);
         let (answer, stream) = begun.map_err(|error| SendError::broken(error, None))?;
-        Ok((answer, stream, body))
+        // The other end may have as many open as it allows.
+        match streams.ready().await {
+            Ok(_) => Ok(Begun { answer, stream, head, body }),
+            Err(error) => Err(SendError::broken(error, Some(Request::from_parts(head, body)))),
+        }
     }
 
     /// Sends a request and waits for the head of the answer.
     async fn send(self, request: Request<Body>, stall: Duration) -> Result<Response<Body>, SendError> {
         let listener = Listener::of(&request);
-        let (answer, stream, body) = self.begin(request).await?;
+        let Begun { answer, stream, head, body } = self.begin(request).await?;
         let sending = |body| tokio::task::spawn_local(http2::send(body, stream, Reason::CANCEL, stall));
-        let upload = (!body.is_end_stream()).then(|| Upload::new(sending(body)));
-        let (head, incoming) = head_of(answer, listener).await?.into_parts();
+        let (upload, unread) = if body.is_end_stream() { (None, Some(body)) } else { (Some(Upload::new(sending(body))), None) };
+        let answered = head_of(answer, listener).await;
+        let unprocessed = unread.map(|body| Request::from_parts(head, body));
+        let (head, incoming) = answered.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         let body = Received::answering(incoming, &head.headers, upload);
         Ok(Response::from_parts(head, body.into()))
     }
 
     /// Asks for a tunnel.
     async fn open(self, request: Request<Body>) -> Result<Reply, SendError> {
-        let (answer, outgoing, _) = self.begin(request).await?;
-        let (head, incoming) = head_of(answer, None).await?.into_parts();
+        let Begun { answer, stream: outgoing, head, body } = self.begin(request).await?;
+        let answered = head_of(answer, None).await;
+        let unprocessed = Some(Request::from_parts(head, body));
+        let (head, incoming) = answered.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         if head.status.is_success() {
             return Ok(Reply::Opened(head, Box::pin(Tunnel::new(incoming, outgoing))));
         }
@@ -136,20 +169,55 @@ impl Sender {
     }
 }
 
+/// A request whose stream is open.
+struct Begun {
+    answer: ResponseFuture,
+    stream: SendStream<Bytes>,
+    head: Parts,
+    body: Body,
+}
+
+/// Why there is no answer.
+enum NoAnswer {
+    Broken(h2::Error),
+    Malformed(&'static str),
+}
+
+impl NoAnswer {
+    /// `request` is what may be sent again if the other end says that it has not looked at it: its stream was refused, or came
+    /// behind the last that it took (RFC 9113 section 8.7).
+    fn into_send_error(self, request: Option<Request<Body>>) -> SendError {
+        match self {
+            Self::Broken(error) => {
+                let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+                let is_unprocessed = error.is_remote() && (is_refused || error.is_go_away());
+                SendError::broken(error, request.filter(|_| is_unprocessed))
+            }
+            Self::Malformed(why) => SendError::broken(why, None),
+        }
+    }
+}
+
 /// The head of the answer, after those of the interim answers.
-async fn head_of(mut answer: ResponseFuture, listener: Option<Listener>) -> Result<Response<RecvStream>, SendError> {
+async fn head_of(mut answer: ResponseFuture, listener: Option<Listener>) -> Result<Response<RecvStream>, NoAnswer> {
     for _ in 0..=MOST_INTERIM {
         match poll_fn(|cx| answer.poll_informational(cx)).await {
+            Some(Ok(interim)) if interim.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                return Err(NoAnswer::Malformed("it switches protocols, which HTTP/2 does not"));
+            }
             Some(Ok(interim)) => {
                 let (head, ()) = interim.into_parts();
                 listener.iter().for_each(|listener| listener.hear(head.status, head.headers.clone()));
             }
-            Some(Err(error)) => return Err(SendError::broken(error, None)),
-            None => return answer.await.map_err(|error| SendError::broken(error, None)),
+            Some(Err(error)) => return Err(NoAnswer::Broken(error)),
+            None => return answer.await.map_err(NoAnswer::Broken),
         }
     }
-    Err(SendError::broken("too many interim answers", None))
+    Err(NoAnswer::Malformed("too many interim answers"))
 }
+
+/// What [`DialError::OtherProtocol`] calls the tunnels of RFC 8441.
+pub const EXTENDED_CONNECT: &str = "extended CONNECT";
 
 /// How often the settings of a new connection are looked for.
 const SETTINGS_LOOK: Duration = Duration::from_millis(2);
@@ -163,7 +231,7 @@ impl Drop for InFlight {
     }
 }
 
-impl<K: Eq + Hash> Http2Pool<K> {
+impl<K: Place> Http2Pool<K> {
     /// Sends a request and waits for the head of the answer.
     ///
     /// The guard counts the request as in flight; keep it until the answer's body has ended.
@@ -181,7 +249,7 @@ impl<K: Eq + Hash> Http2Pool<K> {
         }
         // Once on the connection that is there, once on a fresh one should that be closing.
         for last in [false, true] {
-            let sender = match guard.0.open(server, approach).await {
+            let sender = match guard.0.open::<K>(server, approach).await {
                 Ok(sender) => sender,
                 Err(error) => return Err(SendError::dial(error, request)),
             };
@@ -207,14 +275,14 @@ impl<K: Eq + Hash> Http2Pool<K> {
         approach: &Approach,
     ) -> Result<(Reply, InFlight), SendError> {
         let guard = InFlight::on(self.least_busy(place, connections));
-        let sender = match guard.0.open(server, approach).await {
+        let sender = match guard.0.open::<K>(server, approach).await {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::dial(error, request)),
         };
         let is_connect = protocol == CONNECT;
         if !is_connect && !sender.offers_tunnels(approach.limit).await {
             let authority = server.authority.to_string();
-            return Err(SendError::dial(DialError::OtherProtocol { authority, wanted: "extended CONNECT" }, request));
+            return Err(SendError::dial(DialError::OtherProtocol { authority, wanted: EXTENDED_CONNECT }, request));
         }
         let formed = if is_connect { form::for_connect(&mut request) } else { form::for_http2(&mut request, scheme_of(server)) };
         if formed.is_none() {
@@ -232,7 +300,19 @@ impl<K: Eq + Hash> Http2Pool<K> {
     /// a request to tell.
     pub async fn warm(&self, place: K, server: &Server, connections: usize, approach: &Approach) {
         let slot = self.least_busy(place, connections);
-        let _ = slot.open(server, approach).await;
+        let _ = slot.open::<K>(server, approach).await;
+    }
+
+    /// Lets go of connections to places that are no more, or no more the same, once nothing is under way on them.
+    pub fn retain(&self, is_current: impl Fn(&K, &Server) -> bool) {
+        self.places.borrow_mut().retain(|place, slots| {
+            for slot in slots.iter().filter(|slot| slot.in_flight.get() == 0) {
+                if let Ok(mut open) = slot.open.try_lock() {
+                    open.take_if(|open| !is_current(place, &open.server));
+                }
+            }
+            slots.iter().any(|slot| slot.in_flight.get() > 0 || slot.open.try_lock().is_ok_and(|open| open.is_some()))
+        });
     }
 
     fn least_busy(&self, place: K, connections: usize) -> Rc<Slot> {
@@ -256,7 +336,7 @@ fn scheme_of(server: &Server) -> &'static str {
 
 impl Slot {
     /// A sender on a live connection to this very server, opened now if there is none.
-    async fn open(&self, server: &Server, approach: &Approach) -> Result<Sender, DialError> {
+    async fn open<K: Place>(&self, server: &Server, approach: &Approach) -> Result<Sender, DialError> {
         let asked = Instant::now();
         let mut open = self.open.lock().await;
         if self.failed.get().is_some_and(|failed| failed >= asked) {
@@ -271,40 +351,52 @@ impl Slot {
         }
         // An earlier connection ends by itself when its last stream does.
         *open = None;
-        let dialed = dial(server, approach).await;
+        let dialed = dial::<K>(server, approach).await;
         let (sender, remote) = dialed.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
         *open = Some(Open { sender: sender.clone(), server: server.clone(), remote });
         Ok(sender)
     }
 }
 
-async fn dial(server: &Server, approach: &Approach) -> Result<(Sender, Option<SocketAddr>), DialError> {
+async fn dial<K: Place>(server: &Server, approach: &Approach) -> Result<(Sender, Option<SocketAddr>), DialError> {
     let stream = dial::open(server, approach, false).await?;
     let remote = stream.remote();
     if server.tls.is_some() && !stream.chose_http2() {
         return Err(DialError::OtherProtocol { authority: server.authority.to_string(), wanted: "HTTP/2" });
     }
+    stream.expect_acknowledgement(K::ACKNOWLEDGED_WITHIN);
     let io = Listening::new(stream);
-    let keepalive = io.keepalive(PING_EVERY, PING_TIMEOUT);
+    let keepalive = K::PING_EVERY.map(|every| io.keepalive(every, PING_PATIENCE));
     let handshake = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MOST_HEAD)
         .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(CONNECTION_WINDOW as usize)
+        // What is given up in numbers is no fault of the other end.
+        .max_local_error_reset_streams(None)
+        .max_concurrent_reset_streams(1000)
+        .reset_stream_duration(Duration::from_secs(30))
         .handshake(io)
         .await;
     let (sender, mut connection) = handshake
         .map_err(|error| DialError::Connect { authority: server.authority.to_string(), source: std::io::Error::other(error) })?;
     let pings = connection.ping_pong().expect("nobody else has asked for them");
+    let lost = async move {
+        match keepalive {
+            Some(keepalive) => keepalive.lost(pings).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::task::spawn_local(async move {
         tokio::select! {
             ended = connection => if let Err(error) = ended {
                 tracing::debug!(%error, "an HTTP/2 connection ended");
             },
             // Its streams end with it.
-            () = keepalive.lost(pings) => tracing::debug!("an HTTP/2 connection was given up: the other end is silent"),
+            () = lost => tracing::debug!("an HTTP/2 connection was given up: the other end is silent"),
         }
     });
-    Ok((Sender(sender), remote))
+    Ok((Sender { streams: sender, is_settled: Rc::default() }, remote))
 }

@@ -13,7 +13,7 @@ use super::body::{Body, BodyError};
 use super::dial::DialError;
 use super::tunnel::Wire;
 
-pub use http2::{InFlight, PeerPool};
+pub use http2::{EXTENDED_CONNECT, InFlight, PeerPool};
 pub use interim::Listener;
 pub use upstream::UpstreamPool;
 

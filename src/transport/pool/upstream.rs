@@ -11,7 +11,7 @@ use super::super::body::Body;
 use super::super::dial::{self, Approach, Server, Speaks};
 use super::http1::{self, Http1Pool};
 use super::http2::Http2Pool;
-use super::{Reply, SendError};
+use super::{InFlight, Reply, SendError};
 
 /// HTTP/2 connections to one upstream by one worker.
 const HTTP2_CONNECTIONS: usize = 2;
@@ -25,12 +25,21 @@ pub struct UpstreamPool {
     chosen: Rc<RefCell<HashMap<Arc<str>, Speaks>>>,
 }
 
+/// An answer, and what counts the request as in flight on a connection that others share: to be kept until the answer has ended.
+pub type Shared<T> = (T, Option<InFlight>);
+
 impl UpstreamPool {
     /// Sends a request and waits for the head of the answer.
-    pub async fn send(&self, server: &Server, request: Request<Body>, approach: &Approach) -> Result<Response<Body>, SendError> {
+    pub async fn send(
+        &self,
+        server: &Server,
+        request: Request<Body>,
+        approach: &Approach,
+    ) -> Result<Shared<Response<Body>>, SendError> {
         let known = self.chosen.borrow().get(&server.authority).copied();
+        let alone = |response| (response, None);
         match if server.speaks == Speaks::Either { known.unwrap_or(Speaks::Either) } else { server.speaks } {
-            Speaks::Http1 => self.http1.send(server, request, approach).await,
+            Speaks::Http1 => self.http1.send(server, request, approach).await.map(alone),
             Speaks::Http2 => self.send_http2(server, request, approach).await,
             Speaks::Either => {
                 let stream = match dial::open(server, approach, false).await {
@@ -42,7 +51,9 @@ impl UpstreamPool {
                 match speaks {
                     // The connection is spent on learning: the pool opens its own.
                     Speaks::Http2 => self.send_http2(server, request, approach).await,
-                    Speaks::Http1 | Speaks::Either => self.http1.send_on_stream(stream, server, request, approach).await,
+                    Speaks::Http1 | Speaks::Either => {
+                        self.http1.send_on_stream(stream, server, request, approach).await.map(alone)
+                    }
                 }
             }
         }
@@ -53,36 +64,40 @@ impl UpstreamPool {
         server: &Server,
         request: Request<Body>,
         approach: &Approach,
-    ) -> Result<Response<Body>, SendError> {
+    ) -> Result<Shared<Response<Body>>, SendError> {
         let key = Arc::clone(&server.authority);
         let outcome = self.http2.send(key, server, HTTP2_CONNECTIONS, request, approach).await;
         if outcome.is_err() {
             // It may have changed its mind.
             self.chosen.borrow_mut().remove(&server.authority);
         }
-        outcome.map(|(response, _)| response)
+        outcome.map(|(response, in_flight)| (response, Some(in_flight)))
     }
 
-    /// Asks for a tunnel: an upgrade of HTTP/1.1, or extended CONNECT (RFC 8441) where the upstream speaks HTTP/2 alone.
+    /// Asks for a tunnel: an upgrade of HTTP/1.1, or extended CONNECT (RFC 8441) where the upstream speaks HTTP/2 alone; or by
+    /// CONNECT itself.
     pub async fn open(
         &self,
         server: &Server,
         request: Request<Body>,
         protocol: &str,
         approach: &Approach,
-    ) -> Result<Reply, SendError> {
+    ) -> Result<Shared<Reply>, SendError> {
         match server.speaks {
-            Speaks::Http1 | Speaks::Either => http1::upgrade(server, request, protocol, approach).await,
+            Speaks::Http1 | Speaks::Either => {
+                http1::upgrade(server, request, protocol, approach).await.map(|reply| (reply, None))
+            }
             Speaks::Http2 => {
                 let key = Arc::clone(&server.authority);
                 let opened = self.http2.open(key, server, HTTP2_CONNECTIONS, request, protocol, approach).await;
-                opened.map(|(reply, _)| reply)
+                opened.map(|(reply, in_flight)| (reply, Some(in_flight)))
             }
         }
     }
 
-    /// Closes what has been idle for too long; called now and then by the worker.
-    pub fn sweep(&self) {
+    /// Closes what has been idle for too long, or leads to a server that is none of `servers`; called now and then by the worker.
+    pub fn sweep<'s>(&self, servers: impl Iterator<Item = &'s Server> + Clone) {
         self.http1.sweep();
+        self.http2.retain(|_, server| servers.clone().any(|current| current.is_same(server)));
     }
 }
