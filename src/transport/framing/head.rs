@@ -117,7 +117,7 @@ fn request_line(line: &[u8], limits: &HeadLimits) -> Result<bool, Code> {
         return Err(Code::TargetTooLong);
     }
     let visible = |byte: &u8| matches!(byte, 0x21..=0x7e);
-    if !is_token(method) || !target.iter().all(visible) || !is_form(method, target) {
+    if !is_token(method) || target.is_empty() || !target.iter().all(visible) || !is_form(method, target) {
         return Err(Code::RequestMalformed);
     }
     match version {

@@ -8,7 +8,11 @@ use domicile::transport::framing::{AnswerGate, Asked, Gate, HeadLimits, Link, Si
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
-use crate::fuzz;
+use super::Target;
+
+pub const REQUESTS: Target = Target { name: "requests", words: WORDS, seeds: payloads, check: check_request, most: 2048 };
+
+pub const ANSWERS: Target = Target { name: "answers", words: WORDS, seeds: answer_seeds, check: check_answer, most: 2048 };
 
 const WORDS: &[&[u8]] = &[
     b"\r\n",
@@ -43,7 +47,7 @@ const WORDS: &[&[u8]] = &[
 ];
 
 fn payloads() -> Vec<Vec<u8>> {
-    let corpus: serde_json::Value = serde_yaml::from_str(include_str!("../framing/corpus.yaml")).unwrap();
+    let corpus: serde_json::Value = serde_yaml::from_str(include_str!("../../framing/corpus.yaml")).unwrap();
     let groups = corpus.as_array().unwrap().iter().flat_map(|group| group["payloads"].as_array().unwrap());
     groups.map(|payload| payload["send"].as_str().unwrap().as_bytes().to_vec()).collect()
 }
@@ -153,60 +157,54 @@ fn read_again(mut bytes: &[u8]) -> usize {
     }
 }
 
-#[test]
-fn requests_that_pass_are_read_alike_by_everyone() {
-    fuzz("requests", &payloads(), WORDS, |bytes| {
-        let (whole, broke) = passed(bytes, usize::MAX);
-        for step in [1, 7] {
-            assert_eq!(passed(bytes, step), (whole.clone(), broke), "in pieces of {step}");
-        }
-        // What broke off in a body may end in the middle of it; what came before stands.
-        if !broke {
-            read_again(&whole);
-        }
-        assert!(whole.len() <= bytes.len() + 200);
-    });
+fn check_request(bytes: &[u8]) {
+    let (whole, broke) = passed(bytes, usize::MAX);
+    for step in [1, 7] {
+        assert_eq!(passed(bytes, step), (whole.clone(), broke), "in pieces of {step}");
+    }
+    // What broke off in a body may end in the middle of it; what came before stands.
+    if !broke {
+        read_again(&whole);
+    }
+    assert!(whole.len() <= bytes.len() + 200);
 }
 
-#[test]
-fn answers_that_pass_are_read_alike_in_any_pieces() {
-    let seeds: Vec<Vec<u8>> = [
+fn answer_seeds() -> Vec<Vec<u8>> {
+    let seeds = [
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\n",
         "HTTP/1.0 200 OK\r\n\r\nuntil the end",
         "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nbytes",
         "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
-    ]
-    .iter()
-    .map(|seed| seed.as_bytes().to_vec())
-    .collect();
-    let through = |bytes: &[u8], asked, step| {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async {
-            let link = Rc::new(Link::default());
-            let mut gate = AnswerGate::new(Pieces { rest: bytes, step }, Rc::clone(&link), Duration::from_secs(3600));
-            link.ask(asked);
-            let mut out = Vec::new();
-            let broke = gate.read_to_end(&mut out).await.is_err();
-            assert_eq!(broke, link.is_faulty());
-            (out, broke)
-        })
-    };
-    fuzz("answers", &seeds, WORDS, |bytes| {
-        for asked in [Asked::Other, Asked::Head, Asked::Upgrade, Asked::Connect] {
-            let (whole, broke) = through(bytes, asked, usize::MAX);
-            for step in [1, 7] {
-                assert_eq!(through(bytes, asked, step), (whole.clone(), broke), "{asked:?} in pieces of {step}");
-            }
-            assert!(bytes.starts_with(&whole), "nothing is put in");
-            let Some(end) = whole.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
-            let mut fields = [httparse::EMPTY_HEADER; 300];
-            let mut answer = httparse::Response::new(&mut fields);
-            assert!(
-                matches!(answer.parse(&whole[..end + 4]), Ok(httparse::Status::Complete(_))),
-                "a second reader takes the head"
-            );
+    ];
+    seeds.iter().map(|seed| seed.as_bytes().to_vec()).collect()
+}
+
+/// What the gate lets through of an answer, and whether it broke off.
+fn through(bytes: &[u8], asked: Asked, step: usize) -> (Vec<u8>, bool) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let link = Rc::new(Link::default());
+        let mut gate = AnswerGate::new(Pieces { rest: bytes, step }, Rc::clone(&link), Duration::from_secs(3600));
+        link.ask(asked);
+        let mut out = Vec::new();
+        let broke = gate.read_to_end(&mut out).await.is_err();
+        assert_eq!(broke, link.is_faulty());
+        (out, broke)
+    })
+}
+
+fn check_answer(bytes: &[u8]) {
+    for asked in [Asked::Other, Asked::Head, Asked::Upgrade, Asked::Connect] {
+        let (whole, broke) = through(bytes, asked, usize::MAX);
+        for step in [1, 7] {
+            assert_eq!(through(bytes, asked, step), (whole.clone(), broke), "{asked:?} in pieces of {step}");
         }
-    });
+        assert!(bytes.starts_with(&whole), "nothing is put in");
+        let Some(end) = whole.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+        let mut fields = [httparse::EMPTY_HEADER; 300];
+        let mut answer = httparse::Response::new(&mut fields);
+        assert!(matches!(answer.parse(&whole[..end + 4]), Ok(httparse::Status::Complete(_))), "a second reader takes the head");
+    }
 }

@@ -1,0 +1,41 @@
+//! One target at a time, named by `TARGET`; without arguments of libFuzzer's own it searches until it finds something.
+#![no_main]
+
+#[path = "../targets/mod.rs"]
+mod targets;
+
+use std::sync::OnceLock;
+
+use targets::Target;
+
+fn target() -> &'static Target {
+    static TARGET: OnceLock<Target> = OnceLock::new();
+    TARGET.get_or_init(|| {
+        let name = std::env::var("TARGET").unwrap_or_default();
+        let names = targets::ALL.map(|target| target.name).join(", ");
+        let known = targets::ALL.into_iter().find(|target| target.name == name);
+        known.unwrap_or_else(|| panic!("TARGET has to be one of {names}"))
+    })
+}
+
+/// Writes down what the target's inputs are made of, where `SEEDS` names a folder for them.
+fn write_seeds() {
+    let Ok(folder) = std::env::var("SEEDS") else { return };
+    for (index, seed) in (target().seeds)().iter().enumerate() {
+        std::fs::write(format!("{folder}/seed-{index}"), seed).expect("the folder is there");
+    }
+    let entry = |word: &[u8]| {
+        let bytes = word.iter().map(|byte| format!("\\x{byte:02x}")).collect::<String>();
+        format!("\"{bytes}\"\n")
+    };
+    let words: String = target().words.iter().map(|word| entry(word)).collect();
+    std::fs::write(format!("{folder}.words"), words).expect("the folder is there");
+    std::process::exit(0);
+}
+
+libfuzzer_sys::fuzz_target!(init: write_seeds(), |bytes: &[u8]| {
+    let target = target();
+    if bytes.len() <= target.most {
+        (target.check)(bytes);
+    }
+});

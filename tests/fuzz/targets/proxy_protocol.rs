@@ -1,0 +1,60 @@
+//! PROXY protocol headers: read to their end and not a byte further, or refused.
+
+use domicile::transport::proxy_protocol::{Version, read, write};
+
+use super::{Target, now};
+
+pub const PROXY_PROTOCOL: Target = Target { name: "proxy_protocol", words: WORDS, seeds: seeds, check: check, most: 512 };
+
+const WORDS: &[&[u8]] = &[
+    b"PROXY ",
+    b"TCP4 ",
+    b"TCP6 ",
+    b"UNKNOWN",
+    b"\r\n",
+    b"1.2.3.4",
+    b"::1",
+    b" 65535",
+    b" 65536",
+    b"\r\n\r\n\0\r\nQUIT\n",
+    b"\x21\x11\0\x0c",
+    b"\x20\0\0\0",
+    b"\x03\0\x04",
+    b"\xff\xff",
+];
+
+fn seeds() -> Vec<Vec<u8>> {
+    let addresses = [("1.2.3.4:5", "6.7.8.9:10"), ("[2001:db8::1]:5", "[::1]:10")];
+    let mut seeds = vec![b"PROXY UNKNOWN\r\nGET / HTTP/1.1\r\n".to_vec()];
+    for (client, local) in addresses {
+        for version in [Version::One, Version::Two] {
+            let mut seed = write(version, client.parse().unwrap(), local.parse().unwrap()).to_vec();
+            seed.extend_from_slice(b"GET / HTTP/1.1\r\n");
+            seeds.push(seed);
+        }
+    }
+    seeds
+}
+
+fn check(bytes: &[u8]) {
+    let mut rest = bytes;
+    let Ok(source) = now(read(&mut rest)) else { return };
+    let header = &bytes[..bytes.len() - rest.len()];
+    assert!(header.len() <= 16 + 4096);
+    if header.starts_with(b"PROXY ") {
+        // The second reader: the line, split at single spaces.
+        let line = String::from_utf8_lossy(header);
+        let line = line.strip_suffix("\r\n").expect("a line ends in CRLF");
+        let parts: Vec<_> = line.split(' ').collect();
+        match source {
+            None => assert_eq!(parts[1], "UNKNOWN", "{line}"),
+            Some(source) => {
+                assert_eq!(parts.len(), 6, "{line}");
+                assert_eq!((parts[2].parse(), parts[4].parse()), (Ok(source.ip()), Ok(source.port())), "{line}");
+            }
+        }
+    } else {
+        assert_eq!(header.len(), 16 + usize::from(u16::from_be_bytes([header[14], header[15]])));
+        assert!(matches!(header[12], 0x20 | 0x21));
+    }
+}
