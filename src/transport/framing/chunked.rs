@@ -8,6 +8,9 @@ use super::head::field;
 const EXTENSION_BUDGET: usize = 16 << 10;
 const TRAILER_BUDGET: usize = 16 << 10;
 
+/// As many as a head has fields, unless it is told otherwise.
+const MOST_TRAILERS: usize = 100;
+
 /// A size line, an extension or a trailer line is judged when it is whole.
 const MAX_LINE: usize = 8 << 10;
 
@@ -18,6 +21,7 @@ pub(super) struct Chunked {
     seen: usize,
     extensions: usize,
     trailers: usize,
+    trailer_bytes: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -40,7 +44,7 @@ pub(super) enum Outcome {
 
 impl Default for Chunked {
     fn default() -> Self {
-        Self { part: Part::SizeLine, seen: 0, extensions: 0, trailers: 0 }
+        Self { part: Part::SizeLine, seen: 0, extensions: 0, trailers: 0, trailer_bytes: 0 }
     }
 }
 
@@ -90,12 +94,13 @@ impl Chunked {
         let line = line.strip_suffix(b"\r").filter(|line| !line.contains(&b'\r') && line.len() < MAX_LINE);
         let line = line.ok_or(Code::RequestMalformed)?;
         if matches!(self.part, Part::TrailerLine) {
-            self.trailers += line.len();
             if line.is_empty() {
                 return Ok(true);
             }
             field(line)?;
-            return if self.trailers > TRAILER_BUDGET { Err(Code::RequestMalformed) } else { Ok(false) };
+            (self.trailers, self.trailer_bytes) = (self.trailers + 1, self.trailer_bytes + line.len());
+            let is_too_much = self.trailers > MOST_TRAILERS || self.trailer_bytes > TRAILER_BUDGET;
+            return if is_too_much { Err(Code::RequestMalformed) } else { Ok(false) };
         }
         let size = self.size(line)?;
         self.part = if size == 0 { Part::TrailerLine } else { Part::Data { left: size } };
