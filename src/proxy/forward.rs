@@ -45,6 +45,12 @@ impl Answer {
             Reply::Opened(head, wire) => Self { head, rest: Rest::Tunnel(wire), hold },
         }
     }
+
+    /// The code by which a peer says why it refused.
+    pub fn code(&self) -> Option<Code> {
+        let code = self.head.headers.get("domicile-code")?;
+        Code::ALL.iter().copied().find(|known| code == known.as_str())
+    }
 }
 
 /// What is busy with a request until its answer has ended.

@@ -159,3 +159,74 @@ fn an_upstream_that_keeps_failing_is_left_alone() {
     let other = format!("domicile_upstream_ejected{{upstream=\"{}\"}} 0", world.eu().upstreams[1].address);
     assert!(world.eu().metrics().contains(&other));
 }
+
+#[test]
+fn so_many_connections_are_served_and_no_more() {
+    let world = World::planned(Plan { extra: "limits: { connections: 2 }\n".into(), ..Plan::default() });
+    let held: Vec<_> = (0..2).map(|_| TcpStream::connect(world.eu().http).unwrap()).collect();
+    let two = format!("domicile_connections{{listener=\"{}\"}} 2", world.eu().http);
+    eventually("both are open", || world.eu().metrics().contains(&two));
+    let mut third = TcpStream::connect(world.eu().http).unwrap();
+    third.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(third.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed without a word");
+    assert_eq!(world.us().metrics().matches("connections_refused_total{reason=\"connections\"} 1").count(), 0);
+    assert!(world.eu().metrics().contains("domicile_connections_refused_total{reason=\"connections\"} 1"));
+    drop(held);
+    eventually("there is room again", || {
+        runtime()
+            .block_on(crate::support::try_send(world.eu().http, Method::GET, "/users/alice/orders/1", &[], whole("")))
+            .is_ok()
+    });
+}
+
+#[test]
+fn so_many_handshakes_are_under_way_and_no_more() {
+    let world = World::planned(Plan { extra: "limits: { handshakes: 1, header_timeout: 60s }\n".into(), ..Plan::default() });
+    // It says nothing, so its handshake is under way for as long as it likes.
+    let silent = TcpStream::connect(world.eu().https).unwrap();
+    let one = format!("domicile_connections{{listener=\"{}\"}} 1", world.eu().https);
+    eventually("it is open", || world.eu().metrics().contains(&one));
+    let mut second = TcpStream::connect(world.eu().https).unwrap();
+    second.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(second.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed");
+    drop(silent);
+    let none = format!("domicile_connections{{listener=\"{}\"}} 0", world.eu().https);
+    eventually("the first has gone", || world.eu().metrics().contains(&none));
+    runtime().block_on(async {
+        let mut sender = http2(&world, world.eu().https, "localhost").await;
+        let ask = request(Method::GET, "https://localhost/users/alice/orders/1", "", &[], whole(""));
+        assert_eq!(sender.send_request(ask).await.unwrap().status(), StatusCode::OK);
+    });
+}
+
+#[test]
+fn an_answer_that_does_not_come_is_not_waited_for() {
+    for extra in ["limits: { response_timeout: 200ms }\n", "limits: { request_timeout: 200ms }\n"] {
+        let release = Arc::new(Notify::new());
+        let world = World::planned(Plan { upstreams: Box::new(held(&release)), extra: extra.into(), ..Plan::default() });
+        let answer = get(world.eu().http, "/users/alice/orders/1", &[]);
+        assert_eq!((answer.status, answer.code().as_str()), (StatusCode::GATEWAY_TIMEOUT, "upstream.timeout"), "{extra}");
+    }
+}
+
+#[test]
+fn one_connection_holds_so_much_and_no_more() {
+    let extra = "limits: { connection_buffer: 128KiB }\n".to_owned();
+    let world = World::planned(Plan { extra, ..Plan::default() });
+    let mut stream = TcpStream::connect(world.eu().http).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00").unwrap();
+    // What may be sent on a connection beyond the 65,535 bytes that every one begins with.
+    let mut frames = Vec::new();
+    let window = loop {
+        let mut piece = [0; 4096];
+        let size = stream.read(&mut piece).unwrap();
+        assert!(size > 0, "{frames:?}");
+        frames.extend_from_slice(&piece[..size]);
+        let update = frames.windows(13).find(|frame| frame.starts_with(b"\x00\x00\x04\x08\x00\x00\x00\x00\x00"));
+        if let Some(update) = update {
+            break u32::from_be_bytes(update[9..].try_into().unwrap()) + 65_535;
+        }
+    };
+    assert_eq!(window, 128 << 10);
+}

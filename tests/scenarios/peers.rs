@@ -276,3 +276,31 @@ fn is_open(stream: &std::net::TcpStream) -> bool {
     stream.set_nonblocking(true).unwrap();
     stream.peek(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }
+
+#[test]
+fn peers_are_given_nothing_to_resume_and_clients_are() {
+    let world = World::start();
+    let file = |name: &str| world.folder.path().join(name);
+    let files = PeerFiles {
+        own: CertificateFiles { certificate: file("us-east.pem"), key: file("us-east.key") },
+        authority: file("ca.pem"),
+        revoked: vec![],
+    };
+    let peer = PeerTls::load(&files).unwrap().client_for("eu-west");
+    runtime().block_on(async {
+        let tcp = tokio::net::TcpStream::connect(world.eu().peers).await.unwrap();
+        let name = "localhost".try_into().unwrap();
+        let stream = tokio_rustls::TlsConnector::from(peer).connect(name, tcp).await.unwrap();
+        assert_eq!(answered(stream).await, 0);
+        let stream = crate::support::tls(&world, world.eu().https, "localhost", &[b"h2"]).await;
+        assert!(answered(stream).await > 0);
+    });
+}
+
+/// How many tickets had come when the other end had said its first settings of HTTP/2.
+async fn answered(mut stream: tokio_rustls::client::TlsStream<tokio::net::TcpStream>) -> u32 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00").await.unwrap();
+    assert!(stream.read(&mut [0; 100]).await.unwrap() > 0);
+    stream.get_ref().1.tls13_tickets_received()
+}

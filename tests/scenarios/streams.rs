@@ -66,6 +66,12 @@ fn open_http1(address: SocketAddr, target: &str, fields: &str) -> (TcpStream, St
         "GET {target} HTTP/1.1\r\nHost: app.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{fields}\r\n"
     );
     stream.write_all(head.as_bytes()).unwrap();
+    let answer = head_of_answer(&mut stream);
+    (stream, answer)
+}
+
+/// The head of an answer in lower case, and not a byte more.
+fn head_of_answer(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -74,7 +80,7 @@ fn open_http1(address: SocketAddr, target: &str, fields: &str) -> (TcpStream, St
         }
         answer.push(byte[0]);
     }
-    (stream, String::from_utf8_lossy(&answer).to_lowercase())
+    String::from_utf8_lossy(&answer).to_lowercase()
 }
 
 fn speak(stream: &mut TcpStream, text: &[u8]) {
@@ -478,15 +484,8 @@ fn connect_http1(address: SocketAddr, target: &str, fields: &str, behind: &[u8])
     let mut head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{fields}\r\n").into_bytes();
     head.extend_from_slice(behind);
     stream.write_all(&head).unwrap();
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        if stream.read(&mut byte).unwrap_or(0) == 0 {
-            break;
-        }
-        answer.push(byte[0]);
-    }
-    (stream, String::from_utf8_lossy(&answer).to_lowercase())
+    let answer = head_of_answer(&mut stream);
+    (stream, answer)
 }
 
 #[test]
@@ -550,5 +549,17 @@ fn connect_opens_what_a_route_says_and_nothing_else() {
         let mut body = [0; 2];
         stream.read_exact(&mut body).unwrap();
         assert_eq!(&body, b"no");
+    }
+}
+
+#[test]
+fn a_tunnel_that_is_quiet_for_too_long_is_closed() {
+    let plan = Plan { extra: "limits: { tunnel_idle: 200ms }\n".into(), ..echoing(Wire::Http1) };
+    let world = World::planned(plan);
+    for region in [world.eu(), world.us()] {
+        let (mut stream, answer) = open_http1(region.http, "/users/alice/orders/live", "");
+        assert!(answer.starts_with("http/1.1 101 "), "{answer}");
+        speak(&mut stream, b"hello");
+        assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
     }
 }

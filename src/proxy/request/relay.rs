@@ -24,7 +24,6 @@ use super::super::intake::Intake;
 use super::super::{Snapshot, headers};
 use super::account::Account;
 use super::pacing::Pacing;
-use super::travel::code_of;
 use super::watch::Watch;
 use super::{Judged, tunnel};
 
@@ -40,7 +39,7 @@ pub(super) fn relay(
     account.served_by = Some(stop.region());
     // Only a peer's word counts: an upstream could say anything.
     if stop.region() != account.snapshot.policy.local {
-        account.code = code_of(&answer);
+        account.code = answer.code();
     }
     if !label.clears(&answer.head.headers) {
         return account.refuse(if intake.is_read { Code::AnswerNotCleared } else { Code::AnswerWithheld });

@@ -179,7 +179,7 @@ impl Journey {
                 local: account.arrival.local,
             };
             match forward::to_stop(&worker, &snapshot, *stop, request, effort).await {
-                Ok(answer) => match code_of(&answer).filter(|_| !is_local) {
+                Ok(answer) => match answer.code().filter(|_| !is_local) {
                     Some(Code::Misdirected | Code::PeerMalformed) => return Err(Stopped::Misdirected { spare }),
                     // A peer that cannot serve a read is a failed try, as an upstream of ours would be.
                     Some(code)
@@ -298,7 +298,7 @@ impl Journey {
         };
         let answer = forward::to_stop(&account.worker, &account.snapshot, stop, question, effort).await;
         let answer = answer.map_err(|failure| Stopped::Failed(failure.code))?;
-        match code_of(&answer) {
+        match answer.code() {
             None if answer.head.status == StatusCode::NO_CONTENT => Ok(()),
             Some(Code::Misdirected | Code::PeerMalformed) => Err(Stopped::Misdirected { spare: None }),
             Some(code) => Err(Stopped::Failed(code)),
@@ -320,12 +320,6 @@ const fn is_failure(code: Code) -> bool {
             | Code::Overloaded
             | Code::DirectoryUnavailable
     )
-}
-
-/// The code by which a peer says why it refused.
-pub(super) fn code_of(answer: &Answer) -> Option<Code> {
-    let code = answer.head.headers.get("domicile-code")?;
-    Code::ALL.iter().copied().find(|known| code == known.as_str())
 }
 
 const fn code_of_broken(broken: super::super::body::Broken) -> Code {

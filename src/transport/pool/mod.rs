@@ -4,6 +4,7 @@ mod form;
 mod http1;
 mod http2;
 mod interim;
+mod sender;
 mod upstream;
 
 use http::response::Parts;
@@ -13,8 +14,9 @@ use super::body::{Body, BodyError};
 use super::dial::DialError;
 use super::tunnel::Wire;
 
-pub use http2::{EXTENDED_CONNECT, InFlight, PeerPool};
+pub use http2::{InFlight, PeerPool};
 pub use interim::Listener;
+pub use sender::EXTENDED_CONNECT;
 pub use upstream::UpstreamPool;
 
 /// A request that got no answer.

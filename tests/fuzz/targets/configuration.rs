@@ -8,7 +8,7 @@ use domicile::model::region::Registry;
 
 use super::Target;
 
-pub const CONFIGURATION: Target = Target { name: "configuration", words: WORDS, seeds: seeds, check: check, most: 8192 };
+pub const CONFIGURATION: Target = Target { name: "configuration", words: WORDS, seeds, check, most: 8192 };
 
 const WORDS: &[&[u8]] = &[
     b"\n",

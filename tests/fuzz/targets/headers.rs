@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Target;
 
-pub const HEADERS: Target = Target { name: "headers", words: WORDS, seeds: seeds, check: check, most: 1024 };
+pub const HEADERS: Target = Target { name: "headers", words: WORDS, seeds, check, most: 1024 };
 
 const WORDS: &[&[u8]] = &[
     b"x-forwarded-for: 6.6.6.6\n",

@@ -4,7 +4,7 @@ use domicile::proxy::intake::{Slashes, canonical_path};
 
 use super::Target;
 
-pub const PATHS: Target = Target { name: "paths", words: WORDS, seeds: seeds, check: check, most: 256 };
+pub const PATHS: Target = Target { name: "paths", words: WORDS, seeds, check, most: 256 };
 
 const WORDS: &[&[u8]] = &[
     b"/", b"//", b"/./", b"/../", b"%2e", b"%2E%2e", b"%2f", b"%5c", b"\\", b"%00", b"%25", b"%252e", b";x", b"%c3%a4",

@@ -4,7 +4,7 @@ use domicile::transport::proxy_protocol::{Version, read, write};
 
 use super::{Target, now};
 
-pub const PROXY_PROTOCOL: Target = Target { name: "proxy_protocol", words: WORDS, seeds: seeds, check: check, most: 512 };
+pub const PROXY_PROTOCOL: Target = Target { name: "proxy_protocol", words: WORDS, seeds, check, most: 512 };
 
 const WORDS: &[&[u8]] = &[
     b"PROXY ",
