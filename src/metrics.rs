@@ -146,6 +146,7 @@ impl Metrics {
             directory_lookups: self.directory_lookups.local().into(),
             tokens: self.tokens.local().into(),
             upstream_requests: self.upstream_requests.local().into(),
+            connections_refused: self.connections_refused.local().into(),
         }
     }
 }
@@ -168,6 +169,7 @@ pub struct WorkerMetrics {
     directory_lookups: RefCell<LocalIntCounterVec>,
     tokens: RefCell<LocalIntCounterVec>,
     upstream_requests: RefCell<LocalIntCounterVec>,
+    connections_refused: RefCell<LocalIntCounterVec>,
 }
 
 impl WorkerMetrics {
@@ -182,6 +184,10 @@ impl WorkerMetrics {
 
     pub fn reported(&self, class: &str, from: &str, to: &str) {
         self.reported.borrow_mut().with_label_values(&[class, from, to]).inc();
+    }
+
+    pub fn connection_refused(&self, reason: &str) {
+        self.connections_refused.borrow_mut().with_label_values(&[reason]).inc();
     }
 
     pub fn failure(&self, code: &str) {
@@ -220,6 +226,7 @@ impl WorkerMetrics {
             &self.directory_lookups,
             &self.tokens,
             &self.upstream_requests,
+            &self.connections_refused,
         ] {
             counters.borrow().flush();
         }

@@ -66,8 +66,9 @@ impl Seal {
     }
 
     /// The value of the cookie.
-    pub fn seal(&self, user: &str, home: &str, now: SystemTime) -> Option<String> {
-        let expires = now.checked_add(self.settings.lifetime)?.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+    pub fn seal(&self, hint: &Hint) -> Option<String> {
+        let expires = hint.expires.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+        let Hint { user, home, .. } = hint;
         // A region's name has no control characters; the user's key comes last.
         let mut text = format!("{expires}\n{home}\n{user}").into_bytes();
         let nonce = self.keys.first()?.seal_in_place_append_tag(Aad::from(PURPOSE), &mut text).ok()?;
@@ -114,11 +115,12 @@ mod tests {
     #[test]
     fn a_hint_opens_whole_in_time_and_under_a_known_key() {
         let (seal, now) = (seal(&[1]), SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
-        let sealed = seal.seal("alice", "eu-west", now).unwrap();
+        let given = Hint { user: "alice".into(), home: "eu-west".into(), expires: now + Duration::from_secs(300) };
+        let sealed = seal.seal(&given).unwrap();
         let hint = seal.open(&sealed, now).unwrap();
-        assert_eq!((hint.user.as_str(), hint.home.as_str(), hint.expires), ("alice", "eu-west", now + Duration::from_secs(300)));
+        assert_eq!(hint, given);
         assert_eq!(seal.open(&sealed, now + Duration::from_secs(300)), None, "it has expired");
-        assert_ne!(sealed, seal.seal("alice", "eu-west", now).unwrap(), "no two look alike");
+        assert_ne!(sealed, seal.seal(&given).unwrap(), "no two look alike");
         for at in 0..sealed.len() {
             let mut forged = sealed.clone().into_bytes();
             forged[at] = if forged[at] == b'A' { b'B' } else { b'A' };

@@ -87,6 +87,11 @@ impl Verified {
         Self { claims, expires: SystemTime::UNIX_EPOCH }
     }
 
+    /// Until when it may be believed.
+    pub const fn expires(&self) -> SystemTime {
+        self.expires
+    }
+
     /// A claim as text; `None` if it is absent, or neither text nor a whole number.
     pub fn claim(&self, name: &str) -> Option<String> {
         match self.claims.get(name)? {

@@ -151,6 +151,7 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
         seal,
         upstreams,
         gateways,
+        sites: sites_of(&doors),
         peers: peers.clone(),
         urls: settings.urls.iter().cloned().collect(),
         log_requests: settings.log.requests,
@@ -188,6 +189,7 @@ pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Snapshot
         seal: None,
         upstreams: Arc::new(Upstreams::none()),
         gateways: HashMap::new(),
+        sites: Vec::new(),
         peers: None,
         urls: settings.urls.iter().cloned().collect(),
         intake: settings.intake,
@@ -232,6 +234,14 @@ fn doors(settings: &Settings, peers: Option<&PeerTls>, challenges: &Arc<Challeng
         doors.insert(listener.address, door);
     }
     Ok(doors)
+}
+
+fn sites_of(doors: &Doors) -> Vec<Arc<ClientTls>> {
+    let site = |door: &Door| match &door.lock {
+        Lock::Clients(tls) => Some(Arc::clone(tls)),
+        Lock::Cleartext | Lock::Peers(_) => None,
+    };
+    doors.values().filter_map(site).collect()
 }
 
 /// How to reach the other regions. With the same certificates their connections are kept.

@@ -22,6 +22,7 @@ use crate::proxy::Snapshot;
 use crate::proxy::gather::{Question, gather};
 use crate::proxy::intake::{Identity, canonical_path};
 use crate::tokens::Verified;
+use crate::transport::tunnel::CONNECT;
 
 /// A request that somebody asks about.
 #[derive(Clone, Debug)]
@@ -86,9 +87,11 @@ pub fn explain(snapshot: &Snapshot, vitals: &Vitals, query: &Query) -> Result<Ex
     let policy = &snapshot.policy;
     let uri: http::Uri = query.url.parse().map_err(|_| format!("`{}` is no URL", query.url))?;
     let host = uri.host().unwrap_or("localhost").trim_end_matches('.').to_ascii_lowercase();
-    let path = canonical_path(uri.path(), snapshot.intake.slashes)
-        .ok_or_else(|| format!("the path `{}` is ambiguous or malformed: such a request is answered 400", uri.path()))?;
     let method = Method::of(&query.method);
+    // CONNECT names a host and a port, and is asked for at the root.
+    let path = if method == Method::Connect { "/" } else { uri.path() };
+    let path = canonical_path(path, snapshot.intake.slashes)
+        .ok_or_else(|| format!("the path `{}` is ambiguous or malformed: such a request is answered 400", uri.path()))?;
     let user = query.user.clone().map(|user| (user, if query.claimed { Proof::Claimed } else { Proof::Proven }));
     let token = (!query.claims.is_empty()).then(|| Arc::new(Verified::saying(&query.claims)));
     let identity = Identity { user, token, ..Identity::default() };
@@ -105,6 +108,11 @@ pub fn explain(snapshot: &Snapshot, vitals: &Vitals, query: &Query) -> Result<Ex
     };
     let findings = gather(&question, snapshot);
     let decision = decide(&findings.facts(&question, &vitals), policy);
+    let route = route_of(&decision.trail, policy);
+    if method == Method::Connect && !route.is_some_and(|route| route.upgrades.iter().any(|upgrade| **upgrade == *CONNECT)) {
+        let name = route.map_or("no route matches it", |route| &route.name);
+        return Err(format!("CONNECT is answered 405: `connect` is not among the `upgrades` of its route ({name})"));
+    }
     let country = decision.trail.country;
     let jurisdiction = policy.jurisdiction_of_country(country);
     let client = format!(

@@ -4,6 +4,7 @@ use crate::decision::policy::{ClassId, Failover, MAX_CHAIN, Reads, Step, Writes}
 use crate::decision::residency::Stays;
 use crate::decision::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment};
 use crate::proxy::intake::{Slashes, canonical_path};
+use crate::transport::tunnel::CONNECT;
 
 use crate::model::user::Evidence;
 
@@ -114,6 +115,8 @@ fn read_methods(field: &Field<'_>) -> Option<MethodSet> {
     Some(methods)
 }
 
+const WEBSOCKET: &str = "websocket";
+
 /// Names of the HTTP upgrade token registry. HTTP itself is no tunnel.
 fn read_upgrades(field: &Field<'_>) -> Option<Vec<Box<str>>> {
     let mut upgrades = Vec::new();
@@ -123,6 +126,12 @@ fn read_upgrades(field: &Field<'_>) -> Option<Vec<Box<str>>> {
             !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte));
         if !is_token || name == "h2c" || name.starts_with("http/") {
             return item.wrong(format!("`{name}` is no protocol to upgrade to; write `websocket`, or `[]` for none"));
+        }
+        let known = [WEBSOCKET, CONNECT];
+        let meant = suggestion(&name, known);
+        // Others are the operator's own; one that only looks like these is a slip.
+        if !known.contains(&name.as_str()) && meant.contains("did you mean") {
+            return item.wrong(format!("unknown protocol `{name}`{meant}"));
         }
         upgrades.push(name.into());
     }

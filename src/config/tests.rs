@@ -78,6 +78,8 @@ fn every_mistake_is_answered_with_its_place_and_what_would_be_right() {
         ("data: restricted, home", "home", "routes[1]: `data` is missing: every route names its data class"),
         ("match: {}", "match: { path: feed }", "routes[1].match.path: `feed` is no path pattern; it starts with `/`"),
         ("match: {}", "match: { methods: [GTE] }", "unknown method `GTE`; did you mean `GET`?"),
+        ("match: {}", "match: {}, upgrades: [websockets]", "unknown protocol `websockets`; did you mean `websocket`?"),
+        ("match: {}", "match: {}, upgrades: [conect]", "did you mean `connect`?"),
         ("name: rest", "name: feed", "a route named `feed` stands above"),
         (
             "http://127.0.0.1:1\"], gateway: \"https://127.0.0.1:2\", url: \"https://us",

@@ -20,7 +20,7 @@ const HOP_BY_HOP: [&str; 9] = [
 ];
 
 /// Fields by which a hop tells an upstream who the client is and what it asked: anyone could have written them.
-const FORGEABLE: [&str; 43] = [
+const FORGEABLE: [&str; 64] = [
     "forwarded",
     "forwarded-for",
     "forwarded-for-ip",
@@ -64,10 +64,31 @@ const FORGEABLE: [&str; 43] = [
     "x-client-dn",
     "x-country",
     "x-country-code",
+    "x-country-name",
+    "x-real-client-ip",
+    "x-remote-address",
+    "x-proxyuser-ip",
+    "x-nf-geo",
+    "do-connecting-ip",
+    "eo-client-ip",
+    "eo-connecting-ip",
+    "ali-cdn-real-ip",
+    "incap-client-ip",
+    "cdn-src-ip",
+    "cdn-requestcountrycode",
+    "cdn-requeststatecode",
+    "cloudfront-forwarded-proto",
+    "front-end-https",
+    "x-scheme",
+    "x-url-scheme",
+    "ssl-cert",
+    "client-verify",
+    "client-dn",
+    "x-forward-proto",
 ];
 
 /// The same by prefix, for vendors with many: forwarding, geography, client certificates, routing.
-const FORGEABLE_PREFIXES: [&str; 22] = [
+const FORGEABLE_PREFIXES: [&str; 27] = [
     "x-forwarded-",
     "domicile-",
     "cf-",
@@ -90,6 +111,11 @@ const FORGEABLE_PREFIXES: [&str; 22] = [
     "x-client-cert",
     "x-client-verify",
     "x-tls-client-",
+    "x-sucuri-",
+    "x-goog-authenticated-",
+    "x-client-ssl-",
+    "x-client-region",
+    "x-client-city",
 ];
 
 /// Whether a field concerns one connection only, or tells what a stranger must not.
@@ -277,12 +303,15 @@ mod tests {
         X-Client-Cert X-Client-Cert-Sha1 X-Client-DN X-Client-Verify X-SSL-Client-Cert X-SSL-Client-S-DN X-SSL-Client-Verify
         SSL-Client-Cert SSL-Client-Verify SSL-Client-Subject-DN X-Amzn-Mtls-Clientcert X-ARR-ClientCert X-Original-URL X-Original-Host
         X-Rewrite-URL X-HTTP-Method X-HTTP-Method-Override X-Method-Override X-Host Domicile-Request Domicile-Code
-        Domicile-Data-Class Domicile-Probe";
+        Domicile-Data-Class Domicile-Probe DO-Connecting-IP EO-Client-IP EO-Connecting-IP Ali-CDN-Real-IP Incap-Client-IP
+        X-Sucuri-ClientIP X-Sucuri-Country Cdn-Src-Ip CDN-RequestCountryCode X-ProxyUser-Ip X-Real-Client-IP X-Remote-Address X-NF-Geo
+        X-Client-Region X-Client-City X-Client-City-Lat-Long X-Country-Name CloudFront-Forwarded-Proto Front-End-Https X-Scheme
+        X-Url-Scheme X-Goog-Authenticated-User-Email X-Client-SSL-Cert SSL-Cert";
 
     #[test]
     fn nothing_that_tells_of_clients_is_believed_in_any_spelling() {
         let names = || TOLD_OF_CLIENTS.split_whitespace();
-        assert!(names().count() > 75);
+        assert!(names().count() > 100);
         for name in names() {
             let underscored = name.replace('-', "_");
             let mixed = name.replacen('-', "_", 1);

@@ -38,7 +38,7 @@ use crate::session::Seal;
 use crate::tokens::{self, Tokens};
 use crate::transport::dial::Server;
 use crate::transport::pool::{PeerPool, UpstreamPool};
-use crate::transport::tls::PeerTls;
+use crate::transport::tls::{ClientTls, PeerTls};
 use crate::upstreams::{Load, Upstreams};
 
 use delivery::Deliveries;
@@ -57,6 +57,8 @@ pub struct Snapshot {
     pub seal: Option<Arc<Seal>>,
     pub upstreams: Arc<Upstreams>,
     pub gateways: HashMap<RegionId, Server>,
+    /// The certificates of every listener for clients.
+    pub sites: Vec<Arc<ClientTls>>,
     /// By what peers prove themselves.
     pub peers: Option<Arc<PeerTls>>,
     pub urls: HashMap<RegionId, http::Uri>,

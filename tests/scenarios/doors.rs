@@ -187,3 +187,32 @@ async fn connect(
     let stream = tokio::net::TcpStream::connect(address).await?;
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), stream).await
 }
+
+#[test]
+fn who_is_admitted_at_one_listener_does_not_come_in_by_another() {
+    let more = domicile::transport::listener::claim("127.0.0.1:0".parse().unwrap(), 1).unwrap().address;
+    let clients = Authority::new("clients").unwrap();
+    let world = with_listeners(&Plan::default(), |world, text| {
+        let folder = world.folder.path();
+        clients.write(&folder.join("clients.pem")).unwrap();
+        world.authority.write_site(folder, "guarded", &["guarded.test"]).unwrap();
+        let path = folder.display();
+        let guarded = format!(
+            "listen:\n  - {{ address: \"{more}\", tls: {{ clients: {{ authority: \"{path}/clients.pem\", required: true }}, certificates: [{{ certificate: \"{path}/guarded.pem\", key: \"{path}/guarded.key\" }}] }} }}\n"
+        );
+        text.replace("listen:\n", &guarded)
+    });
+    let ask = |host: &str| {
+        runtime().block_on(async {
+            let mut stream = connect(&world, world.eu().https, None).await.unwrap();
+            let head = format!("GET /users/alice/orders/1 HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer).await;
+            answer
+        })
+    };
+    assert!(ask("guarded.test").starts_with("HTTP/1.1 421"));
+    world.eu().upstream().assert_saw_nothing();
+    assert!(ask("nobodys.test").starts_with("HTTP/1.1 200"), "the first certificate's");
+}

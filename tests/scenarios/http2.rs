@@ -1,7 +1,7 @@
 //! HTTP/2 frame by frame: what HTTP/1 could not carry goes no further, who takes back what it asked for is sent away, and interim
 //! answers come through.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -57,6 +57,23 @@ impl Frames {
         let mut payload = vec![0; length];
         self.0.read_exact(&mut payload).ok()?;
         Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+    }
+
+    /// Whether the other end ends the connection, with GOAWAY or without a word.
+    fn is_ended(&mut self) -> bool {
+        loop {
+            let mut head = [0; 9];
+            match self.0.read_exact(&mut head) {
+                Err(error) => return !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+                Ok(()) if head[3] == GOAWAY => return true,
+                Ok(()) => {
+                    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                    if self.0.read_exact(&mut vec![0; length]).is_err() {
+                        return true;
+                    }
+                }
+            }
+        }
     }
 
     /// What becomes of a stream: the first byte of its answer's head, which holds the status, or `None` if it is reset or the
@@ -415,4 +432,45 @@ fn who_expects_to_be_asked_for_its_body_is_asked() {
     }
     let seen = world.eu().upstream().seen();
     assert!(seen.len() == 2 && seen.iter().all(|seen| seen.body == "held back" && !seen.headers.contains_key("expect")));
+}
+
+#[test]
+fn floods_end_their_own_connection_and_no_other() {
+    let world = World::planned(Plan { extra: "limits: { resets: 10 }\n".into(), ..Plan::default() });
+    let post = [(":method", "POST"), (":scheme", "http"), (":authority", "a.test"), (":path", "/users/alice/orders/1")];
+    type Flood<'a> = (&'a str, Box<dyn Fn(&mut Frames) + 'a>);
+    let floods: Vec<Flood<'_>> = vec![
+        (
+            "CONTINUATION without end",
+            Box::new(|frames| {
+                frames.send(HEADERS, END_STREAM, 1, &literal(&GET));
+                (0..5000).for_each(|_| frames.send(9, 0, 1, &literal(&[("x", &"y".repeat(100))])));
+            }),
+        ),
+        (
+            "streams that are made to be reset",
+            Box::new(|frames| {
+                for stream in (1..4001).step_by(2) {
+                    frames.head(stream, 0, &post);
+                    // A window of nothing is an error of the stream.
+                    frames.send(8, 0, stream, &0_u32.to_be_bytes());
+                }
+            }),
+        ),
+        (
+            "DATA without data",
+            Box::new(|frames| {
+                frames.head(1, 0, &post);
+                (0..200_000).for_each(|_| frames.send(DATA, 0, 1, b""));
+            }),
+        ),
+    ];
+    for (it, flood) in &floods {
+        let mut frames = Frames::open(world.eu().http);
+        flood(&mut frames);
+        assert!(frames.is_ended(), "{it}");
+        let mut innocent = Frames::open(world.eu().http);
+        innocent.head(1, END_STREAM, &GET);
+        assert_eq!(innocent.fate(1), Some(STATUS_200), "{it}");
+    }
 }

@@ -126,6 +126,12 @@ fn a_sealed_cookie_remembers_who_was_proven_and_serves_nobody_else() {
     assert_ne!(ask(&[("cookie", sealed), ("authorization", &token("bob", "", SECRET))]).status, StatusCode::OK);
     assert_eq!(ask(&[("cookie", &format!("{sealed}; uid=bob"))]).code(), "residency.evidence_too_weak");
     assert_eq!(first.headers["cache-control"], "private", "nobody keeps it for others");
+    // Who shows a token that proves nothing is nobody, whatever it has proven before.
+    for bad in [token("alice", "", b"another secret that is long enough!"), "a.b.c".into()] {
+        let bad = if bad.starts_with("Bearer") { bad } else { format!("Bearer {bad}") };
+        assert_eq!(ask(&[("cookie", sealed), ("authorization", &bad)]).status, StatusCode::FORBIDDEN);
+    }
+    assert_eq!(get(world.eu().http, "/account/1", &[("cookie", sealed)]).status, StatusCode::FORBIDDEN, "nor is it taken there");
     // In the clear there is no cookie to give.
     let plain = get(world.eu().http, "/account/1", &[("authorization", &token("alice", "", SECRET))]);
     assert_eq!((plain.status, plain.headers.get("set-cookie")), (StatusCode::OK, None));

@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 /// An app server that echoes what comes through a tunnel.
-fn echo(wire: Wire) -> Recorder {
+pub fn echo(wire: Wire) -> Recorder {
     Recorder::speaking(
         wire,
         Arc::new(|mut request, seen| {
@@ -59,7 +59,7 @@ fn echoing(wire: Wire) -> Plan {
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 /// Asks for a WebSocket over HTTP/1.1; gives the connection and the head of the answer.
-fn open_http1(address: SocketAddr, target: &str, fields: &str) -> (TcpStream, String) {
+pub fn open_http1(address: SocketAddr, target: &str, fields: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let head = format!(
@@ -83,7 +83,7 @@ fn head_of_answer(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&answer).to_lowercase()
 }
 
-fn speak(stream: &mut TcpStream, text: &[u8]) {
+pub fn speak(stream: &mut TcpStream, text: &[u8]) {
     stream.write_all(text).unwrap();
     let mut heard = vec![0; text.len()];
     stream.read_exact(&mut heard).unwrap();
@@ -384,7 +384,7 @@ fn grpc_calls_stream_both_ways_and_end_in_trailers() {
     }
 }
 
-fn server_config(folder: &std::path::Path) -> rustls::ServerConfig {
+pub fn server_config(folder: &std::path::Path) -> rustls::ServerConfig {
     use rustls_pki_types::pem::PemObject;
     let chain = rustls_pki_types::CertificateDer::pem_file_iter(folder.join("app.pem")).unwrap().map(Result::unwrap).collect();
     let key = rustls_pki_types::PrivateKeyDer::from_pem_file(folder.join("app.key")).unwrap();

@@ -174,3 +174,104 @@ fn a_stream_that_nobody_reads_holds_no_connection_for_ever() {
         frames.extend_from_slice(&piece[..size]);
     }
 }
+
+#[test]
+fn an_upstream_that_speaks_http2_alone_opens_tunnels_and_is_not_ejected_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = domicile::demo::certificates::Authority::new("upstreams").unwrap();
+    authority.write(&folder.path().join("ca.pem")).unwrap();
+    authority.write_site(folder.path(), "app", &["app.internal"]).unwrap();
+    let config = crate::streams::server_config(folder.path());
+    let path = folder.path().to_owned();
+    let upstreams = move |_: &'static str| {
+        let mut recorder = crate::streams::echo(Wire::Tls(Arc::new(config.clone())));
+        let ca = path.join("ca.pem");
+        recorder.entry = format!("{{ url: {}, tls: {{ authority: \"{}\", name: app.internal }} }}", recorder.entry, ca.display());
+        vec![recorder]
+    };
+    let extra = "upstreams: { ejection: { after: 2, for: 1h, most_percent: 100 } }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
+    for region in [world.eu(), world.us(), world.eu(), world.us()] {
+        let (mut stream, answer) = crate::streams::open_http1(region.http, "/users/alice/orders/live", "");
+        assert!(answer.starts_with("http/1.1 101 "), "{answer}");
+        crate::streams::speak(&mut stream, b"hello");
+    }
+    assert_eq!(world.eu().sum_of("domicile_upstream_ejected"), 0.0);
+}
+
+/// An upstream that answers one request on each connection, keeps it open, and closes it when it is told to.
+#[test]
+fn a_kept_connection_that_was_closed_costs_no_request_and_doubles_none() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (seen, closed) = (Arc::new(std::sync::Mutex::new(0)), Arc::new(std::sync::Barrier::new(2)));
+    let (count, close) = (Arc::clone(&seen), Arc::clone(&closed));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"once") {
+                let mut byte = [0];
+                if stream.read(&mut byte).unwrap_or(0) == 0 {
+                    break;
+                }
+                head.push(byte[0]);
+            }
+            if head.is_empty() {
+                continue;
+            }
+            *count.lock().unwrap() += 1;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+            close.wait();
+            drop(stream);
+            close.wait();
+        }
+    });
+    let upstreams = move |_: &'static str| {
+        let mut recorder = Recorder::start("kept");
+        recorder.crash();
+        recorder.entry = format!("\"http://{address}\"");
+        vec![recorder]
+    };
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), ..Plan::default() });
+    for round in 1..=5 {
+        assert_eq!(post(world.eu().http, "/users/alice/orders/1", &[], "once").text(), "ok");
+        // The connection is kept, and then closed while nothing is under way.
+        closed.wait();
+        closed.wait();
+        assert_eq!(*seen.lock().unwrap(), round, "each write arrives once");
+    }
+}
+
+#[test]
+fn a_grpc_call_may_be_quiet_where_another_upload_may_not() {
+    let extra = "limits: { body_rate: 1MiB, body_rate_grace: 50ms }\n".to_owned();
+    let upstreams = |name: &'static str| {
+        vec![Recorder::speaking(
+            Wire::Http2,
+            Arc::new(move |request, seen| {
+                Box::pin(async move {
+                    remember(request, &seen).await;
+                    Response::new(whole(name))
+                })
+            }),
+        )]
+    };
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
+    for (kind, status) in [("application/grpc", StatusCode::OK), ("application/json", StatusCode::REQUEST_TIMEOUT)] {
+        let answer = runtime().block_on(async {
+            let mut sender = http2(&world, world.us().https, "localhost").await;
+            let (held, body) = pieces();
+            let fields = [("content-type", kind)];
+            let ask = request(Method::POST, "https://localhost/users/alice/orders/1", "", &fields, body);
+            let answer = tokio::spawn(sender.send_request(ask));
+            held.send(Frame::data(Bytes::from_static(b"first"))).unwrap();
+            // The client's own pace: longer than the grace and the look after it.
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            let _ = held.send(Frame::data(Bytes::from_static(b"second")));
+            drop(held);
+            answer.await.unwrap().unwrap()
+        });
+        assert_eq!(answer.status(), status, "{kind}");
+    }
+}

@@ -103,7 +103,7 @@ impl PathPattern {
             parts.pop();
         }
         if parts.len() > 1 && parts.contains(&"") {
-            return wrong(format!("`{text}` has an empty segment; repeated slashes are merged before matching: leave one"));
+            return wrong(format!("`{text}` has an empty segment, which no route can name: leave one slash"));
         }
         let open_ended = parts.last() == Some(&"**");
         if open_ended {

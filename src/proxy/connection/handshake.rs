@@ -40,7 +40,7 @@ pub(super) struct Opened {
 pub(super) async fn open(worker: &Rc<Worker>, mut stream: TcpStream, remote: SocketAddr, door: Door) -> Option<Opened> {
     let (mut remote, mut counted) = (remote, None);
     if let Some(networks) = &door.house_rules.proxy_protocol {
-        remote = spoken_for(&mut stream, remote, networks).await?;
+        remote = spoken_for(worker, &mut stream, remote, networks).await?;
         counted = Some(Counted::enter(worker, remote.ip().to_canonical()).ok()?);
     }
     let opened = |stream| Opened {
@@ -57,11 +57,12 @@ pub(super) async fn open(worker: &Rc<Worker>, mut stream: TcpStream, remote: Soc
         Lock::Cleartext => Some(opened(Stream::Plain(stream))),
         Lock::Clients(tls) => {
             let Some(_under_way) = worker.shared.handshakes.enter(worker.snapshot().limits.handshakes) else {
-                tracing::debug!("a connection was closed: too many TLS handshakes are under way");
-                return None;
+                return refused(worker, "handshakes", "too many TLS handshakes are under way");
             };
-            let stream = accept(&tls.config, stream).await.inspect_err(|error| tracing::debug!(%error, "a TLS handshake failed"));
-            let stream = stream.ok()?;
+            let stream = match accept(&tls.config, stream).await {
+                Ok(stream) => stream,
+                Err(error) => return refused(worker, "tls", &error.to_string()),
+            };
             let (_, session) = stream.get_ref();
             // It only asked for a certificate.
             if session.alpn_protocol() == Some(ACME_TLS) {
@@ -73,8 +74,7 @@ pub(super) async fn open(worker: &Rc<Worker>, mut stream: TcpStream, remote: Soc
         }
         Lock::Peers(config) => {
             let Some(_unproven) = Counted::enter_unproven(worker, remote.ip().to_canonical()) else {
-                tracing::debug!(%remote, "a connection for peers was closed: too many have yet to prove themselves");
-                return None;
+                return refused(worker, "unproven", "too many have yet to prove to be peers");
             };
             let stream = accept(&config, stream).await;
             let stream = stream.inspect_err(|error| warn_of_peer(worker, &format!("its handshake failed: {error}"))).ok()?;
@@ -91,15 +91,15 @@ pub(super) async fn open(worker: &Rc<Worker>, mut stream: TcpStream, remote: Soc
 }
 
 /// Whom the other end speaks for; `None` if it may not, or does not say.
-async fn spoken_for(stream: &mut TcpStream, remote: SocketAddr, networks: &[IpNet]) -> Option<SocketAddr> {
+async fn spoken_for(worker: &Worker, stream: &mut TcpStream, remote: SocketAddr, networks: &[IpNet]) -> Option<SocketAddr> {
     let address = remote.ip().to_canonical();
     if !networks.iter().any(|network| network.contains(&address)) {
-        tracing::debug!(%address, "a connection was closed: the PROXY protocol is not taken from there");
-        return None;
+        return refused(worker, "proxy_protocol", &format!("the PROXY protocol is not taken from {address}"));
     }
-    let source = proxy_protocol::read(stream).await;
-    let source = source.inspect_err(|error| tracing::debug!(%address, %error, "a connection was closed"));
-    Some(source.ok()?.unwrap_or(remote))
+    match proxy_protocol::read(stream).await {
+        Ok(source) => Some(source.unwrap_or(remote)),
+        Err(error) => refused(worker, "proxy_protocol", &error.to_string()),
+    }
 }
 
 /// The certificate alone (DER).
@@ -127,8 +127,16 @@ fn peer_of(snapshot: &Snapshot, chain: &[CertificateDer<'_>]) -> Option<RegionId
     (region != snapshot.policy.local).then_some(region)
 }
 
+/// Counts a connection that is not served, and says why to whoever looks closely.
+fn refused<T>(worker: &Worker, reason: &'static str, why: &str) -> Option<T> {
+    worker.metrics.connection_refused(reason);
+    tracing::debug!(reason, why, "a connection was refused");
+    None
+}
+
 /// Once a second: whoever knocks in vain must not flood the log.
 fn warn_of_peer(worker: &Worker, why: &str) {
+    worker.metrics.connection_refused("peer");
     let now = std::time::Instant::now();
     if worker.warned.get().is_none_or(|before| now - before >= Duration::from_secs(1)) {
         worker.warned.set(Some(now));

@@ -36,11 +36,14 @@ pub struct Verifiers<'a> {
 }
 
 impl Verifiers<'_> {
-    pub(super) fn identify(&self, headers: &HeaderMap, is_trusted: bool) -> Result<Identity, Code> {
+    pub(super) fn identify(&self, headers: &HeaderMap, is_trusted: bool, is_https: bool) -> Result<Identity, Code> {
+        let shows_token = self.snapshot.tokens.as_ref().is_some_and(|tokens| find(headers, &tokens.settings.place).is_some());
         let token = self.snapshot.tokens.as_ref().and_then(|tokens| self.token(headers, tokens));
         let user = user::key(headers, is_trusted, token.as_deref(), &self.snapshot.intake.keys)?;
         let is_fresh = matches!(user, Some((_, Proof::Proven)));
-        let hint = self.snapshot.seal.as_ref().and_then(|seal| {
+        // It is given by HTTPS alone; and who shows a token that proves nothing is nobody, whatever it has proven before.
+        let is_welcome = is_https && (token.is_some() || !shows_token);
+        let hint = self.snapshot.seal.as_ref().filter(|_| is_welcome).and_then(|seal| {
             let value = user::cookies(headers, session::COOKIE).next()?;
             seal.open(std::str::from_utf8(value).ok()?, self.now)
         });

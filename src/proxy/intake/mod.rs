@@ -150,12 +150,11 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
             let identity = Identity { user: envelope.user.clone(), token, ..Identity::default() };
             (envelope.id.clone(), envelope.client, identity, envelope.is_https)
         }
-        None => (
-            new_id(),
-            client::address(&parts.headers, arrival.remote, settings),
-            verifiers.identify(&parts.headers, is_trusted)?,
-            arrival.is_tls || (is_trusted && client::came_by_https(&parts.headers, &settings.source)),
-        ),
+        None => {
+            let is_https = arrival.is_tls || (is_trusted && client::came_by_https(&parts.headers, &settings.source));
+            let identity = verifiers.identify(&parts.headers, is_trusted, is_https)?;
+            (new_id(), client::address(&parts.headers, arrival.remote, settings), identity, is_https)
+        }
     };
     let path = match path {
         Cow::Borrowed(path) => path.to_owned(),

@@ -106,7 +106,7 @@ async fn serve(
             None => account.refuse(Code::RequestMalformed),
         };
     }
-    if session.site.as_ref().is_some_and(|site| !site.may_serve(&intake.host)) {
+    if session.site.as_ref().is_some_and(|site| !site.may_serve(&intake.host, &account.snapshot.sites)) {
         return account.refuse(Code::WrongSite);
     }
     let most = if intake.envelope.is_some() { MAX_PASSES_OF_PEER } else { MAX_PASSES_OF_CLIENT };

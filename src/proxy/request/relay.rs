@@ -86,8 +86,12 @@ fn give_hint(account: &Account, intake: &Intake, answer: &mut HeaderMap) {
     if intake.identity.hint.as_ref().is_some_and(is_good) || !may_be_private(answer) {
         return;
     }
-    let lifetime = seal.settings.lifetime.as_secs();
-    let cookie = seal.seal(user, name, now).and_then(|sealed| {
+    // It proves no longer than what it was given for.
+    let latest = now + seal.settings.lifetime;
+    let expires = intake.identity.token.as_ref().map_or(latest, |token| token.expires().min(latest));
+    let lifetime = expires.duration_since(now).unwrap_or_default().as_secs();
+    let hint = Hint { user: user.clone(), home: name.to_owned(), expires };
+    let cookie = seal.seal(&hint).filter(|_| lifetime > 0).and_then(|sealed| {
         let attributes = format!("Max-Age={lifetime}; Path=/; Secure; HttpOnly; SameSite=Lax");
         HeaderValue::from_str(&format!("{}={sealed}; {attributes}", session::COOKIE)).ok()
     });

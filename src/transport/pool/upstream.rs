@@ -8,10 +8,10 @@ use std::sync::Arc;
 use http::{Request, Response};
 
 use super::super::body::Body;
-use super::super::dial::{self, Approach, Server, Speaks};
+use super::super::dial::{self, Approach, DialError, Server, Speaks};
 use super::http1::{self, Http1Pool};
 use super::http2::Http2Pool;
-use super::{InFlight, Reply, SendError};
+use super::{InFlight, Reply, SendCause, SendError};
 
 /// HTTP/2 connections to one upstream by one worker.
 const HTTP2_CONNECTIONS: usize = 2;
@@ -83,16 +83,33 @@ impl UpstreamPool {
         protocol: &str,
         approach: &Approach,
     ) -> Result<Shared<Reply>, SendError> {
-        match server.speaks {
-            Speaks::Http1 | Speaks::Either => {
-                http1::upgrade(server, request, protocol, approach).await.map(|reply| (reply, None))
-            }
-            Speaks::Http2 => {
-                let key = Arc::clone(&server.authority);
-                let opened = self.http2.open(key, server, HTTP2_CONNECTIONS, request, protocol, approach).await;
-                opened.map(|(reply, in_flight)| (reply, Some(in_flight)))
-            }
+        let known = self.chosen.borrow().get(&server.authority).copied();
+        let speaks = if server.speaks == Speaks::Either { known.unwrap_or(Speaks::Either) } else { server.speaks };
+        if speaks == Speaks::Http2 {
+            return self.open_http2(server, request, protocol, approach).await;
         }
+        // Who would choose HTTP/2 may serve upgrades of HTTP/1.1 as well: many do, and few know RFC 8441.
+        let opened = http1::upgrade(server, request, protocol, approach).await;
+        match opened {
+            Err(SendError { cause: SendCause::Dial(DialError::Connect { .. }), unsent: Some(request) })
+                if speaks == Speaks::Either =>
+            {
+                self.open_http2(server, *request, protocol, approach).await
+            }
+            opened => opened.map(|reply| (reply, None)),
+        }
+    }
+
+    async fn open_http2(
+        &self,
+        server: &Server,
+        request: Request<Body>,
+        protocol: &str,
+        approach: &Approach,
+    ) -> Result<Shared<Reply>, SendError> {
+        let key = Arc::clone(&server.authority);
+        let opened = self.http2.open(key, server, HTTP2_CONNECTIONS, request, protocol, approach).await;
+        opened.map(|(reply, in_flight)| (reply, Some(in_flight)))
     }
 
     /// Closes what has been idle for too long, or leads to a server that is none of `servers`; called now and then by the worker.

@@ -87,9 +87,13 @@ impl Site {
 
     /// Whether a request for `host` may come on this connection: another certificate is another tenant's, unless the one
     /// that was shown is for that host as well (RFC 9110 section 7.4, RFC 9113 section 9.1.1).
-    pub fn may_serve(&self, host: &str) -> bool {
+    ///
+    /// `all` are those of every listener: who is admitted at one must not come in by another. A host that no certificate is for
+    /// is the first certificate's, as for a client that names none.
+    pub fn may_serve(&self, host: &str, all: &[Arc<ClientTls>]) -> bool {
         let Some(shown) = &self.shown else { return false };
-        if self.tls.certificates.find(Some(host)).is_some_and(|own| Arc::ptr_eq(&own, shown)) {
+        let is_someones = all.iter().any(|tls| tls.certificates.named(host).is_some());
+        if !is_someones && self.tls.certificates.default.as_ref().is_some_and(|first| Arc::ptr_eq(first, shown)) {
             return true;
         }
         let name = ServerName::try_from(host.trim_matches(['[', ']']));
@@ -123,13 +127,15 @@ impl BySni {
         Ok(found)
     }
 
+    /// The certificate that is for this name.
+    fn named(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        let name = name.to_ascii_lowercase();
+        let wildcard = name.split_once('.').and_then(|(_, domain)| self.wildcard.get(domain));
+        self.exact.get(&name).or(wildcard)
+    }
+
     fn find(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
-        let by_name = name.and_then(|name| {
-            let name = name.to_ascii_lowercase();
-            let wildcard = name.split_once('.').and_then(|(_, domain)| self.wildcard.get(domain));
-            self.exact.get(&name).or(wildcard).cloned()
-        });
-        by_name.or_else(|| self.default.clone())
+        name.and_then(|name| self.named(name)).or(self.default.as_ref()).cloned()
     }
 }
 
