@@ -387,6 +387,56 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_of_key_verifies_its_own_tokens_and_no_others() {
+        use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
+        use aws_lc_rs::rand::SystemRandom;
+        use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
+        use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
+        use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
+        let (text, random) = (|bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes), SystemRandom::new());
+        let es = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
+        let ed = Ed25519KeyPair::generate_pkcs8(&random).unwrap();
+        let rs = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+        let point =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, es.as_ref()).unwrap().public_key().as_ref().to_vec();
+        let public = Ed25519KeyPair::from_pkcs8(ed.as_ref()).unwrap().public_key().as_ref().to_vec();
+        let spki: PublicKeyX509Der<'_> = rs.public_key().as_der().unwrap();
+        // It ends in the modulus, and in five bytes of the exponent 65,537.
+        let modulus = &spki.as_ref()[spki.as_ref().len() - 261..spki.as_ref().len() - 5];
+        // PKCS #8 puts 26 bytes before what PKCS #1 says of such a key.
+        let private: Pkcs8V1Der<'_> = rs.as_der().unwrap();
+        let kinds = [
+            (Algorithm::HS256, EncodingKey::from_secret(SECRET), oct("a")),
+            (
+                Algorithm::ES256,
+                EncodingKey::from_ec_der(es.as_ref()),
+                json!({ "kty": "EC", "crv": "P-256", "x": text(&point[1..33]), "y": text(&point[33..]) }),
+            ),
+            (
+                Algorithm::EdDSA,
+                EncodingKey::from_ed_der(ed.as_ref()),
+                json!({ "kty": "OKP", "crv": "Ed25519", "x": text(&public) }),
+            ),
+            (
+                Algorithm::RS256,
+                EncodingKey::from_rsa_der(&private.as_ref()[26..]),
+                json!({ "kty": "RSA", "alg": "RS256", "n": text(modulus), "e": "AQAB" }),
+            ),
+        ];
+        for (own, (_, _, jwk)) in kinds.iter().enumerate() {
+            let tokens = open(&json!({ "keys": [jwk] })).unwrap();
+            for (other, (algorithm, key, _)) in kinds.iter().enumerate() {
+                let token = encode(&Header::new(*algorithm), &sound(), key).unwrap();
+                let verified = tokens.verify(&token);
+                assert_eq!(verified.is_ok(), own == other, "{algorithm:?}: {verified:?}");
+                let (body, signature) = token.rsplit_once('.').unwrap();
+                let forged = format!("{body}.{}", text(&vec![1; BASE64_URL_SAFE_NO_PAD.decode(signature).unwrap().len()]));
+                assert!(tokens.verify(&forged).is_err());
+            }
+        }
+    }
+
+    #[test]
     fn a_set_of_keys_is_sound_or_refused() {
         for (bad, reason) in [
             (json!({}), "has no list `keys`"),

@@ -129,25 +129,8 @@ fn read_again(mut bytes: &[u8]) -> usize {
         }
         if let Some(encoding) = encodings.first() {
             assert!(encoding.eq_ignore_ascii_case("chunked"), "{encoding}");
-            loop {
-                let Ok(httparse::Status::Complete((at, size))) = httparse::parse_chunk_size(bytes) else { return whole };
-                bytes = &bytes[at..];
-                if size == 0 {
-                    break;
-                }
-                let Some(rest) = bytes.get(size as usize..) else { return whole };
-                bytes = rest;
-                if bytes.len() < 2 {
-                    return whole;
-                }
-                bytes = bytes.strip_prefix(b"\r\n").expect("a chunk ends where its size says");
-            }
-            let mut trailers = [httparse::EMPTY_HEADER; 128];
-            match httparse::parse_headers(bytes, &mut trailers) {
-                Ok(httparse::Status::Complete((at, _))) => bytes = &bytes[at..],
-                Ok(httparse::Status::Partial) => return whole,
-                Err(error) => panic!("the trailers passed, and a second reader says: {error}"),
-            }
+            let Some(rest) = behind_chunks(bytes) else { return whole };
+            bytes = rest;
         } else {
             let length: usize = lengths.first().map_or(0, |length| length.parse().expect("a length is a number"));
             let Some(rest) = bytes.get(length..) else { return whole };
@@ -202,9 +185,65 @@ fn check_answer(bytes: &[u8]) {
             assert_eq!(through(bytes, asked, step), (whole.clone(), broke), "{asked:?} in pieces of {step}");
         }
         assert!(bytes.starts_with(&whole), "nothing is put in");
-        let Some(end) = whole.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+        read_answer_again(&whole, asked);
+    }
+}
+
+/// The second reader for answers: one answer, interim ones before it, and not a byte behind its end.
+fn read_answer_again(mut bytes: &[u8], asked: Asked) {
+    loop {
         let mut fields = [httparse::EMPTY_HEADER; 300];
         let mut answer = httparse::Response::new(&mut fields);
-        assert!(matches!(answer.parse(&whole[..end + 4]), Ok(httparse::Status::Complete(_))), "a second reader takes the head");
+        let head = match answer.parse(bytes) {
+            Ok(httparse::Status::Complete(head)) => head,
+            Ok(httparse::Status::Partial) => return,
+            Err(error) => panic!("it passed, and a second reader says: {error}"),
+        };
+        let all = |name: &str| {
+            let fields = answer.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
+            fields.map(|field| String::from_utf8_lossy(field.value).trim().to_owned()).collect::<Vec<_>>()
+        };
+        let (lengths, encodings) = (all("content-length"), all("transfer-encoding"));
+        assert!(lengths.len() + encodings.len() <= 1, "one way to find the end: {lengths:?} {encodings:?}");
+        bytes = &bytes[head..];
+        match answer.code.expect("a whole head has a status") {
+            101 => return assert_eq!(asked, Asked::Upgrade),
+            100..=199 => continue,
+            200..=299 if asked == Asked::Connect => return,
+            204 | 304 => return assert!(bytes.is_empty(), "there is no body"),
+            _ if asked == Asked::Head => return assert!(bytes.is_empty(), "there is no body"),
+            _ => {}
+        }
+        if !encodings.is_empty() {
+            return if let Some(rest) = behind_chunks(bytes) {
+                assert!(rest.is_empty(), "nothing comes behind the end")
+            };
+        }
+        if let Some(length) = lengths.first() {
+            assert!(bytes.len() <= length.parse().expect("a length is a number"), "nothing comes behind the end");
+        }
+        return;
+    }
+}
+
+/// What follows a chunked body; `None` if its end has not come.
+fn behind_chunks(mut bytes: &[u8]) -> Option<&[u8]> {
+    loop {
+        let Ok(httparse::Status::Complete((at, size))) = httparse::parse_chunk_size(bytes) else { return None };
+        bytes = &bytes[at..];
+        if size == 0 {
+            break;
+        }
+        bytes = bytes.get(size as usize..)?;
+        if bytes.len() < 2 {
+            return None;
+        }
+        bytes = bytes.strip_prefix(b"\r\n").expect("a chunk ends where its size says");
+    }
+    let mut trailers = [httparse::EMPTY_HEADER; 128];
+    match httparse::parse_headers(bytes, &mut trailers) {
+        Ok(httparse::Status::Complete((at, _))) => Some(&bytes[at..]),
+        Ok(httparse::Status::Partial) => None,
+        Err(error) => panic!("the trailers passed, and a second reader says: {error}"),
     }
 }
