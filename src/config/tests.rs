@@ -90,6 +90,7 @@ fn every_mistake_is_answered_with_its_place_and_what_would_be_right() {
         ("peers: true }", "peers: maybe }", "`maybe` is not possible here"),
         ("\"127.0.0.1:8080\"", "\"0.0.0.0:8080\"", "cleartext stays on loopback"),
         ("\"127.0.0.1:8080\"", "\"localhost:8080\"", "`localhost:8080` is no address"),
+        ("peer_tls:", "admin: { address: \"127.0.0.1:8080\" }\npeer_tls:", "is listened on already"),
         ("\"127.0.0.1:8080\"", "\"127.0.0.1:9443\"", "is listened on twice"),
         ("peer_tls:", "#peer_tls:", "`peer_tls` is missing"),
         ("audit:", "#audit:", "`audit` is missing"),

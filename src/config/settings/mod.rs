@@ -81,7 +81,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let peer_tls = section.optional("peer_tls").map(|field| read_peer_tls(&field, local_name));
     let admin = section.optional("admin");
     let admin = local.and_then(|region| region.admin.clone()).or(admin);
-    let admin = admin.map_or(Some(admin::Settings::default()), |field| read_admin(&field));
+    let admin = admin.map_or(Some(admin::Settings::default()), |field| read_admin(&field, &listeners));
     let users = section.optional("users").map_or(Some(Users::default()), |field| read_users(&field));
     let client_address = section.optional("client_address");
     let client_address = client_address.map_or(Some((Vec::new(), AddressSource::Forwarded)), |field| read_client_address(&field));
@@ -121,10 +121,15 @@ fn others<'d, 'n>(draft: &'d PolicyDraft<'n>) -> impl Iterator<Item = &'d super:
     draft.regions.iter().filter(|region| Some(region.id) != draft.local)
 }
 
-fn read_admin(field: &Field<'_>) -> Option<admin::Settings> {
+fn read_admin(field: &Field<'_>, listeners: &[listener::Settings]) -> Option<admin::Settings> {
     let section = field.section()?;
     let address = section.optional("address").map_or(Some(admin::Settings::default().address), |field| field.address());
     section.finish();
+    if let Some(address) =
+        address.filter(|address| listeners.iter().any(|other| other.address == *address && address.port() != 0))
+    {
+        return field.wrong(format!("`{address}` is listened on already, by `listen`; give the control plane a port of its own"));
+    }
     Some(admin::Settings { address: address? })
 }
 

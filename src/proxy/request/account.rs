@@ -62,7 +62,8 @@ impl Account {
             status: StatusCode::OK,
             // Replaced by the peer's, for a peer's request.
             id: new_id(),
-            client: None,
+            // Until its own word for it, or a trusted hop's, has been read.
+            client: (arrival.ingress == Ingress::Client).then_some(arrival.remote),
             user: None,
             method: parts.method.clone(),
             path: None,
@@ -178,7 +179,9 @@ impl Account {
         };
         let served_by = self.served_by.map_or("none", |region| policy.region_name(region));
         let verdict = match (&self.decision, self.code) {
-            (None, _) => "refuse",
+            (None, Some(_)) => "refuse",
+            (None, None) if self.status.is_redirection() => "redirect",
+            (None, None) => "proceed",
             (Some(decision), None) => decision.verdict.as_str(),
             (Some(_), Some(code)) if self.served_by.is_none() && reply::status_of(code).is_client_error() => "refuse",
             (Some(decision), Some(_)) => decision.verdict.as_str(),
