@@ -23,6 +23,10 @@ class App(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"ok")
 
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.do_GET()
+
     def log_message(self, *_):
         pass
 
@@ -90,7 +94,7 @@ log: {{ requests: false }}
 
 
 class Load:
-    """Clients that ask all the time: one on connections of its own for each request, one on a connection that it keeps. Like
+    """Clients that ask all the time: reads and writes on a connection of their own each, reads on one that is kept. Like
     any client it asks again on a new connection when the one it kept was closed before a byte of an answer."""
 
     def __init__(self, port):
@@ -103,7 +107,8 @@ class Load:
         while not self.stop:
             try:
                 c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-                c.request("GET", "/fresh", headers={"Connection": "close"})
+                write = self.served % 2
+                c.request("POST" if write else "GET", "/fresh", b"x" * 20_000 if write else None, {"Connection": "close"})
                 assert c.getresponse().read() == b"ok"
                 self.served += 1
             except Exception as error:
