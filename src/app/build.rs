@@ -200,10 +200,27 @@ pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Snapshot
 }
 
 /// Opens every file that a configuration names, and says which cannot be used.
-pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), StartError> {
+pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), Vec<StartError>> {
     let mut registry = Registry::default();
-    let config = config::load(file, region, &mut registry, today).map_err(StartError::Config)?;
-    build(config, &registry, None).map(drop)
+    let config = config::load(file, region, &mut registry, today).map_err(|problems| vec![StartError::Config(problems)])?;
+    let Config { policy, settings } = config;
+    let mut wrong: Vec<StartError> = Vec::new();
+    if let Some(files) = &settings.peer_tls {
+        let local = policy.region_name(policy.local);
+        let peers = PeerTls::load(files).map_err(StartError::from);
+        wrong.extend(peers.and_then(|peers| check_own_region(&peers, &files.own.certificate, local)).err());
+    }
+    wrong.extend(settings.acme().filter_map(|files| acme::prepare(files).err()).map(StartError::from));
+    let challenges = Arc::default();
+    for files in settings.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
+        wrong.extend(ClientTls::load(files, &challenges).err().map(StartError::from));
+    }
+    wrong.extend(geoip(&settings, None).err());
+    wrong.extend(directory(&settings, &registry, None).err());
+    wrong.extend(tokens(&settings, None).err());
+    wrong.extend(settings.seal.as_ref().and_then(|seal| Seal::open_keys(seal).err()).map(StartError::from));
+    wrong.extend(Upstreams::new(settings.upstreams.clone(), None).err().map(StartError::from));
+    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 
 fn check_own_region(peers: &PeerTls, file: &Path, local: &str) -> Result<(), StartError> {

@@ -25,14 +25,10 @@ pub(super) fn run(options: &Options) -> Outcome {
     let today = Day::of(SystemTime::now());
     let Source { config: file, region } = &options.source;
     match config::load(file, region.as_deref(), &mut Registry::default(), today) {
-        Err(problems) => {
-            let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
-            let count = if problems.len() == 1 { "1 mistake".into() } else { format!("{} mistakes", problems.len()) };
-            Err(format!("{}\n{count}", lines.join("\n")))
-        }
+        Err(problems) => Err(counted(&problems)),
         Ok(config) => {
             if options.files {
-                app::check_files(file, region.as_deref(), today).map_err(|error| error.to_string())?;
+                app::check_files(file, region.as_deref(), today).map_err(|wrong| counted(&wrong))?;
             }
             let notes = config::notes(&config.policy, today);
             let notes: String = notes.iter().map(|note| format!("\nnote: {note}\n")).collect();
@@ -40,4 +36,11 @@ pub(super) fn run(options: &Options) -> Outcome {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// All that is wrong, a line each, and how much it is.
+fn counted<T: ToString>(wrong: &[T]) -> String {
+    let lines: Vec<_> = wrong.iter().map(ToString::to_string).collect();
+    let count = if wrong.len() == 1 { "1 mistake".into() } else { format!("{} mistakes", wrong.len()) };
+    format!("{}\n{count}", lines.join("\n"))
 }

@@ -305,3 +305,14 @@ fn the_control_plane_explains_what_the_data_plane_does() {
         assert!(answer.text().contains(expected), "{}", answer.text());
     }
 }
+
+#[test]
+fn every_file_that_cannot_be_used_is_told_at_once() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/every-option.yaml");
+    let today = domicile::model::day::Day::parse("2026-06-01").unwrap();
+    let wrong = domicile::app::check_files(&file, Some("eu-west"), today).unwrap_err();
+    let wrong: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+    for file in ["certs/eu-west.pem", "certs/site.pem", "config/jwks.json", "config/hint.key", "certs/apps-ca.pem"] {
+        assert_eq!(wrong.iter().filter(|line| line.contains(file)).count(), 1, "{file}: {wrong:?}");
+    }
+}
