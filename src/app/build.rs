@@ -210,10 +210,12 @@ pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), 
         let peers = PeerTls::load(files).map_err(StartError::from);
         wrong.extend(peers.and_then(|peers| check_own_region(&peers, &files.own.certificate, local)).err());
     }
-    wrong.extend(settings.acme().filter_map(|files| acme::prepare(files).err()).map(StartError::from));
     let challenges = Arc::default();
-    for files in settings.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
-        wrong.extend(ClientTls::load(files, &challenges).err().map(StartError::from));
+    for mut files in settings.listeners.iter().filter_map(|listener| listener.tls.clone()) {
+        // What is yet to be fetched is no mistake, and nothing is written here.
+        let fetched = files.acme.as_ref().map(|acme| acme.pair()).filter(|pair| !pair.certificate.exists());
+        files.certificates.retain(|pair| fetched.as_ref() != Some(pair));
+        wrong.extend(ClientTls::load(&files, &challenges).err().map(StartError::from));
     }
     wrong.extend(geoip(&settings, None).err());
     wrong.extend(directory(&settings, &registry, None).err());
