@@ -30,8 +30,14 @@ pub(super) fn run(options: Options) -> Outcome {
     let claimed =
         inherit::inherited().map_err(|error| format!("a socket that was left to this process cannot be used: {error}"))?;
     let is_successor = succession::is_successor();
+    let deaf = |error: std::io::Error| format!("cannot wait for signals: {error}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+    // Before anyone can see that we serve: unheard, both of these signals end the process.
+    let mut calls = runtime.block_on(async { Calls::listen() }).map_err(deaf)?;
     let launch = Launch { config, region, claimed, is_successor, ..Launch::default() };
     let app = App::start(launch).map_err(|error| with_folder(&error))?;
+    // Until here, whoever stops us need not wait for a large table.
+    let mut stops = runtime.block_on(async { Stops::listen() }).map_err(deaf)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), region = app.region, policy = app.policy, config = file, "started");
     for (configured, address) in &app.listeners {
         tracing::info!(%configured, %address, "listening");
@@ -41,13 +47,7 @@ pub(super) fn run(options: Options) -> Outcome {
     if is_successor {
         succession::report();
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-    let waited = runtime.block_on(async {
-        let mut stops = Stops::listen()?;
-        until_told_to_stop(&app, &mut stops).await?;
-        std::io::Result::Ok(stops)
-    });
-    let mut stops = waited.map_err(|error| format!("cannot wait for signals: {error}"))?;
+    runtime.block_on(until_told_to_stop(&app, &mut calls, &mut stops));
     tracing::info!("draining");
     let (done, drained) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
@@ -76,12 +76,11 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-async fn until_told_to_stop(app: &App, stops: &mut Stops) -> std::io::Result<()> {
-    let (mut hangup, mut succeed) = (signal(SignalKind::hangup())?, signal(SignalKind::user_defined2())?);
+async fn until_told_to_stop(app: &App, calls: &mut Calls, stops: &mut Stops) {
     loop {
         tokio::select! {
             () = stops.next() => break,
-            _ = hangup.recv() => {
+            _ = calls.reload.recv() => {
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
                     notify(&[NotifyState::Reloading, now]);
                 }
@@ -91,12 +90,12 @@ async fn until_told_to_stop(app: &App, stops: &mut Stops) -> std::io::Result<()>
                     () = stops.next() => break,
                 }
             }
-            _ = succeed.recv() => tokio::select! {
+            _ = calls.succeed.recv() => tokio::select! {
                 succeeded = succession::start(app) => match succeeded {
                     Ok(pid) => {
                         tracing::info!(pid, "a successor serves");
                         app.retire().await;
-                        return Ok(());
+                        return;
                     }
                     Err(error) => tracing::error!(error, "the successor did not come to serve; this process goes on"),
                 },
@@ -105,7 +104,18 @@ async fn until_told_to_stop(app: &App, stops: &mut Stops) -> std::io::Result<()>
         }
     }
     notify(&[NotifyState::Stopping]);
-    Ok(())
+}
+
+/// Signals that ask for something.
+struct Calls {
+    reload: Signal,
+    succeed: Signal,
+}
+
+impl Calls {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { reload: signal(SignalKind::hangup())?, succeed: signal(SignalKind::user_defined2())? })
+    }
 }
 
 /// Signals to stop; none that comes while another is looked after is lost.

@@ -31,6 +31,13 @@ class App(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads, held = True, 0
+
+    def handle_error(self, *_):
+        """Connections that break off are what this is about."""
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -49,8 +56,7 @@ class World:
         # The name that is started is replaced while it runs, as an upgrade does.
         self.folder, self.binary, self.started = folder, folder + "/domicile", []
         shutil.copy(BINARY, self.binary)
-        app = http.server.ThreadingHTTPServer(("127.0.0.1", 0), App)
-        app.daemon_threads, app.held, self.app = True, 0, app
+        app = self.app = Server(("127.0.0.1", 0), App)
         threading.Thread(target=app.serve_forever, daemon=True).start()
         self.port, self.admin = free_port(), free_port()
         self.config = folder + "/domicile.yaml"
