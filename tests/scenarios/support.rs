@@ -165,7 +165,8 @@ impl Recorder {
                 tokio::spawn(async move {
                     let mut head = Vec::new();
                     loop {
-                        while !head.ends_with(b"\r\n\r\n") {
+                        // A header of the PROXY protocol, version 2, begins with what ends a head.
+                        while !head.ends_with(b"\r\n\r\n") || head == b"\r\n\r\n" {
                             let Ok(byte) = stream.read_u8().await else { return };
                             head.push(byte);
                         }
