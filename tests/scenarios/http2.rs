@@ -474,3 +474,23 @@ fn floods_end_their_own_connection_and_no_other() {
         assert_eq!(innocent.fate(1), Some(STATUS_200), "{it}");
     }
 }
+
+#[test]
+fn a_flood_of_control_frames_holds_up_nobody_else() {
+    let world = World::start();
+    for (it, kind, payload) in [("SETTINGS", SETTINGS, &b""[..]), ("PING", 6, b"12345678")] {
+        let mut frames = Frames::open(world.eu().http);
+        // Their answers are never read: when nobody takes them, no more is read of what asks for them.
+        frames.0.set_write_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+        let mut flood = Vec::new();
+        for _ in 0..1000 {
+            flood.extend([0, 0, payload.len() as u8, kind, 0, 0, 0, 0, 0]);
+            flood.extend(payload);
+        }
+        let written = (0..100_000).take_while(|_| frames.0.write_all(&flood).is_ok()).count();
+        assert!(written < 100_000, "{it}: it is held back, or sent away");
+        let mut innocent = Frames::open(world.eu().http);
+        innocent.head(1, END_STREAM, &GET);
+        assert_eq!(innocent.fate(1), Some(STATUS_200), "{it}");
+    }
+}
