@@ -14,7 +14,7 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine};
 pub const COOKIE: &str = "__Host-domicile-home";
 
 /// What else is sealed one day gets another name: one can never pass for the other.
-const PURPOSE: &[u8] = b"domicile home hint 1";
+const PURPOSE: &[u8] = b"domicile home hint 2";
 
 const NONCE: usize = 12;
 
@@ -33,12 +33,16 @@ pub struct SealError {
     reason: String,
 }
 
-/// Where a user was found to live.
+/// Where the directory found a user to live.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hint {
     pub user: String,
     /// The region's name.
     pub home: String,
+    /// The jurisdiction's name, where the record has one of its own.
+    pub jurisdiction: Option<String>,
+    /// The version of the table that said so: of another it says nothing.
+    pub table: String,
     pub expires: SystemTime,
 }
 
@@ -68,9 +72,10 @@ impl Seal {
     /// The value of the cookie.
     pub fn seal(&self, hint: &Hint) -> Option<String> {
         let expires = hint.expires.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
-        let Hint { user, home, .. } = hint;
-        // A region's name has no control characters; the user's key comes last.
-        let mut text = format!("{expires}\n{home}\n{user}").into_bytes();
+        let Hint { user, home, table, .. } = hint;
+        let jurisdiction = hint.jurisdiction.as_deref().unwrap_or_default();
+        // Names have no control characters; the user's key comes last.
+        let mut text = format!("{expires}\n{table}\n{home}\n{jurisdiction}\n{user}").into_bytes();
         let nonce = self.keys.first()?.seal_in_place_append_tag(Aad::from(PURPOSE), &mut text).ok()?;
         let mut sealed = nonce.as_ref().to_vec();
         sealed.extend_from_slice(&text);
@@ -87,10 +92,12 @@ impl Seal {
             Some(key.open_in_place(nonce, Aad::from(PURPOSE), &mut text).ok()?.to_vec())
         };
         let text = String::from_utf8(self.keys.iter().find_map(open)?).ok()?;
-        let mut parts = text.splitn(3, '\n');
-        let (expires, home, user) = (parts.next()?, parts.next()?, parts.next()?);
-        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(expires.parse().ok()?);
-        (now < expires).then(|| Hint { user: user.into(), home: home.into(), expires })
+        let mut parts = text.splitn(5, '\n').map(str::to_owned);
+        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(parts.next()?.parse().ok()?);
+        let (table, home) = (parts.next()?, parts.next()?);
+        let jurisdiction = Some(parts.next()?).filter(|name| !name.is_empty());
+        let hint = Hint { user: parts.next()?, home, jurisdiction, table, expires };
+        (now < expires).then_some(hint)
     }
 }
 
@@ -115,10 +122,18 @@ mod tests {
     #[test]
     fn a_hint_opens_whole_in_time_and_under_a_known_key() {
         let (seal, now) = (seal(&[1]), SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
-        let given = Hint { user: "alice".into(), home: "eu-west".into(), expires: now + Duration::from_secs(300) };
+        let hint = |jurisdiction: Option<&str>| Hint {
+            user: "alice\nof the north".into(),
+            home: "eu-west".into(),
+            jurisdiction: jurisdiction.map(str::to_owned),
+            table: "the table's hash".into(),
+            expires: now + Duration::from_secs(300),
+        };
+        for given in [hint(None), hint(Some("uk"))] {
+            assert_eq!(seal.open(&seal.seal(&given).unwrap(), now), Some(given));
+        }
+        let given = hint(None);
         let sealed = seal.seal(&given).unwrap();
-        let hint = seal.open(&sealed, now).unwrap();
-        assert_eq!(hint, given);
         assert_eq!(seal.open(&sealed, now + Duration::from_secs(300)), None, "it has expired");
         assert_ne!(sealed, seal.seal(&given).unwrap(), "no two look alike");
         for at in 0..sealed.len() {

@@ -103,6 +103,7 @@ pub fn explain(snapshot: &Snapshot, vitals: &Vitals, query: &Query) -> Result<Ex
         is_preflight: false,
         client: query.ip.to_canonical(),
         identity: &identity,
+        hint: None,
         envelope: None,
         now: wall_clock(query.day.as_deref())?,
     };

@@ -69,8 +69,8 @@ pub struct Facts<'a> {
     pub directory: Lookup<Record>,
     /// The region that the chain's claim of a verified token names; `Unavailable` for one that is no region.
     pub token: Lookup<RegionId>,
-    /// The home that our own sealed cookie names.
-    pub hint: Option<RegionId>,
+    /// What our own sealed cookie remembers of the directory. Where that was not asked, it still holds word for word.
+    pub hint: Option<Record>,
     /// How well the user's key is proven, when there is one.
     pub proof: Proof,
     pub place: Lookup<Place>,

@@ -82,7 +82,10 @@ fn describe(finding: Finding, trail: &Trail, policy: &Policy) -> String {
             };
             format!("the user lives in {}{doubt}", name(home))
         }
-        Finding::Hinted { home } => format!("it cannot be asked; our sealed cookie remembers {}", name(home)),
+        Finding::Hinted { home, is_asked: true } => format!("it cannot be asked; our sealed cookie remembers {}", name(home)),
+        Finding::Hinted { home, is_asked: false } => {
+            format!("our sealed cookie remembers {} from this very table, so it is not asked", name(home))
+        }
         Finding::NoToken => "the request has no token that can be verified: on to the next step".into(),
         Finding::NoClaim => "the token does not have the claim: on to the next step".into(),
         Finding::UnknownRegion => "the token names no region of this policy, and a guess may not take its place".into(),

@@ -5,6 +5,7 @@ use crate::model::jurisdiction::{Jurisdiction, JurisdictionId};
 use crate::model::outcome::Code;
 use crate::model::place::Coordinates;
 use crate::model::region::{MAX_REGIONS, RegionId, RegionSet};
+use crate::model::user::Evidence;
 use crate::model::vitals::PolicyHash;
 
 pub use super::failover::{Failover, Reads, Writes};
@@ -242,5 +243,10 @@ impl Policy {
             None => Ok(own),
             Some(claim) => claim.classes.map(|classes| classes.union(own)).ok_or(Code::ClassUnknown),
         }
+    }
+
+    /// Whether a home that is this well known unlocks the route's own class.
+    pub fn is_unlocked(&self, route: &Route, evidence: Evidence) -> bool {
+        evidence >= self.class(route.class).rule.needs
     }
 }

@@ -130,9 +130,10 @@ pub enum Finding {
         home: RegionId,
         evidence: Evidence,
     },
-    /// It cannot be asked, but our own sealed cookie remembers its last answer.
+    /// Our own sealed cookie remembers the record: it still stands, or the directory cannot be asked.
     Hinted {
         home: RegionId,
+        is_asked: bool,
     },
     /// No token, or none that can be verified.
     NoToken,

@@ -47,6 +47,18 @@ fn the_jurisdiction_column_is_kept_where_it_is_filled() {
 }
 
 #[test]
+fn a_table_that_says_something_else_has_another_version() {
+    let version = |text: &str| open(".csv", text).unwrap().version().to_owned();
+    let table = "user,home\nalice,eu-west\n";
+    assert_eq!(version(table), version(table));
+    for other in
+        ["user,home\nalice,us-east\n", "user,home\nalice,eu-west\nbob,eu-west\n", "user,home,jurisdiction\nalice,eu-west,eu\n"]
+    {
+        assert_ne!(version(table), version(other), "{other}");
+    }
+}
+
+#[test]
 fn a_broken_table_is_refused_whole_with_its_line_and_without_its_keys() {
     for (ending, text, expected) in [
         (".csv", "user,home\nalice,eu-west\nsecret-key,mars\n", "line 3: unknown region `mars`"),

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
+use aws_lc_rs::digest;
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde::Deserialize;
 
 use crate::model::jurisdiction::JurisdictionId;
@@ -37,6 +39,7 @@ pub enum RowError {
 /// A table that is held in memory.
 pub struct FileTable {
     users: HashMap<Box<str>, Record>,
+    version: String,
 }
 
 impl FileTable {
@@ -44,7 +47,13 @@ impl FileTable {
     pub fn open(file: &Path, registry: &Registry) -> Result<Self, RowError> {
         let bytes = std::fs::read(file)?;
         let is_yaml = file.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
-        if is_yaml { Self::from_yaml(&bytes, registry) } else { Self::from_csv(&bytes, registry) }
+        let table = if is_yaml { Self::from_yaml(&bytes, registry) } else { Self::from_csv(&bytes, registry) }?;
+        let digest = digest::digest(&digest::SHA256, &bytes);
+        Ok(Self { version: BASE64_URL_SAFE_NO_PAD.encode(digest), ..table })
+    }
+
+    fn with_capacity(users: usize) -> Self {
+        Self { users: HashMap::with_capacity(users), version: String::new() }
     }
 
     fn from_csv(bytes: &[u8], registry: &Registry) -> Result<Self, RowError> {
@@ -56,7 +65,7 @@ impl FileTable {
             _ => return Err(RowError::Columns),
         };
         // A row is about 20 bytes: reserving once saves half of the loading time.
-        let mut table = Self { users: HashMap::with_capacity(bytes.len() / 24) };
+        let mut table = Self::with_capacity(bytes.len() / 24);
         let mut row = csv::StringRecord::new();
         while reader.read_record(&mut row)? {
             let at = || format!("line {}", row.position().map_or(0, csv::Position::line));
@@ -75,7 +84,7 @@ impl FileTable {
                 "{place}write `USER: REGION` or `USER: {{ home: REGION, jurisdiction: NAME }}`, each user once"
             ))
         })?;
-        let mut table = Self { users: HashMap::with_capacity(rows.len()) };
+        let mut table = Self::with_capacity(rows.len());
         for (user, row) in rows {
             let at = || "a row".to_owned();
             let (home, jurisdiction) = match &row {
@@ -100,6 +109,11 @@ impl FileTable {
 
     pub fn find(&self, key: &str) -> Option<Record> {
         self.users.get(key).copied()
+    }
+
+    /// The hash of the file (SHA-256).
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     pub fn len(&self) -> usize {

@@ -47,6 +47,13 @@ impl Directory {
         }
     }
 
+    /// A fingerprint of what the table says: where it is the same, every record is. The same in every region that has the same file.
+    pub fn version(&self) -> &str {
+        match self {
+            Self::File(table) => table.version(),
+        }
+    }
+
     /// How many users it knows.
     pub fn len(&self) -> usize {
         match self {

@@ -10,8 +10,9 @@ use crate::envelope::Envelope;
 use crate::model::day::Day;
 use crate::model::place::Place;
 use crate::model::region::RegionId;
-use crate::model::user::{Proof, Record};
+use crate::model::user::{Evidence, Proof, Record};
 use crate::model::vitals::Vitals;
+use crate::session::Hint;
 
 use super::Snapshot;
 use super::intake::{Identity, decode_segment};
@@ -24,6 +25,8 @@ pub struct Question<'a> {
     pub is_preflight: bool,
     pub client: IpAddr,
     pub identity: &'a Identity,
+    /// What the caller's cookie remembers, where that may count.
+    pub hint: Option<&'a Hint>,
     pub envelope: Option<&'a Envelope>,
     pub now: SystemTime,
 }
@@ -33,8 +36,10 @@ pub struct Findings {
     /// The user whose data is touched: the route's `{user}`, else the caller.
     pub user: Option<(String, Proof)>,
     pub directory: Lookup<Record>,
+    /// The directory was not asked, since the hint is its word still.
+    pub is_remembered: bool,
     token: Lookup<RegionId>,
-    hint: Option<RegionId>,
+    hint: Option<Record>,
     pub place: Lookup<Place>,
     place_is_stale: bool,
     claim: Option<Claim>,
@@ -52,10 +57,13 @@ pub fn gather(question: &Question<'_>, snapshot: &Snapshot) -> Findings {
         (None, Some(country)) => (Lookup::Found(Place::in_country(country)), false),
         (None, None) => (place(question.client, snapshot), true),
     };
+    let hint = hint(question, user.as_ref(), &snapshot.policy);
+    let is_remembered = hint.is_some() && saves_lookup(question, snapshot);
     Findings {
-        directory: directory(question, user.as_ref(), snapshot),
+        directory: if is_remembered { Lookup::NotAsked } else { directory(question, user.as_ref(), snapshot) },
+        is_remembered,
         token: token(question, snapshot),
-        hint: hint(question, user.as_ref(), &snapshot.policy),
+        hint,
         user,
         place,
         place_is_stale: is_from_database && is_stale(snapshot, question.now),
@@ -107,10 +115,24 @@ fn token(question: &Question<'_>, snapshot: &Snapshot) -> Lookup<RegionId> {
     snapshot.policy.find_region(&name).map_or(Lookup::Unavailable, Lookup::Found)
 }
 
-/// The hint's home, if it is about the user whose data is touched.
-fn hint(question: &Question<'_>, user: Option<&(String, Proof)>, policy: &Policy) -> Option<RegionId> {
-    let hint = question.identity.hint.as_ref().filter(|hint| user.is_some_and(|(key, _)| *key == hint.user))?;
-    policy.find_region(&hint.home)
+/// The record of the hint, if it is about the user whose data is touched.
+fn hint(question: &Question<'_>, user: Option<&(String, Proof)>, policy: &Policy) -> Option<Record> {
+    let hint = question.hint.filter(|hint| user.is_some_and(|(key, _)| *key == hint.user))?;
+    let named = |name: &str| policy.jurisdictions().find(|(_, known)| *known == name).map(|(id, _)| id);
+    let jurisdiction = match hint.jurisdiction.as_deref() {
+        None => None,
+        Some(name) => Some(named(name)?),
+    };
+    Some(Record { home: policy.find_region(&hint.home)?, jurisdiction })
+}
+
+/// Whether the directory need not be asked what the hint remembers: the table is still the one that said so, and the data needs no more
+/// than the assertion that a cookie is.
+fn saves_lookup(question: &Question<'_>, snapshot: &Snapshot) -> bool {
+    let is_current = question.hint.zip(snapshot.directory.as_ref()).is_some_and(|(hint, table)| hint.table == table.version());
+    let route = question.route.id.map(|id| snapshot.policy.routes.route(id));
+    let route = route.filter(|route| route.chain.contains(&Step::Directory));
+    is_current && route.is_some_and(|route| snapshot.policy.is_unlocked(route, Evidence::Asserted))
 }
 
 /// What the database knows of an address.

@@ -63,7 +63,7 @@ struct Case {
     /// The region that a verified token names; `none` for one without the claim.
     token: Option<String>,
     /// The home in our own sealed cookie.
-    hint: Option<String>,
+    hint: Option<Person>,
     #[serde(default)]
     down: Vec<String>,
     #[serde(default)]
@@ -116,6 +116,7 @@ fn judge(case: &Case, people: &BTreeMap<String, Person>, policy: &Policy) -> Dec
     let directory = match (key, case.directory.as_deref()) {
         (None, _) => Lookup::NoKey,
         (Some(_), Some("unavailable")) => Lookup::Unavailable,
+        (Some(_), Some("remembered")) => Lookup::NotAsked,
         (Some(key), None) => people.get(key).map_or(Lookup::Absent, |person| Lookup::Found(record(person))),
         (_, Some(other)) => panic!("{}: directory `{other}`", case.it),
     };
@@ -149,7 +150,7 @@ fn judge(case: &Case, people: &BTreeMap<String, Person>, policy: &Policy) -> Dec
         client: case.ip.unwrap_or([203, 0, 113, 1].into()),
         directory,
         token,
-        hint: case.hint.as_deref().map(region),
+        hint: case.hint.as_ref().map(record),
         proof: if case.claimed && route.user.is_none() { Proof::Claimed } else { Proof::Proven },
         place: network.or(from).map_or(Lookup::Absent, |country| Lookup::Found(Place::in_country(country))),
         place_is_stale: case.stale,

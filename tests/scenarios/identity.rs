@@ -136,3 +136,64 @@ fn a_sealed_cookie_remembers_who_was_proven_and_serves_nobody_else() {
     let plain = get(world.eu().http, "/account/1", &[("authorization", &token("alice", "", SECRET))]);
     assert_eq!((plain.status, plain.headers.get("set-cookie")), (StatusCode::OK, None));
 }
+
+#[test]
+fn a_sealed_cookie_saves_the_next_lookup_until_the_table_says_something_else() {
+    let world = world();
+    let ask = |path: &str, fields: &[(&str, &str)]| {
+        runtime().block_on(async {
+            let mut sender = http2(&world, world.eu().https, "localhost").await;
+            let request = request(Method::GET, &format!("https://localhost{path}"), "", fields, whole(""));
+            read(sender.send_request(request).await.unwrap()).await.unwrap()
+        })
+    };
+    let lookups = || {
+        let metrics = world.eu().metrics();
+        ["found", "remembered"].map(|result| {
+            let line = format!("domicile_directory_lookups_total{{result=\"{result}\"}} ");
+            metrics.lines().find_map(|known| known.strip_prefix(&*line)).map_or(0, |count| count.parse().unwrap())
+        })
+    };
+    let cookie_of = |answer: &crate::support::Answer| {
+        let cookie = answer.headers["set-cookie"].to_str().unwrap();
+        cookie.split(';').next().unwrap().to_owned()
+    };
+    let move_to = |region: &crate::support::Region, user: &str, home: &str| {
+        let users = crate::support::USERS.lines().filter(|line| !line.starts_with(user));
+        let users: String = users.map(|line| format!("{line}\n")).chain([format!("{user},{home}\n")]).collect();
+        let file = region.config.with_file_name(format!("users-{}.csv", region.name));
+        std::fs::write(file, users).unwrap();
+        region.reload().unwrap();
+    };
+    let (alice, bob) = (token("alice", "", SECRET), token("bob", "", SECRET));
+    let sealed = cookie_of(&ask("/profile/1", &[("authorization", &alice)]));
+    assert_eq!(lookups(), [1, 0]);
+    // Alone, and beside the token that it was given for.
+    for fields in [&[("cookie", &*sealed)][..], &[("cookie", &sealed), ("authorization", &alice)]] {
+        let again = ask("/profile/1", fields);
+        assert_eq!((again.text(), again.headers.get("set-cookie")), ("eu-west", None));
+    }
+    assert_eq!(lookups(), [1, 2], "it was not asked");
+    // What needs a record, and what is another user's, is asked for.
+    assert_eq!(ask("/account/1", &[("cookie", &sealed)]).text(), "eu-west");
+    assert_eq!(ask("/users/bob/orders/1", &[("cookie", &sealed)]).text(), "us-east");
+    assert_eq!(lookups(), [3, 2]);
+    // A peer that knows better is stronger than the cookie.
+    let sealed_of_bob = cookie_of(&ask("/profile/1", &[("authorization", &bob)]));
+    move_to(world.us(), "bob", "ap-northeast");
+    let before = world.us().upstream().seen().len();
+    assert_eq!(ask("/profile/1", &[("cookie", &sealed_of_bob)]).code(), "peer.disagree");
+    assert_eq!(lookups(), [5, 3], "asked again, and of the table");
+    assert_eq!(world.us().upstream().seen().len(), before);
+    // The table wins as soon as it says something else.
+    move_to(world.us(), "alice", "us-east");
+    move_to(world.eu(), "alice", "us-east");
+    let moved = ask("/profile/1", &[("cookie", &sealed), ("authorization", &alice)]);
+    assert_eq!(moved.text(), "us-east");
+    assert_eq!(lookups(), [6, 3]);
+    let renewed = cookie_of(&moved);
+    assert_eq!(ask("/profile/1", &[("cookie", &renewed)]).text(), "us-east");
+    assert_eq!(lookups(), [6, 4]);
+    assert_eq!(ask("/profile/1", &[("cookie", &sealed)]).text(), "us-east", "an old cookie still proves who it is");
+    assert_eq!(lookups(), [7, 4]);
+}

@@ -2,7 +2,7 @@
 
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::outcome::Code;
-use crate::model::user::{Evidence, Proof};
+use crate::model::user::{Evidence, Proof, Record};
 
 use super::super::facts::{Facts, Lookup};
 use super::super::policy::{ClassSet, Policy};
@@ -11,30 +11,35 @@ use super::super::verdict::{Finding, Home};
 use super::Answer;
 
 pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> (Finding, Answer) {
-    match facts.directory {
-        Lookup::NotAsked | Lookup::NoKey => (Finding::NoKey, Answer::Next),
-        Lookup::Absent => (Finding::Absent, Answer::Next),
-        Lookup::Unavailable if facts.hint.is_some_and(|home| policy.regions.contains(home)) => {
-            let region = facts.hint.expect("just seen");
-            let home = Home::Owned { region, evidence: Evidence::Asserted, jurisdiction: policy.jurisdiction_of(region) };
-            (Finding::Hinted { home: region }, Answer::Home(home))
+    let hint = facts.hint.filter(|record| policy.regions.contains(record.home));
+    match (facts.directory, hint) {
+        (Lookup::NotAsked | Lookup::Unavailable, Some(record)) => {
+            let is_asked = facts.directory != Lookup::NotAsked;
+            (Finding::Hinted { home: record.home, is_asked }, Answer::Home(owned(record, Evidence::Asserted, policy)))
         }
-        Lookup::Unavailable if may_guess(facts, policy, classes) => (Finding::Unavailable { goes_on: true }, Answer::Next),
-        Lookup::Unavailable => (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable)),
+        (Lookup::NotAsked | Lookup::NoKey, _) => (Finding::NoKey, Answer::Next),
+        (Lookup::Absent, _) => (Finding::Absent, Answer::Next),
+        (Lookup::Unavailable, None) if may_guess(facts, policy, classes) => {
+            (Finding::Unavailable { goes_on: true }, Answer::Next)
+        }
+        (Lookup::Unavailable, None) => (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable)),
         // The home is known, and a region that the policy has dropped: no reason to guess another.
-        Lookup::Found(record) if !policy.regions.contains(record.home) => {
+        (Lookup::Found(record), _) if !policy.regions.contains(record.home) => {
             (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable))
         }
-        Lookup::Found(record) => {
+        (Lookup::Found(record), _) => {
             let evidence = match facts.proof {
                 Proof::Proven => Evidence::Recorded,
                 Proof::Claimed => Evidence::Inferred,
             };
-            let jurisdiction = record.jurisdiction.map_or_else(|| policy.jurisdiction_of(record.home), Jurisdiction::Named);
-            let home = Home::Owned { region: record.home, evidence, jurisdiction };
-            (Finding::Recorded { home: record.home, evidence }, Answer::Home(home))
+            (Finding::Recorded { home: record.home, evidence }, Answer::Home(owned(record, evidence, policy)))
         }
     }
+}
+
+fn owned(record: Record, evidence: Evidence, policy: &Policy) -> Home {
+    let jurisdiction = record.jurisdiction.map_or_else(|| policy.jurisdiction_of(record.home), Jurisdiction::Named);
+    Home::Owned { region: record.home, evidence, jurisdiction }
 }
 
 /// Never from a dead directory to a guess, except for reads of data that may be anywhere.

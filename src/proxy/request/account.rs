@@ -16,6 +16,7 @@ use crate::decision::{policy::ClassId, route_of};
 use crate::metrics::WorkerMetrics;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
+use crate::model::user::Record;
 use crate::transport::body::Body;
 
 use super::super::body::Progress;
@@ -31,6 +32,8 @@ pub(super) struct Account {
     pub arrival: Arrival,
     pub started: Instant,
     pub decision: Option<Decision>,
+    /// What the directory said.
+    pub record: Option<Record>,
     pub code: Option<Code>,
     pub served_by: Option<RegionId>,
     pub request_body: Rc<Progress>,
@@ -55,6 +58,7 @@ impl Account {
             arrival,
             started: Instant::now(),
             decision: None,
+            record: None,
             code: None,
             served_by: None,
             request_body: Rc::default(),
@@ -84,6 +88,7 @@ impl Account {
         self.path = may_see.then(|| loggable(&intake.path, judged.named_user));
         self.code = judged.decision.refusal();
         self.decision = Some(judged.decision.clone());
+        self.record = judged.record;
     }
 
     /// Whether the data that was touched is this caller's own.
@@ -289,7 +294,8 @@ pub(super) fn masked(address: IpAddr) -> String {
 
 /// Counts what the directory and the GeoIP database said.
 pub(super) fn count_lookups(metrics: &WorkerMetrics, findings: &Findings) {
-    if let Some(result) = result_of(&findings.directory) {
+    let remembered = findings.is_remembered.then_some("remembered");
+    if let Some(result) = remembered.or_else(|| result_of(&findings.directory)) {
         metrics.directory_lookup(result);
     }
     if let Some(result) = result_of(&findings.place) {

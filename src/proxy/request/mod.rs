@@ -21,13 +21,14 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 
 use crate::audit::Count;
-use crate::decision::facts::{Head, Ingress};
+use crate::decision::facts::{Head, Ingress, Lookup};
 use crate::decision::verdict::{Decision, Verdict};
 use crate::decision::{decide, match_route, route_of};
 use crate::envelope::boolean;
 use crate::model::outcome::Code;
-use crate::model::user::Proof;
+use crate::model::user::{Proof, Record};
 use crate::probes::fields;
+use crate::session::Hint;
 use crate::transport::body::Body;
 use crate::transport::tls::ACME_PATH;
 
@@ -113,7 +114,7 @@ async fn serve(
     if headers::passes(&parts.headers) > most {
         return account.refuse(Code::Loop);
     }
-    let judged = judge(&account.worker, &account.snapshot, &intake, account.arrival.ingress);
+    let judged = judge(&account.worker, &account.snapshot, &intake, account.arrival.ingress, intake.identity.hint.as_ref());
     account.note(&intake, &judged);
     if intake.envelope.as_ref().is_some_and(|envelope| envelope.is_question) {
         return match judged.decision.refusal() {
@@ -139,12 +140,14 @@ async fn serve(
 pub struct Judged {
     pub decision: Decision,
     pub user: Option<(String, Proof)>,
+    /// The user's record, where the directory was asked and has one.
+    pub record: Option<Record>,
     /// The segment of the path that names the user, where one does.
     pub named_user: Option<usize>,
 }
 
 /// Route, facts, decision: the whole of judgement for one request.
-fn judge(worker: &Worker, snapshot: &Snapshot, intake: &Intake, ingress: Ingress) -> Judged {
+fn judge(worker: &Worker, snapshot: &Snapshot, intake: &Intake, ingress: Ingress, hint: Option<&Hint>) -> Judged {
     let head = Head { method: intake.method, host: &intake.host, path: &intake.path };
     let question = Question {
         route: match_route(&head, &snapshot.policy),
@@ -153,6 +156,7 @@ fn judge(worker: &Worker, snapshot: &Snapshot, intake: &Intake, ingress: Ingress
         is_preflight: intake.is_preflight,
         client: intake.client,
         identity: &intake.identity,
+        hint,
         envelope: intake.envelope.as_ref(),
         now: SystemTime::now(),
     };
@@ -160,7 +164,11 @@ fn judge(worker: &Worker, snapshot: &Snapshot, intake: &Intake, ingress: Ingress
     account::count_lookups(&worker.metrics, &findings);
     let decision = decide(&findings.facts(&question, &worker.vitals()), &snapshot.policy);
     let named_user = route_of(&decision.trail, &snapshot.policy).and_then(|route| route.pattern.path.user_segment());
-    Judged { decision, user: findings.user, named_user }
+    let record = match findings.directory {
+        Lookup::Found(record) => Some(record),
+        _ => None,
+    };
+    Judged { decision, user: findings.user, record, named_user }
 }
 
 /// Tells a peer how this region is.

@@ -10,10 +10,10 @@ use http::{HeaderMap, Response};
 use crate::decision::facts::Ingress;
 use crate::decision::may_return;
 use crate::decision::policy::ClassSet;
-use crate::decision::verdict::{Home, Stop, Trail};
+use crate::decision::verdict::{Stop, Trail};
+use crate::model::jurisdiction::Jurisdiction;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
-use crate::model::user::Evidence;
 use crate::session::{self, Hint};
 use crate::transport::body::Body;
 
@@ -72,17 +72,20 @@ pub(super) fn relay(
     Response::from_parts(head, Body::streamed(body))
 }
 
-/// Seals where the user was found to live into a cookie, for the time when nobody can be asked.
+/// Seals the directory's record of a proven user into a cookie: it proves the user, and saves the next lookup.
 fn give_hint(account: &Account, intake: &Intake, answer: &mut HeaderMap) {
     let (Some(seal), Some((user, _))) = (&account.snapshot.seal, &intake.identity.user) else { return };
     let is_client = account.arrival.ingress == Ingress::Client && intake.is_https && intake.identity.is_fresh;
-    let home = account.decision.as_ref().and_then(|decision| decision.trail.home);
-    let (Some(Home::Owned { region, evidence: Evidence::Recorded, .. }), true) = (home, is_client && account.is_of(user)) else {
+    let (Some(record), Some(directory), true) = (account.record, &account.snapshot.directory, is_client && account.is_of(user))
+    else {
         return;
     };
-    let (name, now) = (account.snapshot.policy.region_name(region), SystemTime::now());
+    let (policy, table, now) = (&account.snapshot.policy, directory.version(), SystemTime::now());
+    if !policy.regions.contains(record.home) {
+        return;
+    }
     // Half its life is time enough to give a new one.
-    let is_good = |hint: &Hint| hint.home == name && hint.expires > now + seal.settings.lifetime / 2;
+    let is_good = |hint: &Hint| hint.table == table && hint.expires > now + seal.settings.lifetime / 2;
     if intake.identity.hint.as_ref().is_some_and(is_good) || !may_be_private(answer) {
         return;
     }
@@ -90,7 +93,9 @@ fn give_hint(account: &Account, intake: &Intake, answer: &mut HeaderMap) {
     let latest = now + seal.settings.lifetime;
     let expires = intake.identity.token.as_ref().map_or(latest, |token| token.expires().min(latest));
     let lifetime = expires.duration_since(now).unwrap_or_default().as_secs();
-    let hint = Hint { user: user.clone(), home: name.to_owned(), expires };
+    let jurisdiction = record.jurisdiction.map(|id| policy.jurisdiction_name(Jurisdiction::Named(id)).to_owned());
+    let (home, table) = (policy.region_name(record.home).to_owned(), table.to_owned());
+    let hint = Hint { user: user.clone(), home, jurisdiction, table, expires };
     let cookie = seal.seal(&hint).filter(|_| lifetime > 0).and_then(|sealed| {
         let attributes = format!("Max-Age={lifetime}; Path=/; Secure; HttpOnly; SameSite=Lax");
         HeaderValue::from_str(&format!("{}={sealed}; {attributes}", session::COOKIE)).ok()

@@ -220,7 +220,8 @@ impl Journey {
         spare: Request<Body>,
     ) -> Result<(Stop, Answer), Stopped> {
         account.snapshot = account.worker.snapshot();
-        self.judged = judge(&account.worker, &account.snapshot, intake, account.arrival.ingress);
+        // A peer knows better than what a cookie remembers.
+        self.judged = judge(&account.worker, &account.snapshot, intake, account.arrival.ingress, None);
         self.second_try = true;
         account.note(intake, &self.judged);
         match self.judged.decision.verdict.clone() {

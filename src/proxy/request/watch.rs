@@ -63,7 +63,7 @@ impl Watch {
         if Arc::ptr_eq(&snapshot, &judged_by.0) && judged_by.1 == self.worker.today() {
             return true;
         }
-        let trail = judge(&self.worker, &snapshot, &self.intake, self.ingress).decision.trail;
+        let trail = judge(&self.worker, &snapshot, &self.intake, self.ingress, self.intake.identity.hint.as_ref()).decision.trail;
         let carrier = match self.ingress {
             Ingress::Client => snapshot.policy.local,
             Ingress::Peer(peer) => peer,
