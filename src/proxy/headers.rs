@@ -131,19 +131,18 @@ fn is_forgeable(name: &str) -> bool {
     FORGEABLE.contains(&name) || FORGEABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
+/// The members of a list (RFC 9110 section 5.6.1), whatever bytes stand beside them.
+pub fn members<'a>(headers: &'a HeaderMap, list: &HeaderName) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    headers.get_all(list).into_iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii))
+}
+
 /// Drops what concerned the last connection, and what its `Connection` field names. Nobody can name our own fields or
 /// `Host` away: they are set afterwards, or kept.
 pub fn drop_hop_by_hop(headers: &mut HeaderMap) {
-    let nominated: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .filter(|name| {
-            name != header::HOST && name != header::CONTENT_LENGTH && name != header::COOKIE && name != header::AUTHORIZATION
-        })
-        .collect();
+    let is_relied_on =
+        |name: &HeaderName| [header::HOST, header::CONTENT_LENGTH, header::COOKIE, header::AUTHORIZATION].contains(name);
+    let nominated = members(headers, &header::CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok());
+    let nominated: Vec<_> = nominated.filter(|name| !is_relied_on(name)).collect();
     for name in nominated {
         headers.remove(name);
     }
@@ -155,7 +154,7 @@ pub fn drop_hop_by_hop(headers: &mut HeaderMap) {
 /// Makes a request's fields fit for the next hop: nothing of the last connection, nothing forged, the truth about the
 /// client in their place.
 pub fn rebuild(headers: &mut HeaderMap, intake: &Intake, host: &HeaderValue) {
-    let wants_trailers = headers.get_all(header::TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    let wants_trailers = members(headers, &header::TE).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
     drop_hop_by_hop(headers);
     let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forgeable(name.as_str())).cloned().collect();
     for name in forged {
@@ -219,8 +218,7 @@ pub fn scrub_trailers(trailers: &mut HeaderMap, names_a_client: impl Fn(&str) ->
 
 /// How often this request has passed a Domicile before.
 pub fn passes(headers: &HeaderMap) -> usize {
-    let values = headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).filter(|hop| hop.trim_end().ends_with(" domicile")).count()
+    members(headers, &header::VIA).filter(|hop| hop.ends_with(b" domicile")).count()
 }
 
 /// Makes an answer's fields fit for whoever asked: nothing of the last connection, none of our own.

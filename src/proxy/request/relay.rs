@@ -111,11 +111,9 @@ fn may_be_private(answer: &mut HeaderMap) -> bool {
     if !answer.contains_key(CACHE_CONTROL) && !answer.contains_key(EXPIRES) {
         answer.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
     }
-    let said = answer.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    let said: Vec<String> = said.map(|directive| directive.trim().to_ascii_lowercase()).collect();
-    let says = |names: &[&str]| {
-        said.iter().any(|directive| names.contains(&directive.split_once('=').map_or(directive.as_str(), |(name, _)| name)))
-    };
+    let said = headers::members(answer, &CACHE_CONTROL).filter_map(|directive| directive.split(|byte| *byte == b'=').next());
+    let said: Vec<_> = said.map(<[u8]>::to_ascii_lowercase).collect();
+    let says = |names: &[&str]| names.iter().any(|name| said.iter().any(|directive| directive == name.as_bytes()));
     says(&["private", "no-store"])
         || !answer.contains_key(EXPIRES) && !says(&["public", "max-age", "s-maxage", "must-revalidate", "immutable"])
 }
