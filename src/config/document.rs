@@ -90,6 +90,9 @@ impl Builder<'_> {
     /// Takes one event; `None` ends the reading, the reason being reported.
     fn take(&mut self, event: Event<'_>, span: Span) -> Option<()> {
         let at = Position { line: span.start.line(), column: span.start.col() + 1 };
+        if let Some(tag) = event.tag() {
+            return self.stop(at, &format!("`{}` is a tag, and means nothing here; write the value alone", tag.original()));
+        }
         match event {
             Event::Scalar(text, style, anchor, _) => {
                 let is_null = style == ScalarStyle::Plain && matches!(&*text, "" | "~" | "null");
@@ -200,6 +203,16 @@ mod tests {
             text += &format!("a{level}: &a{level} [{}]\n", vec![format!("*a{before}"); 10].join(", "));
         }
         assert!(problems_of(&text).iter().any(|problem| problem.contains("too many values")));
+    }
+
+    #[test]
+    fn what_other_programs_make_of_tags_is_not_guessed() {
+        for (text, tag) in
+            [("a: !include other.yaml\n", "!include"), ("a: !!binary aGk=\n", "!!binary"), ("a: !set {b}\n", "!set")]
+        {
+            let said = problems_of(text).concat();
+            assert!(said.starts_with("f:1:") && said.contains(&format!("`{tag}` is a tag, and means nothing here")), "{said}");
+        }
     }
 
     #[test]

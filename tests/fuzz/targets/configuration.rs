@@ -1,12 +1,16 @@
-//! Configurations: sound or refused, with a place for every mistake, and in good time.
+//! Configurations: sound or refused, with a place for every mistake, in good time, and saying what they say to a second reader.
 
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use domicile::config;
+use domicile::config::{self, Config, Problem};
 use domicile::model::day::Day;
 use domicile::model::region::Registry;
+use libyaml_safer::{Event, EventData, Parser, ScalarStyle};
 
-use super::Target;
+use super::{Target, in_its_reading};
 
 pub const CONFIGURATION: Target = Target { name: "configuration", words: WORDS, seeds, check, most: 8192 };
 
@@ -55,18 +59,127 @@ fn seeds() -> Vec<Vec<u8>> {
 }
 
 fn check(bytes: &[u8]) {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("domicile.yaml");
-    let today = Day::parse("2026-06-01").unwrap();
-    std::fs::write(&file, bytes).unwrap();
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
     let started = Instant::now();
-    if let Err(problems) = config::load(&file, Some("eu-west"), &mut Registry::default(), today) {
+    let read = load(text);
+    if let Err(problems) = &read {
         assert!(!problems.is_empty());
-        for problem in &problems {
-            let text = problem.to_string();
-            assert!(text.contains("domicile.yaml"), "{text}");
-            assert!(text.len() < 5000, "{text}");
+        for problem in problems {
+            assert!(problem.to_string().contains("domicile.yaml"), "{problem}");
+            assert!(problem.to_string().len() < 5000, "{problem}");
         }
     }
     assert!(started.elapsed() < Duration::from_secs(20), "a file of {} bytes", bytes.len());
+    let is_no_yaml =
+        read.as_ref().is_err_and(|problems| problems.iter().any(|problem| problem.message.starts_with("this is no YAML")));
+    // A second reader may be of another mind on what is no YAML; on what it says, where it is, it may not.
+    if let Some(tree) = Tree::read(text).filter(|_| !is_no_yaml) {
+        let written = tree.to_string();
+        assert_eq!(meaning(read), meaning(load(&written)), "to a second reader this says {written}");
+    }
+}
+
+fn load(text: &str) -> Result<Config, Vec<Problem>> {
+    let today = Day::parse("2026-06-01").unwrap();
+    config::parse(text, Path::new("domicile.yaml"), Some("eu-west"), &mut Registry::default(), today)
+}
+
+/// What a configuration comes to: the policy's hash, or the mistakes without their places.
+fn meaning(read: Result<Config, Vec<Problem>>) -> BTreeSet<String> {
+    let place = |message: &str| message.split(|c: char| c.is_ascii_digit()).collect::<String>();
+    match read {
+        Ok(config) => [config.policy.hash.to_string()].into(),
+        Err(problems) => problems.iter().map(|problem| format!("{}: {}", problem.path, place(&problem.message))).collect(),
+    }
+}
+
+/// A document as a second reader sees it.
+enum Tree {
+    Null,
+    Text(String),
+    List(Vec<Tree>),
+    Map(Vec<(Tree, Tree)>),
+}
+
+impl Tree {
+    /// `None` for what the second reader refuses, and for what we promise to refuse: tags, a second document, too deep a nest.
+    fn read(text: &str) -> Option<Self> {
+        let mut input = text.as_bytes();
+        let mut parser = Parser::new();
+        parser.set_input_string(&mut input);
+        let mut events = Vec::new();
+        let is_read = in_its_reading(|| {
+            loop {
+                match parser.parse() {
+                    Ok(Event { data: EventData::StreamEnd, .. }) => return true,
+                    Ok(event) => events.push(event.data),
+                    Err(_) => return false,
+                }
+            }
+        })?;
+        let documents = events.iter().filter(|event| matches!(event, EventData::DocumentStart { .. })).count();
+        let is_plain = !events.iter().any(|event| match event {
+            EventData::Alias { .. } => true,
+            EventData::Scalar { tag, .. } | EventData::SequenceStart { tag, .. } | EventData::MappingStart { tag, .. } => {
+                tag.is_some()
+            }
+            _ => false,
+        });
+        if !is_read || documents != 1 || !is_plain {
+            return None;
+        }
+        Self::take(&mut events.into_iter().skip(2), 30)
+    }
+
+    fn take(events: &mut impl Iterator<Item = EventData>, depth: usize) -> Option<Self> {
+        let depth = depth.checked_sub(1)?;
+        match events.next()? {
+            EventData::Scalar { value, style: ScalarStyle::Plain, .. } if ["", "~", "null"].contains(&&*value) => {
+                Some(Self::Null)
+            }
+            EventData::Scalar { value, .. } => Some(Self::Text(value)),
+            EventData::SequenceStart { .. } => {
+                let mut items = Vec::new();
+                while let Some(item) = Self::take(events, depth) {
+                    items.push(item);
+                }
+                Some(Self::List(items))
+            }
+            EventData::MappingStart { .. } => {
+                let mut entries = Vec::new();
+                while let Some(key) = Self::take(events, depth) {
+                    entries.push((key, Self::take(events, depth)?));
+                }
+                Some(Self::Map(entries))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The same document in one form: flow style, every text in double quotes.
+impl fmt::Display for Tree {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => out.write_str("null"),
+            Self::Text(text) => {
+                let escaped = text.chars().map(|c| match c {
+                    '"' | '\\' => format!("\\{c}"),
+                    ' '..='~' => c.to_string(),
+                    _ => format!("\\U{:08x}", u32::from(c)),
+                });
+                write!(out, "\"{}\"", escaped.collect::<String>())
+            }
+            Self::List(items) => {
+                out.write_str("[")?;
+                items.iter().try_for_each(|item| write!(out, "{item}, "))?;
+                out.write_str("]")
+            }
+            Self::Map(entries) => {
+                out.write_str("{")?;
+                entries.iter().try_for_each(|(key, value)| write!(out, "? {key} : {value}, "))?;
+                out.write_str("}")
+            }
+        }
+    }
 }

@@ -1,5 +1,8 @@
 //! What is held against inputs that nobody thought of: a check that must hold for all of them.
 
+use std::cell::Cell;
+use std::sync::Once;
+
 mod configuration;
 mod framing;
 mod headers;
@@ -25,6 +28,27 @@ pub struct Target {
 }
 
 pub const ALL: [Target; 6] = [REQUESTS, ANSWERS, HEADERS, PATHS, PROXY_PROTOCOL, CONFIGURATION];
+
+thread_local! {
+    static IS_FAULT_OF_READER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What a second reader makes of something; `None` where it fails by a fault of its own, which is neither told nor counts.
+fn in_its_reading<T>(read: impl FnOnce() -> T) -> Option<T> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_FAULT_OF_READER.get() {
+                tell(panic);
+            }
+        }));
+    });
+    IS_FAULT_OF_READER.set(true);
+    let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
+    IS_FAULT_OF_READER.set(false);
+    read.ok()
+}
 
 /// Polls a future that never has to wait.
 fn now<T>(work: impl Future<Output = T>) -> T {
