@@ -10,8 +10,9 @@ from concurrent import futures
 
 import aiohttp.web, grpc, websockets
 
+from regions import PATIENCE, Regions, eventually, free_port
+
 BINARY = os.path.abspath(sys.argv[1])
-PATIENCE = 60
 PAGE = """<!doctype html><title>page</title><script>
 const said = {};
 const tell = (what, value) => { said[what] = value; if (Object.keys(said).length == 3) fetch("/report", {method: "POST", body: JSON.stringify(said)}); };
@@ -23,19 +24,6 @@ const heard = [];
 events.onmessage = event => { heard.push(event.data); if (heard.length == 3) { events.close(); tell("events", heard.join()); } };
 fetch("/json").then(answer => answer.json()).then(value => tell("fetch", value.region));
 </script>"""
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def eventually(what, is_so):
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline, "not in time: " + what
-        time.sleep(0.02)
 
 
 class App:
@@ -127,63 +115,8 @@ class Calls(grpc.GenericRpcHandler):
         return None
 
 
-class Two:
-    """Two regions: clients come to us-east, and everything belongs to eu-west."""
-
-    def __init__(self, folder, upstreams, more=""):
-        os.makedirs(folder, exist_ok=True)
-        self.folder, self.processes = folder, {}
-        subprocess.run([BINARY, "certificates", "--out", folder + "/certs", "eu-west", "us-east"], check=True, capture_output=True)
-        self.ports = {region: {what: free_port() for what in ("http", "https", "peers", "admin")} for region in ("eu-west", "us-east")}
-        regions = ""
-        for region, (jurisdiction, at) in {"eu-west": ("eu", "[53, -6]"), "us-east": ("us", "[39, -77]")}.items():
-            p = self.ports[region]
-            regions += f"""
-  {region}:
-    jurisdiction: {jurisdiction}
-    at: {at}
-    listen:
-      - {{ address: "127.0.0.1:{p['http']}" }}
-      - {{ address: "127.0.0.1:{p['https']}", tls: {{ certificates: [{{ certificate: "{folder}/certs/site.pem", key: "{folder}/certs/site.key" }}] }} }}
-      - {{ address: "127.0.0.1:{p['peers']}", peers: true }}
-    admin: {{ address: "127.0.0.1:{p['admin']}" }}
-    upstreams: ["{upstreams[region]}"]
-    gateway: "https://127.0.0.1:{p['peers']}"
-    url: "http://127.0.0.1:{p['http']}\""""
-        self.config = folder + "/domicile.yaml"
-        open(self.config, "w").write(f"""region: eu-west
-peer_tls: {{ certificate: "{folder}/certs/{{region}}.pem", key: "{folder}/certs/{{region}}.key", authority: "{folder}/certs/peers-ca.pem" }}
-jurisdictions: {{ eu: {{ countries: [EEA] }}, us: {{ countries: [US] }} }}
-regions: {regions}
-data: {{ public: {{ stays: anywhere }} }}
-latency: {{ every: 200ms, timeout: 2s }}
-routes: [{{ name: all, match: {{}}, data: public, home: [{{ region: eu-west }}], body: unlimited }}]
-workers: 2
-{more}
-""")
-        for region in self.ports:
-            log = open(f"{folder}/{region}.log", "a")
-            environment = dict(os.environ, DOMICILE_REGION=region)
-            self.processes[region] = subprocess.Popen([BINARY, "run", "--config", self.config], env=environment, stderr=log)
-        for region in self.ports:
-            eventually(region + " sees both", lambda: self.metrics(region).count('state="up"} 1') == 2)
-
-    def metrics(self, region):
-        try:
-            c = http.client.HTTPConnection("127.0.0.1", self.ports[region]["admin"], timeout=10)
-            c.request("GET", "/metrics")
-            return c.getresponse().read().decode()
-        except OSError:
-            return ""
-
-    def url(self, region, scheme="http"):
-        return f"{scheme}://127.0.0.1:{self.ports[region]['https' if scheme in ('https', 'wss') else 'http']}"
-
-    def stop(self):
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            process.wait(PATIENCE)
+# Clients come to us-east, and everything belongs to eu-west.
+ROUTES = "  - { name: all, match: {}, data: public, home: [{ region: eu-west }], body: unlimited }"
 
 
 def curl(*arguments):
@@ -191,7 +124,7 @@ def curl(*arguments):
 
 
 def websockets_talk(world, app):
-    context = ssl.create_default_context(cafile=world.folder + "/certs/peers-ca.pem")
+    context = ssl.create_default_context(cafile=world.authority)
 
     async def talk(url, **more):
         async with websockets.connect(url + "/socket", subprotocols=["chat"], max_size=1 << 24, **more) as connection:
@@ -229,12 +162,11 @@ def curl_does_everything(world, app):
     assert "content-length: 1048576" in head and head.startswith("http/1.1 200"), head
     packed = curl("-i", url + "/packed")
     assert gzip.decompress(packed.split(b"\r\n\r\n", 1)[1]) == b"packed by the app" and b"age: 7" in packed and b"06 Nov 1994" in packed, packed
-    ca = world.folder + "/certs/peers-ca.pem"
     size = 50_000_000
     body = world.folder + "/body"
     open(body, "wb").truncate(size)
     for more in (["--http1.1"], ["--http2"], ["--http1.1", "-H", "Transfer-Encoding: chunked"], ["--http1.1", "-H", "Expect: 100-continue"]):
-        answer = json.loads(curl("--cacert", ca, *more, "--data-binary", "@" + body, world.url("us-east", "https").replace("127.0.0.1", "localhost") + "/upload"))
+        answer = json.loads(curl("--cacert", world.authority, *more, "--data-binary", "@" + body, world.url("us-east", "https", "localhost") + "/upload"))
         assert answer == {"region": "eu-west", "bytes": size}, (more, answer)
 
 
@@ -300,9 +232,10 @@ def grpc_calls(folder):
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     silent = socket.create_server(("127.0.0.1", 0))
-    world = Two(folder + "/grpc", {"eu-west": "h2c://127.0.0.1:%d" % port, "us-east": "h2c://127.0.0.1:%d" % silent.getsockname()[1]}, "limits: { response_timeout: 2s, body_rate_grace: 1s }")
+    upstreams = {"eu-west": ["h2c://127.0.0.1:%d" % port], "us-east": ["h2c://127.0.0.1:%d" % silent.getsockname()[1]]}
+    world = Regions(BINARY, folder + "/grpc", upstreams, ROUTES, "limits: { response_timeout: 2s, body_rate_grace: 1s }")
     try:
-        roots = open(world.folder + "/certs/peers-ca.pem", "rb").read()
+        roots = open(world.authority, "rb").read()
         for region in ("eu-west", "us-east"):
             with grpc.secure_channel("localhost:%d" % world.ports[region]["https"], grpc.ssl_channel_credentials(roots)) as channel:
                 unary, chat = channel.unary_unary("/demo.Echo/Unary"), channel.stream_stream("/demo.Echo/Chat")
@@ -350,7 +283,8 @@ def main():
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         app, other = App("eu-west"), App("us-east")
-        world = Two(folder, {"eu-west": "http://127.0.0.1:%d" % app.port, "us-east": "http://127.0.0.1:%d" % other.port})
+        upstreams = {app.region: ["http://127.0.0.1:%d" % app.port] for app in (app, other)}
+        world = Regions(BINARY, folder, upstreams, ROUTES)
         try:
             for step in (websockets_talk, event_streams_come_as_they_are_said, curl_does_everything, nodes_fetch_streams,
                          a_browser_loads_a_page_with_a_socket_and_events, tls_has_nothing_weak, nothing_is_left_open):

@@ -1,0 +1,86 @@
+"""Regions as an operator runs them: a process each, one file of rules, TLS between them. For the tests that use real clients."""
+import http.client, os, signal, socket, subprocess, time
+
+PATIENCE = 60
+PLACES = {"eu-west": ("eu", "[53, -6]"), "us-east": ("us", "[39, -77]"), "ap-northeast": ("jp", "[36, 140]")}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def eventually(what, is_so):
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < deadline, "not in time: " + what
+        time.sleep(0.02)
+
+
+class Regions:
+    """As many regions as have upstreams; `routes` and `more` are the file's own text. All public: who goes where is not the point."""
+
+    def __init__(self, binary, folder, upstreams, routes, more="", health=()):
+        os.makedirs(folder, exist_ok=True)
+        self.binary, self.folder, self.names, self.processes = binary, folder, list(upstreams), {}
+        subprocess.run([binary, "certificates", "--out", folder + "/certs", *self.names], check=True, capture_output=True)
+        self.authority = folder + "/certs/peers-ca.pem"
+        self.ports = {region: {what: free_port() for what in ("http", "https", "peers", "admin")} for region in self.names}
+        regions = ""
+        for region in self.names:
+            p, (jurisdiction, at) = self.ports[region], PLACES[region]
+            regions += f"""
+  {region}:
+    jurisdiction: {jurisdiction}
+    at: {at}
+    listen:
+      - {{ address: "127.0.0.1:{p['http']}" }}
+      - {{ address: "127.0.0.1:{p['https']}", tls: {{ certificates: [{{ certificate: "{folder}/certs/site.pem", key: "{folder}/certs/site.key" }}] }} }}
+      - {{ address: "127.0.0.1:{p['peers']}", peers: true }}
+    admin: {{ address: "127.0.0.1:{p['admin']}" }}
+    upstreams: [{', '.join('"%s"' % upstream for upstream in upstreams[region])}]
+    {"health: { path: /, every: 500ms }" if region in health else ""}
+    gateway: "https://127.0.0.1:{p['peers']}"
+    url: "http://127.0.0.1:{p['http']}\""""
+        self.config = folder + "/domicile.yaml"
+        open(self.config, "w").write(f"""region: {self.names[0]}
+workers: 2
+peer_tls: {{ certificate: "{folder}/certs/{{region}}.pem", key: "{folder}/certs/{{region}}.key", authority: "{self.authority}" }}
+jurisdictions: {{ eu: {{ countries: [EEA] }}, us: {{ countries: [US] }}, jp: {{ countries: [JP] }} }}
+regions: {regions}
+data: {{ public: {{ stays: anywhere }} }}
+latency: {{ every: 200ms, timeout: 2s }}
+routes:
+{routes}
+{more}
+""")
+        for region in self.names:
+            environment = dict(os.environ, DOMICILE_REGION=region)
+            command = [self.binary, "run", "--config", self.config]
+            self.processes[region] = subprocess.Popen(command, env=environment, stderr=open(f"{folder}/{region}.log", "a"))
+        for region in self.names:
+            eventually(region + " sees all", lambda: self.metrics(region).count('state="up"} 1') == len(self.names))
+
+    def metrics(self, region):
+        try:
+            c = http.client.HTTPConnection("127.0.0.1", self.ports[region]["admin"], timeout=10)
+            c.request("GET", "/metrics")
+            return c.getresponse().read().decode()
+        except OSError:
+            return ""
+
+    def log(self, region):
+        return open(f"{self.folder}/{region}.log").read()
+
+    def url(self, region, scheme="http", host="127.0.0.1"):
+        return f"{scheme}://{host}:{self.ports[region]['https' if scheme in ('https', 'wss') else 'http']}"
+
+    def signal(self, region, number=signal.SIGHUP):
+        self.processes[region].send_signal(number)
+
+    def stop(self):
+        """Ends the processes that it started; the codes with which they ended."""
+        for process in self.processes.values():
+            process.terminate()
+        return [process.wait(PATIENCE) for process in self.processes.values()]
