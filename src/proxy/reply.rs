@@ -142,6 +142,56 @@ pub fn problem(code: Code, request_id: &str) -> Response<Body> {
     response
 }
 
+/// The same for a gRPC call, whose clients look for a status of their own: an answer of nothing but trailers, in its head (gRPC over
+/// HTTP/2, Responses). The code stands at the message's end, for people, and in `Proxy-Status`, for programs.
+pub fn call_problem(code: Code, request_id: &str, kind: &HeaderValue) -> Response<Body> {
+    let (mut head, _) = problem(code, request_id).into_parts();
+    head.status = StatusCode::OK;
+    head.headers.insert(header::CONTENT_TYPE, kind.clone());
+    head.headers.insert("grpc-status", HeaderValue::from(call_status(code)));
+    if let Ok(message) = HeaderValue::from_str(&format!("{} ({})", sentence(code), code.as_str())) {
+        head.headers.insert("grpc-message", message);
+    }
+    Response::from_parts(head, Body::empty())
+}
+
+/// The status of a refused gRPC call. Only what a second try may mend is `UNAVAILABLE`: clients repeat that by themselves.
+const fn call_status(code: Code) -> u16 {
+    const DEADLINE_EXCEEDED: u16 = 4;
+    const PERMISSION_DENIED: u16 = 7;
+    const RESOURCE_EXHAUSTED: u16 = 8;
+    const FAILED_PRECONDITION: u16 = 9;
+    const UNIMPLEMENTED: u16 = 12;
+    const INTERNAL: u16 = 13;
+    const UNAVAILABLE: u16 = 14;
+    const UNAUTHENTICATED: u16 = 16;
+    match code {
+        Code::UpstreamTimeout | Code::DeadlineExceeded | Code::RequestTimeout => DEADLINE_EXCEEDED,
+        Code::EvidenceTooWeak => UNAUTHENTICATED,
+        Code::HomeUnresolved
+        | Code::NowhereCleared
+        | Code::HomeNotCleared
+        | Code::CarrierNotCleared
+        | Code::ClassUnknown
+        | Code::AnswerNotCleared
+        | Code::AnswerWithheld
+        | Code::NoLongerCleared => PERMISSION_DENIED,
+        Code::BodyTooLarge | Code::HeadTooLarge | Code::TargetTooLong => RESOURCE_EXHAUSTED,
+        Code::WrongSite => FAILED_PRECONDITION,
+        Code::RouteNone | Code::MethodNotAllowed | Code::UpgradeRefused => UNIMPLEMENTED,
+        Code::RequestMalformed | Code::Loop | Code::Misdirected | Code::PeerMalformed => INTERNAL,
+        Code::DirectoryUnavailable
+        | Code::HomeUnknown
+        | Code::HomeDown
+        | Code::AllDown
+        | Code::PeersDisagree
+        | Code::LedgerUnavailable
+        | Code::UpstreamUnreachable
+        | Code::UpstreamBad
+        | Code::Overloaded => UNAVAILABLE,
+    }
+}
+
 /// An answer that says no more than its status.
 pub fn bare(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::empty());

@@ -262,9 +262,16 @@ def grpc_calls(folder):
                 except grpc.RpcError as error:
                     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
                 assert time.monotonic() - started < 20
+        server.stop(0).wait()
+        for region in ("eu-west", "us-east"):
+            with grpc.secure_channel("localhost:%d" % world.ports[region]["https"], grpc.ssl_channel_credentials(roots)) as channel:
+                try:
+                    channel.unary_unary("/demo.Echo/Unary")(b"hello", timeout=PATIENCE)
+                    assert False, "there is no server"
+                except grpc.RpcError as error:
+                    assert error.code() == grpc.StatusCode.UNAVAILABLE and any(code in error.details() for code in ("upstream.unreachable", "failover.home_down")), error
     finally:
         world.stop()
-        server.stop(0)
         silent.close()
 
 

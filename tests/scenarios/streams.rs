@@ -384,6 +384,50 @@ fn grpc_calls_stream_both_ways_and_end_in_trailers() {
     }
 }
 
+#[test]
+fn a_grpc_call_is_refused_in_terms_of_grpc() {
+    // The app server of eu-west hangs up on everyone.
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = deaf.local_addr().unwrap();
+    std::thread::spawn(move || deaf.incoming().for_each(drop));
+    let upstreams = move |name| {
+        let mut recorder = Recorder::start(name);
+        if name == "eu-west" {
+            recorder.entry = format!("\"h2c://{address}\"");
+        }
+        vec![recorder]
+    };
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), ..Plan::default() });
+    let call = |region: &crate::support::Region, path: &str, fields: &[(&str, &str)]| {
+        runtime().block_on(async {
+            let mut sender = http2(&world, region.https, "localhost").await;
+            let fields: Vec<_> =
+                [("content-type", "application/grpc+proto"), ("te", "trailers")].iter().chain(fields).copied().collect();
+            let call = request(Method::POST, &format!("https://localhost{path}"), "", &fields, whole("ping"));
+            let answer = read(sender.send_request(call).await.unwrap()).await.unwrap();
+            assert_eq!(
+                (answer.status, &answer.headers["content-type"]),
+                (StatusCode::OK, &"application/grpc+proto".parse().unwrap())
+            );
+            assert!(answer.body.is_empty() && answer.headers.contains_key("proxy-status"));
+            (answer.headers["grpc-status"].to_str().unwrap().to_owned(), answer.code().to_owned())
+        })
+    };
+    let refused = |status: &str, code: &str| (status.to_owned(), code.to_owned());
+    assert_eq!(call(world.eu(), "/account/Call", &[]), refused("7", "home.unresolved"));
+    // Nobody follows a redirect, and who carries the data is no matter of its form.
+    let alice = [("cookie", "uid=alice")];
+    assert_eq!(call(world.us(), "/account/Call", &alice), refused("16", "residency.evidence_too_weak"));
+    let by_trusted_hop = [("x-user-id", "alice")];
+    assert_eq!(call(world.us(), "/account/Call", &by_trusted_hop), refused("7", "residency.carrier_not_cleared"));
+    // The owner's refusal too, whoever brings it.
+    for region in [world.eu(), world.us()] {
+        let (status, code) = call(region, "/users/alice/orders/Call", &[]);
+        assert!(status == "14" && code.starts_with("upstream."), "{}: {status} {code}", region.name);
+    }
+    assert!(world.us().upstream().seen().is_empty());
+}
+
 pub fn server_config(folder: &std::path::Path) -> rustls::ServerConfig {
     use rustls_pki_types::pem::PemObject;
     let chain = rustls_pki_types::CertificateDer::pem_file_iter(folder.join("app.pem")).unwrap().map(Result::unwrap).collect();

@@ -431,7 +431,11 @@ impl Answer {
         std::str::from_utf8(&self.body).unwrap()
     }
 
+    /// Why it is refused: in the problem, or at the end of the message to a gRPC call.
     pub fn code(&self) -> String {
+        if let Some(message) = self.headers.get("grpc-message") {
+            return message.to_str().unwrap().split(['(', ')']).nth(1).unwrap().to_owned();
+        }
         let problem: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_default();
         problem["code"].as_str().unwrap_or_default().to_owned()
     }

@@ -23,7 +23,7 @@ use super::super::body::Progress;
 use super::super::gather::Findings;
 use super::super::intake::{Arrival, Intake, new_id};
 use super::super::{Snapshot, Worker, reply};
-use super::Judged;
+use super::{Judged, pacing};
 
 /// One request's story, told once at its end.
 pub(super) struct Account {
@@ -47,6 +47,8 @@ pub(super) struct Account {
     path: Option<String>,
     has_body: bool,
     is_http1: bool,
+    /// The media type of a client's gRPC call, which is refused in its own terms.
+    call: Option<HeaderValue>,
     told: bool,
 }
 
@@ -73,6 +75,7 @@ impl Account {
             path: None,
             has_body,
             is_http1: parts.version < Version::HTTP_2,
+            call: pacing::kind_of_call(parts.version, &parts.headers).filter(|_| arrival.ingress == Ingress::Client),
             told: false,
         }
     }
@@ -108,7 +111,10 @@ impl Account {
     pub fn refuse(mut self, code: Code) -> Response<Body> {
         self.code = Some(code);
         self.status = reply::status_of(code);
-        let mut response = reply::problem(code, &self.id);
+        let mut response = match &self.call {
+            Some(kind) => reply::call_problem(code, &self.id, kind),
+            None => reply::problem(code, &self.id),
+        };
         if let Ingress::Peer(_) = self.arrival.ingress {
             response.headers_mut().insert("domicile-code", HeaderValue::from_static(code.as_str()));
         }
@@ -146,6 +152,11 @@ impl Account {
     /// Notes the answer's status; what remains is told when its body has ended.
     pub fn answered(&mut self, status: StatusCode) {
         self.status = status;
+    }
+
+    /// Whether a client waits for an answer in the terms of gRPC.
+    pub const fn is_call(&self) -> bool {
+        self.call.is_some()
     }
 
     pub fn local_name(&self) -> &str {

@@ -125,6 +125,10 @@ async fn serve(
     match judged.decision.verdict.clone() {
         Verdict::Refuse(code) => account.refuse(code),
         Verdict::Redirect(region) => {
+            // No client of gRPC goes elsewhere.
+            if account.is_call() {
+                return account.refuse(Code::CarrierNotCleared);
+            }
             let redirect =
                 account.snapshot.urls.get(&region).and_then(|url| reply::redirect(url, &intake.path, parts.uri.query()));
             match redirect {

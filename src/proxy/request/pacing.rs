@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Version};
+use http::{HeaderMap, HeaderValue, Version};
 
 use super::super::Limits;
 use super::super::body::Allowance;
@@ -26,8 +26,7 @@ impl Pacing {
     /// A gRPC call comes when there is something to say, and brings its own deadline. It needs HTTP/2: over HTTP/1 its media type
     /// would only be a way round the least rate.
     pub(super) fn of_request(version: Version, headers: &HeaderMap, limits: &Limits) -> Self {
-        let is_call = version == Version::HTTP_2 && kind_of(headers).starts_with(GRPC);
-        if !is_call {
+        if kind_of_call(version, headers).is_none() {
             return Self::of_message(limits);
         }
         let deadline = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
@@ -70,6 +69,12 @@ impl Pacing {
     pub(super) const fn pace_of_taker(&self) -> Option<Pace> {
         self.pace
     }
+}
+
+/// The media type of a gRPC call.
+pub(super) fn kind_of_call(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
+    let is_call = version == Version::HTTP_2 && kind_of(headers).starts_with(GRPC);
+    headers.get(CONTENT_TYPE).filter(|_| is_call).cloned()
 }
 
 const GRPC: &str = "application/grpc";

@@ -40,6 +40,10 @@ pub(super) fn relay(
     // Only a peer's word counts: an upstream could say anything.
     if stop.region() != account.snapshot.policy.local {
         account.code = answer.code();
+        // The owner refuses in terms of HTTP, whoever asks.
+        if let Some(code) = account.code.filter(|_| account.is_call()) {
+            return account.refuse(code);
+        }
     }
     if !label.clears(&answer.head.headers) {
         return account.refuse(if intake.is_read { Code::AnswerNotCleared } else { Code::AnswerWithheld });
