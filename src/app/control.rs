@@ -18,7 +18,7 @@ use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Health;
 use crate::probes::{self, Observation, Target, Targets};
-use crate::proxy::{Shared, Snapshot};
+use crate::proxy::{Phase, Shared, Snapshot};
 use crate::transport::listener::{self, Acceptor, Claimed};
 use crate::upstreams::{self, Upstreams};
 
@@ -38,7 +38,7 @@ pub struct Control {
     pub metrics: Arc<Metrics>,
     pub orders: Vec<Orders>,
     pub worker_count: usize,
-    pub draining: channel::Receiver<bool>,
+    pub phase: channel::Receiver<Phase>,
     /// Reloads that were asked for while one was under way.
     pub deferred: Vec<oneshot::Sender<Result<(), String>>>,
     pub shelf: Shelf,
@@ -254,7 +254,7 @@ impl Control {
     }
 
     fn readiness(&self) -> Result<(), String> {
-        if *self.draining.borrow() {
+        if *self.phase.borrow() != Phase::Serving {
             return Err("draining".into());
         }
         if !self.built.snapshot.upstreams.any_up() {

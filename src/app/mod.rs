@@ -33,7 +33,7 @@ use crate::metrics::Metrics;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Vitals;
-use crate::proxy::{Connections, Gauge, Shared};
+use crate::proxy::{Connections, Gauge, Phase, Shared};
 use crate::session::SealError;
 use crate::tokens::KeysError;
 use crate::transport::inherit;
@@ -103,7 +103,7 @@ pub struct App {
     pub region: String,
     pub policy: String,
     commands: mpsc::Sender<admin::Command>,
-    drain: channel::Sender<bool>,
+    phase: channel::Sender<Phase>,
     workers: Vec<JoinHandle<()>>,
     shelf: Shelf,
     shared: Arc<Shared>,
@@ -137,14 +137,14 @@ impl App {
             None => Pseudonyms::ephemeral(),
         };
 
-        let (drain, draining) = channel::channel(false);
+        let (phase, phases) = channel::channel(Phase::Serving);
         let vitals = Vitals::unmeasured(built.snapshot.policy.nearest_first());
         let shared = Arc::new(Shared {
             snapshot: Arc::new(ArcSwap::new(Arc::clone(&built.snapshot))),
             vitals: Arc::new(ArcSwap::new(Arc::new(vitals))),
             ledger,
             pseudonyms,
-            draining: draining.clone(),
+            phase: phases.clone(),
             connections: Connections::default(),
             requests: Gauge::default(),
             handshakes: Gauge::default(),
@@ -177,7 +177,7 @@ impl App {
                 metrics,
                 orders,
                 worker_count,
-                draining,
+                phase: phases,
                 deferred: Vec::new(),
                 shelf: Shelf::clone(&shelf),
             },
@@ -192,7 +192,7 @@ impl App {
             region,
             policy,
             commands,
-            drain,
+            phase,
             workers,
             shelf,
             shared: kept,
@@ -211,9 +211,20 @@ impl App {
 
     /// Takes nothing new from now on: readiness goes red, listeners close, connections end with what they have.
     pub fn drain(&self) {
+        self.leave(Phase::Draining);
+    }
+
+    /// The first reason to leave is the one that counts.
+    fn leave(&self, phase: Phase) {
         // What nobody serves any more must not take connections.
         self.shelf.clear();
-        self.drain.send_replace(true);
+        self.phase.send_if_modified(|now| {
+            let is_news = *now == Phase::Serving;
+            if is_news {
+                *now = phase;
+            }
+            is_news
+        });
     }
 
     /// Leaves all ports, and a part in the ledger, to a process that is about to be started. The sockets have to live until
@@ -230,9 +241,10 @@ impl App {
         self.shared.ledger.iter().for_each(|ledger| ledger.share(false));
     }
 
-    /// Answers nobody on the control plane any more: a successor does.
+    /// Gives way to a successor, which serves: on the control plane at once, elsewhere with what is under way.
     pub async fn retire(&self) {
         let _ = self.commands.send(admin::Command::Retire).await;
+        self.leave(Phase::Succeeded);
     }
 
     /// Drains and waits until the last request is over, or the drain's deadline.

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use crate::metrics::Metrics;
 use crate::model::vitals::Health;
 use crate::proxy::connection::{self, Counted, Door, Lock};
-use crate::proxy::{Shared, Worker};
+use crate::proxy::{Phase, Shared, Worker};
 use crate::transport::dial::Approach;
 use crate::transport::listener::Acceptor;
 
@@ -66,7 +66,7 @@ struct Local {
 async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metrics>, mut orders: mpsc::UnboundedReceiver<Order>) {
     let worker = Rc::new(Worker::new(Arc::clone(&shared), metrics.worker()));
     let local = Rc::new(Local { worker, doors, metrics, open: Cell::new(0), all_closed: Notify::new() });
-    let mut draining = shared.draining.clone();
+    let mut phase = shared.phase.clone();
     let mut listeners: HashMap<SocketAddr, Vec<watch::Sender<bool>>> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     loop {
@@ -93,7 +93,7 @@ async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metri
                 None => break,
             },
             _ = sweep.tick() => look_over_connections(&local.worker),
-            _ = draining.wait_for(|draining| *draining) => break,
+            _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
         }
     }
     for close in listeners.values().flatten() {
@@ -165,7 +165,7 @@ async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut c
     }
     // Peers ask until they have heard that this region drains.
     if door.as_ref().is_some_and(|door| matches!(door.lock, Lock::Peers(_))) && local.worker.is_draining() {
-        let farewell = tokio::time::sleep(local.worker.snapshot().farewell);
+        let farewell = tokio::time::sleep(local.worker.farewell());
         tokio::pin!(farewell);
         loop {
             tokio::select! {

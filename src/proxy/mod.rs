@@ -67,13 +67,23 @@ pub struct Snapshot {
     pub farewell: Duration,
 }
 
+/// What a process is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    Serving,
+    /// It takes nothing new, and nobody serves the region after it.
+    Draining,
+    /// It takes nothing new, since a successor does.
+    Succeeded,
+}
+
 /// What all workers share: snapshots with one writer each, and counters off the request path.
 pub struct Shared {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub vitals: Arc<ArcSwap<Vitals>>,
     pub ledger: Option<Ledger>,
     pub pseudonyms: Pseudonyms,
-    pub draining: watch::Receiver<bool>,
+    pub phase: watch::Receiver<Phase>,
     pub connections: Connections,
     /// Requests under way, and TLS handshakes.
     pub requests: Gauge,
@@ -207,8 +217,14 @@ impl Worker {
         Arc::clone(self.vitals.borrow_mut().load())
     }
 
+    /// Whether the region takes nothing new: peers hear of it, and go elsewhere.
     pub fn is_draining(&self) -> bool {
-        *self.shared.draining.borrow()
+        *self.shared.phase.borrow() == Phase::Draining
+    }
+
+    /// How long peers are still heard at the drain, so that they learn of it. A successor's region does not drain.
+    pub fn farewell(&self) -> Duration {
+        if self.is_draining() { self.snapshot().farewell } else { Duration::ZERO }
     }
 }
 

@@ -2,11 +2,16 @@
 """The life of a process: reloads and new binaries under load lose no request, systemd is told, sockets may be its own.
 
 usage: lifecycle.py BINARY
+needs: python3-grpcio, curl (Debian's packages)
 """
-import http.client, http.server, os, re, resource, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import http.client, http.server, os, queue, re, resource, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
+from concurrent import futures
+
+import grpc
+
+from regions import PATIENCE, Regions, eventually, free_port
 
 BINARY = os.path.abspath(sys.argv[1])
-PATIENCE = 60
 RELOADS, SWAPS = 100, 20
 
 
@@ -38,23 +43,19 @@ class Server(http.server.ThreadingHTTPServer):
         """Connections that break off are what this is about."""
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+class Calls(grpc.GenericRpcHandler):
+    """A gRPC service: bytes in, bytes out."""
 
-
-def eventually(what, is_so):
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline, "not in time: " + what
-        time.sleep(0.01)
+    def service(self, details):
+        if details.method.endswith("Chat"):
+            return grpc.stream_stream_rpc_method_handler(lambda messages, context: (b"heard:" + message for message in messages))
+        return grpc.unary_unary_rpc_method_handler(lambda message, context: b"echo:" + message)
 
 
 class World:
     def __init__(self, folder):
         # The name that is started is replaced while it runs, as an upgrade does.
-        self.folder, self.binary, self.started = folder, folder + "/domicile", []
+        self.folder, self.binary, self.started, self.pids = folder, folder + "/domicile", [], []
         shutil.copy(BINARY, self.binary)
         app = self.app = Server(("127.0.0.1", 0), App)
         threading.Thread(target=app.serve_forever, daemon=True).start()
@@ -79,7 +80,7 @@ log: {{ requests: false }}
 
     def end(self):
         """Whatever a failed step has left behind."""
-        for pid in [process.pid for process in self.started] + [int(pid) for pid in re.findall(r"a successor serves pid=(\d+)", self.log())]:
+        for pid in self.pids + [process.pid for process in self.started] + [int(pid) for pid in re.findall(r"a successor serves pid=(\d+)", self.log())]:
             try:
                 if os.readlink("/proc/%d/exe" % pid).startswith(self.binary):
                     os.kill(pid, signal.SIGKILL)
@@ -87,7 +88,7 @@ log: {{ requests: false }}
                 pass
 
     def log(self):
-        return open(self.folder + "/log").read()
+        return open(self.folder + "/log").read() if os.path.exists(self.folder + "/log") else ""
 
     def answer(self, port, target):
         try:
@@ -148,6 +149,103 @@ class Load:
         return self.served
 
 
+class LoadOfAllKinds:
+    """Clients of TLS, HTTP/2 and gRPC that come to us-east for what eu-west and ap-northeast own. Whatever is lost counts: what
+    HTTP/2 says was not looked at, its clients send again by themselves, as they must (RFC 9113 section 6.8)."""
+
+    def __init__(self, regions):
+        self.regions, self.served, self.lost, self.stop = regions, {}, [], False
+        self.trust = ssl.create_default_context(cafile=regions.authority)
+        credentials = grpc.ssl_channel_credentials(open(regions.authority, "rb").read())
+        self.channel = grpc.secure_channel("localhost:%d" % regions.ports["us-east"]["https"], credentials)
+        self.threads = [threading.Thread(target=self.forever, args=(work,)) for work in (self.fresh, self.http2, self.call, self.call, self.chat)]
+        for thread in self.threads:
+            thread.start()
+
+    def forever(self, work):
+        while not self.stop:
+            try:
+                self.served[work.__name__] = self.served.get(work.__name__, 0) + work()
+            except Exception as error:
+                self.lost.append((work.__name__, repr(error)))
+
+    def fresh(self):
+        c = http.client.HTTPSConnection("localhost", self.regions.ports["us-east"]["https"], timeout=30, context=self.trust)
+        c.request("POST", "/fresh", b"x" * 20_000, {"Connection": "close"})
+        answer = c.getresponse()
+        said = answer.read()
+        assert said == b"ok", (answer.status, said)
+        return 1
+
+    def http2(self):
+        """A page of many requests, on one connection while it lasts."""
+        done = subprocess.run(["curl", "-sS", "--http2", "--cacert", self.regions.authority, "--max-time", "30", "--parallel", "--parallel-max", "8", "--no-progress-meter",
+                               "-w", "%{stderr}%{http_version} %{http_code}\\n", self.regions.url("us-east", "https", "localhost") + "/page?[1-300]"],
+                              capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, "ok" * 300), (done.returncode, done.stderr[-500:])
+        answers = re.findall(r"^(\S+) (\d{3})$", done.stderr, re.MULTILINE)
+        assert answers == [("2", "200")] * 300, done.stderr[-500:]
+        return 300
+
+    def call(self):
+        assert self.channel.unary_unary("/demo.Echo/Unary")(b"x" * 1000, timeout=30) == b"echo:" + b"x" * 1000
+        return 1
+
+    def chat(self):
+        words = queue.Queue()
+        heard = self.channel.stream_stream("/demo.Echo/Chat")(iter(words.get, None), timeout=30)
+        for number in range(50):
+            words.put(b"%d" % number)
+            assert next(heard) == b"heard:%d" % number
+        words.put(None)
+        assert list(heard) == []
+        return 1
+
+    def finish(self):
+        self.stop = True
+        for thread in self.threads:
+            thread.join()
+        self.channel.close()
+        assert not self.lost, (len(self.lost), self.lost[:5])
+        assert len(self.served) == 4 and min(self.served.values()) > 10, self.served
+        return self.served
+
+
+def regions_lose_nothing(world):
+    """The same with three regions, each of which is told in turn to read its rules again and to give way to a new binary."""
+    calls = grpc.server(futures.ThreadPoolExecutor(16))
+    calls.add_generic_rpc_handlers((Calls(),))
+    address = "h2c://127.0.0.1:%d" % calls.add_insecure_port("127.0.0.1:0")
+    calls.start()
+    web = "http://127.0.0.1:%d" % world.app.server_address[1]
+    routes = """
+  - { name: calls, match: { path: "/demo.Echo/**" }, data: public, home: [{ region: ap-northeast }] }
+  - { name: all, match: {}, data: public, home: [{ region: eu-west }] }"""
+    regions = Regions(world.binary, world.folder + "/regions", {"eu-west": [web], "us-east": [web], "ap-northeast": [address]}, routes, "log: { requests: false }")
+    pids = {region: process.pid for region, process in regions.processes.items()}
+    serving = lambda region: re.findall(r"a successor serves pid=(\d+)", regions.log(region))
+    load = LoadOfAllKinds(regions)
+    try:
+        for count in range(SWAPS):
+            region, swaps = regions.names[count % 3], count // 3 + 1
+            shutil.copy(BINARY, world.binary + ".new")
+            os.rename(world.binary + ".new", world.binary)
+            for name in regions.names:
+                os.kill(pids[name], signal.SIGHUP)
+            os.kill(pids[region], signal.SIGUSR2)
+            eventually("successor %d of %s" % (swaps, region), lambda: len(serving(region)) == swaps)
+            pids[region] = int(serving(region)[-1])
+            eventually("predecessor %d of %s has drained" % (swaps, region), lambda: regions.log(region).count("drained") >= swaps)
+        print("  %d new binaries and %d reloads of three regions, none lost of %s" % (SWAPS, SWAPS * 3, load.finish()))
+        for region in regions.names:
+            os.kill(pids[region], signal.SIGTERM)
+            eventually(region + " has drained", lambda: regions.log(region).count("drained") > len(serving(region)))
+    finally:
+        load.stop = True
+        world.pids += [int(pid) for region in regions.names for pid in [regions.processes[region].pid, *serving(region)]]
+        calls.stop(0)
+
+
 def reloads_lose_nothing(world):
     process = world.start()
     eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
@@ -192,8 +290,6 @@ def systemd_is_told_and_its_sockets_are_taken(world):
     told.settimeout(PATIENCE)
     listening = socket.create_server(("127.0.0.1", world.port))
     listening.set_inheritable(True)
-
-
     environment = dict(os.environ, NOTIFY_SOCKET=world.folder + "/notify", LISTEN_FDS="1")
     # systemd sets LISTEN_PID in the process that it is about to become; so does a shell.
     command = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$0" run --config "$1"', world.binary, world.config]
@@ -271,7 +367,7 @@ def a_successor_that_hangs_holds_nobody_up(world):
 
 def main():
     failed = 0
-    steps = (reloads_lose_nothing, new_binaries_lose_nothing, systemd_is_told_and_its_sockets_are_taken,
+    steps = (reloads_lose_nothing, new_binaries_lose_nothing, regions_lose_nothing, systemd_is_told_and_its_sockets_are_taken,
              descriptors_run_out_and_nothing_dies, a_second_signal_ends_it_at_once, a_successor_that_hangs_holds_nobody_up)
     for step in steps:
         with tempfile.TemporaryDirectory() as folder:

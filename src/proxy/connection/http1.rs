@@ -22,7 +22,7 @@ use crate::transport::stream::Stream;
 
 use super::super::ingress::{Back, Session};
 use super::super::{Limits, Worker, request};
-use super::{Draining, drained};
+use super::leaving;
 
 /// How long a connection that was accepted before the drain may take to send its first request: it is on its way.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ const LINGER_QUIET: Duration = Duration::from_secs(2);
 pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, BytesMut), session: Rc<Session>, limits: &Limits) {
     let signals = Rc::clone(&session.signals);
     let io = TokioIo::new(Gate::new(stream, first, limits.head(), Rc::clone(&signals)));
-    let mut end = pin!(end(worker.shared.draining.clone(), Rc::clone(&signals)));
+    let mut end = pin!(end(Rc::clone(&worker), Rc::clone(&signals)));
     let requests_per_connection = limits.requests_per_connection as u64;
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let (worker, session, in_flight) = (Rc::clone(&worker), Rc::clone(&session), InFlight::count(&session.signals));
@@ -94,8 +94,8 @@ async fn close(gate: &mut Gate<Stream>, signals: &Signals) {
 
 /// When the connection is to take nothing new: at the drain, once it has sent the request that was on its way. Idle ones are
 /// ended by the gate.
-async fn end(draining: Draining, signals: Rc<Signals>) {
-    drained(draining).await;
+async fn end(worker: Rc<Worker>, signals: Rc<Signals>) {
+    leaving(&worker).await;
     if !signals.has_request() {
         let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, signals.request.notified()).await;
     }

@@ -19,7 +19,7 @@ use crate::transport::stream::Stream;
 
 use super::super::ingress::{Back, Session};
 use super::super::{Limits, Worker, request};
-use super::{Draining, drained, handshake};
+use super::{handshake, leaving};
 
 /// For clients: many, small and untrusted.
 const CLIENT_STREAM_WINDOW: u32 = 64 << 10;
@@ -54,9 +54,8 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     // A peer's connections are few, and kept open on purpose.
     let is_peer = matches!(session.arrival.ingress, Ingress::Peer(_));
     let idle_limit = (!is_peer).then_some(limits.keep_alive * PATIENCE);
-    let farewell = if is_peer { worker.snapshot().farewell } else { Duration::ZERO };
     let most = if is_peer { u64::MAX } else { limits.requests_per_connection as u64 };
-    let mut end = pin!(end(worker.shared.draining.clone(), signals, idle_limit, most, farewell));
+    let mut end = pin!(end(&worker, signals, idle_limit, most, is_peer));
     let mut connection = match builder(is_peer, limits).handshake(io).await {
         Ok(connection) => connection,
         Err(error) => return tracing::debug!(%error, "a connection ended early"),
@@ -158,7 +157,7 @@ fn begin(
 
 /// When the connection is to take nothing new: at the drain, or when it has asked nothing for too long, or enough. Its GOAWAY says
 /// which streams are still served. A peer is heard for the time of a farewell, in which its probes learn of the drain.
-async fn end(draining: Draining, signals: Rc<Signals>, idle_limit: Option<Duration>, most: u64, farewell: Duration) {
+async fn end(worker: &Worker, signals: Rc<Signals>, idle_limit: Option<Duration>, most: u64, is_peer: bool) {
     let idle = async {
         match idle_limit {
             Some(limit) => quiet(&signals, limit).await,
@@ -171,7 +170,9 @@ async fn end(draining: Draining, signals: Rc<Signals>, idle_limit: Option<Durati
         }
     };
     tokio::select! {
-        () = drained(draining) => tokio::time::sleep(farewell).await,
+        () = leaving(worker) => if is_peer {
+            tokio::time::sleep(worker.farewell()).await;
+        },
         () = idle => {}
         () = worn_out => {}
     }

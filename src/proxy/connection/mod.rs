@@ -21,7 +21,7 @@ use crate::transport::tls::ClientTls;
 
 use super::ingress::{HouseRules, Session};
 use super::intake::Arrival;
-use super::{Connections, Shared, Worker};
+use super::{Connections, Phase, Shared, Worker};
 
 /// How a listener treats its connections.
 #[derive(Clone)]
@@ -100,11 +100,9 @@ async fn find_protocol(mut stream: Stream, limit: Duration) -> Option<(Stream, B
     (!first.is_empty()).then_some((stream, first, is_http2))
 }
 
-type Draining = tokio::sync::watch::Receiver<bool>;
-
-/// Waits for the drain. The value that is waited for is a lock: it must not be held while sleeping.
-async fn drained(mut draining: Draining) {
-    drop(draining.wait_for(|draining| *draining).await);
+/// Waits until nothing new is to be taken. The value that is waited for is a lock: it must not be held while sleeping.
+async fn leaving(worker: &Worker) {
+    drop(worker.shared.phase.clone().wait_for(|phase| *phase != Phase::Serving).await);
 }
 
 /// Counts a connection out when it ends.
