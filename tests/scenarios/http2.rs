@@ -21,6 +21,7 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 
 /// A client that sends whatever frames it likes.
 struct Frames(TcpStream);
@@ -492,5 +493,68 @@ fn a_flood_of_control_frames_holds_up_nobody_else() {
         let mut innocent = Frames::open(world.eu().http);
         innocent.head(1, END_STREAM, &GET);
         assert_eq!(innocent.fate(1), Some(STATUS_200), "{it}");
+    }
+}
+
+/// Takes one request with its body on the first connection, and says that it has not looked at it. What comes later goes to a
+/// server behind it.
+fn refuses_once(behind: SocketAddr, taken: Arc<AtomicUsize>) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut [0; PREFACE.len()]).unwrap();
+        let mut frames = Frames(stream);
+        // SETTINGS_INITIAL_WINDOW_SIZE, and the window of the connection: a megabyte each.
+        frames.send(SETTINGS, 0, 0, &[0, 4, 0, 0x10, 0, 0]);
+        frames.send(WINDOW_UPDATE, 0, 0, &[0, 0x10, 0, 0]);
+        while let Some((kind, flags, _, payload)) = frames.next() {
+            if kind == DATA {
+                taken.fetch_add(payload.len(), Ordering::Relaxed);
+            }
+            if kind == DATA && flags & END_STREAM != 0 {
+                // The last stream that it looked at, and NO_ERROR.
+                frames.send(GOAWAY, 0, 0, &[0; 8]);
+            }
+        }
+        for stream in listener.incoming() {
+            let (mut near, mut far) = (stream.unwrap(), TcpStream::connect(behind).unwrap());
+            let (mut from, mut to) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            std::thread::spawn(move || std::io::copy(&mut far, &mut near));
+        }
+    });
+    address
+}
+
+#[test]
+fn an_upload_that_an_upstream_says_it_has_not_looked_at_is_sent_again() {
+    for (size, is_kept) in [(50_000, true), (200_000, false)] {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&taken);
+        let upstream = move |name| {
+            let handler = Arc::new(move |request, seen: Arc<std::sync::Mutex<Vec<_>>>| -> crate::support::Reply {
+                Box::pin(async move {
+                    remember(request, &seen).await;
+                    Response::new(whole("taken"))
+                })
+            });
+            let mut recorder = Recorder::speaking(crate::support::Wire::Http2, handler);
+            if name == "eu-west" {
+                recorder.entry = format!("\"h2c://{}\"", refuses_once(recorder.address, Arc::clone(&counted)));
+            }
+            vec![recorder]
+        };
+        let world = World::planned(Plan { upstreams: Box::new(upstream), ..Plan::default() });
+        let body: String = "0123456789".chars().cycle().take(size).collect();
+        let answer = crate::support::send(world.us().http, http::Method::POST, "/users/alice/orders/1", &[], whole(body.clone()));
+        let seen = world.eu().upstream().seen();
+        assert_eq!(taken.load(Ordering::Relaxed), size, "the first connection took all of it");
+        if is_kept {
+            assert_eq!((answer.text(), seen.len(), &seen[0].body[..]), ("taken", 1, body.as_bytes()));
+        } else {
+            // More is not kept, and a write of which something is missing is not repeated.
+            assert_eq!((answer.code().as_str(), seen.len()), ("upstream.bad_response", 0));
+        }
     }
 }

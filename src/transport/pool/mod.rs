@@ -4,6 +4,7 @@ mod form;
 mod http1;
 mod http2;
 mod interim;
+mod kept;
 mod sender;
 mod upstream;
 
@@ -22,7 +23,7 @@ pub use upstream::UpstreamPool;
 /// A request that got no answer.
 pub struct SendError {
     pub cause: SendCause,
-    /// The request, whole, if not a byte of it was sent: it may be sent elsewhere.
+    /// The request, whole, if not a byte of it was sent, or the other end says that it has not looked at it: it may be sent again.
     pub unsent: Option<Box<Request<Body>>>,
 }
 

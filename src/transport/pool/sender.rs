@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::super::body::Body;
 use super::super::framing::MOST_INTERIM;
 use super::super::http2::{self, Received, Tunnel, Upload};
-use super::{Listener, Reply, SendError};
+use super::{Listener, Reply, SendError, kept};
 
 /// Opens streams on one connection.
 #[derive(Clone)]
@@ -52,7 +52,7 @@ impl Sender {
         true
     }
 
-    /// Opens a stream with the head of a request, and waits until it is really open; gives the request back if it is not.
+    /// Opens a stream with the head of a request, and waits until it is really open; gives the request back if none was opened.
     async fn begin(self, request: Request<Body>) -> Result<Begun, SendError> {
         let mut streams = match self.streams.ready().await {
             Ok(streams) => streams,
@@ -64,21 +64,22 @@ impl Sender {
         let is_whole = body.is_end_stream() && head.method != Method::CONNECT;
         let begun = streams.send_request(Request::from_parts(head.clone(), ()), is_whole);
         let (answer, stream) = begun.map_err(|error| SendError::broken(error, None))?;
-        // The other end may have as many open as it allows.
-        match streams.ready().await {
-            Ok(_) => Ok(Begun { answer, stream, head, body }),
-            Err(error) => Err(SendError::broken(error, Some(Request::from_parts(head, body)))),
-        }
+        // The other end may have as many open as it allows. Should the connection end meanwhile, the answer says what has become of
+        // this stream: it may have been opened in time.
+        let _ = streams.ready().await;
+        Ok(Begun { answer, stream, head, body })
     }
 
     /// Sends a request and waits for the head of the answer.
     pub(super) async fn send(self, request: Request<Body>, stall: Duration) -> Result<Response<Body>, SendError> {
         let listener = Listener::of(&request);
         let Begun { answer, stream, head, body } = self.begin(request).await?;
-        let sending = |body| tokio::task::spawn_local(http2::send(body, stream, Reason::CANCEL, stall));
-        let (upload, unread) = if body.is_end_stream() { (None, Some(body)) } else { (Some(Upload::new(sending(body))), None) };
+        let has_body = !body.is_end_stream();
+        let (lent, kept) = kept::keep(body);
+        let sending = http2::send(Body::streamed(lent), stream, Reason::CANCEL, stall);
+        let upload = has_body.then(|| Upload::new(tokio::task::spawn_local(sending)));
         let answered = head_of(answer, listener).await;
-        let unprocessed = unread.map(|body| Request::from_parts(head, body));
+        let unprocessed = || kept.again().map(|body| Request::from_parts(head, body));
         let (head, incoming) = answered.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         let body = Received::answering(incoming, &head.headers, upload);
         Ok(Response::from_parts(head, body.into()))
@@ -88,7 +89,7 @@ impl Sender {
     pub(super) async fn open(self, request: Request<Body>) -> Result<Reply, SendError> {
         let Begun { answer, stream: outgoing, head, body } = self.begin(request).await?;
         let answered = head_of(answer, None).await;
-        let unprocessed = Some(Request::from_parts(head, body));
+        let unprocessed = || Some(Request::from_parts(head, body));
         let (head, incoming) = answered.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         if head.status.is_success() {
             return Ok(Reply::Opened(head, Box::pin(Tunnel::new(incoming, outgoing))));
@@ -115,12 +116,12 @@ enum NoAnswer {
 impl NoAnswer {
     /// `request` is what may be sent again if the other end says that it has not looked at it: its stream was refused, or came
     /// behind the last that it took (RFC 9113 section 8.7).
-    fn into_send_error(self, request: Option<Request<Body>>) -> SendError {
+    fn into_send_error(self, request: impl FnOnce() -> Option<Request<Body>>) -> SendError {
         match self {
             Self::Broken(error) => {
                 let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
                 let is_unprocessed = error.is_remote() && (is_refused || error.is_go_away());
-                SendError::broken(error, request.filter(|_| is_unprocessed))
+                SendError::broken(error, if is_unprocessed { request() } else { None })
             }
             Self::Malformed(why) => SendError::broken(why, None),
         }
