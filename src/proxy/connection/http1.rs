@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use http::StatusCode;
@@ -13,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use crate::transport::body::Body;
@@ -22,20 +21,14 @@ use crate::transport::stream::Stream;
 
 use super::super::ingress::{Back, Session};
 use super::super::{Limits, Worker, request};
-use super::leaving;
-
-/// How long a connection that was accepted before the drain may take to send its first request: it is on its way.
-const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
-
-/// How long a client may go on sending after the last answer, and how long it may be quiet meanwhile: closing a socket on unread
-/// bytes resets it, and the answer is lost with them. What comes is thrown away unread.
-const LINGER: Duration = Duration::from_secs(10);
-const LINGER_QUIET: Duration = Duration::from_secs(2);
+use super::{leaving, linger};
 
 pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, BytesMut), session: Rc<Session>, limits: &Limits) {
     let signals = Rc::clone(&session.signals);
     let io = TokioIo::new(Gate::new(stream, first, limits.head(), Rc::clone(&signals)));
-    let mut end = pin!(end(Rc::clone(&worker), Rc::clone(&signals)));
+    let (leaver, told) = (Rc::clone(&worker), Rc::clone(&signals));
+    // Idle connections are ended by the gate.
+    let mut end = pin!(async move { leaving(&leaver, &told).await });
     let requests_per_connection = limits.requests_per_connection as u64;
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let (worker, session, in_flight) = (Rc::clone(&worker), Rc::clone(&session), InFlight::count(&session.signals));
@@ -84,21 +77,7 @@ async fn close(gate: &mut Gate<Stream>, signals: &Signals) {
     if gate.shutdown().await.is_err() || !signals.lingers() {
         return;
     }
-    let stream = gate.stream();
-    let rest = async {
-        let mut space = vec![0; 16 << 10];
-        while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_QUIET, stream.read(&mut space)).await {}
-    };
-    let _ = tokio::time::timeout(LINGER, rest).await;
-}
-
-/// When the connection is to take nothing new: at the drain, once it has sent the request that was on its way. Idle ones are
-/// ended by the gate.
-async fn end(worker: Rc<Worker>, signals: Rc<Signals>) {
-    leaving(&worker).await;
-    if !signals.has_request() {
-        let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, signals.request.notified()).await;
-    }
+    linger(gate.stream()).await;
 }
 
 fn builder(limits: &Limits) -> http1::Builder {

@@ -19,7 +19,7 @@ use crate::transport::stream::Stream;
 
 use super::super::ingress::{Back, Session};
 use super::super::{Limits, Worker, request};
-use super::{handshake, leaving};
+use super::{handshake, leaving, linger};
 
 /// For clients: many, small and untrusted.
 const CLIENT_STREAM_WINDOW: u32 = 64 << 10;
@@ -50,7 +50,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     let signals = Rc::clone(&session.signals);
     // HTTP/2 has its own framing: the gate only gives back the bytes that were read ahead.
     let io = Listening::new(Gate::new(stream, first, limits.head(), Rc::clone(&signals)));
-    let keepalive = io.keepalive(PING_EVERY, PING_TIMEOUT);
+    let (keepalive, remains) = (io.keepalive(PING_EVERY, PING_TIMEOUT), io.remains());
     // A peer's connections are few, and kept open on purpose.
     let is_peer = matches!(session.arrival.ingress, Ingress::Peer(_));
     let idle_limit = (!is_peer).then_some(limits.keep_alive * PATIENCE);
@@ -79,7 +79,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
                 Some(Ok((_, mut way_back))) if is_sent_away => way_back.send_reset(Reason::REFUSED_STREAM),
                 Some(Ok((request, way_back))) => begin(&worker, &session, (&regrets, limits.idle_timeout), request, way_back),
                 Some(Err(error)) => return tracing::debug!(%error, "a connection ended early"),
-                None => return,
+                None => break,
             },
             () = end.as_mut(), if !ending => {
                 ending = true;
@@ -96,6 +96,11 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
             () = disproven.as_mut() => return tracing::warn!("a peer's connection was closed: it does not prove its region any more"),
             () = lost.as_mut() => return tracing::debug!("a connection was given up: the other end is silent"),
         }
+    }
+    drop(connection);
+    if let Some(mut gate) = remains.take() {
+        // What was asked for last may have come behind our last word: a reset would take the word with it.
+        linger(gate.stream()).await;
     }
 }
 
@@ -170,7 +175,7 @@ async fn end(worker: &Worker, signals: Rc<Signals>, idle_limit: Option<Duration>
         }
     };
     tokio::select! {
-        () = leaving(worker) => if is_peer {
+        () = leaving(worker, &signals) => if is_peer {
             tokio::time::sleep(worker.farewell()).await;
         },
         () = idle => {}

@@ -100,9 +100,30 @@ async fn find_protocol(mut stream: Stream, limit: Duration) -> Option<(Stream, B
     (!first.is_empty()).then_some((stream, first, is_http2))
 }
 
-/// Waits until nothing new is to be taken. The value that is waited for is a lock: it must not be held while sleeping.
-async fn leaving(worker: &Worker) {
+/// How long a client may go on sending after the last answer, and how long it may be quiet meanwhile.
+const LINGER: Duration = Duration::from_secs(10);
+const LINGER_QUIET: Duration = Duration::from_secs(2);
+
+/// Waits until the other end has ended as well: closing a socket on unread bytes resets it, and what was written last is lost with
+/// them. What comes is thrown away unread.
+async fn linger(stream: &mut Stream) {
+    let rest = async {
+        let mut space = vec![0; 16 << 10];
+        while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_QUIET, stream.read(&mut space)).await {}
+    };
+    let _ = tokio::time::timeout(LINGER, rest).await;
+}
+
+/// How long a connection that was accepted before the drain may take to send its first request: it is on its way.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+
+/// Waits until nothing new is to be taken on a connection.
+async fn leaving(worker: &Worker, signals: &Signals) {
+    // The value that is waited for is a lock: it must not be held while sleeping.
     drop(worker.shared.phase.clone().wait_for(|phase| *phase != Phase::Serving).await);
+    if !signals.has_request() {
+        let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, signals.request.notified()).await;
+    }
 }
 
 /// Counts a connection out when it ends.

@@ -1,6 +1,6 @@
 //! Whether the other end of a connection is still there.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -14,8 +14,18 @@ use tokio::time::Instant;
 
 /// A byte stream that notes when its other end last gave a sign of life.
 pub struct Listening<S> {
-    io: S,
+    io: Rc<RefCell<S>>,
     signs: Rc<Signs>,
+}
+
+/// What is left of a byte stream when the connection that was made of it has ended.
+pub struct Remains<S>(Rc<RefCell<S>>);
+
+impl<S> Remains<S> {
+    /// The stream, if the connection has let go of it.
+    pub fn take(self) -> Option<S> {
+        Rc::into_inner(self.0).map(RefCell::into_inner)
+    }
 }
 
 struct Signs {
@@ -36,7 +46,15 @@ impl Signs {
 
 impl<S> Listening<S> {
     pub fn new(io: S) -> Self {
-        Self { io, signs: Rc::new(Signs { last: Cell::new(Instant::now()), is_blocked: Cell::new(false) }) }
+        Self {
+            io: Rc::new(RefCell::new(io)),
+            signs: Rc::new(Signs { last: Cell::new(Instant::now()), is_blocked: Cell::new(false) }),
+        }
+    }
+
+    /// Gets the stream back when the connection has ended.
+    pub fn remains(&self) -> Remains<S> {
+        Remains(Rc::clone(&self.io))
     }
 
     /// Looks after the connection that is made of this stream: it is asked after every silence of `every`, and has `patience`.
@@ -46,8 +64,8 @@ impl<S> Listening<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut *self.io.borrow_mut()).poll_read(cx, buf);
         if read.is_ready() {
             self.signs.last.set(Instant::now());
         }
@@ -56,28 +74,28 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut *self.io.borrow_mut()).poll_write(cx, buf);
         self.signs.note_written(&written);
         written
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io.borrow_mut()).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut *self.io.borrow_mut()).poll_write_vectored(cx, bufs);
         self.signs.note_written(&written);
         written
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.borrow().is_write_vectored()
     }
 }
 

@@ -15,7 +15,7 @@ use http_body::Body as _;
 
 pub use body::{Received, Upload, send};
 pub use exchange::Exchange;
-pub use keepalive::{Keepalive, Listening};
+pub use keepalive::{Keepalive, Listening, Remains};
 pub use tunnel::Tunnel;
 
 /// Makes the fields of a message fit for HTTP/2: none that concern a connection (RFC 9113 section 8.2.2), and the length of
