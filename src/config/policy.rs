@@ -392,7 +392,7 @@ fn continent(field: &Field<'_>, code: &str) -> Option<Continent> {
 }
 
 fn coordinates(field: &Field<'_>) -> Option<Coordinates> {
-    let pair = field.list();
+    let pair = field.one_or_many();
     let [latitude, longitude] = pair.as_slice() else {
         return field.wrong("write `[latitude, longitude]` in degrees");
     };

@@ -87,6 +87,13 @@ fn every_mistake_is_answered_with_its_place_and_what_would_be_right() {
             "write `http://host:port`",
         ),
         ("at: [53.35, -6.26]", "at: [153.35, -6.26]", "write a number from -90 to 90"),
+        ("at: [53.35, -6.26]", "at: \"53.35, -6.26\"", "at: write `[latitude, longitude]` in degrees"),
+        ("c/{region}.key", "c/{regoin}.key", "peer_tls.key: only `{region}` stands for something in this path"),
+        (
+            "address: \"127.0.0.1:8080\"",
+            "proxy_protocol: v2\n    address: \"127.0.0.1:8080\"",
+            "say who sends it: `proxy_protocol: { from:",
+        ),
         ("peers: true }", "peers: maybe }", "`maybe` is not possible here"),
         ("\"127.0.0.1:8080\"", "\"0.0.0.0:8080\"", "cleartext stays on loopback"),
         ("\"127.0.0.1:8080\"", "\"localhost:8080\"", "`localhost:8080` is no address"),

@@ -1,14 +1,12 @@
 //! Listeners and the certificates they show.
 
-use std::path::PathBuf;
-
 use crate::transport::listener::{self, Accepts};
 use crate::transport::tls::{AcmeFiles, CertificateFiles, ChallengeKind, ClientAuthority, ClientTlsFiles, PeerFiles};
 
 use super::super::policy::PolicyDraft;
 use super::super::reader::{Field, Section};
-use super::path;
 use super::users::network;
+use super::{path, regional_path};
 
 /// The listeners of this region: its own list, where it has one, else the list for all regions.
 pub(super) fn read_listen(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Vec<listener::Settings> {
@@ -50,8 +48,11 @@ fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
     let peers = section.optional("peers").map_or(Some(false), |field| field.flag());
     let cleartext = section.optional("cleartext").map_or(Some(false), |field| field.flag());
     let proxy_protocol = section.optional("proxy_protocol").map_or(Some(None), |field| {
+        if !field.is_section() {
+            return field.wrong("both versions are understood; say who sends it: `proxy_protocol: { from: [10.0.0.0/8] }`");
+        }
         let section = field.section()?;
-        let from = section.required("from", "list the networks of the hops that send it, such as `[10.0.0.0/8]`")?.list();
+        let from = section.required("from", "list the networks of the hops that send it, such as `[10.0.0.0/8]`")?.one_or_many();
         section.finish();
         from.iter().map(network).collect::<Option<Vec<_>>>().map(Some)
     });
@@ -144,7 +145,7 @@ pub(super) fn read_certificate(field: &Field<'_>) -> Option<CertificateFiles> {
 
 pub(super) fn read_peer_tls(field: &Field<'_>, local: &str) -> Option<PeerFiles> {
     let section = field.section()?;
-    let named = |field: &Field<'_>| Some(PathBuf::from(field.text()?.replace("{region}", local)));
+    let named = |field: &Field<'_>| regional_path(field, local);
     let certificate = section
         .required("certificate", "name this region's certificate; `{region}` stands for its name")
         .and_then(|field| named(&field));

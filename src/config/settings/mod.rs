@@ -155,7 +155,7 @@ fn read_audit(field: &Field<'_>, local: &str) -> Option<audit::Settings> {
     let section = field.section()?;
     let directory =
         section.required("directory", "name the directory that holds the ledger; `{region}` stands for this region's name");
-    let directory = directory.and_then(|field| path(&field)).map(|path| path.to_string_lossy().replace("{region}", local).into());
+    let directory = directory.and_then(|field| regional_path(&field, local));
     section.finish();
     Some(audit::Settings { directory: directory? })
 }
@@ -191,6 +191,15 @@ fn check_ledger(section: &Section<'_>, draft: &PolicyDraft<'_>, has_ledger: bool
             "`audit` is missing: movements of residency-bound data are recorded; write `audit: { directory: ledger/ }`",
         );
     }
+}
+
+/// A path in which `{region}` stands for the name of the region that reads it.
+fn regional_path(field: &Field<'_>, local: &str) -> Option<PathBuf> {
+    let path = path(field)?.to_string_lossy().replace("{region}", local);
+    if path.contains(['{', '}']) {
+        return field.wrong("only `{region}` stands for something in this path, for the region's name; write that, or no braces");
+    }
+    Some(path.into())
 }
 
 fn path(field: &Field<'_>) -> Option<PathBuf> {

@@ -14,7 +14,7 @@ pub(super) fn read_upstreams(section: &Section<'_>, draft: &PolicyDraft<'_>) -> 
     let protection = section.optional("upstreams").map_or(Some(Default::default()), |field| read_protection(&field));
     let names = section.optional("dns").map_or(Some(Default::default()), |field| {
         let section = field.section()?;
-        let servers = section.required("servers", "list the name servers, such as `[10.0.0.2:53]`")?.list();
+        let servers = section.required("servers", "list the name servers, such as `[10.0.0.2:53]`")?.one_or_many();
         section.finish();
         let servers = servers.iter().map(|server| server.address()).collect::<Option<Vec<_>>>();
         Some(crate::transport::resolver::Settings { servers: servers? })

@@ -23,7 +23,7 @@ pub(super) struct Users {
 
 pub(super) fn read_users(field: &Field<'_>) -> Option<Users> {
     let section = field.section()?;
-    let keys = section.optional("key").map_or(Vec::new(), |field| field.list());
+    let keys = section.optional("key").map_or(Vec::new(), |field| field.one_or_many());
     let keys: Vec<_> = keys.iter().filter_map(read_key).collect();
     let directory = section.optional("directory").map(|field| {
         let section = field.section()?;
@@ -97,7 +97,7 @@ pub(super) fn header_name(field: &Field<'_>) -> Option<http::HeaderName> {
 
 pub(super) fn read_client_address(field: &Field<'_>) -> Option<(Vec<IpNet>, AddressSource)> {
     let section = field.section()?;
-    let trust = section.optional("trust").map_or(Vec::new(), |field| field.list());
+    let trust = section.optional("trust").map_or(Vec::new(), |field| field.one_or_many());
     let trust = trust.iter().map(network).collect::<Option<Vec<_>>>();
     let source = section.optional("from").map_or(Some(AddressSource::Forwarded), |field| match field.text()? {
         "forwarded" => Some(AddressSource::Forwarded),
