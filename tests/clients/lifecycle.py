@@ -5,10 +5,10 @@ usage: lifecycle.py BINARY
 needs: python3-grpcio, curl (Debian's packages)
 """
 import http.client, http.server, os, queue, re, resource, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
-from concurrent import futures
 
 import grpc
 
+import calls
 from regions import PATIENCE, Regions, eventually, free_port
 
 BINARY = os.path.abspath(sys.argv[1])
@@ -41,15 +41,6 @@ class Server(http.server.ThreadingHTTPServer):
 
     def handle_error(self, *_):
         """Connections that break off are what this is about."""
-
-
-class Calls(grpc.GenericRpcHandler):
-    """A gRPC service: bytes in, bytes out."""
-
-    def service(self, details):
-        if details.method.endswith("Chat"):
-            return grpc.stream_stream_rpc_method_handler(lambda messages, context: (b"heard:" + message for message in messages))
-        return grpc.unary_unary_rpc_method_handler(lambda message, context: b"echo:" + message)
 
 
 class World:
@@ -213,10 +204,7 @@ class LoadOfAllKinds:
 
 def regions_lose_nothing(world):
     """The same with three regions, each of which is told in turn to read its rules again and to give way to a new binary."""
-    calls = grpc.server(futures.ThreadPoolExecutor(16))
-    calls.add_generic_rpc_handlers((Calls(),))
-    address = "h2c://127.0.0.1:%d" % calls.add_insecure_port("127.0.0.1:0")
-    calls.start()
+    server, address = calls.serve()
     web = "http://127.0.0.1:%d" % world.app.server_address[1]
     routes = """
   - { name: calls, match: { path: "/demo.Echo/**" }, data: public, home: [{ region: ap-northeast }] }
@@ -243,7 +231,7 @@ def regions_lose_nothing(world):
     finally:
         load.stop = True
         world.pids += [int(pid) for region in regions.names for pid in [regions.processes[region].pid, *serving(region)]]
-        calls.stop(0)
+        server.stop(0)
 
 
 def reloads_lose_nothing(world):

@@ -6,10 +6,10 @@ usage: manners.py BINARY
 needs: python3-aiohttp, python3-websockets, python3-grpcio, curl, nodejs, chromium, sslscan (Debian's packages)
 """
 import asyncio, gzip, http.client, json, os, queue, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
-from concurrent import futures
 
 import aiohttp.web, grpc, websockets
 
+import calls
 from regions import PATIENCE, Regions, eventually, free_port
 
 BINARY = os.path.abspath(sys.argv[1])
@@ -95,24 +95,6 @@ class App:
         async for piece in request.content.iter_any():
             size += len(piece)
         return await self.note(request, aiohttp.web.json_response({"region": self.region, "bytes": size}))
-
-
-class Calls(grpc.GenericRpcHandler):
-    """A gRPC service without generated code: bytes in, bytes out."""
-
-    def service(self, details):
-        method = details.method.rsplit("/", 1)[1]
-        if method == "Unary":
-            return grpc.unary_unary_rpc_method_handler(lambda message, context: b"echo:" + message)
-        if method == "Fail":
-            return grpc.unary_unary_rpc_method_handler(lambda message, context: context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not today"))
-        if method == "Sleep":
-            return grpc.unary_unary_rpc_method_handler(lambda message, context: time.sleep(30) or b"late")
-        if method == "Count":
-            return grpc.unary_stream_rpc_method_handler(lambda message, context: (b"%d" % n for n in range(int(message))))
-        if method == "Chat":
-            return grpc.stream_stream_rpc_method_handler(lambda messages, context: (b"heard:" + message for message in messages))
-        return None
 
 
 # Clients come to us-east, and everything belongs to eu-west.
@@ -227,12 +209,9 @@ def tls_has_nothing_weak(world, app):
 
 
 def grpc_calls(folder):
-    server = grpc.server(futures.ThreadPoolExecutor(8))
-    server.add_generic_rpc_handlers((Calls(),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
+    server, address = calls.serve()
     silent = socket.create_server(("127.0.0.1", 0))
-    upstreams = {"eu-west": ["h2c://127.0.0.1:%d" % port], "us-east": ["h2c://127.0.0.1:%d" % silent.getsockname()[1]]}
+    upstreams = {"eu-west": [address], "us-east": ["h2c://127.0.0.1:%d" % silent.getsockname()[1]]}
     world = Regions(BINARY, folder + "/grpc", upstreams, ROUTES, "limits: { response_timeout: 2s, body_rate_grace: 1s }")
     try:
         roots = open(world.authority, "rb").read()
