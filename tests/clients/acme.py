@@ -4,10 +4,11 @@
 usage: acme.py BINARY
 needs: pebble (Debian's package)
 """
-import http.client, http.server, json, os, shutil, socket, ssl, subprocess, sys, tempfile, threading, time, urllib.request
+import http.client, http.server, json, os, socket, ssl, subprocess, sys, tempfile, threading, urllib.request
+
+from regions import PATIENCE, eventually, free_port
 
 BINARY = os.path.abspath(sys.argv[1])
-PATIENCE = 90
 NAME = "www.example.test"
 
 
@@ -22,19 +23,6 @@ class App(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
-
-
-def free_port(kind=socket.SOCK_STREAM):
-    with socket.socket(type=kind) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def eventually(what, is_so):
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline, "not in time: " + what
-        time.sleep(0.1)
 
 
 class World:

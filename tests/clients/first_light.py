@@ -5,14 +5,15 @@ Python's own reader of the GeoIP database.
 usage: first_light.py BINARY PROMTOOL
 needs: curl with HTTP/2, python3-maxminddb
 """
-import csv, gzip, http.client, http.server, ipaddress, json, os, random, re, signal, socket, subprocess, sys, tempfile, threading, time
+import csv, gzip, http.client, http.server, ipaddress, json, os, random, re, signal, subprocess, sys, tempfile, threading, time
 
 import maxminddb
+
+from regions import PATIENCE, eventually, free_port
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SHARED = os.path.join(ROOT, "..", "shared", "data", "test")
 REGIONS = {"eu-west": 81, "us-east": 82, "ap-northeast": 83}
-PATIENCE = 60
 BINARY, PROMTOOL = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
 
 
@@ -43,12 +44,6 @@ class App(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class World:
@@ -110,13 +105,6 @@ class World:
 
 def run(command, **more):
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE, **more).stdout
-
-
-def eventually(what, is_so):
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline, "not in time: " + what
-        time.sleep(0.02)
 
 
 def curl(*arguments):

@@ -1,7 +1,7 @@
 """Regions as an operator runs them: a process each, one file of rules, TLS between them. For the tests that use real clients."""
 import http.client, os, signal, socket, subprocess, time
 
-PATIENCE = 60
+PATIENCE = 90
 PLACES = {"eu-west": ("eu", "[53, -6]"), "us-east": ("us", "[39, -77]"), "ap-northeast": ("jp", "[36, 140]")}
 
 
