@@ -41,7 +41,7 @@ pub struct Hint {
     pub home: String,
     /// The jurisdiction's name, where the record has one of its own.
     pub jurisdiction: Option<String>,
-    /// The version of the table that said so: of another it says nothing.
+    /// The version of the table that said so: while that stands, so does this.
     pub table: String,
     pub expires: SystemTime,
 }

@@ -1,5 +1,7 @@
 //! The fields of a message at the border between hops: what is dropped, what is rebuilt (RFC 9110 section 7.6).
 
+use std::borrow::Cow;
+
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -20,7 +22,7 @@ const HOP_BY_HOP: [&str; 9] = [
 ];
 
 /// Fields by which a hop tells an upstream who the client is and what it asked: anyone could have written them.
-const FORGEABLE: [&str; 64] = [
+const FORGEABLE: [&str; 57] = [
     "forwarded",
     "forwarded-for",
     "forwarded-for-ip",
@@ -30,7 +32,6 @@ const FORGEABLE: [&str; 64] = [
     "x-client-ip",
     "x-clientip",
     "x-cluster-client-ip",
-    "x-original-forwarded-for",
     "x-original-remote-addr",
     "x-originating-ip",
     "x-remote-ip",
@@ -47,8 +48,6 @@ const FORGEABLE: [&str; 64] = [
     "fly-client-ip",
     "fly-region",
     "x-nf-client-connection-ip",
-    "x-azure-clientip",
-    "x-azure-socketip",
     "x-appengine-user-ip",
     "x-original-url",
     "x-original-uri",
@@ -60,7 +59,6 @@ const FORGEABLE: [&str; 64] = [
     "x-host",
     "client-cert",
     "client-cert-chain",
-    "x-arr-clientcert",
     "x-client-dn",
     "x-country",
     "x-country-code",
@@ -70,10 +68,7 @@ const FORGEABLE: [&str; 64] = [
     "x-proxyuser-ip",
     "x-nf-geo",
     "do-connecting-ip",
-    "eo-client-ip",
-    "eo-connecting-ip",
     "ali-cdn-real-ip",
-    "incap-client-ip",
     "cdn-src-ip",
     "cdn-requestcountrycode",
     "cdn-requeststatecode",
@@ -88,7 +83,14 @@ const FORGEABLE: [&str; 64] = [
 ];
 
 /// The same by prefix, for vendors with many: forwarding, geography, client certificates, routing.
-const FORGEABLE_PREFIXES: [&str; 27] = [
+const FORGEABLE_PREFIXES: [&str; 34] = [
+    "x-original-forwarded-",
+    "x-azure-",
+    "x-arr-",
+    "x-amzn-oidc-",
+    "x-ms-client-principal",
+    "eo-",
+    "incap-",
     "x-forwarded-",
     "domicile-",
     "cf-",
@@ -120,15 +122,15 @@ const FORGEABLE_PREFIXES: [&str; 27] = [
 
 /// Whether a field concerns one connection only, or tells what a stranger must not.
 fn is_forgeable(name: &str) -> bool {
-    // Servers behind a gateway interface cannot tell `_` from `-`.
-    let folded;
-    let name = if name.contains('_') {
-        folded = name.replace('_', "-");
-        &folded
-    } else {
-        name
-    };
+    let name = &*folded(name);
     FORGEABLE.contains(&name) || FORGEABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// A field's name as servers behind a gateway interface see it (RFC 3875 section 4.1.18): some cannot tell `_` from `-`, some no
+/// sign from another.
+pub fn folded(name: &str) -> Cow<'_, str> {
+    let is_sign = |c: char| !c.is_ascii_alphanumeric() && c != '-';
+    if name.contains(is_sign) { name.replace(is_sign, "-").into() } else { name.into() }
 }
 
 /// The members of a list (RFC 9110 section 5.6.1), whatever bytes stand beside them.
@@ -194,21 +196,44 @@ fn append_via(headers: &mut HeaderMap) {
     headers.append(header::VIA, HeaderValue::from_static("1.1 domicile"));
 }
 
-/// Takes out of a request's trailers what its head could not hold: nothing that frames, routes or names anyone.
+/// What counts in a head alone (RFC 9110 section 6.5.1): it frames, routes or changes a message, or says who somebody is.
+const FOR_HEADS: [&str; 28] = [
+    "age",
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "cookie",
+    "cookie2",
+    "date",
+    "expires",
+    "host",
+    "http2-settings",
+    "location",
+    "max-forwards",
+    "pragma",
+    "range",
+    "retry-after",
+    "set-cookie",
+    "set-cookie2",
+    "strict-transport-security",
+    "trailer",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+    "x-http-method",
+    "x-request-id",
+];
+
+/// Takes out of trailers what belongs in a head: nothing is left that frames, routes or names anyone, in any spelling.
 pub fn scrub_trailers(trailers: &mut HeaderMap, names_a_client: impl Fn(&str) -> bool) {
     let is_for_heads = |name: &str| {
-        let framing = [
-            "host",
-            "content-length",
-            "content-type",
-            "content-encoding",
-            "cookie",
-            "set-cookie",
-            "authorization",
-            "via",
-            "trailer",
-        ];
-        framing.contains(&name) || HOP_BY_HOP.contains(&name) || is_forgeable(name) || names_a_client(name)
+        let plain = &*folded(name);
+        let is_condition = plain.starts_with("if-");
+        is_condition || FOR_HEADS.contains(&plain) || HOP_BY_HOP.contains(&plain) || is_forgeable(name) || names_a_client(name)
     };
     let bad: Vec<HeaderName> = trailers.keys().filter(|name| is_for_heads(name.as_str())).cloned().collect();
     for name in bad {
@@ -304,7 +329,25 @@ mod tests {
         Domicile-Data-Class Domicile-Probe DO-Connecting-IP EO-Client-IP EO-Connecting-IP Ali-CDN-Real-IP Incap-Client-IP
         X-Sucuri-ClientIP X-Sucuri-Country Cdn-Src-Ip CDN-RequestCountryCode X-ProxyUser-Ip X-Real-Client-IP X-Remote-Address X-NF-Geo
         X-Client-Region X-Client-City X-Client-City-Lat-Long X-Country-Name CloudFront-Forwarded-Proto Front-End-Https X-Scheme
-        X-Url-Scheme X-Goog-Authenticated-User-Email X-Client-SSL-Cert SSL-Cert";
+        X-Url-Scheme X-Goog-Authenticated-User-Email X-Client-SSL-Cert SSL-Cert X-Azure-FDID X-ARR-SSL X-Original-Forwarded-Host
+        X-Amzn-Oidc-Identity X-MS-Client-Principal-Name EO-Client-IPCountry Incap-Country-Code";
+
+    #[test]
+    fn trailers_hold_nothing_that_belongs_in_a_head() {
+        const HEADS_ALONE: &str = "Host Content-Length Content-Type Content-Encoding Content-Range Transfer-Encoding TE Trailer Connection
+            Upgrade Expect Authorization Proxy-Authorization WWW-Authenticate Proxy-Authenticate Cookie Set-Cookie Via Cache-Control
+            Pragma Max-Forwards Range If-Match If-None-Match If-Range If-Modified-Since Age Date Expires Location Retry-After Vary
+            X-Request-ID Domicile-Data-Class";
+        for name in HEADS_ALONE.split_whitespace() {
+            for spelling in [name, &name.replace('-', "_"), &name.replace('-', ".")] {
+                let mut trailers = map(&[(spelling, "x"), ("grpc-status", "0"), ("etag", "y"), ("x-checksum", "z")]);
+                scrub_trailers(&mut trailers, |_| false);
+                let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+                left.sort_unstable();
+                assert_eq!(left, ["etag", "grpc-status", "x-checksum"], "{spelling}");
+            }
+        }
+    }
 
     #[test]
     fn nothing_that_tells_of_clients_is_believed_in_any_spelling() {
@@ -313,7 +356,7 @@ mod tests {
         for name in names() {
             let underscored = name.replace('-', "_");
             let mixed = name.replacen('-', "_", 1);
-            for spelling in [name, &underscored, &mixed] {
+            for spelling in [name, &underscored, &mixed, &name.replace('-', "."), &name.replace('-', "~")] {
                 let mut headers = map(&[(spelling, "forged")]);
                 rebuild(&mut headers, &intake(), &HeaderValue::from_static("a.test"));
                 assert!(headers.values().all(|value| value != "forged"), "{spelling}");

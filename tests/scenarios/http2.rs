@@ -558,3 +558,82 @@ fn an_upload_that_an_upstream_says_it_has_not_looked_at_is_sent_again() {
         }
     }
 }
+
+#[test]
+fn a_head_that_is_dripped_ends_the_connection_whatever_else_is_under_way() {
+    // An answer that never comes keeps a stream in flight.
+    let upstreams = |_| {
+        vec![Recorder::with(Arc::new(|request, seen| {
+            Box::pin(async move {
+                remember(request, &seen).await;
+                std::future::pending().await
+            })
+        }))]
+    };
+    let extra = "limits: { header_timeout: 200ms }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
+    let head = literal(&GET);
+    // A head without its end, a frame without its end, the head of a frame without its end.
+    for (flags, kept) in [(0, head.len()), (END_HEADERS, head.len() - 1), (END_HEADERS, 0)] {
+        let mut frame = (head.len() as u32).to_be_bytes()[1..].to_vec();
+        frame.extend([HEADERS, flags, 0, 0, 0, 3]);
+        frame.extend(&head);
+        let unfinished = if kept == 0 { 5 } else { 9 + kept };
+        let mut frames = Frames::open(world.eu().http);
+        frames.head(1, END_STREAM, &GET);
+        frames.0.write_all(&frame[..unfinished]).unwrap();
+        assert!(frames.is_ended(), "{unfinished} bytes of {}", frame.len());
+    }
+}
+
+#[test]
+fn limits_on_heads_and_streams_hold_over_http2() {
+    let answers = |_| {
+        vec![Recorder::with(Arc::new(|request: Request<hyper::body::Incoming>, seen| {
+            Box::pin(async move {
+                let waits = request.uri().path().ends_with("/wait");
+                remember(request, &seen).await;
+                if waits { std::future::pending().await } else { Response::new(whole("ok")) }
+            })
+        }))]
+    };
+    let extra = "limits: { streams: 4, headers: 20, header_bytes: 8KiB, target_bytes: 100 }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(answers), extra, ..Plan::default() });
+    let ask = |fields: &[(&str, &str)]| {
+        let mut frames = Frames::open(world.eu().http);
+        frames.head(1, END_STREAM, fields);
+        frames.fate(1)
+    };
+    // Statuses as HPACK has them: 200 by its index, others as text behind the name's index.
+    let ok = Some(0x88);
+    assert_eq!(ask(&GET), ok);
+    let many: Vec<_> = GET.iter().copied().chain(std::iter::repeat_n(("x-a", "b"), 21)).collect();
+    let large: Vec<_> = GET.iter().copied().chain(std::iter::repeat_n(("x-a", LONG), 80)).collect();
+    let long = format!("/users/alice/orders/{}", "x".repeat(100));
+    let far: Vec<_> = GET.iter().map(|(name, value)| (*name, if *name == ":path" { &*long } else { *value })).collect();
+    let before = world.eu().upstream().seen().len();
+    for (what, fields) in [("too many fields", many), ("too many bytes", large), ("too long a target", far)] {
+        assert_ne!(ask(&fields), ok, "{what}");
+    }
+    assert_eq!(world.eu().upstream().seen().len(), before);
+    // One stream more than is allowed, all of them waiting.
+    let wait: Vec<_> =
+        GET.iter().map(|(name, value)| (*name, if *name == ":path" { "/users/alice/orders/wait" } else { *value })).collect();
+    let mut frames = Frames::open(world.eu().http);
+    for index in 0..5 {
+        frames.head(index * 2 + 1, END_STREAM, &wait);
+    }
+    let refused = loop {
+        match frames.next().expect("the connection stays") {
+            (RST_STREAM, _, stream, reason) => break (stream, reason),
+            (GOAWAY, ..) => panic!("the connection stays"),
+            _ => {}
+        }
+    };
+    assert_eq!(refused, (9, 7_u32.to_be_bytes().to_vec()), "REFUSED_STREAM: it may be asked again");
+    eventually("four are served", || world.eu().upstream().seen().len() == before + 4);
+}
+
+/// As long as [`literal`] writes.
+const LONG: &str =
+    "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890";

@@ -275,3 +275,50 @@ fn a_grpc_call_may_be_quiet_where_another_upload_may_not() {
         assert_eq!(answer.status(), status, "{kind}");
     }
 }
+
+#[test]
+fn the_wait_for_an_answer_begins_at_the_end_of_the_upload_over_http2_as_well() {
+    // Both lengths of body: one that says how long it is, and one that ends when it ends.
+    let asked = |world: &World, region: &crate::support::Region, path: &str| {
+        runtime().block_on(async {
+            let mut sender = http2(world, region.https, "localhost").await;
+            let (pieces, body) = pieces();
+            pieces.send(Frame::data(Bytes::from_static(b"piece"))).unwrap();
+            drop(pieces);
+            let ask = request(Method::POST, &format!("https://localhost{path}"), "", &[], body);
+            let streamed = read(sender.send_request(ask).await.unwrap()).await.unwrap();
+            let whole = crate::support::try_send(region.http, Method::POST, path, &[], whole("whole")).await.unwrap();
+            [streamed, whole]
+        })
+    };
+    let upstreams = |delay: Option<Duration>| {
+        Box::new(move |_: &'static str| {
+            let handler: crate::support::Handler = Arc::new(move |request, seen| {
+                Box::pin(async move {
+                    remember(request, &seen).await;
+                    match delay {
+                        Some(delay) => tokio::time::sleep(delay).await,
+                        None => std::future::pending().await,
+                    }
+                    Response::new(whole("late"))
+                })
+            });
+            vec![Recorder::speaking(Wire::Http2, handler)]
+        })
+    };
+    let extra = "limits: { response_timeout: 200ms, idle_timeout: 1h }\n".to_owned();
+    let world = World::planned(Plan { upstreams: upstreams(None), extra, ..Plan::default() });
+    for region in [world.eu(), world.us()] {
+        for answer in asked(&world, region, "/users/alice/orders/1") {
+            assert_eq!(answer.code(), "upstream.timeout", "{}", region.name);
+        }
+    }
+    // Nobody is idle who works on what was sent whole.
+    let extra = "limits: { response_timeout: 1h, idle_timeout: 100ms }\n".to_owned();
+    let world = World::planned(Plan { upstreams: upstreams(Some(Duration::from_millis(500))), extra, ..Plan::default() });
+    for region in [world.eu(), world.us()] {
+        for answer in asked(&world, region, "/users/alice/orders/1") {
+            assert_eq!(answer.text(), "late", "{}", region.name);
+        }
+    }
+}

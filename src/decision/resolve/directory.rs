@@ -11,8 +11,13 @@ use super::super::verdict::{Finding, Home};
 use super::Answer;
 
 pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> (Finding, Answer) {
-    let hint = facts.hint.filter(|record| policy.regions.contains(record.home));
-    match (facts.directory, hint) {
+    match (facts.directory, facts.hint) {
+        // The home is known, and a region that the policy has dropped: no reason to guess another.
+        (Lookup::NotAsked | Lookup::Unavailable, Some(record)) | (Lookup::Found(record), _)
+            if !policy.regions.contains(record.home) =>
+        {
+            (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable))
+        }
         (Lookup::NotAsked | Lookup::Unavailable, Some(record)) => {
             let is_asked = facts.directory != Lookup::NotAsked;
             (Finding::Hinted { home: record.home, is_asked }, Answer::Home(owned(record, Evidence::Asserted, policy)))
@@ -23,10 +28,6 @@ pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> (Fin
             (Finding::Unavailable { goes_on: true }, Answer::Next)
         }
         (Lookup::Unavailable, None) => (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable)),
-        // The home is known, and a region that the policy has dropped: no reason to guess another.
-        (Lookup::Found(record), _) if !policy.regions.contains(record.home) => {
-            (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable))
-        }
         (Lookup::Found(record), _) => {
             let evidence = match facts.proof {
                 Proof::Proven => Evidence::Recorded,

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::decision::facts::Ingress;
 use crate::transport::framing::{Gate, InFlight, Signals};
-use crate::transport::http2::{Exchange, Listening};
+use crate::transport::http2::{Exchange, Listening, Timely};
 use crate::transport::stream::Stream;
 
 use super::super::ingress::{Back, Session};
@@ -49,7 +49,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(40);
 pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, BytesMut), session: Rc<Session>, limits: &Limits) {
     let signals = Rc::clone(&session.signals);
     // HTTP/2 has its own framing: the gate only gives back the bytes that were read ahead.
-    let io = Listening::new(Gate::new(stream, first, limits.head(), Rc::clone(&signals)));
+    let io = Gate::new(stream, first, limits.head(), Rc::clone(&signals));
+    let io = Listening::new(Timely::new(io, limits.header_timeout));
     let (keepalive, remains) = (io.keepalive(PING_EVERY, PING_TIMEOUT), io.remains());
     // A peer's connections are few, and kept open on purpose.
     let is_peer = matches!(session.arrival.ingress, Ingress::Peer(_));
@@ -78,7 +79,10 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
                 // It may ask again on another connection.
                 Some(Ok((_, mut way_back))) if is_sent_away => way_back.send_reset(Reason::REFUSED_STREAM),
                 Some(Ok((request, way_back))) => begin(&worker, &session, (&regrets, limits.idle_timeout), request, way_back),
-                Some(Err(error)) => return tracing::debug!(%error, "a connection ended early"),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a connection ended early");
+                    break;
+                }
                 None => break,
             },
             () = end.as_mut(), if !ending => {
@@ -98,9 +102,9 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
         }
     }
     drop(connection);
-    if let Some(mut gate) = remains.take() {
+    if let Some(mut io) = remains.take() {
         // What was asked for last may have come behind our last word: a reset would take the word with it.
-        linger(gate.stream()).await;
+        linger(io.get_mut().stream()).await;
     }
 }
 

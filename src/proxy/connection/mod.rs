@@ -108,7 +108,7 @@ const LINGER_QUIET: Duration = Duration::from_secs(2);
 /// them. What comes is thrown away unread.
 async fn linger(stream: &mut Stream) {
     let rest = async {
-        let mut space = vec![0; 16 << 10];
+        let mut space = vec![0; 2 << 10];
         while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_QUIET, stream.read(&mut space)).await {}
     };
     let _ = tokio::time::timeout(LINGER, rest).await;

@@ -14,19 +14,24 @@ const MAX_HOPS: usize = 32;
 ///
 /// Where a trusted hop's word cannot be read, that hop is as far as anyone can see.
 pub(super) fn address(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> IpAddr {
+    find(headers, remote, settings).0
+}
+
+/// The address of the client, and by how many elements from the right the one that names it is away.
+fn find(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> (IpAddr, usize) {
     let trusted = |address: IpAddr| settings.trust.iter().any(|network| network.contains(&address));
-    let mut client = remote.to_canonical();
+    let (mut client, mut away) = (remote.to_canonical(), 0);
     if !trusted(client) {
-        return client;
+        return (client, 0);
     }
-    for hop in hops(headers, &settings.source).into_iter().take(MAX_HOPS) {
+    for (index, hop) in hops(headers, &settings.source).into_iter().take(MAX_HOPS).enumerate() {
         let Some(address) = hop else { break };
-        client = address;
+        (client, away) = (address, index);
         if !trusted(client) {
             break;
         }
     }
-    client
+    (client, away)
 }
 
 /// The addresses that hops wrote, the nearest first; `None` for one that is no address.
@@ -93,17 +98,21 @@ pub(super) fn forwarded_for(element: &str) -> Option<IpAddr> {
     read_address(value)
 }
 
-/// Whether the nearest hop says that the client came by HTTPS, in the fields that it is trusted to write: what it passes on of
-/// others is the client's.
-pub(super) fn came_by_https(headers: &HeaderMap, source: &AddressSource) -> bool {
-    let last = |name| headers.get_all(name).iter().next_back().and_then(|value| value.to_str().ok()?.rsplit(',').next());
+/// Whether the hop that took the client's connection says that it came by HTTPS, in the field that trusted hops are trusted to write:
+/// the element that stands as far from the right as the one that names the client, or the last on the way there.
+pub(super) fn came_by_https(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> bool {
+    let (_, away) = find(headers, remote, settings);
+    let said = |name: &str| {
+        let values: Vec<_> = headers.get_all(name).iter().flat_map(|value| elements(value.to_str().unwrap_or("?"))).collect();
+        values.len().checked_sub(1).map(|last| values[last - away.min(last)])
+    };
     let is_https = |proto: &str| proto.trim().trim_matches('"').eq_ignore_ascii_case("https");
-    match source {
-        AddressSource::Forwarded => last("forwarded").is_some_and(|element| {
+    match settings.source {
+        AddressSource::Forwarded => said("forwarded").is_some_and(|element| {
             let mut pairs = element.split(';').filter_map(|pair| pair.split_once('='));
             pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("proto")).is_some_and(|(_, proto)| is_https(proto))
         }),
-        AddressSource::XForwardedFor | AddressSource::Header(_) => last("x-forwarded-proto").is_some_and(is_https),
+        AddressSource::XForwardedFor | AddressSource::Header(_) => said("x-forwarded-proto").is_some_and(is_https),
         AddressSource::ProxyProtocol => false,
     }
 }

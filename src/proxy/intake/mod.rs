@@ -24,6 +24,7 @@ use crate::transport::framing::FAULT_HEADER;
 use crate::transport::tunnel::CONNECT;
 
 use super::Limits;
+use super::headers::folded;
 
 pub use client::unfolded;
 pub use identity::{Identity, Verifiers};
@@ -151,7 +152,7 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
             (envelope.id.clone(), envelope.client, identity, envelope.is_https)
         }
         None => {
-            let is_https = arrival.is_tls || (is_trusted && client::came_by_https(&parts.headers, &settings.source));
+            let is_https = arrival.is_tls || (is_trusted && client::came_by_https(&parts.headers, arrival.remote, settings));
             let identity = verifiers.identify(&parts.headers, is_trusted, is_https)?;
             (new_id(), client::address(&parts.headers, arrival.remote, settings), identity, is_https)
         }
@@ -190,14 +191,10 @@ fn read_envelope(headers: &HeaderMap) -> Result<Envelope, Code> {
 }
 
 impl Settings {
-    /// Whether a field names the user or the client's address, in any spelling: servers behind a gateway interface cannot
-    /// tell `_` from `-`.
+    /// Whether a field names the user or the client's address, in any spelling.
     pub fn names_a_client(&self, field: &str) -> bool {
-        let is = |name: &HeaderName| {
-            let (name, field) = (name.as_str().bytes(), field.bytes());
-            name.len() == field.len()
-                && name.zip(field).all(|(a, b)| a == b || (matches!(a, b'-' | b'_') && matches!(b, b'-' | b'_')))
-        };
+        let field = folded(field);
+        let is = |name: &HeaderName| folded(name.as_str()) == field;
         let by_key = self.keys.iter().any(|key| matches!(key, KeySource::Header(name) if is(name)));
         by_key || matches!(&self.source, AddressSource::Header(name) if is(name))
     }
@@ -225,7 +222,10 @@ fn check_size(parts: &Parts, limits: &Limits) -> Result<(), Code> {
 /// What the gate judges in HTTP/1 holds for HTTP/2 as well, for it may go on as HTTP/1.
 fn check_grammar(parts: &Parts) -> Result<(), Code> {
     let is_visible = |target: &PathAndQuery| target.as_str().bytes().all(|byte| matches!(byte, 0x21..=0x7e));
-    let is_look_alike = |name: &HeaderName| matches!(name.as_str(), "content_length" | "transfer_encoding");
+    let is_look_alike = |name: &HeaderName| {
+        let plain = folded(name.as_str());
+        plain != name.as_str() && matches!(&*plain, "content-length" | "transfer-encoding")
+    };
     let one_length = parts.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none();
     let is_sound = parts.uri.path_and_query().is_none_or(is_visible) && one_length && !parts.headers.keys().any(is_look_alike);
     if is_sound { Ok(()) } else { Err(Code::RequestMalformed) }

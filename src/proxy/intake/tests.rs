@@ -84,20 +84,30 @@ fn a_request_has_one_host_in_one_form() {
 }
 
 #[test]
-fn only_the_field_that_a_trusted_hop_writes_says_https() {
+fn the_hop_that_took_the_client_says_how_it_came() {
+    use AddressSource::{Forwarded, ProxyProtocol, XForwardedFor};
     let says = |source: &AddressSource, fields: &[(&str, &str)]| {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
-        client::came_by_https(&headers, source)
+        let trust = vec!["10.0.0.0/8".parse().unwrap()];
+        let settings = Settings { trust, source: source.clone(), keys: vec![], slashes: Slashes::Merge };
+        client::came_by_https(&headers, "10.0.0.1".parse().unwrap(), &settings)
     };
     let (by_x, by_forwarded) = (("x-forwarded-proto", "http, https"), ("forwarded", "for=a;proto=http, for=b; Proto=\"HTTPS\""));
-    assert!(says(&AddressSource::XForwardedFor, &[by_x]) && !says(&AddressSource::XForwardedFor, &[by_forwarded]));
-    assert!(says(&AddressSource::Forwarded, &[by_forwarded]) && !says(&AddressSource::Forwarded, &[by_x]));
-    assert!(!says(&AddressSource::Forwarded, &[("forwarded", "for=\"proto=https\";proto=http")]));
-    assert!(!says(&AddressSource::XForwardedFor, &[("x-forwarded-proto", "https, http")]));
-    assert!(!says(&AddressSource::ProxyProtocol, &[by_x, by_forwarded]));
+    assert!(says(&XForwardedFor, &[by_x]) && !says(&XForwardedFor, &[by_forwarded]));
+    assert!(says(&Forwarded, &[by_forwarded]) && !says(&Forwarded, &[by_x]));
+    assert!(!says(&Forwarded, &[("forwarded", "for=\"proto=https\";proto=http")]));
+    assert!(!says(&XForwardedFor, &[("x-forwarded-proto", "https, http")]), "the client's own word");
+    assert!(!says(&ProxyProtocol, &[by_x, by_forwarded]));
+    // Two trusted hops: the farther one took the client's connection, the nearer one that of the farther.
+    assert!(says(&Forwarded, &[("forwarded", "for=1.1.1.1;proto=http, for=2.2.2.2;proto=https, for=10.0.0.2;proto=http")]));
+    assert!(!says(&Forwarded, &[("forwarded", "for=1.1.1.1;proto=https, for=2.2.2.2;proto=http, for=10.0.0.2;proto=https")]));
+    let chain = ("x-forwarded-for", "1.1.1.1, 2.2.2.2, 10.0.0.2");
+    assert!(says(&XForwardedFor, &[chain, ("x-forwarded-proto", "http, https, http")]));
+    assert!(says(&XForwardedFor, &[chain, ("x-forwarded-proto", "https")]), "set once, and passed on");
+    assert!(!says(&XForwardedFor, &[chain, ("x-forwarded-proto", "https, http, https")]));
 }
 
 fn client(remote: &str, trust: &str, source: AddressSource, fields: &[(&str, &str)]) -> String {

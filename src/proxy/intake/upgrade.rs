@@ -9,6 +9,8 @@ use http::{Method, Version};
 use crate::model::outcome::Code;
 use crate::transport::tunnel::CONNECT;
 
+use super::super::headers::members;
+
 /// What a request wants its connection to become.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Upgrade {
@@ -43,8 +45,8 @@ pub(super) fn wanted(parts: &Parts) -> Result<Option<Upgrade>, Code> {
     if parts.version != Version::HTTP_11 || parts.method != Method::GET || has_body || !nominates_upgrade(parts) {
         return Ok(None);
     }
-    let offers = parts.headers.get_all(UPGRADE).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    let offers: Vec<String> = offers.map(|offer| offer.trim().to_ascii_lowercase()).collect();
+    let offers = members(&parts.headers, &UPGRADE).filter_map(|offer| std::str::from_utf8(offer).ok());
+    let offers: Vec<String> = offers.map(str::to_ascii_lowercase).collect();
     let is_websocket = |offer: &&String| *offer == "websocket";
     let Some(protocol) = offers.iter().find(is_websocket).or_else(|| offers.iter().find(|offer| is_tunnel(offer))) else {
         return Ok(None);
@@ -54,8 +56,7 @@ pub(super) fn wanted(parts: &Parts) -> Result<Option<Upgrade>, Code> {
 }
 
 fn nominates_upgrade(parts: &Parts) -> bool {
-    let values = parts.headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+    members(&parts.headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
 }
 
 /// HTTP itself is no tunnel: what would follow could not be judged.

@@ -75,7 +75,7 @@ impl Account {
             path: None,
             has_body,
             is_http1: parts.version < Version::HTTP_2,
-            call: pacing::kind_of_call(parts.version, &parts.headers).filter(|_| arrival.ingress == Ingress::Client),
+            call: pacing::kind_of_call(parts).filter(|_| arrival.ingress == Ingress::Client),
             told: false,
         }
     }
@@ -110,6 +110,7 @@ impl Account {
     /// Answers with a problem, and tells.
     pub fn refuse(mut self, code: Code) -> Response<Body> {
         self.code = Some(code);
+        // Of a call too, whose own status stands elsewhere: it says what has become of it.
         self.status = reply::status_of(code);
         let mut response = match &self.call {
             Some(kind) => reply::call_problem(code, &self.id, kind),

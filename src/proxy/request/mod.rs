@@ -101,6 +101,9 @@ async fn serve(
         return account.finish(Response::new(Body::whole(answer)));
     }
     if let Some(port) = session.house_rules.redirect {
+        if account.is_call() {
+            return account.refuse(Code::RouteNone);
+        }
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
         return match reply::to_https(&intake.host, port, target) {
             Some(response) => account.finish(response),

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Version};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Version};
 
 use super::super::Limits;
 use super::super::body::Allowance;
@@ -26,7 +27,7 @@ impl Pacing {
     /// A gRPC call comes when there is something to say, and brings its own deadline. It needs HTTP/2: over HTTP/1 its media type
     /// would only be a way round the least rate.
     pub(super) fn of_request(version: Version, headers: &HeaderMap, limits: &Limits) -> Self {
-        if kind_of_call(version, headers).is_none() {
+        if version != Version::HTTP_2 || !kind_of(headers).starts_with(GRPC) {
             return Self::of_message(limits);
         }
         let deadline = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
@@ -71,10 +72,12 @@ impl Pacing {
     }
 }
 
-/// The media type of a gRPC call.
-pub(super) fn kind_of_call(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
-    let is_call = version == Version::HTTP_2 && kind_of(headers).starts_with(GRPC);
-    headers.get(CONTENT_TYPE).filter(|_| is_call).cloned()
+/// The media type of a gRPC call, whose client understands nothing but gRPC. What browsers send to gateways of gRPC is none.
+pub(super) fn kind_of_call(request: &Parts) -> Option<HeaderValue> {
+    let kind = kind_of(&request.headers);
+    let is_grpc = kind.strip_prefix(GRPC).is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';', ' ']));
+    let is_call = request.version == Version::HTTP_2 && request.method == Method::POST && is_grpc;
+    request.headers.get(CONTENT_TYPE).filter(|_| is_call).cloned()
 }
 
 const GRPC: &str = "application/grpc";

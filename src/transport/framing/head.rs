@@ -204,7 +204,7 @@ impl Seen {
 fn is_look_alike(name: &[u8]) -> bool {
     let spelled = |wanted: &[u8]| {
         name.len() == wanted.len()
-            && name.iter().zip(wanted).all(|(a, b)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-'))
+            && name.iter().zip(wanted).all(|(a, b)| a.eq_ignore_ascii_case(b) || (!a.is_ascii_alphanumeric() && *b == b'-'))
     };
     spelled(b"content-length") || spelled(b"transfer-encoding")
 }

@@ -7,6 +7,7 @@
 mod body;
 mod exchange;
 mod keepalive;
+mod timely;
 mod tunnel;
 
 use http::HeaderMap;
@@ -15,7 +16,8 @@ use http_body::Body as _;
 
 pub use body::{Received, Upload, send};
 pub use exchange::Exchange;
-pub use keepalive::{Keepalive, Listening, Remains};
+pub use keepalive::{Keepalive, Listening};
+pub use timely::Timely;
 pub use tunnel::Tunnel;
 
 /// Makes the fields of a message fit for HTTP/2: none that concern a connection (RFC 9113 section 8.2.2), and the length of

@@ -13,8 +13,11 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::super::body::{Body, BodyError};
 
-/// How much of one body is kept. Most requests with a body are smaller, and it is little beside what the streams may hold.
+/// How much memory of one body is kept. Most requests with a body are smaller, and it is little beside what the streams may hold.
 const MOST_KEPT: usize = 64 << 10;
+
+/// What a piece costs besides its bytes: a body in many small ones is not cheap.
+const COST_OF_PIECE: usize = 256;
 
 /// A body, for whoever sends it.
 pub(super) struct Lent(Rc<RefCell<State>>);
@@ -25,18 +28,21 @@ pub(super) struct Kept(Rc<RefCell<State>>);
 struct State {
     body: Body,
     taken: VecDeque<Piece>,
-    bytes: usize,
+    bytes: u64,
+    cost: usize,
+    has_ended: bool,
     /// Nothing that was taken is missing, and the body has not broken off.
     is_whole: bool,
 }
 
 enum Piece {
     Data(Bytes),
-    Trailers(HeaderMap),
+    Trailers(Box<HeaderMap>),
 }
 
 pub(super) fn keep(body: Body) -> (Lent, Kept) {
-    let state = Rc::new(RefCell::new(State { body, taken: VecDeque::new(), bytes: 0, is_whole: true }));
+    let state =
+        Rc::new(RefCell::new(State { body, taken: VecDeque::new(), bytes: 0, cost: 0, has_ended: false, is_whole: true }));
     (Lent(Rc::clone(&state)), Kept(state))
 }
 
@@ -45,7 +51,7 @@ impl Kept {
     pub fn again(self) -> Option<Body> {
         let mut state = self.0.borrow_mut();
         let rest = std::mem::replace(&mut state.body, Body::empty());
-        let (taken, left) = (std::mem::take(&mut state.taken), state.bytes as u64);
+        let (taken, left) = (std::mem::take(&mut state.taken), state.bytes);
         state.is_whole.then(|| Body::streamed(Again { taken, left, rest }))
     }
 }
@@ -53,26 +59,45 @@ impl Kept {
 impl Drop for Kept {
     /// Nobody will ask for it again.
     fn drop(&mut self) {
-        let mut state = self.0.borrow_mut();
-        state.is_whole = false;
-        state.taken = VecDeque::new();
+        self.0.borrow_mut().forget();
     }
 }
 
 impl State {
     fn note(&mut self, outcome: &Result<Frame<Bytes>, BodyError>) {
+        if !self.is_whole {
+            return;
+        }
         let piece = outcome.as_ref().ok().and_then(|frame| {
             let data = frame.data_ref().cloned().map(Piece::Data);
-            data.or_else(|| frame.trailers_ref().cloned().map(Piece::Trailers))
+            data.or_else(|| frame.trailers_ref().cloned().map(Box::new).map(Piece::Trailers))
         });
-        self.bytes += outcome.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
-        match piece.filter(|_| self.is_whole && self.bytes <= MOST_KEPT) {
+        let bytes = outcome.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
+        (self.bytes, self.cost) = (self.bytes + bytes as u64, self.cost + bytes + COST_OF_PIECE);
+        match piece.filter(|_| self.cost <= MOST_KEPT) {
             Some(piece) => self.taken.push_back(piece),
-            None => {
-                self.is_whole = false;
-                self.taken = VecDeque::new();
-            }
+            None => self.forget(),
         }
+    }
+
+    fn forget(&mut self) {
+        self.is_whole = false;
+        self.taken = VecDeque::new();
+    }
+
+    /// Whether nothing is to come.
+    fn is_spent(&self) -> bool {
+        self.has_ended || self.body.is_end_stream()
+    }
+}
+
+impl Drop for Lent {
+    /// A body that is at its end learns of it now, and not with the answer: the wait for that begins here.
+    fn drop(&mut self) {
+        let mut state = self.0.borrow_mut();
+        let spent = state.is_spent().then(|| std::mem::replace(&mut state.body, Body::empty()));
+        drop(state);
+        drop(spent);
     }
 }
 
@@ -83,8 +108,13 @@ impl HttpBody for Lent {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut state = self.0.borrow_mut();
         let polled = Pin::new(&mut state.body).poll_frame(cx);
-        if let Poll::Ready(Some(outcome)) = &polled {
-            state.note(outcome);
+        match &polled {
+            Poll::Ready(Some(outcome)) => {
+                state.has_ended = outcome.as_ref().is_ok_and(Frame::is_trailers);
+                state.note(outcome);
+            }
+            Poll::Ready(None) => state.has_ended = true,
+            Poll::Pending => {}
         }
         polled
     }
@@ -116,7 +146,7 @@ impl HttpBody for Again {
                 self.left -= bytes.len() as u64;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Some(Piece::Trailers(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+            Some(Piece::Trailers(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(*trailers)))),
             None => Pin::new(&mut self.rest).poll_frame(cx),
         }
     }
@@ -185,10 +215,50 @@ mod tests {
 
     #[tokio::test]
     async fn too_much_of_it_is_not_kept_and_what_broke_off_is_not_repeated() {
-        let large = || vec![data(1, MOST_KEPT), data(2, 1)];
-        assert!(after(1, large()).await.is_some_and(|(body, _)| body.len() == MOST_KEPT + 1));
+        let most = MOST_KEPT - COST_OF_PIECE;
+        let large = || vec![data(1, most), data(2, 1)];
+        assert!(after(1, large()).await.is_some_and(|(body, _)| body.len() == most + 1));
         assert_eq!(after(2, large()).await, None);
+        let small = || (0..=MOST_KEPT / COST_OF_PIECE).map(|_| data(1, 1)).collect::<Vec<_>>();
+        assert_eq!(after(small().len(), small()).await, None, "many small pieces are much");
         assert_eq!(after(2, vec![data(1, 1), Err("broken".into())]).await, None);
+    }
+
+    /// A body that tells when it is dropped.
+    struct Telling(Pieces, Rc<std::cell::Cell<bool>>);
+
+    impl Drop for Telling {
+        fn drop(&mut self) {
+            self.1.set(true);
+        }
+    }
+
+    impl HttpBody for Telling {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            Pin::new(&mut self.0).poll_frame(cx)
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.0.is_empty()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_sent_whole_learns_of_its_end_before_the_answer() {
+        for (taken, is_spent) in [(0, false), (1, false), (2, true)] {
+            let told = Rc::new(std::cell::Cell::new(false));
+            let body = Telling(Pieces([data(1, 1), data(2, 1)].into()), Rc::clone(&told));
+            let (mut lent, kept) = keep(Body::streamed(body));
+            for _ in 0..taken {
+                let _ = lent.frame().await;
+            }
+            drop(lent);
+            assert_eq!(told.get(), is_spent, "{taken} pieces taken");
+            assert_eq!(kept.again().unwrap().collect().await.unwrap().to_bytes()[..], [1, 2]);
+        }
     }
 
     #[tokio::test]

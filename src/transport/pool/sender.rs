@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use super::super::body::Body;
 use super::super::framing::MOST_INTERIM;
 use super::super::http2::{self, Received, Tunnel, Upload};
-use super::{Listener, Reply, SendError, kept};
+use super::kept::{self, Kept};
+use super::{Listener, Reply, SendError};
 
 /// Opens streams on one connection.
 #[derive(Clone)]
@@ -74,12 +75,15 @@ impl Sender {
     pub(super) async fn send(self, request: Request<Body>, stall: Duration) -> Result<Response<Body>, SendError> {
         let listener = Listener::of(&request);
         let Begun { answer, stream, head, body } = self.begin(request).await?;
-        let has_body = !body.is_end_stream();
-        let (lent, kept) = kept::keep(body);
-        let sending = http2::send(Body::streamed(lent), stream, Reason::CANCEL, stall);
-        let upload = has_body.then(|| Upload::new(tokio::task::spawn_local(sending)));
+        let (upload, kept) = if body.is_end_stream() {
+            (None, None)
+        } else {
+            let (lent, kept) = kept::keep(body);
+            let sending = http2::send(Body::streamed(lent), stream, Reason::CANCEL, stall);
+            (Some(Upload::new(tokio::task::spawn_local(sending))), Some(kept))
+        };
         let answered = head_of(answer, listener).await;
-        let unprocessed = || kept.again().map(|body| Request::from_parts(head, body));
+        let unprocessed = || kept.map_or(Some(Body::empty()), Kept::again).map(|body| Request::from_parts(head, body));
         let (head, incoming) = answered.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         let body = Received::answering(incoming, &head.headers, upload);
         Ok(Response::from_parts(head, body.into()))

@@ -1,0 +1,181 @@
+//! Heads over HTTP/2 come in time, as over HTTP/1: who drips them holds a connection for as long as that takes, and no longer.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// A byte stream from a client, on which every head, and every frame that carries no body, is whole within `limit` of its first byte.
+pub struct Timely<S> {
+    io: S,
+    limit: Duration,
+    frames: Frames,
+    /// Runs while something is unfinished.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Timely<S> {
+    pub fn new(io: S, limit: Duration) -> Self {
+        Self { io, limit, frames: Frames::new(), timer: None }
+    }
+
+    /// What is beneath it.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.io
+    }
+
+    fn note(&mut self, bytes: &[u8]) {
+        if self.frames.pass(bytes) {
+            self.timer = None;
+        }
+        if self.frames.is_midway() && self.timer.is_none() {
+            self.timer = Some(Box::pin(tokio::time::sleep(self.limit)));
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Timely<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let timely = self.get_mut();
+        let before = buf.filled().len();
+        let read = Pin::new(&mut timely.io).poll_read(cx, buf);
+        if read.is_ready() {
+            timely.note(&buf.filled()[before..]);
+            return read;
+        }
+        if timely.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a head did not come in time")));
+        }
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Timely<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+const PREFACE: usize = 24;
+const FRAME_HEAD: usize = 9;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+
+/// Where in the sequence of frames (RFC 9113 section 4.1) a connection is.
+struct Frames {
+    head: [u8; FRAME_HEAD],
+    /// Bytes of the head that have come; none between two frames.
+    come: usize,
+    /// Bytes of the payload, or of the preface, that are to come.
+    left: usize,
+    is_data: bool,
+    /// A head has begun whose last frame has not.
+    is_block_open: bool,
+}
+
+impl Frames {
+    const fn new() -> Self {
+        Self { head: [0; FRAME_HEAD], come: 0, left: PREFACE, is_data: false, is_block_open: false }
+    }
+
+    /// Something has begun, other than a piece of a body, and is not whole.
+    const fn is_midway(&self) -> bool {
+        self.is_block_open || self.come > 0 || (self.left > 0 && !self.is_data)
+    }
+
+    /// Moves over bytes; whether something has become whole meanwhile.
+    fn pass(&mut self, mut bytes: &[u8]) -> bool {
+        let mut is_whole = false;
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let step = self.left.min(bytes.len());
+                (self.left, bytes) = (self.left - step, &bytes[step..]);
+            } else {
+                let step = (FRAME_HEAD - self.come).min(bytes.len());
+                self.head[self.come..self.come + step].copy_from_slice(&bytes[..step]);
+                (self.come, bytes) = (self.come + step, &bytes[step..]);
+                if self.come == FRAME_HEAD {
+                    self.begin();
+                }
+            }
+            is_whole |= !self.is_midway();
+        }
+        is_whole
+    }
+
+    fn begin(&mut self) {
+        let [a, b, c, kind, flags, ..] = self.head;
+        (self.come, self.left, self.is_data) = (0, u32::from_be_bytes([0, a, b, c]) as usize, kind == DATA);
+        if matches!(kind, HEADERS | CONTINUATION) {
+            self.is_block_open = flags & END_HEADERS == 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, length: u8) -> Vec<u8> {
+        let mut frame = vec![0, 0, length, kind, flags, 0, 0, 0, 1];
+        frame.resize(FRAME_HEAD + usize::from(length), b'x');
+        frame
+    }
+
+    fn begun() -> Frames {
+        let mut frames = Frames::new();
+        assert!(frames.is_midway() && !frames.pass(&[b'P'; PREFACE - 1]) && frames.is_midway());
+        assert!(frames.pass(b"\n") && !frames.is_midway());
+        frames
+    }
+
+    #[test]
+    fn a_head_is_midway_until_its_last_frame_has_come() {
+        let mut frames = begun();
+        let block = [frame(HEADERS, 0, 20), frame(CONTINUATION, 0, 20), frame(CONTINUATION, END_HEADERS, 5)].concat();
+        for (index, byte) in block.iter().enumerate() {
+            let is_last = index + 1 == block.len();
+            assert_eq!((frames.pass(&[*byte]), frames.is_midway()), (is_last, !is_last), "byte {index}");
+        }
+        assert!(frames.pass(&frame(HEADERS, END_HEADERS, 0)) && !frames.is_midway());
+    }
+
+    #[test]
+    fn a_body_has_its_own_pace_and_other_frames_have_none() {
+        let mut frames = begun();
+        let data = frame(DATA, 0, 20);
+        assert!(!frames.pass(&data[..5]) && frames.is_midway(), "the head of a frame of a body");
+        assert!(frames.pass(&data[5..10]) && !frames.is_midway(), "the body itself");
+        assert!(frames.pass(&data[10..]) && !frames.is_midway());
+        for kind in [2, 3, 4, 6, 7, 8] {
+            let frame = frame(kind, 0, 8);
+            assert!(!frames.pass(&frame[..12]) && frames.is_midway());
+            assert!(frames.pass(&frame[12..]) && !frames.is_midway(), "frame {kind}");
+        }
+        // What has ended and what has begun in one piece.
+        let two = [frame(4, 0, 6), frame(HEADERS, 0, 4)].concat();
+        assert!(frames.pass(&two) && frames.is_midway());
+    }
+}
