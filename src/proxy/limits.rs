@@ -45,6 +45,8 @@ pub struct Limits {
     pub handshakes: usize,
     /// Streams that an HTTP/2 client may reset before they were looked at; more end the connection.
     pub resets: usize,
+    /// Frames a second that neither ask for, nor carry, nor make room for something, on one HTTP/2 connection of a client.
+    pub control_frames: usize,
     /// How long requests in flight may take to finish at shutdown.
     pub drain: Duration,
     /// How often a request may be tried, the first included.
@@ -79,6 +81,8 @@ impl Default for Limits {
             requests: 10_000,
             handshakes: 1_000,
             resets: 50,
+            // Clients of gRPC measure the line with some tens of PING a second; floods have a hundred thousand.
+            control_frames: 1_000,
             drain: Duration::from_secs(30),
             attempts: 2,
             peer_connections: 2,

@@ -280,7 +280,7 @@ fn a_grpc_call_may_be_quiet_where_another_upload_may_not() {
 fn the_wait_for_an_answer_begins_at_the_end_of_the_upload_over_http2_as_well() {
     // Both lengths of body: one that says how long it is, and one that ends when it ends.
     let asked = |world: &World, region: &crate::support::Region, path: &str| {
-        runtime().block_on(async {
+        let asking = async {
             let mut sender = http2(world, region.https, "localhost").await;
             let (pieces, body) = pieces();
             pieces.send(Frame::data(Bytes::from_static(b"piece"))).unwrap();
@@ -289,7 +289,8 @@ fn the_wait_for_an_answer_begins_at_the_end_of_the_upload_over_http2_as_well() {
             let streamed = read(sender.send_request(ask).await.unwrap()).await.unwrap();
             let whole = crate::support::try_send(region.http, Method::POST, path, &[], whole("whole")).await.unwrap();
             [streamed, whole]
-        })
+        };
+        runtime().block_on(async { tokio::time::timeout(PATIENCE, asking).await.expect("an answer in time") })
     };
     let upstreams = |delay: Option<Duration>| {
         Box::new(move |_: &'static str| {

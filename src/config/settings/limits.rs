@@ -43,6 +43,7 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let requests = count("requests", standard.requests, 10_000_000);
     let handshakes = count("handshakes", standard.handshakes, 1_000_000);
     let resets = count("resets", standard.resets, 100_000);
+    let control_frames = count("control_frames", standard.control_frames, 1_000_000);
     let drain = section.optional("drain").map_or(Some(standard.drain), |field| field.duration());
     let attempts = count("attempts", standard.attempts, 10);
     let peer_connections = count("peer_connections", standard.peer_connections, 64);
@@ -69,6 +70,7 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
         requests: requests?,
         handshakes: handshakes?,
         resets: resets?,
+        control_frames: control_frames?,
         drain: drain?,
         attempts: attempts?,
         peer_connections: peer_connections?,

@@ -77,7 +77,7 @@ async fn close(gate: &mut Gate<Stream>, signals: &Signals) {
     if gate.shutdown().await.is_err() || !signals.lingers() {
         return;
     }
-    linger(gate.stream()).await;
+    linger(gate.stream(), u64::MAX).await;
 }
 
 fn builder(limits: &Limits) -> http1::Builder {

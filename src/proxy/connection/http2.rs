@@ -46,14 +46,18 @@ const PATIENCE: u32 = 5;
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(40);
 
+/// How much of what comes after an error is taken in, so that our word on it arrives: what was on its way.
+const MOST_AFTER_ERROR: u64 = 64 << 10;
+
 pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, BytesMut), session: Rc<Session>, limits: &Limits) {
     let signals = Rc::clone(&session.signals);
     // HTTP/2 has its own framing: the gate only gives back the bytes that were read ahead.
     let io = Gate::new(stream, first, limits.head(), Rc::clone(&signals));
-    let io = Listening::new(Timely::new(io, limits.header_timeout));
-    let (keepalive, remains) = (io.keepalive(PING_EVERY, PING_TIMEOUT), io.remains());
     // A peer's connections are few, and kept open on purpose.
     let is_peer = matches!(session.arrival.ingress, Ingress::Peer(_));
+    let controls = if is_peer { u64::MAX } else { limits.control_frames as u64 };
+    let io = Listening::new(Timely::new(io, limits.header_timeout, controls));
+    let (keepalive, remains) = (io.keepalive(PING_EVERY, PING_TIMEOUT), io.remains());
     let idle_limit = (!is_peer).then_some(limits.keep_alive * PATIENCE);
     let most = if is_peer { u64::MAX } else { limits.requests_per_connection as u64 };
     let mut end = pin!(end(&worker, signals, idle_limit, most, is_peer));
@@ -73,7 +77,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
         // Nothing is being served any more; what is still to be written, nobody takes.
         quiet(&session.signals, limits.idle_timeout).await;
     });
-    loop {
+    let most = loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 // It may ask again on another connection.
@@ -81,9 +85,12 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
                 Some(Ok((request, way_back))) => begin(&worker, &session, (&regrets, limits.idle_timeout), request, way_back),
                 Some(Err(error)) => {
                     tracing::debug!(%error, "a connection ended early");
-                    break;
+                    if error.is_io() {
+                        return;
+                    }
+                    break MOST_AFTER_ERROR;
                 }
-                None => break,
+                None => break u64::MAX,
             },
             () = end.as_mut(), if !ending => {
                 ending = true;
@@ -100,11 +107,11 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
             () = disproven.as_mut() => return tracing::warn!("a peer's connection was closed: it does not prove its region any more"),
             () = lost.as_mut() => return tracing::debug!("a connection was given up: the other end is silent"),
         }
-    }
+    };
     drop(connection);
     if let Some(mut io) = remains.take() {
         // What was asked for last may have come behind our last word: a reset would take the word with it.
-        linger(io.get_mut().stream()).await;
+        linger(io.get_mut().stream(), most).await;
     }
 }
 

@@ -105,10 +105,10 @@ const LINGER: Duration = Duration::from_secs(10);
 const LINGER_QUIET: Duration = Duration::from_secs(2);
 
 /// Waits until the other end has ended as well: closing a socket on unread bytes resets it, and what was written last is lost with
-/// them. What comes is thrown away unread.
-async fn linger(stream: &mut Stream) {
+/// them. What comes, up to so many bytes, is thrown away unread.
+async fn linger(stream: &mut Stream, most: u64) {
     let rest = async {
-        let mut space = vec![0; 2 << 10];
+        let (mut space, mut stream) = (vec![0; 4 << 10], stream.take(most));
         while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_QUIET, stream.read(&mut space)).await {}
     };
     let _ = tokio::time::timeout(LINGER, rest).await;

@@ -1,4 +1,5 @@
-//! Heads over HTTP/2 come in time, as over HTTP/1: who drips them holds a connection for as long as that takes, and no longer.
+//! Frames over HTTP/2 that come in time and in moderation. Who drips a head holds a connection for as long as a head may take, as over
+//! HTTP/1, and no longer; and who asks for signs of life without end, or changes its settings so, is at nothing else.
 
 use std::io;
 use std::pin::Pin;
@@ -6,20 +7,24 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
-/// A byte stream from a client, on which every head, and every frame that carries no body, is whole within `limit` of its first byte.
+/// A byte stream from a client, on which every head, and every frame that carries no body, is whole within `limit` of its first byte,
+/// and which has no more than `most` control frames a second: what neither asks for something, nor carries it, nor makes room for it.
 pub struct Timely<S> {
     io: S,
     limit: Duration,
+    most: u64,
     frames: Frames,
+    /// The second in which control frames are counted.
+    since: Instant,
     /// Runs while something is unfinished.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Timely<S> {
-    pub fn new(io: S, limit: Duration) -> Self {
-        Self { io, limit, frames: Frames::new(), timer: None }
+    pub fn new(io: S, limit: Duration, most: u64) -> Self {
+        Self { io, limit, most, frames: Frames::new(), since: Instant::now(), timer: None }
     }
 
     /// What is beneath it.
@@ -27,14 +32,23 @@ impl<S> Timely<S> {
         &mut self.io
     }
 
-    fn note(&mut self, bytes: &[u8]) {
+    /// Notes what has come; whether it was too much.
+    fn note(&mut self, bytes: &[u8]) -> bool {
         if self.frames.pass(bytes) {
             self.timer = None;
         }
         if self.frames.is_midway() && self.timer.is_none() {
             self.timer = Some(Box::pin(tokio::time::sleep(self.limit)));
         }
+        if self.frames.controls > 0 && self.since.elapsed() >= Duration::from_secs(1) {
+            (self.since, self.frames.controls) = (Instant::now(), 0);
+        }
+        self.frames.controls > self.most
     }
+}
+
+fn too_bad<T>(why: &'static str) -> Poll<io::Result<T>> {
+    Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)))
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Timely<S> {
@@ -43,11 +57,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Timely<S> {
         let before = buf.filled().len();
         let read = Pin::new(&mut timely.io).poll_read(cx, buf);
         if read.is_ready() {
-            timely.note(&buf.filled()[before..]);
-            return read;
+            return if timely.note(&buf.filled()[before..]) { too_bad("too many control frames") } else { read };
         }
         if timely.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a head did not come in time")));
+            return too_bad("a head did not come in time");
         }
         Poll::Pending
     }
@@ -80,6 +93,8 @@ const FRAME_HEAD: usize = 9;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
@@ -93,11 +108,13 @@ struct Frames {
     is_data: bool,
     /// A head has begun whose last frame has not.
     is_block_open: bool,
+    /// Frames that ask for nothing, carry nothing and make no room: SETTINGS, PING, PRIORITY, and what nobody knows.
+    controls: u64,
 }
 
 impl Frames {
     const fn new() -> Self {
-        Self { head: [0; FRAME_HEAD], come: 0, left: PREFACE, is_data: false, is_block_open: false }
+        Self { head: [0; FRAME_HEAD], come: 0, left: PREFACE, is_data: false, is_block_open: false, controls: 0 }
     }
 
     /// Something has begun, other than a piece of a body, and is not whole.
@@ -128,8 +145,10 @@ impl Frames {
     fn begin(&mut self) {
         let [a, b, c, kind, flags, ..] = self.head;
         (self.come, self.left, self.is_data) = (0, u32::from_be_bytes([0, a, b, c]) as usize, kind == DATA);
-        if matches!(kind, HEADERS | CONTINUATION) {
-            self.is_block_open = flags & END_HEADERS == 0;
+        match kind {
+            HEADERS | CONTINUATION => self.is_block_open = flags & END_HEADERS == 0,
+            DATA | RST_STREAM | WINDOW_UPDATE => {}
+            _ => self.controls += 1,
         }
     }
 }
@@ -174,6 +193,7 @@ mod tests {
             assert!(!frames.pass(&frame[..12]) && frames.is_midway());
             assert!(frames.pass(&frame[12..]) && !frames.is_midway(), "frame {kind}");
         }
+        assert_eq!(frames.controls, 4, "PRIORITY, SETTINGS, PING and GOAWAY");
         // What has ended and what has begun in one piece.
         let two = [frame(4, 0, 6), frame(HEADERS, 0, 4)].concat();
         assert!(frames.pass(&two) && frames.is_midway());
