@@ -1,7 +1,7 @@
 //! The answers we give ourselves: problems (RFC 9457) and redirects.
 
 use http::header::{self, HeaderValue};
-use http::{Response, StatusCode, Uri};
+use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::json;
 
 use crate::model::outcome::Code;
@@ -148,11 +148,18 @@ pub fn call_problem(code: Code, request_id: &str, kind: &HeaderValue) -> Respons
     let (mut head, _) = problem(code, request_id).into_parts();
     head.status = StatusCode::OK;
     head.headers.insert(header::CONTENT_TYPE, kind.clone());
-    head.headers.insert("grpc-status", HeaderValue::from(call_status(code)));
-    if let Ok(message) = HeaderValue::from_str(&format!("{} ({})", sentence(code), code.as_str())) {
-        head.headers.insert("grpc-message", message);
-    }
+    head.headers.extend(call_trailers(code));
     Response::from_parts(head, Body::empty())
+}
+
+/// The end of a gRPC call's answer that says what became of it.
+pub fn call_trailers(code: Code) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from(call_status(code)));
+    if let Ok(message) = HeaderValue::from_str(&format!("{} ({})", sentence(code), code.as_str())) {
+        trailers.insert("grpc-message", message);
+    }
+    trailers
 }
 
 /// The status of a refused gRPC call. Only what a second try may mend is `UNAVAILABLE`: clients repeat that by themselves.

@@ -607,3 +607,47 @@ fn a_tunnel_that_is_quiet_for_too_long_is_closed() {
         assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
     }
 }
+
+#[test]
+fn a_grpc_call_ends_at_its_deadline_in_the_middle_of_its_answer() {
+    // The answer begins, and never ends.
+    let (given_up, told) = (Arc::new(tokio::sync::Notify::new()), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+    let (notify, count) = (Arc::clone(&given_up), Arc::clone(&told));
+    let upstreams = move |_: &'static str| {
+        let (notify, count) = (Arc::clone(&notify), Arc::clone(&count));
+        let call: crate::support::Handler = Arc::new(move |request: Request<hyper::body::Incoming>, seen| {
+            let (notify, count) = (Arc::clone(&notify), Arc::clone(&count));
+            Box::pin(async move {
+                remember(request, &seen).await;
+                let (sender, body) = pieces();
+                sender.send(Frame::data(Bytes::from_static(b"\0\0\0\0\x05hello"))).unwrap();
+                tokio::spawn(async move {
+                    sender.closed().await;
+                    count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    notify.notify_one();
+                });
+                let mut response = Response::new(body);
+                response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+                response
+            })
+        });
+        vec![Recorder::speaking(Wire::Http2, call)]
+    };
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), ..Plan::default() });
+    runtime().block_on(async {
+        for region in [world.eu(), world.us()] {
+            let mut sender = http2(&world, region.https, "localhost").await;
+            let fields = [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", "500m")];
+            let call = request(Method::POST, "https://localhost/users/alice/orders/Call", "", &fields, whole("ping"));
+            let asked = async { read(sender.send_request(call).await.unwrap()).await.unwrap() };
+            let answer = tokio::time::timeout(crate::support::PATIENCE, asked).await.expect("in time");
+            assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &b"\0\0\0\0\x05hello"[..]), "{}", region.name);
+            let trailers = answer.trailers.unwrap();
+            assert_eq!(trailers["grpc-status"], "4", "DEADLINE_EXCEEDED");
+            assert!(trailers["grpc-message"].to_str().unwrap().ends_with("(proxy.deadline_exceeded)"), "{trailers:?}");
+            let is_told = tokio::time::timeout(crate::support::PATIENCE, given_up.notified()).await;
+            is_told.expect("whoever works on it learns that nobody waits");
+        }
+    });
+    assert_eq!(told.load(std::sync::atomic::Ordering::SeqCst), 2);
+}

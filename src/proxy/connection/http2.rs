@@ -82,7 +82,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
             accepted = connection.accept() => match accepted {
                 // It may ask again on another connection.
                 Some(Ok((_, mut way_back))) if is_sent_away => way_back.send_reset(Reason::REFUSED_STREAM),
-                Some(Ok((request, way_back))) => begin(&worker, &session, (&regrets, limits.idle_timeout), request, way_back),
+                Some(Ok((request, way_back))) => begin(&worker, &session, (&regrets, *limits), request, way_back),
                 Some(Err(error)) => {
                     tracing::debug!(%error, "a connection ended early");
                     if error.is_io() {
@@ -144,7 +144,7 @@ impl Regrets {
 fn begin(
     worker: &Rc<Worker>,
     session: &Rc<Session>,
-    (regrets, stall): (&Rc<Regrets>, Duration),
+    (regrets, limits): (&Rc<Regrets>, Limits),
     request: Request<h2::RecvStream>,
     way_back: SendResponse<Bytes>,
 ) {
@@ -165,7 +165,8 @@ fn begin(
             }
             response = request::handle(worker, Rc::clone(&session), back, request) => response,
         };
-        served.answer(response, stall).await;
+        let patience = request::patience_with_taker(response.headers(), &limits);
+        served.answer(response, patience).await;
         drop(in_flight);
     });
     exchange.served_by(task.abort_handle());

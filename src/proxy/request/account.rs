@@ -23,7 +23,8 @@ use super::super::body::Progress;
 use super::super::gather::Findings;
 use super::super::intake::{Arrival, Intake, new_id};
 use super::super::{Snapshot, Worker, reply};
-use super::{Judged, pacing};
+use super::Judged;
+use super::pacing::Call;
 
 /// One request's story, told once at its end.
 pub(super) struct Account {
@@ -47,8 +48,8 @@ pub(super) struct Account {
     path: Option<String>,
     has_body: bool,
     is_http1: bool,
-    /// The media type of a client's gRPC call, which is refused in its own terms.
-    call: Option<HeaderValue>,
+    /// A client's gRPC call, which is refused in its own terms.
+    call: Option<Call>,
     told: bool,
 }
 
@@ -75,7 +76,7 @@ impl Account {
             path: None,
             has_body,
             is_http1: parts.version < Version::HTTP_2,
-            call: pacing::kind_of_call(parts).filter(|_| arrival.ingress == Ingress::Client),
+            call: Call::of(parts).filter(|_| arrival.ingress == Ingress::Client),
             told: false,
         }
     }
@@ -113,7 +114,7 @@ impl Account {
         // Of a call too, whose own status stands elsewhere: it says what has become of it.
         self.status = reply::status_of(code);
         let mut response = match &self.call {
-            Some(kind) => reply::call_problem(code, &self.id, kind),
+            Some(call) => reply::call_problem(code, &self.id, &call.kind),
             None => reply::problem(code, &self.id),
         };
         if let Ingress::Peer(_) = self.arrival.ingress {
@@ -158,6 +159,11 @@ impl Account {
     /// Whether a client waits for an answer in the terms of gRPC.
     pub const fn is_call(&self) -> bool {
         self.call.is_some()
+    }
+
+    /// When a client that waits for one has no more use for it.
+    pub fn deadline_of_call(&self) -> Option<Instant> {
+        self.call.as_ref()?.deadline
     }
 
     pub fn local_name(&self) -> &str {

@@ -38,6 +38,7 @@ use super::intake::{self, Intake, Verifiers};
 use super::{Snapshot, Worker, headers, reply};
 
 use account::Account;
+pub use pacing::patience_with_taker;
 
 /// Two proxies may hand a request over; a third pass is a loop.
 const MAX_PASSES_OF_CLIENT: usize = 1;

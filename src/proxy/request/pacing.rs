@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Version};
+use tokio::time::Instant;
 
 use super::super::Limits;
 use super::super::body::Allowance;
@@ -30,7 +31,7 @@ impl Pacing {
         if version != Version::HTTP_2 || !kind_of(headers).starts_with(GRPC) {
             return Self::of_message(limits);
         }
-        let deadline = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
+        let deadline = deadline_of(headers);
         let patience = deadline.map_or(limits.tunnel_idle, |deadline| deadline.min(limits.tunnel_idle));
         Self { deadline, request_timeout: patience, response_timeout: patience, ..Self::of_stream(limits) }
     }
@@ -72,12 +73,31 @@ impl Pacing {
     }
 }
 
-/// The media type of a gRPC call, whose client understands nothing but gRPC. What browsers send to gateways of gRPC is none.
-pub(super) fn kind_of_call(request: &Parts) -> Option<HeaderValue> {
-    let kind = kind_of(&request.headers);
-    let is_grpc = kind.strip_prefix(GRPC).is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';', ' ']));
-    let is_call = request.version == Version::HTTP_2 && request.method == Method::POST && is_grpc;
-    request.headers.get(CONTENT_TYPE).filter(|_| is_call).cloned()
+/// How long an answer may lie untaken.
+pub fn patience_with_taker(answer: &HeaderMap, limits: &Limits) -> Duration {
+    Pacing::of_answer(answer, limits).idle
+}
+
+/// A gRPC call, whose client understands nothing but gRPC. What browsers send to gateways of gRPC is none.
+pub(super) struct Call {
+    /// Its media type, and that of its answer.
+    pub kind: HeaderValue,
+    /// When its client has no more use for an answer.
+    pub deadline: Option<Instant>,
+}
+
+impl Call {
+    pub fn of(request: &Parts) -> Option<Self> {
+        let kind = kind_of(&request.headers);
+        let is_grpc = kind.strip_prefix(GRPC).is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';', ' ']));
+        let is_call = request.version == Version::HTTP_2 && request.method == Method::POST && is_grpc;
+        let kind = request.headers.get(CONTENT_TYPE).filter(|_| is_call)?.clone();
+        Some(Self { kind, deadline: deadline_of(&request.headers).map(|deadline| Instant::now() + deadline) })
+    }
+}
+
+fn deadline_of(call: &HeaderMap) -> Option<Duration> {
+    call.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?))
 }
 
 const GRPC: &str = "application/grpc";

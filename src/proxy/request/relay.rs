@@ -17,11 +17,11 @@ use crate::model::region::RegionId;
 use crate::session::{self, Hint};
 use crate::transport::body::Body;
 
-use super::super::body::Metered;
+use super::super::body::{Metered, Until};
 use super::super::forward::{Answer, Rest};
 use super::super::ingress::{Back, Session};
 use super::super::intake::Intake;
-use super::super::{Snapshot, headers};
+use super::super::{Snapshot, headers, reply};
 use super::account::Account;
 use super::pacing::Pacing;
 use super::watch::Watch;
@@ -64,7 +64,11 @@ pub(super) fn relay(
     let pacing = Pacing::of_answer(&head.headers, &account.snapshot.limits);
     // A peer answers for its own clients.
     let delivery = (account.arrival.ingress == Ingress::Client)
-        .then(|| account.worker.deliveries.watch(account.snapshot.limits.idle_timeout, pacing.pace_of_taker(), back.cutter()));
+        .then(|| account.worker.deliveries.watch(pacing.idle, pacing.pace_of_taker(), back.cutter()));
+    let body = match account.deadline_of_call() {
+        Some(deadline) => Body::streamed(Until::new(body, deadline, reply::call_trailers(Code::DeadlineExceeded))),
+        None => body,
+    };
     let mut body = Metered::new(body, pacing.allowance_of_answer(), Rc::clone(&account.answer_body));
     if let Some(delivery) = delivery {
         body = body.delivered(delivery);
