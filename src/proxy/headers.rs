@@ -22,7 +22,7 @@ const HOP_BY_HOP: [&str; 9] = [
 ];
 
 /// Fields by which a hop tells an upstream who the client is and what it asked: anyone could have written them.
-const FORGEABLE: [&str; 57] = [
+const FORGEABLE: [&str; 58] = [
     "forwarded",
     "forwarded-for",
     "forwarded-for-ip",
@@ -80,6 +80,8 @@ const FORGEABLE: [&str; 57] = [
     "client-verify",
     "client-dn",
     "x-forward-proto",
+    // Replaced by ours, whatever it is spelled like.
+    "x-request-id",
 ];
 
 /// The same by prefix, for vendors with many: forwarding, geography, client certificates, routing.
@@ -197,7 +199,7 @@ fn append_via(headers: &mut HeaderMap) {
 }
 
 /// What counts in a head alone (RFC 9110 section 6.5.1): it frames, routes or changes a message, or says who somebody is.
-const FOR_HEADS: [&str; 28] = [
+const FOR_HEADS: [&str; 27] = [
     "age",
     "authorization",
     "cache-control",
@@ -225,7 +227,6 @@ const FOR_HEADS: [&str; 28] = [
     "warning",
     "www-authenticate",
     "x-http-method",
-    "x-request-id",
 ];
 
 /// Takes out of trailers what belongs in a head: nothing is left that frames, routes or names anyone, in any spelling.
@@ -330,7 +331,7 @@ mod tests {
         X-Sucuri-ClientIP X-Sucuri-Country Cdn-Src-Ip CDN-RequestCountryCode X-ProxyUser-Ip X-Real-Client-IP X-Remote-Address X-NF-Geo
         X-Client-Region X-Client-City X-Client-City-Lat-Long X-Country-Name CloudFront-Forwarded-Proto Front-End-Https X-Scheme
         X-Url-Scheme X-Goog-Authenticated-User-Email X-Client-SSL-Cert SSL-Cert X-Azure-FDID X-ARR-SSL X-Original-Forwarded-Host
-        X-Amzn-Oidc-Identity X-MS-Client-Principal-Name EO-Client-IPCountry Incap-Country-Code";
+        X-Amzn-Oidc-Identity X-MS-Client-Principal-Name EO-Client-IPCountry Incap-Country-Code X-Request-ID";
 
     #[test]
     fn trailers_hold_nothing_that_belongs_in_a_head() {

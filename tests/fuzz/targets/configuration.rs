@@ -102,7 +102,8 @@ enum Tree {
 }
 
 impl Tree {
-    /// `None` for what the second reader refuses, and for what we promise to refuse: tags, a second document, too deep a nest.
+    /// `None` for what the second reader refuses, for what we promise to refuse (tags, a second document, too deep a nest), and for
+    /// anchors: it reads YAML 1.1, which ends their names elsewhere.
     fn read(text: &str) -> Option<Self> {
         let mut input = text.as_bytes();
         let mut parser = Parser::new();
@@ -120,9 +121,9 @@ impl Tree {
         let documents = events.iter().filter(|event| matches!(event, EventData::DocumentStart { .. })).count();
         let is_plain = !events.iter().any(|event| match event {
             EventData::Alias { .. } => true,
-            EventData::Scalar { tag, .. } | EventData::SequenceStart { tag, .. } | EventData::MappingStart { tag, .. } => {
-                tag.is_some()
-            }
+            EventData::Scalar { tag, anchor, .. }
+            | EventData::SequenceStart { tag, anchor, .. }
+            | EventData::MappingStart { tag, anchor, .. } => tag.is_some() || anchor.is_some(),
             _ => false,
         });
         if !is_read || documents != 1 || !is_plain {
