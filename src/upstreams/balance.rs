@@ -176,6 +176,16 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_back_gets_its_share_little_by_little() {
+        let (upstreams, load) = (upstreams(1000), Load::default());
+        upstreams.all()[0].set_up(false);
+        upstreams.all()[0].set_up(true);
+        let held: Vec<_> = (0..300).map(|_| one(load.take(&upstreams, &[]))).collect();
+        let share = held.iter().filter(|(taken, _)| Arc::ptr_eq(taken, &upstreams.all()[0])).count();
+        assert!(share < 60, "it came back a moment ago: {share} of 300");
+    }
+
+    #[test]
     fn what_is_down_or_tried_is_not_taken() {
         let (upstreams, load) = (upstreams(1000), Load::default());
         upstreams.all()[0].state.up.store(false, Ordering::Relaxed);

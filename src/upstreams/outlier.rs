@@ -89,7 +89,8 @@ impl Record {
 
     /// It has come back by its health checks.
     pub(super) fn note_return(&self, now: Instant) {
-        self.back_since.store(self.age(now), Ordering::Relaxed);
+        // Nothing stands for one that was never away.
+        self.back_since.store(self.age(now).max(1), Ordering::Relaxed);
         self.until.store(0, Ordering::Relaxed);
         self.failures.store(0, Ordering::Relaxed);
     }

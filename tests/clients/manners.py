@@ -148,8 +148,10 @@ def curl_does_everything(world, app):
     body = world.folder + "/body"
     open(body, "wb").truncate(size)
     for more in (["--http1.1"], ["--http2"], ["--http1.1", "-H", "Transfer-Encoding: chunked"], ["--http1.1", "-H", "Expect: 100-continue"]):
-        answer = json.loads(curl("--cacert", world.authority, *more, "--data-binary", "@" + body, world.url("us-east", "https", "localhost") + "/upload"))
-        assert answer == {"region": "eu-west", "bytes": size}, (more, answer)
+        said = curl("--cacert", world.authority, *more, "-w", "\\n%{http_version}", "--data-binary", "@" + body, world.url("us-east", "https", "localhost") + "/upload")
+        answer, version = said.decode().rsplit("\n", 1)
+        assert json.loads(answer) == {"region": "eu-west", "bytes": size}, (more, answer)
+        assert version == ("2" if "--http2" in more else "1.1"), (more, version)
 
 
 def nodes_fetch_streams(world, app):

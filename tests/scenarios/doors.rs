@@ -213,6 +213,19 @@ fn who_is_admitted_at_one_listener_does_not_come_in_by_another() {
         })
     };
     assert!(ask("guarded.test").starts_with("HTTP/1.1 421"));
+    // Browsers put hosts of one certificate on one connection of HTTP/2: that is where they would meet.
+    let coalesced = runtime().block_on(async {
+        let mut sender = crate::support::http2(&world, world.eu().https, "localhost").await;
+        let ask = crate::support::request(
+            http::Method::GET,
+            "https://guarded.test/users/alice/orders/1",
+            "",
+            &[],
+            crate::support::whole(""),
+        );
+        crate::support::read(sender.send_request(ask).await.unwrap()).await.unwrap()
+    });
+    assert_eq!((coalesced.status.as_u16(), coalesced.code().as_str()), (421, "request.wrong_site"));
     world.eu().upstream().assert_saw_nothing();
     assert!(ask("nobodys.test").starts_with("HTTP/1.1 200"), "the first certificate's");
 }

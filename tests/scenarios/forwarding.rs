@@ -253,3 +253,19 @@ fn a_head_that_passes_at_home_passes_abroad() {
         }
     }
 }
+
+#[test]
+fn repeated_slashes_are_what_the_operator_says() {
+    for (setting, status, path) in
+        [("merge", 200, "/users/alice/orders/1"), ("keep", 200, "/users/alice/orders//1"), ("refuse", 400, "")]
+    {
+        let extra = format!("paths: {{ repeated_slashes: {setting} }}\n");
+        let world = World::planned(Plan { extra, ..Plan::default() });
+        for region in [world.eu(), world.us()] {
+            let answer = get(region.http, "/users/alice/orders//1", &[]);
+            assert_eq!(answer.status.as_u16(), status, "{setting}");
+        }
+        let seen: Vec<_> = world.eu().upstream().seen().iter().map(|seen| seen.target.clone()).collect();
+        assert!(seen.len() == if status == 200 { 2 } else { 0 } && seen.iter().all(|seen| seen == path), "{setting}: {seen:?}");
+    }
+}

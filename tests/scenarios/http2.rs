@@ -436,6 +436,35 @@ fn who_expects_to_be_asked_for_its_body_is_asked() {
 }
 
 #[test]
+fn over_http1_it_is_asked_for_its_body_only_if_that_is_wanted() {
+    let world = World::start();
+    for region in [world.eu(), world.us()] {
+        let mut stream = TcpStream::connect(region.http).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let head =
+            |path: &str| format!("POST {path} HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n");
+        stream.write_all(head("/users/alice/orders/1").as_bytes()).unwrap();
+        // Not a byte of the body is sent before it is asked for.
+        let mut asked = [0; 25];
+        stream.read_exact(&mut asked).unwrap();
+        assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write_all(b"held back").unwrap();
+        let mut answer = [0; 15];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        // What is refused is not asked for its body.
+        let mut refused = TcpStream::connect(region.http).unwrap();
+        refused.set_read_timeout(Some(PATIENCE)).unwrap();
+        refused.write_all(head("/account/1").as_bytes()).unwrap();
+        let mut answer = String::new();
+        let _ = refused.read_to_string(&mut answer);
+        assert!(answer.starts_with("HTTP/1.1 403") && !answer.contains("100 Continue"), "{answer}");
+    }
+    let seen = world.eu().upstream().seen();
+    assert!(seen.len() == 2 && seen.iter().all(|seen| seen.body == "held back" && !seen.headers.contains_key("expect")));
+}
+
+#[test]
 fn floods_end_their_own_connection_and_no_other() {
     let world = World::planned(Plan { extra: "limits: { resets: 10 }\n".into(), ..Plan::default() });
     let post = [(":method", "POST"), (":scheme", "http"), (":authority", "a.test"), (":path", "/users/alice/orders/1")];

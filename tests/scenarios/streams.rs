@@ -428,16 +428,32 @@ fn a_grpc_call_is_refused_in_terms_of_grpc() {
     assert!(world.us().upstream().seen().is_empty());
 }
 
+/// Shows a certificate to those alone who say for which name they come (SNI).
+#[derive(Debug)]
+struct AskedFor {
+    name: &'static str,
+    shown: Arc<rustls::sign::CertifiedKey>,
+}
+
+impl rustls::server::ResolvesServerCert for AskedFor {
+    fn resolve(&self, hello: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        (hello.server_name() == Some(self.name)).then(|| Arc::clone(&self.shown))
+    }
+}
+
+/// An app server's that is asked for as `app.internal`.
 pub fn server_config(folder: &std::path::Path) -> rustls::ServerConfig {
     use rustls_pki_types::pem::PemObject;
     let chain = rustls_pki_types::CertificateDer::pem_file_iter(folder.join("app.pem")).unwrap().map(Result::unwrap).collect();
     let key = rustls_pki_types::PrivateKeyDer::from_pem_file(folder.join("app.key")).unwrap();
-    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let key = provider.key_provider.load_private_key(key).unwrap();
+    let shown = AskedFor { name: "app.internal", shown: Arc::new(rustls::sign::CertifiedKey::new(chain, key)) };
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
+        .with_cert_resolver(Arc::new(shown));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config
 }

@@ -1,5 +1,7 @@
 //! PROXY protocol headers: read to their end and not a byte further, or refused.
 
+use std::net::SocketAddr;
+
 use domicile::transport::proxy_protocol::{Version, read, write};
 
 use super::{Target, now};
@@ -55,6 +57,24 @@ fn check(bytes: &[u8]) {
         }
     } else {
         assert_eq!(header.len(), 16 + usize::from(u16::from_be_bytes([header[14], header[15]])));
-        assert!(matches!(header[12], 0x20 | 0x21));
+        assert_eq!(source, as_the_specification_reads(header), "{}", header.escape_ascii());
+    }
+}
+
+/// The source of version 2 (section 2.2 of the specification), by another hand: only PROXY, and only TCP, has one.
+fn as_the_specification_reads(header: &[u8]) -> Option<SocketAddr> {
+    let (command, family, block) = (header[12], header[13], &header[16..]);
+    let port = |at: usize| u16::from_be_bytes(block[at..at + 2].try_into().unwrap());
+    match (command, family) {
+        (0x21, 0x11) => {
+            let address: [u8; 4] = block[..4].try_into().unwrap();
+            Some((address, port(8)).into())
+        }
+        (0x21, 0x21) => {
+            let address: [u8; 16] = block[..16].try_into().unwrap();
+            Some((address, port(32)).into())
+        }
+        (0x20 | 0x21, _) => None,
+        _ => panic!("neither LOCAL nor PROXY of version 2"),
     }
 }
