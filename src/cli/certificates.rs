@@ -29,7 +29,8 @@ pub(super) fn run(options: &Options) -> Outcome {
     }
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(&options.out)?;
-        let authority = Authority::new("Domicile trial authority")?;
+        // Who trusts two of them tells them apart by name.
+        let authority = Authority::new(&format!("Domicile trial authority {:08x}", fastrand::u32(..)))?;
         authority.write(&options.out.join("peers-ca.pem"))?;
         for region in &options.regions {
             authority.write_region(&options.out, region)?;
