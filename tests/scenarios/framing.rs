@@ -1,11 +1,13 @@
-//! The framing corpus over real sockets: every payload gets the verdict it deserves, at home and through two regions.
+//! The framing corpus over real sockets: every payload gets the verdict it deserves, at home, through two regions, and over TLS.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use serde::Deserialize;
 
-use crate::support::{PATIENCE, World, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{PATIENCE, World, eventually, runtime, tls};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -64,7 +66,26 @@ fn statuses(address: SocketAddr, bytes: &[u8]) -> Vec<u16> {
     if let Err(error) = stream.read_to_end(&mut answer) {
         assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "the connection does not end");
     }
-    let answer = String::from_utf8_lossy(&answer).into_owned();
+    finals(&answer)
+}
+
+/// The same over TLS.
+fn statuses_over_tls(world: &World, address: SocketAddr, bytes: &[u8]) -> Vec<u16> {
+    let answer = runtime().block_on(async {
+        let mut stream = tls(world, address, "localhost", &[b"http/1.1"]).await;
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.shutdown().await;
+        let mut answer = Vec::new();
+        // Its end may come without a word of TLS: what counts is what was answered.
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        assert!(read.is_ok(), "the connection does not end");
+        answer
+    });
+    finals(&answer)
+}
+
+fn finals(answer: &[u8]) -> Vec<u16> {
+    let answer = String::from_utf8_lossy(answer).into_owned();
     let lines = answer.match_indices("HTTP/1.").map(|(at, _)| answer[at + 9..].get(..3).and_then(|status| status.parse().ok()));
     lines.flatten().filter(|status| *status >= 200).collect()
 }
@@ -77,9 +98,9 @@ fn every_payload_of_the_corpus_gets_its_verdict() {
         for payload in &group.payloads {
             sent += 1;
             let bytes = expanded(&payload.send);
-            for region in [world.eu(), world.us()] {
+            for (region, is_tls) in [(world.eu(), false), (world.us(), false), (world.us(), true)] {
                 let before = world.eu().upstream().seen().len();
-                let found = statuses(region.http, &bytes);
+                let found = if is_tls { statuses_over_tls(&world, region.https, &bytes) } else { statuses(region.http, &bytes) };
                 let (served, refused) = match group.verdict.split_once(", then ") {
                     Some((served, refused)) => (served, Some(refused)),
                     None => (group.verdict.as_str(), None),
@@ -94,7 +115,7 @@ fn every_payload_of_the_corpus_gets_its_verdict() {
                 let seen = world.eu().upstream().seen().len() - before;
                 if found != expected || seen != count {
                     wrong.push(format!(
-                        "{}: {} at {}: {found:?}, {seen} seen; the verdict is {}",
+                        "{}: {} at {}, TLS {is_tls}: {found:?}, {seen} seen; the verdict is {}",
                         group.group, payload.it, region.name, group.verdict
                     ));
                 }

@@ -90,7 +90,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
                     }
                     break MOST_AFTER_ERROR;
                 }
-                None => break u64::MAX,
+                None => break if is_sent_away { MOST_AFTER_ERROR } else { u64::MAX },
             },
             () = end.as_mut(), if !ending => {
                 ending = true;
