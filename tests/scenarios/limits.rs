@@ -230,3 +230,31 @@ fn one_connection_holds_so_much_and_no_more() {
     };
     assert_eq!(window, 128 << 10);
 }
+
+#[test]
+fn who_falls_silent_in_the_middle_of_a_body_is_not_waited_for() {
+    let silent = |name| {
+        vec![if name == "eu-west" {
+            Recorder::raw("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        } else {
+            Recorder::start(name)
+        }]
+    };
+    // Without a least rate, silence alone ends it.
+    let extra = "limits: { idle_timeout: 200ms, body_rate: 0B }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(silent), extra: extra.clone(), ..Plan::default() });
+    for region in [world.eu(), world.us()] {
+        let answer = crate::support::raw(region.http, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\nhalf"),
+            "it is cut, and nothing made up: {answer}"
+        );
+    }
+    let world = World::planned(Plan { extra, ..Plan::default() });
+    for region in [world.eu(), world.us()] {
+        let answer =
+            crate::support::raw(region.http, b"POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf");
+        assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("request.timeout"), "{}: {answer}", region.name);
+    }
+    world.eu().upstream().assert_saw_nothing();
+}
