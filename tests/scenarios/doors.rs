@@ -54,6 +54,32 @@ fn the_proxy_protocol_says_whose_connection_it_is_and_is_demanded() {
 }
 
 #[test]
+fn the_proxy_protocol_comes_before_tls_in_its_second_version_as_well() {
+    use domicile::transport::proxy_protocol::{Version, write};
+    let world = with_listeners(&Plan::default(), |world, text| {
+        let old = format!("{{ address: \"{}\", tls:", world.eu().https);
+        let text =
+            text.replace(&old, &format!("{{ address: \"{}\", proxy_protocol: {{ from: 127.0.0.1 }}, tls:", world.eu().https));
+        text.replace("from: x-forwarded-for", "from: proxy-protocol")
+    });
+    for (index, client) in ["81.2.69.142:4711", "[2001:db8::1]:4711"].iter().enumerate() {
+        let client: SocketAddr = client.parse().unwrap();
+        let answer = runtime().block_on(async {
+            let mut stream = tokio::net::TcpStream::connect(world.eu().https).await.unwrap();
+            stream.write_all(&write(Version::Two, client, client)).await.unwrap();
+            let mut stream = crate::support::tls_over(&world, stream, "localhost", &[b"http/1.1"]).await;
+            let ask = b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+            stream.write_all(ask).await.unwrap();
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer).await;
+            answer
+        });
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(world.eu().upstream().seen()[index].headers["x-forwarded-for"], client.ip().to_string());
+    }
+}
+
+#[test]
 fn an_upstream_is_told_by_the_proxy_protocol_whose_request_it_is() {
     for version in ["v1", "v2"] {
         // A raw upstream shows what came before HTTP.

@@ -180,6 +180,24 @@ fn so_many_connections_are_served_and_no_more() {
 }
 
 #[test]
+fn a_handshake_that_stands_still_is_not_waited_for() {
+    let world = World::planned(Plan { extra: "limits: { header_timeout: 200ms }\n".into(), ..Plan::default() });
+    // The ports for clients and for peers; nothing said, and the beginning of a record.
+    for address in [world.eu().https, world.eu().peers] {
+        for said in [&b""[..], b"\x16\x03\x01\x02"] {
+            let mut silent = TcpStream::connect(address).unwrap();
+            silent.set_read_timeout(Some(PATIENCE)).unwrap();
+            silent.write_all(said).unwrap();
+            let end = silent.read(&mut [0; 1]);
+            assert!(
+                matches!(end, Ok(0)) || end.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset),
+                "it is closed"
+            );
+        }
+    }
+}
+
+#[test]
 fn so_many_handshakes_are_under_way_and_no_more() {
     let world = World::planned(Plan { extra: "limits: { handshakes: 1, header_timeout: 60s }\n".into(), ..Plan::default() });
     // It says nothing, so its handshake is under way for as long as it likes.

@@ -528,6 +528,16 @@ pub async fn http2(world: &World, address: SocketAddr, name: &str) -> hyper::cli
 
 /// A TLS connection that trusts the world's authority and offers these protocols.
 pub async fn tls(world: &World, address: SocketAddr, name: &str, alpn: &[&[u8]]) -> tokio_rustls::client::TlsStream<TcpStream> {
+    tls_over(world, TcpStream::connect(address).await.unwrap(), name, alpn).await
+}
+
+/// TLS on a connection on which something may have been said already.
+pub async fn tls_over(
+    world: &World,
+    stream: TcpStream,
+    name: &str,
+    alpn: &[&[u8]],
+) -> tokio_rustls::client::TlsStream<TcpStream> {
     use rustls_pki_types::pem::PemObject;
     let mut roots = rustls::RootCertStore::empty();
     roots.add(rustls_pki_types::CertificateDer::from_pem_file(world.folder.path().join("ca.pem")).unwrap()).unwrap();
@@ -537,7 +547,6 @@ pub async fn tls(world: &World, address: SocketAddr, name: &str, alpn: &[&[u8]])
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    let stream = TcpStream::connect(address).await.unwrap();
     let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("a TLS handshake")
 }
