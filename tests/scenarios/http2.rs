@@ -672,3 +672,42 @@ fn limits_on_heads_and_streams_hold_over_http2() {
 /// As long as [`literal`] writes.
 const LONG: &str =
     "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890";
+
+#[test]
+fn who_takes_an_answer_drop_by_drop_gets_no_more_of_it() {
+    let upstreams = |_| {
+        vec![Recorder::with(Arc::new(|request, seen| {
+            Box::pin(async move {
+                remember(request, &seen).await;
+                Response::new(whole(vec![b'x'; 1 << 20]))
+            })
+        }))]
+    };
+    let extra = "limits: { body_rate: 100MiB, body_rate_grace: 200ms }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
+    for region in [world.eu(), world.us()] {
+        let mut frames = Frames::open(region.http);
+        // No room on any stream, until it is made: a byte at a time.
+        frames.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+        frames.head(1, END_STREAM, &GET);
+        let mut taken = 0;
+        let is_reset = loop {
+            match frames.next() {
+                Some((RST_STREAM, _, 1, _)) => break true,
+                Some((HEADERS, ..)) => frames.send(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes()),
+                Some((DATA, flags, _, payload)) => {
+                    taken += payload.len();
+                    assert!(flags & END_STREAM == 0, "all of it was taken");
+                    frames.send(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes());
+                }
+                Some(_) => {}
+                None => break false,
+            }
+        };
+        assert!(is_reset && taken < 1 << 20, "{taken} bytes taken at {}", region.name);
+        // The connection, and whatever else is on it, goes on.
+        frames.send(SETTINGS, 0, 0, &[0, 4, 0, 0x20, 0, 0]);
+        frames.head(3, END_STREAM, &GET);
+        assert_eq!(frames.fate(3), Some(STATUS_200));
+    }
+}
