@@ -290,7 +290,8 @@ impl HttpBody for Until {
         self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
+    /// Nobody knows: it may end before its time.
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(SizeHint::default, Body::size_hint)
+        if self.is_end_stream() { SizeHint::with_exact(0) } else { SizeHint::default() }
     }
 }

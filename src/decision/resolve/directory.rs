@@ -13,21 +13,17 @@ use super::Answer;
 pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> (Finding, Answer) {
     match (facts.directory, facts.hint) {
         // The home is known, and a region that the policy has dropped: no reason to guess another.
-        (Lookup::NotAsked | Lookup::Unavailable, Some(record)) | (Lookup::Found(record), _)
-            if !policy.regions.contains(record.home) =>
-        {
+        (Lookup::NotAsked, Some(record)) | (Lookup::Found(record), _) if !policy.regions.contains(record.home) => {
             (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable))
         }
-        (Lookup::NotAsked | Lookup::Unavailable, Some(record)) => {
+        (Lookup::NotAsked | Lookup::Unavailable, Some(record)) if policy.regions.contains(record.home) => {
             let is_asked = facts.directory != Lookup::NotAsked;
             (Finding::Hinted { home: record.home, is_asked }, Answer::Home(owned(record, Evidence::Asserted, policy)))
         }
         (Lookup::NotAsked | Lookup::NoKey, _) => (Finding::NoKey, Answer::Next),
         (Lookup::Absent, _) => (Finding::Absent, Answer::Next),
-        (Lookup::Unavailable, None) if may_guess(facts, policy, classes) => {
-            (Finding::Unavailable { goes_on: true }, Answer::Next)
-        }
-        (Lookup::Unavailable, None) => (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable)),
+        (Lookup::Unavailable, _) if may_guess(facts, policy, classes) => (Finding::Unavailable { goes_on: true }, Answer::Next),
+        (Lookup::Unavailable, _) => (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable)),
         (Lookup::Found(record), _) => {
             let evidence = match facts.proof {
                 Proof::Proven => Evidence::Recorded,

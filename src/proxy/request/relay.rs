@@ -4,8 +4,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{CACHE_CONTROL, EXPIRES, HeaderValue, SET_COOKIE};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, EXPIRES, HeaderValue, SET_COOKIE};
 use http::{HeaderMap, Response};
+use http_body::Body as _;
 
 use crate::decision::facts::Ingress;
 use crate::decision::may_return;
@@ -66,8 +67,11 @@ pub(super) fn relay(
     let delivery = (account.arrival.ingress == Ingress::Client)
         .then(|| account.worker.deliveries.watch(pacing.idle, pacing.pace_of_taker(), back.cutter()));
     let body = match account.deadline_of_call() {
-        Some(deadline) => Body::streamed(Until::new(body, deadline, reply::call_trailers(Code::DeadlineExceeded))),
-        None => body,
+        Some(deadline) if !body.is_end_stream() => {
+            head.headers.remove(CONTENT_LENGTH);
+            Body::streamed(Until::new(body, deadline, reply::call_trailers(Code::DeadlineExceeded)))
+        }
+        _ => body,
     };
     let mut body = Metered::new(body, pacing.allowance_of_answer(), Rc::clone(&account.answer_body));
     if let Some(delivery) = delivery {

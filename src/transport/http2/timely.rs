@@ -93,10 +93,10 @@ const FRAME_HEAD: usize = 9;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+const END_STREAM: u8 = 1;
 
 /// Where in the sequence of frames (RFC 9113 section 4.1) a connection is.
 struct Frames {
@@ -108,7 +108,8 @@ struct Frames {
     is_data: bool,
     /// A head has begun whose last frame has not.
     is_block_open: bool,
-    /// Frames that ask for nothing, carry nothing and make no room: SETTINGS, PING, PRIORITY, and what nobody knows.
+    /// Frames that ask for nothing, carry nothing and make no room: SETTINGS, PING, PRIORITY, RST_STREAM, empty ones of a body that goes
+    /// on, and what nobody knows.
     controls: u64,
 }
 
@@ -147,7 +148,8 @@ impl Frames {
         (self.come, self.left, self.is_data) = (0, u32::from_be_bytes([0, a, b, c]) as usize, kind == DATA);
         match kind {
             HEADERS | CONTINUATION => self.is_block_open = flags & END_HEADERS == 0,
-            DATA | RST_STREAM | WINDOW_UPDATE => {}
+            WINDOW_UPDATE => {}
+            DATA if self.left > 0 || flags & END_STREAM != 0 => {}
             _ => self.controls += 1,
         }
     }
@@ -193,7 +195,11 @@ mod tests {
             assert!(!frames.pass(&frame[..12]) && frames.is_midway());
             assert!(frames.pass(&frame[12..]) && !frames.is_midway(), "frame {kind}");
         }
-        assert_eq!(frames.controls, 4, "PRIORITY, SETTINGS, PING and GOAWAY");
+        assert_eq!(frames.controls, 5, "PRIORITY, RST_STREAM, SETTINGS, PING and GOAWAY");
+        frames.pass(&frame(DATA, END_STREAM, 0));
+        assert_eq!(frames.controls, 5, "the end of a body is something");
+        frames.pass(&frame(DATA, 0, 0));
+        assert_eq!(frames.controls, 6, "a piece of nothing is nothing");
         // What has ended and what has begun in one piece.
         let two = [frame(4, 0, 6), frame(HEADERS, 0, 4)].concat();
         assert!(frames.pass(&two) && frames.is_midway());

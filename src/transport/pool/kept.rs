@@ -19,6 +19,9 @@ const MOST_KEPT: usize = 64 << 10;
 /// What a piece costs besides its bytes: a body in many small ones is not cheap.
 const COST_OF_PIECE: usize = 256;
 
+/// What is read at once is some times larger than this.
+const SMALL: usize = 4 << 10;
+
 /// A body, for whoever sends it.
 pub(super) struct Lent(Rc<RefCell<State>>);
 
@@ -38,6 +41,11 @@ struct State {
 enum Piece {
     Data(Bytes),
     Trailers(Box<HeaderMap>),
+}
+
+/// The bytes alone: a small piece must not hold the whole of what it was read with.
+fn own(data: &Bytes) -> Bytes {
+    if data.len() < SMALL { Bytes::copy_from_slice(data) } else { data.clone() }
 }
 
 pub(super) fn keep(body: Body) -> (Lent, Kept) {
@@ -69,11 +77,15 @@ impl State {
             return;
         }
         let piece = outcome.as_ref().ok().and_then(|frame| {
-            let data = frame.data_ref().cloned().map(Piece::Data);
+            let data = frame.data_ref().map(|data| Piece::Data(own(data)));
             data.or_else(|| frame.trailers_ref().cloned().map(Box::new).map(Piece::Trailers))
         });
-        let bytes = outcome.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
-        (self.bytes, self.cost) = (self.bytes + bytes as u64, self.cost + bytes + COST_OF_PIECE);
+        let (bytes, fields) = match &piece {
+            Some(Piece::Data(data)) => (data.len(), 0),
+            Some(Piece::Trailers(trailers)) => (0, trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()),
+            None => (0, 0),
+        };
+        (self.bytes, self.cost) = (self.bytes + bytes as u64, self.cost + bytes + fields + COST_OF_PIECE);
         match piece.filter(|_| self.cost <= MOST_KEPT) {
             Some(piece) => self.taken.push_back(piece),
             None => self.forget(),
