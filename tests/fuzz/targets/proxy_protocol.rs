@@ -61,16 +61,17 @@ fn check(bytes: &[u8]) {
     }
 }
 
-/// The source of version 2 (section 2.2 of the specification), by another hand: only PROXY, and only TCP, has one.
+/// The source of version 2 (section 2.2 of the specification), by another hand: only PROXY has one. A client that came by UDP
+/// (HTTP/3) is one as well.
 fn as_the_specification_reads(header: &[u8]) -> Option<SocketAddr> {
     let (command, family, block) = (header[12], header[13], &header[16..]);
     let port = |at: usize| u16::from_be_bytes(block[at..at + 2].try_into().unwrap());
     match (command, family) {
-        (0x21, 0x11) => {
+        (0x21, 0x11 | 0x12) => {
             let address: [u8; 4] = block[..4].try_into().unwrap();
             Some((address, port(8)).into())
         }
-        (0x21, 0x21) => {
+        (0x21, 0x21 | 0x22) => {
             let address: [u8; 16] = block[..16].try_into().unwrap();
             Some((address, port(32)).into())
         }
