@@ -36,7 +36,7 @@ use crate::model::vitals::Vitals;
 use crate::proxy::{Connections, Gauge, Phase, Shared};
 use crate::session::SealError;
 use crate::tokens::KeysError;
-use crate::transport::inherit;
+use crate::transport::listener::inherit;
 use crate::transport::listener::{self, ClaimError, Claimed};
 use crate::transport::tls::TlsError;
 

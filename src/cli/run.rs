@@ -13,7 +13,7 @@ use crate::app::{App, Launch, StartError};
 use crate::config;
 use crate::model::day::Day;
 use crate::model::region::Registry;
-use crate::transport::inherit;
+use crate::transport::listener::inherit;
 
 use super::{Outcome, Source, succession};
 

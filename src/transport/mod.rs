@@ -8,7 +8,6 @@ pub mod body;
 pub mod dial;
 pub mod framing;
 pub mod http2;
-pub mod inherit;
 pub mod listener;
 pub mod pool;
 pub mod proxy_protocol;

@@ -1,5 +1,7 @@
 //! Ports that belong to this process, and the connections that come in through them.
 
+pub mod inherit;
+
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use super::listener::Claimed;
+use super::Claimed;
 
 /// The descriptors that a process leaves to its successor, separated by commas.
 const LEGACY: &str = "DOMICILE_SOCKETS";
