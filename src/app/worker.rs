@@ -108,13 +108,19 @@ fn look_over_connections(worker: &Rc<Worker>) {
     worker.deliveries.sweep();
     let (snapshot, vitals) = (worker.snapshot(), worker.vitals());
     worker.upstream_pool.sweep(snapshot.upstreams.all().iter().map(|upstream| &upstream.server));
-    worker.peer_pool.retain(|region, server| snapshot.gateways.get(region).is_some_and(|gateway| gateway.is_same(server)));
     let limits = snapshot.limits;
+    let windows = limits.windows();
+    worker.peer_pool.retain(|region, window, server| {
+        windows.contains(&window) && snapshot.gateways.get(region).is_some_and(|gateway| gateway.is_same(server))
+    });
     for (region, gateway) in &snapshot.gateways {
         if vitals.region(*region).health == Health::Up {
             let (worker, region, gateway) = (Rc::clone(worker), *region, gateway.clone());
             tokio::task::spawn_local(async move {
-                worker.peer_pool.warm(region, &gateway, limits.peer_connections, &Approach::within(limits.connect_timeout)).await;
+                for window in windows {
+                    let approach = Approach { window, ..Approach::within(limits.connect_timeout) };
+                    worker.peer_pool.warm(region, &gateway, limits.peer_connections, &approach).await;
+                }
             });
         }
     }

@@ -1,6 +1,7 @@
 //! Takes a request along its itinerary: here to an upstream, elsewhere to the region's own proxy.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::transport::dial::{Approach, DialError};
 use crate::transport::pool::{EXTENDED_CONNECT, InFlight, Reply, SendCause, SendError};
 use crate::transport::proxy_protocol;
 use crate::transport::tunnel::Wire;
+use crate::transport::window::{Buffers, Share};
 use crate::upstreams::{Busy, Taken, Upstream};
 
 use super::body::Progress;
@@ -55,8 +57,8 @@ impl Answer {
 
 /// What is busy with a request until its answer has ended.
 pub enum Hold {
-    Upstream(Busy, Option<InFlight>),
-    Peer(InFlight),
+    Upstream(Busy, Option<InFlight>, Share),
+    Peer(InFlight, Share),
 }
 
 /// A try that brought no answer.
@@ -101,6 +103,8 @@ pub struct Effort<'a> {
     /// Whose request it is, and where it came in: for upstreams that are told by the PROXY protocol.
     pub client: SocketAddr,
     pub local: SocketAddr,
+    /// What the connection that it came on may have under way.
+    pub buffers: &'a Rc<Buffers>,
 }
 
 impl Effort<'_> {
@@ -124,7 +128,9 @@ pub async fn to_stop(
         return Err(Failure { code: Code::UpstreamUnreachable, sent: Sent::Nothing, again: Some(request) });
     };
     let limits = &snapshot.limits;
-    let approach = Approach { limit: limits.connect_timeout, stall: stall_of(snapshot), greeting: None };
+    let share = effort.buffers.share();
+    let (limit, stall, window) = (limits.connect_timeout, stall_of(snapshot), share.window());
+    let approach = Approach { limit, stall, greeting: None, window };
     let copy = copy_of_read(&request, effort);
     let has_body = !request.body().is_end_stream();
     let (region, connections) = (stop.region(), limits.peer_connections);
@@ -139,7 +145,7 @@ pub async fn to_stop(
         }
     };
     match answer_of(work, effort, has_body).await {
-        Some(Ok((reply, in_flight))) => Ok(Answer::of(reply, Hold::Peer(in_flight))),
+        Some(Ok((reply, in_flight))) => Ok(Answer::of(reply, Hold::Peer(in_flight, share))),
         Some(Err(error)) => {
             tracing::warn!(region = snapshot.policy.region_name(stop.region()), cause = %error.cause, "a peer gave no answer");
             Err(failure(error, copy))
@@ -156,6 +162,7 @@ async fn to_upstreams(
 ) -> Result<Answer, Failure> {
     let limits = &snapshot.limits;
     let mut tried: Vec<Arc<Upstream>> = Vec::new();
+    let share = effort.buffers.share();
     worker.load.retries.deposit();
     loop {
         let deadline = effort.deadline.map(Instant::into_std);
@@ -168,7 +175,8 @@ async fn to_upstreams(
         let more = Effort { keep_head: snapshot.upstreams.all().len() > tried.len() + 1 || effort.keep_head, ..effort };
         let copy = copy_of_read(&request, more);
         let greeting = upstream.proxy_protocol.map(|version| proxy_protocol::write(version, effort.client, effort.local));
-        let approach = Approach { limit: limits.connect_timeout, stall: stall_of(snapshot), greeting };
+        let (limit, stall, window) = (limits.connect_timeout, stall_of(snapshot), share.window());
+        let approach = Approach { limit, stall, greeting, window };
         let work = async {
             let (pool, server) = (&worker.upstream_pool, &upstream.server);
             match effort.upgrade {
@@ -184,7 +192,7 @@ async fn to_upstreams(
             Some(Ok((reply, in_flight))) => {
                 worker.metrics.upstream_request(upstream.authority(), "answered");
                 snapshot.upstreams.note(&upstream, !is_gateway_error(&reply));
-                return Ok(Answer::of(reply, Hold::Upstream(busy, in_flight)));
+                return Ok(Answer::of(reply, Hold::Upstream(busy, in_flight, share)));
             }
             Some(Err(error)) if effort.body.broken.get().is_some() => {
                 // The client broke it: no fault of the upstream's.

@@ -10,6 +10,7 @@ use rustls_pki_types::CertificateDer;
 use crate::transport::framing::{Handover, Signals};
 use crate::transport::http2::Exchange;
 use crate::transport::tls::{Challenges, Site};
+use crate::transport::window::Buffers;
 
 use super::intake::Arrival;
 
@@ -37,6 +38,8 @@ pub struct Session {
     pub peer_chain: Vec<CertificateDer<'static>>,
     pub house_rules: Arc<HouseRules>,
     pub signals: Rc<Signals>,
+    /// What its requests may have under way.
+    pub buffers: Rc<Buffers>,
 }
 
 /// The way back to whoever made a request, besides the answer itself.

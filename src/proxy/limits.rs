@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::transport::framing::HeadLimits;
+use crate::transport::window::{Buffers, Window};
 
 /// What one request, one connection and one process may use.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -33,7 +34,7 @@ pub struct Limits {
     /// Bytes a second that a body must move at the least, once it has been waited for longer than the grace.
     pub body_rate: u64,
     pub body_rate_grace: Duration,
-    /// Bytes of bodies that one connection of a client may hold, on their way in; and as many on their way out.
+    /// Bytes of bodies that the requests on one connection of a client may have under way, each way, beyond what each may have.
     pub connection_buffer: usize,
     /// Requests at once on one HTTP/2 connection of a client.
     pub streams: usize,
@@ -75,7 +76,8 @@ impl Default for Limits {
             // What a person on a bad line still manages; nginx, HAProxy and Envoy cut no drip at all.
             body_rate: 256,
             body_rate_grace: Duration::from_secs(10),
-            connection_buffer: 1 << 20,
+            // A megabyte for each of four bodies: over 160 ms, 6.5 MB/s each.
+            connection_buffer: 4 << 20,
             streams: 100,
             requests_per_connection: 10_000,
             requests: 10_000,
@@ -91,6 +93,11 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The windows that bodies may have.
+    pub fn windows(&self) -> [Window; 2] {
+        [Buffers::wide(self.connection_buffer), Window::NARROW]
+    }
+
     pub const fn head(&self) -> HeadLimits {
         HeadLimits {
             bytes: self.header_bytes,

@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 
 use super::resolver::Places;
 use super::stream::Stream;
+use super::window::Window;
 
 /// A process to connect to, and how.
 #[derive(Clone, Debug)]
@@ -71,11 +72,13 @@ pub struct Approach {
     pub stall: Duration,
     /// Bytes that come before everything else, TLS included.
     pub greeting: Option<Bytes>,
+    /// What may be under way of a body, each way.
+    pub window: Window,
 }
 
 impl Approach {
     pub const fn within(limit: Duration) -> Self {
-        Self { limit, stall: limit, greeting: None }
+        Self { limit, stall: limit, greeting: None, window: Window::NARROW }
     }
 }
 

@@ -15,3 +15,4 @@ pub mod resolver;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;
+pub mod window;

@@ -57,8 +57,8 @@ async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>) {
 /// Whether it passes; `None` if it could not be asked, for reasons of our own.
 async fn ask(pool: &UpstreamPool, upstream: &Upstream, check: &Check) -> Option<bool> {
     let server = &upstream.server;
-    let approach =
-        Approach { limit: check.timeout, stall: check.timeout, greeting: upstream.proxy_protocol.map(proxy_protocol::write_own) };
+    let greeting = upstream.proxy_protocol.map(proxy_protocol::write_own);
+    let approach = Approach { greeting, ..Approach::within(check.timeout) };
     let request =
         Request::get(&check.path).header("host", &*server.authority).header("user-agent", "domicile-health").body(Body::empty());
     let request = request.ok()?;

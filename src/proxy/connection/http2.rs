@@ -16,21 +16,22 @@ use crate::decision::facts::Ingress;
 use crate::transport::framing::{Gate, InFlight, Signals};
 use crate::transport::http2::{Exchange, Listening, Timely};
 use crate::transport::stream::Stream;
+use crate::transport::window::Window;
 
 use super::super::ingress::{Back, Session};
 use super::super::{Limits, Worker, request};
 use super::{handshake, leaving, linger};
 
-/// For clients: many, small and untrusted.
-const CLIENT_STREAM_WINDOW: u32 = 64 << 10;
+/// What clients may send before it has been read, on one connection.
+const CLIENT_WINDOW: usize = 1 << 20;
 
-/// For peers: few, far away and proven.
+/// Peers have proven who they are, and each of their streams has been given its window: together they may use it.
 const PEER_STREAMS: u32 = 1000;
-const PEER_STREAM_WINDOW: u32 = 4 << 20;
-const PEER_CONNECTION_WINDOW: u32 = 256 << 20;
+const PEER_WINDOW: usize = 1 << 30;
 
-/// What unread frames of hardly any data may cost, 256 bytes each: some 16,000 of them.
+/// What unread frames of hardly any data may cost, 256 bytes each: some 16,000 of them from a client.
 const SMALL_FRAMES_BUDGET: usize = 4 << 20;
+const PEER_SMALL_FRAMES_BUDGET: usize = 256 << 20;
 
 /// A head that a peer took has grown before it comes here: by its envelope, by what it says of the client, and by escapes of
 /// three bytes for one.
@@ -56,7 +57,9 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     // A peer's connections are few, and kept open on purpose.
     let is_peer = matches!(session.arrival.ingress, Ingress::Peer(_));
     let controls = if is_peer { u64::MAX } else { limits.control_frames as u64 };
-    let io = Listening::new(Timely::new(io, limits.header_timeout, controls));
+    let io = Timely::new(io, limits.header_timeout, controls);
+    let window_told = io.window_told();
+    let io = Listening::new(io);
     let (keepalive, remains) = (io.keepalive(PING_EVERY, PING_TIMEOUT), io.remains());
     let idle_limit = (!is_peer).then_some(limits.keep_alive * PATIENCE);
     let most = if is_peer { u64::MAX } else { limits.requests_per_connection as u64 };
@@ -70,7 +73,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     let mut disproven = pin!(async {
         if is_peer { handshake::disproven(&worker, &session.peer_chain).await } else { std::future::pending().await }
     });
-    let (mut ending, mut is_sent_away) = (false, false);
+    let (mut ending, mut is_sent_away, mut is_wide) = (false, false, !is_peer);
     let has_begun_to_end = Notify::new();
     let mut stuck = pin!(async {
         has_begun_to_end.notified().await;
@@ -82,7 +85,16 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
             accepted = connection.accept() => match accepted {
                 // It may ask again on another connection.
                 Some(Ok((_, mut way_back))) if is_sent_away => way_back.send_reset(Reason::REFUSED_STREAM),
-                Some(Ok((request, way_back))) => begin(&worker, &session, (&regrets, *limits), request, way_back),
+                Some(Ok((request, way_back))) => {
+                    if !is_wide {
+                        // What a peer gives each of its streams it may take as well. Its settings have come before its first request;
+                        // ours can only be changed once it has confirmed the first.
+                        let window = Window::of(window_told.get() as usize);
+                        session.buffers.widen(window);
+                        is_wide = window.is_narrow() || connection.set_initial_window_size(window.bytes()).is_ok();
+                    }
+                    begin(&worker, &session, (&regrets, *limits), request, way_back);
+                }
                 Some(Err(error)) => {
                     tracing::debug!(%error, "a connection ended early");
                     if error.is_io() {
@@ -163,7 +175,8 @@ fn begin(
                 }
                 return;
             }
-            response = request::handle(worker, Rc::clone(&session), back, request) => response,
+            // What it took to get the answer is given back before the answer is sent, which may take long.
+            response = Box::pin(request::handle(worker, Rc::clone(&session), back, request)) => response,
         };
         let patience = request::patience_with_taker(response.headers(), &limits);
         served.answer(response, patience).await;
@@ -209,21 +222,22 @@ async fn quiet(signals: &Signals, limit: Duration) {
 fn builder(is_peer: bool, limits: &Limits) -> h2::server::Builder {
     // HTTP/2 counts 32 bytes more for each field (RFC 9113 section 6.5.2).
     let header_bytes = (limits.header_bytes + 32 * limits.headers) as u32;
-    let (streams, stream_window, window, header_bytes) = if is_peer {
-        (PEER_STREAMS, PEER_STREAM_WINDOW, PEER_CONNECTION_WINDOW, header_bytes * PEER_HEAD_GROWTH)
+    let (streams, window, buffer, header_bytes) = if is_peer {
+        (PEER_STREAMS, PEER_WINDOW, PEER_WINDOW, header_bytes * PEER_HEAD_GROWTH)
     } else {
-        (limits.streams as u32, CLIENT_STREAM_WINDOW, limits.connection_buffer as u32, header_bytes)
+        let most = limits.connection_buffer;
+        (limits.streams as u32, most.min(CLIENT_WINDOW), most, header_bytes)
     };
-    let send_buffer = (window as usize / streams as usize).clamp(*SEND_BUFFERS.start(), *SEND_BUFFERS.end());
+    let send_buffer = (buffer / 4 / streams as usize).clamp(*SEND_BUFFERS.start(), *SEND_BUFFERS.end());
     let mut builder = h2::server::Builder::new();
     builder
         .enable_connect_protocol()
         .max_concurrent_streams(streams)
-        .initial_window_size(stream_window)
-        .initial_connection_window_size(window)
+        .initial_window_size(Window::NARROW.bytes())
+        .initial_connection_window_size(window as u32)
         .max_header_list_size(header_bytes)
         .max_send_buffer_size(send_buffer)
-        .data_frame_budget(if is_peer { PEER_CONNECTION_WINDOW as usize } else { SMALL_FRAMES_BUDGET })
+        .data_frame_budget(if is_peer { PEER_SMALL_FRAMES_BUDGET } else { SMALL_FRAMES_BUDGET })
         .max_pending_accept_reset_streams(if is_peer { PEER_STREAMS as usize } else { limits.resets })
         .max_local_error_reset_streams((!is_peer).then_some(limits.resets * 10));
     builder

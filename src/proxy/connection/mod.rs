@@ -15,9 +15,11 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::decision::facts::Ingress;
 use crate::transport::framing::Signals;
 use crate::transport::stream::Stream;
 use crate::transport::tls::ClientTls;
+use crate::transport::window::Buffers;
 
 use super::ingress::{HouseRules, Session};
 use super::intake::Arrival;
@@ -66,6 +68,10 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, do
         return;
     }
     let signals = if begins_http2 { Signals::for_http2() } else { Rc::default() };
+    let buffers = match arrival.ingress {
+        Ingress::Client => Buffers::of(limits.connection_buffer),
+        Ingress::Peer(_) => Buffers::of_peer(),
+    };
     let session = Session {
         arrival,
         site: opened.site,
@@ -73,6 +79,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, do
         peer_chain: opened.peer_chain,
         house_rules,
         signals,
+        buffers,
     };
     let session = Rc::new(session);
     if begins_http2 {

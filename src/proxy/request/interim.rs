@@ -1,6 +1,8 @@
 //! Interim answers (RFC 9110 section 15.2): passed on before the answer itself. `100` is ours to give: the proxy itself asked
 //! for the body.
 
+use std::pin::Pin;
+
 use http::{HeaderMap, Request, Response};
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -23,8 +25,10 @@ impl Interim {
     }
 
     /// Does the work, passing on what comes meanwhile and may be passed on.
-    pub(super) async fn during<T>(mut self, work: impl Future<Output = T>, may_pass: impl Fn(&HeaderMap) -> bool) -> T {
-        let mut work = std::pin::pin!(work);
+    pub(super) async fn during<T, W>(mut self, mut work: Pin<&mut W>, may_pass: impl Fn(&HeaderMap) -> bool) -> T
+    where
+        W: Future<Output = T>,
+    {
         loop {
             tokio::select! {
                 biased;

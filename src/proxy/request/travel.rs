@@ -1,5 +1,6 @@
 //! Sends a cleared request on its way: a line in the ledger first, then the stops of its itinerary in order.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::decision::verdict::{Itinerary, Stop, Verdict};
 use crate::envelope::Envelope;
 use crate::model::outcome::Code;
 use crate::transport::body::Body;
+use crate::transport::window::Buffers;
 
 use super::super::body::Metered;
 use super::super::forward::{self, Answer, Effort, Sent};
@@ -86,17 +88,19 @@ pub(super) async fn run(
     let whole = if has_body { pace.deadline } else { Some(pace.request_timeout) };
     let deadline = whole.map(|whole| account.started + whole);
     let (patience, idle, is_hurried) = (pace.response_timeout, pace.idle, pace.deadline.is_some());
-    let certificate = session.client_certificate.clone();
-    let mut journey = Journey { deadline, patience, idle, is_hurried, certificate, judged, second_try: false };
-    let work = async {
-        match journey.follow(&mut account, &intake, itinerary, request).await {
-            Err(Stopped::Misdirected { spare: Some(spare) }) => journey.ask_again(&mut account, &intake, *spare).await,
-            outcome => outcome,
+    let (certificate, buffers) = (session.client_certificate.clone(), Rc::clone(&session.buffers));
+    let mut journey = Journey { deadline, patience, idle, is_hurried, certificate, buffers, judged, second_try: false };
+    let outcome = {
+        let work = pin!(async {
+            match journey.follow(&mut account, &intake, itinerary, request).await {
+                Err(Stopped::Misdirected { spare: Some(spare) }) => journey.ask_again(&mut account, &intake, *spare).await,
+                outcome => outcome,
+            }
+        });
+        match interim {
+            Some(interim) => interim.during(work, |fields| label.clears(fields)).await,
+            None => work.await,
         }
-    };
-    let outcome = match interim {
-        Some(interim) => interim.during(work, |fields| label.clears(fields)).await,
-        None => work.await,
     };
     match outcome {
         Ok((stop, answer)) => {
@@ -120,6 +124,8 @@ struct Journey {
     is_hurried: bool,
     /// What the client has proven, for the owner.
     certificate: Option<Vec<u8>>,
+    /// What the connection that it came on may have under way.
+    buffers: Rc<Buffers>,
     judged: Judged,
     second_try: bool,
 }
@@ -177,6 +183,7 @@ impl Journey {
                 upgrade: intake.upgrade.as_ref().map(|upgrade| &*upgrade.protocol),
                 client: account.arrival.client(intake.client),
                 local: account.arrival.local,
+                buffers: &self.buffers,
             };
             match forward::to_stop(&worker, &snapshot, *stop, request, effort).await {
                 Ok(answer) => match answer.code().filter(|_| !is_local) {
@@ -296,6 +303,7 @@ impl Journey {
             upgrade: None,
             client: account.arrival.client(intake.client),
             local: account.arrival.local,
+            buffers: &self.buffers,
         };
         let answer = forward::to_stop(&account.worker, &account.snapshot, stop, question, effort).await;
         let answer = answer.map_err(|failure| Stopped::Failed(failure.code))?;

@@ -39,12 +39,15 @@ pub enum Asked {
 pub struct Link {
     asked: Cell<Option<Asked>>,
     faulty: Cell<bool>,
+    /// How much of a body is read at once.
+    piece: Cell<usize>,
 }
 
 impl Link {
-    /// A request is about to be sent.
-    pub fn ask(&self, asked: Asked) {
+    /// A request is about to be sent; of its answer, so much is read at once.
+    pub fn ask(&self, asked: Asked, piece: usize) {
         self.asked.set(Some(asked));
+        self.piece.set(piece);
     }
 
     /// Whether the other end has broken the rules: the connection must not be used again.
@@ -213,7 +216,7 @@ impl<S: AsyncRead + Unpin> Inner<S> {
 
     /// Reads a body straight into the reader's buffer, `left` bytes at most.
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, left: u64) -> Poll<io::Result<usize>> {
-        let most = buf.remaining().min(READ_SIZE * 4).min(usize::try_from(left).unwrap_or(usize::MAX));
+        let most = buf.remaining().min(self.link.piece.get()).min(usize::try_from(left).unwrap_or(usize::MAX));
         let mut limited = ReadBuf::new(buf.initialize_unfilled_to(most));
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut limited))?;
         let step = limited.filled().len();

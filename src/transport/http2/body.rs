@@ -14,11 +14,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::body::{Body, BodyError};
 
-/// A body that comes on a stream. The sender may send more as soon as a piece is taken.
+/// A body that comes on a stream. The sender may send more as soon as the next piece is asked for.
 pub struct Received {
     stream: RecvStream,
     /// What is still to come, where the head said how much.
     left: Option<u64>,
+    /// The piece that was taken last, as long as the next has not been asked for.
+    unreleased: usize,
     data_ended: bool,
     /// The request that this is the answer to may still be on its way.
     upload: Option<Upload>,
@@ -27,7 +29,7 @@ pub struct Received {
 impl Received {
     pub fn new(stream: RecvStream, head: &HeaderMap) -> Self {
         let left = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        Self { stream, left, data_ended: false, upload: None }
+        Self { stream, left, unreleased: 0, data_ended: false, upload: None }
     }
 
     /// The body of an answer: whoever gives it up has no use for the rest of the request either.
@@ -51,10 +53,11 @@ impl HttpBody for Received {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let body = self.get_mut();
         if !body.data_ended {
+            // An error says that the stream has ended, which is found at the next piece.
+            let _ = body.stream.flow_control().release_capacity(std::mem::take(&mut body.unreleased));
             match ready!(body.stream.poll_data(cx)) {
                 Some(Ok(bytes)) => {
-                    // An error says that the stream has ended, which is found at the next piece.
-                    let _ = body.stream.flow_control().release_capacity(bytes.len());
+                    body.unreleased = bytes.len();
                     body.left = body.left.map(|left| left.saturating_sub(bytes.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
@@ -101,39 +104,55 @@ pub async fn send(body: Body, mut stream: SendStream<Bytes>, broken: Reason, sta
             Poll::Ready(_) => Poll::Ready(Err(())),
             Poll::Pending => body.as_mut().poll_frame(cx).map(Ok),
         });
-        let sent = match next.await {
+        let is_over = match next.await {
             Err(()) => return,
             Ok(None) => return drop(stream.send_data(Bytes::new(), true)),
             Ok(Some(Err(_))) => return stream.send_reset(broken),
             Ok(Some(Ok(frame))) => match frame.into_data() {
                 Ok(data) => {
                     let is_last = body.is_end_stream();
-                    if !data.is_empty() {
-                        match tokio::time::timeout(stall, room(&mut stream)).await {
-                            Ok(Some(())) => {}
-                            Ok(None) => return,
-                            Err(_) => return stream.send_reset(broken),
-                        }
+                    match send_piece(&mut stream, data, is_last, stall).await {
+                        Ok(()) => is_last,
+                        Err(Untaken::Over) => return,
+                        Err(Untaken::Stuck) => return stream.send_reset(broken),
                     }
-                    // An empty piece that is not the last says nothing.
-                    let sent = if data.is_empty() && !is_last { Ok(()) } else { stream.send_data(data, is_last) };
-                    sent.map(|()| is_last)
                 }
-                Err(frame) => frame.into_trailers().map_or(Ok(false), |trailers| stream.send_trailers(trailers).map(|()| true)),
+                // A stream that takes no trailers has ended.
+                Err(frame) => frame.into_trailers().map(|trailers| drop(stream.send_trailers(trailers))).is_ok(),
             },
         };
-        match sent {
-            Ok(false) => {}
-            Ok(true) | Err(_) => return,
+        if is_over {
+            return;
         }
     }
 }
 
-/// Waits until the other end takes something; `None` if it never will.
-async fn room(stream: &mut SendStream<Bytes>) -> Option<()> {
-    // One byte: the rest of the piece makes its own claim when it is handed over.
-    stream.reserve_capacity(1);
-    poll_fn(|cx| poll_room(stream, cx)).await.map(drop)
+/// Why a piece was not taken.
+enum Untaken {
+    /// The other end has ended the stream.
+    Over,
+    Stuck,
+}
+
+/// A piece holds the whole of what it was read into. One that is smaller is copied out of it, for many of them may wait.
+const SMALL: usize = 4 << 10;
+
+/// Hands a piece over, no more of it at once than there is room for.
+async fn send_piece(stream: &mut SendStream<Bytes>, data: Bytes, is_last: bool, stall: Duration) -> Result<(), Untaken> {
+    let mut data = if data.len() < SMALL { Bytes::copy_from_slice(&data) } else { data };
+    while !data.is_empty() {
+        stream.reserve_capacity(data.len());
+        let room = tokio::time::timeout(stall, poll_fn(|cx| poll_room(stream, cx))).await;
+        let room = room.map_err(|_| Untaken::Stuck)?.ok_or(Untaken::Over)?;
+        let piece = data.split_to(room.min(data.len()));
+        let is_last = is_last && data.is_empty();
+        stream.send_data(piece, is_last).map_err(|_| Untaken::Over)?;
+        if is_last {
+            return Ok(());
+        }
+    }
+    // An empty piece that is not the last says nothing.
+    if is_last { stream.send_data(Bytes::new(), true).map_err(|_| Untaken::Over) } else { Ok(()) }
 }
 
 /// How many bytes the other end takes, at least one; `None` if it never will.

@@ -1,8 +1,10 @@
 //! Frames over HTTP/2 that come in time and in moderation. Who drips a head holds a connection for as long as a head may take, as over
 //! HTTP/1, and no longer; and who asks for signs of life without end, or changes its settings so, is at nothing else.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,6 +27,11 @@ pub struct Timely<S> {
 impl<S> Timely<S> {
     pub fn new(io: S, limit: Duration, most: u64) -> Self {
         Self { io, limit, most, frames: Frames::new(), since: Instant::now(), timer: None }
+    }
+
+    /// What the other end says that each stream may send it before it has been read (`SETTINGS_INITIAL_WINDOW_SIZE`), in bytes.
+    pub fn window_told(&self) -> Rc<Cell<u32>> {
+        Rc::clone(&self.frames.window_told)
     }
 
     /// What is beneath it.
@@ -93,10 +100,15 @@ const FRAME_HEAD: usize = 9;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 const END_STREAM: u8 = 1;
+
+/// A setting is a name of two bytes and a value of four (RFC 9113 section 6.5.1).
+const SETTING: usize = 6;
+const INITIAL_WINDOW_SIZE: u8 = 4;
 
 /// Where in the sequence of frames (RFC 9113 section 4.1) a connection is.
 struct Frames {
@@ -106,6 +118,10 @@ struct Frames {
     /// Bytes of the payload, or of the preface, that are to come.
     left: usize,
     is_data: bool,
+    is_settings: bool,
+    /// The setting that is coming, and how many of its bytes have.
+    setting: ([u8; SETTING], usize),
+    window_told: Rc<Cell<u32>>,
     /// A head has begun whose last frame has not.
     is_block_open: bool,
     /// Frames that ask for nothing, carry nothing and make no room: SETTINGS, PING, PRIORITY, RST_STREAM, empty ones of a body that goes
@@ -114,8 +130,19 @@ struct Frames {
 }
 
 impl Frames {
-    const fn new() -> Self {
-        Self { head: [0; FRAME_HEAD], come: 0, left: PREFACE, is_data: false, is_block_open: false, controls: 0 }
+    fn new() -> Self {
+        Self {
+            head: [0; FRAME_HEAD],
+            come: 0,
+            left: PREFACE,
+            is_data: false,
+            is_settings: false,
+            setting: ([0; SETTING], 0),
+            // Until it says otherwise.
+            window_told: Rc::new(Cell::new(65_535)),
+            is_block_open: false,
+            controls: 0,
+        }
     }
 
     /// Something has begun, other than a piece of a body, and is not whole.
@@ -129,6 +156,9 @@ impl Frames {
         while !bytes.is_empty() {
             if self.left > 0 {
                 let step = self.left.min(bytes.len());
+                if self.is_settings {
+                    self.note_settings(&bytes[..step]);
+                }
                 (self.left, bytes) = (self.left - step, &bytes[step..]);
             } else {
                 let step = (FRAME_HEAD - self.come).min(bytes.len());
@@ -143,9 +173,21 @@ impl Frames {
         is_whole
     }
 
+    fn note_settings(&mut self, payload: &[u8]) {
+        for byte in payload {
+            let (setting, come) = &mut self.setting;
+            setting[*come] = *byte;
+            *come = (*come + 1) % SETTING;
+            if let ([0, INITIAL_WINDOW_SIZE, value @ ..], 0) = (*setting, *come) {
+                self.window_told.set(u32::from_be_bytes(value));
+            }
+        }
+    }
+
     fn begin(&mut self) {
         let [a, b, c, kind, flags, ..] = self.head;
-        (self.come, self.left, self.is_data) = (0, u32::from_be_bytes([0, a, b, c]) as usize, kind == DATA);
+        (self.come, self.left) = (0, u32::from_be_bytes([0, a, b, c]) as usize);
+        (self.is_data, self.is_settings, self.setting.1) = (kind == DATA, kind == SETTINGS, 0);
         match kind {
             HEADERS | CONTINUATION => self.is_block_open = flags & END_HEADERS == 0,
             WINDOW_UPDATE => {}
@@ -200,6 +242,13 @@ mod tests {
         assert_eq!(frames.controls, 5, "the end of a body is something");
         frames.pass(&frame(DATA, 0, 0));
         assert_eq!(frames.controls, 6, "a piece of nothing is nothing");
+        assert_eq!(frames.window_told.get(), 65_535);
+        let settings =
+            [vec![0, 0, 18, SETTINGS, 0, 0, 0, 0, 0], vec![0, 3, 0, 0, 0, 4, 0, 4, 0, 16, 0, 0, 0, 6, 0, 4, 0, 4]].concat();
+        for byte in settings {
+            frames.pass(&[byte]);
+        }
+        assert_eq!(frames.window_told.get(), 1 << 20, "the second of three settings, byte by byte");
         // What has ended and what has begun in one piece.
         let two = [frame(4, 0, 6), frame(HEADERS, 0, 4)].concat();
         assert!(frames.pass(&two) && frames.is_midway());

@@ -30,6 +30,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// More than the gate lets through.
 const MAX_HEADERS: usize = 256;
 
+/// A head of the longest that the gate lets through; and a body that the server does not take waits in no more.
+const MOST_BUFFERED: usize = 72 << 10;
+
 /// One worker's idle connections, last used first.
 #[derive(Clone, Default)]
 pub(super) struct Http1Pool {
@@ -107,7 +110,7 @@ impl Http1Pool {
         if form::for_http1(&mut request).is_none() {
             return Err(SendError::form(request));
         }
-        connection.link.ask(if request.method() == Method::HEAD { Asked::Head } else { Asked::Other });
+        connection.link.ask(if request.method() == Method::HEAD { Asked::Head } else { Asked::Other }, approach.window.piece());
         tell_interim(&mut request);
         let response = connection.sender.try_send_request(request).await.map_err(SendError::of)?;
         self.put_when_ready(connection, server, approach);
@@ -166,7 +169,7 @@ fn key(server: &Server, approach: &Approach) -> Key {
 async fn handshake(stream: Stream, server: &Server, approach: &Approach) -> Result<Connection, DialError> {
     let (link, remote) = (Rc::new(Link::default()), stream.remote());
     let gate = AnswerGate::new(stream, Rc::clone(&link), approach.stall);
-    let handshake = http1::Builder::new().max_headers(MAX_HEADERS).handshake(TokioIo::new(gate.clone())).await;
+    let handshake = builder().handshake(TokioIo::new(gate.clone())).await;
     let (sender, connection) = handshake.map_err(|error| broken(server, error))?;
     let driver = tokio::task::spawn_local(async move {
         if let Err(error) = connection.await {
@@ -174,6 +177,12 @@ async fn handshake(stream: Stream, server: &Server, approach: &Approach) -> Resu
         }
     });
     Ok(Connection { sender, gate, link, remote, _driver: AbortOnDropHandle::new(driver) })
+}
+
+fn builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.max_headers(MAX_HEADERS).max_buf_size(MOST_BUFFERED);
+    builder
 }
 
 fn broken(server: &Server, error: hyper::Error) -> DialError {
@@ -194,9 +203,9 @@ pub(super) async fn upgrade(
     let Some(accept) = form::for_upgrade(&mut request, protocol) else { return Err(SendError::form(request)) };
     let link = Rc::new(Link::default());
     let is_connect = protocol == CONNECT;
-    link.ask(if is_connect { Asked::Connect } else { Asked::Upgrade });
+    link.ask(if is_connect { Asked::Connect } else { Asked::Upgrade }, approach.window.piece());
     let gate = AnswerGate::new(stream, Rc::clone(&link), approach.stall);
-    let (mut sender, connection) = match http1::Builder::new().max_headers(MAX_HEADERS).handshake(TokioIo::new(gate)).await {
+    let (mut sender, connection) = match builder().handshake(TokioIo::new(gate)).await {
         Ok(pair) => pair,
         Err(error) => return Err(SendError::dial(broken(server, error), request)),
     };

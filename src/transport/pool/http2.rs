@@ -20,19 +20,20 @@ use super::super::body::Body;
 use super::super::dial::{self, Approach, DialError, Server};
 use super::super::http2::Listening;
 use super::super::tunnel::CONNECT;
+use super::super::window::Window;
 use super::sender::{EXTENDED_CONNECT, Sender};
 use super::{Reply, SendError, form};
 
-/// Bytes in flight on one stream: 4 MiB keeps 25 MB/s moving over 160 ms.
-const STREAM_WINDOW: u32 = 4 << 20;
-/// Room for many streams whose readers have stopped, before they hold up the others.
-const CONNECTION_WINDOW: u32 = 256 << 20;
+/// More than all streams may have under way together: whose reader has stopped holds up no other.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+/// What unread frames of hardly any data may cost.
+const SMALL_FRAMES_BUDGET: usize = 256 << 20;
 
 /// What the head of an answer may be, as over HTTP/1.
 const MOST_HEAD: u32 = 64 << 10;
 
 /// Bytes of one request's body that wait to be written.
-const SEND_BUFFER: usize = 256 << 10;
+const SEND_BUFFER: usize = 64 << 10;
 
 /// Where connections lead to, and how their loss is noticed.
 pub trait Place: Eq + Hash + Clone {
@@ -59,10 +60,10 @@ const PING_PATIENCE: Duration = Duration::from_secs(60);
 /// One worker's connections to all peers.
 pub type PeerPool = Http2Pool<RegionId>;
 
-/// One worker's HTTP/2 connections, several to a place.
+/// One worker's HTTP/2 connections, several to a place; those of one window by themselves, for all streams of a connection have the same.
 #[derive(Clone)]
 pub struct Http2Pool<K> {
-    places: Rc<RefCell<HashMap<K, Vec<Rc<Slot>>>>>,
+    places: Rc<RefCell<HashMap<(K, Window), Slots>>>,
 }
 
 impl<K> Default for Http2Pool<K> {
@@ -70,6 +71,8 @@ impl<K> Default for Http2Pool<K> {
         Self { places: Rc::default() }
     }
 }
+
+type Slots = Vec<Rc<Slot>>;
 
 /// Room for one connection.
 #[derive(Default)]
@@ -108,7 +111,7 @@ impl<K: Place> Http2Pool<K> {
         mut request: Request<Body>,
         approach: &Approach,
     ) -> Result<(Response<Body>, InFlight), SendError> {
-        let guard = InFlight::on(self.least_busy(place, connections));
+        let guard = InFlight::on(self.least_busy((place, approach.window), connections));
         if form::for_http2(&mut request, scheme_of(server)).is_none() {
             return Err(SendError::form(request));
         }
@@ -139,7 +142,7 @@ impl<K: Place> Http2Pool<K> {
         protocol: &str,
         approach: &Approach,
     ) -> Result<(Reply, InFlight), SendError> {
-        let guard = InFlight::on(self.least_busy(place, connections));
+        let guard = InFlight::on(self.least_busy((place, approach.window), connections));
         let sender = match guard.0.open::<K>(server, approach).await {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::dial(error, request)),
@@ -164,23 +167,23 @@ impl<K: Place> Http2Pool<K> {
     /// Opens a connection if none is open: the first request should not wait for three round trips. A failure is left for
     /// a request to tell.
     pub async fn warm(&self, place: K, server: &Server, connections: usize, approach: &Approach) {
-        let slot = self.least_busy(place, connections);
+        let slot = self.least_busy((place, approach.window), connections);
         let _ = slot.open::<K>(server, approach).await;
     }
 
     /// Lets go of connections to places that are no more, or no more the same, once nothing is under way on them.
-    pub fn retain(&self, is_current: impl Fn(&K, &Server) -> bool) {
-        self.places.borrow_mut().retain(|place, slots| {
+    pub fn retain(&self, is_current: impl Fn(&K, Window, &Server) -> bool) {
+        self.places.borrow_mut().retain(|(place, window), slots| {
             for slot in slots.iter().filter(|slot| slot.in_flight.get() == 0) {
                 if let Ok(mut open) = slot.open.try_lock() {
-                    open.take_if(|open| !is_current(place, &open.server));
+                    open.take_if(|open| !is_current(place, *window, &open.server));
                 }
             }
             slots.iter().any(|slot| slot.in_flight.get() > 0 || slot.open.try_lock().is_ok_and(|open| open.is_some()))
         });
     }
 
-    fn least_busy(&self, place: K, connections: usize) -> Rc<Slot> {
+    fn least_busy(&self, place: (K, Window), connections: usize) -> Rc<Slot> {
         let mut places = self.places.borrow_mut();
         let slots = places.entry(place).or_default();
         slots.resize_with(connections.max(1), Rc::default);
@@ -234,11 +237,11 @@ async fn dial<K: Place>(server: &Server, approach: &Approach) -> Result<(Sender,
     let keepalive = K::PING_EVERY.map(|every| io.keepalive(every, PING_PATIENCE));
     let handshake = h2::client::Builder::new()
         .enable_push(false)
-        .initial_window_size(STREAM_WINDOW)
+        .initial_window_size(approach.window.bytes())
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MOST_HEAD)
         .max_send_buffer_size(SEND_BUFFER)
-        .data_frame_budget(CONNECTION_WINDOW as usize)
+        .data_frame_budget(SMALL_FRAMES_BUDGET)
         // What is given up in numbers is no fault of the other end.
         .max_local_error_reset_streams(None)
         .max_concurrent_reset_streams(1000)

@@ -115,6 +115,6 @@ impl UpstreamPool {
     /// Closes what has been idle for too long, or leads to a server that is none of `servers`; called now and then by the worker.
     pub fn sweep<'s>(&self, servers: impl Iterator<Item = &'s Server> + Clone) {
         self.http1.sweep();
-        self.http2.retain(|_, server| servers.clone().any(|current| current.is_same(server)));
+        self.http2.retain(|_, _, server| servers.clone().any(|current| current.is_same(server)));
     }
 }
