@@ -38,7 +38,7 @@ const PEER_SMALL_FRAMES_BUDGET: usize = 256 << 20;
 const PEER_HEAD_GROWTH: u32 = 4;
 
 /// Bytes of one answer that wait to be written: no more than move a frame at a time, where many share a connection's buffer.
-const SEND_BUFFERS: std::ops::RangeInclusive<usize> = 4 << 10..=64 << 10;
+const SEND_BUFFERS: std::ops::RangeInclusive<usize> = 16 << 10..=64 << 10;
 
 /// An idle connection may stay this many times longer than one of HTTP/1: it stands for several of them.
 const PATIENCE: u32 = 5;

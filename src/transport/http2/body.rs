@@ -14,13 +14,15 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::body::{Body, BodyError};
 
-/// A body that comes on a stream. The sender may send more as soon as the next piece is asked for.
+/// A body that comes on a stream. Its sender may send more as soon as a piece is taken; of an answer, whose window is the larger,
+/// when the next is asked for: whoever took the last one may be holding it for long.
 pub struct Received {
     stream: RecvStream,
     /// What is still to come, where the head said how much.
     left: Option<u64>,
-    /// The piece that was taken last, as long as the next has not been asked for.
+    /// What was taken, and does not yet make room for more.
     unreleased: usize,
+    is_answer: bool,
     data_ended: bool,
     /// The request that this is the answer to may still be on its way.
     upload: Option<Upload>,
@@ -29,14 +31,19 @@ pub struct Received {
 impl Received {
     pub fn new(stream: RecvStream, head: &HeaderMap) -> Self {
         let left = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        Self { stream, left, unreleased: 0, data_ended: false, upload: None }
+        Self { stream, left, unreleased: 0, is_answer: false, data_ended: false, upload: None }
     }
 
     /// The body of an answer: whoever gives it up has no use for the rest of the request either.
     pub fn answering(stream: RecvStream, head: &HeaderMap, upload: Option<Upload>) -> Self {
         let mut body = Self::new(stream, head);
-        body.upload = upload;
+        (body.is_answer, body.upload) = (true, upload);
         body
+    }
+
+    fn release(&mut self) {
+        // An error says that the stream has ended, which is found at the next piece.
+        let _ = self.stream.flow_control().release_capacity(std::mem::take(&mut self.unreleased));
     }
 
     /// The answer is complete. What is left of the request is still sent, unless the other end says that it wants none.
@@ -53,11 +60,13 @@ impl HttpBody for Received {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let body = self.get_mut();
         if !body.data_ended {
-            // An error says that the stream has ended, which is found at the next piece.
-            let _ = body.stream.flow_control().release_capacity(std::mem::take(&mut body.unreleased));
+            body.release();
             match ready!(body.stream.poll_data(cx)) {
                 Some(Ok(bytes)) => {
-                    body.unreleased = bytes.len();
+                    body.unreleased += bytes.len();
+                    if !body.is_answer {
+                        body.release();
+                    }
                     body.left = body.left.map(|left| left.saturating_sub(bytes.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }

@@ -32,8 +32,8 @@ const SMALL_FRAMES_BUDGET: usize = 256 << 20;
 /// What the head of an answer may be, as over HTTP/1.
 const MOST_HEAD: u32 = 64 << 10;
 
-/// Bytes of one request's body that wait to be written.
-const SEND_BUFFER: usize = 64 << 10;
+/// Bytes of one request's body that wait to be written, at the most; no more than its window.
+const SEND_BUFFER: u32 = 256 << 10;
 
 /// Where connections lead to, and how their loss is noticed.
 pub trait Place: Eq + Hash + Clone {
@@ -240,7 +240,7 @@ async fn dial<K: Place>(server: &Server, approach: &Approach) -> Result<(Sender,
         .initial_window_size(approach.window.bytes())
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MOST_HEAD)
-        .max_send_buffer_size(SEND_BUFFER)
+        .max_send_buffer_size(approach.window.bytes().min(SEND_BUFFER) as usize)
         .data_frame_budget(SMALL_FRAMES_BUDGET)
         // What is given up in numbers is no fault of the other end.
         .max_local_error_reset_streams(None)
