@@ -29,6 +29,8 @@ pub enum Broken {
     BrokenOff,
     #[error("the rules changed and no longer clear it")]
     NoLongerCleared,
+    #[error("the caller's deadline is over")]
+    OutOfTime,
 }
 
 /// What has become of a body, seen from outside while it is under way.
@@ -257,16 +259,19 @@ impl Drop for Metered {
         self.done.take().into_iter().for_each(|done| done());
     }
 }
+
 /// A body that ends at a deadline with these trailers, whether or not it is whole.
 pub struct Until {
     body: Option<Body>,
     deadline: Pin<Box<Sleep>>,
     trailers: HeaderMap,
+    progress: Rc<Progress>,
 }
 
 impl Until {
-    pub fn new(body: Body, deadline: Instant, trailers: HeaderMap) -> Self {
-        Self { body: Some(body), deadline: Box::pin(tokio::time::sleep_until(deadline)), trailers }
+    /// `progress` is told when the deadline was first.
+    pub fn new(body: Body, deadline: Instant, trailers: HeaderMap, progress: Rc<Progress>) -> Self {
+        Self { body: Some(body), deadline: Box::pin(tokio::time::sleep_until(deadline)), trailers, progress }
     }
 }
 
@@ -283,6 +288,7 @@ impl HttpBody for Until {
         ready!(until.deadline.as_mut().poll(cx));
         // Whoever still works on it learns that nobody waits.
         until.body = None;
+        until.progress.broken.set(Some(Broken::OutOfTime));
         Poll::Ready(Some(Ok(Frame::trailers(std::mem::take(&mut until.trailers)))))
     }
 

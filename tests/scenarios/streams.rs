@@ -666,4 +666,8 @@ fn a_grpc_call_ends_at_its_deadline_in_the_middle_of_its_answer() {
         }
     });
     assert_eq!(told.load(std::sync::atomic::Ordering::SeqCst), 2);
+    for region in [world.eu(), world.us()] {
+        let late = "domicile_failures_total{code=\"proxy.deadline_exceeded\"} 1";
+        eventually("it counts as what it is", || region.metrics().contains(late));
+    }
 }

@@ -18,7 +18,7 @@ use crate::model::region::RegionId;
 use crate::session::{self, Hint};
 use crate::transport::body::Body;
 
-use super::super::body::{Metered, Until};
+use super::super::body::{Broken, Metered, Until};
 use super::super::forward::{Answer, Rest};
 use super::super::ingress::{Back, Session};
 use super::super::intake::Intake;
@@ -69,7 +69,8 @@ pub(super) fn relay(
     let body = match account.deadline_of_call() {
         Some(deadline) if !body.is_end_stream() => {
             head.headers.remove(CONTENT_LENGTH);
-            Body::streamed(Until::new(body, deadline, reply::call_trailers(Code::DeadlineExceeded)))
+            let trailers = reply::call_trailers(Code::DeadlineExceeded);
+            Body::streamed(Until::new(body, deadline, trailers, Rc::clone(&account.answer_body)))
         }
         _ => body,
     };
@@ -79,6 +80,9 @@ pub(super) fn relay(
     }
     let body = body.scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).watched(watch.recheck()).then(move || {
         drop(hold);
+        if account.answer_body.broken.get() == Some(Broken::OutOfTime) {
+            account.code = Some(Code::DeadlineExceeded);
+        }
         account.tell();
     });
     Response::from_parts(head, Body::streamed(body))

@@ -339,5 +339,6 @@ const fn code_of_broken(broken: super::super::body::Broken) -> Code {
         Broken::TooSlow => Code::RequestTimeout,
         Broken::BrokenOff => Code::RequestMalformed,
         Broken::NoLongerCleared => Code::NoLongerCleared,
+        Broken::OutOfTime => Code::DeadlineExceeded,
     }
 }
