@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use domicile::demo::certificates::Authority;
 use http::{Response, StatusCode};
@@ -108,6 +108,63 @@ fn an_upstream_is_told_by_the_proxy_protocol_whose_request_it_is() {
             assert_eq!(seen.iter().filter(told).count(), 2, "{seen:?}");
         }
     }
+}
+
+/// An upstream over TLS that wants to be told first whose connection it is; what it was told, and what was asked behind the handshake.
+fn told_before_tls(config: rustls::ServerConfig) -> (SocketAddr, Arc<Mutex<Vec<(String, String)>>>) {
+    let told: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
+    let listener = runtime().block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (acceptor, noted) = (tokio_rustls::TlsAcceptor::from(Arc::new(config)), Arc::clone(&told));
+    runtime().spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (acceptor, noted) = (acceptor.clone(), Arc::clone(&noted));
+            tokio::spawn(async move {
+                let mut line = Vec::new();
+                while !line.ends_with(b"\r\n") {
+                    line.push(stream.read_u8().await.unwrap());
+                }
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let told = [line, head].map(|bytes| String::from_utf8(bytes).unwrap());
+                noted.lock().unwrap().push(told.into());
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok").await.unwrap();
+            });
+        }
+    });
+    (address, told)
+}
+
+#[test]
+fn an_upstream_over_tls_is_told_before_the_handshake_and_of_ipv6_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("upstreams").unwrap();
+    authority.write(&folder.path().join("ca.pem")).unwrap();
+    authority.write_site(folder.path(), "app", &["app.internal"]).unwrap();
+    let mut config = crate::streams::server_config(folder.path());
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let (address, told) = told_before_tls(config);
+    let ca = folder.path().join("ca.pem");
+    let upstreams = move |_: &'static str| {
+        let mut recorder = Recorder::start("told");
+        let tls = format!("tls: {{ authority: \"{}\", name: app.internal }}", ca.display());
+        recorder.entry = format!("{{ url: \"https://{address}\", {tls}, proxy_protocol: v1 }}");
+        vec![recorder]
+    };
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), ..Plan::default() });
+    for client in ["81.2.69.142", "2001:218::1"] {
+        assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[("x-forwarded-for", client)]).status, StatusCode::OK);
+    }
+    let told = told.lock().unwrap();
+    let lines: Vec<_> = told.iter().map(|(line, head)| (line.as_str(), head.starts_with("GET /users/alice/orders/1 "))).collect();
+    let [(first, true), (second, true)] = lines[..] else { panic!("{told:?}") };
+    assert!(first.starts_with("PROXY TCP4 81.2.69.142 127.0.0.1 0 "), "{first}");
+    // Of the listener only an address of IPv4 is known.
+    assert!(second.starts_with("PROXY TCP6 2001:218::1 :: 0 "), "{second}");
 }
 
 #[test]
