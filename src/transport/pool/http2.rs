@@ -24,7 +24,7 @@ use super::super::window::Window;
 use super::sender::{EXTENDED_CONNECT, Sender};
 use super::{Reply, SendError, form};
 
-/// More than all streams may have under way together: whose reader has stopped holds up no other.
+/// As much as a thousand streams of a megabyte may have under way together: whose reader has stopped holds up no other.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 /// What unread frames of hardly any data may cost.
 const SMALL_FRAMES_BUDGET: usize = 256 << 20;
