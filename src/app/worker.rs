@@ -14,10 +14,11 @@ use tokio::runtime::LocalRuntime;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::metrics::Metrics;
+use crate::model::region::RegionId;
 use crate::model::vitals::Health;
 use crate::proxy::connection::{self, Counted, Door, Lock};
 use crate::proxy::{Phase, Shared, Worker};
-use crate::transport::dial::Approach;
+use crate::transport::dial::{Approach, Server};
 use crate::transport::listener::Acceptor;
 
 use super::build::Doors;
@@ -107,19 +108,19 @@ fn look_over_connections(worker: &Rc<Worker>) {
     worker.note_day();
     worker.deliveries.sweep();
     let (snapshot, vitals) = (worker.snapshot(), worker.vitals());
-    worker.upstream_pool.sweep(snapshot.upstreams.all().iter().map(|upstream| &upstream.server));
     let limits = snapshot.limits;
     let windows = limits.windows();
-    worker.peer_pool.retain(|region, window, server| {
-        windows.contains(&window) && snapshot.gateways.get(region).is_some_and(|gateway| gateway.is_same(server))
-    });
+    worker.upstream_pool.sweep(snapshot.upstreams.all().iter().map(|upstream| &upstream.server), &windows);
+    let is_current =
+        |region: &RegionId, server: &Server| snapshot.gateways.get(region).is_some_and(|gateway| gateway.is_same(server));
+    worker.peer_pool.retain(&windows, is_current);
     for (region, gateway) in &snapshot.gateways {
         if vitals.region(*region).health == Health::Up {
             let (worker, region, gateway) = (Rc::clone(worker), *region, gateway.clone());
             tokio::task::spawn_local(async move {
+                let approach = Approach::within(limits.connect_timeout);
                 for window in windows {
-                    let approach = Approach { window, ..Approach::within(limits.connect_timeout) };
-                    worker.peer_pool.warm(region, &gateway, limits.peer_connections, &approach).await;
+                    worker.peer_pool.warm(region, &gateway, limits.peer_connections, window, &approach).await;
                 }
             });
         }

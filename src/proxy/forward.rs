@@ -17,7 +17,7 @@ use crate::transport::dial::{Approach, DialError};
 use crate::transport::pool::{EXTENDED_CONNECT, InFlight, Reply, SendCause, SendError};
 use crate::transport::proxy_protocol;
 use crate::transport::tunnel::Wire;
-use crate::transport::window::{Buffers, Share};
+use crate::transport::window::Buffers;
 use crate::upstreams::{Busy, Taken, Upstream};
 
 use super::body::Progress;
@@ -57,8 +57,8 @@ impl Answer {
 
 /// What is busy with a request until its answer has ended.
 pub enum Hold {
-    Upstream(Busy, Option<InFlight>, Share),
-    Peer(InFlight, Share),
+    Upstream(Busy, Option<InFlight>),
+    Peer(InFlight),
 }
 
 /// A try that brought no answer.
@@ -128,9 +128,8 @@ pub async fn to_stop(
         return Err(Failure { code: Code::UpstreamUnreachable, sent: Sent::Nothing, again: Some(request) });
     };
     let limits = &snapshot.limits;
-    let share = effort.buffers.share();
-    let (limit, stall, window) = (limits.connect_timeout, stall_of(snapshot), share.window());
-    let approach = Approach { limit, stall, greeting: None, window };
+    let (limit, stall, buffers) = (limits.connect_timeout, stall_of(snapshot), Rc::clone(effort.buffers));
+    let approach = Approach { limit, stall, greeting: None, buffers };
     let copy = copy_of_read(&request, effort);
     let has_body = !request.body().is_end_stream();
     let (region, connections) = (stop.region(), limits.peer_connections);
@@ -145,7 +144,7 @@ pub async fn to_stop(
         }
     };
     match answer_of(work, effort, has_body).await {
-        Some(Ok((reply, in_flight))) => Ok(Answer::of(reply, Hold::Peer(in_flight, share))),
+        Some(Ok((reply, in_flight))) => Ok(Answer::of(reply, Hold::Peer(in_flight))),
         Some(Err(error)) => {
             tracing::warn!(region = snapshot.policy.region_name(stop.region()), cause = %error.cause, "a peer gave no answer");
             Err(failure(error, copy))
@@ -162,7 +161,6 @@ async fn to_upstreams(
 ) -> Result<Answer, Failure> {
     let limits = &snapshot.limits;
     let mut tried: Vec<Arc<Upstream>> = Vec::new();
-    let share = effort.buffers.share();
     worker.load.retries.deposit();
     loop {
         let deadline = effort.deadline.map(Instant::into_std);
@@ -175,8 +173,8 @@ async fn to_upstreams(
         let more = Effort { keep_head: snapshot.upstreams.all().len() > tried.len() + 1 || effort.keep_head, ..effort };
         let copy = copy_of_read(&request, more);
         let greeting = upstream.proxy_protocol.map(|version| proxy_protocol::write(version, effort.client, effort.local));
-        let (limit, stall, window) = (limits.connect_timeout, stall_of(snapshot), share.window());
-        let approach = Approach { limit, stall, greeting, window };
+        let (limit, stall, buffers) = (limits.connect_timeout, stall_of(snapshot), Rc::clone(effort.buffers));
+        let approach = Approach { limit, stall, greeting, buffers };
         let work = async {
             let (pool, server) = (&worker.upstream_pool, &upstream.server);
             match effort.upgrade {
@@ -192,7 +190,7 @@ async fn to_upstreams(
             Some(Ok((reply, in_flight))) => {
                 worker.metrics.upstream_request(upstream.authority(), "answered");
                 snapshot.upstreams.note(&upstream, !is_gateway_error(&reply));
-                return Ok(Answer::of(reply, Hold::Upstream(busy, in_flight, share)));
+                return Ok(Answer::of(reply, Hold::Upstream(busy, in_flight)));
             }
             Some(Err(error)) if effort.body.broken.get().is_some() => {
                 // The client broke it: no fault of the upstream's.

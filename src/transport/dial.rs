@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio_rustls::TlsConnector;
 
 use super::resolver::Places;
 use super::stream::Stream;
-use super::window::Window;
+use super::window::Buffers;
 
 /// A process to connect to, and how.
 #[derive(Clone, Debug)]
@@ -72,13 +73,14 @@ pub struct Approach {
     pub stall: Duration,
     /// Bytes that come before everything else, TLS included.
     pub greeting: Option<Bytes>,
-    /// What may be under way of a body, each way.
-    pub window: Window,
+    /// What may be under way of bodies, each way.
+    pub buffers: Rc<Buffers>,
 }
 
 impl Approach {
-    pub const fn within(limit: Duration) -> Self {
-        Self { limit, stall: limit, greeting: None, window: Window::NARROW }
+    /// For requests of our own, which carry little.
+    pub fn within(limit: Duration) -> Self {
+        Self { limit, stall: limit, greeting: None, buffers: Buffers::of(0) }
     }
 }
 

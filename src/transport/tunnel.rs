@@ -40,7 +40,9 @@ pub enum Ending {
 /// What CONNECT itself opens, where others open what a protocol's name says (RFC 9110 section 9.3.6).
 pub const CONNECT: &str = "connect";
 
-const PIECE: usize = 16 << 10;
+/// What is read at once: most tunnels say little, and many of them stay open.
+const FIRST_PIECE: usize = 1 << 10;
+const MOST_OF_A_PIECE: usize = 16 << 10;
 
 /// Passes bytes between `client` and `server` until both have ended; one may end its direction before the other.
 pub async fn join(client: Wire, server: Wire, idle: Duration, traffic: Rc<Traffic>) -> Ending {
@@ -63,7 +65,7 @@ pub async fn join(client: Wire, server: Wire, idle: Duration, traffic: Rc<Traffi
 }
 
 async fn pass(mut from: ReadHalf<Wire>, mut to: WriteHalf<Wire>, count: &Cell<u64>, last: &Cell<Instant>) -> io::Result<()> {
-    let mut piece = vec![0; PIECE];
+    let mut piece = vec![0; FIRST_PIECE];
     loop {
         let size = from.read(&mut piece).await?;
         if size == 0 {
@@ -74,6 +76,9 @@ async fn pass(mut from: ReadHalf<Wire>, mut to: WriteHalf<Wire>, count: &Cell<u6
         to.flush().await?;
         count.set(count.get() + size as u64);
         last.set(Instant::now());
+        if size == piece.len() && size < MOST_OF_A_PIECE {
+            piece.resize(4 * size, 0);
+        }
     }
 }
 

@@ -13,10 +13,9 @@ pub struct Window(u32);
 /// The widest: 16 MiB keep 100 MB/s moving over 160 ms.
 const WIDEST: u32 = 16 << 20;
 
-/// What is read at once. A byte less than a power of two: hyper reads into twice as much once it has filled one, and every piece keeps
-/// the whole of what it was read into.
-const NARROW_PIECE: usize = (16 << 10) - 1;
-const WIDE_PIECE: usize = (64 << 10) - 1;
+/// As much as all bodies on one connection may have under way, the most that there is (RFC 9113 section 6.9.1): a body whose reader has
+/// stopped holds up no other.
+pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 impl Window {
     /// What HTTP/2 begins with, and one byte: 64 KiB keep 400 kB/s moving over 160 ms.
@@ -35,9 +34,9 @@ impl Window {
         self.0 == Self::NARROW.0
     }
 
-    /// How much of a body is read at once where the window of HTTP/2 does not limit it.
-    pub const fn piece(self) -> usize {
-        if self.is_narrow() { NARROW_PIECE } else { WIDE_PIECE }
+    /// How many bodies may use it on one connection.
+    pub const fn most_bodies(self) -> usize {
+        (CONNECTION_WINDOW / self.0) as usize
     }
 }
 
@@ -45,6 +44,7 @@ impl Window {
 const WIDE_WINDOWS: usize = 4;
 
 /// What the requests on one connection may have under way beyond the narrow window that each has.
+#[derive(Debug)]
 pub struct Buffers {
     left: Cell<usize>,
     wide: Cell<Window>,

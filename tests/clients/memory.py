@@ -1,26 +1,27 @@
 """What one connection may hold in memory, in real processes: clients that ask for much and read none of it, and app servers that take
 none of what is sent to them. Somebody else is served all the while.
 
-usage: memory.py BINARY
+usage: memory.py BINARY [NUMBER ...]
+Runs all experiments, or those of these numbers.
 """
-import http.client, os, shutil, socket, struct, sys, tempfile, threading, time
+import base64, hashlib, http.client, itertools, os, re, shutil, socket, struct, sys, tempfile, threading, time
 
 from regions import PATIENCE, Regions, eventually
 
-BINARY = os.path.abspath(sys.argv[1])
+BINARY, ONLY, NUMBERS = os.path.abspath(sys.argv[1]), set(map(int, sys.argv[2:])), itertools.count(1)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 4, 6, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
-CONNECTIONS, STREAMS, MIB = 10, 100, 1 << 20
-PIECE, PIECES = b"x" * 16000, 250
-LARGE = PIECES * len(PIECE)
+KIB, MIB = 1 << 10, 1 << 20
+# What is sent at once. The answers are longer than any window here.
+BATCH, LARGE = 16000, 5000000
 # As wide as may be.
 WIDE = struct.pack(">HI", 4, 0x7FFFFFFF)
 
 ROUTES = """  - { name: far, match: { path: "/far/**" }, data: public, home: [{ region: us-east }] }
   - { name: all, match: {}, data: public, home: [{ region: eu-west }] }"""
 # Nobody is cut off for being slow, for what is held is to be seen; until the end, when nobody is waited for.
-MORE = "limits: { body_rate: 0B, idle_timeout: 300s, request_timeout: 300s, response_timeout: 300s, body: unlimited, drain: 1s }"
+LIMITS = "body_rate: 0B, idle_timeout: 300s, request_timeout: 300s, response_timeout: 300s, tunnel_idle: 300s, body: unlimited, drain: 1s"
 
 
 def frame(kind, flags, stream, payload=b""):
@@ -39,9 +40,10 @@ def settings_of(payload):
     return dict(struct.unpack_from(">HI", payload, at) for at in range(0, len(payload), 6))
 
 
-def send_large(connection):
-    for _ in range(PIECES):
-        connection.sendall(PIECE)
+def data_frames(stream, size, piece):
+    """Frames of a body, each of a piece."""
+    whole, rest = divmod(size, piece)
+    return frame(DATA, 0, stream, b"x" * piece) * whole + (frame(DATA, 0, stream, b"x" * rest) if rest else b"")
 
 
 class Windows:
@@ -59,19 +61,23 @@ class Windows:
             self.streams[stream] = self.streams.get(stream, 0) + int.from_bytes(payload, "big")
 
     def take(self, stream):
-        """What of a frame's worth may be sent now."""
-        size = max(0, min(len(PIECE), self.connection, self.initial + self.streams.get(stream, 0)))
+        """What of a batch may be sent now."""
+        size = max(0, min(BATCH, self.connection, self.initial + self.streams.get(stream, 0)))
         self.connection -= size
         self.streams[stream] = self.streams.get(stream, 0) - size
         return size
 
 
 class App:
-    """Answers what is asked for with more than anyone reads, and reads none of what it is sent. `seen` counts requests."""
+    """Answers what is asked for with more than anyone reads, in pieces of this size, and reads none of what it is sent.
 
-    def __init__(self):
+    It counts requests, and the bytes of answers that were taken; `faults` are those of connections that it could not serve to the end.
+    """
+
+    def __init__(self, piece):
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        self.port, self.seen = self.listener.getsockname()[1], 0
+        self.port, self.piece, self.seen, self.sent, self.faults = self.listener.getsockname()[1], piece, 0, 0, []
+        self.counting = threading.Lock()
         threading.Thread(target=self.accept, daemon=True).start()
 
     def accept(self):
@@ -82,8 +88,12 @@ class App:
     def try_to_serve(self, connection):
         try:
             self.serve(connection)
-        except OSError:
-            pass
+        except OSError as fault:
+            self.faults.append(fault)
+
+    def count(self, seen=0, sent=0):
+        with self.counting:
+            self.seen, self.sent = self.seen + seen, self.sent + sent
 
 
 class Http1App(App):
@@ -95,17 +105,29 @@ class Http1App(App):
                 if not (byte := connection.recv(1)):
                     return
                 head += byte
-            self.seen += 1
-            if head.startswith(b"POST"):
-                time.sleep(10 * PATIENCE)
-            elif b"/pieces" in head:
-                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-                for _ in range(LARGE // 1000):
-                    connection.sendall(b"3e8\r\n" + b"x" * 1000 + b"\r\n")
-                connection.sendall(b"0\r\n\r\n")
-            else:
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LARGE)
-                send_large(connection)
+            self.count(seen=1)
+            if b"/silent" in head:
+                return time.sleep(10 * PATIENCE)
+            if b"/tunnel" in head:
+                key = re.search(rb"(?i)sec-websocket-key: *(\S+)", head).group(1)
+                accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+                connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n")
+                connection.sendall(b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+                self.send(connection, lambda size: b"x" * size)
+                return time.sleep(10 * PATIENCE)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            self.send(connection, self.chunks)
+            connection.sendall(b"0\r\n\r\n")
+
+    def chunks(self, size):
+        chunk = b"%x\r\n" % self.piece + b"x" * self.piece + b"\r\n"
+        return chunk * (size // self.piece)
+
+    def send(self, connection, batch_of):
+        size = BATCH // self.piece * self.piece
+        for _ in range(LARGE // size):
+            connection.sendall(batch_of(size))
+            self.count(sent=size)
 
 
 class Http2App(App):
@@ -118,17 +140,29 @@ class Http2App(App):
             if kind in (SETTINGS, PING) and not flags & ACK:
                 connection.sendall(frame(kind, ACK, 0, payload if kind == PING else b""))
             elif kind == HEADERS:
-                self.seen += 1
+                self.count(seen=1)
                 left[stream] = LARGE
                 connection.sendall(frame(HEADERS, END_HEADERS, stream, b"\x88"))
-            for stream in [stream for stream in left if left[stream]]:
+            for stream in list(left):
                 while size := min(windows.take(stream), left[stream]):
+                    connection.sendall(data_frames(stream, size, self.piece))
+                    self.count(sent=size)
                     left[stream] -= size
-                    connection.sendall(frame(DATA, 0 if left[stream] else END_STREAM, stream, PIECE[:size]))
+                if not left[stream]:
+                    connection.sendall(frame(DATA, END_STREAM, stream))
+                    del left[stream]
+
+
+def field(name, value):
+    """A field of a head that is in no table (RFC 7541 section 6.2.2)."""
+    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
 def head(method, path):
-    return {b"GET": b"\x82", b"POST": b"\x83"}[method] + b"\x86\x04" + bytes([len(path)]) + path + b"\x01\x09localhost"
+    block = b"\x86\x04" + bytes([len(path)]) + path + b"\x01\x09localhost"
+    if method == b"CONNECT":
+        return block + field(b":method", method) + field(b":protocol", b"websocket") + field(b"sec-websocket-version", b"13")
+    return {b"GET": b"\x82", b"POST": b"\x83"}[method] + block
 
 
 def connect(port):
@@ -140,11 +174,11 @@ def connect(port):
     return connection
 
 
-def ask_http2(port, method, path):
-    """A connection with as many requests as it may have, of whose answers nothing is read."""
+def ask_http2(port, method, path, requests):
+    """A connection with so many requests, of whose answers nothing is read."""
     connection = connect(port)
     connection.sendall(PREFACE + frame(SETTINGS, 0, 0, WIDE) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 0x7FFF0000)))
-    streams = range(1, 2 * STREAMS, 2)
+    streams = range(1, 2 * requests, 2)
     for stream in streams:
         connection.sendall(frame(HEADERS, END_HEADERS | (END_STREAM if method == b"GET" else 0), stream, head(method, path)))
     if method == b"POST":
@@ -162,13 +196,15 @@ def upload_http2(connection, streams):
                 connection.sendall(frame(kind, ACK, 0, payload if kind == PING else b""))
             for stream in streams:
                 while size := windows.take(stream):
-                    connection.sendall(frame(DATA, 0, stream, PIECE[:size]))
+                    connection.sendall(data_frames(stream, size, 1000))
     except OSError:
+        # It is closed at the end.
         pass
 
 
-def ask_http1(port, method, path):
+def ask_http1(port, method, path, requests):
     connection = connect(port)
+    assert requests == 1
     length = LARGE if method == b"POST" else 0
     connection.sendall(b"%s %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (method, path, length))
     if length:
@@ -178,8 +214,9 @@ def ask_http1(port, method, path):
 
 def upload_http1(connection):
     try:
-        send_large(connection)
+        connection.sendall(b"x" * LARGE)
     except OSError:
+        # It is closed at the end.
         pass
 
 
@@ -187,13 +224,15 @@ def memory_of(process):
     return int(open(f"/proc/{process.pid}/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def settled(measure):
-    """What does not grow any more."""
+def settled(processes):
+    """The memory of each, once it does not grow any more."""
+    measure = lambda: [memory_of(process) for process in processes]
     last, since, deadline = measure(), time.monotonic(), time.monotonic() + PATIENCE
-    while time.monotonic() - since < 2:
+    while time.monotonic() - since < 3:
         assert time.monotonic() < deadline, "memory grows without end"
         time.sleep(0.1)
-        if (now := measure()) > last + MIB // 4:
+        now = measure()
+        if any(size > was + MIB // 4 for size, was in zip(now, last)):
             last, since = now, time.monotonic()
     return measure()
 
@@ -202,29 +241,40 @@ def somebody_else(regions, path):
     """Reads a whole answer."""
     client = http.client.HTTPConnection("127.0.0.1", regions.ports["eu-west"]["http"], timeout=PATIENCE)
     client.request("GET", path)
-    assert len(client.getresponse().read()) == LARGE, "somebody else was not served"
+    read = len(client.getresponse().read())
+    assert LARGE - BATCH < read <= LARGE, f"somebody else was not served: {read} bytes"
 
 
-def hold(name, ask, method, path, app, connections, requests):
-    """How much a connection costs, in the region that was asked and in the one that owns the request."""
+def hold(name, ask, method, path, app, connections, requests, least, piece=BATCH, buffer=4 * MIB, most=None):
+    """How much a connection costs, in the region that was asked and in the one that owns the request.
+
+    Of each answer the app must get rid of `least` bytes on average: what costs nothing because nothing came shows nothing.
+    """
+    number = next(NUMBERS)
+    if ONLY and number not in ONLY:
+        return
     # `connection_buffer`, and 160 KiB for each request: what the README promises.
-    most = 4 * MIB + requests * (160 << 10)
+    most = most or buffer + requests * 160 * KIB
     folder = tempfile.mkdtemp(prefix="domicile-memory-")
-    app, far = app(), Http1App()
+    app, far = app(piece), Http1App(piece)
     scheme = "h2c" if isinstance(app, Http2App) else "http"
     upstreams = {"eu-west": [f"{scheme}://127.0.0.1:{app.port}"], "us-east": [f"http://127.0.0.1:{far.port}"]}
-    regions = Regions(BINARY, folder, upstreams, ROUTES, MORE)
+    limits = f"limits: {{ {LIMITS}, connection_buffer: {buffer // MIB}MiB }}"
+    regions = Regions(BINARY, folder, upstreams, ROUTES, limits)
     try:
         processes = list(regions.processes.values())
-        before = [settled(lambda: memory_of(process)) for process in processes]
+        before = settled(processes)
         port = regions.ports["eu-west"]["http"]
-        held = [ask(port, method, path) for _ in range(connections)]
+        held = [ask(port, method, path, requests) for _ in range(connections)]
         eventually(f"{name}: all are asked for", lambda: app.seen + far.seen >= connections * requests)
-        costs = [(settled(lambda: memory_of(process)) - was) / connections for process, was in zip(processes, before)]
-        if method == b"GET":
-            somebody_else(regions, path.decode().replace("pieces", "a"))
-        print(f"{name}: {costs[0] / MIB:.2f} MiB a connection, and {costs[1] / MIB:.2f} MiB in the other region", flush=True)
+        eventually(f"{name}: much is answered", lambda: app.sent + far.sent >= connections * requests * least)
+        costs = [(now - was) / connections for now, was in zip(settled(processes), before)]
+        sent = (app.sent + far.sent) / connections
+        assert not app.faults + far.faults, app.faults + far.faults
+        print(f"{number} {name}: {costs[0] / MIB:.2f} MiB a connection, and {costs[1] / MIB:.2f} MiB in the other region,"
+              f" of {sent / MIB:.1f} MiB sent", flush=True)
         assert max(costs) < most, f"{name}: a connection may cost {most / MIB:.2f} MiB"
+        somebody_else(regions, path.decode().replace("silent", "a").replace("tunnel", "a"))
         for connection in held:
             connection.shutdown(socket.SHUT_RDWR)
     finally:
@@ -233,12 +283,20 @@ def hold(name, ask, method, path, app, connections, requests):
 
 
 if __name__ == "__main__":
-    many = (CONNECTIONS, STREAMS)
-    hold("answers over HTTP/1.1, to HTTP/2", ask_http2, b"GET", b"/near/a", Http1App, *many)
-    hold("answers in small pieces, to HTTP/2", ask_http2, b"GET", b"/near/pieces", Http1App, *many)
-    hold("answers over HTTP/2, to HTTP/2", ask_http2, b"GET", b"/near/a", Http2App, *many)
-    hold("answers of another region, to HTTP/2", ask_http2, b"GET", b"/far/a", Http1App, *many)
-    hold("uploads by HTTP/2", ask_http2, b"POST", b"/near/a", Http1App, *many)
-    hold("uploads by HTTP/2 to another region", ask_http2, b"POST", b"/far/a", Http1App, *many)
-    hold("answers of another region, to HTTP/1.1", ask_http1, b"GET", b"/far/a", Http1App, 50, 1)
-    hold("uploads by HTTP/1.1 to another region", ask_http1, b"POST", b"/far/a", Http1App, 50, 1)
+    many, narrow, get, post = (10, 100), 64 * KIB, b"GET", b"POST"
+    hold("answers over HTTP/1.1, to HTTP/2", ask_http2, get, b"/near/a", Http1App, *many, least=16 * KIB)
+    hold("the same in tiny pieces", ask_http2, get, b"/near/a", Http1App, *many, least=4 * KIB, piece=20)
+    hold("answers over HTTP/2, to HTTP/2", ask_http2, get, b"/near/a", Http2App, *many, least=narrow)
+    hold("the same in small pieces", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=1000)
+    hold("the same in tiny pieces", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=20)
+    hold("the same with a large buffer", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, buffer=16 * MIB)
+    hold("answers of another region, to HTTP/2", ask_http2, get, b"/far/a", Http1App, *many, least=narrow)
+    hold("the same in tiny pieces", ask_http2, get, b"/far/a", Http1App, *many, least=narrow, piece=20)
+    hold("uploads by HTTP/2", ask_http2, post, b"/near/silent", Http1App, *many, least=0)
+    hold("uploads by HTTP/2 to another region", ask_http2, post, b"/far/silent", Http1App, *many, least=0)
+    hold("answers before the end of uploads", ask_http2, post, b"/near/a", Http2App, *many, least=narrow)
+    hold("tunnels by HTTP/2", ask_http2, b"CONNECT", b"/near/tunnel", Http1App, *many, least=16 * KIB)
+    hold("tunnels by HTTP/2 to another region", ask_http2, b"CONNECT", b"/far/tunnel", Http1App, *many, least=16 * KIB, piece=20)
+    one = {"connections": 50, "requests": 1, "most": 2 * MIB}
+    hold("answers of another region, to HTTP/1.1", ask_http1, get, b"/far/a", Http1App, least=MIB, **one)
+    hold("uploads by HTTP/1.1 to another region", ask_http1, post, b"/far/silent", Http1App, least=0, **one)

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use h2::Reason;
 use h2::server::SendResponse;
 use http::Request;
@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use crate::decision::facts::Ingress;
 use crate::transport::framing::{Gate, InFlight, Signals};
-use crate::transport::http2::{Exchange, Listening, Timely};
+use crate::transport::http2::{Exchange, Listening, Piece, Timely, Told};
 use crate::transport::stream::Stream;
-use crate::transport::window::Window;
+use crate::transport::window::{CONNECTION_WINDOW, Window};
 
 use super::super::ingress::{Back, Session};
 use super::super::{Limits, Worker, request};
@@ -27,9 +27,9 @@ const CLIENT_WINDOW: usize = 1 << 20;
 
 /// Peers have proven who they are, and each of their streams has been given its window: together they may use it.
 const PEER_STREAMS: u32 = 1000;
-const PEER_WINDOW: usize = 1 << 30;
+const PEER_WINDOW: usize = CONNECTION_WINDOW as usize;
 
-/// What unread frames of hardly any data may cost, 256 bytes each: some 16,000 of them from a client.
+/// What frames of hardly any data may cost that have come and were not taken in yet, 256 bytes each: some 16,000 of them from a client.
 const SMALL_FRAMES_BUDGET: usize = 4 << 20;
 const PEER_SMALL_FRAMES_BUDGET: usize = 256 << 20;
 
@@ -58,7 +58,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     let is_peer = matches!(session.arrival.ingress, Ingress::Peer(_));
     let controls = if is_peer { u64::MAX } else { limits.control_frames as u64 };
     let io = Timely::new(io, limits.header_timeout, controls);
-    let window_told = io.window_told();
+    let told = io.told();
     let io = Listening::new(io);
     let (keepalive, remains) = (io.keepalive(PING_EVERY, PING_TIMEOUT), io.remains());
     let idle_limit = (!is_peer).then_some(limits.keep_alive * PATIENCE);
@@ -73,7 +73,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     let mut disproven = pin!(async {
         if is_peer { handshake::disproven(&worker, &session.peer_chain).await } else { std::future::pending().await }
     });
-    let (mut ending, mut is_sent_away, mut is_wide) = (false, false, !is_peer);
+    let (mut ending, mut is_sent_away, mut is_confirmed) = (false, false, !is_peer);
     let has_begun_to_end = Notify::new();
     let mut stuck = pin!(async {
         has_begun_to_end.notified().await;
@@ -82,16 +82,15 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     });
     let most = loop {
         tokio::select! {
+            // First what has come, so that it has been taken in whatever happens next.
+            biased;
             accepted = connection.accept() => match accepted {
                 // It may ask again on another connection.
                 Some(Ok((_, mut way_back))) if is_sent_away => way_back.send_reset(Reason::REFUSED_STREAM),
                 Some(Ok((request, way_back))) => {
-                    if !is_wide {
-                        // What a peer gives each of its streams it may take as well. Its settings have come before its first request;
-                        // ours can only be changed once it has confirmed the first.
-                        let window = Window::of(window_told.get() as usize);
-                        session.buffers.widen(window);
-                        is_wide = window.is_narrow() || connection.set_initial_window_size(window.bytes()).is_ok();
+                    if is_peer {
+                        // What a peer gives each of its streams it may take as well. Its settings have come before its first request.
+                        session.buffers.widen(window_of(&told));
                     }
                     begin(&worker, &session, (&regrets, *limits), request, way_back);
                 }
@@ -104,6 +103,14 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
                 }
                 None => break if is_sent_away { MOST_AFTER_ERROR } else { u64::MAX },
             },
+            // Ours can only be changed once it has confirmed the first; its uploads that have begun by then get the window as well.
+            () = told.confirmed(), if !is_confirmed => {
+                is_confirmed = true;
+                let window = window_of(&told);
+                if !window.is_narrow() && let Err(error) = connection.set_initial_window_size(window.bytes()) {
+                    tracing::warn!(%error, "a peer's uploads keep a narrow window");
+                }
+            }
             () = end.as_mut(), if !ending => {
                 ending = true;
                 connection.graceful_shutdown();
@@ -125,6 +132,11 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
         // What was asked for last may have come behind our last word: a reset would take the word with it.
         linger(io.get_mut().stream(), most).await;
     }
+}
+
+/// The window that a peer gives each of its streams.
+fn window_of(told: &Told) -> Window {
+    Window::of(told.window() as usize)
 }
 
 /// Requests that were taken back as soon as they were made. Each has cost an upstream something; a client that takes back most of
@@ -158,7 +170,7 @@ fn begin(
     session: &Rc<Session>,
     (regrets, limits): (&Rc<Regrets>, Limits),
     request: Request<h2::RecvStream>,
-    way_back: SendResponse<Bytes>,
+    way_back: SendResponse<Piece>,
 ) {
     let in_flight = InFlight::count(&session.signals);
     let (worker, session, regrets) = (Rc::clone(worker), Rc::clone(session), Rc::clone(regrets));

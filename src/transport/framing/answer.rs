@@ -34,20 +34,21 @@ pub enum Asked {
     Other,
 }
 
+/// How much of a body is read at once. A byte less than a power of two: hyper reads into twice as much once it has filled one, and
+/// every piece keeps the whole of what it was read into.
+const MOST_OF_A_BODY: usize = (32 << 10) - 1;
+
 /// What the pool and the gate of one connection tell each other.
 #[derive(Default)]
 pub struct Link {
     asked: Cell<Option<Asked>>,
     faulty: Cell<bool>,
-    /// How much of a body is read at once.
-    piece: Cell<usize>,
 }
 
 impl Link {
-    /// A request is about to be sent; of its answer, so much is read at once.
-    pub fn ask(&self, asked: Asked, piece: usize) {
+    /// A request is about to be sent.
+    pub fn ask(&self, asked: Asked) {
         self.asked.set(Some(asked));
-        self.piece.set(piece);
     }
 
     /// Whether the other end has broken the rules: the connection must not be used again.
@@ -216,7 +217,7 @@ impl<S: AsyncRead + Unpin> Inner<S> {
 
     /// Reads a body straight into the reader's buffer, `left` bytes at most.
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, left: u64) -> Poll<io::Result<usize>> {
-        let most = buf.remaining().min(self.link.piece.get()).min(usize::try_from(left).unwrap_or(usize::MAX));
+        let most = buf.remaining().min(MOST_OF_A_BODY).min(usize::try_from(left).unwrap_or(usize::MAX));
         let mut limited = ReadBuf::new(buf.initialize_unfilled_to(most));
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut limited))?;
         let step = limited.filled().len();

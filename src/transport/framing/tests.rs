@@ -162,7 +162,7 @@ fn answer_through(sent: &[u8], asked: Asked, step: usize) -> Result<String, io::
         let (mut upstream, end) = tokio::io::duplex(step.max(1));
         let (sent, link) = (sent.to_vec(), Rc::new(Link::default()));
         let mut gate = AnswerGate::new(end, Rc::clone(&link), Duration::from_secs(3600));
-        link.ask(asked, super::READ_SIZE);
+        link.ask(asked);
         let write = async {
             let _ = upstream.write_all(&sent).await;
             drop(upstream);

@@ -4,7 +4,6 @@ use std::cell::{OnceCell, RefCell};
 use std::future::poll_fn;
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::header::{DATE, HeaderValue};
@@ -14,11 +13,12 @@ use tokio::task::AbortHandle;
 
 use super::super::body::Body;
 use super::super::framing::Handover;
+use super::outflow::{Outflow, Piece};
 use super::{Received, Tunnel, fit, send};
 
 /// A request's stream, seen from the side that answers.
 pub struct Exchange {
-    way_back: RefCell<SendResponse<Bytes>>,
+    way_back: RefCell<SendResponse<Piece>>,
     handover: RefCell<Option<Handover>>,
     /// What CONNECT sends behind its head, once it has been agreed to.
     incoming: RefCell<Option<RecvStream>>,
@@ -27,7 +27,7 @@ pub struct Exchange {
 
 impl Exchange {
     /// Takes a request from its stream.
-    pub fn open(request: Request<RecvStream>, way_back: SendResponse<Bytes>) -> (Request<Body>, Self) {
+    pub fn open(request: Request<RecvStream>, way_back: SendResponse<Piece>) -> (Request<Body>, Self) {
         let (head, incoming) = request.into_parts();
         let (body, incoming) = if head.method == Method::CONNECT {
             (Body::empty(), Some(incoming))
@@ -89,7 +89,7 @@ impl Exchange {
         match handover.zip(incoming) {
             Some((handover, incoming)) => handover(Box::pin(Tunnel::new(incoming, outgoing))).await,
             None if is_whole => {}
-            None => send(body, outgoing, Reason::INTERNAL_ERROR, stall).await,
+            None => send(body, Outflow::new(outgoing), Reason::INTERNAL_ERROR, stall).await,
         }
     }
 }

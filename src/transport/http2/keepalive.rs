@@ -12,11 +12,16 @@ use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-/// A byte stream that notes when its other end last gave a sign of life.
+/// A byte stream that notes when its other end last gave a sign of life, and gives no more than [`MOST_IN_A_TURN`] at once.
 pub struct Listening<S> {
     io: Rc<RefCell<S>>,
     signs: Rc<Signs>,
+    /// Bytes read since others had their turn.
+    read: usize,
 }
+
+/// What has been read lies in `h2` until whoever it is for has had a turn, and in tiny frames costs many times what it weighs.
+const MOST_IN_A_TURN: usize = 128 << 10;
 
 /// What is left of a byte stream when the connection that was made of it has ended.
 pub struct Remains<S>(Rc<RefCell<S>>);
@@ -49,6 +54,7 @@ impl<S> Listening<S> {
         Self {
             io: Rc::new(RefCell::new(io)),
             signs: Rc::new(Signs { last: Cell::new(Instant::now()), is_blocked: Cell::new(false) }),
+            read: 0,
         }
     }
 
@@ -65,9 +71,19 @@ impl<S> Listening<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut *self.io.borrow_mut()).poll_read(cx, buf);
+        let listening = self.get_mut();
+        if listening.read >= MOST_IN_A_TURN {
+            listening.read = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut *listening.io.borrow_mut()).poll_read(cx, buf);
         if read.is_ready() {
-            self.signs.last.set(Instant::now());
+            listening.signs.last.set(Instant::now());
+            listening.read += buf.filled().len() - before;
+        } else {
+            listening.read = 0;
         }
         read
     }

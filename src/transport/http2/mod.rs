@@ -6,7 +6,9 @@
 
 mod body;
 mod exchange;
+mod inflow;
 mod keepalive;
+mod outflow;
 mod timely;
 mod tunnel;
 
@@ -17,7 +19,8 @@ use http_body::Body as _;
 pub use body::{Received, Upload, send};
 pub use exchange::Exchange;
 pub use keepalive::{Keepalive, Listening};
-pub use timely::Timely;
+pub use outflow::{Outflow, Piece};
+pub use timely::{Timely, Told};
 pub use tunnel::Tunnel;
 
 /// Makes the fields of a message fit for HTTP/2: none that concern a connection (RFC 9113 section 8.2.2), and the length of

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 /// A byte stream from a client, on which every head, and every frame that carries no body, is whole within `limit` of its first byte,
@@ -29,9 +30,9 @@ impl<S> Timely<S> {
         Self { io, limit, most, frames: Frames::new(), since: Instant::now(), timer: None }
     }
 
-    /// What the other end says that each stream may send it before it has been read (`SETTINGS_INITIAL_WINDOW_SIZE`), in bytes.
-    pub fn window_told(&self) -> Rc<Cell<u32>> {
-        Rc::clone(&self.frames.window_told)
+    /// What the other end says of itself.
+    pub fn told(&self) -> Rc<Told> {
+        Rc::clone(&self.frames.told)
     }
 
     /// What is beneath it.
@@ -51,6 +52,24 @@ impl<S> Timely<S> {
             (self.since, self.frames.controls) = (Instant::now(), 0);
         }
         self.frames.controls > self.most
+    }
+}
+
+/// What the other end of a connection has said in its settings, and on ours.
+pub struct Told {
+    window: Cell<u32>,
+    confirmed: Notify,
+}
+
+impl Told {
+    /// What each stream may send it before it has been read (`SETTINGS_INITIAL_WINDOW_SIZE`), in bytes.
+    pub fn window(&self) -> u32 {
+        self.window.get()
+    }
+
+    /// Waits until it has confirmed settings of ours (RFC 9113 section 6.5.3).
+    pub async fn confirmed(&self) {
+        self.confirmed.notified().await;
     }
 }
 
@@ -105,6 +124,7 @@ const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
 
 /// A setting is a name of two bytes and a value of four (RFC 9113 section 6.5.1).
 const SETTING: usize = 6;
@@ -121,7 +141,7 @@ struct Frames {
     is_settings: bool,
     /// The setting that is coming, and how many of its bytes have.
     setting: ([u8; SETTING], usize),
-    window_told: Rc<Cell<u32>>,
+    told: Rc<Told>,
     /// A head has begun whose last frame has not.
     is_block_open: bool,
     /// Frames that ask for nothing, carry nothing and make no room: SETTINGS, PING, PRIORITY, RST_STREAM, empty ones of a body that goes
@@ -139,7 +159,7 @@ impl Frames {
             is_settings: false,
             setting: ([0; SETTING], 0),
             // Until it says otherwise.
-            window_told: Rc::new(Cell::new(65_535)),
+            told: Rc::new(Told { window: Cell::new(65_535), confirmed: Notify::new() }),
             is_block_open: false,
             controls: 0,
         }
@@ -179,7 +199,7 @@ impl Frames {
             setting[*come] = *byte;
             *come = (*come + 1) % SETTING;
             if let ([0, INITIAL_WINDOW_SIZE, value @ ..], 0) = (*setting, *come) {
-                self.window_told.set(u32::from_be_bytes(value));
+                self.told.window.set(u32::from_be_bytes(value));
             }
         }
     }
@@ -191,6 +211,10 @@ impl Frames {
         match kind {
             HEADERS | CONTINUATION => self.is_block_open = flags & END_HEADERS == 0,
             WINDOW_UPDATE => {}
+            SETTINGS if flags & ACK != 0 => {
+                self.told.confirmed.notify_one();
+                self.controls += 1;
+            }
             DATA if self.left > 0 || flags & END_STREAM != 0 => {}
             _ => self.controls += 1,
         }
@@ -242,13 +266,13 @@ mod tests {
         assert_eq!(frames.controls, 5, "the end of a body is something");
         frames.pass(&frame(DATA, 0, 0));
         assert_eq!(frames.controls, 6, "a piece of nothing is nothing");
-        assert_eq!(frames.window_told.get(), 65_535);
+        assert_eq!(frames.told.window(), 65_535);
         let settings =
             [vec![0, 0, 18, SETTINGS, 0, 0, 0, 0, 0], vec![0, 3, 0, 0, 0, 4, 0, 4, 0, 16, 0, 0, 0, 6, 0, 4, 0, 4]].concat();
         for byte in settings {
             frames.pass(&[byte]);
         }
-        assert_eq!(frames.window_told.get(), 1 << 20, "the second of three settings, byte by byte");
+        assert_eq!(frames.told.window(), 1 << 20, "the second of three settings, byte by byte");
         // What has ended and what has begun in one piece.
         let two = [frame(4, 0, 6), frame(HEADERS, 0, 4)].concat();
         assert!(frames.pass(&two) && frames.is_midway());

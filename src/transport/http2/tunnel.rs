@@ -8,19 +8,20 @@ use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::body::poll_room;
+use super::inflow::Inflow;
+use super::outflow::{Outflow, Over, Piece};
 
 /// Both directions of one stream. Dropping it before both have ended resets the stream.
 pub struct Tunnel {
-    incoming: RecvStream,
-    outgoing: SendStream<Bytes>,
+    incoming: Inflow,
+    outgoing: Outflow,
     /// Bytes that came and have not been read; the other end may send as many more as were.
     unread: Bytes,
 }
 
 impl Tunnel {
-    pub const fn new(incoming: RecvStream, outgoing: SendStream<Bytes>) -> Self {
-        Self { incoming, outgoing, unread: Bytes::new() }
+    pub fn new(incoming: RecvStream, outgoing: SendStream<Piece>) -> Self {
+        Self { incoming: Inflow::new(incoming), outgoing: Outflow::new(outgoing), unread: Bytes::new() }
     }
 }
 
@@ -28,11 +29,17 @@ fn broken(error: h2::Error) -> io::Error {
     if error.is_reset() { io::ErrorKind::ConnectionReset.into() } else { io::Error::other(error) }
 }
 
+impl From<Over> for io::Error {
+    fn from(_: Over) -> Self {
+        io::ErrorKind::BrokenPipe.into()
+    }
+}
+
 impl AsyncRead for Tunnel {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let tunnel = self.get_mut();
         while tunnel.unread.is_empty() {
-            match ready!(tunnel.incoming.poll_data(cx)) {
+            match ready!(tunnel.incoming.poll_piece(cx)) {
                 Some(Ok(bytes)) => tunnel.unread = bytes,
                 Some(Err(error)) => return Poll::Ready(Err(broken(error))),
                 None => return Poll::Ready(Ok(())),
@@ -41,8 +48,7 @@ impl AsyncRead for Tunnel {
         let step = tunnel.unread.len().min(buf.remaining());
         buf.put_slice(&tunnel.unread[..step]);
         tunnel.unread.advance(step);
-        // An error says that the stream has ended, which is found at the next read.
-        let _ = tunnel.incoming.flow_control().release_capacity(step);
+        tunnel.incoming.make_room(step);
         Poll::Ready(Ok(()))
     }
 }
@@ -53,10 +59,8 @@ impl AsyncWrite for Tunnel {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        tunnel.outgoing.reserve_capacity(buf.len());
-        let room = ready!(poll_room(&mut tunnel.outgoing, cx)).ok_or(io::ErrorKind::BrokenPipe)?;
-        let step = room.min(buf.len());
-        tunnel.outgoing.send_data(Bytes::copy_from_slice(&buf[..step]), false).map_err(broken)?;
+        let step = ready!(tunnel.outgoing.poll_room(buf.len(), cx))?;
+        tunnel.outgoing.put(Bytes::copy_from_slice(&buf[..step]), false)?;
         Poll::Ready(Ok(step))
     }
 
@@ -66,6 +70,6 @@ impl AsyncWrite for Tunnel {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.get_mut().outgoing.send_data(Bytes::new(), true).map_err(broken))
+        Poll::Ready(Ok(self.get_mut().outgoing.end()?))
     }
 }

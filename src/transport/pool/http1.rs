@@ -110,7 +110,7 @@ impl Http1Pool {
         if form::for_http1(&mut request).is_none() {
             return Err(SendError::form(request));
         }
-        connection.link.ask(if request.method() == Method::HEAD { Asked::Head } else { Asked::Other }, approach.window.piece());
+        connection.link.ask(if request.method() == Method::HEAD { Asked::Head } else { Asked::Other });
         tell_interim(&mut request);
         let response = connection.sender.try_send_request(request).await.map_err(SendError::of)?;
         self.put_when_ready(connection, server, approach);
@@ -203,7 +203,7 @@ pub(super) async fn upgrade(
     let Some(accept) = form::for_upgrade(&mut request, protocol) else { return Err(SendError::form(request)) };
     let link = Rc::new(Link::default());
     let is_connect = protocol == CONNECT;
-    link.ask(if is_connect { Asked::Connect } else { Asked::Upgrade }, approach.window.piece());
+    link.ask(if is_connect { Asked::Connect } else { Asked::Upgrade });
     let gate = AnswerGate::new(stream, Rc::clone(&link), approach.stall);
     let (mut sender, connection) = match builder().handshake(TokioIo::new(gate)).await {
         Ok(pair) => pair,

@@ -20,14 +20,15 @@ use super::super::body::Body;
 use super::super::dial::{self, Approach, DialError, Server};
 use super::super::http2::Listening;
 use super::super::tunnel::CONNECT;
-use super::super::window::Window;
+use super::super::window::{CONNECTION_WINDOW, Share, Window};
 use super::sender::{EXTENDED_CONNECT, Sender};
 use super::{Reply, SendError, form};
 
-/// As much as a thousand streams of a megabyte may have under way together: whose reader has stopped holds up no other.
-const CONNECTION_WINDOW: u32 = 1 << 30;
-/// What unread frames of hardly any data may cost.
+/// What frames of hardly any data may cost that have come and were not taken in yet; no more come in a turn.
 const SMALL_FRAMES_BUDGET: usize = 256 << 20;
+
+/// How long a connection is kept whose window is none of those of today: connections of clients last, and keep theirs.
+const RETIRED_AFTER: Duration = Duration::from_secs(60);
 
 /// What the head of an answer may be, as over HTTP/1.
 const MOST_HEAD: u32 = 64 << 10;
@@ -75,9 +76,10 @@ impl<K> Default for Http2Pool<K> {
 type Slots = Vec<Rc<Slot>>;
 
 /// Room for one connection.
-#[derive(Default)]
 struct Slot {
     in_flight: Cell<usize>,
+    /// When something was in flight last.
+    used: Cell<Instant>,
     /// Locked while dialing, so that requests that need the same connection wait for it together.
     open: Mutex<Option<Open>>,
     /// When dialing failed last: whoever was waiting then has waited enough.
@@ -90,12 +92,19 @@ struct Open {
     remote: Option<SocketAddr>,
 }
 
-/// Counts a request as in flight until it is dropped.
-pub struct InFlight(Rc<Slot>);
+/// Counts a request as in flight, and keeps its window, until the last of its copies is dropped.
+#[derive(Clone)]
+pub struct InFlight(Rc<Busy>);
 
-impl Drop for InFlight {
+struct Busy {
+    slot: Rc<Slot>,
+    share: Share,
+}
+
+impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.in_flight.set(self.0.in_flight.get() - 1);
+        self.slot.in_flight.set(self.slot.in_flight.get() - 1);
+        self.slot.used.set(Instant::now());
     }
 }
 
@@ -111,19 +120,19 @@ impl<K: Place> Http2Pool<K> {
         mut request: Request<Body>,
         approach: &Approach,
     ) -> Result<(Response<Body>, InFlight), SendError> {
-        let guard = InFlight::on(self.least_busy((place, approach.window), connections));
+        let guard = self.begin(place, connections, approach.buffers.share());
         if form::for_http2(&mut request, scheme_of(server)).is_none() {
             return Err(SendError::form(request));
         }
         // Once on the connection that is there, once on a fresh one should that be closing.
         for last in [false, true] {
-            let sender = match guard.0.open::<K>(server, approach).await {
+            let sender = match guard.open::<K>(server, approach).await {
                 Ok(sender) => sender,
                 Err(error) => return Err(SendError::dial(error, request)),
             };
-            match sender.send(request, approach.stall).await {
+            match sender.send(request, approach.stall, guard.clone()).await {
                 Err(SendError { unsent: Some(unsent), .. }) if !last => {
-                    guard.0.open.lock().await.take();
+                    guard.0.slot.open.lock().await.take();
                     request = *unsent;
                 }
                 outcome => return outcome.map(|response| (response, guard)),
@@ -142,8 +151,8 @@ impl<K: Place> Http2Pool<K> {
         protocol: &str,
         approach: &Approach,
     ) -> Result<(Reply, InFlight), SendError> {
-        let guard = InFlight::on(self.least_busy((place, approach.window), connections));
-        let sender = match guard.0.open::<K>(server, approach).await {
+        let guard = self.begin(place, connections, approach.buffers.share());
+        let sender = match guard.open::<K>(server, approach).await {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::dial(error, request)),
         };
@@ -166,35 +175,48 @@ impl<K: Place> Http2Pool<K> {
 
     /// Opens a connection if none is open: the first request should not wait for three round trips. A failure is left for
     /// a request to tell.
-    pub async fn warm(&self, place: K, server: &Server, connections: usize, approach: &Approach) {
-        let slot = self.least_busy((place, approach.window), connections);
-        let _ = slot.open::<K>(server, approach).await;
+    pub async fn warm(&self, place: K, server: &Server, connections: usize, window: Window, approach: &Approach) {
+        let slot = self.least_busy((place, window), connections);
+        let _ = slot.open::<K>(server, window, approach).await;
     }
 
-    /// Lets go of connections to places that are no more, or no more the same, once nothing is under way on them.
-    pub fn retain(&self, is_current: impl Fn(&K, Window, &Server) -> bool) {
+    /// Lets go of connections that have ended, that lead to places that are no more, or no more the same, or whose window nobody has
+    /// asked for in a while and `windows` does not have; of none on which something is under way.
+    pub fn retain(&self, windows: &[Window], is_current: impl Fn(&K, &Server) -> bool) {
         self.places.borrow_mut().retain(|(place, window), slots| {
-            for slot in slots.iter().filter(|slot| slot.in_flight.get() == 0) {
-                if let Ok(mut open) = slot.open.try_lock() {
-                    open.take_if(|open| !is_current(place, *window, &open.server));
+            slots.retain(|slot| {
+                if slot.in_flight.get() > 0 {
+                    return true;
                 }
-            }
-            slots.iter().any(|slot| slot.in_flight.get() > 0 || slot.open.try_lock().is_ok_and(|open| open.is_some()))
+                // Whoever has it locked is about to open it.
+                let Ok(open) = slot.open.try_lock() else { return true };
+                let is_wanted = windows.contains(window) || slot.used.get().elapsed() < RETIRED_AFTER;
+                is_wanted && open.as_ref().is_some_and(|open| open.sender.is_open() && is_current(place, &open.server))
+            });
+            !slots.is_empty()
         });
     }
 
+    fn begin(&self, place: K, connections: usize, share: Share) -> InFlight {
+        let slot = self.least_busy((place, share.window()), connections);
+        slot.in_flight.set(slot.in_flight.get() + 1);
+        InFlight(Rc::new(Busy { slot, share }))
+    }
+
+    /// The least busy of so many connections; of more, should there be no room on these for one more body that is not read.
     fn least_busy(&self, place: (K, Window), connections: usize) -> Rc<Slot> {
-        let mut places = self.places.borrow_mut();
+        let (most, mut places) = (place.1.most_bodies(), self.places.borrow_mut());
         let slots = places.entry(place).or_default();
-        slots.resize_with(connections.max(1), Rc::default);
+        while slots.len() < connections.max(1) || slots.iter().all(|slot| slot.in_flight.get() >= most) {
+            slots.push(Rc::new(Slot::new()));
+        }
         Rc::clone(slots.iter().min_by_key(|slot| slot.in_flight.get()).expect("there is at least one slot"))
     }
 }
 
 impl InFlight {
-    fn on(slot: Rc<Slot>) -> Self {
-        slot.in_flight.set(slot.in_flight.get() + 1);
-        Self(slot)
+    async fn open<K: Place>(&self, server: &Server, approach: &Approach) -> Result<Sender, DialError> {
+        self.0.slot.open::<K>(server, self.0.share.window(), approach).await
     }
 }
 
@@ -203,8 +225,12 @@ fn scheme_of(server: &Server) -> &'static str {
 }
 
 impl Slot {
+    fn new() -> Self {
+        Self { in_flight: Cell::new(0), used: Cell::new(Instant::now()), open: Mutex::default(), failed: Cell::new(None) }
+    }
+
     /// A sender on a live connection to this very server, opened now if there is none.
-    async fn open<K: Place>(&self, server: &Server, approach: &Approach) -> Result<Sender, DialError> {
+    async fn open<K: Place>(&self, server: &Server, window: Window, approach: &Approach) -> Result<Sender, DialError> {
         let asked = Instant::now();
         let mut open = self.open.lock().await;
         if self.failed.get().is_some_and(|failed| failed >= asked) {
@@ -219,14 +245,14 @@ impl Slot {
         }
         // An earlier connection ends by itself when its last stream does.
         *open = None;
-        let dialed = dial::<K>(server, approach).await;
+        let dialed = dial::<K>(server, window, approach).await;
         let (sender, remote) = dialed.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
         *open = Some(Open { sender: sender.clone(), server: server.clone(), remote });
         Ok(sender)
     }
 }
 
-async fn dial<K: Place>(server: &Server, approach: &Approach) -> Result<(Sender, Option<SocketAddr>), DialError> {
+async fn dial<K: Place>(server: &Server, window: Window, approach: &Approach) -> Result<(Sender, Option<SocketAddr>), DialError> {
     let stream = dial::open(server, approach, false).await?;
     let remote = stream.remote();
     if server.tls.is_some() && !stream.chose_http2() {
@@ -237,10 +263,10 @@ async fn dial<K: Place>(server: &Server, approach: &Approach) -> Result<(Sender,
     let keepalive = K::PING_EVERY.map(|every| io.keepalive(every, PING_PATIENCE));
     let handshake = h2::client::Builder::new()
         .enable_push(false)
-        .initial_window_size(approach.window.bytes())
+        .initial_window_size(window.bytes())
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MOST_HEAD)
-        .max_send_buffer_size(approach.window.bytes().min(SEND_BUFFER) as usize)
+        .max_send_buffer_size(window.bytes().min(SEND_BUFFER) as usize)
         .data_frame_budget(SMALL_FRAMES_BUDGET)
         // What is given up in numbers is no fault of the other end.
         .max_local_error_reset_streams(None)

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::request::Parts;
@@ -16,20 +15,20 @@ use tokio::time::Instant;
 
 use super::super::body::Body;
 use super::super::framing::MOST_INTERIM;
-use super::super::http2::{self, Received, Tunnel, Upload};
+use super::super::http2::{self, Outflow, Piece, Received, Tunnel, Upload};
 use super::kept::{self, Kept};
-use super::{Listener, Reply, SendError};
+use super::{InFlight, Listener, Reply, SendError};
 
 /// Opens streams on one connection.
 #[derive(Clone)]
 pub(super) struct Sender {
-    streams: SendRequest<Bytes>,
+    streams: SendRequest<Piece>,
     /// The other end's first settings have come, or were waited for long enough.
     is_settled: Rc<Cell<bool>>,
 }
 
 impl Sender {
-    pub(super) fn new(streams: SendRequest<Bytes>) -> Self {
+    pub(super) fn new(streams: SendRequest<Piece>) -> Self {
         Self { streams, is_settled: Rc::default() }
     }
 
@@ -72,14 +71,23 @@ impl Sender {
     }
 
     /// Sends a request and waits for the head of the answer.
-    pub(super) async fn send(self, request: Request<Body>, stall: Duration) -> Result<Response<Body>, SendError> {
+    /// `in_flight` is kept until the request has been sent.
+    pub(super) async fn send(
+        self,
+        request: Request<Body>,
+        stall: Duration,
+        in_flight: InFlight,
+    ) -> Result<Response<Body>, SendError> {
         let listener = Listener::of(&request);
         let Begun { answer, stream, head, body } = self.begin(request).await?;
         let (upload, kept) = if body.is_end_stream() {
             (None, None)
         } else {
             let (lent, kept) = kept::keep(body);
-            let sending = http2::send(Body::streamed(lent), stream, Reason::CANCEL, stall);
+            let sending = async move {
+                http2::send(Body::streamed(lent), Outflow::new(stream), Reason::CANCEL, stall).await;
+                drop(in_flight);
+            };
             (Some(Upload::new(tokio::task::spawn_local(sending))), Some(kept))
         };
         let answered = head_of(answer, listener).await;
@@ -106,7 +114,7 @@ impl Sender {
 /// A request whose stream is open.
 struct Begun {
     answer: ResponseFuture,
-    stream: SendStream<Bytes>,
+    stream: SendStream<Piece>,
     head: Parts,
     body: Body,
 }

@@ -9,6 +9,7 @@ use http::{Request, Response};
 
 use super::super::body::Body;
 use super::super::dial::{self, Approach, DialError, Server, Speaks};
+use super::super::window::Window;
 use super::http1::{self, Http1Pool};
 use super::http2::Http2Pool;
 use super::{InFlight, Reply, SendCause, SendError};
@@ -112,9 +113,10 @@ impl UpstreamPool {
         opened.map(|(reply, in_flight)| (reply, Some(in_flight)))
     }
 
-    /// Closes what has been idle for too long, or leads to a server that is none of `servers`; called now and then by the worker.
-    pub fn sweep<'s>(&self, servers: impl Iterator<Item = &'s Server> + Clone) {
+    /// Closes what has been idle for too long, leads to a server that is none of `servers`, or has a window that is none of `windows`;
+    /// called now and then by the worker.
+    pub fn sweep<'s>(&self, servers: impl Iterator<Item = &'s Server> + Clone, windows: &[Window]) {
         self.http1.sweep();
-        self.http2.retain(|_, _, server| servers.clone().any(|current| current.is_same(server)));
+        self.http2.retain(windows, |_, server| servers.clone().any(|current| current.is_same(server)));
     }
 }

@@ -170,7 +170,7 @@ fn through(bytes: &[u8], asked: Asked, step: usize) -> (Vec<u8>, bool) {
     runtime.block_on(async {
         let link = Rc::new(Link::default());
         let mut gate = AnswerGate::new(Pieces { rest: bytes, step }, Rc::clone(&link), Duration::from_secs(3600));
-        link.ask(asked, 1000);
+        link.ask(asked);
         let mut out = Vec::new();
         let broke = gate.read_to_end(&mut out).await.is_err();
         assert_eq!(broke, link.is_faulty());
