@@ -253,8 +253,8 @@ def hold(name, ask, method, path, app, connections, requests, least, piece=BATCH
     number = next(NUMBERS)
     if ONLY and number not in ONLY:
         return
-    # `connection_buffer`, and 160 KiB for each request: what the README promises.
-    most = most or buffer + requests * 160 * KIB
+    # `connection_buffer`, and 192 KiB for each request: what the README promises.
+    most = most or buffer + requests * 192 * KIB
     folder = tempfile.mkdtemp(prefix="domicile-memory-")
     app, far = app(piece), Http1App(piece)
     scheme = "h2c" if isinstance(app, Http2App) else "http"

@@ -3,9 +3,8 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::Poll;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -710,86 +709,5 @@ fn who_takes_an_answer_drop_by_drop_gets_no_more_of_it() {
         frames.send(SETTINGS, 0, 0, &[0, 4, 0, 0x20, 0, 0]);
         frames.head(3, END_STREAM, &GET);
         assert_eq!(frames.fate(3), Some(STATUS_200));
-    }
-}
-
-/// An upstream that never ends an answer. It notes how much of each it may send before anything has been read, and which were given up.
-fn endless(windows: &Arc<Mutex<Vec<usize>>>, given_up: &Arc<AtomicUsize>) -> Recorder {
-    let mut recorder = Recorder::start("endless");
-    recorder.crash();
-    let listener = runtime().block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-    recorder.address = listener.local_addr().unwrap();
-    recorder.entry = format!("\"h2c://{}\"", recorder.address);
-    let (windows, given_up) = (Arc::clone(windows), Arc::clone(given_up));
-    runtime().spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let (windows, given_up) = (Arc::clone(&windows), Arc::clone(&given_up));
-            tokio::spawn(async move {
-                let handshake = h2::server::Builder::new().max_send_buffer_size(1 << 30).handshake::<_, Bytes>(stream).await;
-                let Ok(mut connection) = handshake else { return };
-                while let Some(Ok((_, mut way_back))) = connection.accept().await {
-                    let mut body = way_back.send_response(Response::new(()), false).unwrap();
-                    let index = {
-                        let mut windows = windows.lock().unwrap();
-                        windows.push(0);
-                        windows.len() - 1
-                    };
-                    let (windows, given_up) = (Arc::clone(&windows), Arc::clone(&given_up));
-                    tokio::spawn(async move {
-                        body.reserve_capacity(1 << 29);
-                        let next = |body: &mut h2::SendStream<Bytes>, cx: &mut std::task::Context<'_>| match body.poll_reset(cx) {
-                            Poll::Ready(_) => Poll::Ready(None),
-                            Poll::Pending => body.poll_capacity(cx),
-                        };
-                        while let Some(Ok(window)) = std::future::poll_fn(|cx| next(&mut body, cx)).await {
-                            windows.lock().unwrap()[index] = window;
-                        }
-                        given_up.fetch_add(1, Ordering::Relaxed);
-                    });
-                }
-            });
-        }
-    });
-    recorder
-}
-
-/// Asks and waits for the head of the answer.
-fn begin(sender: &mut h2::client::SendRequest<Bytes>) -> Response<h2::RecvStream> {
-    let request = Request::get("http://a.test/users/alice/orders/1").body(()).unwrap();
-    runtime().block_on(async {
-        let answer = sender.clone().ready().await.unwrap().send_request(request, true).unwrap().0.await.unwrap();
-        assert_eq!(answer.status(), 200);
-        answer
-    })
-}
-
-#[test]
-fn what_a_connection_does_not_read_is_not_asked_for_without_end() {
-    for asked in ["eu-west", "us-east"] {
-        let (windows, given_up): (Arc<Mutex<Vec<usize>>>, Arc<AtomicUsize>) = Default::default();
-        let (seen, ended) = (Arc::clone(&windows), Arc::clone(&given_up));
-        let upstreams = Box::new(move |name| match name {
-            "eu-west" => vec![endless(&seen, &ended)],
-            _ => vec![Recorder::start(name)],
-        });
-        let extra = "limits: { connection_buffer: 1MiB }\n".to_owned();
-        let world = World::planned(Plan { upstreams, extra, ..Plan::default() });
-        let region = if asked == "eu-west" { world.eu() } else { world.us() };
-        let mut sender = runtime().block_on(async {
-            let stream = tokio::net::TcpStream::connect(region.http).await.unwrap();
-            // It takes nothing at all.
-            let handshake = h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(stream).await;
-            let (sender, connection) = handshake.unwrap();
-            tokio::spawn(connection);
-            sender
-        });
-        let mut answers: Vec<_> = (0..6).map(|_| begin(&mut sender)).collect();
-        let expected = [256, 256, 256, 256, 64, 64].map(|kib| kib << 10);
-        eventually("four wide windows and two narrow ones", || *windows.lock().unwrap() == expected);
-        answers.remove(0);
-        eventually("one was given up", || given_up.load(Ordering::Relaxed) == 1);
-        answers.push(begin(&mut sender));
-        eventually("there is room for a wide one again", || windows.lock().unwrap().get(6) == Some(&(256 << 10)));
     }
 }

@@ -18,3 +18,4 @@ mod recording;
 mod residency;
 mod streams;
 mod upstreams;
+mod windows;

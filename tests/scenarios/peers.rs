@@ -101,6 +101,41 @@ fn the_port_for_peers_is_for_peers_of_this_policy() {
     world.eu().upstream().assert_saw_nothing();
 }
 
+/// The window that `eu-west` gives each stream of a peer that has confirmed its first settings and asks for nothing: from the second.
+fn window_for_peer(world: &World, own: u32) -> u32 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const CONFIRMED: &[u8] = &[0, 0, 0, 4, 1, 0, 0, 0, 0];
+    runtime().block_on(async {
+        let stream = tokio::net::TcpStream::connect(world.eu().peers).await.unwrap();
+        let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
+        let mut stream = tokio_rustls::TlsConnector::from(showing(world, "us-east")).connect(name, stream).await.unwrap();
+        let settings = [&[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4][..], &own.to_be_bytes()].concat();
+        stream.write_all(&[PREFACE, &settings].concat()).await.unwrap();
+        let mut windows = Vec::new();
+        while windows.len() < 2 {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            stream.read_exact(&mut payload).await.unwrap();
+            if let [.., 4, 0, _, _, _, _] = head {
+                let said = payload.chunks(6).find(|setting| setting[..2] == [0, 4]);
+                windows.push(u32::from_be_bytes(said.expect("a window is said")[2..].try_into().unwrap()));
+                stream.write_all(CONFIRMED).await.unwrap();
+            }
+        }
+        assert_eq!(windows[0], 64 << 10, "nothing is known of the peer then");
+        windows[1]
+    })
+}
+
+#[test]
+fn a_peer_is_given_the_window_that_it_gives_before_it_asks_for_anything() {
+    let world = World::start();
+    assert_eq!(window_for_peer(&world, 1 << 20), 1 << 20);
+    assert_eq!(window_for_peer(&world, u32::MAX >> 1), 16 << 20, "within limits");
+}
+
 #[derive(Debug)]
 struct NoCertificate;
 

@@ -1,0 +1,139 @@
+//! What bodies that nobody takes may have under way.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+
+use crate::support::{Plan, Recorder, World, eventually, runtime};
+
+/// An upstream that never ends an answer, except to an upload, which it answers at once. It notes how much of each endless one it may
+/// send before anything has been read, and which were given up.
+fn endless(windows: &Arc<Mutex<Vec<usize>>>, given_up: &Arc<AtomicUsize>) -> Recorder {
+    let mut recorder = Recorder::start("endless");
+    recorder.crash();
+    let listener = runtime().block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    recorder.address = listener.local_addr().unwrap();
+    recorder.entry = format!("\"h2c://{}\"", recorder.address);
+    let (windows, given_up) = (Arc::clone(windows), Arc::clone(given_up));
+    runtime().spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (windows, given_up) = (Arc::clone(&windows), Arc::clone(&given_up));
+            tokio::spawn(async move {
+                let handshake = h2::server::Builder::new().max_send_buffer_size(1 << 30).handshake::<_, Bytes>(stream).await;
+                let Ok(mut connection) = handshake else { return };
+                let mut uploads = Vec::new();
+                while let Some(Ok((request, mut way_back))) = connection.accept().await {
+                    if request.method() == Method::POST {
+                        way_back.send_response(Response::new(()), true).unwrap();
+                        uploads.push(request.into_body());
+                        continue;
+                    }
+                    let mut body = way_back.send_response(Response::new(()), false).unwrap();
+                    let index = {
+                        let mut windows = windows.lock().unwrap();
+                        windows.push(0);
+                        windows.len() - 1
+                    };
+                    let (windows, given_up) = (Arc::clone(&windows), Arc::clone(&given_up));
+                    tokio::spawn(async move {
+                        body.reserve_capacity(1 << 29);
+                        let next = |body: &mut h2::SendStream<Bytes>, cx: &mut std::task::Context<'_>| match body.poll_reset(cx) {
+                            Poll::Ready(_) => Poll::Ready(None),
+                            Poll::Pending => body.poll_capacity(cx),
+                        };
+                        while let Some(Ok(window)) = std::future::poll_fn(|cx| next(&mut body, cx)).await {
+                            windows.lock().unwrap()[index] = window;
+                        }
+                        given_up.fetch_add(1, Ordering::Relaxed);
+                    });
+                }
+            });
+        }
+    });
+    recorder
+}
+
+/// Asks and waits for the head of the answer.
+fn begin(sender: &mut h2::client::SendRequest<Bytes>) -> Response<h2::RecvStream> {
+    let request = Request::get("http://a.test/users/alice/orders/1").body(()).unwrap();
+    runtime().block_on(async {
+        let answer = sender.clone().ready().await.unwrap().send_request(request, true).unwrap().0.await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer
+    })
+}
+
+/// A client that takes nothing of any answer.
+fn taking_nothing(address: SocketAddr) -> h2::client::SendRequest<Bytes> {
+    runtime().block_on(async {
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let handshake = h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(stream).await;
+        let (sender, connection) = handshake.unwrap();
+        tokio::spawn(connection);
+        sender
+    })
+}
+
+/// A world in which the answers of `eu-west` are endless, the windows that each gets, and how many were given up.
+fn endless_world() -> (World, Arc<Mutex<Vec<usize>>>, Arc<AtomicUsize>) {
+    let (windows, given_up): (Arc<Mutex<Vec<usize>>>, Arc<AtomicUsize>) = Default::default();
+    let (seen, ended) = (Arc::clone(&windows), Arc::clone(&given_up));
+    let upstreams = Box::new(move |name| match name {
+        "eu-west" => vec![endless(&seen, &ended)],
+        _ => vec![Recorder::start(name)],
+    });
+    let extra = "limits: { connection_buffer: 1MiB }\n".to_owned();
+    (World::planned(Plan { upstreams, extra, ..Plan::default() }), windows, given_up)
+}
+
+const WIDE: usize = 256 << 10;
+const NARROW: usize = 64 << 10;
+
+#[test]
+fn what_a_connection_does_not_read_is_not_asked_for_without_end() {
+    for asked in ["eu-west", "us-east"] {
+        let (world, windows, given_up) = endless_world();
+        let mut sender = taking_nothing(if asked == "eu-west" { world.eu().http } else { world.us().http });
+        let mut answers: Vec<_> = (0..6).map(|_| begin(&mut sender)).collect();
+        let expected = [WIDE, WIDE, WIDE, WIDE, NARROW, NARROW];
+        eventually("four wide windows and two narrow ones", || *windows.lock().unwrap() == expected);
+        answers.remove(0);
+        eventually("one was given up", || given_up.load(Ordering::Relaxed) == 1);
+        answers.push(begin(&mut sender));
+        eventually("there is room for a wide one again", || windows.lock().unwrap().get(6) == Some(&WIDE));
+    }
+}
+
+#[test]
+fn an_upload_keeps_its_window_when_it_has_been_answered() {
+    for asked in ["eu-west", "us-east"] {
+        let (world, windows, _) = endless_world();
+        let mut sender = taking_nothing(if asked == "eu-west" { world.eu().http } else { world.us().http });
+        let mut uploads: Vec<_> = (0..4)
+            .map(|_| {
+                let request = Request::post("http://a.test/users/alice/orders").body(()).unwrap();
+                runtime().block_on(async {
+                    let (answer, mut upload) = sender.clone().ready().await.unwrap().send_request(request, false).unwrap();
+                    upload.send_data(Bytes::from_static(b"a part"), false).unwrap();
+                    let answer = answer.await.unwrap();
+                    assert!(answer.status() == 200 && answer.body().is_end_stream());
+                    upload
+                })
+            })
+            .collect();
+        let _first = begin(&mut sender);
+        eventually("no wide window is left", || *windows.lock().unwrap() == [NARROW]);
+        uploads.remove(0).send_data(Bytes::new(), true).unwrap();
+        let mut later = Vec::new();
+        eventually("the first upload's window is back", || {
+            later.push(begin(&mut sender));
+            eventually("it is given a window", || windows.lock().unwrap().get(later.len()).is_some_and(|window| *window > 0));
+            windows.lock().unwrap()[later.len()] == WIDE
+        });
+    }
+}
