@@ -36,7 +36,7 @@ pub enum Asked {
 
 /// How much of a body is read at once. A byte less than a power of two: hyper reads into twice as much once it has filled one, and
 /// every piece keeps the whole of what it was read into.
-const MOST_OF_A_BODY: usize = (32 << 10) - 1;
+const MOST_OF_A_BODY: usize = (64 << 10) - 1;
 
 /// What the pool and the gate of one connection tell each other.
 #[derive(Default)]
