@@ -273,6 +273,7 @@ def hold(name, ask, method, path, app, connections, requests, least, piece=BATCH
         assert not app.faults + far.faults, app.faults + far.faults
         print(f"{number} {name}: {costs[0] / MIB:.2f} MiB a connection, and {costs[1] / MIB:.2f} MiB in the other region,"
               f" of {sent / MIB:.1f} MiB sent", flush=True)
+        assert max(costs) > requests * 16 * KIB, f"{name}: hardly anything was held"
         assert max(costs) < most, f"{name}: a connection may cost {most / MIB:.2f} MiB"
         somebody_else(regions, path.decode().replace("silent", "a").replace("tunnel", "a"))
         for connection in held:
