@@ -27,6 +27,8 @@ pub type Ending = Result<Option<HeaderMap>, h2::Error>;
 struct State {
     stream: RecvStream,
     waiting: Waiting,
+    /// Bytes that were taken, and do not make room for more yet.
+    held: usize,
     /// All data have come; trailers may follow.
     data_ended: bool,
     ending: Option<Ending>,
@@ -36,7 +38,7 @@ struct State {
 impl Inflow {
     /// Takes over a stream, together with what has come on it.
     pub fn new(stream: RecvStream) -> Self {
-        let mut state = State { stream, waiting: Waiting::default(), data_ended: false, ending: None, reader: None };
+        let mut state = State { stream, waiting: Waiting::default(), held: 0, data_ended: false, ending: None, reader: None };
         let has_ended = state.take_in(&mut Context::from_waker(Waker::noop())).is_ready();
         let state = Rc::new(RefCell::new(state));
         let taker = (!has_ended).then(|| {
@@ -73,8 +75,7 @@ impl Inflow {
 
     /// Lets the other end send so much more.
     pub fn make_room(&self, bytes: usize) {
-        // An error says that the stream has ended, which is found at the next piece.
-        let _ = self.state.borrow_mut().stream.flow_control().release_capacity(bytes);
+        self.state.borrow_mut().make_room(bytes);
     }
 
     /// Whether nothing is to come, not even trailers.
@@ -97,7 +98,10 @@ impl State {
     fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.data_ended {
             match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(piece)) => self.waiting.put(piece),
+                Some(Ok(piece)) => {
+                    self.held += piece.len();
+                    self.waiting.put(piece);
+                }
                 Some(Err(error)) => {
                     self.ending = Some(Err(error));
                     return Poll::Ready(());
@@ -109,9 +113,25 @@ impl State {
         Poll::Ready(())
     }
 
+    fn make_room(&mut self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        self.held -= bytes;
+        // An error says that the stream has ended, which is found at the next piece.
+        let _ = self.stream.flow_control().release_capacity(bytes);
+    }
+
     fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<T> {
         self.reader = Some(cx.waker().clone());
         Poll::Pending
+    }
+}
+
+impl Drop for State {
+    /// The other direction may go on for long, and the room is that of the whole connection.
+    fn drop(&mut self) {
+        self.make_room(self.held);
     }
 }
 
@@ -180,6 +200,39 @@ mod tests {
         assert_eq!(waiting.take(), Some(piece(4, SMALL)), "a large one is left as it is");
         assert_eq!(waiting.take(), Some([piece(5, 50), piece(6, 60)].concat().into()));
         assert!(waiting.take().is_none() && waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_nobody_wants_any_more_takes_no_room_from_other_streams() {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let work = async {
+            let (client, server) = tokio::join!(h2::client::handshake(near), h2::server::handshake(far));
+            let ((mut client, connection), mut server) = (client.unwrap(), server.unwrap());
+            tokio::task::spawn_local(connection);
+            let mut upload = || client.send_request(http::Request::post("http://a.test/").body(()).unwrap(), false).unwrap();
+            let (_answer, mut first) = upload();
+            let (_answer, mut second) = upload();
+            let window = vec![7; 65_535];
+            first.send_data(window.clone().into(), false).unwrap();
+            let (request, mut answer) = server.accept().await.unwrap().unwrap();
+            // The other direction goes on.
+            let _answer = answer.send_response(http::Response::new(()), false).unwrap();
+            tokio::task::spawn_local(async move {
+                while let Some(Ok(request)) = server.accept().await {
+                    std::mem::forget(request)
+                }
+            });
+            let inflow = Inflow::new(request.into_body());
+            let mut come = 0;
+            while come < window.len() {
+                come += poll_fn(|cx| inflow.poll_piece(cx)).await.unwrap().unwrap().len();
+            }
+            second.reserve_capacity(1);
+            assert_eq!(second.capacity(), 0, "the connection's window is used up");
+            drop(inflow);
+            poll_fn(|cx| second.poll_capacity(cx)).await.unwrap().unwrap();
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(30), tokio::task::LocalSet::new().run_until(work)).await.unwrap();
     }
 
     #[test]
