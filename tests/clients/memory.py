@@ -289,6 +289,7 @@ if __name__ == "__main__":
     hold("the same in tiny pieces", ask_http2, get, b"/near/a", Http1App, *many, least=4 * KIB, piece=20)
     hold("answers over HTTP/2, to HTTP/2", ask_http2, get, b"/near/a", Http2App, *many, least=narrow)
     hold("the same in small pieces", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=1000)
+    hold("the same in middling pieces", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=4096)
     hold("the same in tiny pieces", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=20)
     hold("the same with a large buffer", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, buffer=16 * MIB)
     hold("answers of another region, to HTTP/2", ask_http2, get, b"/far/a", Http1App, *many, least=narrow)

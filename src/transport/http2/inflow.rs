@@ -144,7 +144,7 @@ struct Waiting {
 }
 
 /// What a piece was read with is some times larger than this, and stays as long as the piece.
-const SMALL: usize = 4 << 10;
+const SMALL: usize = 8 << 10;
 const MOST_JOINED: usize = 16 << 10;
 
 /// Doubled, it ends at what may be joined.

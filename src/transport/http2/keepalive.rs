@@ -18,10 +18,13 @@ pub struct Listening<S> {
     signs: Rc<Signs>,
     /// Bytes read since others had their turn.
     read: usize,
+    /// It waits for others to have it.
+    is_others_turn: Rc<Cell<bool>>,
 }
 
-/// What has been read lies in `h2` until whoever it is for has had a turn, and in tiny frames costs many times what it weighs.
-const MOST_IN_A_TURN: usize = 128 << 10;
+/// What has been read lies in `h2` until whoever it is for has had a turn, and in tiny frames costs many times what it weighs; the room
+/// for the most that ever lay there is kept.
+const MOST_IN_A_TURN: usize = 32 << 10;
 
 /// What is left of a byte stream when the connection that was made of it has ended.
 pub struct Remains<S>(Rc<RefCell<S>>);
@@ -55,6 +58,7 @@ impl<S> Listening<S> {
             io: Rc::new(RefCell::new(io)),
             signs: Rc::new(Signs { last: Cell::new(Instant::now()), is_blocked: Cell::new(false) }),
             read: 0,
+            is_others_turn: Rc::default(),
         }
     }
 
@@ -74,7 +78,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
         let listening = self.get_mut();
         if listening.read >= MOST_IN_A_TURN {
             listening.read = 0;
-            cx.waker().wake_by_ref();
+            listening.is_others_turn.set(true);
+            let (is_others_turn, waker) = (Rc::clone(&listening.is_others_turn), cx.waker().clone());
+            // Behind all that have been woken by now.
+            tokio::task::spawn_local(async move {
+                is_others_turn.set(false);
+                waker.wake();
+            });
+        }
+        if listening.is_others_turn.get() {
             return Poll::Pending;
         }
         let before = buf.filled().len();

@@ -18,6 +18,7 @@ use http_body::Body as _;
 
 pub use body::{Received, Upload, send};
 pub use exchange::Exchange;
+pub use inflow::Inflow;
 pub use keepalive::{Keepalive, Listening};
 pub use outflow::{Outflow, Piece};
 pub use timely::{Timely, Told};

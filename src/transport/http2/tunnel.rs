@@ -5,11 +5,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::inflow::Inflow;
-use super::outflow::{Outflow, Over, Piece};
+use super::outflow::{Outflow, Over};
 
 /// Both directions of one stream. Dropping it before both have ended resets the stream.
 pub struct Tunnel {
@@ -20,8 +19,8 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    pub fn new(incoming: RecvStream, outgoing: SendStream<Piece>) -> Self {
-        Self { incoming: Inflow::new(incoming), outgoing: Outflow::new(outgoing), unread: Bytes::new() }
+    pub const fn new(incoming: Inflow, outgoing: Outflow) -> Self {
+        Self { incoming, outgoing, unread: Bytes::new() }
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::super::body::Body;
 use super::super::framing::MOST_INTERIM;
-use super::super::http2::{self, Outflow, Piece, Received, Tunnel, Upload};
+use super::super::http2::{self, Inflow, Outflow, Piece, Received, Tunnel, Upload};
 use super::kept::{self, Kept};
 use super::{InFlight, Listener, Reply, SendError};
 
@@ -104,9 +104,9 @@ impl Sender {
         let unprocessed = || Some(Request::from_parts(head, body));
         let (head, incoming) = answered.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         if head.status.is_success() {
-            return Ok(Reply::Opened(head, Box::pin(Tunnel::new(incoming, outgoing))));
+            return Ok(Reply::Opened(head, Box::pin(Tunnel::new(Inflow::new(incoming), Outflow::new(outgoing)))));
         }
-        let body = Received::new(incoming, &head.headers);
+        let body = Received::answering(incoming, &head.headers, None);
         Ok(Reply::Answered(Response::from_parts(head, body.into())))
     }
 }
