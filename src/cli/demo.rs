@@ -22,7 +22,7 @@ pub(super) struct Options {
 
 pub(super) fn run(options: &Options) -> Outcome {
     let _logs = start_log(false, if options.tour { "off" } else { "warn,domicile::request=info" });
-    let world = World::start(&options.geoip)?;
+    let world = World::start(&options.geoip, "")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     let outcome = if options.tour {
         runtime.block_on(demo::tour(&world))

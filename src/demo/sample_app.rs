@@ -1,4 +1,4 @@
-//! A sample app server: says who it is and what it was asked, and can be told to fail.
+//! A sample app server: says who it is and what it was asked, and can be told to fail, or to answer at length (`?bytes=N`).
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -61,6 +61,9 @@ async fn answer(
 async fn describe(request: Request<Incoming>, region: &str, name: &str) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
     let body_bytes = body.collect().await.map_or(0, |body| body.to_bytes().len());
+    if let Some(Ok(size)) = parts.uri.query().and_then(|query| query.strip_prefix("bytes=")).map(str::parse) {
+        return Response::new(Full::new(vec![b'x'; size].into()));
+    }
     let field = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
     let document = json!({
         "region": region,

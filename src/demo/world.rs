@@ -45,8 +45,8 @@ struct Ports {
 }
 
 impl World {
-    /// Builds and starts it; `geoip` is the database to use.
-    pub fn start(geoip: &Path) -> Result<Self, String> {
+    /// Builds and starts it; `geoip` is the database to use, and `more` are further sections of the configuration.
+    pub fn start(geoip: &Path, more: &str) -> Result<Self, String> {
         if !geoip.exists() {
             return Err(format!(
                 "`{}` is not here: run the demo from the checkout, or name a GeoIP database with --geoip",
@@ -70,7 +70,7 @@ impl World {
         for (index, claimed) in ports.into_iter().enumerate() {
             let gateways = runtime.block_on(start_relays(&regions, index)).map_err(failed)?;
             let config = folder.join(format!("{}.yaml", regions[index].name));
-            std::fs::write(&config, configuration(&regions, index, &gateways, &folder, geoip)).map_err(failed)?;
+            std::fs::write(&config, configuration(&regions, index, &gateways, &folder, geoip) + more).map_err(failed)?;
             let claimed = vec![claimed.http, claimed.https, claimed.peers, claimed.admin];
             let launch = Launch { config, region: None, claimed, workers: Some(1), ..Launch::default() };
             proxies.push(App::start(launch).map_err(|error| error.to_string())?);
