@@ -14,6 +14,7 @@ pub mod demo;
 pub mod directory;
 pub mod envelope;
 pub mod geoip;
+pub mod http;
 pub mod metrics;
 pub mod model;
 pub mod probes;

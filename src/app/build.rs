@@ -16,11 +16,11 @@ use crate::geoip::GeoIp;
 use crate::model::day::Day;
 use crate::model::region::{RegionId, Registry};
 use crate::proxy::Snapshot;
-use crate::proxy::connection::{Door, Lock};
-use crate::proxy::ingress::HouseRules;
+use crate::proxy::connection::{ListenerConfig, Security};
+use crate::proxy::ingress::ListenerOptions;
 use crate::session::Seal;
 use crate::tokens::{self, Tokens};
-use crate::transport::dial::{Secured, Server, Speaks, authority_of};
+use crate::transport::dial::{HttpVersion, Secured, Server, authority_of};
 use crate::transport::listener::Accepts;
 use crate::transport::tls::{Challenges, ClientTls, PeerTls};
 use crate::upstreams::Upstreams;
@@ -28,12 +28,12 @@ use crate::upstreams::Upstreams;
 use super::{StartError, descriptors};
 
 /// How each listener treats its connections, by configured address.
-pub type Doors = HashMap<SocketAddr, Door>;
+pub type ListenerConfigs = HashMap<SocketAddr, ListenerConfig>;
 
 /// What a configuration became.
 pub struct Built {
     pub snapshot: Arc<Snapshot>,
-    pub doors: Arc<Doors>,
+    pub listener_configs: Arc<ListenerConfigs>,
     pub settings: Settings,
     /// The files it was made of, as they were then.
     pub files: Files,
@@ -48,7 +48,7 @@ impl Built {
     pub fn share(&self) -> Self {
         Self {
             snapshot: Arc::clone(&self.snapshot),
-            doors: Arc::clone(&self.doors),
+            listener_configs: Arc::clone(&self.listener_configs),
             settings: self.settings.clone(),
             files: self.files.clone(),
             peers: self.peers.clone(),
@@ -105,7 +105,7 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
     for files in settings.acme() {
         acme::prepare(files)?;
     }
-    let doors = Arc::new(doors(&settings, peers.as_deref(), &challenges)?);
+    let listener_configs = Arc::new(listener_configs(&settings, peers.as_deref(), &challenges)?);
     let gateways = gateways(&settings, &policy, peers.as_ref(), before);
     let mut kept = Vec::new();
     let (geoip, geoip_stamp) = geoip(&settings, before).or_else(|error| match before {
@@ -151,15 +151,15 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
         seal,
         upstreams,
         gateways,
-        sites: sites_of(&doors),
+        sites: sites_of(&listener_configs),
         peers: peers.clone(),
         urls: settings.urls.iter().cloned().collect(),
         log_requests: settings.log.requests,
-        farewell: (settings.probes.every.mul_f64(1.2) + settings.probes.timeout).min(settings.limits.drain),
+        drain_notice: (settings.probes.every.mul_f64(1.2) + settings.probes.timeout).min(settings.limits.drain),
     });
     Ok(Built {
         snapshot,
-        doors,
+        listener_configs,
         settings,
         files: Files {
             geoip: geoip_stamp,
@@ -195,7 +195,7 @@ pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Snapshot
         intake: settings.intake,
         limits: settings.limits,
         log_requests: false,
-        farewell: Duration::ZERO,
+        drain_notice: Duration::ZERO,
     })
 }
 
@@ -236,31 +236,38 @@ fn check_own_region(peers: &PeerTls, file: &Path, local: &str) -> Result<(), Sta
     }
 }
 
-fn doors(settings: &Settings, peers: Option<&PeerTls>, challenges: &Arc<Challenges>) -> Result<Doors, StartError> {
-    let mut doors = Doors::new();
+fn listener_configs(
+    settings: &Settings,
+    peers: Option<&PeerTls>,
+    challenges: &Arc<Challenges>,
+) -> Result<ListenerConfigs, StartError> {
+    let mut listener_configs = ListenerConfigs::new();
     for listener in &settings.listeners {
-        let lock = match (listener.accepts, &listener.tls, peers) {
-            (Accepts::Peers, _, Some(peers)) => Lock::Peers(Arc::clone(&peers.server)),
+        let security = match (listener.accepts, &listener.tls, peers) {
+            (Accepts::Peers, _, Some(peers)) => Security::Peers(Arc::clone(&peers.server)),
             (Accepts::Peers, _, None) => unreachable!("the configuration demands `peer_tls` for a listener of peers"),
-            (Accepts::Clients, Some(files), _) => Lock::Clients(ClientTls::load(files, challenges)?),
-            (Accepts::Clients, None, _) => Lock::Cleartext,
+            (Accepts::Clients, Some(files), _) => Security::Clients(ClientTls::load(files, challenges)?),
+            (Accepts::Clients, None, _) => Security::Cleartext,
         };
         let hsts =
             listener.hsts.map(|age| HeaderValue::from_str(&format!("max-age={}", age.as_secs())).expect("digits are fine"));
         let answers = (listener.accepts == Accepts::Clients && listener.tls.is_none()).then(|| Arc::clone(challenges));
         let (proxy_protocol, redirect) = (listener.proxy_protocol.clone(), listener.redirect);
-        let door = Door { lock, house_rules: Arc::new(HouseRules { proxy_protocol, redirect, hsts, challenges: answers }) };
-        doors.insert(listener.address, door);
+        let listener_config = ListenerConfig {
+            security,
+            options: Arc::new(ListenerOptions { proxy_protocol, redirect, hsts, challenges: answers }),
+        };
+        listener_configs.insert(listener.address, listener_config);
     }
-    Ok(doors)
+    Ok(listener_configs)
 }
 
-fn sites_of(doors: &Doors) -> Vec<Arc<ClientTls>> {
-    let site = |door: &Door| match &door.lock {
-        Lock::Clients(tls) => Some(Arc::clone(tls)),
-        Lock::Cleartext | Lock::Peers(_) => None,
+fn sites_of(listener_configs: &ListenerConfigs) -> Vec<Arc<ClientTls>> {
+    let site = |listener_config: &ListenerConfig| match &listener_config.security {
+        Security::Clients(tls) => Some(Arc::clone(tls)),
+        Security::Cleartext | Security::Peers(_) => None,
     };
-    doors.values().filter_map(site).collect()
+    listener_configs.values().filter_map(site).collect()
 }
 
 /// How to reach the other regions. With the same certificates their connections are kept.
@@ -279,7 +286,7 @@ fn gateways(
             let config = peers.client_for(policy.region_name(*region));
             Secured { http1: Arc::clone(&config), config, name: None }
         });
-        (*region, Server { authority: authority_of(url).into(), tls: Some(tls), speaks: Speaks::Http2, places: None })
+        (*region, Server { authority: authority_of(url).into(), tls: Some(tls), http_version: HttpVersion::Http2, places: None })
     };
     settings.gateways.iter().map(gateway).collect()
 }

@@ -22,9 +22,9 @@ use crate::proxy::{Phase, Shared, Snapshot};
 use crate::transport::listener::{self, Acceptor, Claimed};
 use crate::upstreams::{self, Upstreams};
 
-use super::build::{self, Built, Doors};
-use super::shelf::Shelf;
-use super::worker::{Order, Orders};
+use super::build::{self, Built, ListenerConfigs};
+use super::handover::SocketHandover;
+use super::worker::{WorkerCommand, WorkerHandle};
 use super::{FLUSH_TIMEOUT, StartError, explain, watch};
 
 /// What the control thread holds.
@@ -34,14 +34,14 @@ pub struct Control {
     pub registry: Registry,
     pub built: Built,
     pub shared: Arc<Shared>,
-    pub doors: Arc<ArcSwap<Doors>>,
+    pub listener_configs: Arc<ArcSwap<ListenerConfigs>>,
     pub metrics: Arc<Metrics>,
-    pub orders: Vec<Orders>,
+    pub orders: Vec<WorkerHandle>,
     pub worker_count: usize,
     pub phase: channel::Receiver<Phase>,
     /// Reloads that were asked for while one was under way.
     pub deferred: Vec<oneshot::Sender<Result<(), String>>>,
-    pub shelf: Shelf,
+    pub handover: SocketHandover,
 }
 
 type Commands = (mpsc::Sender<Command>, mpsc::Receiver<Command>);
@@ -74,7 +74,7 @@ pub fn spawn(
 impl Control {
     async fn run(mut self, admin: Claimed, commands: Commands, started: std::sync::mpsc::Sender<std::io::Result<()>>) {
         let (sender, mut received) = commands;
-        self.shelf.put(admin.address, &admin.sockets);
+        self.handover.put(admin.address, &admin.sockets);
         let socket = admin.sockets.into_iter().next().expect("a claim has a socket");
         let acceptor = match Acceptor::adopt(socket) {
             Ok(acceptor) => acceptor,
@@ -200,17 +200,23 @@ impl Control {
         let built = built.map_err(|error| std::io::Error::other(error.to_string()))??;
         let fresh = self.claim_new(&built)?;
         self.note_what_waits_for_a_restart(&built);
-        let gone: Vec<_> = self.doors.load().keys().filter(|address| !built.doors.contains_key(address)).copied().collect();
-        // Doors first: a connection must never find its listener without one.
-        self.doors.store(Arc::clone(&built.doors));
+        let gone: Vec<_> = self
+            .listener_configs
+            .load()
+            .keys()
+            .filter(|address| !built.listener_configs.contains_key(address))
+            .copied()
+            .collect();
+        // ListenerConfigs first: a connection must never find its listener without one.
+        self.listener_configs.store(Arc::clone(&built.listener_configs));
         self.shared.snapshot.store(Arc::clone(&built.snapshot));
-        self.orders.iter().for_each(|orders| drop(orders.send(Order::Changed)));
+        self.orders.iter().for_each(|orders| drop(orders.send(WorkerCommand::Changed)));
         for (address, claimed) in fresh {
             self.listen(address, claimed);
         }
         for address in gone {
-            self.shelf.remove(address);
-            self.orders.iter().for_each(|orders| drop(orders.send(Order::Close(address))));
+            self.handover.remove(address);
+            self.orders.iter().for_each(|orders| drop(orders.send(WorkerCommand::Close(address))));
         }
         self.registry = registry;
         let settings_before = std::mem::replace(&mut self.built, built).settings;
@@ -223,19 +229,19 @@ impl Control {
     }
 
     fn claim_new(&self, built: &Built) -> Result<Vec<(SocketAddr, Claimed)>, StartError> {
-        let known = self.doors.load();
-        let new = built.doors.keys().filter(|address| !known.contains_key(address));
+        let known = self.listener_configs.load();
+        let new = built.listener_configs.keys().filter(|address| !known.contains_key(address));
         new.map(|address| Ok((*address, listener::claim(*address, self.worker_count)?))).collect()
     }
 
     fn listen(&self, address: SocketAddr, claimed: Claimed) {
-        self.shelf.put(address, &claimed.sockets);
+        self.handover.put(address, &claimed.sockets);
         // A predecessor may have had more workers, or fewer: every socket has a queue of its own, and every worker work.
         let count = claimed.sockets.len().max(self.orders.len());
         let copies: Vec<_> =
             (0..count).filter_map(|index| claimed.sockets[index % claimed.sockets.len()].try_clone().ok()).collect();
         for (index, socket) in copies.into_iter().enumerate() {
-            let _ = self.orders[index % self.orders.len()].send(Order::Listen(address, socket));
+            let _ = self.orders[index % self.orders.len()].send(WorkerCommand::Listen(address, socket));
         }
     }
 
@@ -274,7 +280,7 @@ impl Control {
     async fn scrape(&self) -> String {
         for orders in &self.orders {
             let (done, flushed) = oneshot::channel();
-            if orders.send(Order::Flush(done)).is_ok() {
+            if orders.send(WorkerCommand::Flush(done)).is_ok() {
                 let _ = tokio::time::timeout(FLUSH_TIMEOUT, flushed).await;
             }
         }

@@ -13,6 +13,7 @@ use crate::decision::residency::Mode;
 use crate::decision::route::Method;
 use crate::decision::verdict::{Decision, Verdict};
 use crate::decision::{decide, match_route, route_of};
+use crate::http::tunnel::CONNECT;
 use crate::model::day::Day;
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::region::RegionSet;
@@ -22,7 +23,6 @@ use crate::proxy::Snapshot;
 use crate::proxy::gather::{Question, gather};
 use crate::proxy::intake::{Identity, canonical_path};
 use crate::tokens::Verified;
-use crate::transport::tunnel::CONNECT;
 
 /// A request that somebody asks about.
 #[derive(Clone, Debug)]

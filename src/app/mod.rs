@@ -8,7 +8,7 @@ mod build;
 mod control;
 mod descriptors;
 pub mod explain;
-mod shelf;
+mod handover;
 mod watch;
 mod worker;
 
@@ -40,7 +40,7 @@ use crate::transport::listener::inherit;
 use crate::transport::listener::{self, ClaimError, Claimed};
 use crate::transport::tls::TlsError;
 
-use shelf::Shelf;
+use handover::SocketHandover;
 
 pub use build::{check_files, offline};
 
@@ -105,7 +105,7 @@ pub struct App {
     commands: mpsc::Sender<admin::Command>,
     phase: channel::Sender<Phase>,
     workers: Vec<JoinHandle<()>>,
-    shelf: Shelf,
+    handover: SocketHandover,
     shared: Arc<Shared>,
     control: Option<JoinHandle<()>>,
     stop_control: Option<oneshot::Sender<()>>,
@@ -150,11 +150,11 @@ impl App {
             handshakes: Gauge::default(),
             unproven: Connections::default(),
         });
-        let doors = Arc::new(ArcSwap::new(Arc::clone(&built.doors)));
+        let listener_configs = Arc::new(ArcSwap::new(Arc::clone(&built.listener_configs)));
         let mut workers = Vec::new();
         let mut orders = Vec::new();
         for index in 0..worker_count {
-            let (order, handle) = worker::spawn(index, Arc::clone(&shared), Arc::clone(&doors), Arc::clone(&metrics))?;
+            let (order, handle) = worker::spawn(index, Arc::clone(&shared), Arc::clone(&listener_configs), Arc::clone(&metrics))?;
             orders.push(order);
             workers.push(handle);
         }
@@ -164,7 +164,7 @@ impl App {
         let (region, policy) = (policy.region_name(policy.local).to_owned(), policy.hash.to_string());
         let (commands, received) = mpsc::channel(64);
         let (stop_control, stopped) = oneshot::channel();
-        let shelf = Shelf::default();
+        let handover = SocketHandover::default();
         let kept = Arc::clone(&shared);
         let control = control::spawn(
             control::Control {
@@ -173,13 +173,13 @@ impl App {
                 registry,
                 built,
                 shared,
-                doors,
+                listener_configs,
                 metrics,
                 orders,
                 worker_count,
                 phase: phases,
                 deferred: Vec::new(),
-                shelf: Shelf::clone(&shelf),
+                handover: SocketHandover::clone(&handover),
             },
             claims,
             admin,
@@ -194,7 +194,7 @@ impl App {
             commands,
             phase,
             workers,
-            shelf,
+            handover,
             shared: kept,
             control: Some(control),
             stop_control: Some(stop_control),
@@ -217,7 +217,7 @@ impl App {
     /// The first reason to leave is the one that counts.
     fn leave(&self, phase: Phase) {
         // What nobody serves any more must not take connections.
-        self.shelf.clear();
+        self.handover.clear();
         self.phase.send_if_modified(|now| {
             let is_news = *now == Phase::Serving;
             if is_news {
@@ -230,7 +230,7 @@ impl App {
     /// Leaves all ports, and a part in the ledger, to a process that is about to be started. The sockets have to live until
     /// it has been.
     pub fn share(&self, command: &mut Command) -> std::io::Result<Vec<TcpListener>> {
-        let sockets = self.shelf.copies()?;
+        let sockets = self.handover.copies()?;
         inherit::leave(command, &sockets)?;
         self.shared.ledger.iter().for_each(|ledger| ledger.share(true));
         Ok(sockets)

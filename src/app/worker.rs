@@ -13,18 +13,19 @@ use tokio::net::TcpStream;
 use tokio::runtime::LocalRuntime;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::http::pool::SendOptions;
 use crate::metrics::Metrics;
 use crate::model::region::RegionId;
 use crate::model::vitals::Health;
-use crate::proxy::connection::{self, Counted, Door, Lock};
+use crate::proxy::connection::{self, Counted, ListenerConfig, Security};
 use crate::proxy::{Phase, Shared, Worker};
-use crate::transport::dial::{Approach, Server};
+use crate::transport::dial::Server;
 use crate::transport::listener::Acceptor;
 
-use super::build::Doors;
+use super::build::ListenerConfigs;
 
 /// What the control plane tells a worker.
-pub enum Order {
+pub enum WorkerCommand {
     /// Accept on this share of a listener, configured under this address.
     Listen(SocketAddr, std::net::TcpListener),
     /// Empty the accept queue of a listener and close it.
@@ -35,7 +36,7 @@ pub enum Order {
     Flush(oneshot::Sender<()>),
 }
 
-pub type Orders = mpsc::UnboundedSender<Order>;
+pub type WorkerHandle = mpsc::UnboundedSender<WorkerCommand>;
 
 /// How often connections are looked over: idle ones to upstreams closed, missing ones to peers opened.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -43,12 +44,12 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 pub fn spawn(
     index: usize,
     shared: Arc<Shared>,
-    doors: Arc<ArcSwap<Doors>>,
+    listener_configs: Arc<ArcSwap<ListenerConfigs>>,
     metrics: Arc<Metrics>,
-) -> std::io::Result<(Orders, JoinHandle<()>)> {
+) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
     let (orders, received) = mpsc::unbounded_channel();
     let work = move || match LocalRuntime::new() {
-        Ok(runtime) => runtime.block_on(run(shared, doors, metrics, received)),
+        Ok(runtime) => runtime.block_on(run(shared, listener_configs, metrics, received)),
         Err(error) => tracing::error!(%error, "a worker cannot start"),
     };
     let handle = std::thread::Builder::new().name(format!("worker-{index}")).spawn(work)?;
@@ -58,22 +59,27 @@ pub fn spawn(
 /// Everything the tasks of one worker share.
 struct Local {
     worker: Rc<Worker>,
-    doors: Arc<ArcSwap<Doors>>,
+    listener_configs: Arc<ArcSwap<ListenerConfigs>>,
     metrics: Arc<Metrics>,
     open: Cell<usize>,
     all_closed: Notify,
 }
 
-async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metrics>, mut orders: mpsc::UnboundedReceiver<Order>) {
+async fn run(
+    shared: Arc<Shared>,
+    listener_configs: Arc<ArcSwap<ListenerConfigs>>,
+    metrics: Arc<Metrics>,
+    mut orders: mpsc::UnboundedReceiver<WorkerCommand>,
+) {
     let worker = Rc::new(Worker::new(Arc::clone(&shared), metrics.worker()));
-    let local = Rc::new(Local { worker, doors, metrics, open: Cell::new(0), all_closed: Notify::new() });
+    let local = Rc::new(Local { worker, listener_configs, metrics, open: Cell::new(0), all_closed: Notify::new() });
     let mut phase = shared.phase.clone();
     let mut listeners: HashMap<SocketAddr, Vec<watch::Sender<bool>>> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     loop {
         tokio::select! {
             order = orders.recv() => match order {
-                Some(Order::Listen(address, socket)) => match Acceptor::adopt(socket) {
+                Some(WorkerCommand::Listen(address, socket)) => match Acceptor::adopt(socket) {
                     Ok(acceptor) => {
                         let (close, closed) = watch::channel(false);
                         listeners.entry(address).or_default().push(close);
@@ -81,13 +87,13 @@ async fn run(shared: Arc<Shared>, doors: Arc<ArcSwap<Doors>>, metrics: Arc<Metri
                     }
                     Err(error) => tracing::error!(%error, %address, "a worker cannot listen"),
                 },
-                Some(Order::Close(address)) => {
+                Some(WorkerCommand::Close(address)) => {
                     for close in listeners.remove(&address).into_iter().flatten() {
                         close.send_replace(true);
                     }
                 }
-                Some(Order::Changed) => local.worker.changed.notify_waiters(),
-                Some(Order::Flush(done)) => {
+                Some(WorkerCommand::Changed) => local.worker.changed.notify_waiters(),
+                Some(WorkerCommand::Flush(done)) => {
                     local.worker.metrics.flush();
                     let _ = done.send(());
                 }
@@ -118,9 +124,9 @@ fn look_over_connections(worker: &Rc<Worker>) {
         if vitals.region(*region).health == Health::Up {
             let (worker, region, gateway) = (Rc::clone(worker), *region, gateway.clone());
             tokio::task::spawn_local(async move {
-                let approach = Approach::within(limits.connect_timeout);
+                let options = SendOptions::within(limits.connect_timeout);
                 for window in windows {
-                    worker.peer_pool.warm(region, &gateway, limits.peer_connections, window, &approach).await;
+                    worker.peer_pool.warm(region, &gateway, limits.peer_connections, window, &options).await;
                 }
             });
         }
@@ -128,7 +134,7 @@ fn look_over_connections(worker: &Rc<Worker>) {
 }
 
 /// Waits for the connections to end by themselves, or for the deadline.
-async fn drain(local: &Rc<Local>, orders: &mut mpsc::UnboundedReceiver<Order>) {
+async fn drain(local: &Rc<Local>, orders: &mut mpsc::UnboundedReceiver<WorkerCommand>) {
     let limit = local.worker.snapshot().limits.drain;
     let deadline = tokio::time::sleep(limit);
     tokio::pin!(deadline);
@@ -142,12 +148,12 @@ async fn drain(local: &Rc<Local>, orders: &mut mpsc::UnboundedReceiver<Order>) {
                 return;
             }
             Some(order) = orders.recv() => match order {
-                Order::Flush(done) => {
+                WorkerCommand::Flush(done) => {
                     local.worker.metrics.flush();
                     let _ = done.send(());
                 }
-                Order::Changed => local.worker.changed.notify_waiters(),
-                Order::Listen(..) | Order::Close(_) => {}
+                WorkerCommand::Changed => local.worker.changed.notify_waiters(),
+                WorkerCommand::Listen(..) | WorkerCommand::Close(_) => {}
             },
         }
     }
@@ -156,49 +162,51 @@ async fn drain(local: &Rc<Local>, orders: &mut mpsc::UnboundedReceiver<Order>) {
 /// Accepts until told to stop, then what is queued already.
 async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut closed: watch::Receiver<bool>) {
     let _open = Open::count(&local);
-    let door_now = || local.doors.load().get(&address).cloned();
-    let mut door = door_now();
+    let config_now = || local.listener_configs.load().get(&address).cloned();
+    let mut listener_config = config_now();
     loop {
         tokio::select! {
             biased;
             _ = closed.wait_for(|closed| *closed) => break,
             (stream, remote) = acceptor.accept() => {
-                door = door_now().or(door);
-                if let Some(door) = door.clone() {
-                    serve(&local, address, stream, remote, door);
+                listener_config = config_now().or(listener_config);
+                if let Some(listener_config) = listener_config.clone() {
+                    serve(&local, address, stream, remote, listener_config);
                 }
             }
         }
     }
     // Peers ask until they have heard that this region drains.
-    if door.as_ref().is_some_and(|door| matches!(door.lock, Lock::Peers(_))) && local.worker.is_draining() {
-        let farewell = tokio::time::sleep(local.worker.farewell());
-        tokio::pin!(farewell);
+    if listener_config.as_ref().is_some_and(|listener_config| matches!(listener_config.security, Security::Peers(_)))
+        && local.worker.is_draining()
+    {
+        let drain_notice = tokio::time::sleep(local.worker.drain_notice());
+        tokio::pin!(drain_notice);
         loop {
             tokio::select! {
-                () = &mut farewell => break,
+                () = &mut drain_notice => break,
                 (stream, remote) = acceptor.accept() => {
-                    if let Some(door) = door.clone() {
-                        serve(&local, address, stream, remote, door);
+                    if let Some(listener_config) = listener_config.clone() {
+                        serve(&local, address, stream, remote, listener_config);
                     }
                 }
             }
         }
     }
     for (stream, remote) in acceptor.close() {
-        if let Some(door) = door.clone() {
-            serve(&local, address, stream, remote, door);
+        if let Some(listener_config) = listener_config.clone() {
+            serve(&local, address, stream, remote, listener_config);
         }
     }
 }
 
-fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: SocketAddr, door: Door) {
+fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: SocketAddr, listener_config: ListenerConfig) {
     // Peers are few and proven; limits on clients must not cut a region off.
-    let counted = match door.lock {
-        Lock::Peers(_) => None,
+    let counted = match listener_config.security {
+        Security::Peers(_) => None,
         // Whom it speaks for is not known yet.
-        Lock::Cleartext | Lock::Clients(_) if door.house_rules.proxy_protocol.is_some() => None,
-        Lock::Cleartext | Lock::Clients(_) => match Counted::enter(&local.worker, remote.ip().to_canonical()) {
+        Security::Cleartext | Security::Clients(_) if listener_config.options.proxy_protocol.is_some() => None,
+        Security::Cleartext | Security::Clients(_) => match Counted::enter(&local.worker, remote.ip().to_canonical()) {
             Ok(counted) => Some(counted),
             Err(reason) => {
                 local.metrics.connections_refused.with_label_values(&[reason]).inc();
@@ -211,7 +219,7 @@ fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: Sock
     gauge.inc();
     let worker = Rc::clone(&local.worker);
     tokio::task::spawn_local(async move {
-        connection::serve(worker, stream, remote, door).await;
+        connection::serve(worker, stream, remote, listener_config).await;
         gauge.dec();
         drop(counted);
         drop(open);

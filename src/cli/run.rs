@@ -30,9 +30,9 @@ pub(super) fn run(options: Options) -> Outcome {
     let claimed =
         inherit::inherited().map_err(|error| format!("a socket that was left to this process cannot be used: {error}"))?;
     let is_successor = succession::is_successor();
-    let deaf = |error: std::io::Error| format!("cannot wait for signals: {error}");
+    let deaf = |error: std::io::Error| format!("cannot wait for connection_state: {error}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-    // Before anyone can see that we serve: unheard, both of these signals end the process.
+    // Before anyone can see that we serve: unheard, both of these connection_state end the process.
     let mut calls = runtime.block_on(async { Calls::listen() }).map_err(deaf)?;
     let launch = Launch { config, region, claimed, is_successor, ..Launch::default() };
     let app = App::start(launch).map_err(|error| with_folder(&error))?;
@@ -106,7 +106,7 @@ async fn until_told_to_stop(app: &App, calls: &mut Calls, stops: &mut Stops) {
     notify(&[NotifyState::Stopping]);
 }
 
-/// Signals that ask for something.
+/// ConnectionState that ask for something.
 struct Calls {
     reload: Signal,
     succeed: Signal,
@@ -118,7 +118,7 @@ impl Calls {
     }
 }
 
-/// Signals to stop; none that comes while another is looked after is lost.
+/// ConnectionState to stop; none that comes while another is looked after is lost.
 struct Stops {
     terminate: Signal,
     interrupt: Signal,

@@ -3,8 +3,8 @@
 use crate::decision::policy::{ClassId, Failover, MAX_CHAIN, Reads, Step, Writes};
 use crate::decision::residency::Stays;
 use crate::decision::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment};
+use crate::http::tunnel::CONNECT;
 use crate::proxy::intake::{Slashes, canonical_path};
-use crate::transport::tunnel::CONNECT;
 
 use crate::model::user::Evidence;
 

@@ -31,7 +31,7 @@ pub enum Writes {
     Never,
 }
 
-/// Orders what is alive of the clearance: an owned request's home first, then what its failover setting allows; an
+/// WorkerHandle what is alive of the clearance: an owned request's home first, then what its failover setting allows; an
 /// unowned request's regions by what they cost to reach.
 pub(super) fn plan(clearance: Clearance, home: &Home, facts: &Facts<'_>, failover: Failover) -> Result<Itinerary, Code> {
     let vitals = facts.vitals;

@@ -8,11 +8,11 @@ use http::{HeaderMap, Request};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::http::body::Body;
+use crate::http::pool::{PeerPool, SendOptions};
 use crate::model::region::RegionId;
 use crate::model::vitals::{PolicyHash, Vitals};
-use crate::transport::body::Body;
-use crate::transport::dial::{Approach, Server};
-use crate::transport::pool::PeerPool;
+use crate::transport::dial::Server;
 
 use super::detector::{Detector, Observation};
 use super::{Settings, fields};
@@ -73,7 +73,7 @@ async fn probe(pool: &PeerPool, region: RegionId, target: Target, limit: Duratio
     let authority = gateway.authority.to_string();
     let request = Request::get(format!("https://{authority}/")).header(fields::PROBE, "?1").body(Body::empty()).ok()?;
     let asked = Instant::now();
-    let answer = tokio::time::timeout(limit, pool.send(region, &gateway, 1, request, &Approach::within(limit))).await;
+    let answer = tokio::time::timeout(limit, pool.send(region, &gateway, 1, request, &SendOptions::within(limit))).await;
     match answer {
         Ok(Ok((answer, _))) if answer.status() == http::StatusCode::NO_CONTENT => {
             Some(observe(answer.headers(), asked.elapsed()))

@@ -12,7 +12,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
-use crate::transport::body::{Body, BodyError};
+use crate::http::body::{Body, BodyError};
 
 use super::delivery::{Delivery, Pace};
 

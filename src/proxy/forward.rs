@@ -11,13 +11,13 @@ use http_body::Body as _;
 use tokio::time::Instant;
 
 use crate::decision::verdict::Stop;
+use crate::http::body::Body;
+use crate::http::pool::{EXTENDED_CONNECT, InFlight, Reply, SendCause, SendError, SendOptions};
+use crate::http::tunnel::Wire;
+use crate::http::window::Buffers;
 use crate::model::outcome::Code;
-use crate::transport::body::Body;
-use crate::transport::dial::{Approach, DialError};
-use crate::transport::pool::{EXTENDED_CONNECT, InFlight, Reply, SendCause, SendError};
+use crate::transport::dial::{DialError, DialOptions};
 use crate::transport::proxy_protocol;
-use crate::transport::tunnel::Wire;
-use crate::transport::window::Buffers;
 use crate::upstreams::{Busy, Taken, Upstream};
 
 use super::body::Progress;
@@ -128,17 +128,17 @@ pub async fn to_stop(
         return Err(Failure { code: Code::UpstreamUnreachable, sent: Sent::Nothing, again: Some(request) });
     };
     let limits = &snapshot.limits;
-    let (limit, stall, buffers) = (limits.connect_timeout, stall_of(snapshot), Rc::clone(effort.buffers));
-    let approach = Approach { limit, stall, greeting: None, buffers };
+    let (timeout, write_stall, buffers) = (limits.connect_timeout, stall_of(snapshot), Rc::clone(effort.buffers));
+    let options = SendOptions { dial: DialOptions { timeout, write_stall, greeting: None }, buffers };
     let copy = copy_of_read(&request, effort);
     let has_body = !request.body().is_end_stream();
     let (region, connections) = (stop.region(), limits.peer_connections);
     let work = async {
         let pool = &worker.peer_pool;
         match effort.upgrade {
-            Some(protocol) => pool.open(region, gateway, connections, request, protocol, &approach).await,
+            Some(protocol) => pool.open(region, gateway, connections, request, protocol, &options).await,
             None => {
-                let sent = pool.send(region, gateway, connections, request, &approach).await;
+                let sent = pool.send(region, gateway, connections, request, &options).await;
                 sent.map(|(response, in_flight)| (Reply::Answered(response), in_flight))
             }
         }
@@ -173,14 +173,14 @@ async fn to_upstreams(
         let more = Effort { keep_head: snapshot.upstreams.all().len() > tried.len() + 1 || effort.keep_head, ..effort };
         let copy = copy_of_read(&request, more);
         let greeting = upstream.proxy_protocol.map(|version| proxy_protocol::write(version, effort.client, effort.local));
-        let (limit, stall, buffers) = (limits.connect_timeout, stall_of(snapshot), Rc::clone(effort.buffers));
-        let approach = Approach { limit, stall, greeting, buffers };
+        let (timeout, write_stall, buffers) = (limits.connect_timeout, stall_of(snapshot), Rc::clone(effort.buffers));
+        let options = SendOptions { dial: DialOptions { timeout, write_stall, greeting }, buffers };
         let work = async {
             let (pool, server) = (&worker.upstream_pool, &upstream.server);
             match effort.upgrade {
-                Some(protocol) => pool.open(server, request, protocol, &approach).await,
+                Some(protocol) => pool.open(server, request, protocol, &options).await,
                 None => {
-                    let sent = pool.send(server, request, &approach).await;
+                    let sent = pool.send(server, request, &options).await;
                     sent.map(|(response, in_flight)| (Reply::Answered(response), in_flight))
                 }
             }

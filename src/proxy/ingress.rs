@@ -7,16 +7,16 @@ use http::{HeaderValue, Response, StatusCode};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
-use crate::transport::framing::{Handover, Signals};
-use crate::transport::http2::Exchange;
+use crate::http::framing::{ConnectionState, Handover};
+use crate::http::http2::Exchange;
+use crate::http::window::Buffers;
 use crate::transport::tls::{Challenges, Site};
-use crate::transport::window::Buffers;
 
 use super::intake::Arrival;
 
 /// What holds for all that come in here.
 #[derive(Clone, Default)]
-pub struct HouseRules {
+pub struct ListenerOptions {
     /// Networks whose connections begin with a header of the PROXY protocol; then all have to.
     pub proxy_protocol: Option<Vec<IpNet>>,
     /// The port of HTTPS that every client is sent to.
@@ -36,8 +36,8 @@ pub struct Session {
     pub client_certificate: Option<Vec<u8>>,
     /// By what a peer has proven its region.
     pub peer_chain: Vec<CertificateDer<'static>>,
-    pub house_rules: Arc<HouseRules>,
-    pub signals: Rc<Signals>,
+    pub options: Arc<ListenerOptions>,
+    pub connection_state: Rc<ConnectionState>,
     /// What its requests may have under way.
     pub buffers: Rc<Buffers>,
 }
@@ -46,7 +46,7 @@ pub struct Session {
 #[derive(Clone)]
 pub enum Back {
     /// HTTP/1: the connection, which serves one request at a time.
-    Connection(Rc<Signals>),
+    Connection(Rc<ConnectionState>),
     /// HTTP/2: the request's own stream.
     Stream(Rc<Exchange>),
 }
@@ -55,7 +55,7 @@ impl Back {
     /// Sends an interim answer before the answer.
     pub async fn inform(&self, answer: Response<()>) {
         match self {
-            Self::Connection(signals) => signals.inform(&answer).await,
+            Self::Connection(connection_state) => connection_state.inform(&answer).await,
             Self::Stream(exchange) => exchange.inform(answer),
         }
     }
@@ -72,7 +72,7 @@ impl Back {
     /// Has the bytes that follow the answer given to `handover`: it opens a tunnel.
     pub fn hand_over(&self, handover: Handover) {
         match self {
-            Self::Connection(signals) => signals.hand_over(handover),
+            Self::Connection(connection_state) => connection_state.hand_over(handover),
             Self::Stream(exchange) => exchange.hand_over(handover),
         }
     }
@@ -80,9 +80,9 @@ impl Back {
     /// Breaks the answer off, wherever it stands.
     pub fn cutter(&self) -> Box<dyn Fn()> {
         match self {
-            Self::Connection(signals) => {
-                let signals = Rc::clone(signals);
-                Box::new(move || signals.cut.notify_waiters())
+            Self::Connection(connection_state) => {
+                let connection_state = Rc::clone(connection_state);
+                Box::new(move || connection_state.cut.notify_waiters())
             }
             Self::Stream(exchange) => exchange.cutter(),
         }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::transport::framing::HeadLimits;
-use crate::transport::window::{Buffers, Window};
+use crate::http::framing::HeadLimits;
+use crate::http::window::{Buffers, Window};
 
 /// What one request, one connection and one process may use.
 #[derive(Clone, Copy, PartialEq, Debug)]

@@ -30,6 +30,7 @@ use crate::audit::{Ledger, Pseudonyms};
 use crate::decision::policy::Policy;
 use crate::directory::Directory;
 use crate::geoip::GeoIp;
+use crate::http::pool::{PeerPool, UpstreamPool};
 use crate::metrics::WorkerMetrics;
 use crate::model::day::Day;
 use crate::model::region::RegionId;
@@ -37,7 +38,6 @@ use crate::model::vitals::Vitals;
 use crate::session::Seal;
 use crate::tokens::{self, Tokens};
 use crate::transport::dial::Server;
-use crate::transport::pool::{PeerPool, UpstreamPool};
 use crate::transport::tls::{ClientTls, PeerTls};
 use crate::upstreams::{Load, Upstreams};
 
@@ -64,7 +64,7 @@ pub struct Snapshot {
     pub urls: HashMap<RegionId, http::Uri>,
     pub log_requests: bool,
     /// How long peers are still heard at the drain, so that they learn of it.
-    pub farewell: Duration,
+    pub drain_notice: Duration,
 }
 
 /// What a process is about.
@@ -170,7 +170,7 @@ pub struct Worker {
     pub deliveries: Deliveries,
     /// When a peer's handshake was last warned of: whoever knocks in vain must not flood the log.
     pub warned: Cell<Option<Instant>>,
-    /// Told when the snapshot or the day has changed.
+    /// PeerSettings when the snapshot or the day has changed.
     pub changed: Arc<Notify>,
     today: Cell<Day>,
     snapshot: RefCell<arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
@@ -223,8 +223,8 @@ impl Worker {
     }
 
     /// How long peers are still heard at the drain, so that they learn of it. A successor's region does not drain.
-    pub fn farewell(&self) -> Duration {
-        if self.is_draining() { self.snapshot().farewell } else { Duration::ZERO }
+    pub fn drain_notice(&self) -> Duration {
+        if self.is_draining() { self.snapshot().drain_notice } else { Duration::ZERO }
     }
 }
 

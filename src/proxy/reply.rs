@@ -4,8 +4,8 @@ use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::json;
 
+use crate::http::body::Body;
 use crate::model::outcome::Code;
-use crate::transport::body::Body;
 
 /// The status of a refusal.
 pub const fn status_of(code: Code) -> StatusCode {

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,6 @@ use tokio_rustls::TlsConnector;
 
 use super::resolver::Places;
 use super::stream::Stream;
-use super::window::Buffers;
 
 /// A process to connect to, and how.
 #[derive(Clone, Debug)]
@@ -23,18 +21,18 @@ pub struct Server {
     /// `HOST:PORT`.
     pub authority: Arc<str>,
     pub tls: Option<Secured>,
-    pub speaks: Speaks,
+    pub http_version: HttpVersion,
     /// Where its name leads, where somebody looks it up again and again.
     pub places: Option<Places>,
 }
 
 /// What is spoken on a connection once it is open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Speaks {
+pub enum HttpVersion {
     Http1,
     Http2,
     /// Whatever the server chooses in the TLS handshake (ALPN).
-    Either,
+    Negotiated,
 }
 
 /// TLS towards a server; whom to accept is in the configurations.
@@ -61,26 +59,25 @@ impl Server {
             (Some(one), Some(other)) => Arc::ptr_eq(&one.config, &other.config) && one.name == other.name,
             (None, Some(_)) | (Some(_), None) => false,
         };
-        same_tls && self.authority == other.authority && self.speaks == other.speaks
+        same_tls && self.authority == other.authority && self.http_version == other.http_version
     }
 }
 
 /// How a connection is opened.
 #[derive(Clone, Debug)]
-pub struct Approach {
-    pub limit: Duration,
-    /// How long the other end may take nothing of what is written.
-    pub stall: Duration,
-    /// Bytes that come before everything else, TLS included.
+pub struct DialOptions {
+    /// For the TCP connect and the TLS handshake together.
+    pub timeout: Duration,
+    /// How long a write may make no progress before the connection is given up.
+    pub write_stall: Duration,
+    /// Bytes sent before everything else, TLS included: a PROXY protocol header.
     pub greeting: Option<Bytes>,
-    /// What may be under way of bodies, each way.
-    pub buffers: Rc<Buffers>,
 }
 
-impl Approach {
-    /// For requests of our own, which carry little.
-    pub fn within(limit: Duration) -> Self {
-        Self { limit, stall: limit, greeting: None, buffers: Buffers::of(0) }
+impl DialOptions {
+    /// For requests of our own, which are small.
+    pub const fn within(timeout: Duration) -> Self {
+        Self { timeout, write_stall: timeout, greeting: None }
     }
 }
 
@@ -89,8 +86,8 @@ impl Approach {
 pub enum DialError {
     #[error("cannot connect to `{authority}`: {source}")]
     Connect { authority: String, source: io::Error },
-    #[error("`{authority}` did not accept within {limit:?}")]
-    TooSlow { authority: String, limit: Duration },
+    #[error("`{authority}` did not accept within {timeout:?}")]
+    TooSlow { authority: String, timeout: Duration },
     #[error("`{authority}` could not be reached a moment ago")]
     JustFailed { authority: String },
     /// Nobody else's fault.
@@ -101,10 +98,10 @@ pub enum DialError {
 }
 
 /// Connects to a server, trying each address that its name has; `for_http1` offers nothing else.
-pub async fn open(server: &Server, approach: &Approach, for_http1: bool) -> Result<Stream, DialError> {
+pub async fn open(server: &Server, options: &DialOptions, for_http1: bool) -> Result<Stream, DialError> {
     let work = async {
         let mut stream = connect(server).await?;
-        if let Some(greeting) = &approach.greeting {
+        if let Some(greeting) = &options.greeting {
             stream.write_all(greeting).await?;
         }
         let Some(tls) = &server.tls else { return Ok(Stream::Plain(stream)) };
@@ -115,13 +112,13 @@ pub async fn open(server: &Server, approach: &Approach, for_http1: bool) -> Resu
         TlsConnector::from(Arc::clone(config)).connect(name, stream).await.map(|stream| Stream::Dialed(Box::new(stream)))
     };
     let authority = || server.authority.to_string();
-    match tokio::time::timeout(approach.limit, work).await {
+    match tokio::time::timeout(options.timeout, work).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(source)) if matches!(source.raw_os_error(), Some(ENFILE | EMFILE)) => {
             Err(DialError::OutOfDescriptors { authority: authority() })
         }
         Ok(Err(source)) => Err(DialError::Connect { authority: authority(), source }),
-        Err(_) => Err(DialError::TooSlow { authority: authority(), limit: approach.limit }),
+        Err(_) => Err(DialError::TooSlow { authority: authority(), timeout: options.timeout }),
     }
 }
 

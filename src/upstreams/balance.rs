@@ -144,12 +144,13 @@ impl Drop for Place<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Settings, Speaks, Target, Upstreams};
+    use super::super::{HttpVersion, Settings, Target, Upstreams};
     use super::*;
     use std::sync::atomic::Ordering;
 
     fn upstreams(requests: usize) -> Upstreams {
-        let target = |name: &str| Target { authority: name.into(), speaks: Speaks::Http1, tls: None, proxy_protocol: None };
+        let target =
+            |name: &str| Target { authority: name.into(), http_version: HttpVersion::Http1, tls: None, proxy_protocol: None };
         let circuit = Circuit { requests, queue: 1, queue_timeout: Duration::from_millis(20) };
         let targets = vec![target("a:1"), target("b:1"), target("c:1")];
         Upstreams::new(Settings { targets, check: None, circuit, ..Settings::default() }, None).unwrap()

@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 use http::Request;
 use tokio::time::Instant;
 
-use crate::transport::body::Body;
-use crate::transport::dial::{Approach, DialError};
-use crate::transport::pool::{SendCause, UpstreamPool};
+use crate::http::body::Body;
+use crate::http::pool::{SendCause, SendOptions, UpstreamPool};
+use crate::transport::dial::DialError;
 use crate::transport::proxy_protocol;
 use crate::transport::resolver;
 
@@ -58,11 +58,12 @@ async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>) {
 async fn ask(pool: &UpstreamPool, upstream: &Upstream, check: &Check) -> Option<bool> {
     let server = &upstream.server;
     let greeting = upstream.proxy_protocol.map(proxy_protocol::write_own);
-    let approach = Approach { greeting, ..Approach::within(check.timeout) };
+    let mut options = SendOptions::within(check.timeout);
+    options.dial.greeting = greeting;
     let request =
         Request::get(&check.path).header("host", &*server.authority).header("user-agent", "domicile-health").body(Body::empty());
     let request = request.ok()?;
-    let answer = tokio::time::timeout(check.timeout, pool.send(server, request, &approach)).await;
+    let answer = tokio::time::timeout(check.timeout, pool.send(server, request, &options)).await;
     match answer {
         Ok(Ok((answer, _))) => Some(answer.status().is_success() || answer.status().is_redirection()),
         Ok(Err(error)) if matches!(error.cause, SendCause::Dial(DialError::OutOfDescriptors { .. })) => None,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::transport::dial::{Server, Speaks};
+use crate::transport::dial::{HttpVersion, Server};
 use crate::transport::proxy_protocol;
 use crate::transport::resolver::{self, Places};
 use crate::transport::tls::{TlsError, UpstreamFiles};
@@ -37,7 +37,7 @@ pub struct Settings {
 pub struct Target {
     /// `HOST:PORT`.
     pub authority: String,
-    pub speaks: Speaks,
+    pub http_version: HttpVersion,
     pub tls: Option<UpstreamFiles>,
     /// Tells it whose request a connection is for.
     pub proxy_protocol: Option<proxy_protocol::Version>,
@@ -45,9 +45,9 @@ pub struct Target {
 
 impl Target {
     fn server(&self, places: &Places) -> Result<Server, TlsError> {
-        let tls = self.tls.as_ref().map(|files| files.load(self.speaks != Speaks::Http1)).transpose()?;
+        let tls = self.tls.as_ref().map(|files| files.load(self.http_version != HttpVersion::Http1)).transpose()?;
         let places = resolver::named(&self.authority).map(|_| Arc::clone(places));
-        Ok(Server { authority: self.authority.as_str().into(), tls, speaks: self.speaks, places })
+        Ok(Server { authority: self.authority.as_str().into(), tls, http_version: self.http_version, places })
     }
 }
 

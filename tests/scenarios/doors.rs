@@ -111,11 +111,11 @@ fn an_upstream_is_told_by_the_proxy_protocol_whose_request_it_is() {
 }
 
 /// The line before the handshake and the head behind it, of every connection.
-type Told = Arc<Mutex<Vec<(String, String)>>>;
+type PeerSettings = Arc<Mutex<Vec<(String, String)>>>;
 
 /// An upstream over TLS that wants to be told first whose connection it is; what it was told, and what was asked behind the handshake.
-fn told_before_tls(config: rustls::ServerConfig) -> (SocketAddr, Told) {
-    let told = Told::default();
+fn told_before_tls(config: rustls::ServerConfig) -> (SocketAddr, PeerSettings) {
+    let told = PeerSettings::default();
     let listener = runtime().block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let (acceptor, noted) = (tokio_rustls::TlsAcceptor::from(Arc::new(config)), Arc::clone(&told));

@@ -90,7 +90,7 @@ fn the_port_for_peers_is_for_peers_of_this_policy() {
     assert_eq!(raw(world.eu().peers, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").len(), 7, "a TLS alert, no HTTP");
     world.authority.write_region(world.folder.path(), "atlantis").unwrap();
     assert_eq!(ask_gateway(&world, showing(&world, "atlantis")), None, "a region that nobody knows");
-    assert_eq!(ask_gateway(&world, showing(&world, "eu-west")), None, "a peer that claims to be the region it speaks to");
+    assert_eq!(ask_gateway(&world, showing(&world, "eu-west")), None, "a peer that claims to be the region it http_version to");
     world.authority.write_site(world.folder.path(), "nobody", &["localhost"]).unwrap();
     assert_eq!(ask_gateway(&world, showing(&world, "nobody")), None, "a certificate of our authority that names no region");
     let mut anonymous = (*showing(&world, "us-east")).clone();

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use domicile::transport::tunnel::accept_of;
+use domicile::http::tunnel::accept_of;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Frame;
 use hyper_util::rt::TokioIo;

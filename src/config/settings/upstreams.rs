@@ -1,6 +1,6 @@
 //! The app servers of the local region. Those of the others are read as well, so that one file has no mistake in any region.
 
-use crate::transport::dial::{Speaks, authority_of};
+use crate::transport::dial::{HttpVersion, authority_of};
 use crate::transport::proxy_protocol::Version;
 use crate::transport::tls::UpstreamFiles;
 use crate::upstreams::{Check, Circuit, Ejection, Settings, Target};
@@ -78,10 +78,12 @@ fn read_target(field: &Field<'_>) -> Option<Target> {
     let mut target = target?;
     target.proxy_protocol = proxy_protocol?;
     if target.proxy_protocol.is_some() {
-        match target.speaks {
+        match target.http_version {
             // A connection speaks for one client, so it may not carry several requests at once.
-            Speaks::Http2 => return field.wrong("`proxy_protocol` is for HTTP/1.1; a connection of HTTP/2 serves many clients"),
-            Speaks::Http1 | Speaks::Either => target.speaks = Speaks::Http1,
+            HttpVersion::Http2 => {
+                return field.wrong("`proxy_protocol` is for HTTP/1.1; a connection of HTTP/2 serves many clients");
+            }
+            HttpVersion::Http1 | HttpVersion::Negotiated => target.http_version = HttpVersion::Http1,
         }
     }
     if let Some(tls) = tls {
@@ -100,12 +102,12 @@ fn read_url(field: &Field<'_>) -> Option<Target> {
     if uri.path() != "/" {
         return field.wrong("an upstream is an address without a path, such as `http://10.1.0.10:3000`");
     }
-    let (speaks, tls) = match uri.scheme_str() {
-        Some("https") => (Speaks::Either, Some(UpstreamFiles::default())),
-        Some("h2c") => (Speaks::Http2, None),
-        _ => (Speaks::Http1, None),
+    let (http_version, tls) = match uri.scheme_str() {
+        Some("https") => (HttpVersion::Negotiated, Some(UpstreamFiles::default())),
+        Some("h2c") => (HttpVersion::Http2, None),
+        _ => (HttpVersion::Http1, None),
     };
-    Some(Target { authority: authority_of(&uri), speaks, tls, proxy_protocol: None })
+    Some(Target { authority: authority_of(&uri), http_version, tls, proxy_protocol: None })
 }
 
 fn read_tls(field: &Field<'_>) -> Option<UpstreamFiles> {

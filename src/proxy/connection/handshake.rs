@@ -18,7 +18,7 @@ use crate::transport::stream::Stream;
 use crate::transport::tls::{self, ACME_TLS, Site};
 
 use super::super::Worker;
-use super::{Counted, Door, Lock};
+use super::{Counted, ListenerConfig, Security};
 
 /// A stream that is ready for HTTP.
 pub(super) struct Opened {
@@ -37,9 +37,14 @@ pub(super) struct Opened {
 }
 
 /// Finishes the handshake; `None` for a connection that is not to be served.
-pub(super) async fn open(worker: &Rc<Worker>, mut stream: TcpStream, remote: SocketAddr, door: Door) -> Option<Opened> {
+pub(super) async fn open(
+    worker: &Rc<Worker>,
+    mut stream: TcpStream,
+    remote: SocketAddr,
+    listener_config: ListenerConfig,
+) -> Option<Opened> {
     let (mut remote, mut counted) = (remote, None);
-    if let Some(networks) = &door.house_rules.proxy_protocol {
+    if let Some(networks) = &listener_config.options.proxy_protocol {
         remote = spoken_for(worker, &mut stream, remote, networks).await?;
         counted = Some(Counted::enter(worker, remote.ip().to_canonical()).ok()?);
     }
@@ -53,9 +58,9 @@ pub(super) async fn open(worker: &Rc<Worker>, mut stream: TcpStream, remote: Soc
         peer_chain: Vec::new(),
         is_http2: None,
     };
-    match door.lock {
-        Lock::Cleartext => Some(opened(Stream::Plain(stream))),
-        Lock::Clients(tls) => {
+    match listener_config.security {
+        Security::Cleartext => Some(opened(Stream::Plain(stream))),
+        Security::Clients(tls) => {
             let Some(_under_way) = worker.shared.handshakes.enter(worker.snapshot().limits.handshakes) else {
                 return refused(worker, "handshakes", "too many TLS handshakes are under way");
             };
@@ -72,7 +77,7 @@ pub(super) async fn open(worker: &Rc<Worker>, mut stream: TcpStream, remote: Soc
             let (is_http2, client_certificate) = (Some(chose_http2(session)), certificate_of(session));
             Some(Opened { is_http2, client_certificate, site, ..opened(boxed(stream)) })
         }
-        Lock::Peers(config) => {
+        Security::Peers(config) => {
             let Some(_unproven) = Counted::enter_unproven(worker, remote.ip().to_canonical()) else {
                 return refused(worker, "unproven", "too many have yet to prove to be peers");
             };

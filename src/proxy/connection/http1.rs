@@ -15,8 +15,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
-use crate::transport::body::Body;
-use crate::transport::framing::{Gate, InFlight, Signals};
+use crate::http::body::Body;
+use crate::http::framing::{ConnectionState, Gate, InFlight};
 use crate::transport::stream::Stream;
 
 use super::super::ingress::{Back, Session};
@@ -24,20 +24,20 @@ use super::super::{Limits, Worker, request};
 use super::{leaving, linger};
 
 pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, BytesMut), session: Rc<Session>, limits: &Limits) {
-    let signals = Rc::clone(&session.signals);
-    let io = TokioIo::new(Gate::new(stream, first, limits.head(), Rc::clone(&signals)));
-    let (leaver, told) = (Rc::clone(&worker), Rc::clone(&signals));
+    let connection_state = Rc::clone(&session.connection_state);
+    let io = TokioIo::new(Gate::new(stream, first, limits.head(), Rc::clone(&connection_state)));
+    let (leaver, told) = (Rc::clone(&worker), Rc::clone(&connection_state));
     // Idle connections are ended by the gate.
     let mut end = pin!(async move { leaving(&leaver, &told).await });
     let requests_per_connection = limits.requests_per_connection as u64;
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let (worker, session, in_flight) = (Rc::clone(&worker), Rc::clone(&session), InFlight::count(&session.signals));
+        let (worker, session, in_flight) = (Rc::clone(&worker), Rc::clone(&session), InFlight::count(&session.connection_state));
         Box::pin(async move {
-            let is_last = session.signals.requests() >= requests_per_connection;
-            let back = Back::Connection(Rc::clone(&session.signals));
+            let is_last = session.connection_state.requests() >= requests_per_connection;
+            let back = Back::Connection(Rc::clone(&session.connection_state));
             let mut response = request::handle(worker, Rc::clone(&session), back, request.map(Body::from)).await;
             if response.headers().get(CONNECTION).is_some_and(|value| value == "close") {
-                session.signals.linger();
+                session.connection_state.linger();
             }
             if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -58,14 +58,14 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     let ended = tokio::select! {
         ended = ended => ended,
         // The answer breaks off, and so does the connection.
-        () = signals.cut.notified() => return,
+        () = connection_state.cut.notified() => return,
     };
     match ended {
         Ok(()) => {
             let mut gate = connection.into_parts().io.into_inner();
-            match signals.take_handover() {
+            match connection_state.take_handover() {
                 Some(handover) => handover(Box::pin(gate)).await,
-                None => close(&mut gate, &signals).await,
+                None => close(&mut gate, &connection_state).await,
             }
         }
         Err(error) => tracing::debug!(%error, "a connection ended early"),
@@ -73,8 +73,8 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
 }
 
 /// Ends the connection so that the last answer arrives, whatever the client is still sending.
-async fn close(gate: &mut Gate<Stream>, signals: &Signals) {
-    if gate.shutdown().await.is_err() || !signals.lingers() {
+async fn close(gate: &mut Gate<Stream>, connection_state: &ConnectionState) {
+    if gate.shutdown().await.is_err() || !connection_state.lingers() {
         return;
     }
     linger(gate.stream(), u64::MAX).await;

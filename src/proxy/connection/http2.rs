@@ -13,10 +13,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::decision::facts::Ingress;
-use crate::transport::framing::{Gate, InFlight, Signals};
-use crate::transport::http2::{Exchange, Listening, Piece, Timely, Told};
+use crate::http::framing::{ConnectionState, Gate, InFlight};
+use crate::http::http2::{Exchange, FrameGuard, MonitoredIo, PeerSettings, Piece};
+use crate::http::window::{CONNECTION_WINDOW, Window};
 use crate::transport::stream::Stream;
-use crate::transport::window::{CONNECTION_WINDOW, Window};
 
 use super::super::ingress::{Back, Session};
 use super::super::{Limits, Worker, request};
@@ -51,25 +51,25 @@ const PING_TIMEOUT: Duration = Duration::from_secs(40);
 const MOST_AFTER_ERROR: u64 = 64 << 10;
 
 pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, BytesMut), session: Rc<Session>, limits: &Limits) {
-    let signals = Rc::clone(&session.signals);
+    let connection_state = Rc::clone(&session.connection_state);
     // HTTP/2 has its own framing: the gate only gives back the bytes that were read ahead.
-    let io = Gate::new(stream, first, limits.head(), Rc::clone(&signals));
+    let io = Gate::new(stream, first, limits.head(), Rc::clone(&connection_state));
     // A peer's connections are few, and kept open on purpose.
     let is_peer = matches!(session.arrival.ingress, Ingress::Peer(_));
     let controls = if is_peer { u64::MAX } else { limits.control_frames as u64 };
-    let io = Timely::new(io, limits.header_timeout, controls);
+    let io = FrameGuard::new(io, limits.header_timeout, controls);
     let told = io.told();
-    let io = Listening::new(io);
+    let io = MonitoredIo::new(io);
     let (keepalive, remains) = (io.keepalive(PING_EVERY, PING_TIMEOUT), io.remains());
     let idle_limit = (!is_peer).then_some(limits.keep_alive * PATIENCE);
     let most = if is_peer { u64::MAX } else { limits.requests_per_connection as u64 };
-    let mut end = pin!(end(&worker, signals, idle_limit, most, is_peer));
+    let mut end = pin!(end(&worker, connection_state, idle_limit, most, is_peer));
     let mut connection = match builder(is_peer, limits).handshake(io).await {
         Ok(connection) => connection,
         Err(error) => return tracing::debug!(%error, "a connection ended early"),
     };
     let mut lost = pin!(keepalive.lost(connection.ping_pong().expect("nobody else has asked for them")));
-    let regrets = Rc::new(Regrets::new(if is_peer { u64::MAX } else { limits.resets as u64 }));
+    let rapid_resets = Rc::new(RapidResetLimit::new(if is_peer { u64::MAX } else { limits.resets as u64 }));
     let mut disproven = pin!(async {
         if is_peer { handshake::disproven(&worker, &session.peer_chain).await } else { std::future::pending().await }
     });
@@ -78,7 +78,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     let mut stuck = pin!(async {
         has_begun_to_end.notified().await;
         // Nothing is being served any more; what is still to be written, nobody takes.
-        quiet(&session.signals, limits.idle_timeout).await;
+        quiet(&session.connection_state, limits.idle_timeout).await;
     });
     let most = loop {
         tokio::select! {
@@ -92,7 +92,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
                         // What a peer gives each of its streams it may take as well. Its settings have come before its first request.
                         session.buffers.widen(window_of(&told));
                     }
-                    begin(&worker, &session, (&regrets, *limits), request, way_back);
+                    begin(&worker, &session, (&rapid_resets, *limits), request, way_back);
                 }
                 Some(Err(error)) => {
                     tracing::debug!(%error, "a connection ended early");
@@ -117,7 +117,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
                 has_begun_to_end.notify_one();
             }
             () = stuck.as_mut() => return,
-            () = regrets.are_too_many.notified(), if !is_sent_away => {
+            () = rapid_resets.are_too_many.notified(), if !is_sent_away => {
                 tracing::debug!("a client took back most of what it asked for, and is sent away");
                 (is_sent_away, ending) = (true, true);
                 connection.graceful_shutdown();
@@ -135,13 +135,13 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
 }
 
 /// The window that a peer gives each of its streams.
-fn window_of(told: &Told) -> Window {
+fn window_of(told: &PeerSettings) -> Window {
     Window::of(told.window() as usize)
 }
 
 /// Requests that were taken back as soon as they were made. Each has cost an upstream something; a client that takes back most of
 /// them is at nothing else (CVE-2023-44487). What it still waits for is answered.
-struct Regrets {
+struct RapidResetLimit {
     most: u64,
     count: Cell<u64>,
     are_too_many: Notify,
@@ -150,7 +150,7 @@ struct Regrets {
 /// Whoever has waited longer has waited for an answer.
 const AS_SOON_AS: Duration = Duration::from_secs(1);
 
-impl Regrets {
+impl RapidResetLimit {
     fn new(most: u64) -> Self {
         Self { most, count: Cell::new(0), are_too_many: Notify::new() }
     }
@@ -168,12 +168,12 @@ impl Regrets {
 fn begin(
     worker: &Rc<Worker>,
     session: &Rc<Session>,
-    (regrets, limits): (&Rc<Regrets>, Limits),
+    (rapid_resets, limits): (&Rc<RapidResetLimit>, Limits),
     request: Request<h2::RecvStream>,
     way_back: SendResponse<Piece>,
 ) {
-    let in_flight = InFlight::count(&session.signals);
-    let (worker, session, regrets) = (Rc::clone(worker), Rc::clone(session), Rc::clone(regrets));
+    let in_flight = InFlight::count(&session.connection_state);
+    let (worker, session, rapid_resets) = (Rc::clone(worker), Rc::clone(session), Rc::clone(rapid_resets));
     let (request, exchange) = Exchange::open(request, way_back);
     let exchange = Rc::new(exchange);
     let served = Rc::clone(&exchange);
@@ -183,7 +183,7 @@ fn begin(
             biased;
             () = served.given_up() => {
                 if begun.elapsed() < AS_SOON_AS {
-                    regrets.count(session.signals.requests());
+                    rapid_resets.count(session.connection_state.requests());
                 }
                 return;
             }
@@ -198,22 +198,22 @@ fn begin(
 }
 
 /// When the connection is to take nothing new: at the drain, or when it has asked nothing for too long, or enough. Its GOAWAY says
-/// which streams are still served. A peer is heard for the time of a farewell, in which its probes learn of the drain.
-async fn end(worker: &Worker, signals: Rc<Signals>, idle_limit: Option<Duration>, most: u64, is_peer: bool) {
+/// which streams are still served. A peer is heard for the time of a drain_notice, in which its probes learn of the drain.
+async fn end(worker: &Worker, connection_state: Rc<ConnectionState>, idle_limit: Option<Duration>, most: u64, is_peer: bool) {
     let idle = async {
         match idle_limit {
-            Some(limit) => quiet(&signals, limit).await,
+            Some(limit) => quiet(&connection_state, limit).await,
             None => std::future::pending().await,
         }
     };
     let worn_out = async {
-        while signals.requests() < most {
-            signals.request.notified().await;
+        while connection_state.requests() < most {
+            connection_state.request.notified().await;
         }
     };
     tokio::select! {
-        () = leaving(worker, &signals) => if is_peer {
-            tokio::time::sleep(worker.farewell()).await;
+        () = leaving(worker, &connection_state) => if is_peer {
+            tokio::time::sleep(worker.drain_notice()).await;
         },
         () = idle => {}
         () = worn_out => {}
@@ -221,11 +221,11 @@ async fn end(worker: &Worker, signals: Rc<Signals>, idle_limit: Option<Duration>
 }
 
 /// Waits until nothing has been served for so long.
-async fn quiet(signals: &Signals, limit: Duration) {
+async fn quiet(connection_state: &ConnectionState, limit: Duration) {
     loop {
-        if signals.in_flight() > 0 {
-            signals.idle.notified().await;
-        } else if tokio::time::timeout(limit, signals.request.notified()).await.is_err() {
+        if connection_state.in_flight() > 0 {
+            connection_state.idle.notified().await;
+        } else if tokio::time::timeout(limit, connection_state.request.notified()).await.is_err() {
             return;
         }
     }

@@ -16,25 +16,25 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::decision::facts::Ingress;
-use crate::transport::framing::Signals;
+use crate::http::framing::ConnectionState;
+use crate::http::window::Buffers;
 use crate::transport::stream::Stream;
 use crate::transport::tls::ClientTls;
-use crate::transport::window::Buffers;
 
-use super::ingress::{HouseRules, Session};
+use super::ingress::{ListenerOptions, Session};
 use super::intake::Arrival;
 use super::{Connections, Phase, Shared, Worker};
 
 /// How a listener treats its connections.
 #[derive(Clone)]
-pub struct Door {
-    pub lock: Lock,
-    pub house_rules: Arc<HouseRules>,
+pub struct ListenerConfig {
+    pub security: Security,
+    pub options: Arc<ListenerOptions>,
 }
 
 /// What it takes to come in.
 #[derive(Clone)]
-pub enum Lock {
+pub enum Security {
     Cleartext,
     Clients(Arc<ClientTls>),
     /// Mutual TLS: the certificate proves the region.
@@ -48,11 +48,11 @@ const UNPROVEN_ADDRESSES: usize = 10;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection to its end.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: Door) {
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, listener_config: ListenerConfig) {
     let limits = worker.snapshot().limits;
     let Ok(local) = stream.local_addr() else { return };
-    let house_rules = Arc::clone(&door.house_rules);
-    let handshake = tokio::time::timeout(limits.header_timeout, handshake::open(&worker, stream, remote, door)).await;
+    let options = Arc::clone(&listener_config.options);
+    let handshake = tokio::time::timeout(limits.header_timeout, handshake::open(&worker, stream, remote, listener_config)).await;
     let Ok(Some(opened)) = handshake else { return };
     let arrival = Arrival {
         ingress: opened.ingress,
@@ -67,7 +67,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, do
     if opened.is_http2.is_some_and(|agreed| agreed != begins_http2) {
         return;
     }
-    let signals = if begins_http2 { Signals::for_http2() } else { Rc::default() };
+    let connection_state = if begins_http2 { ConnectionState::for_http2() } else { Rc::default() };
     let buffers = match arrival.ingress {
         Ingress::Client => Buffers::of(limits.connection_buffer),
         Ingress::Peer(_) => Buffers::of_peer(),
@@ -77,8 +77,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, do
         site: opened.site,
         client_certificate: opened.client_certificate,
         peer_chain: opened.peer_chain,
-        house_rules,
-        signals,
+        options,
+        connection_state,
         buffers,
     };
     let session = Rc::new(session);
@@ -125,11 +125,11 @@ async fn linger(stream: &mut Stream, most: u64) {
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// Waits until nothing new is to be taken on a connection.
-async fn leaving(worker: &Worker, signals: &Signals) {
+async fn leaving(worker: &Worker, connection_state: &ConnectionState) {
     // The value that is waited for is a lock: it must not be held while sleeping.
     drop(worker.shared.phase.clone().wait_for(|phase| *phase != Phase::Serving).await);
-    if !signals.has_request() {
-        let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, signals.request.notified()).await;
+    if !connection_state.has_request() {
+        let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, connection_state.request.notified()).await;
     }
 }
 

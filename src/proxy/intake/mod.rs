@@ -19,9 +19,9 @@ use crate::decision::facts::Ingress;
 use crate::decision::policy::Policy;
 use crate::decision::route::Method;
 use crate::envelope::Envelope;
+use crate::http::framing::FAULT_HEADER;
+use crate::http::tunnel::CONNECT;
 use crate::model::outcome::Code;
-use crate::transport::framing::FAULT_HEADER;
-use crate::transport::tunnel::CONNECT;
 
 use super::Limits;
 use super::headers::folded;

@@ -6,8 +6,8 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, U
 use http::request::Parts;
 use http::{Method, Version};
 
+use crate::http::tunnel::CONNECT;
 use crate::model::outcome::Code;
-use crate::transport::tunnel::CONNECT;
 
 use super::super::headers::members;
 

@@ -13,11 +13,11 @@ use crate::decision::facts::{Ingress, Lookup};
 use crate::decision::residency::Stays;
 use crate::decision::verdict::Decision;
 use crate::decision::{policy::ClassId, route_of};
+use crate::http::body::Body;
 use crate::metrics::WorkerMetrics;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::model::user::Record;
-use crate::transport::body::Body;
 
 use super::super::body::Progress;
 use super::super::gather::Findings;

@@ -6,8 +6,8 @@ use std::pin::Pin;
 use http::{HeaderMap, Request, Response};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::transport::body::Body;
-use crate::transport::pool::Listener;
+use crate::http::body::Body;
+use crate::http::pool::Listener;
 
 use super::super::headers;
 use super::super::ingress::Back;

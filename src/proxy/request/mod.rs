@@ -25,11 +25,11 @@ use crate::decision::facts::{Head, Ingress, Lookup};
 use crate::decision::verdict::{Decision, Verdict};
 use crate::decision::{decide, match_route, route_of};
 use crate::envelope::boolean;
+use crate::http::body::Body;
 use crate::model::outcome::Code;
 use crate::model::user::{Proof, Record};
 use crate::probes::fields;
 use crate::session::Hint;
-use crate::transport::body::Body;
 use crate::transport::tls::ACME_PATH;
 
 use super::gather::{Question, gather};
@@ -51,7 +51,7 @@ pub async fn handle(worker: Rc<Worker>, session: Rc<Session>, back: Back, reques
     if is_head {
         drop_body(&mut response);
     }
-    if let Some(hsts) = &session.house_rules.hsts {
+    if let Some(hsts) = &session.options.hsts {
         response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
     }
     response
@@ -97,11 +97,11 @@ async fn serve(
     if intake.path == "*" {
         return account.finish(reply::options());
     }
-    let challenge = session.house_rules.challenges.as_ref().zip(intake.path.strip_prefix(ACME_PATH));
+    let challenge = session.options.challenges.as_ref().zip(intake.path.strip_prefix(ACME_PATH));
     if let Some(answer) = challenge.and_then(|(challenges, token)| challenges.answer_to(token)) {
         return account.finish(Response::new(Body::whole(answer)));
     }
-    if let Some(port) = session.house_rules.redirect {
+    if let Some(port) = session.options.redirect {
         if account.is_call() {
             return account.refuse(Code::RouteNone);
         }

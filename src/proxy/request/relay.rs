@@ -12,11 +12,11 @@ use crate::decision::facts::Ingress;
 use crate::decision::may_return;
 use crate::decision::policy::ClassSet;
 use crate::decision::verdict::{Stop, Trail};
+use crate::http::body::Body;
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::session::{self, Hint};
-use crate::transport::body::Body;
 
 use super::super::body::{Broken, Metered, Until};
 use super::super::forward::{Answer, Rest};

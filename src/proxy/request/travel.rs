@@ -16,9 +16,9 @@ use crate::decision::facts::Ingress;
 use crate::decision::route_of;
 use crate::decision::verdict::{Itinerary, Stop, Verdict};
 use crate::envelope::Envelope;
+use crate::http::body::Body;
+use crate::http::window::Buffers;
 use crate::model::outcome::Code;
-use crate::transport::body::Body;
-use crate::transport::window::Buffers;
 
 use super::super::body::Metered;
 use super::super::forward::{self, Answer, Effort, Sent};

@@ -7,10 +7,10 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::response::Parts;
 use http::{Response, StatusCode};
 
+use crate::http::body::Body;
+use crate::http::framing::InFlight;
+use crate::http::tunnel::{self, Ending, Traffic, Wire};
 use crate::model::outcome::Code;
-use crate::transport::body::Body;
-use crate::transport::framing::InFlight;
-use crate::transport::tunnel::{self, Ending, Traffic, Wire};
 
 use super::super::body::Broken;
 use super::super::forward::Hold;
@@ -47,7 +47,7 @@ pub(super) fn open(
     };
     *response.status_mut() = status;
     account.answered(status);
-    let busy = InFlight::count(&session.signals);
+    let busy = InFlight::count(&session.connection_state);
     back.hand_over(Box::new(move |client| {
         Box::pin(async move {
             run(account, client, server, hold, watch).await;

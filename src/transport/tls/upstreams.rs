@@ -32,7 +32,7 @@ impl UpstreamFiles {
         let config = |protocols: &[&[u8]]| {
             let builder = ClientConfig::builder_with_provider(provider())
                 .with_safe_default_protocol_versions()
-                .expect("the provider speaks TLS 1.2 and 1.3")
+                .expect("the provider http_version TLS 1.2 and 1.3")
                 .with_root_certificates(Arc::clone(&roots));
             let mut config = match &self.own {
                 None => builder.with_no_client_auth(),

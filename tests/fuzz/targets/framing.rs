@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use domicile::transport::framing::{AnswerGate, Asked, Gate, HeadLimits, Link, Signals};
+use domicile::http::framing::{AnswerGate, Asked, ConnectionState, Gate, HeadLimits, Link};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
@@ -79,8 +79,9 @@ fn passed(bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
         HeadLimits { bytes: 32 << 10, fields: 100, target_bytes: 8 << 10, timeout: hour, keep_alive: hour, write_stall: hour };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
-        let signals: Rc<Signals> = Rc::default();
-        let mut gate = Gate::new(Pieces { rest: bytes, step }, (Instant::now(), BytesMut::new()), limits, Rc::clone(&signals));
+        let connection_state: Rc<ConnectionState> = Rc::default();
+        let mut gate =
+            Gate::new(Pieces { rest: bytes, step }, (Instant::now(), BytesMut::new()), limits, Rc::clone(&connection_state));
         let mut out = Vec::new();
         loop {
             let mut piece = [0; 4096];

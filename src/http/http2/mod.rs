@@ -6,11 +6,11 @@
 
 mod body;
 mod exchange;
-mod inflow;
+mod frame_guard;
 mod keepalive;
-mod outflow;
-mod timely;
+mod reader;
 mod tunnel;
+mod writer;
 
 use http::HeaderMap;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
@@ -18,11 +18,11 @@ use http_body::Body as _;
 
 pub use body::{Received, Upload, send};
 pub use exchange::Exchange;
-pub use inflow::Inflow;
-pub use keepalive::{Keepalive, Listening};
-pub use outflow::{Outflow, Piece};
-pub use timely::{Timely, Told};
+pub use frame_guard::{FrameGuard, PeerSettings};
+pub use keepalive::{Keepalive, MonitoredIo};
+pub use reader::StreamReader;
 pub use tunnel::Tunnel;
+pub use writer::{Piece, StreamWriter};
 
 /// Makes the fields of a message fit for HTTP/2: none that concern a connection (RFC 9113 section 8.2.2), and the length of
 /// its body, where that is known.

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 /// A byte stream that notes when its other end last gave a sign of life, and gives no more than [`MOST_IN_A_TURN`] at once.
-pub struct Listening<S> {
+pub struct MonitoredIo<S> {
     io: Rc<RefCell<S>>,
     signs: Rc<Signs>,
     /// Bytes read since others had their turn.
@@ -52,7 +52,7 @@ impl Signs {
     }
 }
 
-impl<S> Listening<S> {
+impl<S> MonitoredIo<S> {
     pub fn new(io: S) -> Self {
         Self {
             io: Rc::new(RefCell::new(io)),
@@ -73,7 +73,7 @@ impl<S> Listening<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for MonitoredIo<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let listening = self.get_mut();
         if listening.read >= MOST_IN_A_TURN {
@@ -101,7 +101,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for MonitoredIo<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut *self.io.borrow_mut()).poll_write(cx, buf);
         self.signs.note_written(&written);

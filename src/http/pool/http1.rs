@@ -15,11 +15,11 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::body::Body;
-use super::super::dial::{self, Approach, DialError, Server};
 use super::super::framing::{AnswerGate, Asked, Link};
-use super::super::stream::Stream;
 use super::super::tunnel::{CONNECT, Wire};
-use super::{Listener, Reply, SendCause, SendError, form};
+use super::{Listener, Reply, SendCause, SendError, SendOptions, form};
+use crate::transport::dial::{self, DialError, Server};
+use crate::transport::stream::Stream;
 
 /// The most idle connections kept to one upstream by one worker.
 const MAX_IDLE: usize = 64;
@@ -72,16 +72,16 @@ impl Http1Pool {
         &self,
         server: &Server,
         mut request: Request<Body>,
-        approach: &Approach,
+        options: &SendOptions,
     ) -> Result<Response<Body>, SendError> {
-        while let Some(connection) = self.take(server, approach) {
-            match self.send_on(connection, server, request, approach).await {
+        while let Some(connection) = self.take(server, options) {
+            match self.send_on(connection, server, request, options).await {
                 Err(SendError { unsent: Some(unsent), .. }) => request = *unsent,
                 outcome => return outcome,
             }
         }
-        match dial::open(server, approach, true).await {
-            Ok(stream) => self.send_on_stream(stream, server, request, approach).await,
+        match dial::open(server, &options.dial, true).await {
+            Ok(stream) => self.send_on_stream(stream, server, request, options).await,
             Err(error) => Err(SendError::dial(error, request)),
         }
     }
@@ -92,10 +92,10 @@ impl Http1Pool {
         stream: Stream,
         server: &Server,
         request: Request<Body>,
-        approach: &Approach,
+        options: &SendOptions,
     ) -> Result<Response<Body>, SendError> {
-        match handshake(stream, server, approach).await {
-            Ok(connection) => self.send_on(connection, server, request, approach).await,
+        match handshake(stream, server, options).await {
+            Ok(connection) => self.send_on(connection, server, request, options).await,
             Err(error) => Err(SendError::dial(error, request)),
         }
     }
@@ -105,7 +105,7 @@ impl Http1Pool {
         mut connection: Connection,
         server: &Server,
         mut request: Request<Body>,
-        approach: &Approach,
+        options: &SendOptions,
     ) -> Result<Response<Body>, SendError> {
         if form::for_http1(&mut request).is_none() {
             return Err(SendError::form(request));
@@ -113,13 +113,13 @@ impl Http1Pool {
         connection.link.ask(if request.method() == Method::HEAD { Asked::Head } else { Asked::Other });
         tell_interim(&mut request);
         let response = connection.sender.try_send_request(request).await.map_err(SendError::of)?;
-        self.put_when_ready(connection, server, approach);
+        self.put_when_ready(connection, server, options);
         Ok(response.map(Body::from))
     }
 
-    fn take(&self, server: &Server, approach: &Approach) -> Option<Connection> {
+    fn take(&self, server: &Server, options: &SendOptions) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&key(server, approach))?;
+        let connections = idle.get_mut(&key(server, options))?;
         connections.retain(|idle| {
             idle.since.elapsed() < IDLE_TIMEOUT && idle.server.is_same(server) && server.leads_to(idle.connection.remote)
         });
@@ -132,8 +132,8 @@ impl Http1Pool {
     }
 
     /// Keeps the connection once its answer has been read to the end.
-    fn put_when_ready(&self, mut connection: Connection, server: &Server, approach: &Approach) {
-        let (idle, server, key) = (Rc::clone(&self.idle), server.clone(), key(server, approach));
+    fn put_when_ready(&self, mut connection: Connection, server: &Server, options: &SendOptions) {
+        let (idle, server, key) = (Rc::clone(&self.idle), server.clone(), key(server, options));
         tokio::task::spawn_local(async move {
             if connection.sender.ready().await.is_err() || connection.link.is_faulty() {
                 return;
@@ -162,13 +162,13 @@ fn tell_interim(request: &mut Request<Body>) {
     }
 }
 
-fn key(server: &Server, approach: &Approach) -> Key {
-    (Arc::clone(&server.authority), approach.greeting.clone())
+fn key(server: &Server, options: &SendOptions) -> Key {
+    (Arc::clone(&server.authority), options.dial.greeting.clone())
 }
 
-async fn handshake(stream: Stream, server: &Server, approach: &Approach) -> Result<Connection, DialError> {
+async fn handshake(stream: Stream, server: &Server, options: &SendOptions) -> Result<Connection, DialError> {
     let (link, remote) = (Rc::new(Link::default()), stream.remote());
-    let gate = AnswerGate::new(stream, Rc::clone(&link), approach.stall);
+    let gate = AnswerGate::new(stream, Rc::clone(&link), options.dial.write_stall);
     let handshake = builder().handshake(TokioIo::new(gate.clone())).await;
     let (sender, connection) = handshake.map_err(|error| broken(server, error))?;
     let driver = tokio::task::spawn_local(async move {
@@ -194,9 +194,9 @@ pub(super) async fn upgrade(
     server: &Server,
     mut request: Request<Body>,
     protocol: &str,
-    approach: &Approach,
+    options: &SendOptions,
 ) -> Result<Reply, SendError> {
-    let stream = match dial::open(server, approach, true).await {
+    let stream = match dial::open(server, &options.dial, true).await {
         Ok(stream) => stream,
         Err(error) => return Err(SendError::dial(error, request)),
     };
@@ -204,7 +204,7 @@ pub(super) async fn upgrade(
     let link = Rc::new(Link::default());
     let is_connect = protocol == CONNECT;
     link.ask(if is_connect { Asked::Connect } else { Asked::Upgrade });
-    let gate = AnswerGate::new(stream, Rc::clone(&link), approach.stall);
+    let gate = AnswerGate::new(stream, Rc::clone(&link), options.dial.write_stall);
     let (mut sender, connection) = match builder().handshake(TokioIo::new(gate)).await {
         Ok(pair) => pair,
         Err(error) => return Err(SendError::dial(broken(server, error), request)),

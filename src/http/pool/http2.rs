@@ -17,12 +17,12 @@ use tokio::time::Instant;
 use crate::model::region::RegionId;
 
 use super::super::body::Body;
-use super::super::dial::{self, Approach, DialError, Server};
-use super::super::http2::Listening;
+use super::super::http2::MonitoredIo;
 use super::super::tunnel::CONNECT;
 use super::super::window::{CONNECTION_WINDOW, Share, Window};
 use super::sender::{EXTENDED_CONNECT, Sender};
-use super::{Reply, SendError, form};
+use super::{Reply, SendError, SendOptions, form};
+use crate::transport::dial::{self, DialError, Server};
 
 /// What frames of hardly any data may cost that have come and were not taken in yet; no more come in a turn.
 const SMALL_FRAMES_BUDGET: usize = 256 << 20;
@@ -118,19 +118,19 @@ impl<K: Place> Http2Pool<K> {
         server: &Server,
         connections: usize,
         mut request: Request<Body>,
-        approach: &Approach,
+        options: &SendOptions,
     ) -> Result<(Response<Body>, InFlight), SendError> {
-        let guard = self.begin(place, connections, approach.buffers.share());
+        let guard = self.begin(place, connections, options.buffers.share());
         if form::for_http2(&mut request, scheme_of(server)).is_none() {
             return Err(SendError::form(request));
         }
         // Once on the connection that is there, once on a fresh one should that be closing.
         for last in [false, true] {
-            let sender = match guard.open::<K>(server, approach).await {
+            let sender = match guard.open::<K>(server, options).await {
                 Ok(sender) => sender,
                 Err(error) => return Err(SendError::dial(error, request)),
             };
-            match sender.send(request, approach.stall, guard.clone()).await {
+            match sender.send(request, options.dial.write_stall, guard.clone()).await {
                 Err(SendError { unsent: Some(unsent), .. }) if !last => {
                     guard.0.slot.open.lock().await.take();
                     request = *unsent;
@@ -149,15 +149,15 @@ impl<K: Place> Http2Pool<K> {
         connections: usize,
         mut request: Request<Body>,
         protocol: &str,
-        approach: &Approach,
+        options: &SendOptions,
     ) -> Result<(Reply, InFlight), SendError> {
-        let guard = self.begin(place, connections, approach.buffers.share());
-        let sender = match guard.open::<K>(server, approach).await {
+        let guard = self.begin(place, connections, options.buffers.share());
+        let sender = match guard.open::<K>(server, options).await {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::dial(error, request)),
         };
         let is_connect = protocol == CONNECT;
-        if !is_connect && !sender.offers_tunnels(approach.limit).await {
+        if !is_connect && !sender.offers_tunnels(options.dial.timeout).await {
             let authority = server.authority.to_string();
             return Err(SendError::dial(DialError::OtherProtocol { authority, wanted: EXTENDED_CONNECT }, request));
         }
@@ -175,9 +175,9 @@ impl<K: Place> Http2Pool<K> {
 
     /// Opens a connection if none is open: the first request should not wait for three round trips. A failure is left for
     /// a request to tell.
-    pub async fn warm(&self, place: K, server: &Server, connections: usize, window: Window, approach: &Approach) {
+    pub async fn warm(&self, place: K, server: &Server, connections: usize, window: Window, options: &SendOptions) {
         let slot = self.least_busy((place, window), connections);
-        let _ = slot.open::<K>(server, window, approach).await;
+        let _ = slot.open::<K>(server, window, options).await;
     }
 
     /// Lets go of connections that have ended, that lead to places that are no more, or no more the same, or whose window nobody has
@@ -215,8 +215,8 @@ impl<K: Place> Http2Pool<K> {
 }
 
 impl InFlight {
-    async fn open<K: Place>(&self, server: &Server, approach: &Approach) -> Result<Sender, DialError> {
-        self.0.slot.open::<K>(server, self.0.share.window(), approach).await
+    async fn open<K: Place>(&self, server: &Server, options: &SendOptions) -> Result<Sender, DialError> {
+        self.0.slot.open::<K>(server, self.0.share.window(), options).await
     }
 }
 
@@ -230,7 +230,7 @@ impl Slot {
     }
 
     /// A sender on a live connection to this very server, opened now if there is none.
-    async fn open<K: Place>(&self, server: &Server, window: Window, approach: &Approach) -> Result<Sender, DialError> {
+    async fn open<K: Place>(&self, server: &Server, window: Window, options: &SendOptions) -> Result<Sender, DialError> {
         let asked = Instant::now();
         let mut open = self.open.lock().await;
         if self.failed.get().is_some_and(|failed| failed >= asked) {
@@ -245,21 +245,25 @@ impl Slot {
         }
         // An earlier connection ends by itself when its last stream does.
         *open = None;
-        let dialed = dial::<K>(server, window, approach).await;
+        let dialed = dial::<K>(server, window, options).await;
         let (sender, remote) = dialed.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
         *open = Some(Open { sender: sender.clone(), server: server.clone(), remote });
         Ok(sender)
     }
 }
 
-async fn dial<K: Place>(server: &Server, window: Window, approach: &Approach) -> Result<(Sender, Option<SocketAddr>), DialError> {
-    let stream = dial::open(server, approach, false).await?;
+async fn dial<K: Place>(
+    server: &Server,
+    window: Window,
+    options: &SendOptions,
+) -> Result<(Sender, Option<SocketAddr>), DialError> {
+    let stream = dial::open(server, &options.dial, false).await?;
     let remote = stream.remote();
     if server.tls.is_some() && !stream.chose_http2() {
         return Err(DialError::OtherProtocol { authority: server.authority.to_string(), wanted: "HTTP/2" });
     }
     stream.expect_acknowledgement(K::ACKNOWLEDGED_WITHIN);
-    let io = Listening::new(stream);
+    let io = MonitoredIo::new(stream);
     let keepalive = K::PING_EVERY.map(|every| io.keepalive(every, PING_PATIENCE));
     let handshake = h2::client::Builder::new()
         .enable_push(false)

@@ -4,21 +4,42 @@ mod form;
 mod http1;
 mod http2;
 mod interim;
-mod kept;
+mod replay;
 mod sender;
 mod upstream;
 
 use http::response::Parts;
 use http::{Request, Response};
 
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::transport::dial::{DialError, DialOptions};
+
 use super::body::{Body, BodyError};
-use super::dial::DialError;
 use super::tunnel::Wire;
+use super::window::Buffers;
 
 pub use http2::{InFlight, PeerPool};
 pub use interim::Listener;
 pub use sender::EXTENDED_CONNECT;
 pub use upstream::UpstreamPool;
+
+/// How a request is sent.
+#[derive(Clone, Debug)]
+pub struct SendOptions {
+    /// How a connection is opened, where none is idle.
+    pub dial: DialOptions,
+    /// The flow-control budget of the client connection that the request arrived on.
+    pub buffers: Rc<Buffers>,
+}
+
+impl SendOptions {
+    /// For requests of our own, which are small.
+    pub fn within(timeout: Duration) -> Self {
+        Self { dial: DialOptions::within(timeout), buffers: Buffers::of(0) }
+    }
+}
 
 /// A request that got no answer.
 pub struct SendError {

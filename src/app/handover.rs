@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The sockets of every port, by configured address. Written by the control thread, read by whoever hands over.
 #[derive(Clone, Default)]
-pub struct Shelf(Arc<Mutex<HashMap<SocketAddr, Vec<TcpListener>>>>);
+pub struct SocketHandover(Arc<Mutex<HashMap<SocketAddr, Vec<TcpListener>>>>);
 
-impl Shelf {
+impl SocketHandover {
     fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Vec<TcpListener>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep};
 
 /// A byte stream from a client, on which every head, and every frame that carries no body, is whole within `limit` of its first byte,
 /// and which has no more than `most` control frames a second: what neither asks for something, nor carries it, nor makes room for it.
-pub struct Timely<S> {
+pub struct FrameGuard<S> {
     io: S,
     limit: Duration,
     most: u64,
@@ -25,13 +25,13 @@ pub struct Timely<S> {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Timely<S> {
+impl<S> FrameGuard<S> {
     pub fn new(io: S, limit: Duration, most: u64) -> Self {
         Self { io, limit, most, frames: Frames::new(), since: Instant::now(), timer: None }
     }
 
     /// What the other end says of itself.
-    pub fn told(&self) -> Rc<Told> {
+    pub fn told(&self) -> Rc<PeerSettings> {
         Rc::clone(&self.frames.told)
     }
 
@@ -56,12 +56,12 @@ impl<S> Timely<S> {
 }
 
 /// What the other end of a connection has said in its settings, and on ours.
-pub struct Told {
+pub struct PeerSettings {
     window: Cell<u32>,
     confirmed: Notify,
 }
 
-impl Told {
+impl PeerSettings {
     /// What each stream may send it before it has been read (`SETTINGS_INITIAL_WINDOW_SIZE`), in bytes.
     pub fn window(&self) -> u32 {
         self.window.get()
@@ -77,7 +77,7 @@ fn too_bad<T>(why: &'static str) -> Poll<io::Result<T>> {
     Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)))
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Timely<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for FrameGuard<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let timely = self.get_mut();
         let before = buf.filled().len();
@@ -92,7 +92,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Timely<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Timely<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for FrameGuard<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
     }
@@ -141,7 +141,7 @@ struct Frames {
     is_settings: bool,
     /// The setting that is coming, and how many of its bytes have.
     setting: ([u8; SETTING], usize),
-    told: Rc<Told>,
+    told: Rc<PeerSettings>,
     /// A head has begun whose last frame has not.
     is_block_open: bool,
     /// Frames that ask for nothing, carry nothing and make no room: SETTINGS, PING, PRIORITY, RST_STREAM, empty ones of a body that goes
@@ -159,7 +159,7 @@ impl Frames {
             is_settings: false,
             setting: ([0; SETTING], 0),
             // Until it says otherwise.
-            told: Rc::new(Told { window: Cell::new(65_535), confirmed: Notify::new() }),
+            told: Rc::new(PeerSettings { window: Cell::new(65_535), confirmed: Notify::new() }),
             is_block_open: false,
             controls: 0,
         }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use http::{Request, Response};
 
 use super::super::body::Body;
-use super::super::dial::{self, Approach, DialError, Server, Speaks};
 use super::super::window::Window;
 use super::http1::{self, Http1Pool};
 use super::http2::Http2Pool;
-use super::{InFlight, Reply, SendCause, SendError};
+use super::{InFlight, Reply, SendCause, SendError, SendOptions};
+use crate::transport::dial::{self, DialError, HttpVersion, Server};
 
 /// HTTP/2 connections to one upstream by one worker.
 const HTTP2_CONNECTIONS: usize = 2;
@@ -23,7 +23,7 @@ pub struct UpstreamPool {
     http1: Http1Pool,
     http2: Http2Pool<Arc<str>>,
     /// What the servers that leave the choice to the handshake have chosen.
-    chosen: Rc<RefCell<HashMap<Arc<str>, Speaks>>>,
+    chosen: Rc<RefCell<HashMap<Arc<str>, HttpVersion>>>,
 }
 
 /// An answer, and what counts the request as in flight on a connection that others share: to be kept until the answer has ended.
@@ -35,25 +35,29 @@ impl UpstreamPool {
         &self,
         server: &Server,
         request: Request<Body>,
-        approach: &Approach,
+        options: &SendOptions,
     ) -> Result<Shared<Response<Body>>, SendError> {
         let known = self.chosen.borrow().get(&server.authority).copied();
         let alone = |response| (response, None);
-        match if server.speaks == Speaks::Either { known.unwrap_or(Speaks::Either) } else { server.speaks } {
-            Speaks::Http1 => self.http1.send(server, request, approach).await.map(alone),
-            Speaks::Http2 => self.send_http2(server, request, approach).await,
-            Speaks::Either => {
-                let stream = match dial::open(server, approach, false).await {
+        match if server.http_version == HttpVersion::Negotiated {
+            known.unwrap_or(HttpVersion::Negotiated)
+        } else {
+            server.http_version
+        } {
+            HttpVersion::Http1 => self.http1.send(server, request, options).await.map(alone),
+            HttpVersion::Http2 => self.send_http2(server, request, options).await,
+            HttpVersion::Negotiated => {
+                let stream = match dial::open(server, &options.dial, false).await {
                     Ok(stream) => stream,
                     Err(error) => return Err(SendError::dial(error, request)),
                 };
-                let speaks = if stream.chose_http2() { Speaks::Http2 } else { Speaks::Http1 };
-                self.chosen.borrow_mut().insert(Arc::clone(&server.authority), speaks);
-                match speaks {
+                let http_version = if stream.chose_http2() { HttpVersion::Http2 } else { HttpVersion::Http1 };
+                self.chosen.borrow_mut().insert(Arc::clone(&server.authority), http_version);
+                match http_version {
                     // The connection is spent on learning: the pool opens its own.
-                    Speaks::Http2 => self.send_http2(server, request, approach).await,
-                    Speaks::Http1 | Speaks::Either => {
-                        self.http1.send_on_stream(stream, server, request, approach).await.map(alone)
+                    HttpVersion::Http2 => self.send_http2(server, request, options).await,
+                    HttpVersion::Http1 | HttpVersion::Negotiated => {
+                        self.http1.send_on_stream(stream, server, request, options).await.map(alone)
                     }
                 }
             }
@@ -64,10 +68,10 @@ impl UpstreamPool {
         &self,
         server: &Server,
         request: Request<Body>,
-        approach: &Approach,
+        options: &SendOptions,
     ) -> Result<Shared<Response<Body>>, SendError> {
         let key = Arc::clone(&server.authority);
-        let outcome = self.http2.send(key, server, HTTP2_CONNECTIONS, request, approach).await;
+        let outcome = self.http2.send(key, server, HTTP2_CONNECTIONS, request, options).await;
         if outcome.is_err() {
             // It may have changed its mind.
             self.chosen.borrow_mut().remove(&server.authority);
@@ -82,20 +86,24 @@ impl UpstreamPool {
         server: &Server,
         request: Request<Body>,
         protocol: &str,
-        approach: &Approach,
+        options: &SendOptions,
     ) -> Result<Shared<Reply>, SendError> {
         let known = self.chosen.borrow().get(&server.authority).copied();
-        let speaks = if server.speaks == Speaks::Either { known.unwrap_or(Speaks::Either) } else { server.speaks };
-        if speaks == Speaks::Http2 {
-            return self.open_http2(server, request, protocol, approach).await;
+        let http_version = if server.http_version == HttpVersion::Negotiated {
+            known.unwrap_or(HttpVersion::Negotiated)
+        } else {
+            server.http_version
+        };
+        if http_version == HttpVersion::Http2 {
+            return self.open_http2(server, request, protocol, options).await;
         }
         // Who would choose HTTP/2 may serve upgrades of HTTP/1.1 as well: many do, and few know RFC 8441.
-        let opened = http1::upgrade(server, request, protocol, approach).await;
+        let opened = http1::upgrade(server, request, protocol, options).await;
         match opened {
             Err(SendError { cause: SendCause::Dial(DialError::Connect { .. }), unsent: Some(request) })
-                if speaks == Speaks::Either =>
+                if http_version == HttpVersion::Negotiated =>
             {
-                self.open_http2(server, *request, protocol, approach).await
+                self.open_http2(server, *request, protocol, options).await
             }
             opened => opened.map(|reply| (reply, None)),
         }
@@ -106,10 +114,10 @@ impl UpstreamPool {
         server: &Server,
         request: Request<Body>,
         protocol: &str,
-        approach: &Approach,
+        options: &SendOptions,
     ) -> Result<Shared<Reply>, SendError> {
         let key = Arc::clone(&server.authority);
-        let opened = self.http2.open(key, server, HTTP2_CONNECTIONS, request, protocol, approach).await;
+        let opened = self.http2.open(key, server, HTTP2_CONNECTIONS, request, protocol, options).await;
         opened.map(|(reply, in_flight)| (reply, Some(in_flight)))
     }
 

@@ -13,8 +13,8 @@ use tokio::task::AbortHandle;
 
 use super::super::body::Body;
 use super::super::framing::Handover;
-use super::inflow::Inflow;
-use super::outflow::{Outflow, Piece};
+use super::reader::StreamReader;
+use super::writer::{Piece, StreamWriter};
 use super::{Received, Tunnel, fit, send};
 
 /// A request's stream, seen from the side that answers.
@@ -22,7 +22,7 @@ pub struct Exchange {
     way_back: RefCell<SendResponse<Piece>>,
     handover: RefCell<Option<Handover>>,
     /// What CONNECT sends behind its head, once it has been agreed to.
-    incoming: RefCell<Option<Inflow>>,
+    incoming: RefCell<Option<StreamReader>>,
     task: OnceCell<AbortHandle>,
 }
 
@@ -31,7 +31,7 @@ impl Exchange {
     pub fn open(request: Request<RecvStream>, way_back: SendResponse<Piece>) -> (Request<Body>, Self) {
         let (head, incoming) = request.into_parts();
         let (body, incoming) = if head.method == Method::CONNECT {
-            (Body::empty(), Some(Inflow::new(incoming)))
+            (Body::empty(), Some(StreamReader::new(incoming)))
         } else {
             (Received::new(incoming, &head.headers).into(), None)
         };
@@ -88,9 +88,9 @@ impl Exchange {
         };
         let incoming = self.incoming.take();
         match handover.zip(incoming) {
-            Some((handover, incoming)) => handover(Box::pin(Tunnel::new(incoming, Outflow::new(outgoing)))).await,
+            Some((handover, incoming)) => handover(Box::pin(Tunnel::new(incoming, StreamWriter::new(outgoing)))).await,
             None if is_whole => {}
-            None => send(body, Outflow::new(outgoing), Reason::INTERNAL_ERROR, stall).await,
+            None => send(body, StreamWriter::new(outgoing), Reason::INTERNAL_ERROR, stall).await,
         }
     }
 }

@@ -139,13 +139,13 @@ fn a_busy_connection_outlives_its_keep_alive_and_an_idle_one_does_not() {
     runtime.block_on(async {
         let (mut client, server) = tokio::io::duplex(4096);
         let limits = HeadLimits { keep_alive: Duration::from_secs(60), ..limits() };
-        let signals = Rc::new(Signals::default());
-        let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits, Rc::clone(&signals));
+        let connection_state = Rc::new(ConnectionState::default());
+        let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits, Rc::clone(&connection_state));
         let mut space = [0; 256];
         for _ in 0..5 {
             client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
             assert!(gate.read(&mut space).await.unwrap() > 0);
-            drop(InFlight::count(&signals));
+            drop(InFlight::count(&connection_state));
             let waited = tokio::time::timeout(Duration::from_secs(50), gate.read(&mut space)).await;
             assert!(waited.is_err(), "50 of 60 seconds are no reason to close");
         }
@@ -258,15 +258,15 @@ fn what_follows_an_upgrade_is_held_until_it_is_decided() {
         let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
         let behind = "\x01\x02 is no HTTP";
         let (mut client, server) = tokio::io::duplex(1000);
-        let signals: Rc<Signals> = Rc::default();
-        let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::clone(&signals));
+        let connection_state: Rc<ConnectionState> = Rc::default();
+        let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::clone(&connection_state));
         client.write_all(format!("{upgrade}{behind}").as_bytes()).await.unwrap();
         let mut read = vec![0; upgrade.len()];
         gate.read_exact(&mut read).await.unwrap();
-        let in_flight = InFlight::count(&signals);
+        let in_flight = InFlight::count(&connection_state);
         let more = tokio::time::timeout(Duration::from_millis(20), gate.read(&mut [0; 10])).await;
         assert!(more.is_err(), "nothing is read on");
-        signals.hand_over(Box::new(|_| Box::pin(std::future::ready(()))));
+        connection_state.hand_over(Box::new(|_| Box::pin(std::future::ready(()))));
         drop(in_flight);
         let mut read = vec![0; behind.len()];
         gate.read_exact(&mut read).await.unwrap();
@@ -276,13 +276,13 @@ fn what_follows_an_upgrade_is_held_until_it_is_decided() {
     for behind in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", "garbage\r\n\r\n"] {
         runtime.block_on(async {
             let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-            let signals: Rc<Signals> = Rc::default();
+            let connection_state: Rc<ConnectionState> = Rc::default();
             let (mut client, server) = tokio::io::duplex(1000);
-            let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::clone(&signals));
+            let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::clone(&connection_state));
             client.write_all(format!("{upgrade}{behind}").as_bytes()).await.unwrap();
             drop(client);
             gate.read_exact(&mut vec![0; upgrade.len()]).await.unwrap();
-            drop(InFlight::count(&signals));
+            drop(InFlight::count(&connection_state));
             let mut rest = String::new();
             gate.read_to_string(&mut rest).await.unwrap();
             assert_eq!(rest == behind, behind.starts_with("GET"), "{rest:?}");

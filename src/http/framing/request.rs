@@ -12,8 +12,8 @@ use tokio::time::{Instant, Sleep};
 use crate::model::outcome::Code;
 
 use super::chunked::{Chunked, Outcome};
+use super::connection_state::ConnectionState;
 use super::head::{self, Framing};
-use super::signals::Signals;
 use super::stall::Stall;
 use super::{FAULT_HEADER, HeadLimits, READ_SIZE};
 
@@ -21,7 +21,7 @@ use super::{FAULT_HEADER, HeadLimits, READ_SIZE};
 pub struct Gate<S> {
     io: S,
     limits: HeadLimits,
-    signals: Rc<Signals>,
+    connection_state: Rc<ConnectionState>,
     raw: BytesMut,
     /// How many bytes of `raw` are judged and may be read.
     passed: usize,
@@ -62,12 +62,12 @@ enum Waiting {
 
 impl<S> Gate<S> {
     /// Puts the gate in front of a connection from which `first` has been read since `begun`.
-    pub fn new(io: S, (begun, first): (Instant, BytesMut), limits: HeadLimits, signals: Rc<Signals>) -> Self {
+    pub fn new(io: S, (begun, first): (Instant, BytesMut), limits: HeadLimits, connection_state: Rc<ConnectionState>) -> Self {
         let (timer, stall) = (Box::pin(tokio::time::sleep(limits.timeout)), Stall::after(limits.write_stall));
         let mut gate = Self {
             io,
             limits,
-            signals,
+            connection_state,
             raw: first,
             passed: 0,
             state: State::Head { seen: 0 },
@@ -84,7 +84,7 @@ impl<S> Gate<S> {
     /// Moves over the bytes that are read, as far as they are fine.
     fn judge(&mut self) {
         while self.passed < self.raw.len() {
-            if self.signals.is_tunnel() {
+            if self.connection_state.is_tunnel() {
                 self.passed = self.raw.len();
                 return;
             }
@@ -156,9 +156,9 @@ impl<S> Gate<S> {
     /// Whether the wait for a head has become too long; sets the timer for whatever is waited for now.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Option<Waiting> {
         let waiting = match self.state {
-            State::Head { .. } if self.signals.is_tunnel() => Waiting::Nothing,
+            State::Head { .. } if self.connection_state.is_tunnel() => Waiting::Nothing,
             State::Head { .. } if !self.raw.is_empty() => Waiting::RestOfHead,
-            State::Head { .. } if self.signals.in_flight() == 0 => Waiting::NextHead,
+            State::Head { .. } if self.connection_state.in_flight() == 0 => Waiting::NextHead,
             State::Head { .. } | State::Body { .. } | State::Chunked(_) | State::Held | State::Closed | State::Broken => {
                 Waiting::Nothing
             }
@@ -166,7 +166,7 @@ impl<S> Gate<S> {
         if waiting != self.waiting {
             self.waiting = waiting;
             let until = match waiting {
-                _ if !self.signals.has_request() => self.begun + self.limits.timeout,
+                _ if !self.connection_state.has_request() => self.begun + self.limits.timeout,
                 Waiting::NextHead => Instant::now() + self.limits.keep_alive,
                 Waiting::RestOfHead | Waiting::Nothing => Instant::now() + self.limits.timeout,
             };
@@ -210,7 +210,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
                 gate.passed -= step;
                 return Poll::Ready(Ok(()));
             }
-            if gate.signals.is_tunnel() {
+            if gate.connection_state.is_tunnel() {
                 gate.judge();
                 if gate.passed > 0 {
                     continue;
@@ -219,7 +219,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
             }
             match gate.state {
                 State::Held => {
-                    ready!(gate.signals.poll_finished(cx, gate.heads));
+                    ready!(gate.connection_state.poll_finished(cx, gate.heads));
                     // It was answered as any other request.
                     gate.state = State::Head { seen: 0 };
                     gate.judge();
@@ -257,7 +257,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
         // hyper flushes only when it has handed everything down: between two messages, or between a request and its answer.
-        let flushed = match gate.signals.poll_inform(cx, Pin::new(&mut gate.io)) {
+        let flushed = match gate.connection_state.poll_inform(cx, Pin::new(&mut gate.io)) {
             Poll::Ready(Ok(())) => Pin::new(&mut gate.io).poll_flush(cx),
             other => other,
         };

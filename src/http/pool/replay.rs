@@ -26,7 +26,7 @@ const SMALL: usize = 4 << 10;
 pub(super) struct Lent(Rc<RefCell<State>>);
 
 /// The same body, for whoever may have to send it again.
-pub(super) struct Kept(Rc<RefCell<State>>);
+pub(super) struct ReplayBuffer(Rc<RefCell<State>>);
 
 struct State {
     body: Body,
@@ -48,13 +48,13 @@ fn own(data: &Bytes) -> Bytes {
     if data.len() < SMALL { Bytes::copy_from_slice(data) } else { data.clone() }
 }
 
-pub(super) fn keep(body: Body) -> (Lent, Kept) {
+pub(super) fn keep(body: Body) -> (Lent, ReplayBuffer) {
     let state =
         Rc::new(RefCell::new(State { body, taken: VecDeque::new(), bytes: 0, cost: 0, has_ended: false, is_whole: true }));
-    (Lent(Rc::clone(&state)), Kept(state))
+    (Lent(Rc::clone(&state)), ReplayBuffer(state))
 }
 
-impl Kept {
+impl ReplayBuffer {
     /// The body from its beginning, unless too much of it was taken. Whoever it was lent to sees the end of it.
     pub fn again(self) -> Option<Body> {
         let mut state = self.0.borrow_mut();
@@ -64,7 +64,7 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for ReplayBuffer {
     /// Nobody will ask for it again.
     fn drop(&mut self) {
         self.0.borrow_mut().forget();

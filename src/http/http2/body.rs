@@ -13,13 +13,13 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::body::{Body, BodyError};
-use super::inflow::Inflow;
-use super::outflow::{Outflow, Over};
+use super::reader::StreamReader;
+use super::writer::{Over, StreamWriter};
 
 /// A body that comes on a stream. Its sender may send more as soon as a piece is taken; of an answer, whose window is the larger,
 /// when the next is asked for: whoever took the last one may be holding it for long.
 pub struct Received {
-    inflow: Inflow,
+    reader: StreamReader,
     /// What is still to come, where the head said how much.
     left: Option<u64>,
     /// What was taken, and does not yet make room for more.
@@ -33,7 +33,7 @@ pub struct Received {
 impl Received {
     pub fn new(stream: RecvStream, head: &HeaderMap) -> Self {
         let left = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        Self { inflow: Inflow::new(stream), left, taken: 0, is_answer: false, data_ended: false, upload: None }
+        Self { reader: StreamReader::new(stream), left, taken: 0, is_answer: false, data_ended: false, upload: None }
     }
 
     /// The body of an answer: whoever gives it up has no use for the rest of the request either.
@@ -57,13 +57,13 @@ impl HttpBody for Received {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let body = self.get_mut();
         if !body.data_ended {
-            body.inflow.make_room(std::mem::take(&mut body.taken));
-            match ready!(body.inflow.poll_piece(cx)) {
+            body.reader.make_room(std::mem::take(&mut body.taken));
+            match ready!(body.reader.poll_piece(cx)) {
                 Some(Ok(bytes)) => {
                     if body.is_answer {
                         body.taken = bytes.len();
                     } else {
-                        body.inflow.make_room(bytes.len());
+                        body.reader.make_room(bytes.len());
                     }
                     body.left = body.left.map(|left| left.saturating_sub(bytes.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
@@ -72,7 +72,7 @@ impl HttpBody for Received {
                 None => body.data_ended = true,
             }
         }
-        match ready!(body.inflow.poll_ending(cx)) {
+        match ready!(body.reader.poll_ending(cx)) {
             Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
             Ok(None) => body.end(),
             Err(error) => Poll::Ready(Some(Err(error.into()))),
@@ -80,7 +80,7 @@ impl HttpBody for Received {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inflow.has_ended()
+        self.reader.has_ended()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -104,7 +104,7 @@ pub type Upload = AbortOnDropHandle<()>;
 /// other end that takes nothing for as long as `stall`. Returns early when the other end wants no more.
 ///
 /// A piece is asked for before room for it: room that is held for a body with nothing to say is missing to other streams.
-pub async fn send(body: Body, mut stream: Outflow, broken: Reason, stall: Duration) {
+pub async fn send(body: Body, mut stream: StreamWriter, broken: Reason, stall: Duration) {
     let mut body = pin!(body);
     loop {
         let next = poll_fn(|cx| match stream.poll_over(cx) {
@@ -152,7 +152,7 @@ impl From<Over> for Unsent {
 const SMALL: usize = 4 << 10;
 
 /// Hands a piece over, no more of it at once than there is room for.
-async fn send_piece(stream: &mut Outflow, data: Bytes, is_last: bool, stall: Duration) -> Result<(), Unsent> {
+async fn send_piece(stream: &mut StreamWriter, data: Bytes, is_last: bool, stall: Duration) -> Result<(), Unsent> {
     let mut data = if data.len() < SMALL { Bytes::copy_from_slice(&data) } else { data };
     while !data.is_empty() {
         let room = tokio::time::timeout(stall, poll_fn(|cx| stream.poll_room(data.len(), cx))).await;

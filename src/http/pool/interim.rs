@@ -12,7 +12,7 @@ use super::super::body::Body;
 /// which costs no more than a hint.
 const MOST_TOLD: usize = 16 << 10;
 
-/// Told of the interim answers to the request that it is put into.
+/// PeerSettings of the interim answers to the request that it is put into.
 #[derive(Clone)]
 pub struct Listener {
     sender: UnboundedSender<Response<()>>,
@@ -20,7 +20,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Has the interim answers to a request told. They are few ([`MOST_INTERIM`](crate::transport::framing::MOST_INTERIM)), so none has to wait.
+    /// Has the interim answers to a request told. They are few ([`MOST_INTERIM`](crate::http::framing::MOST_INTERIM)), so none has to wait.
     pub fn put_into(request: &mut Request<Body>) -> UnboundedReceiver<Response<()>> {
         let (sender, receiver) = unbounded_channel();
         request.extensions_mut().insert(Self { sender, told: Arc::default() });

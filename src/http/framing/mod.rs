@@ -13,16 +13,16 @@
 
 mod answer;
 mod chunked;
+mod connection_state;
 mod head;
 mod request;
-mod signals;
 mod stall;
 
 use std::time::Duration;
 
 pub use answer::{AnswerGate, Asked, Link, MOST_INTERIM};
+pub use connection_state::{ConnectionState, Handover, InFlight};
 pub use request::Gate;
-pub use signals::{Handover, InFlight, Signals};
 
 /// Carries the code of a refused head to whoever answers it. A client that sends it itself refuses itself.
 pub const FAULT_HEADER: &str = "domicile-fault";

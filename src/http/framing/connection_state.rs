@@ -19,7 +19,7 @@ pub type Handover = Box<dyn FnOnce(Wire) -> Pin<Box<dyn Future<Output = ()>>>>;
 
 /// The state of one connection, as far as both sides need it.
 #[derive(Default)]
-pub struct Signals {
+pub struct ConnectionState {
     in_flight: Cell<usize>,
     finished: Cell<u64>,
     has_request: Cell<bool>,
@@ -31,20 +31,20 @@ pub struct Signals {
     informer: RefCell<Option<Waker>>,
     reader: RefCell<Option<Waker>>,
     lingers: Cell<bool>,
-    /// Told when the connection is to end at once.
+    /// PeerSettings when the connection is to end at once.
     pub cut: Notify,
-    /// Told when no request is being served any more.
+    /// PeerSettings when no request is being served any more.
     pub idle: Notify,
-    /// Told of every request.
+    /// PeerSettings of every request.
     pub request: Notify,
 }
 
-impl Signals {
+impl ConnectionState {
     /// For a connection that has its own framing: the gate only gives back what was read ahead.
     pub fn for_http2() -> Rc<Self> {
-        let signals = Self::default();
-        signals.tunnel.set(true);
-        Rc::new(signals)
+        let connection_state = Self::default();
+        connection_state.tunnel.set(true);
+        Rc::new(connection_state)
     }
 
     /// Requests being served: while there are any, silence is the client waiting.
@@ -138,14 +138,14 @@ fn head_of(answer: &Response<()>, head: &mut BytesMut) {
 }
 
 /// Counts a request as being served while it lives.
-pub struct InFlight(Rc<Signals>);
+pub struct InFlight(Rc<ConnectionState>);
 
 impl InFlight {
-    pub fn count(signals: &Rc<Signals>) -> Self {
-        signals.in_flight.set(signals.in_flight.get() + 1);
-        signals.has_request.set(true);
-        signals.request.notify_waiters();
-        Self(Rc::clone(signals))
+    pub fn count(connection_state: &Rc<ConnectionState>) -> Self {
+        connection_state.in_flight.set(connection_state.in_flight.get() + 1);
+        connection_state.has_request.set(true);
+        connection_state.request.notify_waiters();
+        Self(Rc::clone(connection_state))
     }
 }
 

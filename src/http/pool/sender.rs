@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use super::super::body::Body;
 use super::super::framing::MOST_INTERIM;
-use super::super::http2::{self, Inflow, Outflow, Piece, Received, Tunnel, Upload};
-use super::kept::{self, Kept};
+use super::super::http2::{self, Piece, Received, StreamReader, StreamWriter, Tunnel, Upload};
+use super::replay::{self, ReplayBuffer};
 use super::{InFlight, Listener, Reply, SendError};
 
 /// Opens streams on one connection.
@@ -83,15 +83,15 @@ impl Sender {
         let (upload, kept) = if body.is_end_stream() {
             (None, None)
         } else {
-            let (lent, kept) = kept::keep(body);
+            let (lent, kept) = replay::keep(body);
             let sending = async move {
-                http2::send(Body::streamed(lent), Outflow::new(stream), Reason::CANCEL, stall).await;
+                http2::send(Body::streamed(lent), StreamWriter::new(stream), Reason::CANCEL, stall).await;
                 drop(in_flight);
             };
             (Some(Upload::new(tokio::task::spawn_local(sending))), Some(kept))
         };
         let answered = head_of(answer, listener).await;
-        let unprocessed = || kept.map_or(Some(Body::empty()), Kept::again).map(|body| Request::from_parts(head, body));
+        let unprocessed = || kept.map_or(Some(Body::empty()), ReplayBuffer::again).map(|body| Request::from_parts(head, body));
         let (head, incoming) = answered.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         let body = Received::answering(incoming, &head.headers, upload);
         Ok(Response::from_parts(head, body.into()))
@@ -104,7 +104,7 @@ impl Sender {
         let unprocessed = || Some(Request::from_parts(head, body));
         let (head, incoming) = answered.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         if head.status.is_success() {
-            return Ok(Reply::Opened(head, Box::pin(Tunnel::new(Inflow::new(incoming), Outflow::new(outgoing)))));
+            return Ok(Reply::Opened(head, Box::pin(Tunnel::new(StreamReader::new(incoming), StreamWriter::new(outgoing)))));
         }
         let body = Received::answering(incoming, &head.headers, None);
         Ok(Reply::Answered(Response::from_parts(head, body.into())))

@@ -15,7 +15,7 @@ use http::HeaderMap;
 use tokio_util::task::AbortOnDropHandle;
 
 /// One direction of a stream, in order: its data, then how it ended.
-pub struct Inflow {
+pub struct StreamReader {
     state: Rc<RefCell<State>>,
     /// Takes what comes while nobody asks; needed until the end has come.
     _taker: Option<AbortOnDropHandle<()>>,
@@ -35,7 +35,7 @@ struct State {
     reader: Option<Waker>,
 }
 
-impl Inflow {
+impl StreamReader {
     /// Takes over a stream, together with what has come on it.
     pub fn new(stream: RecvStream) -> Self {
         let mut state = State { stream, waiting: Waiting::default(), held: 0, data_ended: false, ending: None, reader: None };
@@ -222,14 +222,14 @@ mod tests {
                     std::mem::forget(request)
                 }
             });
-            let inflow = Inflow::new(request.into_body());
+            let reader = StreamReader::new(request.into_body());
             let mut come = 0;
             while come < window.len() {
-                come += poll_fn(|cx| inflow.poll_piece(cx)).await.unwrap().unwrap().len();
+                come += poll_fn(|cx| reader.poll_piece(cx)).await.unwrap().unwrap().len();
             }
             second.reserve_capacity(1);
             assert_eq!(second.capacity(), 0, "the connection's window is used up");
-            drop(inflow);
+            drop(reader);
             poll_fn(|cx| second.poll_capacity(cx)).await.unwrap().unwrap();
         };
         tokio::time::timeout(std::time::Duration::from_secs(30), tokio::task::LocalSet::new().run_until(work)).await.unwrap();

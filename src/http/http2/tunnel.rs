@@ -7,19 +7,19 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::inflow::Inflow;
-use super::outflow::{Outflow, Over};
+use super::reader::StreamReader;
+use super::writer::{Over, StreamWriter};
 
 /// Both directions of one stream. Dropping it before both have ended resets the stream.
 pub struct Tunnel {
-    incoming: Inflow,
-    outgoing: Outflow,
+    incoming: StreamReader,
+    outgoing: StreamWriter,
     /// Bytes that came and have not been read; the other end may send as many more as were.
     unread: Bytes,
 }
 
 impl Tunnel {
-    pub const fn new(incoming: Inflow, outgoing: Outflow) -> Self {
+    pub const fn new(incoming: StreamReader, outgoing: StreamWriter) -> Self {
         Self { incoming, outgoing, unread: Bytes::new() }
     }
 }

@@ -53,7 +53,7 @@ impl Drop for Place {
 }
 
 /// One direction of a stream.
-pub struct Outflow {
+pub struct StreamWriter {
     stream: SendStream<Piece>,
     queue: Rc<Queue>,
 }
@@ -61,7 +61,7 @@ pub struct Outflow {
 /// The other end has ended the stream.
 pub struct Over;
 
-impl Outflow {
+impl StreamWriter {
     pub fn new(stream: SendStream<Piece>) -> Self {
         Self { stream, queue: Rc::default() }
     }
