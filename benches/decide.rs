@@ -1,10 +1,10 @@
-//! What judgement costs: nanoseconds and allocations of `match_route` and `decide`, by regions and routes.
+//! The cost of a decision: nanoseconds and allocations of `match_route` and `decide`, by number of regions and routes.
 //!
 //!     cargo bench --bench decide
 //!
-//! Each figure is the median of 31 batches of 2,000 requests, with the fastest and the slowest batch; the requests draw
-//! their routes from the whole table, so no cache is warmed by asking for the same one.
-#![allow(unsafe_code, reason = "counting allocations takes an allocator")]
+//! Each figure is the median of 31 batches of 2,000 requests, with the fastest and the slowest batch. The requests draw
+//! their routes from the whole table, so that the CPU caches are not warm for a single route.
+#![allow(unsafe_code, reason = "counting allocations needs a global allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
@@ -12,15 +12,19 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use domicile::decision::facts::{Facts, Head, Ingress, Lookup};
-use domicile::decision::policy::{ClassId, DataClass, Draft, Failover, GeoRules, Policy, Reads, Region, Step, Writes};
-use domicile::decision::residency::{Carriers, Mode, ResidencyRule, Stays, Transfer};
-use domicile::decision::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route};
+use domicile::decision::facts::{Credential, Facts, Ingress, Lookup};
+use domicile::decision::policy::chain::{Failover, Reads, Step, Writes};
+use domicile::decision::policy::class::{ClassId, ClassSet};
+use domicile::decision::policy::geography::GeoRules;
+use domicile::decision::policy::route::{Head, HostPattern, Method, MethodSet, PathPattern, Pattern, Route};
+use domicile::decision::policy::rule::{Carriers, Mode, ResidencyRule, Stays, Transfer};
+use domicile::decision::policy::{DataClass, Draft, Policy, Region};
 use domicile::decision::{decide, match_route};
+use domicile::model::coordinates::Coordinates;
 use domicile::model::country::CountryCode;
 use domicile::model::day::Day;
 use domicile::model::jurisdiction::{Jurisdiction, JurisdictionId, JurisdictionSet};
-use domicile::model::place::{Coordinates, Place};
+use domicile::model::place::Place;
 use domicile::model::region::RegionId;
 use domicile::model::user::{Evidence, Proof, Record};
 use domicile::model::vitals::{PolicyHash, Vitals};
@@ -29,16 +33,16 @@ struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call is passed on to the system's allocator unchanged.
+// SAFETY: every call goes to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract of `alloc`.
+        // SAFETY: the caller upholds the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`.
+        // SAFETY: the caller upholds the contract of `dealloc`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -82,10 +86,11 @@ fn policy(regions: usize, routes: usize) -> Policy {
             failover: Failover { reads: Reads::Nearest, writes: Writes::Never },
             upgrades: Vec::new(),
             claim: None,
+            aliases: Vec::new(),
             body: None,
         }
     };
-    Policy::compile(Draft {
+    let draft = Draft {
         local: region(0),
         regions: (0..regions)
             .map(|index| {
@@ -101,8 +106,10 @@ fn policy(regions: usize, routes: usize) -> Policy {
         classes: vec![DataClass { name: "personal".into(), rule }],
         routes: (0..routes).map(route).collect(),
         geo: GeoRules::default(),
-        hash: PolicyHash::default(),
-    })
+        refuses_unread_credentials: true,
+        identification: Vec::new(),
+    };
+    Policy::compile(draft, |_| PolicyHash::default())
 }
 
 /// Median, fastest and slowest batch in nanoseconds a request, and allocations a request.
@@ -124,16 +131,19 @@ fn measure(regions: usize, routes: usize) -> (f64, f64, f64, f64) {
             route: match_route(&head, &policy),
             ingress: Ingress::Client,
             is_read: true,
-            is_preflight: false,
             today: Day::parse("2026-11-23").expect("a date"),
             client: IpAddr::from([203, 0, 113, 7]),
             directory: Lookup::Found(record),
+            caller: Lookup::NotAsked,
+            caller_proof: Proof::Proven,
             token: Lookup::NotAsked,
+            credential: Credential::Absent,
             hint: None,
             proof: Proof::Proven,
             place: Lookup::Found(Place::in_country(germany)),
             place_is_stale: false,
-            claim: None,
+            peer: None,
+            claimed: Some(ClassSet::EMPTY),
             vitals: &vitals,
         };
         black_box(decide(black_box(&facts), &policy));
@@ -159,7 +169,7 @@ fn main() {
         for routes in [10, 1_000, 10_000] {
             let (median, fastest, slowest, allocations) = measure(regions, routes);
             println!("{regions:>8} {routes:>8} {median:>12.0} {:>20} {allocations:>14.3}", format!("{fastest:.0}-{slowest:.0}"));
-            assert_eq!(allocations, 0.0, "judgement allocates");
+            assert_eq!(allocations, 0.0, "a decision allocates");
         }
     }
 }

@@ -1,11 +1,11 @@
-//! How fast one body goes over a distance: MB/s from the demo's regions to each other, whose relays take as long as the real lines.
+//! The throughput of one body between distant regions, in MB/s. The demo's relays add the delay of the real distances.
 //!
 //!     cargo bench --bench distance
 //!
-//! Each figure is what more a longer body takes than a shorter one, so that connecting and the first round trips do not count: the
-//! median of three pairs, with the slowest and the fastest. `computed` is what two thirds of a wide window (a quarter of
-//! `limits.connection_buffer`) a round trip come to: `h2` gives room back a third of a window at a time, so that up to a third lies idle.
-//! A body that does not arrive whole ends it with an error.
+//! Each figure comes from the difference in time between a longer and a shorter body, so that connecting and the first round
+//! trips do not count. It is the median of three pairs, with the slowest and the fastest. `computed` is two thirds of a wide
+//! window (a quarter of `limits.connection_buffer`) per round trip: `h2` returns capacity in thirds of a window, so up to a third
+//! of it is idle. A body that does not arrive completely ends the benchmark with an error.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,7 +23,7 @@ const PAIRS: usize = 3;
 const MIB: usize = 1 << 20;
 const BUFFERS: [usize; 2] = [4 * MIB, 16 * MIB];
 
-/// Who is asked, for whose data, and how far away those are (the demo's round trips, in milliseconds).
+/// The region that is asked, the user, and the round trip to the user's home region in the demo, in milliseconds.
 const LINES: [(&str, &str, u64); 3] = [("eu-west", "bob", 72), ("us-east", "chika", 164), ("eu-west", "chika", 232)];
 
 fn main() -> Result<(), String> {
@@ -43,7 +43,7 @@ fn main() -> Result<(), String> {
                     "{:>13} MiB {:>9} ms {:>11} {:>6.1} {:>17} {:>10.1}",
                     buffer / MIB,
                     millis,
-                    if is_upload { "upload" } else { "answer" },
+                    if is_upload { "upload" } else { "response" },
                     rates[PAIRS / 2],
                     format!("{:.1}-{:.1}", rates[0], rates[PAIRS - 1]),
                     (buffer / 4) as f64 * 2.0 / 3.0 / round_trip.as_secs_f64() / 1e6
@@ -59,7 +59,7 @@ fn main() -> Result<(), String> {
 async fn rates(address: SocketAddr, user: &str, is_upload: bool, buffer: usize) -> Result<Vec<f64>, String> {
     let (short, long) = (buffer, buffer * 4);
     let mut rates = Vec::new();
-    // The first pair finds the regions as they have just started.
+    // The first pair is discarded, because the regions have just started.
     for _ in 0..=PAIRS {
         let more = time(address, user, is_upload, long).await?.saturating_sub(time(address, user, is_upload, short).await?);
         rates.push((long - short) as f64 / more.as_secs_f64() / 1e6);
@@ -69,7 +69,7 @@ async fn rates(address: SocketAddr, user: &str, is_upload: bool, buffer: usize) 
     Ok(rates)
 }
 
-/// How long a body of so many bytes takes, from the request to the end of the answer.
+/// The time from the request to the end of the response, for a body of `size` bytes.
 async fn time(address: SocketAddr, user: &str, is_upload: bool, size: usize) -> Result<Duration, String> {
     let target = format!("/users/{user}/orders/1");
     let request = if is_upload {
@@ -78,7 +78,7 @@ async fn time(address: SocketAddr, user: &str, is_upload: bool, size: usize) -> 
         Request::builder().uri(format!("{target}?bytes={size}")).body(Full::default())
     };
     let mut request = request.map_err(|error| error.to_string())?;
-    request.headers_mut().insert("host", "demo.test".parse().expect("a name is a header's value"));
+    request.headers_mut().insert("host", "demo.test".parse().expect("a host name is a valid header value"));
     let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     tokio::spawn(connection);

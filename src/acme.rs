@@ -1,7 +1,7 @@
-//! Certificates from an ACME server (RFC 8555): fetched at the first start, renewed when two thirds of their time are over.
+//! Certificates from an ACME server (RFC 8555): fetched at the first start, renewed after two thirds of their lifetime.
 //!
-//! Promises: a certificate on disk is whole, and stays until a newer one is; a server that does not answer is asked again
-//! later and costs nobody a request. Whoever watches the files sees a new certificate, as any other.
+//! Promises: the certificate on disk is always complete and stays until a newer one replaces it; a failure of the ACME server
+//! fails no request and is retried later. The watcher of certificate files loads a new certificate like any other.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,25 +15,25 @@ use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::transport::tls::{AcmeFiles, ChallengeKind, Challenges};
+use crate::transport::tls::{AcmeFiles, ChallengeKind, Challenges, OpenChallenges};
 
-/// How often the certificate's age is looked at, and how long after a failure the server is asked again.
-const LOOK_EVERY: Duration = Duration::from_secs(3600);
-const AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// How often the age of the certificate is checked, and the delay before a retry after a failure.
+const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
+const RETRY_DELAY: Duration = Duration::from_secs(60);
 
-/// How long the server may take to look at the challenges and to sign.
-const PATIENCE: RetryPolicy = RetryPolicy::new().timeout(Duration::from_secs(120));
+/// Timeout for the server to validate the challenges, and again to issue the certificate.
+const POLL_TIMEOUT: RetryPolicy = RetryPolicy::new().timeout(Duration::from_secs(120));
 
-/// Why a certificate could not be had.
+/// Why a certificate could not be obtained.
 #[derive(Debug, thiserror::Error)]
 pub enum AcmeError {
-    #[error("the ACME server: {0}")]
+    #[error("ACME request failed: {0}")]
     Server(#[from] Error),
-    #[error("the ACME server offers no challenge of this kind for `{0}`")]
+    #[error("the ACME server does not offer the configured challenge for `{0}`; set the other `challenge`")]
     NoChallenge(String),
-    #[error("the ACME server does not believe that the names are ours: the order is {0:?}")]
+    #[error("the ACME server did not validate the names (order status {0:?}); check that each resolves to this proxy")]
     NotReady(OrderStatus),
-    #[error("a certificate for the challenge cannot be made: {0}")]
+    #[error("cannot create a self-signed certificate: {0}")]
     Certificate(String),
     #[error("`{}`: {reason}", file.display())]
     File { file: PathBuf, reason: String },
@@ -43,7 +43,7 @@ fn at(file: &Path) -> impl Fn(std::io::Error) -> AcmeError + '_ {
     move |error| AcmeError::File { file: file.into(), reason: error.to_string() }
 }
 
-/// Sees to it that there is something to start with: a certificate that nobody trusts stands in until the first is there.
+/// Writes an untrusted placeholder if there is no certificate, because a listener cannot start without one.
 pub fn prepare(files: &AcmeFiles) -> Result<(), AcmeError> {
     let pair = files.pair();
     if pair.certificate.exists() && pair.key.exists() {
@@ -52,36 +52,35 @@ pub fn prepare(files: &AcmeFiles) -> Result<(), AcmeError> {
     std::fs::create_dir_all(&files.store).map_err(at(&files.store))?;
     let failed = |error: rcgen::Error| AcmeError::Certificate(error.to_string());
     let mut params = CertificateParams::new(files.names.clone()).map_err(failed)?;
-    // It has expired already, so that it is due.
+    // The placeholder has already expired, so that it is due for renewal.
     params.not_after = SystemTime::now().into();
     let key = KeyPair::generate().map_err(failed)?;
     let certificate = params.self_signed(&key).map_err(failed)?;
     write(files, &certificate.pem(), &key.serialize_pem())
 }
 
-/// Keeps the certificate fresh, for as long as the task lives.
+/// Renews the certificate whenever it is due, until the future is dropped.
 pub async fn keep(files: AcmeFiles, challenges: Arc<Challenges>) {
     loop {
         let pause = match is_due(&files.pair().certificate, SystemTime::now()) {
-            false => LOOK_EVERY,
+            false => CHECK_INTERVAL,
             true => match fetch(&files, &challenges).await {
                 Ok(()) => {
-                    tracing::info!(names = ?files.names, "a new certificate was fetched");
-                    LOOK_EVERY
+                    tracing::info!(names = ?files.names, "new certificate fetched");
+                    CHECK_INTERVAL
                 }
                 Err(error) => {
-                    tracing::error!(%error, names = ?files.names, "no certificate could be fetched; it is tried again in a minute");
-                    AGAIN_AFTER
+                    tracing::error!(%error, names = ?files.names, "certificate renewal failed; retrying in a minute");
+                    RETRY_DELAY
                 }
             },
         };
-        challenges.clear();
-        // A fleet must not ask in step.
+        // Jitter, so that the proxies do not contact the server in step.
         tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64() * 0.2)).await;
     }
 }
 
-/// Whether two thirds of a certificate's time are over; one that cannot be read is due as well.
+/// Whether two thirds of the certificate's lifetime have passed. A certificate that cannot be read is due as well.
 fn is_due(certificate: &Path, now: SystemTime) -> bool {
     let Ok(der) = CertificateDer::from_pem_file(certificate) else { return true };
     let Ok((_, parsed)) = x509_parser::parse_x509_certificate(&der) else { return true };
@@ -91,33 +90,39 @@ fn is_due(certificate: &Path, now: SystemTime) -> bool {
     now >= from + (until - from) / 3 * 2
 }
 
-async fn fetch(files: &AcmeFiles, challenges: &Challenges) -> Result<(), AcmeError> {
+async fn fetch(files: &AcmeFiles, challenges: &Arc<Challenges>) -> Result<(), AcmeError> {
     let account = account(files).await?;
+    // Dropped with the order, whether it succeeds or fails.
+    let mut open = OpenChallenges::of(challenges);
     let names: Vec<_> = files.names.iter().cloned().map(Identifier::Dns).collect();
     let mut order = account.new_order(&NewOrder::new(&names)).await?;
-    answer_challenges(files, &mut order, challenges).await?;
-    match order.poll_ready(&PATIENCE).await? {
+    answer_challenges(files, &mut order, &mut open).await?;
+    match order.poll_ready(&POLL_TIMEOUT).await? {
         OrderStatus::Ready => {}
         status => return Err(AcmeError::NotReady(status)),
     }
     let key = order.finalize().await?;
-    let chain = order.poll_certificate(&PATIENCE).await?;
+    let chain = order.poll_certificate(&POLL_TIMEOUT).await?;
     write(files, &chain, &key)
 }
 
-async fn answer_challenges(files: &AcmeFiles, order: &mut Order, challenges: &Challenges) -> Result<(), AcmeError> {
+async fn answer_challenges(files: &AcmeFiles, order: &mut Order, open: &mut OpenChallenges) -> Result<(), AcmeError> {
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let authorization = authorization?;
         match authorization.status {
             AuthorizationStatus::Valid => {}
-            _ => answer(files, authorization, challenges).await?,
+            _ => answer(files, authorization, open).await?,
         }
     }
     Ok(())
 }
 
-async fn answer(files: &AcmeFiles, mut authorization: AuthorizationHandle<'_>, challenges: &Challenges) -> Result<(), AcmeError> {
+async fn answer(
+    files: &AcmeFiles,
+    mut authorization: AuthorizationHandle<'_>,
+    open: &mut OpenChallenges,
+) -> Result<(), AcmeError> {
     let kind = match files.by {
         ChallengeKind::Tls => ChallengeType::TlsAlpn01,
         ChallengeKind::Http => ChallengeType::Http01,
@@ -126,23 +131,23 @@ async fn answer(files: &AcmeFiles, mut authorization: AuthorizationHandle<'_>, c
     let mut challenge = authorization.challenge(kind).ok_or_else(|| AcmeError::NoChallenge(name.clone()))?;
     let proof = challenge.key_authorization();
     match files.by {
-        ChallengeKind::Http => challenges.answer(&challenge.token, proof.as_str()),
-        ChallengeKind::Tls => show(&name, proof.digest().as_ref(), challenges).map_err(AcmeError::Certificate)?,
+        ChallengeKind::Http => open.answer(&challenge.token, proof.as_str()),
+        ChallengeKind::Tls => show(&name, proof.digest().as_ref(), open).map_err(AcmeError::Certificate)?,
     }
     Ok(challenge.set_ready().await?)
 }
 
-/// RFC 8737 section 3: a certificate for the name alone, that carries the proof.
-fn show(name: &str, digest: &[u8], challenges: &Challenges) -> Result<(), String> {
+/// Installs the TLS-ALPN-01 certificate: self-signed, for this name only, with the digest of the proof (RFC 8737 section 3).
+fn show(name: &str, digest: &[u8], open: &mut OpenChallenges) -> Result<(), String> {
     let failed = |error: rcgen::Error| error.to_string();
     let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(failed)?;
     params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
     let key = KeyPair::generate().map_err(failed)?;
     let certificate = params.self_signed(&key).map_err(failed)?;
-    challenges.show(name, certificate.der().clone(), &key.serialize_pem())
+    open.show(name, certificate.der().clone(), &key.serialize_pem())
 }
 
-/// The account of before, or a new one.
+/// The stored account, or a new one.
 async fn account(files: &AcmeFiles) -> Result<Account, AcmeError> {
     let file = files.store.join("account.json");
     let builder = || match &files.authority {
@@ -150,8 +155,10 @@ async fn account(files: &AcmeFiles) -> Result<Account, AcmeError> {
         None => Account::builder(),
     };
     if let Ok(text) = std::fs::read_to_string(&file) {
-        let credentials: AccountCredentials = serde_json::from_str(&text)
-            .map_err(|error| AcmeError::File { file: file.clone(), reason: format!("is no account; move it away: {error}") })?;
+        let credentials: AccountCredentials = serde_json::from_str(&text).map_err(|error| AcmeError::File {
+            file: file.clone(),
+            reason: format!("is not a valid ACME account; move the file away to register a new one: {error}"),
+        })?;
         return Ok(builder()?.from_credentials(credentials).await?);
     }
     let contact: Vec<_> = files.contact.iter().map(String::as_str).collect();
@@ -162,14 +169,14 @@ async fn account(files: &AcmeFiles) -> Result<Account, AcmeError> {
     Ok(account)
 }
 
-/// The key first: a certificate is believed only with its own.
+/// Writes the key first: if the certificate is not written as well, the old one stays due and the next renewal repairs the pair.
 fn write(files: &AcmeFiles, chain: &str, key: &str) -> Result<(), AcmeError> {
     let pair = files.pair();
     write_secret(&pair.key, key)?;
     write_secret(&pair.certificate, chain)
 }
 
-/// Replaces a file whole, for its owner's eyes alone.
+/// Replaces a file atomically; only the owner can read it.
 fn write_secret(file: &Path, text: &str) -> Result<(), AcmeError> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
@@ -184,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_is_due_when_two_thirds_of_its_time_are_over() {
+    fn a_certificate_is_due_after_two_thirds_of_its_lifetime() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("certificate.pem");
         let mut params = CertificateParams::new(vec!["a.test".into()]).unwrap();

@@ -1,7 +1,7 @@
-//! A MaxMind database: from an address to a place.
+//! Looks up the place of an IP address in a MaxMind database.
 //!
-//! Promises: a database that holds no countries, or is damaged, is refused when it is opened and never half used; a
-//! lookup allocates nothing. Never: a guess. Private addresses, and codes such as `EU` that name no country, are no place.
+//! Promises: a database that is damaged or contains no countries is refused when it is opened; a lookup allocates nothing.
+//! Never: a guess. Private addresses have no place, and codes such as `EU` that name no country are ignored.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,15 @@ use std::time::{Duration, SystemTime};
 
 use maxminddb::{PathElement, Reader, WithinOptions};
 
+use crate::model::coordinates::Coordinates;
 use crate::model::country::{Continent, CountryCode};
-use crate::model::place::{Coordinates, Place};
+use crate::model::place::Place;
 
-/// Which database, and how old it may be.
+/// The database, and its maximum age.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     pub database: PathBuf,
-    /// Past this age since its build the database is good for latency, not for residency.
+    /// A database that was built longer ago counts for latency but not for residency.
     pub max_age: Option<Duration>,
 }
 
@@ -28,39 +29,39 @@ pub struct GeoIpError {
     reason: String,
 }
 
-/// An open database, held in memory: the file may change or go.
+/// An open database, held in memory, so that the file may change or be removed.
 pub struct GeoIp {
     reader: Reader<Vec<u8>>,
     layout: Layout,
     built: SystemTime,
 }
 
-/// Where a database keeps its countries.
+/// Where the records of a database contain the country.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Layout {
-    /// `country.iso_code`, as MaxMind and its likes write it.
+    /// `country.iso_code`, as in databases of MaxMind.
     Nested,
-    /// `country_code` at the top, as DB-IP and others write it.
+    /// `country_code` at the top level, as in databases of DB-IP.
     Flat,
-    /// `country` at the top, as IPinfo writes it.
+    /// `country` at the top level, as in databases of IPinfo.
     FlatCountry,
 }
 
-/// How many records are looked at to learn the layout.
+/// How many records are read to detect the layout.
 const SAMPLE: usize = 2000;
 
 impl GeoIp {
-    /// Reads a database into memory, checks it, and learns its layout.
+    /// Reads a database into memory, checks it, and detects its layout.
     pub fn open(file: &Path) -> Result<Self, GeoIpError> {
         let refuse = |reason: String| GeoIpError { file: file.into(), reason };
         let bytes = std::fs::read(file).map_err(|error| refuse(format!("cannot read the GeoIP database: {error}")))?;
-        let reader = Reader::from_source(bytes).map_err(|error| refuse(format!("is no MMDB database: {error}")))?;
-        check(&reader).map_err(|error| refuse(format!("is damaged, fetch it again: {error}")))?;
+        let reader = Reader::from_source(bytes).map_err(|error| refuse(format!("is not an MMDB database: {error}")))?;
+        check(&reader).map_err(|error| refuse(format!("is damaged; download it again: {error}")))?;
         let layout = Layout::of(&reader).ok_or_else(|| {
             let kind = &reader.metadata().database_type;
-            refuse(format!("a database of type `{kind}` that holds no countries as `country.iso_code`, `country_code` or `country`; name a country or city database"))
+            refuse(format!("is a database of type `{kind}` without countries in `country.iso_code`, `country_code` or `country`; name a country or city database"))
         })?;
-        let built = reader.metadata().build_time().map_err(|error| refuse(format!("does not say when it was built: {error}")))?;
+        let built = reader.metadata().build_time().map_err(|error| refuse(format!("has no valid build time: {error}")))?;
         Ok(Self { reader, layout, built })
     }
 
@@ -88,7 +89,7 @@ impl GeoIp {
         on_earth.then_some(Coordinates { latitude, longitude })
     }
 
-    /// How old the data is.
+    /// The time since the database was built.
     pub fn age(&self, now: SystemTime) -> Duration {
         now.duration_since(self.built).unwrap_or_default()
     }
@@ -101,7 +102,7 @@ impl GeoIp {
 impl Layout {
     const ALL: [Self; 3] = [Self::Nested, Self::Flat, Self::FlatCountry];
 
-    /// The paths of the country, the one to prefer first.
+    /// The paths of the country, in the order of preference.
     const fn country_paths(self) -> &'static [&'static [&'static str]] {
         match self {
             Self::Nested => &[&["country", "iso_code"], &["registered_country", "iso_code"]],
@@ -110,7 +111,7 @@ impl Layout {
         }
     }
 
-    /// The layout in which the first records hold countries.
+    /// The layout of the first record that contains a country.
     fn of(reader: &Reader<Vec<u8>>) -> Option<Self> {
         let networks = reader.networks(WithinOptions::default()).ok()?;
         networks.take(SAMPLE).flatten().find_map(|record| {
@@ -120,8 +121,8 @@ impl Layout {
     }
 }
 
-/// Walks every network and decodes every record. The reader's own `verify` also demands what nobody needs to find a
-/// country, such as a description: a database without one is read all over the world.
+/// Walks every network and decodes every record. The reader's own `verify` is too strict: it also requires metadata that a
+/// lookup does not need, such as a description, which databases in use do not have.
 fn check(reader: &Reader<Vec<u8>>) -> Result<(), maxminddb::MaxMindDbError> {
     let mut checked = std::collections::HashSet::new();
     for record in reader.networks(WithinOptions::default())? {
@@ -134,7 +135,7 @@ fn check(reader: &Reader<Vec<u8>>) -> Result<(), maxminddb::MaxMindDbError> {
     Ok(())
 }
 
-/// One value of a record; a value of another type is as good as none.
+/// One value of a record; `None` if it is absent or has another type.
 fn decode<'a, T: serde::Deserialize<'a>>(record: &maxminddb::LookupResult<'a, Vec<u8>>, path: &[&'static str]) -> Option<T> {
     let mut elements = [PathElement::Key(""), PathElement::Key("")];
     for (element, key) in elements.iter_mut().zip(path) {
@@ -152,13 +153,13 @@ mod tests {
     }
 
     #[test]
-    fn the_bundled_database_knows_countries_and_admits_what_it_does_not_know() {
+    fn the_bundled_database_knows_countries_and_gives_no_place_to_private_addresses() {
         let geoip = GeoIp::open(&bundled()).unwrap();
         let country = |address: &str| {
             geoip.place(address.parse().unwrap()).and_then(|place| place.country).map(|code| code.as_str().to_owned())
         };
         assert_eq!(country("81.2.69.142").as_deref(), Some("GB"));
-        assert_eq!(country("::ffff:81.2.69.142").as_deref(), Some("GB"), "IPv4 inside IPv6 is unfolded");
+        assert_eq!(country("::ffff:81.2.69.142").as_deref(), Some("GB"), "an IPv4-mapped address is looked up as IPv4");
         assert_eq!(country("2001:200::1").as_deref(), Some("JP"));
         for nowhere in ["10.0.0.1", "127.0.0.1", "192.168.1.1", "::1", "fe80::1", "0.0.0.0"] {
             assert_eq!(country(nowhere), None, "{nowhere}");
@@ -183,12 +184,12 @@ mod tests {
         assert!(GeoIp::open(&scratch.path().join("absent")).is_err());
     }
 
-    /// Databases of others, which are not in this repository.
+    /// A database of a third party, which is not in this repository; `None` if the file does not exist.
     fn shared(name: &str) -> Option<PathBuf> {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/test/geoip").join(name);
         let found = file.exists();
         if !found {
-            println!("skipped: {} is not here", file.display());
+            println!("skipped: {} does not exist", file.display());
         }
         found.then_some(file)
     }

@@ -1,8 +1,8 @@
 //! Every metric, in one list.
 //!
-//! Promises: Prometheus' naming convention, base units, bounded labels (routes, regions, classes and codes are the
-//! operator's or ours; no user, path or address). A worker counts in cells of its own, without a lock or a shared cache
-//! line; they are added up when somebody scrapes.
+//! Promises: the naming convention of Prometheus, base units, bounded labels (routes, regions, classes and codes come from the
+//! configuration or the code; no user, path or address). Each worker counts in its own cells, without a lock or a shared cache
+//! line; the cells are added up at each scrape.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-/// From half a millisecond to half a minute: a local hit, a trip round the world, an upload.
+/// From 0.5 ms to 30 s, which covers local responses, round trips between continents and uploads.
 const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// The registry, and the metrics that are written where they happen.
+/// The registry and its metrics. The public metrics are updated directly, the private ones through [`WorkerMetrics`].
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
@@ -53,7 +53,7 @@ struct Builder(Registry);
 impl Builder {
     fn add<C: Collector + Clone + 'static>(&self, collector: Result<C, prometheus::Error>) -> C {
         let collector = collector.expect("the metrics' names and labels are valid");
-        self.0.register(Box::new(collector.clone())).expect("every metric stands once in the list");
+        self.0.register(Box::new(collector.clone())).expect("every metric is registered once");
         collector
     }
 
@@ -70,9 +70,9 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         let build = Builder(registry.clone());
-        let seconds = HistogramOpts::new("request_duration_seconds", "Time from a request's head to the end of its answer.");
+        let seconds = HistogramOpts::new("request_duration_seconds", "Time from the request head to the end of the response.");
         let seconds = seconds.namespace("domicile").buckets(SECONDS.into());
-        let version = build.gauges("build_info", "Which Domicile this is.", &["version"]);
+        let version = build.gauges("build_info", "The version of Domicile; the value is always 1.", &["version"]);
         version.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(ProcessCollector::for_self())).expect("the process is registered once");
         Self {
@@ -84,56 +84,61 @@ impl Metrics {
             durations: build.add(HistogramVec::new(seconds, &["route", "served_by"])),
             refusals: build.counters(
                 "residency_refusals_total",
-                "Requests and answers that residency refused.",
+                "Requests and responses that residency rules refused.",
                 &["class", "from", "to", "code"],
             ),
             reported: build.counters(
                 "residency_reported_total",
-                "Requests that report-only mode let through.",
+                "Requests that only report-only mode allowed.",
                 &["class", "from", "to"],
             ),
-            failures: build.counters("failures_total", "Requests that were not served as asked, by reason.", &["code"]),
+            failures: build.counters("failures_total", "Requests that were refused or failed, by code.", &["code"]),
             border_bytes: build.counters(
                 "border_bytes_total",
-                "Body bytes sent from region to region.",
+                "Body bytes sent from one region to another.",
                 &["class", "from", "to"],
             ),
-            geoip_lookups: build.counters("geoip_lookups_total", "Addresses looked up.", &["result"]),
-            directory_lookups: build.counters("directory_lookups_total", "Users looked up.", &["result"]),
-            tokens: build.counters("tokens_total", "Tokens shown by clients.", &["result"]),
-            upstream_requests: build.counters("upstream_requests_total", "Requests sent to upstreams.", &["upstream", "result"]),
+            geoip_lookups: build.counters("geoip_lookups_total", "GeoIP lookups, by result.", &["result"]),
+            directory_lookups: build.counters("directory_lookups_total", "Directory lookups, by result.", &["result"]),
+            tokens: build.counters("tokens_total", "Tokens in client requests, by result of their verification.", &["result"]),
+            upstream_requests: build.counters(
+                "upstream_requests_total",
+                "Attempts at upstreams, by result.",
+                &["upstream", "result"],
+            ),
             connections: build.gauges("connections", "Open connections.", &["listener"]),
             connections_refused: build.counters(
                 "connections_refused_total",
-                "Connections closed unserved, by reason.",
+                "Connections closed without being served, by reason.",
                 &["reason"],
             ),
-            region_health: build.gauges("region_health", "1 for the state a region is in.", &["region", "state"]),
+            region_health: build.gauges("region_health", "1 for the current state of the region.", &["region", "state"]),
             region_round_trip: build
-                .add(GaugeVec::new(opts("region_round_trip_seconds", "Smoothed round trip to a region."), &["region"])),
+                .add(GaugeVec::new(opts("region_round_trip_seconds", "Smoothed round-trip time to the region."), &["region"])),
             upstream_up: build.gauges("upstream_up", "1 if the upstream is healthy.", &["upstream"]),
             upstream_ejected: build.gauges(
                 "upstream_ejected",
-                "1 if the upstream failed too often and is left alone.",
+                "1 if the upstream is ejected after consecutive failures.",
                 &["upstream"],
             ),
             geoip_age: build
                 .add(GaugeVec::new(opts("geoip_database_age_seconds", "Time since the GeoIP database was built."), &[])),
             directory_users: build.add(IntGauge::with_opts(opts("directory_users", "Users in the directory."))),
             ledger_lines: build.add(IntCounter::with_opts(opts("ledger_lines_total", "Lines written to the ledger."))),
-            ledger_failures: build.add(IntCounter::with_opts(opts("ledger_failures_total", "Lines that could not be written."))),
-            reloads: build.counters("reloads_total", "Reloads of the configuration and its files.", &["result"]),
-            ready: build.add(IntGauge::with_opts(opts("ready", "1 while this process takes requests."))),
+            ledger_failures: build
+                .add(IntCounter::with_opts(opts("ledger_failures_total", "Ledger lines that were not written."))),
+            reloads: build.counters("reloads_total", "Reloads of the configuration and its files, by result.", &["result"]),
+            ready: build.add(IntGauge::with_opts(opts("ready", "1 while this process accepts requests."))),
             registry,
         }
     }
 
-    /// The text format, version 0.0.4.
+    /// Encodes all metrics in the Prometheus text format, version 0.0.4.
     pub fn encode(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 
-    /// One worker's own cells.
+    /// The cells of one worker.
     pub fn worker(&self) -> WorkerMetrics {
         WorkerMetrics {
             requests: self.requests.local().into(),
@@ -157,7 +162,7 @@ impl Default for Metrics {
     }
 }
 
-/// Counts on one thread.
+/// The metrics of one worker thread.
 pub struct WorkerMetrics {
     requests: RefCell<LocalIntCounterVec>,
     durations: RefCell<LocalHistogramVec>,

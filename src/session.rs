@@ -1,8 +1,8 @@
-//! Seals what a client keeps for us: its home hint.
+//! Seals the home hint, which the client stores as a cookie.
 //!
-//! Promises: what opens was sealed by a holder of the key, is whole, and has not expired (AES-256-GCM, RFC 5116). The first key
-//! of the file seals, every one opens, so that keys can be changed without signing anyone out. Never: a raw key in an
-//! error or a log line.
+//! Promises: a hint that opens was sealed with one of the keys, is unmodified and has not expired (AES-256-GCM, RFC 5116). The
+//! first key in the file seals and every key opens, so that keys can be rotated without signing users out. Never: a raw key
+//! in an error or a log line.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -10,39 +10,41 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine};
 
-/// The cookie of the home hint: only over TLS, only for this host, at every path.
+use crate::model::vitals::TableVersion;
+
+/// The cookie of the home hint. The prefix `__Host-` requires TLS, this host only and `Path=/`.
 pub const COOKIE: &str = "__Host-domicile-home";
 
-/// What else is sealed one day gets another name: one can never pass for the other.
-const PURPOSE: &[u8] = b"domicile home hint 2";
+/// Authenticated with every hint, so that no other kind of sealed value can pass for one.
+const PURPOSE: &[u8] = b"domicile home hint 3";
 
 const NONCE: usize = 12;
 
-/// The keys, and how long a hint is good for.
+/// The key file, and how long a hint is valid.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     pub keys: PathBuf,
     pub lifetime: Duration,
 }
 
-/// Why a file of keys cannot be used.
+/// Why a key file cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("`{}`: {reason}; write one key a line, each 32 random bytes in base64, as `openssl rand -base64 32` prints", file.display())]
+#[error("`{}`: {reason}; write one key per line, each 32 random bytes in base64, as `openssl rand -base64 32` prints", file.display())]
 pub struct SealError {
     file: PathBuf,
     reason: String,
 }
 
-/// Where the directory found a user to live.
+/// The directory's record of a user.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hint {
     pub user: String,
     /// The region's name.
     pub home: String,
-    /// The jurisdiction's name, where the record has one of its own.
+    /// The jurisdiction's name, if the record has one.
     pub jurisdiction: Option<String>,
-    /// The version of the table that said so: while that stands, so does this.
-    pub table: String,
+    /// The version of the directory from which the hint was made. The hint is valid only while that version is in use.
+    pub table: TableVersion,
     pub expires: SystemTime,
 }
 
@@ -64,17 +66,17 @@ impl Seal {
         let keys: Option<Vec<_>> = lines.map(key).collect();
         match keys {
             Some(keys) if !keys.is_empty() => Ok(Self { settings: settings.clone(), keys }),
-            Some(_) => Err(failed("holds no key".into())),
-            None => Err(failed("a line is no key".into())),
+            Some(_) => Err(failed("contains no key".into())),
+            None => Err(failed("contains a line that is not a valid key".into())),
         }
     }
 
-    /// The value of the cookie.
+    /// Seals a hint into a cookie value.
     pub fn seal(&self, hint: &Hint) -> Option<String> {
         let expires = hint.expires.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
         let Hint { user, home, table, .. } = hint;
         let jurisdiction = hint.jurisdiction.as_deref().unwrap_or_default();
-        // Names have no control characters; the user's key comes last.
+        // Names contain no line feeds. The user's key may contain them, so it comes last.
         let mut text = format!("{expires}\n{table}\n{home}\n{jurisdiction}\n{user}").into_bytes();
         let nonce = self.keys.first()?.seal_in_place_append_tag(Aad::from(PURPOSE), &mut text).ok()?;
         let mut sealed = nonce.as_ref().to_vec();
@@ -82,7 +84,7 @@ impl Seal {
         Some(BASE64_URL_SAFE_NO_PAD.encode(sealed))
     }
 
-    /// What the cookie says, if it is ours and still good.
+    /// Opens a cookie value; `None` if no key opens it or the hint has expired.
     pub fn open(&self, value: &str, now: SystemTime) -> Option<Hint> {
         let sealed = BASE64_URL_SAFE_NO_PAD.decode(value).ok()?;
         let (nonce, text) = sealed.split_at_checked(NONCE)?;
@@ -94,7 +96,7 @@ impl Seal {
         let text = String::from_utf8(self.keys.iter().find_map(open)?).ok()?;
         let mut parts = text.splitn(5, '\n').map(str::to_owned);
         let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(parts.next()?.parse().ok()?);
-        let (table, home) = (parts.next()?, parts.next()?);
+        let (table, home) = (TableVersion::parse(&parts.next()?)?, parts.next()?);
         let jurisdiction = Some(parts.next()?).filter(|name| !name.is_empty());
         let hint = Hint { user: parts.next()?, home, jurisdiction, table, expires };
         (now < expires).then_some(hint)
@@ -102,7 +104,7 @@ impl Seal {
 }
 
 impl Settings {
-    /// The file to watch.
+    /// The key file, to be watched for changes.
     pub fn file(&self) -> &Path {
         &self.keys
     }
@@ -126,7 +128,7 @@ mod tests {
             user: "alice\nof the north".into(),
             home: "eu-west".into(),
             jurisdiction: jurisdiction.map(str::to_owned),
-            table: "the table's hash".into(),
+            table: TableVersion([7; 16]),
             expires: now + Duration::from_secs(300),
         };
         for given in [hint(None), hint(Some("uk"))] {
@@ -134,8 +136,8 @@ mod tests {
         }
         let given = hint(None);
         let sealed = seal.seal(&given).unwrap();
-        assert_eq!(seal.open(&sealed, now + Duration::from_secs(300)), None, "it has expired");
-        assert_ne!(sealed, seal.seal(&given).unwrap(), "no two look alike");
+        assert_eq!(seal.open(&sealed, now + Duration::from_secs(300)), None, "the hint has expired");
+        assert_ne!(sealed, seal.seal(&given).unwrap(), "every seal uses a new nonce");
         for at in 0..sealed.len() {
             let mut forged = sealed.clone().into_bytes();
             forged[at] = if forged[at] == b'A' { b'B' } else { b'A' };
@@ -144,8 +146,8 @@ mod tests {
         for bad in ["", "A", "!!!", &sealed[..20]] {
             assert_eq!(seal.open(bad, now), None);
         }
-        assert_eq!(self::seal(&[2]).open(&sealed, now), None, "another's key");
-        assert!(self::seal(&[2, 1]).open(&sealed, now).is_some(), "the key before is still good");
+        assert_eq!(self::seal(&[2]).open(&sealed, now), None, "an unknown key");
+        assert!(self::seal(&[2, 1]).open(&sealed, now).is_some(), "an older key still opens");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! The control plane's door: metrics, liveness, readiness, explanations.
+//! The HTTP server of the control plane: metrics, liveness, readiness and explanations.
 //!
-//! Promises: answers while the data plane is busy, for it has a thread of its own; changes nothing itself. What it wants
-//! to know or have done goes down as a [`Command`], and `app` carries it out. Never: open to the world unless told so.
+//! Promises: responds while the data plane is busy, because it runs in the control thread; changes nothing itself, but sends
+//! each request as a [`Command`] to `app`. Never: listens on an address other than loopback unless configured.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -31,38 +31,46 @@ impl Default for Settings {
     }
 }
 
-/// What is asked of the app.
+/// A request to the app.
 pub enum Command {
+    /// Returns all metrics in the Prometheus text format.
     Metrics(oneshot::Sender<String>),
-    /// Whether requests are taken; the text says why not.
+    /// Reports whether the process accepts requests; the error is the reason why not.
     Ready(oneshot::Sender<Result<(), String>>),
-    /// A request to explain, as the pairs of its query; the answer is text or JSON, or says what is wrong.
-    Explain {
-        query: Vec<(String, String)>,
-        reply: oneshot::Sender<Result<String, String>>,
-    },
-    /// Reads all files again; the answer says what was wrong.
-    /// Answer nobody any more: a successor does.
+    /// Explains the request that a URL query describes, as text or JSON; the error says what is wrong with the query.
+    Explain { query: String, reply: oneshot::Sender<Result<String, String>> },
+    /// Stops the control plane, because a successor now serves it.
     Retire,
-    Reload(oneshot::Sender<Result<(), String>>),
+    /// Reads all files again; the error says what was wrong.
+    Reload {
+        /// The user table may lose as many users as it does.
+        accepts_loss: bool,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
 }
 
-/// The most connections of the control plane at a time.
+/// Maximum number of simultaneous connections to the control plane.
 const MAX_CONNECTIONS: usize = 64;
 
-/// How long the app may take to answer a command.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time for the app to reply to a command.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves until the process ends.
+/// Maximum time for a reload: a table of millions of rows takes seconds.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The field that a request for a command must have.
+pub const COMMAND: &str = "domicile-command";
+
+/// Serves the control plane until its task ends.
 pub async fn serve(acceptor: Acceptor, commands: mpsc::Sender<Command>) {
-    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+    let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
     loop {
         let (stream, _) = acceptor.accept().await;
-        let Ok(place) = std::sync::Arc::clone(&places).try_acquire_owned() else { continue };
+        let Ok(slot) = std::sync::Arc::clone(&slots).try_acquire_owned() else { continue };
         let commands = commands.clone();
         tokio::task::spawn_local(async move {
             serve_connection(stream, commands).await;
-            drop(place);
+            drop(slot);
         });
     }
 }
@@ -70,7 +78,7 @@ pub async fn serve(acceptor: Acceptor, commands: mpsc::Sender<Command>) {
 async fn serve_connection(stream: TcpStream, commands: mpsc::Sender<Command>) {
     let service = service_fn(move |request| {
         let commands = commands.clone();
-        async move { Ok::<_, Infallible>(answer(request, &commands).await) }
+        async move { Ok::<_, Infallible>(respond(request, &commands).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -78,13 +86,16 @@ async fn serve_connection(stream: TcpStream, commands: mpsc::Sender<Command>) {
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
-        tracing::debug!(%error, "a connection of the control plane ended early");
+        tracing::debug!(%error, "control plane connection ended early");
     }
 }
 
-async fn answer(request: Request<Incoming>, commands: &mpsc::Sender<Command>) -> Response<Full<Bytes>> {
+async fn respond(request: Request<Incoming>, commands: &mpsc::Sender<Command>) -> Response<Full<Bytes>> {
+    if request.method() == Method::POST && request.uri().path() == "/reload" {
+        return reload(&request, commands).await;
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "ask with GET\n");
+        return text(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD, or POST for /reload\n");
     }
     match request.uri().path() {
         "/livez" => text(StatusCode::OK, "live\n"),
@@ -98,30 +109,52 @@ async fn answer(request: Request<Incoming>, commands: &mpsc::Sender<Command>) ->
             None => overdue(),
         },
         "/explain" => explain(request.uri().query().unwrap_or_default(), commands).await,
-        _ => {
-            text(StatusCode::NOT_FOUND, "ask for /metrics, /livez, /readyz or /explain?method=GET&url=URL&ip=ADDRESS&user=KEY\n")
-        }
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "not found; use /metrics, /livez, /readyz or /explain?method=GET&url=URL&ip=ADDRESS&user=KEY\n",
+        ),
+    }
+}
+
+/// Reads all files again. A page in a browser on this machine can send a POST, but not this field.
+async fn reload(request: &Request<Incoming>, commands: &mpsc::Sender<Command>) -> Response<Full<Bytes>> {
+    if !request.headers().contains_key(COMMAND) {
+        return text(StatusCode::FORBIDDEN, format!("send the header field `{COMMAND}: reload`, or use `domicile reload`\n"));
+    }
+    let accepts_loss = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "accept_loss=true"));
+    match ask_within(RELOAD_TIMEOUT, commands, |reply| Command::Reload { accepts_loss, reply }).await {
+        Some(Ok(())) => text(StatusCode::OK, "reloaded\n"),
+        Some(Err(problem)) => text(StatusCode::CONFLICT, format!("{problem}\n")),
+        None => overdue(),
     }
 }
 
 async fn explain(query: &str, commands: &mpsc::Sender<Command>) -> Response<Full<Bytes>> {
-    let Some(query) = pairs(query) else { return text(StatusCode::BAD_REQUEST, "the query is malformed\n") };
-    let is_json = query.iter().any(|(name, value)| name == "format" && value == "json");
+    let is_json = query.split('&').any(|pair| pair == "format=json");
+    let query = query.to_owned();
     match ask(commands, |reply| Command::Explain { query, reply }).await {
-        Some(Ok(answer)) if is_json => with_type(text(StatusCode::OK, answer), "application/json"),
-        Some(Ok(answer)) => text(StatusCode::OK, answer),
+        Some(Ok(explanation)) if is_json => with_type(text(StatusCode::OK, explanation), "application/json"),
+        Some(Ok(explanation)) => text(StatusCode::OK, explanation),
         Some(Err(problem)) => text(StatusCode::BAD_REQUEST, format!("{problem}\n")),
         None => overdue(),
     }
 }
 
 async fn ask<T>(commands: &mpsc::Sender<Command>, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
-    let (reply, answer) = oneshot::channel();
+    ask_within(REPLY_TIMEOUT, commands, command).await
+}
+
+async fn ask_within<T>(
+    timeout: Duration,
+    commands: &mpsc::Sender<Command>,
+    command: impl FnOnce(oneshot::Sender<T>) -> Command,
+) -> Option<T> {
+    let (sender, reply) = oneshot::channel();
     let asked = async {
-        commands.send(command(reply)).await.ok()?;
-        answer.await.ok()
+        commands.send(command(sender)).await.ok()?;
+        reply.await.ok()
     };
-    tokio::time::timeout(ANSWER_TIMEOUT, asked).await.ok().flatten()
+    tokio::time::timeout(timeout, asked).await.ok().flatten()
 }
 
 fn overdue() -> Response<Full<Bytes>> {
@@ -138,28 +171,4 @@ fn with_type(mut response: Response<Full<Bytes>>, kind: &'static str) -> Respons
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
     response
-}
-
-/// The pairs of a query, decoded as a form's.
-fn pairs(query: &str) -> Option<Vec<(String, String)>> {
-    let decode = |text: &str| {
-        let mut out = Vec::with_capacity(text.len());
-        let mut bytes = text.bytes();
-        while let Some(byte) = bytes.next() {
-            out.push(match byte {
-                b'+' => b' ',
-                b'%' => u8::from_str_radix(std::str::from_utf8(&[bytes.next()?, bytes.next()?]).ok()?, 16).ok()?,
-                byte => byte,
-            });
-        }
-        String::from_utf8(out).ok()
-    };
-    query
-        .split('&')
-        .filter(|pair| !pair.is_empty())
-        .map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Some((decode(name)?, decode(value)?))
-        })
-        .collect()
 }

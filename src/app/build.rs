@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use http::HeaderValue;
 
@@ -12,6 +12,7 @@ use crate::acme;
 use crate::config::{self, Config, Settings};
 use crate::decision::policy::Policy;
 use crate::directory::Directory;
+use crate::engine;
 use crate::geoip::GeoIp;
 use crate::model::day::Day;
 use crate::model::region::{RegionId, Registry};
@@ -25,6 +26,7 @@ use crate::transport::listener::Accepts;
 use crate::transport::tls::{Challenges, ClientTls, PeerTls};
 use crate::upstreams::Upstreams;
 
+use super::files::{self, Stamp};
 use super::{StartError, descriptors};
 
 /// How each listener treats its connections, by configured address.
@@ -66,41 +68,30 @@ pub struct Files {
     pub tokens: Option<(Stamp, tokens::Settings)>,
     pub peers: Vec<Stamp>,
     pub upstreams: Vec<Stamp>,
+    /// Every file of the configuration, as it was before any was read.
+    pub all: Vec<Stamp>,
 }
 
-/// Enough of a file's metadata to tell that it is another.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Stamp {
-    file: PathBuf,
-    identity: Option<(u64, u64, i64, i64)>,
+/// What a build is made of.
+pub struct Sources<'a> {
+    /// The configuration file.
+    pub file: &'a Path,
+    pub config: Config,
+    pub registry: &'a Registry,
+    /// What is unchanged since then is taken over.
+    pub before: Option<&'a Built>,
+    /// An operator has confirmed that the user table may lose as many users as it does.
+    pub accepts_loss: bool,
 }
 
-impl Stamp {
-    pub fn of(file: &Path) -> Self {
-        use std::os::unix::fs::MetadataExt;
-        let identity = std::fs::metadata(file).ok().map(|meta| (meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()));
-        Self { file: file.into(), identity }
-    }
-}
-
-/// Builds it all; what is unchanged since `before` is taken over. Nothing is put to work here.
-pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Result<Built, StartError> {
-    let Config { policy, settings } = config;
+/// Builds everything; nothing is put to work here.
+pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
+    let Sources { file, config: Config { policy, settings }, registry, before, accepts_loss } = sources;
     for note in config::notes(&policy, Day::of(SystemTime::now())) {
         tracing::warn!("{note}");
     }
-    let peer_stamps = settings.peer_tls.as_ref().map_or(Vec::new(), |files| {
-        let own = [&files.own.certificate, &files.own.key, &files.authority];
-        own.into_iter().chain(&files.revoked).map(|file| Stamp::of(file)).collect()
-    });
-    let peers_before = before.filter(|before| before.files.peers == peer_stamps).and_then(|before| before.peers.clone());
-    let peers = match peers_before {
-        Some(same) => Some(same),
-        None => settings.peer_tls.as_ref().map(PeerTls::load).transpose()?.map(Arc::new),
-    };
-    if let (Some(peers), Some(files)) = (&peers, &settings.peer_tls) {
-        check_own_region(peers, &files.own.certificate, policy.region_name(policy.local))?;
-    }
+    let all = files::settle(&files::of_settings(file, &settings))?;
+    let (peers, peer_stamps) = peers(&settings, &policy, before)?;
     let challenges = before.map_or_else(Arc::default, |before| Arc::clone(&before.challenges));
     for files in settings.acme() {
         acme::prepare(files)?;
@@ -108,45 +99,32 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
     let listener_configs = Arc::new(listener_configs(&settings, peers.as_deref(), &challenges)?);
     let gateways = gateways(&settings, &policy, peers.as_ref(), before);
     let mut kept = Vec::new();
-    let (geoip, geoip_stamp) = geoip(&settings, before).or_else(|error| match before {
-        Some(before) if before.snapshot.geoip.is_some() => {
-            kept.push(format!("the GeoIP database of before is kept: {error}"));
-            Ok((before.snapshot.geoip.clone(), before.files.geoip.clone()))
-        }
-        _ => Err(error),
-    })?;
-    let (directory, directory_stamp) = directory(&settings, registry, before).or_else(|error| match before {
-        Some(before) if before.snapshot.directory.is_some() => {
-            kept.push(format!("the user table of before is kept: {error}"));
-            Ok((before.snapshot.directory.clone(), before.files.directory.clone()))
-        }
-        _ => Err(error),
-    })?;
-    let (tokens, token_stamp) = tokens(&settings, before).or_else(|error| match before {
-        Some(before) if before.snapshot.tokens.is_some() => {
-            kept.push(format!("the token keys of before are kept: {error}"));
-            Ok((before.snapshot.tokens.clone(), before.files.tokens.clone()))
-        }
-        _ => Err(error),
-    })?;
+    let tables = before.map(|before| (&before.snapshot, &before.files));
+    let geoip_before = tables.map(|(snapshot, files)| (snapshot.judging.geoip.clone(), files.geoip.clone()));
+    let (geoip, geoip_stamp) =
+        or_before(geoip(&settings, before), geoip_before, "the previous GeoIP database is kept", &mut kept)?;
+    let directory_before = tables.map(|(snapshot, files)| (snapshot.judging.directory.clone(), files.directory.clone()));
+    let directory = directory(&settings, registry, before, accepts_loss);
+    let (directory, directory_stamp) = or_before(directory, directory_before, "the previous user table is kept", &mut kept)?;
+    let tokens_before = tables.map(|(snapshot, files)| (snapshot.tokens.clone(), files.tokens.clone()));
+    let (tokens, token_stamp) =
+        or_before(tokens(&settings, before), tokens_before, "the previous token keys are kept", &mut kept)?;
     let seal = settings.seal.as_ref().map(Seal::open_keys).transpose()?.map(Arc::new);
-    let upstreams_before = before.map(|built| &built.snapshot.upstreams);
-    let upstream_files = settings.upstreams.targets.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
-    let upstream_stamps: Vec<_> = upstream_files.map(|file| Stamp::of(file)).collect();
-    let is_same = |upstreams: &&Arc<Upstreams>| {
-        upstreams.settings == settings.upstreams && before.is_some_and(|before| before.files.upstreams == upstream_stamps)
-    };
-    let upstreams = match upstreams_before.filter(is_same) {
-        Some(same) => Arc::clone(same),
-        None => Arc::new(Upstreams::new(settings.upstreams.clone(), upstreams_before.map(|upstreams| &**upstreams))?),
-    };
-    let snapshot = Arc::new(Snapshot {
+    let (upstreams, upstream_stamps) = upstreams(&settings, before)?;
+    files::check_unchanged(&all)?;
+    let judging = engine::snapshot::Snapshot {
         policy,
-        intake: settings.intake.clone(),
-        limits: descriptors::fit(settings.limits),
+        slashes: settings.slashes,
         geoip,
         geoip_max_age: settings.geoip.as_ref().and_then(|settings| settings.max_age),
         directory,
+    };
+    let snapshot = Arc::new(Snapshot {
+        judging: Arc::new(judging),
+        intake: settings.intake.clone(),
+        limits: descriptors::fit(settings.limits),
+        privacy: settings.privacy.clone(),
+        cors_origins: settings.cors_origins.clone(),
         tokens,
         seal,
         upstreams,
@@ -157,46 +135,67 @@ pub fn build(config: Config, registry: &Registry, before: Option<&Built>) -> Res
         log_requests: settings.log.requests,
         drain_notice: (settings.probes.every.mul_f64(1.2) + settings.probes.timeout).min(settings.limits.drain),
     });
-    Ok(Built {
-        snapshot,
-        listener_configs,
-        settings,
-        files: Files {
-            geoip: geoip_stamp,
-            directory: directory_stamp,
-            tokens: token_stamp,
-            peers: peer_stamps,
-            upstreams: upstream_stamps,
-        },
-        peers,
-        challenges,
-        kept,
-    })
+    let files = Files {
+        geoip: geoip_stamp,
+        directory: directory_stamp,
+        tokens: token_stamp,
+        peers: peer_stamps,
+        upstreams: upstream_stamps,
+        all,
+    };
+    Ok(Built { snapshot, listener_configs, settings, files, peers, challenges, kept })
 }
 
-/// The same without sockets and certificates: enough to judge by.
-pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Snapshot, StartError> {
+/// A table that cannot be read is kept as it was, so that it does not hold up the rest of a reload.
+fn or_before<T, S>(
+    opened: Result<Opened<T, S>, StartError>,
+    before: Option<Opened<T, S>>,
+    kept_note: &str,
+    kept: &mut Vec<String>,
+) -> Result<Opened<T, S>, StartError> {
+    match (opened, before) {
+        (Err(error), Some((Some(table), stamp))) => {
+            kept.push(format!("{kept_note}: {error}"));
+            Ok((Some(table), stamp))
+        }
+        (opened, _) => opened,
+    }
+}
+
+type Peers = (Option<Arc<PeerTls>>, Vec<Stamp>);
+
+fn peers(settings: &Settings, policy: &Policy, before: Option<&Built>) -> Result<Peers, StartError> {
+    let Some(files) = &settings.peer_tls else { return Ok((None, Vec::new())) };
+    let own = [&files.own.certificate, &files.own.key, &files.authority];
+    let stamps: Vec<_> = own.into_iter().chain(&files.revoked).map(|file| Stamp::of(file)).collect();
+    let same = before.filter(|before| before.files.peers == stamps).and_then(|before| before.peers.clone());
+    let peers = match same {
+        Some(same) => same,
+        None => Arc::new(PeerTls::load(files)?),
+    };
+    check_own_region(&peers, &files.own.certificate, policy.region_name(policy.local))?;
+    Ok((Some(peers), stamps))
+}
+
+fn upstreams(settings: &Settings, before: Option<&Built>) -> Result<(Arc<Upstreams>, Vec<Stamp>), StartError> {
+    let files = settings.upstreams.targets.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
+    let stamps: Vec<_> = files.map(|file| Stamp::of(file)).collect();
+    let is_same = |before: &&Built| before.snapshot.upstreams.settings == settings.upstreams && before.files.upstreams == stamps;
+    let upstreams = match before.filter(is_same) {
+        Some(same) => Arc::clone(&same.snapshot.upstreams),
+        None => Arc::new(Upstreams::new(settings.upstreams.clone(), before.map(|before| &*before.snapshot.upstreams))?),
+    };
+    Ok((upstreams, stamps))
+}
+
+/// Everything that judging needs, without sockets and certificates.
+pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Arc<engine::snapshot::Snapshot>, StartError> {
     let mut registry = Registry::default();
     let Config { policy, settings } = config::load(file, region, &mut registry, today).map_err(StartError::Config)?;
     let (geoip, _) = geoip(&settings, None)?;
-    let (directory, _) = directory(&settings, &registry, None)?;
-    Ok(Snapshot {
-        policy,
-        geoip,
-        geoip_max_age: settings.geoip.as_ref().and_then(|settings| settings.max_age),
-        directory,
-        tokens: None,
-        seal: None,
-        upstreams: Arc::new(Upstreams::none()),
-        gateways: HashMap::new(),
-        sites: Vec::new(),
-        peers: None,
-        urls: settings.urls.iter().cloned().collect(),
-        intake: settings.intake,
-        limits: settings.limits,
-        log_requests: false,
-        drain_notice: Duration::ZERO,
-    })
+    let (directory, _) = directory(&settings, &registry, None, false)?;
+    let geoip_max_age = settings.geoip.as_ref().and_then(|settings| settings.max_age);
+    Ok(Arc::new(engine::snapshot::Snapshot { policy, slashes: settings.slashes, geoip, geoip_max_age, directory }))
 }
 
 /// Opens every file that a configuration names, and says which cannot be used.
@@ -218,7 +217,7 @@ pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), 
         wrong.extend(ClientTls::load(&files, &challenges).err().map(StartError::from));
     }
     wrong.extend(geoip(&settings, None).err());
-    wrong.extend(directory(&settings, &registry, None).err());
+    wrong.extend(directory(&settings, &registry, None, false).err());
     wrong.extend(tokens(&settings, None).err());
     wrong.extend(settings.seal.as_ref().and_then(|seal| Seal::open_keys(seal).err()).map(StartError::from));
     wrong.extend(Upstreams::new(settings.upstreams.clone(), None).err().map(StartError::from));
@@ -297,7 +296,7 @@ fn geoip(settings: &Settings, before: Option<&Built>) -> Result<Opened<GeoIp, St
     let Some(settings) = &settings.geoip else { return Ok((None, None)) };
     let stamp = Stamp::of(&settings.database);
     if let Some(before) = before.filter(|before| before.files.geoip.as_ref() == Some(&stamp)) {
-        return Ok((before.snapshot.geoip.clone(), Some(stamp)));
+        return Ok((before.snapshot.judging.geoip.clone(), Some(stamp)));
     }
     let geoip = GeoIp::open(&settings.database)?;
     if settings.max_age.is_some_and(|most| geoip.age(SystemTime::now()) > most) {
@@ -320,16 +319,21 @@ fn directory(
     settings: &Settings,
     registry: &Registry,
     before: Option<&Built>,
+    accepts_loss: bool,
 ) -> Result<Opened<Directory, (Stamp, String)>, StartError> {
     let Some(settings) = &settings.directory else { return Ok((None, None)) };
-    // A table's rows are numbers of names: another set of names is another table.
+    // A table's rows are numbers of names: with another set of names it is read again.
     let stamp = (Stamp::of(&settings.file), format!("{registry:?}"));
     if let Some(before) = before.filter(|before| before.files.directory.as_ref() == Some(&stamp)) {
-        return Ok((before.snapshot.directory.clone(), Some(stamp)));
+        return Ok((before.snapshot.judging.directory.clone(), Some(stamp)));
     }
     let directory = Directory::open(settings, registry)?;
-    if directory.is_empty() {
-        tracing::warn!(file = %settings.file.display(), "the user table is empty: nobody is recorded");
+    let users_before = before.and_then(|before| before.snapshot.judging.directory.as_ref()).map(|before| before.len());
+    if let Some(users_before) = users_before {
+        if !accepts_loss {
+            settings.check_loss(users_before, directory.len())?;
+        }
+        tracing::info!(file = %settings.file.display(), users_before, users = directory.len(), "user table read");
     }
     Ok((Some(Arc::new(directory)), Some(stamp)))
 }

@@ -13,19 +13,23 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 use crate::acme;
 use crate::admin::{self, Command};
 use crate::config;
+use crate::decision::policy::Policy;
+use crate::engine::explain;
 use crate::metrics::Metrics;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Health;
 use crate::probes::{self, Observation, Target, Targets};
-use crate::proxy::{Phase, Shared, Snapshot};
+use crate::proxy::request::report_of;
+use crate::proxy::worker::Shared;
+use crate::proxy::{Phase, Snapshot};
 use crate::transport::listener::{self, Acceptor, Claimed};
-use crate::upstreams::{self, Upstreams};
+use crate::upstreams;
 
-use super::build::{self, Built, ListenerConfigs};
+use super::build::{self, Built, ListenerConfigs, Sources};
 use super::handover::SocketHandover;
 use super::worker::{WorkerCommand, WorkerHandle};
-use super::{FLUSH_TIMEOUT, StartError, explain, watch};
+use super::{FLUSH_TIMEOUT, StartError, files, watch};
 
 /// What the control thread holds.
 pub struct Control {
@@ -36,12 +40,14 @@ pub struct Control {
     pub shared: Arc<Shared>,
     pub listener_configs: Arc<ArcSwap<ListenerConfigs>>,
     pub metrics: Arc<Metrics>,
-    pub orders: Vec<WorkerHandle>,
+    pub workers: Vec<WorkerHandle>,
     pub worker_count: usize,
     pub phase: channel::Receiver<Phase>,
     /// Reloads that were asked for while one was under way.
     pub deferred: Vec<oneshot::Sender<Result<(), String>>>,
     pub handover: SocketHandover,
+    /// The stamps of the files that the last reload read.
+    pub read: Vec<files::Stamp>,
 }
 
 type Commands = (mpsc::Sender<Command>, mpsc::Receiver<Command>);
@@ -83,34 +89,34 @@ impl Control {
         let admin_plane = tokio::task::spawn_local(admin::serve(acceptor, sender.clone()));
         let (targets, targeted) = channel::channel(targets(&self.built));
         tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals)));
-        let mut health = tokio::task::spawn_local(upstreams::watch(Arc::clone(&self.built.snapshot.upstreams)));
+        let mut health = tokio::task::spawn_local(watch_upstreams(&self.built));
         // Dropped, it ends its tasks.
         let mut _certificates = keep_certificates(&self.built);
-        let (mut watcher, mut changed) = watch::start(&files(&self.config, &self.built));
+        let (mut watcher, mut changed) = watch::start(self.built.files.all.clone());
         let _ = started.send(Ok(()));
         loop {
             let command = tokio::select! {
                 command = received.recv() => command,
-                Some(()) = changed.recv() => Some(Command::Reload(oneshot::channel().0)),
+                Some(()) = changed.recv() => Some(Command::Reload { accepts_loss: false, reply: oneshot::channel().0 }),
             };
             match command {
                 None => return,
                 Some(Command::Retire) => admin_plane.abort(),
-                Some(Command::Reload(reply)) => {
+                Some(Command::Reload { accepts_loss, reply }) => {
                     let upstreams_before = Arc::clone(&self.built.snapshot.upstreams);
                     let snapshot_before = Arc::clone(&self.built.snapshot);
                     let acme_before: Vec<_> = self.built.settings.acme().cloned().collect();
-                    let outcome = self.reload(&mut received).await;
+                    let outcome = self.reload(&mut received, accepts_loss).await;
                     if !Arc::ptr_eq(&snapshot_before, &self.built.snapshot) {
                         targets.send_replace(self::targets(&self.built));
-                        watcher = watcher.retarget(&files(&self.config, &self.built));
                     }
+                    watcher = watcher.retarget(std::mem::take(&mut self.read));
                     if acme_before != self.built.settings.acme().cloned().collect::<Vec<_>>() {
                         _certificates = keep_certificates(&self.built);
                     }
                     if !Arc::ptr_eq(&upstreams_before, &self.built.snapshot.upstreams) {
                         health.abort();
-                        health = tokio::task::spawn_local(upstreams::watch(Arc::clone(&self.built.snapshot.upstreams)));
+                        health = tokio::task::spawn_local(watch_upstreams(&self.built));
                     }
                     let _ = reply.send(outcome);
                     self.turn_to_deferred(&sender);
@@ -129,7 +135,7 @@ impl Control {
         let commands = commands.clone();
         tokio::task::spawn_local(async move {
             let (reply, outcome) = oneshot::channel();
-            if commands.send(Command::Reload(reply)).await.is_ok()
+            if commands.send(Command::Reload { accepts_loss: false, reply }).await.is_ok()
                 && let Ok(outcome) = outcome.await
             {
                 deferred.into_iter().for_each(|reply| drop(reply.send(outcome.clone())));
@@ -142,21 +148,21 @@ impl Control {
         match command {
             Command::Metrics(reply) => drop(reply.send(self.scrape().await)),
             Command::Ready(reply) => drop(reply.send(self.readiness())),
-            Command::Explain { query, reply } => drop(reply.send(self.explain(&query))),
-            Command::Reload(_) | Command::Retire => unreachable!("these change something"),
+            Command::Explain { query, reply } => drop(reply.send(self.explain(&query).await)),
+            Command::Reload { .. } | Command::Retire => unreachable!("these change something"),
         }
     }
 
     /// Reads all files again and puts the new state to work. A configuration or certificate that is refused changes
     /// nothing; a table that cannot be read is kept as it was, so that it does not hold up the rest.
-    async fn reload(&mut self, commands: &mut mpsc::Receiver<Command>) -> Result<(), String> {
+    async fn reload(&mut self, commands: &mut mpsc::Receiver<Command>, accepts_loss: bool) -> Result<(), String> {
         let metrics = Arc::clone(&self.metrics);
         let count = |result| metrics.reloads.with_label_values(&[result]).inc();
-        match self.try_reload(commands).await {
+        match self.try_reload(commands, accepts_loss).await {
             Ok(kept) if kept.is_empty() => {
                 count("applied");
-                let users = self.built.snapshot.directory.as_ref().map_or(0, |directory| directory.len());
-                tracing::info!(policy = %self.built.snapshot.policy.hash, users, "reloaded");
+                let users = self.built.snapshot.judging.directory.as_ref().map_or(0, |directory| directory.len());
+                tracing::info!(policy = %self.built.snapshot.policy().hash, users, "reloaded");
                 Ok(())
             }
             Ok(kept) => {
@@ -173,31 +179,12 @@ impl Control {
         }
     }
 
-    async fn try_reload(&mut self, commands: &mut mpsc::Receiver<Command>) -> Result<Vec<String>, StartError> {
-        let today = Day::of(SystemTime::now());
-        let mut registry = self.registry.clone();
-        let config = config::load(&self.config, self.region.as_deref(), &mut registry, today).map_err(StartError::Config)?;
-        let (was, is) = (self.built.snapshot.policy.local, config.policy.local);
-        if was != is {
-            let name = |id| self.built.snapshot.policy.region_name(id).to_owned();
-            return Err(StartError::RegionChanged { was: name(was), is: config.policy.region_name(is).to_owned() });
-        }
-        // Large tables take their time: the control plane answers meanwhile.
-        let before = self.built.share();
-        let (built, names) = (config, registry.clone());
-        let mut building = tokio::task::spawn_blocking(move || build::build(built, &names, Some(&before)));
-        let built = loop {
-            tokio::select! {
-                built = &mut building => break built,
-                Some(command) = commands.recv() => match command {
-                    // What changed since this one began to read has to be read: its turn comes next.
-                    Command::Reload(reply) => self.deferred.push(reply),
-                    Command::Retire => {}
-                    command => self.answer(command).await,
-                },
-            }
-        };
-        let built = built.map_err(|error| std::io::Error::other(error.to_string()))??;
+    async fn try_reload(
+        &mut self,
+        commands: &mut mpsc::Receiver<Command>,
+        accepts_loss: bool,
+    ) -> Result<Vec<String>, StartError> {
+        let (built, registry) = self.rebuild(commands, accepts_loss).await?;
         let fresh = self.claim_new(&built)?;
         self.note_what_waits_for_a_restart(&built);
         let gone: Vec<_> = self
@@ -207,16 +194,16 @@ impl Control {
             .filter(|address| !built.listener_configs.contains_key(address))
             .copied()
             .collect();
-        // ListenerConfigs first: a connection must never find its listener without one.
+        // Listener configurations first: a connection must never find its listener without one.
         self.listener_configs.store(Arc::clone(&built.listener_configs));
         self.shared.snapshot.store(Arc::clone(&built.snapshot));
-        self.orders.iter().for_each(|orders| drop(orders.send(WorkerCommand::Changed)));
+        self.workers.iter().for_each(|worker| drop(worker.send(WorkerCommand::Changed)));
         for (address, claimed) in fresh {
             self.listen(address, claimed);
         }
         for address in gone {
             self.handover.remove(address);
-            self.orders.iter().for_each(|orders| drop(orders.send(WorkerCommand::Close(address))));
+            self.workers.iter().for_each(|worker| drop(worker.send(WorkerCommand::Close(address))));
         }
         self.registry = registry;
         let settings_before = std::mem::replace(&mut self.built, built).settings;
@@ -228,6 +215,43 @@ impl Control {
         Ok(std::mem::take(&mut self.built.kept))
     }
 
+    /// Reads everything again, off this thread: large tables take their time, and the control plane answers meanwhile.
+    async fn rebuild(
+        &mut self,
+        commands: &mut mpsc::Receiver<Command>,
+        accepts_loss: bool,
+    ) -> Result<(Built, Registry), StartError> {
+        let (file, region, mut registry) = (self.config.clone(), self.region.clone(), self.registry.clone());
+        let before = self.built.share();
+        let known: Vec<_> = before.files.all.iter().map(|stamp| stamp.file.clone()).collect();
+        let mut building = tokio::task::spawn_blocking(move || {
+            // The stamps of what is read are known also where reading fails: only a further change is a reason to try again.
+            let stamps = files::settle(&known);
+            let built = stamps.as_ref().map_err(|error| StartError::from(error.clone())).and_then(|_| {
+                let today = Day::of(SystemTime::now());
+                let config = config::load(&file, region.as_deref(), &mut registry, today).map_err(StartError::Config)?;
+                check_region(before.snapshot.policy(), &config.policy)?;
+                let sources = Sources { file: &file, config, registry: &registry, before: Some(&before), accepts_loss };
+                Ok((build::build(sources)?, registry))
+            });
+            (stamps.unwrap_or_else(|_| before.files.all.clone()), built)
+        });
+        let finished = loop {
+            tokio::select! {
+                finished = &mut building => break finished,
+                Some(command) = commands.recv() => match command {
+                    // What has changed since this reload began to read is read by the next one.
+                    Command::Reload { reply, .. } => self.deferred.push(reply),
+                    Command::Retire => {}
+                    command => self.answer(command).await,
+                },
+            }
+        };
+        let (stamps, built) = finished.map_err(|error| std::io::Error::other(error.to_string()))?;
+        self.read = built.as_ref().map_or(stamps, |(built, _)| built.files.all.clone());
+        built
+    }
+
     fn claim_new(&self, built: &Built) -> Result<Vec<(SocketAddr, Claimed)>, StartError> {
         let known = self.listener_configs.load();
         let new = built.listener_configs.keys().filter(|address| !known.contains_key(address));
@@ -237,11 +261,11 @@ impl Control {
     fn listen(&self, address: SocketAddr, claimed: Claimed) {
         self.handover.put(address, &claimed.sockets);
         // A predecessor may have had more workers, or fewer: every socket has a queue of its own, and every worker work.
-        let count = claimed.sockets.len().max(self.orders.len());
+        let count = claimed.sockets.len().max(self.workers.len());
         let copies: Vec<_> =
             (0..count).filter_map(|index| claimed.sockets[index % claimed.sockets.len()].try_clone().ok()).collect();
         for (index, socket) in copies.into_iter().enumerate() {
-            let _ = self.orders[index % self.orders.len()].send(WorkerCommand::Listen(address, socket));
+            let _ = self.workers[index % self.workers.len()].send(WorkerCommand::Listen(address, socket));
         }
     }
 
@@ -269,25 +293,26 @@ impl Control {
         Ok(())
     }
 
-    fn explain(&self, query: &[(String, String)]) -> Result<String, String> {
-        let query = explain::Query::from_pairs(query)?;
+    async fn explain(&self, query: &str) -> Result<String, String> {
+        let pairs = explain::query_pairs(query).ok_or("the query is not valid percent-encoded UTF-8")?;
+        let query = explain::Query::from_pairs(&pairs)?;
         let vitals = self.shared.vitals.load();
-        let explanation = explain::explain(&self.built.snapshot, &vitals, &query)?;
+        let explanation = explain::explain(&self.built.snapshot.judging, &vitals, &query).await?;
         Ok(if query.json { explanation.json() } else { explanation.text() })
     }
 
     /// Adds the workers' counts up, sets the gauges, and writes all metrics.
     async fn scrape(&self) -> String {
-        for orders in &self.orders {
+        for worker in &self.workers {
             let (done, flushed) = oneshot::channel();
-            if orders.send(WorkerCommand::Flush(done)).is_ok() {
+            if worker.send(WorkerCommand::Flush(done)).is_ok() {
                 let _ = tokio::time::timeout(FLUSH_TIMEOUT, flushed).await;
             }
         }
         let (metrics, snapshot) = (&self.metrics, &self.built.snapshot);
         metrics.ready.set(i64::from(self.readiness().is_ok()));
-        metrics.directory_users.set(snapshot.directory.as_ref().map_or(0, |directory| directory.len() as i64));
-        if let Some(geoip) = &snapshot.geoip {
+        metrics.directory_users.set(snapshot.judging.directory.as_ref().map_or(0, |directory| directory.len() as i64));
+        if let Some(geoip) = &snapshot.judging.geoip {
             let none: [&str; 0] = [];
             metrics.geoip_age.with_label_values(&none).set(geoip.age(SystemTime::now()).as_secs_f64());
         }
@@ -301,8 +326,8 @@ impl Control {
         let vitals = self.shared.vitals.load();
         metrics.region_health.reset();
         metrics.region_round_trip.reset();
-        for region in snapshot.policy.regions.iter() {
-            let (name, seen) = (snapshot.policy.region_name(region), vitals.region(region));
+        for region in snapshot.policy().regions.iter() {
+            let (name, seen) = (snapshot.policy().region_name(region), vitals.region(region));
             for state in Health::ALL {
                 metrics.region_health.with_label_values(&[name, state.as_str()]).set(i64::from(seen.health == state));
             }
@@ -314,31 +339,12 @@ impl Control {
     }
 }
 
-/// The files that a change of is a reason to reload.
-fn files(config: &std::path::Path, built: &Built) -> Vec<PathBuf> {
-    let settings = &built.settings;
-    let mut files = vec![config.to_owned()];
-    let pair = |files: &mut Vec<PathBuf>, pair: &crate::transport::tls::CertificateFiles| {
-        files.extend([pair.certificate.clone(), pair.key.clone()]);
-    };
-    for listener in &settings.listeners {
-        if let Some(tls) = &listener.tls {
-            tls.certificates.iter().for_each(|files_of_one| pair(&mut files, files_of_one));
-            files.extend(tls.clients.iter().map(|clients| clients.authority.clone()));
-        }
+/// The region of a process does not change while it runs.
+fn check_region(was: &Policy, is: &Policy) -> Result<(), StartError> {
+    if was.local == is.local {
+        return Ok(());
     }
-    if let Some(peers) = &settings.peer_tls {
-        pair(&mut files, &peers.own);
-        files.push(peers.authority.clone());
-        files.extend(peers.revoked.iter().cloned());
-    }
-    let upstream_files = settings.upstreams.targets.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
-    files.extend(upstream_files.cloned());
-    files.extend(settings.geoip.as_ref().map(|settings| settings.database.clone()));
-    files.extend(settings.tokens.as_ref().map(|settings| settings.file().to_owned()));
-    files.extend(settings.seal.as_ref().map(|settings| settings.file().to_owned()));
-    files.extend(settings.directory.as_ref().map(|settings| settings.file.clone()));
-    files
+    Err(StartError::RegionChanged { was: was.region_name(was.local).into(), is: is.region_name(is.local).into() })
 }
 
 /// Keeps the certificates from ACME servers fresh until it is dropped.
@@ -354,26 +360,29 @@ fn keep_certificates(built: &Built) -> tokio::task::JoinSet<()> {
 fn targets(built: &Built) -> Targets {
     let snapshot: &Snapshot = &built.snapshot;
     let target = |region| {
-        if region == snapshot.policy.local {
-            let upstreams = Arc::clone(&snapshot.upstreams);
-            let policy = snapshot.policy.hash;
-            return Target::Local(Arc::new(move || local_observation(&upstreams, policy)));
+        if region == snapshot.policy().local {
+            let snapshot = Arc::clone(&built.snapshot);
+            return Target::Local(Arc::new(move || local_observation(&snapshot)));
         }
         snapshot.gateways.get(&region).map_or(Target::Silent, |gateway| Target::Peer(gateway.clone()))
     };
     Targets {
         settings: built.settings.probes,
-        nearest_first: snapshot.policy.nearest_first(),
-        regions: snapshot.policy.regions.iter().map(|region| (region, target(region))).collect(),
+        nearest_first: snapshot.policy().nearest_first(),
+        regions: snapshot.policy().regions.iter().map(|region| (region, target(region))).collect(),
     }
 }
 
-fn local_observation(upstreams: &Upstreams, policy: crate::model::vitals::PolicyHash) -> Observation {
-    Observation::Answered {
-        round_trip: std::time::Duration::ZERO,
-        draining: false,
-        serving: upstreams.any_up(),
-        upstream_time: upstreams.answer_time(),
-        policy: Some(policy),
-    }
+/// The local region is at distance zero, and needs no probe.
+fn local_observation(snapshot: &Snapshot) -> Observation {
+    Observation::Answered { round_trip: std::time::Duration::ZERO, report: report_of(snapshot, false) }
+}
+
+/// Checks the health of the upstreams until it is dropped.
+async fn watch_upstreams_of(snapshot: Arc<Snapshot>) {
+    upstreams::watch(Arc::clone(&snapshot.upstreams), snapshot.policy().local).await;
+}
+
+fn watch_upstreams(built: &Built) -> impl Future<Output = ()> + 'static {
+    watch_upstreams_of(Arc::clone(&built.snapshot))
 }

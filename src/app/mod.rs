@@ -7,7 +7,7 @@
 mod build;
 mod control;
 mod descriptors;
-pub mod explain;
+mod files;
 mod handover;
 mod watch;
 mod worker;
@@ -26,20 +26,24 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 use crate::acme::AcmeError;
 use crate::admin;
 use crate::audit::{KeyError, Ledger, LedgerError, Pseudonyms, Tally};
-use crate::config::{self, Problem};
+use crate::config::{self, Problem, Settings};
 use crate::directory::DirectoryError;
 use crate::geoip::GeoIpError;
 use crate::metrics::Metrics;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Vitals;
-use crate::proxy::{Connections, Gauge, Phase, Shared};
+use crate::proxy::Phase;
+use crate::proxy::admission::{Connections, Gauge};
+use crate::proxy::worker::Shared;
 use crate::session::SealError;
 use crate::tokens::KeysError;
 use crate::transport::listener::inherit;
 use crate::transport::listener::{self, ClaimError, Claimed};
 use crate::transport::tls::TlsError;
 
+use build::{Built, Sources};
+use files::Unsettled;
 use handover::SocketHandover;
 
 pub use build::{check_files, offline};
@@ -81,6 +85,8 @@ pub enum StartError {
     Pseudonyms(#[from] KeyError),
     #[error(transparent)]
     Claim(#[from] ClaimError),
+    #[error(transparent)]
+    Unsettled(#[from] Unsettled),
     #[error("`{}`: this certificate names {found}, and this process runs in `{region}`; it needs the URI `domicile://region/{region}`", file.display())]
     OwnRegion { file: PathBuf, found: String, region: String },
     #[error("`region` cannot change while the process runs: it was `{was}` and is `{is}` now; restart it")]
@@ -112,80 +118,52 @@ pub struct App {
 }
 
 impl App {
-    /// Starts all of it; returns when every port accepts.
+    /// Starts everything; returns when every port accepts.
     pub fn start(mut launch: Launch) -> Result<Self, StartError> {
         let mut registry = Registry::default();
+        files::settle(std::slice::from_ref(&launch.config))?;
         let today = Day::of(SystemTime::now());
         let loaded = config::load(&launch.config, launch.region.as_deref(), &mut registry, today).map_err(StartError::Config)?;
         let worker_count = launch.workers.or(loaded.settings.workers).unwrap_or_else(cores);
-        let mut claims = Vec::new();
-        for settings in &loaded.settings.listeners {
-            claims.push((settings.address, take_claim(&mut launch.claimed, settings.address, worker_count)?));
-        }
+        let claims = claims(&mut launch, &loaded.settings, worker_count)?;
         let admin = take_claim(&mut launch.claimed, loaded.settings.admin.address, 1)?;
         let metrics = Arc::new(Metrics::new());
-        let built = build::build(loaded, &registry, None)?;
-        // Last, so that a start that fails has written nothing.
-        let ledger = built
-            .settings
-            .audit
-            .as_ref()
-            .map(|settings| Ledger::open(settings, tally(&metrics), launch.is_successor))
-            .transpose()?;
-        let pseudonyms = match &built.settings.audit {
-            Some(settings) => Pseudonyms::open(&settings.directory.join("pseudonym.key"))?,
-            None => Pseudonyms::ephemeral(),
-        };
-
+        let sources = Sources { file: &launch.config, config: loaded, registry: &registry, before: None, accepts_loss: false };
+        let built = build::build(sources)?;
         let (phase, phases) = channel::channel(Phase::Serving);
-        let vitals = Vitals::unmeasured(built.snapshot.policy.nearest_first());
-        let shared = Arc::new(Shared {
-            snapshot: Arc::new(ArcSwap::new(Arc::clone(&built.snapshot))),
-            vitals: Arc::new(ArcSwap::new(Arc::new(vitals))),
-            ledger,
-            pseudonyms,
-            phase: phases.clone(),
-            connections: Connections::default(),
-            requests: Gauge::default(),
-            handshakes: Gauge::default(),
-            unproven: Connections::default(),
-        });
+        let shared = shared(&built, &metrics, launch.is_successor, phases.clone())?;
         let listener_configs = Arc::new(ArcSwap::new(Arc::clone(&built.listener_configs)));
         let mut workers = Vec::new();
-        let mut orders = Vec::new();
+        let mut handles = Vec::new();
         for index in 0..worker_count {
-            let (order, handle) = worker::spawn(index, Arc::clone(&shared), Arc::clone(&listener_configs), Arc::clone(&metrics))?;
-            orders.push(order);
-            workers.push(handle);
+            let configs = Arc::clone(&listener_configs);
+            let (worker, handle) = worker::spawn(index, Arc::clone(&shared), configs, Arc::clone(&metrics))?;
+            workers.push(worker);
+            handles.push(handle);
         }
         let listeners = claims.iter().map(|(configured, claimed)| (*configured, claimed.address)).collect();
         let admin_address = admin.address;
-        let policy = &built.snapshot.policy;
+        let policy = built.snapshot.policy();
         let (region, policy) = (policy.region_name(policy.local).to_owned(), policy.hash.to_string());
         let (commands, received) = mpsc::channel(64);
         let (stop_control, stopped) = oneshot::channel();
         let handover = SocketHandover::default();
-        let kept = Arc::clone(&shared);
-        let control = control::spawn(
-            control::Control {
-                config: launch.config,
-                region: launch.region,
-                registry,
-                built,
-                shared,
-                listener_configs,
-                metrics,
-                orders,
-                worker_count,
-                phase: phases,
-                deferred: Vec::new(),
-                handover: SocketHandover::clone(&handover),
-            },
-            claims,
-            admin,
-            (commands.clone(), received),
-            stopped,
-        )?;
+        let control = control::Control {
+            config: launch.config,
+            region: launch.region,
+            registry,
+            built,
+            shared: Arc::clone(&shared),
+            listener_configs,
+            metrics,
+            workers,
+            worker_count,
+            phase: phases,
+            deferred: Vec::new(),
+            handover: SocketHandover::clone(&handover),
+            read: Vec::new(),
+        };
+        let control = control::spawn(control, claims, admin, (commands.clone(), received), stopped)?;
         Ok(Self {
             listeners,
             admin: admin_address,
@@ -193,9 +171,9 @@ impl App {
             policy,
             commands,
             phase,
-            workers,
+            workers: handles,
             handover,
-            shared: kept,
+            shared,
             control: Some(control),
             stop_control: Some(stop_control),
         })
@@ -205,7 +183,7 @@ impl App {
     pub async fn reload(&self) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
         let gone = || "the process is shutting down".to_owned();
-        self.commands.send(admin::Command::Reload(reply)).await.map_err(|_| gone())?;
+        self.commands.send(admin::Command::Reload { accepts_loss: false, reply }).await.map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
@@ -259,6 +237,39 @@ impl App {
             let _ = control.join();
         }
     }
+}
+
+/// The ports of the configuration, those that a predecessor left included.
+fn claims(launch: &mut Launch, settings: &Settings, workers: usize) -> Result<Vec<(SocketAddr, Claimed)>, ClaimError> {
+    let addresses = settings.listeners.iter().map(|listener| listener.address);
+    addresses.map(|address| Ok((address, take_claim(&mut launch.claimed, address, workers)?))).collect()
+}
+
+/// What all workers share. The ledger is opened last, so that a start that fails has written nothing.
+fn shared(
+    built: &Built,
+    metrics: &Arc<Metrics>,
+    is_successor: bool,
+    phase: channel::Receiver<Phase>,
+) -> Result<Arc<Shared>, StartError> {
+    let audit = built.settings.audit.as_ref();
+    let ledger = audit.map(|settings| Ledger::open(settings, tally(metrics), is_successor)).transpose()?;
+    let pseudonyms = match audit {
+        Some(settings) => Pseudonyms::open(&settings.directory.join("pseudonym.key"))?,
+        None => Pseudonyms::ephemeral(),
+    };
+    let vitals = Vitals::unmeasured(built.snapshot.policy().nearest_first());
+    Ok(Arc::new(Shared {
+        snapshot: Arc::new(ArcSwap::new(Arc::clone(&built.snapshot))),
+        vitals: Arc::new(ArcSwap::new(Arc::new(vitals))),
+        ledger,
+        pseudonyms,
+        phase,
+        connections: Connections::default(),
+        requests: Arc::default(),
+        handshakes: Gauge::default(),
+        unproven: Connections::default(),
+    }))
 }
 
 fn cores() -> usize {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
@@ -17,8 +17,9 @@ use crate::http::pool::SendOptions;
 use crate::metrics::Metrics;
 use crate::model::region::RegionId;
 use crate::model::vitals::Health;
+use crate::proxy::Phase;
 use crate::proxy::connection::{self, Counted, ListenerConfig, Security};
-use crate::proxy::{Phase, Shared, Worker};
+use crate::proxy::worker::{Shared, Worker};
 use crate::transport::dial::Server;
 use crate::transport::listener::Acceptor;
 
@@ -92,7 +93,7 @@ async fn run(
                         close.send_replace(true);
                     }
                 }
-                Some(WorkerCommand::Changed) => local.worker.changed.notify_waiters(),
+                Some(WorkerCommand::Changed) => recheck(&local.worker),
                 Some(WorkerCommand::Flush(done)) => {
                     local.worker.metrics.flush();
                     let _ = done.send(());
@@ -110,9 +111,23 @@ async fn run(
     local.worker.metrics.flush();
 }
 
-fn look_over_connections(worker: &Rc<Worker>) {
-    worker.note_day();
+/// Judges everything that is open again.
+fn recheck(worker: &Rc<Worker>) {
+    worker.changed.notify_waiters();
+    let worker = Rc::clone(worker);
+    tokio::task::spawn_local(async move { worker.recheck().await });
+}
+
+/// Looks at the clock: a new day, or a GeoIP database that has become too old, changes what is cleared.
+fn look_at_clock(worker: &Rc<Worker>) {
+    if worker.note_clock(SystemTime::now()) {
+        recheck(worker);
+    }
     worker.deliveries.sweep();
+}
+
+fn look_over_connections(worker: &Rc<Worker>) {
+    look_at_clock(worker);
     let (snapshot, vitals) = (worker.snapshot(), worker.vitals());
     let limits = snapshot.limits;
     let windows = limits.windows();
@@ -138,11 +153,13 @@ async fn drain(local: &Rc<Local>, orders: &mut mpsc::UnboundedReceiver<WorkerCom
     let limit = local.worker.snapshot().limits.drain;
     let deadline = tokio::time::sleep(limit);
     tokio::pin!(deadline);
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
     // The accept loops still owe an answer to what is queued: let them run before counting.
     tokio::task::yield_now().await;
     while local.open.get() > 0 {
         tokio::select! {
             () = local.all_closed.notified() => {}
+            _ = sweep.tick() => look_at_clock(&local.worker),
             () = &mut deadline => {
                 tracing::warn!(connections = local.open.get(), "connections were cut at the end of the drain");
                 return;
@@ -152,7 +169,7 @@ async fn drain(local: &Rc<Local>, orders: &mut mpsc::UnboundedReceiver<WorkerCom
                     local.worker.metrics.flush();
                     let _ = done.send(());
                 }
-                WorkerCommand::Changed => local.worker.changed.notify_waiters(),
+                WorkerCommand::Changed => recheck(&local.worker),
                 WorkerCommand::Listen(..) | WorkerCommand::Close(_) => {}
             },
         }

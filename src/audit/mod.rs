@@ -1,9 +1,8 @@
-//! The ledger: an append-only record of what crossed a border, written before it crossed.
+//! The ledger: an append-only record of the data that crosses a border, written before the data crosses.
 //!
-//! Promises: [`Ledger::record`] returns only when the line is on disk; a failed write leaves no half line behind and the
-//! caller an error, so that no transfer goes unrecorded; users appear as keyed pseudonyms. Never: a raw user key, a path,
-//! an address. Refusals and movements of unrestricted data are counted into one line a minute, so that no flood of them
-//! can fill the disk.
+//! Promises: [`Ledger::record`] returns only when the line is on disk; a failed write leaves no partial line and returns an
+//! error, so that no transfer goes unrecorded; users appear as keyed pseudonyms. Never: a raw user key, a path, an address.
+//! Refusals and movements of unrestricted data are counted in one line a minute, so that a flood of them cannot fill the disk.
 
 mod pseudonym;
 mod record;
@@ -21,22 +20,22 @@ pub use record::{Count, Direction, Movement};
 
 use record::Counts;
 
-/// Where the ledger is kept.
+/// The settings of the ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     pub directory: PathBuf,
 }
 
-/// The ledger cannot be used: nothing that needs a line may happen.
+/// The ledger cannot be written, so that no operation that needs a line may proceed.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("cannot write the ledger `{}`: {reason}; free space or mend the directory, nothing that needs a line is transferred until then", file.display())]
+#[error("cannot write the ledger `{}`: {reason}; free space or repair the directory; transfers that need a ledger line are refused until then", file.display())]
 pub struct LedgerError {
     file: PathBuf,
     reason: String,
 }
 
-/// Lines waiting to be written. A line takes about a millisecond to sync and they are synced together: a queue of this
-/// length is a disk that has stopped.
+/// The maximum number of queued lines. One sync takes about a millisecond and covers many lines, so a full queue means that
+/// the disk does not respond.
 const QUEUE: usize = 8192;
 
 struct Entry {
@@ -44,25 +43,25 @@ struct Entry {
     written: oneshot::Sender<Result<(), LedgerError>>,
 }
 
-/// A handle on the ledger; its thread writes until the last handle is gone.
+/// A handle to the ledger. The writer thread ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct Ledger {
     file: PathBuf,
     queue: mpsc::Sender<Entry>,
     counts: Arc<Mutex<Counts>>,
     tally: Tally,
-    /// Locked as long as this process writes.
+    /// The lock file, locked while this process writes.
     guard: Arc<File>,
 }
 
-/// What the ledger tells of itself, called on its own thread.
+/// Callbacks that count the written lines and the failures, for the metrics.
 #[derive(Clone)]
 pub struct Tally {
     pub lines: Arc<dyn Fn(u64) + Send + Sync>,
     pub failures: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// Keeps two processes from taking one ledger for their own.
+/// Locks the ledger, so that two processes do not write it; only a successor shares the lock with its predecessor.
 fn guard(directory: &Path, is_successor: bool) -> Result<Arc<File>, LedgerError> {
     let path = directory.join("ledger.lock");
     let failed = |reason: String| LedgerError { file: path.clone(), reason };
@@ -77,8 +76,9 @@ fn guard(directory: &Path, is_successor: bool) -> Result<Arc<File>, LedgerError>
 }
 
 impl Ledger {
-    /// Opens the ledger, creating its directory; cuts off a last line that was torn by a crash.
-    /// A successor opens it beside its predecessor, which has agreed; anybody else has it alone.
+    /// Opens the ledger, creating its directory, and removes an incomplete last line that a crash left.
+    /// A successor shares the ledger with its predecessor, which has called [`Ledger::share`]; any other process needs the
+    /// exclusive lock.
     pub fn open(settings: &Settings, tally: Tally, is_successor: bool) -> Result<Self, LedgerError> {
         let file = settings.directory.join("ledger.jsonl");
         let guard = guard(&settings.directory, is_successor)?;
@@ -88,30 +88,30 @@ impl Ledger {
         Ok(Self { file, queue, counts, tally, guard })
     }
 
-    /// Lets a successor write as well, or nobody any more.
+    /// Shares the lock with a successor, or makes it exclusive again.
     pub fn share(&self, shared: bool) {
         let outcome = if shared { self.guard.lock_shared() } else { self.guard.try_lock().map_err(io::Error::other) };
         if let Err(error) = outcome {
-            tracing::warn!(%error, "the ledger's lock could not be changed");
+            tracing::warn!(%error, "cannot change the ledger lock");
         }
     }
 
-    /// Writes a movement; returns when its line is safely on disk, before which nothing may move.
+    /// Writes a movement and returns when its line is on disk. The data must not be sent before.
     pub async fn record(&self, movement: &Movement<'_>) -> Result<(), LedgerError> {
         let (written, outcome) = oneshot::channel();
         let entry = Entry { line: movement.line(), written };
-        // Waiting for room would only pile up requests behind a disk that has stopped.
+        // Fail instead of waiting, because a full queue means that the disk does not respond.
         if self.queue.try_send(entry).is_err() {
             (self.tally.failures)();
-            return Err(self.failed("its queue is full"));
+            return Err(self.failed("the queue is full because the disk does not respond"));
         }
-        outcome.await.unwrap_or_else(|_| Err(self.failed("its thread has ended")))
+        outcome.await.unwrap_or_else(|_| Err(self.failed("the writer thread has ended")))
     }
 
-    /// Counts what is not worth a line of its own.
-    pub fn count(&self, what: Count) {
+    /// Counts an event that gets no line of its own.
+    pub fn count(&self, event: Count) {
         let mut counts = self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        counts.add(what);
+        counts.add(event);
     }
 
     fn failed(&self, reason: &str) -> LedgerError {

@@ -1,4 +1,4 @@
-//! Users under names that only the holder of a key can link to them.
+//! Pseudonyms of users: only the holder of the key can link a pseudonym to its user.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -12,30 +12,30 @@ pub struct Pseudonyms {
     key: hmac::Key,
 }
 
-/// The file of the key cannot be used.
+/// The key file cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("`{}`: {reason}; it holds 64 hexadecimal digits, and without it the users of older lines cannot be found", file.display())]
+#[error("`{}`: {reason}; the file must contain 64 hexadecimal digits; without the original key, users in older ledger lines cannot be found", file.display())]
 pub struct KeyError {
     file: PathBuf,
     reason: String,
 }
 
 impl Pseudonyms {
-    /// Reads the key from a file, which is made with a fresh key where there is none.
+    /// Reads the key from a file, or creates the file with a random key if it does not exist.
     pub fn open(file: &Path) -> Result<Self, KeyError> {
         let failed = |reason: String| KeyError { file: file.into(), reason };
         match std::fs::read_to_string(file) {
-            Ok(text) => parse(text.trim()).map(Self::with_key).ok_or_else(|| failed("is no key".into())),
+            Ok(text) => parse(text.trim()).map(Self::with_key).ok_or_else(|| failed("is not a valid key".into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let key = random_key();
-                create(file, &key).map_err(|error| failed(format!("cannot create the key of the pseudonyms: {error}")))?;
+                create(file, &key).map_err(|error| failed(format!("cannot create the pseudonym key: {error}")))?;
                 Ok(Self::with_key(key))
             }
-            Err(error) => Err(failed(format!("cannot read the key of the pseudonyms: {error}"))),
+            Err(error) => Err(failed(format!("cannot read the pseudonym key: {error}"))),
         }
     }
 
-    /// Pseudonyms that mean nothing to any other process.
+    /// Pseudonyms with a random key, which no other process can link to users.
     pub fn ephemeral() -> Self {
         Self::with_key(random_key())
     }
@@ -52,7 +52,7 @@ impl Pseudonyms {
 
 fn random_key() -> [u8; 32] {
     let mut key = [0; 32];
-    aws_lc_rs::rand::fill(&mut key).expect("the system has randomness");
+    aws_lc_rs::rand::fill(&mut key).expect("the system provides random bytes");
     key
 }
 

@@ -17,22 +17,24 @@ pub struct Movement<'a> {
     pub classes: Vec<&'a str>,
     /// The pseudonym of the user, if the request has one.
     pub user: Option<String>,
-    /// The user's, which decides what may be processed where.
+    /// The user's jurisdiction, which decides where the data may be processed.
     pub jurisdiction: &'a str,
     pub evidence: Option<&'a str>,
-    /// The legal bases of the transfers that allow it, if it needs any.
+    /// The legal bases of the transfer rules that allow the movement; empty if it needs none.
     pub bases: Vec<&'a str>,
-    /// Report-only mode let it through.
+    /// Whether only report-only mode allowed the movement.
     pub reported: bool,
     pub policy: PolicyHash,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
-    /// A request, handed to the region that serves it.
+    /// A request, sent to the region that serves it.
     Request,
-    /// The answer, given to the peer that asked.
+    /// A response, sent to the peer that forwarded the request.
     Answer,
+    /// Data of another jurisdiction's user, processed here under a transfer; `from` is the user's jurisdiction.
+    Processing,
 }
 
 impl Movement<'_> {
@@ -40,6 +42,7 @@ impl Movement<'_> {
         let direction = match self.direction {
             Direction::Request => "request",
             Direction::Answer => "answer",
+            Direction::Processing => "processing",
         };
         let line = json!({
             "time": now(),
@@ -61,7 +64,7 @@ impl Movement<'_> {
     }
 }
 
-/// What is counted: no user, no path, no address.
+/// A kind of event that is counted; contains no user, path or address.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Count {
     /// `refusal`, `redirect` or `movement`.
@@ -72,21 +75,21 @@ pub struct Count {
     pub to: Box<str>,
 }
 
-/// The counts since the last line of them.
+/// The counts since the last line of counts.
 #[derive(Default)]
 pub(super) struct Counts {
     counts: HashMap<Count, u64>,
 }
 
 impl Counts {
-    pub(super) fn add(&mut self, what: Count) {
-        *self.counts.entry(what).or_default() += 1;
+    pub(super) fn add(&mut self, event: Count) {
+        *self.counts.entry(event).or_default() += 1;
     }
 
-    /// Puts counts back that could not be written.
+    /// Puts back counts that could not be written.
     pub(super) fn restore(&mut self, taken: Self) {
-        for (what, count) in taken.counts {
-            *self.counts.entry(what).or_default() += count;
+        for (event, count) in taken.counts {
+            *self.counts.entry(event).or_default() += count;
         }
     }
 
@@ -94,7 +97,7 @@ impl Counts {
         std::mem::take(self)
     }
 
-    /// One line for all of them; `None` if there is nothing to tell.
+    /// One line with all counts; `None` if there are none.
     pub(super) fn line(&self) -> Option<String> {
         if self.counts.is_empty() {
             return None;
@@ -103,7 +106,7 @@ impl Counts {
         counts.sort_by(|(a, _), (b, _)| {
             (a.what, a.code, &a.class, &a.from, &a.to).cmp(&(b.what, b.code, &b.class, &b.from, &b.to))
         });
-        let entry = |(what, count): &(&Count, &u64)| json!({ "what": what.what, "code": what.code, "class": what.class, "from": what.from, "to": what.to, "count": count });
+        let entry = |(event, count): &(&Count, &u64)| json!({ "what": event.what, "code": event.code, "class": event.class, "from": event.from, "to": event.to, "count": count });
         let line = json!({ "time": now(), "kind": "counts", "counts": counts.iter().map(entry).collect::<Vec<_>>() });
         Some(format!("{line}\n"))
     }

@@ -1,4 +1,4 @@
-//! The thread that writes: whatever is waiting goes to disk in one write and one sync.
+//! The writer thread: all waiting lines go to disk with one write and one sync.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::record::Counts;
 use super::{Entry, LedgerError, Tally};
 
-/// The most lines that are synced together.
+/// The maximum number of lines in one sync.
 const BATCH: usize = 512;
 
 const COUNTS_EVERY: Duration = Duration::from_secs(60);
@@ -20,10 +20,10 @@ const COUNTS_EVERY: Duration = Duration::from_secs(60);
 struct Sink {
     path: PathBuf,
     file: File,
-    /// The length up to which every line is whole.
+    /// The length of the file up to which every line is complete.
     length: u64,
-    /// A half line could not be cut off: nothing may be written behind it.
-    is_torn: bool,
+    /// Whether the file ends in a partial line that could not be removed. Nothing may be appended to it.
+    has_partial_line: bool,
 }
 
 pub(super) fn start(
@@ -67,11 +67,11 @@ impl Sink {
         file.lock()?;
         let length = whole_lines(&mut file)?;
         if length < file.metadata()?.len() && file.metadata()?.is_file() {
-            tracing::warn!(file = %path.display(), "the ledger's last line was torn by a crash; what it told of did not happen, and it is cut off");
+            tracing::warn!(file = %path.display(), "incomplete last ledger line; removing it, because its transfer did not happen");
             file.set_len(length)?;
         }
         file.unlock()?;
-        Ok(Self { path: path.into(), file, length, is_torn: false })
+        Ok(Self { path: path.into(), file, length, has_partial_line: false })
     }
 
     fn write_batch(&mut self, batch: &mut Vec<Entry>, tally: &Tally) {
@@ -81,11 +81,11 @@ impl Sink {
             Ok(()) => (tally.lines)(batch.len() as u64),
             Err(error) => {
                 batch.iter().for_each(|_| (tally.failures)());
-                tracing::error!(%error, "the ledger cannot be written: transfers that need a line are refused");
+                tracing::error!(%error, "ledger write failed; refusing the transfers");
             }
         }
         for entry in batch.drain(..) {
-            // Whoever asked may be gone: the line stays, it only says that something was about to happen.
+            // The request may have been cancelled. Its line stays, because a line records a transfer that is about to happen.
             let _ = entry.written.send(outcome.clone());
         }
     }
@@ -99,22 +99,22 @@ impl Sink {
             Err(error) => {
                 lock().restore(taken);
                 (tally.failures)();
-                tracing::error!(%error, "the ledger cannot be written: counts are kept for the next try");
+                tracing::error!(%error, "ledger write failed; keeping the counts for the next attempt");
             }
         }
     }
 
-    /// Writes whole lines or none. A process that is succeeded and its successor write one ledger for a while: in turn.
+    /// Appends whole lines or nothing. The lock separates the writes of a process and its successor during a handover.
     fn append(&mut self, text: &[u8]) -> Result<(), LedgerError> {
-        let locked = self.mend().and_then(|()| self.file.lock()).and_then(|()| self.file.metadata());
+        let locked = self.repair().and_then(|()| self.file.lock()).and_then(|()| self.file.metadata());
         self.length = locked.map_err(|error| LedgerError { file: self.path.clone(), reason: error.to_string() })?.len();
-        let outcome = self.append_alone(text);
-        // Closing the file unlocks it as well.
+        let outcome = self.append_locked(text);
+        // An error does not matter, because closing the file unlocks it as well.
         let _ = self.file.unlock();
         outcome
     }
 
-    fn append_alone(&mut self, text: &[u8]) -> Result<(), LedgerError> {
+    fn append_locked(&mut self, text: &[u8]) -> Result<(), LedgerError> {
         let outcome = self.file.write_all(text).and_then(|()| self.file.sync_data());
         match outcome {
             Ok(()) => {
@@ -122,9 +122,9 @@ impl Sink {
                 Ok(())
             }
             Err(error) => {
-                // INVARIANT: a line that was not acknowledged is not in the file. If even cutting fails, nothing is written
-                // until it succeeds.
-                self.is_torn = self.file.set_len(self.length).is_err();
+                // INVARIANT: a line that was not acknowledged is not in the file. If the truncation fails, nothing is written
+                // until a later one succeeds.
+                self.has_partial_line = self.file.set_len(self.length).is_err();
                 Err(LedgerError { file: self.path.clone(), reason: error.to_string() })
             }
         }
@@ -132,20 +132,20 @@ impl Sink {
 }
 
 impl Sink {
-    /// Makes sure that the next line lands where an auditor will look for it: behind whole lines, in the file of that name.
-    fn mend(&mut self) -> io::Result<()> {
+    /// Ensures that the next line is appended after whole lines, and to the file that has the ledger's path.
+    fn repair(&mut self) -> io::Result<()> {
         use std::os::unix::fs::MetadataExt;
-        if self.is_torn {
+        if self.has_partial_line {
             self.file.set_len(self.length)?;
-            self.is_torn = false;
+            self.has_partial_line = false;
         }
         let held = self.file.metadata()?;
         let named = std::fs::metadata(&self.path).ok();
         if named.is_some_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
             return Ok(());
         }
-        // It was rotated or removed: go on in a new file.
-        tracing::warn!(file = %self.path.display(), "the ledger's file was moved or removed; a new one is begun");
+        // The file was rotated or removed; open a new one.
+        tracing::warn!(file = %self.path.display(), "ledger file moved or removed; starting a new one");
         if let Some(folder) = self.path.parent() {
             std::fs::create_dir_all(folder)?;
         }

@@ -87,7 +87,7 @@ fn two_processes_do_not_share_a_ledger() {
 #[test]
 fn a_full_disk_is_an_error_and_is_counted() {
     let scratch = tempfile::tempdir().unwrap();
-    // The kernel's own full disk.
+    // `/dev/full` fails every write as a full disk does.
     std::os::unix::fs::symlink("/dev/full", scratch.path().join("ledger.jsonl")).unwrap();
     let (tally, failures) = tally();
     let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally, false).unwrap();
@@ -97,7 +97,7 @@ fn a_full_disk_is_an_error_and_is_counted() {
 }
 
 #[test]
-fn a_pseudonym_is_stable_under_its_key_and_tells_nothing() {
+fn a_pseudonym_is_stable_under_its_key_and_differs_under_another() {
     let scratch = tempfile::tempdir().unwrap();
     let file = scratch.path().join("pseudonym.key");
     let first = Pseudonyms::open(&file).unwrap().of("alice");

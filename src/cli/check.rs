@@ -1,4 +1,4 @@
-//! `domicile check`: is the configuration sound, and what does it allow?
+//! `domicile check`: reports every mistake in a configuration, or prints what it allows.
 
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -16,7 +16,7 @@ use super::{Outcome, Source, say};
 pub(super) struct Options {
     #[command(flatten)]
     source: Source,
-    /// Open certificates, GeoIP database and user table as well.
+    /// Open the certificates, the GeoIP database and the user table as well.
     #[arg(long)]
     files: bool,
 }
@@ -32,13 +32,13 @@ pub(super) fn run(options: &Options) -> Outcome {
             }
             let notes = config::notes(&config.policy, today);
             let notes: String = notes.iter().map(|note| format!("\nnote: {note}\n")).collect();
-            say(&format!("{}{notes}\n{}: sound\n", summary::print(&config.policy, today), file.display()))?;
+            say(&format!("{}{notes}\n{}: the configuration is valid\n", summary::print(&config.policy, today), file.display()))?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-/// All that is wrong, a line each, and how much it is.
+/// All mistakes, one per line, then their number.
 fn counted<T: ToString>(wrong: &[T]) -> String {
     let lines: Vec<_> = wrong.iter().map(ToString::to_string).collect();
     let count = if wrong.len() == 1 { "1 mistake".into() } else { format!("{} mistakes", wrong.len()) };

@@ -1,4 +1,4 @@
-//! `domicile demo`: three regions in one process, to try things out.
+//! `domicile demo`: runs three regions in one process, to try things out.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use super::run::start_log;
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// Send the requests of the tour, print what became of them, and end; exits with 1 if any went where it should not.
+    /// Send sample requests, print the result of each, and exit; the exit code is 1 if a result is wrong.
     #[arg(long)]
     tour: bool,
     /// The GeoIP database.
@@ -35,7 +35,7 @@ pub(super) fn run(options: &Options) -> Outcome {
 }
 
 fn print(world: &World) {
-    println!("Three regions are running, with the measured distances between them:\n");
+    println!("Three regions are running, with simulated network delays between them:\n");
     for region in &world.regions {
         let apps: Vec<_> = region.apps.iter().map(ToString::to_string).collect();
         println!(
@@ -53,39 +53,42 @@ fn print(world: &World) {
     let show = |what: &str, command: String| println!("  # {what}\n  {command}\n");
     show("a user at home", format!("curl -s http://{}/users/alice/orders/1", eu.http));
     show(
-        "the same user abroad: us-east hands the request to eu-west",
+        "the same user abroad: us-east forwards the request to eu-west",
         format!("curl -s http://{}/users/alice/orders/1", us.http),
     );
     show("over TLS and HTTP/2", format!("curl -s --http2 --cacert {} https://{}/users/alice/orders/1", ca.display(), us.https));
-    show("a stranger, by country (Germany)", format!("curl -s -H 'X-Forwarded-For: 91.64.0.1' http://{}/profile/me", us.http));
     show(
-        "a refusal: personal data of a Brazilian may be processed nowhere here",
+        "an unknown user, placed by country (Germany)",
+        format!("curl -s -H 'X-Forwarded-For: 91.64.0.1' http://{}/profile/me", us.http),
+    );
+    show(
+        "a refusal: no region here may process personal data of users in Brazil",
         format!("curl -si -H 'X-Forwarded-For: 177.1.1.1' http://{}/profile/me", us.http),
     );
     show(
-        "a redirect: nobody may carry restricted data, so the client goes itself",
+        "a redirect: no other region may carry restricted data, so the client must connect to eu-west itself",
         format!("curl -si -H 'X-User-Id: alice' http://{}/account/1", us.http),
     );
     show("public data: the nearest region serves", format!("curl -s http://{}/feed/1", jp.http));
     let down: Vec<_> = us.apps.iter().map(|app| format!("curl -s http://{app}/demo/down")).collect();
     let up: Vec<_> = us.apps.iter().map(|app| format!("curl -s http://{app}/demo/up")).collect();
     show(
-        "a failover: take us-east's app servers down; a read of bob's orders moves to eu-west (his transfer allows it) ...",
+        "a failover: take us-east's app servers down; a read of bob's orders moves to eu-west (a transfer allows it) ...",
         down.join("; "),
     );
     show(
-        "... a write never does; wait a second for the health checks",
+        "... a write never moves; wait a second for the health checks first",
         format!("curl -s http://{0}/users/bob/orders/1; curl -s -X POST http://{0}/users/bob/orders/1", us.http),
     );
-    show("and back", up.join("; "));
+    show("bring the app servers back up", up.join("; "));
     show(
-        "why did it go there?",
+        "why did the request go there?",
         format!("curl -s 'http://{}/explain?url=http://{}/users/alice/orders/1&ip=91.64.0.1'", us.admin, us.http),
     );
     show(
-        "what was recorded before it crossed a border",
+        "the ledger lines recorded before requests crossed a border",
         format!("cat {}", world.folder.join("ledger/us-east/ledger.jsonl").display()),
     );
-    show("what Prometheus scrapes", format!("curl -s http://{}/metrics", us.admin));
-    println!("Ctrl-C ends it.");
+    show("the metrics for Prometheus", format!("curl -s http://{}/metrics", us.admin));
+    println!("Press Ctrl-C to stop.");
 }

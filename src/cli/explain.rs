@@ -1,4 +1,4 @@
-//! `domicile explain`: where would a request go, and why?
+//! `domicile explain`: shows where a request would go, and why.
 
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use clap::Args;
 
 use crate::app;
-use crate::app::explain::{Query, claim, explain};
+use crate::engine::explain::{Query, claim, explain};
 use crate::model::day::Day;
 use crate::model::vitals::Vitals;
 
@@ -20,22 +20,22 @@ pub(super) struct Options {
     /// The client's address.
     #[arg(long, default_value = "0.0.0.0")]
     ip: IpAddr,
-    /// The user's key, as a trusted hop would name it.
+    /// The user's key, as if a trusted hop had sent it.
     #[arg(long)]
     user: Option<String>,
-    /// The user's key is only claimed, as by a plain cookie.
+    /// Treat the user's key as claimed only, as in a plain cookie.
     #[arg(long)]
     claimed: bool,
-    /// What a verified token says; may be given several times.
+    /// A claim of a verified token; may be given several times.
     #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = claim)]
     claims: Vec<(String, String)>,
-    /// Judge by this day (YYYY-MM-DD) instead of today.
+    /// Decide as of this day (YYYY-MM-DD) instead of today.
     #[arg(long)]
     day: Option<String>,
-    /// Take this region as down; may be given several times.
+    /// Treat this region as down; may be given several times.
     #[arg(long, value_name = "REGION")]
     down: Vec<String>,
-    /// Write JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
     /// The request's method.
@@ -49,7 +49,9 @@ pub(super) fn run(options: Options) -> Outcome {
     let snapshot = app::offline(config, region.as_deref(), Day::of(SystemTime::now())).map_err(|error| error.to_string())?;
     let vitals = Vitals::unmeasured(snapshot.policy.nearest_first());
     let Options { ip, user, claimed, claims, day, down, json, method, url, .. } = options;
-    let explanation = explain(&snapshot, &vitals, &Query { method, url, ip, user, claimed, claims, day, down, json })?;
+    let query = Query { method, url, ip, user, claimed, claims, day, down, json };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|error| error.to_string())?;
+    let explanation = runtime.block_on(explain(&snapshot, &vitals, &query))?;
     say(&if json { explanation.json() } else { explanation.text() })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,12 +1,13 @@
-//! The command line: one file a verb.
+//! The command line, with one file per subcommand.
 //!
-//! Promises: an error says what is wrong and what to do, on standard error, with exit code 1; misuse exits with 2. Never:
-//! a panic on bad input.
+//! Promises: an error message on standard error says what is wrong and what to do, and the exit code is 1; wrong usage exits
+//! with 2. Never: panics on bad input.
 
 mod certificates;
 mod check;
 mod demo;
 mod explain;
+mod reload;
 mod run;
 mod succession;
 
@@ -27,23 +28,25 @@ struct Cli {
 enum Verb {
     /// Serve requests.
     Run(run::Options),
-    /// Say whether a configuration is sound, and what it allows.
+    /// Check a configuration and show what it allows.
     Check(check::Options),
-    /// Say where a request would go, and why.
+    /// Show where a request would go, and why.
     Explain(explain::Options),
+    /// Have the running process read its configuration and all files again.
+    Reload(reload::Options),
     /// Run three regions in one process, to try things out.
     Demo(demo::Options),
     /// Make certificates for trying out several regions; not for production.
     Certificates(certificates::Options),
 }
 
-/// Which configuration, seen from which region.
+/// The configuration file and the local region.
 #[derive(Args)]
 struct Source {
     /// The configuration file.
     #[arg(short, long, default_value = "config/domicile.yaml", env = "DOMICILE_CONFIG")]
     config: PathBuf,
-    /// The region this is, instead of the file's `region:`.
+    /// The local region; overrides the file's `region:`.
     #[arg(long, env = "DOMICILE_REGION")]
     region: Option<String>,
 }
@@ -54,6 +57,7 @@ pub fn main() -> ExitCode {
         Verb::Run(options) => run::run(options),
         Verb::Check(options) => check::run(&options),
         Verb::Explain(options) => explain::run(options),
+        Verb::Reload(options) => reload::run(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Certificates(options) => certificates::run(&options),
     };
@@ -66,7 +70,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints to standard output; a reader that has seen enough, as `head` has, is no error.
+/// Prints to standard output. A pipe that its reader has closed, as `head` does, is not an error.
 fn say(text: &str) -> Result<(), String> {
     use std::io::Write;
     match std::io::stdout().lock().write_all(text.as_bytes()) {
@@ -75,5 +79,5 @@ fn say(text: &str) -> Result<(), String> {
     }
 }
 
-/// How a verb ends: an exit code, or what to tell on standard error.
+/// The result of a subcommand: an exit code, or a message for standard error.
 type Outcome = Result<ExitCode, String>;

@@ -1,4 +1,4 @@
-//! `domicile run`: serve until told to stop.
+//! `domicile run`: serves requests until a signal stops it.
 
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -27,34 +27,33 @@ pub(super) fn run(options: Options) -> Outcome {
     let Source { config, region } = options.source;
     let _logs = start_log(is_json(&config, region.as_deref()), "info");
     let file = config.display().to_string();
-    let claimed =
-        inherit::inherited().map_err(|error| format!("a socket that was left to this process cannot be used: {error}"))?;
+    let claimed = inherit::inherited().map_err(|error| format!("an inherited socket cannot be used: {error}"))?;
     let is_successor = succession::is_successor();
-    let deaf = |error: std::io::Error| format!("cannot wait for connection_state: {error}");
+    let no_signals = |error: std::io::Error| format!("cannot listen for signals: {error}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-    // Before anyone can see that we serve: unheard, both of these connection_state end the process.
-    let mut calls = runtime.block_on(async { Calls::listen() }).map_err(deaf)?;
+    // Install these handlers before the process is seen to serve, because without a handler SIGHUP and SIGUSR2 end the process.
+    let mut controls = runtime.block_on(async { ControlSignals::listen() }).map_err(no_signals)?;
     let launch = Launch { config, region, claimed, is_successor, ..Launch::default() };
     let app = App::start(launch).map_err(|error| with_folder(&error))?;
-    // Until here, whoever stops us need not wait for a large table.
-    let mut stops = runtime.block_on(async { Stops::listen() }).map_err(deaf)?;
+    // Install these handlers only now, so that SIGTERM and SIGINT end a start at once, even while a large user table loads.
+    let mut stops = runtime.block_on(async { StopSignals::listen() }).map_err(no_signals)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), region = app.region, policy = app.policy, config = file, "started");
     for (configured, address) in &app.listeners {
         tracing::info!(%configured, %address, "listening");
     }
-    tracing::info!(address = %app.admin, "the control plane is listening");
+    tracing::info!(address = %app.admin, "control plane listening");
     notify(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
     if is_successor {
         succession::report();
     }
-    runtime.block_on(until_told_to_stop(&app, &mut calls, &mut stops));
+    runtime.block_on(run_until_stopped(&app, &mut controls, &mut stops));
     tracing::info!("draining");
     let (done, drained) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         app.shut_down();
         let _ = done.send(());
     });
-    // A second signal ends the waiting, and with it whatever is still in flight.
+    // A second stop signal ends the drain and the requests still in flight.
     let was_drained = runtime.block_on(async {
         tokio::select! {
             _ = drained => true,
@@ -69,35 +68,36 @@ pub(super) fn run(options: Options) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells systemd, if it started this process.
+/// Notifies systemd, if it started this process.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "systemd could not be told");
+        tracing::debug!(%error, "cannot notify systemd");
     }
 }
 
-async fn until_told_to_stop(app: &App, calls: &mut Calls, stops: &mut Stops) {
+/// Handles signals until this process should drain: on a stop signal, or when a successor serves.
+async fn run_until_stopped(app: &App, controls: &mut ControlSignals, stops: &mut StopSignals) {
     loop {
         tokio::select! {
             () = stops.next() => break,
-            _ = calls.reload.recv() => {
+            _ = controls.reload.recv() => {
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
                     notify(&[NotifyState::Reloading, now]);
                 }
-                // What was wrong is in the log already; and whoever stops us need not wait for a large table.
+                // `reload` logs its errors. A stop signal does not wait for a large user table to load.
                 tokio::select! {
                     _ = app.reload() => notify(&[NotifyState::Ready]),
                     () = stops.next() => break,
                 }
             }
-            _ = calls.succeed.recv() => tokio::select! {
+            _ = controls.succeed.recv() => tokio::select! {
                 succeeded = succession::start(app) => match succeeded {
                     Ok(pid) => {
                         tracing::info!(pid, "a successor serves");
                         app.retire().await;
                         return;
                     }
-                    Err(error) => tracing::error!(error, "the successor did not come to serve; this process goes on"),
+                    Err(error) => tracing::error!(error, "the successor did not start serving; this process continues"),
                 },
                 () = stops.next() => break,
             },
@@ -106,25 +106,25 @@ async fn until_told_to_stop(app: &App, calls: &mut Calls, stops: &mut Stops) {
     notify(&[NotifyState::Stopping]);
 }
 
-/// ConnectionState that ask for something.
-struct Calls {
+/// SIGHUP, which reloads, and SIGUSR2, which hands over to a successor.
+struct ControlSignals {
     reload: Signal,
     succeed: Signal,
 }
 
-impl Calls {
+impl ControlSignals {
     fn listen() -> std::io::Result<Self> {
         Ok(Self { reload: signal(SignalKind::hangup())?, succeed: signal(SignalKind::user_defined2())? })
     }
 }
 
-/// ConnectionState to stop; none that comes while another is looked after is lost.
-struct Stops {
+/// SIGTERM and SIGINT. A signal that arrives while another signal is handled is not lost.
+struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Stops {
+impl StopSignals {
     fn listen() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
@@ -137,28 +137,28 @@ impl Stops {
     }
 }
 
-/// A file that was not found may have been looked for in the wrong place.
+/// Adds the working directory to an error about a missing file, because relative paths depend on it.
 fn with_folder(error: &StartError) -> String {
     let text = error.to_string();
     match std::env::current_dir() {
         Ok(folder) if text.contains("No such file") => {
-            format!("{text}\nrelative paths begin in the working directory, `{}`", folder.display())
+            format!("{text}\nrelative paths start at the working directory, `{}`", folder.display())
         }
         _ => text,
     }
 }
 
-/// The log's form is needed before the configuration is really read; mistakes are reported then.
+/// Whether the log is JSON. The log starts before `App::start` loads the configuration and reports its mistakes.
 fn is_json(file: &std::path::Path, region: Option<&str>) -> bool {
     let config = config::load(file, region, &mut Registry::default(), Day::of(SystemTime::now()));
     config.is_ok_and(|config| config.settings.log.json)
 }
 
-/// Lines go to standard error from a thread of their own: a slow terminal must not slow requests. Lines that find the
-/// queue full are dropped, and that is counted by nobody but the reader.
-pub(super) fn start_log(json: bool, standard: &str) -> tracing_appender::non_blocking::WorkerGuard {
+/// Starts the log on standard error. A separate thread writes the lines, so that a slow terminal does not slow requests; if
+/// its queue is full, lines are dropped without a count.
+pub(super) fn start_log(json: bool, default_filter: &str) -> tracing_appender::non_blocking::WorkerGuard {
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
-    let filter = EnvFilter::try_from_env("DOMICILE_LOG").unwrap_or_else(|_| EnvFilter::new(standard));
+    let filter = EnvFilter::try_from_env("DOMICILE_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(BoxMakeWriter::new(writer)).with_target(true);
     if json {
         subscriber.json().flatten_event(true).init();

@@ -1,4 +1,4 @@
-//! A new binary takes over: it is started with our sockets, and once it serves we drain.
+//! Handover to a successor: starts the current binary with this process's sockets, and reports when the successor serves.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -6,35 +6,35 @@ use std::time::Duration;
 
 use crate::app::App;
 
-/// Says to a process that it succeeds another, which still runs.
+/// Environment variable that marks a process as the successor of a process that still runs.
 const SUCCESSOR: &str = "DOMICILE_SUCCESSOR";
 
-/// What a successor says when it serves, on the standard output that is a pipe to its predecessor.
+/// The line that a successor prints when it serves; its standard output is a pipe to its predecessor.
 const SERVING: &str = "serving";
 
-/// How long a successor may take: a large user table takes seconds.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Maximum time until a successor serves; a large user table takes seconds to load.
+const SERVING_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(super) fn is_successor() -> bool {
     std::env::var_os(SUCCESSOR).is_some()
 }
 
-/// Tells the predecessor that it may go.
+/// Reports to the predecessor that this process serves.
 pub(super) fn report() {
-    // A predecessor that has gone already need not be told.
+    // If printing fails, the predecessor has already exited and needs no report.
     let _ = super::say(&format!("{SERVING}\n"));
 }
 
-/// Starts the binary that now stands where ours stood, with our arguments and sockets, and waits until it serves. An error
-/// means that nothing has changed.
+/// Starts the binary that is now at this process's path, with the same arguments and sockets, and waits until it serves. After
+/// an error this process serves as before.
 pub(super) async fn start(app: &App) -> Result<u32, String> {
     let mut arguments = std::env::args_os();
-    let mut command = Command::new(arguments.next().ok_or("this process does not know its own name")?);
+    let mut command = Command::new(arguments.next().ok_or("the path of this program is unknown")?);
     command.args(arguments).env(SUCCESSOR, "1").stdout(Stdio::piped());
     let mut candidate = Candidate { app, child: None, serves: false };
-    let legacy = app.share(&mut command).map_err(|error| format!("the sockets cannot be left to it: {error}"))?;
-    let child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
-    drop(legacy);
+    let sockets = app.share(&mut command).map_err(|error| format!("cannot hand over the sockets: {error}"))?;
+    let child = command.spawn().map_err(|error| format!("cannot start the binary: {error}"))?;
+    drop(sockets);
     let process = candidate.child.insert(child);
     let pid = process.id();
     let output = process.stdout.take().expect("its standard output is a pipe");
@@ -42,17 +42,17 @@ pub(super) async fn start(app: &App) -> Result<u32, String> {
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line).map(|_| line)
     });
-    match tokio::time::timeout(PATIENCE, first_line).await {
+    match tokio::time::timeout(SERVING_TIMEOUT, first_line).await {
         Ok(Ok(Ok(line))) if line.trim() == SERVING => {
             candidate.serves = true;
             Ok(pid)
         }
-        Ok(_) => Err("it ended before it served; what is wrong stands above".into()),
-        Err(_) => Err(format!("it did not serve within {} s and was stopped", PATIENCE.as_secs())),
+        Ok(_) => Err("the successor exited before it served; see its messages above".into()),
+        Err(_) => Err(format!("the successor did not serve within {} s and was killed", SERVING_TIMEOUT.as_secs())),
     }
 }
 
-/// A process that has yet to come to serve: until then it ends with the wait for it, and what was shared with it is ours again.
+/// A successor that does not serve yet. Dropping it kills the process and ends the sharing of the ledger.
 struct Candidate<'a> {
     app: &'a App,
     child: Option<Child>,
@@ -65,7 +65,7 @@ impl Drop for Candidate<'_> {
             return;
         }
         if let Some(child) = &mut self.child {
-            // It may have ended by itself.
+            // An error means that the process has already exited.
             let _ = child.kill();
             let _ = child.wait();
         }

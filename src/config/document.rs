@@ -1,15 +1,15 @@
-//! The file as it is written: a tree of values that know their positions.
+//! The file as written: a tree of values with their positions.
 //!
-//! YAML 1.2 scalars stay text here, so that `NO` is Norway and `2027-12-31` a date; the reader gives them types.
+//! YAML 1.2 scalars stay text here, so that `NO` is Norway and `2027-12-31` is a date; `reader` converts them to types.
 
 use serde_yaml::granit_parser::{Event, Parser, ScalarStyle, Span};
 
 use super::problem::{Position, Problems};
 
-/// The most values a file may hold, aliases expanded: 10,000 routes have about 150,000.
+/// Maximum number of values in a file, with aliases expanded. A file with 10,000 routes has about 150,000.
 const MAX_VALUES: usize = 2_000_000;
 
-/// The deepest nesting that makes sense in a configuration.
+/// Maximum nesting depth.
 const MAX_DEPTH: usize = 32;
 
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub struct Key {
 }
 
 impl Node {
-    /// What to call it in a message.
+    /// The name of this kind of value in messages.
     pub const fn kind(&self) -> &'static str {
         match self.value {
             Value::Null => "nothing",
@@ -43,14 +43,14 @@ impl Node {
         }
     }
 
-    /// The value of a key of a section.
+    /// The value of a key, if this node is a section and has that key.
     pub fn get(&self, wanted: &str) -> Option<&Node> {
         let Value::Map(entries) = &self.value else { return None };
         entries.iter().find(|(key, _)| key.text == wanted).map(|(_, node)| node)
     }
 }
 
-/// Reads a file of one document; reports what is no YAML, and keys that stand twice.
+/// Parses a file with one YAML document. Reports invalid YAML and duplicate keys.
 pub fn parse(text: &str, problems: &Problems) -> Option<Node> {
     let mut builder = Builder { problems, open: Vec::new(), anchors: Vec::new(), values: 0, root: None };
     for event in Parser::new_from_str(text) {
@@ -59,7 +59,7 @@ pub fn parse(text: &str, problems: &Problems) -> Option<Node> {
             Err(error) => {
                 let marker = error.marker();
                 let at = Position { line: marker.line(), column: marker.col() + 1 };
-                problems.report(at, "", format!("this is no YAML: {}", error.info()));
+                problems.report(at, "", format!("this is not valid YAML: {}", error.info()));
                 return None;
             }
         }
@@ -78,20 +78,20 @@ struct Builder<'p> {
     root: Option<Node>,
 }
 
-/// A list or section whose end has not come yet.
+/// A list or section whose end event has not been read yet.
 struct Open {
     node: Node,
     anchor: usize,
-    /// The key that waits for its value.
+    /// The last key read, if its value has not been read yet.
     key: Option<Key>,
 }
 
 impl Builder<'_> {
-    /// Takes one event; `None` ends the reading, the reason being reported.
+    /// Processes one event. `None` means that parsing stops; the reason is already reported.
     fn take(&mut self, event: Event<'_>, span: Span) -> Option<()> {
         let at = Position { line: span.start.line(), column: span.start.col() + 1 };
         if let Some(tag) = event.tag() {
-            return self.stop(at, &format!("`{}` is a tag, and means nothing here; write the value alone", tag.original()));
+            return self.stop(at, &format!("`{}` is a YAML tag, which is not supported; write the value alone", tag.original()));
         }
         match event {
             Event::Scalar(text, style, anchor, _) => {
@@ -111,9 +111,9 @@ impl Builder<'_> {
                     self.values += count(&node);
                     self.close(node, 0)
                 }
-                None => self.stop(at, "this alias stands inside what it names"),
+                None => self.stop(at, "this alias is inside the value that it refers to; write the value out"),
             },
-            Event::DocumentStart(..) if self.root.is_some() => self.stop(at, "the file holds a second document; keep one"),
+            Event::DocumentStart(..) if self.root.is_some() => self.stop(at, "the file contains a second document; keep one"),
             _ => Some(()),
         }
     }
@@ -125,7 +125,7 @@ impl Builder<'_> {
 
     fn open(&mut self, at: Position, value: Value, anchor: usize) -> Option<()> {
         if self.open.len() == MAX_DEPTH {
-            return self.stop(at, "this is nested too deep");
+            return self.stop(at, "this is nested too deeply");
         }
         self.open.push(Open { node: Node { at, value }, anchor, key: None });
         Some(())
@@ -134,7 +134,7 @@ impl Builder<'_> {
     fn close(&mut self, node: Node, anchor: usize) -> Option<()> {
         self.values += 1;
         if self.values > MAX_VALUES {
-            return self.stop(node.at, "the file holds too many values");
+            return self.stop(node.at, "the file contains too many values");
         }
         if anchor != 0 {
             self.anchors.push((anchor, node.clone()));
@@ -157,9 +157,9 @@ impl Builder<'_> {
         let text = match node.value {
             Value::Text(text) => text,
             Value::Null => "null".into(),
-            Value::List(_) | Value::Map(_) => return self.stop(at, "a key is a single value"),
+            Value::List(_) | Value::Map(_) => return self.stop(at, "a key must be a single value"),
         };
-        let parent = self.open.last_mut().expect("a key stands in a section");
+        let parent = self.open.last_mut().expect("a key is inside a section");
         if let Value::Map(entries) = &parent.node.value
             && let Some((first, _)) = entries.iter().find(|(key, _)| key.text == text)
         {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_stands_twice_is_reported_where_it_stands() {
+    fn a_duplicate_key_is_reported_at_its_position() {
         assert_eq!(problems_of("a: 1\nb: {c: 1, c: 2}\n"), ["f:2:11: `c` is set twice, first in line 2; keep one"]);
     }
 
@@ -206,12 +206,12 @@ mod tests {
     }
 
     #[test]
-    fn what_other_programs_make_of_tags_is_not_guessed() {
+    fn yaml_tags_are_refused() {
         for (text, tag) in
             [("a: !include other.yaml\n", "!include"), ("a: !!binary aGk=\n", "!!binary"), ("a: !set {b}\n", "!set")]
         {
-            let said = problems_of(text).concat();
-            assert!(said.starts_with("f:1:") && said.contains(&format!("`{tag}` is a tag, and means nothing here")), "{said}");
+            let report = problems_of(text).concat();
+            assert!(report.starts_with("f:1:") && report.contains(&format!("`{tag}` is a YAML tag")), "{report}");
         }
     }
 

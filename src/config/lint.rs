@@ -1,27 +1,32 @@
-//! What every part of the file allows and the whole of it must not.
+//! Mistakes that show only in the policy as a whole, such as routes that can never match.
 
-use crate::decision::policy::{ClassId, Policy, Step};
-use crate::decision::residency::{Carriers, Mode, ResidencyRule};
-use crate::decision::route::{HostPattern, MethodSet, Pattern, Route};
+use crate::decision::policy::Policy;
+use crate::decision::policy::chain::Step;
+use crate::decision::policy::class::ClassId;
+use crate::decision::policy::route::{HostPattern, MethodSet, Pattern, Route};
+use crate::decision::policy::rule::{Carriers, Mode, ResidencyRule};
 use crate::model::day::Day;
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::region::RegionId;
 use crate::model::user::Evidence;
 
-use super::policy::{PolicyDraft, RegionDraft};
+use super::draft::{PolicyDraft, RegionDraft};
 
-/// Reports the routes that can never match. It needs nothing but the routes, so mistakes elsewhere do not hide these.
+/// Reports routes that can never match. This check needs only the routes, so it runs even if other sections have mistakes.
 pub fn report_shadowed(draft: &PolicyDraft<'_>) {
     let readable: Vec<_> = draft.routes.iter().filter_map(|draft| Some((draft.route.as_ref()?, &draft.field))).collect();
     let routes: Vec<Route> = readable.iter().map(|(route, _)| (*route).clone()).collect();
     for (index, (route, field)) in readable.iter().enumerate() {
         if let Some(earlier) = shadow(&routes, index) {
-            field.wrong::<()>(format!("route `{}` can never match: `{earlier}` above takes every request it is for", route.name));
+            field.wrong::<()>(format!(
+                "route `{}` can never match: the routes above it, up to `{earlier}`, already match all of its requests",
+                route.name
+            ));
         }
     }
 }
 
-/// Reports what only the whole policy can show.
+/// Reports mistakes that only the compiled policy shows.
 pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
     for (index, route) in policy.routes.all().iter().enumerate() {
         let field = &draft.routes[index].field;
@@ -30,8 +35,8 @@ pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
         }
         if let Some((method, wider)) = escape_by_method(policy, index, today) {
             field.wrong::<()>(format!(
-                "changing only the method escapes this route: `{method}` to the same place falls to `{}`, whose class `{}` is \
-                 cleared more widely than `{}`; let a route of the same class take the other methods",
+                "a request can avoid this route by changing its method: `{method}` for the same host and path matches route \
+                 `{}`, whose class `{}` has a wider clearance than `{}`; let a route of class `{2}` match the other methods",
                 wider.name,
                 class_name(policy, wider.class),
                 class_name(policy, route.class)
@@ -39,8 +44,8 @@ pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
         }
         if let Some((url, other)) = escape_by_redirect(policy, draft, index, today) {
             field.wrong::<()>(format!(
-                "following our own redirect changes the class: at `{url}` the same request falls to `{}` of class `{}`, not `{}`; \
-                 let a route of the same class match that host",
+                "Domicile's own redirect changes the data class: at `{url}` the redirected request matches route `{}` of class \
+                 `{}` instead of class `{}`; let a route of class `{2}` match that host",
                 other.name,
                 class_name(policy, other.class),
                 class_name(policy, route.class)
@@ -48,7 +53,7 @@ pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
         }
         if let Some(region) = dead_end(policy, route, today) {
             field.wrong::<()>(format!(
-                "the chain ends in `{}`, where `{}` may never be processed; end it in `refuse` or in a region that is cleared",
+                "the chain ends in `{}`, where `{}` may never be processed; end it with `refuse` or with a cleared region",
                 policy.region_name(region),
                 class_name(policy, route.class)
             ));
@@ -60,7 +65,7 @@ fn class_name(policy: &Policy, class: ClassId) -> &str {
     &policy.class(class).name
 }
 
-/// The route above that leaves nothing for this one.
+/// The earlier route that, with the routes before it, matches every request that route `index` matches.
 fn shadow(routes: &[Route], index: usize) -> Option<&str> {
     let pattern = &routes[index].pattern;
     let mut taken = MethodSet::NONE;
@@ -75,12 +80,13 @@ fn shadow(routes: &[Route], index: usize) -> Option<&str> {
     None
 }
 
-/// A method that the route does not take, and the route of wider clearance that such a request falls to.
+/// A method that the route does not match, and the route with a wider clearance that matches a request with that method.
 fn escape_by_method(policy: &Policy, index: usize, today: Day) -> Option<(&'static str, &Route)> {
     let routes = policy.routes.all();
     let route = &routes[index];
     for method in MethodSet::ALL.without(route.pattern.methods).iter() {
-        // A route above that is for more than this place is a catch-all as well; one for just this place is meant.
+        // An earlier route for more hosts or paths than this one is a catch-all and is checked like the later ones. An earlier
+        // route for exactly the same hosts and paths is intended.
         let catches = |other: &&Route| {
             other.pattern.methods.contains(method)
                 && other.pattern.covers_place_of(&route.pattern)
@@ -105,7 +111,7 @@ fn escape_by_method(policy: &Policy, index: usize, today: Day) -> Option<(&'stat
     None
 }
 
-/// Whether class `one` allows anything that class `other` forbids. Report-only forbids nothing.
+/// Whether class `one` allows anything that class `other` forbids. A class in report-only mode forbids nothing.
 fn is_wider(policy: &Policy, one: ClassId, other: ClassId, today: Day) -> bool {
     let (one, other) = (&policy.class(one).rule, &policy.class(other).rule);
     let needs = |rule: &ResidencyRule| if rule.mode == Mode::Report { Evidence::Inferred } else { rule.needs };
@@ -122,19 +128,19 @@ fn is_wider(policy: &Policy, one: ClassId, other: ClassId, today: Day) -> bool {
     })
 }
 
-/// The jurisdictions that users can be in.
+/// Every jurisdiction in which a user can be, including `Elsewhere` and `Unknown`.
 pub fn everybody(policy: &Policy) -> impl Iterator<Item = Jurisdiction> {
     policy.jurisdictions().map(|(id, _)| Jurisdiction::Named(id)).chain([Jurisdiction::Elsewhere, Jurisdiction::Unknown])
 }
 
-/// A region's URL at which a redirected request of this route would be judged as another class.
+/// A region's URL at which a redirected request of this route would match a route of another class.
 fn escape_by_redirect<'p>(policy: &'p Policy, draft: &PolicyDraft<'_>, index: usize, today: Day) -> Option<(String, &'p Route)> {
     let route = &policy.routes.all()[index];
     let rule = &policy.class(route.class).rule;
     if rule.carried_by == Carriers::Anyone || rule.mode == Mode::Report {
         return None;
     }
-    // The client is only sent where its data may be, and only from where it may not be carried.
+    // A client is redirected only to a region that may process its data, and only by a region that may not carry it.
     let admits = |user, region: &RegionDraft<'_>| {
         region.region.as_ref().is_some_and(|region| rule.admits(user, Jurisdiction::Named(region.jurisdiction), today))
     };
@@ -157,9 +163,9 @@ fn other_class_at<'p>(policy: &'p Policy, index: usize, url: &http::Uri) -> Opti
         if left.intersection(other.pattern.methods).is_empty() || !other.pattern.overlaps_place_of(&moved) {
             continue;
         }
-        // What an earlier route takes after the redirect it took before it as well, where the path stays the same.
-        let took_it_before = position < index && other.pattern.host.covers(&route.pattern.host) && url.path() == "/";
-        if other.class != route.class && !took_it_before {
+        // If the path stays the same, an earlier route for the same hosts already matched the request before the redirect.
+        let matched_before = position < index && other.pattern.host.covers(&route.pattern.host) && url.path() == "/";
+        if other.class != route.class && !matched_before {
             return Some(other);
         }
         if other.pattern.covers_place_of(&moved) {
@@ -169,7 +175,7 @@ fn other_class_at<'p>(policy: &'p Policy, index: usize, url: &http::Uri) -> Opti
     None
 }
 
-/// The fixed region at the end of a chain, if nobody's data of the route's class may be processed there.
+/// The fixed region at the end of a chain, if data of the route's class may not be processed there for any user.
 fn dead_end(policy: &Policy, route: &Route, today: Day) -> Option<RegionId> {
     let rule = &policy.class(route.class).rule;
     let Some(Step::Region(region)) = route.chain.last() else { return None };
@@ -179,7 +185,7 @@ fn dead_end(policy: &Policy, route: &Route, today: Day) -> Option<RegionId> {
     (!cleared).then_some(*region)
 }
 
-/// What is allowed and yet leads to refusals that an operator may not expect, a sentence each.
+/// Warnings about valid settings that cause refusals which an operator may not expect.
 pub fn notes(policy: &Policy, today: Day) -> Vec<String> {
     let mut notes = Vec::new();
     for (country, region) in &policy.geo.countries {
@@ -193,7 +199,8 @@ pub fn notes(policy: &Policy, today: Day) -> Vec<String> {
         let routes: Vec<_> = policy.routes.all().iter().filter(refuses).map(|route| format!("`{}`", route.name)).collect();
         if !routes.is_empty() {
             notes.push(format!(
-                "geoip.countries sends {} to {}, which may not process its people's data of {}: they are refused there; name a region of their jurisdiction",
+                "geoip.countries maps {0} to {1}, but {1} may not process data of users in {0} (routes: {2}), so their requests \
+                 are refused; name a region in their jurisdiction",
                 country.as_str(),
                 policy.region_name(*region),
                 routes.join(", ")
@@ -204,7 +211,7 @@ pub fn notes(policy: &Policy, today: Day) -> Vec<String> {
         let data = policy.class(class);
         for transfer in data.rule.transfers.iter().filter(|transfer| transfer.until < today) {
             notes.push(format!(
-                "a transfer of `{}` from {} expired after {} and is no transfer any more; renew or remove it",
+                "the transfer of `{}` from {} expired after {} and no longer applies; renew or remove it",
                 data.name,
                 policy.jurisdiction_name(transfer.from),
                 transfer.until

@@ -1,10 +1,11 @@
-//! YAML in, validated types out.
+//! Reads the YAML configuration into validated types.
 //!
-//! Promises: every mistake in one report, each with its place and what would be right; what loads can be judged by
-//! without another check. Two tiers: `document` is the file as written, `policy` and `settings` what it means. Never:
-//! a guess for a value that residency depends on. Start reading at [`load`].
+//! Promises: one report lists every mistake, each with its position and a correction; a configuration that loads needs no
+//! further checks. There are two tiers: `document` holds the file as written, `policy` and `settings` hold what it means.
+//! Never: guesses a value that residency depends on. Start reading at [`load`].
 
 mod document;
+mod draft;
 mod lint;
 mod policy;
 mod problem;
@@ -23,15 +24,15 @@ pub use lint::notes;
 pub use problem::{Position, Problem};
 pub use settings::{Log, Settings};
 
-/// A configuration that may be put to work.
+/// A validated configuration.
 pub struct Config {
     pub policy: Policy,
     pub settings: Settings,
 }
 
-/// Reads a configuration file; `region` replaces the file's own `region:`, `today` says which transfers still hold.
+/// Reads a configuration file. `region` overrides the file's `region:`; `today` decides which transfers are still valid.
 ///
-/// New names get their numbers in `registry` only if the whole file is good.
+/// New names are numbered in `registry` only if the whole file is valid.
 pub fn load(path: &Path, region: Option<&str>, registry: &mut Registry, today: Day) -> Result<Config, Vec<Problem>> {
     match std::fs::read_to_string(path) {
         Ok(text) => parse(&text, path, region, registry, today),
@@ -43,20 +44,23 @@ pub fn load(path: &Path, region: Option<&str>, registry: &mut Registry, today: D
     }
 }
 
-/// The same for text that is already at hand; `path` is only named in messages.
+/// Like [`load`], for text that is already in memory; `path` appears only in messages.
 pub fn parse(text: &str, path: &Path, region: Option<&str>, registry: &mut Registry, today: Day) -> Result<Config, Vec<Problem>> {
-    // An empty variable is one that is not set.
+    // An empty environment variable counts as unset.
     let region = region.filter(|name| !name.is_empty());
     let problems = problem::Problems::of(path);
     let mut numbers = registry.clone();
     let config = document::parse(text, &problems).and_then(|root| {
         let root = reader::Field::root(&root, &problems);
         let section = root.section()?;
-        let draft = policy::read(&section, &root, region, &mut numbers);
+        let mut draft = policy::read(&section, &root, region, &mut numbers);
+        draft.routes = routes::read(&section, &draft);
         let settings = settings::read(&section, &draft);
         section.finish();
         lint::report_shadowed(&draft);
-        let policy = draft.compile()?;
+        let identification = settings.as_ref().map_or(Vec::new(), Settings::identification);
+        let refuses_unread = settings.as_ref().is_none_or(Settings::refuses_unread_credentials);
+        let policy = draft.compile(identification, refuses_unread)?;
         lint::run(&policy, &draft, today);
         Some(Config { policy, settings: settings? })
     });

@@ -1,50 +1,22 @@
-//! The sections that judgement depends on: jurisdictions, regions, data classes, geography.
+//! Reads the sections that routing decisions depend on: jurisdictions, regions, data classes and geography.
 
-use aws_lc_rs::digest;
 use ipnet::IpNet;
 
-use crate::decision::policy::{ClassId, DataClass, Draft, GeoRules, MAX_CLASSES, Network, Networks, Otherwise, Policy, Region};
-use crate::decision::residency::{Carriers, Mode, ResidencyRule, Stays, Transfer};
+use crate::decision::policy::class::MAX_CLASSES;
+use crate::decision::policy::geography::{GeoRules, Network, Networks, Otherwise};
+use crate::decision::policy::rule::{Carriers, Mode, ResidencyRule, Stays, Transfer};
+use crate::decision::policy::{DataClass, Region};
+use crate::model::coordinates::Coordinates;
 use crate::model::country::{Continent, CountryCode};
 use crate::model::day::Day;
-use crate::model::jurisdiction::{Jurisdiction, JurisdictionId, JurisdictionSet};
-use crate::model::place::Coordinates;
+use crate::model::jurisdiction::{Jurisdiction, JurisdictionId};
 use crate::model::region::{RegionId, Registry};
 use crate::model::user::Evidence;
-use crate::model::vitals::PolicyHash;
 
-use super::document::{Node, Value};
+use super::document::Value;
+use super::draft::{PolicyDraft, RegionDraft};
 use super::problem::suggestion;
 use super::reader::{Field, Section};
-use super::routes::{self, RouteDraft};
-
-/// The policy as far as it could be read, with the fields it was read from.
-pub struct PolicyDraft<'n> {
-    pub local: Option<RegionId>,
-    pub regions: Vec<RegionDraft<'n>>,
-    pub jurisdictions: Vec<(JurisdictionId, Box<str>, Vec<CountryCode>)>,
-    pub classes: Vec<DataClass>,
-    pub routes: Vec<RouteDraft<'n>>,
-    pub geo: Option<GeoRules>,
-    pub has_directory: bool,
-    pub has_tokens: bool,
-    hash: PolicyHash,
-}
-
-/// A region, and what `settings` reads of it.
-pub struct RegionDraft<'n> {
-    pub id: RegionId,
-    pub name: &'n str,
-    pub region: Option<Region>,
-    pub field: Field<'n>,
-    pub url: Option<http::Uri>,
-    pub gateway: Option<http::Uri>,
-    pub upstreams: Option<Field<'n>>,
-    pub health: Option<Field<'n>>,
-    /// What this region listens on, where the regions differ in it.
-    pub listen: Option<Field<'n>>,
-    pub admin: Option<Field<'n>>,
-}
 
 pub fn read<'n>(section: &Section<'n>, root: &Field<'n>, region: Option<&str>, registry: &mut Registry) -> PolicyDraft<'n> {
     let mut draft = PolicyDraft {
@@ -56,54 +28,38 @@ pub fn read<'n>(section: &Section<'n>, root: &Field<'n>, region: Option<&str>, r
         geo: None,
         has_directory: root.node.get("users").is_some_and(|users| users.get("directory").is_some()),
         has_tokens: root.node.get("users").is_some_and(|users| users.get("token").is_some()),
-        hash: hash(root.node),
     };
     if let Some(field) = section.required("jurisdictions", "name at least one legal area, such as `eu: { countries: [EEA] }`") {
         draft.read_jurisdictions(&field, registry);
     }
-    if let Some(field) = section.required("regions", "name the regions and where they are") {
+    if let Some(field) = section.required("regions", "list the regions, each with its jurisdiction, coordinates and upstreams") {
         draft.read_regions(&field, registry);
     }
     draft.local = draft.read_local(section, region);
-    if let Some(field) = section.required("data", "name the data classes and where each may be processed") {
+    if let Some(field) = section.required("data", "list the data classes and where each may be processed") {
         draft.read_classes(&field);
     }
     if let Some(field) = section.optional("geoip") {
         draft.geo = draft.read_geography(&field);
     }
-    draft.routes = routes::read(section, &draft);
     draft
 }
 
-/// Whether a name can stand in a certificate, a label and a token alike.
+/// Whether a name is valid in certificates, metric labels and tokens.
 fn is_plain_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     name.len() <= 63 && name.starts_with(|first: char| first.is_ascii_lowercase()) && name.bytes().all(plain)
 }
 
 impl<'n> PolicyDraft<'n> {
-    /// The policy, if all of it could be read.
-    pub fn compile(&self) -> Option<Policy> {
-        let regions = self.regions.iter().map(|draft| Some((draft.id, draft.region.clone()?))).collect::<Option<Vec<_>>>()?;
-        Some(Policy::compile(Draft {
-            local: self.local?,
-            regions,
-            jurisdictions: self.jurisdictions.clone(),
-            classes: self.classes.clone(),
-            routes: self.routes.iter().map(|draft| draft.route.clone()).collect::<Option<_>>()?,
-            geo: self.geo.clone().unwrap_or_default(),
-            hash: self.hash,
-        }))
-    }
-
-    fn read_local(&self, section: &Section<'n>, replacement: Option<&str>) -> Option<RegionId> {
+    fn read_local(&self, section: &Section<'n>, override_name: Option<&str>) -> Option<RegionId> {
         let field = section.optional("region");
-        if let Some(name) = replacement {
+        if let Some(name) = override_name {
             let found = self.regions.iter().find(|draft| draft.name == name).map(|draft| draft.id);
             let known = self.regions.iter().map(|draft| draft.name);
             return found.or_else(|| {
                 section.wrong(format!(
-                    "DOMICILE_REGION or --region says `{name}`, which is no region of this file{}",
+                    "DOMICILE_REGION or --region names `{name}`, which is not a region in this file{}",
                     suggestion(name, known)
                 ))
             });
@@ -114,58 +70,22 @@ impl<'n> PolicyDraft<'n> {
         self.region(&field)
     }
 
-    /// The region that a field names.
-    pub fn region(&self, field: &Field<'n>) -> Option<RegionId> {
-        let name = field.text()?;
-        let found = self.regions.iter().find(|draft| draft.name == name).map(|draft| draft.id);
-        let known = self.regions.iter().map(|draft| draft.name);
-        found.or_else(|| field.wrong(format!("unknown region `{name}`{}", suggestion(name, known))))
-    }
-
-    /// The data class that a field names.
-    pub fn class(&self, field: &Field<'n>) -> Option<ClassId> {
-        let name = field.text()?;
-        let found = self.classes.iter().position(|class| *class.name == *name).and_then(ClassId::new);
-        let known = self.classes.iter().map(|class| &*class.name);
-        found.or_else(|| field.wrong(format!("unknown data class `{name}`{}", suggestion(name, known))))
-    }
-
-    fn find_jurisdiction(&self, name: &str) -> Option<JurisdictionId> {
-        self.jurisdictions.iter().find(|(_, known, _)| **known == *name).map(|(id, _, _)| *id)
-    }
-
-    fn jurisdiction_names(&self) -> impl Iterator<Item = &str> {
-        self.jurisdictions.iter().map(|(_, name, _)| &**name)
-    }
-
-    fn jurisdiction(&self, field: &Field<'n>) -> Option<JurisdictionId> {
-        let name = field.text()?;
-        self.find_jurisdiction(name)
-            .or_else(|| field.wrong(format!("unknown jurisdiction `{name}`{}", suggestion(name, self.jurisdiction_names()))))
-    }
-
-    fn jurisdiction_set(&self, field: &Field<'n>) -> Option<JurisdictionSet> {
-        let mut set = JurisdictionSet::default();
-        let items = field.one_or_many();
-        if items.is_empty() {
-            return field.wrong("this list is empty; name at least one jurisdiction");
-        }
-        for item in items {
-            set = set.with(Jurisdiction::Named(self.jurisdiction(&item)?));
-        }
-        Some(set)
-    }
-
     fn read_jurisdictions(&mut self, field: &Field<'n>, registry: &mut Registry) {
         for (key, field) in field.entries() {
             if matches!(key.text.as_str(), "elsewhere" | "unknown" | "home" | "anywhere" | "anyone" | "nobody")
                 || !is_plain_name(&key.text)
             {
-                field.wrong::<()>(format!("`{}` cannot name a jurisdiction; use lower-case letters, digits and `-`, and none of the words elsewhere, unknown, home, anywhere, anyone, nobody", key.text));
+                field.wrong::<()>(format!(
+                    "`{}` is not a valid jurisdiction name; use at most 63 lower-case letters, digits and `-`, a letter first, \
+                     and none of the words elsewhere, unknown, home, anywhere, anyone, nobody",
+                    key.text
+                ));
                 continue;
             }
             let Some(id) = registry.jurisdictions.number(&key.text).and_then(JurisdictionId::new) else {
-                field.wrong::<()>("this is the 65th jurisdiction of this process; at most 64 can be named until it is restarted");
+                field.wrong::<()>(
+                    "this is the 65th jurisdiction; the limit is 64, and removed names count until the process restarts",
+                );
                 continue;
             };
             let countries = field.section().map_or(Vec::new(), |section| {
@@ -190,7 +110,7 @@ impl<'n> PolicyDraft<'n> {
                 let owner = self.jurisdictions.iter().find(|(_, _, listed)| listed.contains(&code));
                 if let Some((_, name, _)) = owner {
                     item.wrong::<()>(format!(
-                        "`{}` is in jurisdiction `{name}` already; a country has one jurisdiction",
+                        "`{}` is already in jurisdiction `{name}`; list each country in one jurisdiction",
                         code.as_str()
                     ));
                 } else if !countries.contains(&code) {
@@ -206,19 +126,19 @@ impl<'n> PolicyDraft<'n> {
             let name = key.text.as_str();
             if !is_plain_name(name) {
                 field.wrong::<()>(format!(
-                    "`{name}` cannot name a region; use at most 63 lower-case letters, digits and `-`, a letter first"
+                    "`{name}` is not a valid region name; use at most 63 lower-case letters, digits and `-`, a letter first"
                 ));
                 continue;
             }
             let Some(id) = registry.regions.number(name).and_then(RegionId::new) else {
-                field.wrong::<()>("this is the 65th region of this process; at most 64 can be named until it is restarted");
+                field.wrong::<()>("this is the 65th region; the limit is 64, and removed names count until the process restarts");
                 continue;
             };
             let draft = self.read_region(id, name, field);
             self.regions.push(draft);
         }
         if self.regions.is_empty() {
-            field.wrong::<()>("no region is named; Domicile needs at least one");
+            field.wrong::<()>("no region is listed; list at least one");
         }
     }
 
@@ -236,7 +156,7 @@ impl<'n> PolicyDraft<'n> {
             admin: None,
         };
         let Some(section) = field.section() else { return draft };
-        let jurisdiction = section.required("jurisdiction", "say which legal area the region is in");
+        let jurisdiction = section.required("jurisdiction", "name the jurisdiction that the region is in");
         let jurisdiction = jurisdiction.and_then(|field| self.jurisdiction(&field));
         let at = section.required("at", "write `[latitude, longitude]` in degrees").and_then(|field| coordinates(&field));
         draft.upstreams = section.required("upstreams", "list the app servers of the region, such as `[http://10.1.0.10:3000]`");
@@ -259,14 +179,17 @@ impl<'n> PolicyDraft<'n> {
     fn read_classes(&mut self, field: &Field<'n>) {
         for (key, field) in field.entries() {
             if !is_plain_name(&key.text) {
-                field.wrong::<()>(format!("`{}` cannot name a data class; use lower-case letters, digits and `-`", key.text));
+                field.wrong::<()>(format!(
+                    "`{}` is not a valid data class name; use at most 63 lower-case letters, digits and `-`, a letter first",
+                    key.text
+                ));
                 continue;
             }
             if self.classes.len() == MAX_CLASSES {
-                field.wrong::<()>("at most 64 data classes can be named");
+                field.wrong::<()>("the limit is 64 data classes; remove some");
                 return;
             }
-            // A class that could not be read keeps its name, so that the routes that use it are not reported as well.
+            // A class with mistakes keeps its name, so that routes that use it are not reported as mistakes too.
             let rule = self.read_rule(&field).unwrap_or(ResidencyRule {
                 stays: Stays::Home,
                 needs: Evidence::Recorded,
@@ -316,20 +239,21 @@ impl<'n> PolicyDraft<'n> {
             "unknown" => Some(Jurisdiction::Unknown),
             _ => self.jurisdiction(&field).map(Jurisdiction::Named),
         });
-        let to =
-            section.required("to", "name where the data may be processed too").and_then(|field| self.jurisdiction_set(&field));
+        let to = section.required("to", "name the jurisdictions where the data may also be processed");
+        let to = to.and_then(|field| self.jurisdiction_set(&field));
         let basis = section.required("basis", "name the legal basis, such as `contract`").and_then(|field| field.text());
-        let until = section.required("until", "write the last day on which it holds, such as `2027-12-31`").and_then(|field| {
-            let text = field.text()?;
-            Day::parse(text).or_else(|| field.wrong(format!("`{text}` is no date; write it as `2027-12-31`")))
-        });
+        let until =
+            section.required("until", "write the last day on which it is valid, such as `2027-12-31`").and_then(|field| {
+                let text = field.text()?;
+                Day::parse(text).or_else(|| field.wrong(format!("`{text}` is not a valid date; write it as `2027-12-31`")))
+            });
         section.finish();
         Some(Transfer { from: from?, to: to?, basis: basis?.into(), until: until? })
     }
 
     fn read_geography(&self, field: &Field<'n>) -> Option<GeoRules> {
         let section = field.section()?;
-        // `settings` reads these two.
+        // `settings` reads these two keys; mark them as known.
         section.optional("database");
         section.optional("max_age");
         let networks = section.optional("networks").map_or(Vec::new(), |field| field.entries());
@@ -355,10 +279,11 @@ impl<'n> PolicyDraft<'n> {
 
     fn read_network(&self, text: &str, field: &Field<'n>) -> Option<(std::net::IpAddr, u8, Network)> {
         let Ok(network) = text.parse::<IpNet>() else {
-            return field.wrong(format!("`{text}` is no network; write an address and a prefix length, such as `10.1.0.0/16`"));
+            return field
+                .wrong(format!("`{text}` is not a valid network; write an address and a prefix length, such as `10.1.0.0/16`"));
         };
         if network.trunc() != network {
-            return field.wrong(format!("`{text}` has bits behind its prefix; did you mean `{}`?", network.trunc()));
+            return field.wrong(format!("`{text}` has address bits after its prefix; did you mean `{}`?", network.trunc()));
         }
         let network_is = |home, country| (network.addr(), network.prefix_len(), Network { home, country });
         if !field.is_section() {
@@ -397,40 +322,4 @@ fn coordinates(field: &Field<'_>) -> Option<Coordinates> {
         return field.wrong("write `[latitude, longitude]` in degrees");
     };
     Some(Coordinates { latitude: latitude.decimal(-90.0, 90.0)?, longitude: longitude.decimal(-180.0, 180.0)? })
-}
-
-/// A hash over everything judgement depends on, however it is written: comments, order of keys and local settings
-/// do not change it, so two regions that judge alike have equal hashes.
-fn hash(root: &Node) -> PolicyHash {
-    let mut canon = String::new();
-    for section in ["jurisdictions", "data", "failover", "routes"] {
-        canon.push_str(section);
-        root.get(section).inspect(|node| write_canonical(node, &mut canon, &[]));
-    }
-    root.get("regions").inspect(|node| write_canonical(node, &mut canon, &["upstreams", "health", "gateway", "listen", "admin"]));
-    root.get("geoip").inspect(|node| write_canonical(node, &mut canon, &["database"]));
-    let digest = digest::digest(&digest::SHA256, canon.as_bytes());
-    PolicyHash(digest.as_ref()[..16].try_into().expect("SHA-256 has 32 bytes"))
-}
-
-fn write_canonical(node: &Node, out: &mut String, without: &[&str]) {
-    match &node.value {
-        Value::Null => out.push('~'),
-        Value::Text(text) => out.push_str(&format!("{}:{text}", text.len())),
-        Value::List(items) => {
-            out.push('[');
-            items.iter().for_each(|item| write_canonical(item, out, without));
-            out.push(']');
-        }
-        Value::Map(entries) => {
-            let mut entries: Vec<_> = entries.iter().filter(|(key, _)| !without.contains(&key.text.as_str())).collect();
-            entries.sort_by(|(a, _), (b, _)| a.text.cmp(&b.text));
-            out.push('{');
-            for (key, node) in entries {
-                out.push_str(&format!("{}:{}=", key.text.len(), key.text));
-                write_canonical(node, out, without);
-            }
-            out.push('}');
-        }
-    }
 }

@@ -1,10 +1,10 @@
-//! What is wrong with a configuration: where, why, and what would be right.
+//! Mistakes in a configuration: the position, the cause and the correction.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A place in the file, both counted from 1.
+/// A position in the file; lines and columns count from 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 pub struct Position {
     pub line: usize,
@@ -17,7 +17,7 @@ pub struct Problem {
     pub file: PathBuf,
     /// `None` if the file could not be read at all.
     pub at: Option<Position>,
-    /// The way to the value, such as `routes[2].data`; empty at the top.
+    /// The path of the value, such as `routes[2].data`; empty for the root.
     pub path: String,
     pub message: String,
 }
@@ -74,7 +74,7 @@ impl Problems {
     }
 }
 
-/// `; did you mean X?`, where one of `known` is close enough to be meant; else the list of what is known.
+/// Returns `; did you mean X?` if `given` looks like a misspelling of a known word, else the list of at most 12 known words.
 pub fn suggestion<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -> String {
     let known: Vec<&str> = known.into_iter().collect();
     let closest = known.iter().map(|name| (edits(given, name), *name)).min();
@@ -82,13 +82,13 @@ pub fn suggestion<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -> 
         Some((edits, name)) if edits <= 1 + given.len().max(name.len()) / 4 => format!("; did you mean `{name}`?"),
         _ if known.is_empty() => String::new(),
         _ if known.len() <= 12 => {
-            format!("; known are {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))
+            format!("; expected one of {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))
         }
         _ => String::new(),
     }
 }
 
-/// Damerau-Levenshtein distance, adjacent transpositions counted once.
+/// Damerau-Levenshtein distance: a transposition of adjacent characters counts as one edit.
 fn edits(from: &str, to: &str) -> usize {
     let (from, to): (Vec<char>, Vec<char>) = (from.to_lowercase().chars().collect(), to.to_lowercase().chars().collect());
     let mut rows = vec![(0..=to.len()).collect::<Vec<usize>>()];
@@ -111,10 +111,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_is_answered_with_what_was_meant() {
+    fn a_misspelled_name_gets_a_suggestion() {
         assert_eq!(suggestion("resticted", ["public", "restricted"]), "; did you mean `restricted`?");
         assert_eq!(suggestion("adress", ["address", "tls"]), "; did you mean `address`?");
-        assert_eq!(suggestion("zebra", ["public", "restricted"]), "; known are `public`, `restricted`");
+        assert_eq!(suggestion("zebra", ["public", "restricted"]), "; expected one of `public`, `restricted`");
         assert_eq!(suggestion("x", []), "");
     }
 }

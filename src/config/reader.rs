@@ -1,4 +1,4 @@
-//! Reads typed values out of the tree; whatever does not fit is reported, with its place, and reading goes on.
+//! Reads typed values from the tree. A value that does not fit is reported with its position, and reading continues.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::document::{Key, Node, Value};
 use super::problem::{Position, Problems, suggestion};
 
-/// A value and the way to it.
+/// A value and its path.
 #[derive(Clone)]
 pub struct Field<'n> {
     pub node: &'n Node,
@@ -15,13 +15,13 @@ pub struct Field<'n> {
     problems: &'n Problems,
 }
 
-/// A section whose keys are asked for by name; a key nobody asked for is a mistake.
+/// A section whose keys are read by name; a key that is never read is reported as unknown.
 pub struct Section<'n> {
     entries: &'n [(Key, Node)],
     at: Position,
     path: String,
     problems: &'n Problems,
-    asked: RefCell<Vec<&'static str>>,
+    known: RefCell<Vec<&'static str>>,
 }
 
 fn join(path: &str, key: &str) -> String {
@@ -46,10 +46,10 @@ impl<'n> Field<'n> {
     pub fn section(&self) -> Option<Section<'n>> {
         let Value::Map(entries) = &self.node.value else { return self.expected("a section of keys") };
         let (at, path, problems) = (self.node.at, self.path.clone(), self.problems);
-        Some(Section { entries, at, path, problems, asked: RefCell::default() })
+        Some(Section { entries, at, path, problems, known: RefCell::default() })
     }
 
-    /// The entries of a section whose keys are names of the operator's.
+    /// The entries of a section whose keys are names chosen by the operator.
     pub fn entries(&self) -> Vec<(&'n Key, Field<'n>)> {
         let Value::Map(entries) = &self.node.value else {
             self.expected::<()>("a section of names");
@@ -71,7 +71,7 @@ impl<'n> Field<'n> {
         self.items(items)
     }
 
-    /// A list, or one value that stands for a list of one.
+    /// The items of a list; a single value counts as a list with one item.
     pub fn one_or_many(&self) -> Vec<Field<'n>> {
         match &self.node.value {
             Value::List(items) => self.items(items),
@@ -91,13 +91,13 @@ impl<'n> Field<'n> {
         }
     }
 
-    /// One of a closed list of words.
+    /// One of a fixed set of words.
     pub fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
         let text = self.text()?;
         let found = words.iter().find(|(word, _)| *word == text);
         found.map(|(_, value)| *value).or_else(|| {
             let known = words.iter().map(|(word, _)| *word);
-            self.wrong(format!("`{text}` is not possible here{}", suggestion(text, known)))
+            self.wrong(format!("`{text}` is not a valid value{}", suggestion(text, known)))
         })
     }
 
@@ -105,39 +105,48 @@ impl<'n> Field<'n> {
         self.word(&[("true", true), ("false", false)])
     }
 
-    /// A whole number within limits, both included.
+    /// A whole number from `least` to `most`, both included.
     pub fn number(&self, least: u64, most: u64) -> Option<u64> {
         let text = self.text()?;
         let in_range = text.parse().ok().filter(|number| (least..=most).contains(number));
-        in_range.or_else(|| self.wrong(format!("`{text}` is not possible here; write a whole number from {least} to {most}")))
+        in_range.or_else(|| self.wrong(format!("`{text}` is not a valid value; write a whole number from {least} to {most}")))
+    }
+
+    /// A share such as `10 %` or `10%`.
+    pub fn percent(&self) -> Option<u8> {
+        let text = self.text()?;
+        let number = text.strip_suffix('%').map_or(text, str::trim_end);
+        let percent = number.parse::<u8>().ok().filter(|percent| *percent <= 100);
+        percent.or_else(|| self.wrong(format!("`{text}` is not a valid percentage; write `0 %` to `100 %`")))
     }
 
     pub fn decimal(&self, least: f32, most: f32) -> Option<f32> {
         let text = self.text()?;
         let in_range = text.parse().ok().filter(|number| (least..=most).contains(number));
-        in_range.or_else(|| self.wrong(format!("`{text}` is not possible here; write a number from {least} to {most}")))
+        in_range.or_else(|| self.wrong(format!("`{text}` is not a valid value; write a number from {least} to {most}")))
     }
 
-    /// A time such as `500ms`, `5s`, `2m`, `1h` or `90d`.
+    /// A duration such as `500ms`, `5s`, `2m`, `1h` or `90d`.
     pub fn duration(&self) -> Option<Duration> {
         let text = self.text()?;
         parse_duration(text).or_else(|| {
             self.wrong(format!(
-                "`{text}` is no length of time; write a number with a unit, such as `500ms`, `5s`, `2m`, `1h` or `90d`"
+                "`{text}` is not a valid duration; write a number with a unit, such as `500ms`, `5s`, `2m`, `1h` or `90d`"
             ))
         })
     }
 
-    /// A duration of more than zero: for intervals and deadlines.
+    /// A duration longer than zero, for intervals and timeouts.
     pub fn positive_duration(&self) -> Option<Duration> {
         let duration = self.duration()?;
-        if duration.is_zero() { self.wrong("this time must be longer than zero") } else { Some(duration) }
+        if duration.is_zero() { self.wrong("this duration must be longer than zero") } else { Some(duration) }
     }
 
     /// A size in bytes such as `8192`, `32KiB` or `10MiB`.
     pub fn bytes(&self) -> Option<u64> {
         let text = self.text()?;
-        parse_bytes(text).or_else(|| self.wrong(format!("`{text}` is no size; write bytes such as `8192`, `32KiB` or `10MiB`")))
+        parse_bytes(text)
+            .or_else(|| self.wrong(format!("`{text}` is not a valid size; write bytes such as `8192`, `32KiB` or `10MiB`")))
     }
 
     /// A size, or `unlimited`.
@@ -148,39 +157,42 @@ impl<'n> Field<'n> {
     pub fn address(&self) -> Option<SocketAddr> {
         let text = self.text()?;
         text.parse().ok().or_else(|| {
-            self.wrong(format!("`{text}` is no address; write an IP address and a port, such as `127.0.0.1:8080` or `[::]:8443`"))
+            self.wrong(format!(
+                "`{text}` is not a valid address; write an IP address and a port, such as `127.0.0.1:8080` or `[::]:8443`"
+            ))
         })
     }
 
-    /// An absolute URL without query, of one of these schemes.
+    /// An absolute URL with one of these schemes and without a query.
     pub fn base_url(&self, schemes: &[&str]) -> Option<http::Uri> {
         let text = self.text()?;
         let example = format!("write `{}://host:port`", schemes[0]);
         let Ok(uri) = text.parse::<http::Uri>() else {
-            return self.wrong(format!("`{text}` is no URL; {example}"));
+            return self.wrong(format!("`{text}` is not a valid URL; {example}"));
         };
         let fits = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme)) && uri.query().is_none();
         let plain_authority =
             uri.authority().is_some_and(|authority| !authority.as_str().contains('@') && !authority.host().is_empty());
-        // `http` keeps a port that no socket has as text.
-        let written = uri
+        // The `http` crate accepts ports such as 99999, so a port that is written must also parse. Colons inside the brackets
+        // of an IPv6 address are no port.
+        let host_and_port = uri
             .authority()
             .map_or("", |authority| authority.as_str())
             .rsplit_once(']')
             .map_or(uri.authority().map_or("", |authority| authority.as_str()), |(_, rest)| rest);
-        let good_port = !written.contains(':') || uri.port_u16().is_some();
+        let good_port = !host_and_port.contains(':') || uri.port_u16().is_some();
         if fits && plain_authority && good_port {
             Some(uri)
         } else {
-            self.wrong(format!("`{text}` is not possible here; {example}, without user, query or fragment"))
+            self.wrong(format!("`{text}` is not a valid base URL; {example}, without user, query or fragment"))
         }
     }
 }
 
 impl<'n> Section<'n> {
-    /// The value of a key, if it is there.
+    /// The value of a key, if it is present and not null.
     pub fn optional(&self, key: &'static str) -> Option<Field<'n>> {
-        self.asked.borrow_mut().push(key);
+        self.known.borrow_mut().push(key);
         let (_, node) = self.entries.iter().find(|(found, _)| found.text == key)?;
         if matches!(node.value, Value::Null) {
             return None;
@@ -188,23 +200,23 @@ impl<'n> Section<'n> {
         Some(Field { node, path: join(&self.path, key), problems: self.problems })
     }
 
-    /// The value of a key that must be there.
+    /// The value of a mandatory key; `what` tells the operator what to write.
     pub fn required(&self, key: &'static str, what: &str) -> Option<Field<'n>> {
         self.optional(key).or_else(|| self.wrong(format!("`{key}` is missing: {what}")))
     }
 
-    /// Reports a mistake at the section.
+    /// Reports a mistake at this section.
     pub fn wrong<T>(&self, message: impl Into<String>) -> Option<T> {
         self.problems.report(self.at, &self.path, message);
         None
     }
 
-    /// Reports the keys that nobody asked for.
+    /// Reports the keys that were never read.
     pub fn finish(self) {
-        let asked = self.asked.borrow();
+        let known = self.known.borrow();
         for (key, _) in self.entries {
-            if !asked.contains(&key.text.as_str()) {
-                let message = format!("unknown key `{}`{}", key.text, suggestion(&key.text, asked.iter().copied()));
+            if !known.contains(&key.text.as_str()) {
+                let message = format!("unknown key `{}`{}", key.text, suggestion(&key.text, known.iter().copied()));
                 self.problems.report(key.at, &self.path, message);
             }
         }
@@ -222,7 +234,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         "d" => 86_400_000,
         _ => return None,
     };
-    // A century is longer than any timer needs, and short enough to be added to an instant.
+    // At most a century: longer values could overflow when added to an `Instant`.
     number.checked_mul(millis).filter(|millis| *millis <= 100 * 366 * 86_400_000).map(Duration::from_millis)
 }
 

@@ -1,23 +1,18 @@
-//! The routes: whom they match, what data they carry, how they find a home.
+//! The routes: which requests they match, the class of their data, and the chain that finds the home.
 
-use crate::decision::policy::{ClassId, Failover, MAX_CHAIN, Reads, Step, Writes};
-use crate::decision::residency::Stays;
-use crate::decision::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment};
+use crate::decision::policy::chain::{Failover, MAX_CHAIN, Reads, Step, Writes};
+use crate::decision::policy::class::ClassId;
+use crate::decision::policy::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment};
+use crate::decision::policy::rule::Stays;
+use crate::engine::path::{Slashes, canonical_path};
 use crate::http::tunnel::CONNECT;
-use crate::proxy::intake::{Slashes, canonical_path};
 
 use crate::model::user::Evidence;
 
 use super::document::Value;
-use super::policy::PolicyDraft;
+use super::draft::{PolicyDraft, RouteDraft};
 use super::problem::suggestion;
 use super::reader::{Field, Section};
-
-/// A route, if it could be read, and where it stands.
-pub struct RouteDraft<'n> {
-    pub route: Option<Route>,
-    pub field: Field<'n>,
-}
 
 pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Vec<RouteDraft<'n>> {
     let default = section.optional("failover").map_or(Some(Failover::NEVER), |field| read_failover(&field));
@@ -25,7 +20,7 @@ pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Vec<RouteDraf
     let mut names = std::collections::HashSet::new();
     let items = field.list();
     if items.is_empty() {
-        field.wrong::<()>("no route is listed; without one every request is answered 404");
+        field.wrong::<()>("no route is listed; without a route every request gets a 404 response");
     }
     items
         .into_iter()
@@ -35,7 +30,7 @@ pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Vec<RouteDraf
                 && !names.insert(route.name.clone())
             {
                 field.wrong::<()>(format!(
-                    "a route named `{}` stands above; names tell routes apart in metrics and logs",
+                    "another route above is named `{}`; route names must be unique, because metrics and logs use them",
                     route.name
                 ));
             }
@@ -46,17 +41,18 @@ pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Vec<RouteDraf
 
 fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover) -> Option<Route> {
     let section = field.section()?;
-    let name = section.required("name", "it stands in metrics, logs and explanations").and_then(|field| {
+    let name = section.required("name", "it identifies the route in metrics, logs and explanations").and_then(|field| {
         let name = field.text()?;
         let fits = !name.is_empty() && name.len() <= 100 && !name.contains(|c: char| c.is_control() || c == '"' || c == '\\');
-        if fits { Some(name) } else { field.wrong("a route's name has 1 to 100 characters, without quotes and backslashes") }
+        if fits { Some(name) } else { field.wrong("a route name has 1 to 100 characters, without double quotes and backslashes") }
     });
     let pattern = section.required("match", "write `{}` to match every request").and_then(|field| read_pattern(&field));
-    let class = section.required("data", "every route names its data class").and_then(|field| draft.class(&field));
+    let class = section.required("data", "every route needs a data class").and_then(|field| draft.class(&field));
     let chain = section.required("home", "list the steps that find the home, such as `[directory, geoip, refuse]`");
     let chain = chain.and_then(|field| read_chain(&field, draft, class));
     let failover = section.optional("failover").map_or(Some(default), |field| read_failover(&field));
     let upgrades = section.optional("upgrades").map_or(Some(vec!["websocket".into()]), |field| read_upgrades(&field));
+    let aliases = section.optional("user").map_or(Some(Vec::new()), |field| read_aliases(&field, pattern.as_ref()));
     let body = section.optional("body").map_or(Some(None), |field| field.size_limit().map(Some));
     section.finish();
     Some(Route {
@@ -64,6 +60,7 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
         pattern: pattern?,
         class: class?,
         chain: chain.as_ref()?.0.clone(),
+        aliases: aliases?,
         claim: chain?.1,
         failover: failover?,
         upgrades: upgrades?,
@@ -88,9 +85,11 @@ fn read_pattern(field: &Field<'_>) -> Option<Pattern> {
         match canonical_path(if literals.is_empty() { "/" } else { &literals }, Slashes::Merge) {
             Some(canonical) if literals.is_empty() || canonical == literals => Some(pattern),
             Some(canonical) => field.wrong(format!(
-                "`{text}` can never match: paths are matched in their canonical form, in which this reads `{canonical}`"
+                "`{text}` can never match: paths are matched in canonical form, and that of its literal segments is `{canonical}`"
             )),
-            None => field.wrong(format!("`{text}` can never match: a request with such a path is ambiguous and answered 400")),
+            None => {
+                field.wrong(format!("`{text}` can never match: requests with this path are ambiguous and get a 400 response"))
+            }
         }
     });
     let methods = section.optional("methods").map_or(Some(MethodSet::ALL), |field| read_methods(&field));
@@ -98,10 +97,29 @@ fn read_pattern(field: &Field<'_>) -> Option<Pattern> {
     Some(Pattern { host: host?, path: path?, methods: methods? })
 }
 
+/// `{ me: [me, self] }`: the segments that stand for the caller where the path says `{user}`.
+fn read_aliases(field: &Field<'_>, pattern: Option<&Pattern>) -> Option<Vec<Box<str>>> {
+    let section = field.section()?;
+    let me = section.required("me", "list the path segments that stand for the caller, such as `[me, self]`")?;
+    section.finish();
+    if pattern.is_some_and(|pattern| pattern.path.user_segment().is_none()) {
+        return field.wrong("the path of this route does not contain `{user}`, so no segment can stand for the caller");
+    }
+    let mut aliases = Vec::new();
+    for item in me.one_or_many() {
+        let text = item.text()?;
+        if text.is_empty() || text.contains('/') {
+            return item.wrong(format!("`{text}` is not a path segment; write one word, such as `me`"));
+        }
+        aliases.push(text.into());
+    }
+    Some(aliases)
+}
+
 fn read_methods(field: &Field<'_>) -> Option<MethodSet> {
     let items = field.one_or_many();
     if items.is_empty() {
-        return field.wrong("this list is empty; leave `methods` out to match all");
+        return field.wrong("this list is empty; remove `methods` to match every method");
     }
     let mut methods = MethodSet::NONE;
     for item in items {
@@ -117,7 +135,7 @@ fn read_methods(field: &Field<'_>) -> Option<MethodSet> {
 
 const WEBSOCKET: &str = "websocket";
 
-/// Names of the HTTP upgrade token registry. HTTP itself is no tunnel.
+/// Reads names from the HTTP Upgrade Token registry. HTTP versions and `h2c` are refused, because they are not tunnels.
 fn read_upgrades(field: &Field<'_>) -> Option<Vec<Box<str>>> {
     let mut upgrades = Vec::new();
     for item in field.one_or_many() {
@@ -125,11 +143,11 @@ fn read_upgrades(field: &Field<'_>) -> Option<Vec<Box<str>>> {
         let is_token =
             !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte));
         if !is_token || name == "h2c" || name.starts_with("http/") {
-            return item.wrong(format!("`{name}` is no protocol to upgrade to; write `websocket`, or `[]` for none"));
+            return item.wrong(format!("`{name}` is not a valid upgrade protocol; write `websocket`, or `[]` for none"));
         }
         let known = [WEBSOCKET, CONNECT];
         let meant = suggestion(&name, known);
-        // Others are the operator's own; one that only looks like these is a slip.
+        // Any other name may be the operator's own protocol, but a near miss of a known name is a misspelling.
         if !known.contains(&name.as_str()) && meant.contains("did you mean") {
             return item.wrong(format!("unknown protocol `{name}`{meant}"));
         }
@@ -148,7 +166,7 @@ fn read_failover(field: &Field<'_>) -> Option<Failover> {
     Some(Failover { reads: reads?, writes: writes? })
 }
 
-/// The steps, and the claim that a `token` step reads.
+/// The steps of a chain, and the claim that its `token` step reads.
 fn read_chain<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, class: Option<ClassId>) -> Option<(Vec<Step>, Option<Box<str>>)> {
     let items = field.list();
     if items.len() > MAX_CHAIN {
@@ -158,21 +176,21 @@ fn read_chain<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, class: Option<Clas
     for item in &items {
         let step = read_step(item, draft, &mut claim)?;
         if chain.contains(&step) {
-            return item.wrong("this step stands in the chain already");
+            return item.wrong("this step is already in the chain");
         }
-        if chain.last().is_some_and(|last| is_end(*last)) {
-            return item.wrong("this step is never reached: the step before it always answers");
+        if chain.last().is_some_and(|last| is_final(*last)) {
+            return item.wrong("this step is never reached: the step before it always ends the chain");
         }
         check_step(step, item, draft, class)?;
         chain.push(step);
     }
-    if !chain.last().is_some_and(|last| is_end(*last)) {
-        return field.wrong("the chain has no end; let it end in `refuse`, `region: NAME` or `latency`");
+    if !chain.last().is_some_and(|last| is_final(*last)) {
+        return field.wrong("the chain has no final step; end it with `refuse`, `region: NAME` or `latency`");
     }
     Some((chain, claim))
 }
 
-const fn is_end(step: Step) -> bool {
+const fn is_final(step: Step) -> bool {
     matches!(step, Step::Refuse | Step::Region(_) | Step::Latency)
 }
 
@@ -193,23 +211,23 @@ fn read_step<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, claim: &mut Option<
     field.word(&words)
 }
 
-/// Whether a step can work in this file.
+/// Reports a step that cannot work with the other sections of this file or with the data class of its route.
 fn check_step(step: Step, field: &Field<'_>, draft: &PolicyDraft<'_>, class: Option<ClassId>) -> Option<()> {
     match step {
         Step::Directory if !draft.has_directory => {
-            field.wrong("there is no directory to ask; name one under `users`, as `directory: { file: users.csv }`")
+            field.wrong("this step needs a directory; add one under `users`, such as `directory: { file: users.csv }`")
         }
         Step::Token if !draft.has_tokens => {
-            field.wrong("there are no tokens to read; say under `users` whose count, as `token: { keys: jwks.json, … }`")
+            field.wrong("this step needs verified tokens; configure them under `users`, such as `token: { keys: jwks.json, … }`")
         }
-        Step::GeoIp if draft.geo.is_none() => field.wrong("there is no `geoip` section; name a database there"),
+        Step::GeoIp if draft.geo.is_none() => field.wrong("this step needs a `geoip` section; add one that names a database"),
         Step::Latency => match class.map(|class| &draft.classes[class.index()]) {
             Some(class) if class.rule.stays == Stays::Home => field.wrong(format!(
-                "`latency` finds no owner, and `{}` stays at its owner's home; use `directory` or `geoip`",
+                "`latency` finds no home, but data of class `{}` stays in its user's jurisdiction; use `directory` or `geoip`",
                 class.name
             )),
             Some(class) if class.rule.needs > Evidence::Inferred => field.wrong(format!(
-                "`latency` asks nobody who the user is, and `{}` needs a home that is {}; use `directory`",
+                "`latency` does not identify the user, but data of class `{}` needs a home that is {}; use `directory`",
                 class.name,
                 class.rule.needs.as_str()
             )),

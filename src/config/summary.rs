@@ -1,18 +1,20 @@
-//! What a configuration means, as `check` prints it: for every data class and jurisdiction, the regions in which it may
-//! be processed and through whom it may be carried.
+//! The summary that `check` prints: for every data class and jurisdiction of users, the regions in which the data may be
+//! processed and the regions through which it may be carried.
 
 use std::fmt::Write;
 
-use crate::decision::policy::{ClassSet, DataClass, Policy};
-use crate::decision::residency::{self, Carriers, Mode, Stays};
-use crate::decision::verdict::Home;
+use crate::decision::home::Home;
+use crate::decision::policy::class::ClassSet;
+use crate::decision::policy::rule::{Carriers, Mode, Stays};
+use crate::decision::policy::{DataClass, Policy};
+use crate::decision::residency;
 use crate::model::day::Day;
 use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
 use crate::model::region::{RegionId, RegionSet};
 
 use super::lint::everybody;
 
-/// The whole summary, one paragraph a class.
+/// The whole summary, with one paragraph per data class.
 pub fn print(policy: &Policy, today: Day) -> String {
     let mut out = String::new();
     let local = policy.region(policy.local);
@@ -42,11 +44,11 @@ pub fn print(policy: &Policy, today: Day) -> String {
     out
 }
 
-/// Where data of a user in `user` may be processed and through which regions it may pass, evidence being good enough.
+/// The regions that may process data of a user in `user` and the regions that may carry it, given sufficient evidence.
 fn reach(policy: &Policy, classes: ClassSet, data: &DataClass, user: Jurisdiction, today: Day) -> (RegionSet, RegionSet) {
     let anywhere = RegionId::new(0).expect("0 is a region's number");
     let home = Home::Owned { region: anywhere, evidence: data.rule.needs, jurisdiction: user };
-    let ruling = residency::clear(policy, classes, &home, today);
+    let ruling = residency::clear(policy, classes, [&home], today);
     let processed = ruling.clearance.map_or(RegionSet::EMPTY, |clearance| clearance.regions());
     let carried = if processed.is_empty() { RegionSet::EMPTY } else { processed.union(ruling.carriers) };
     (processed, carried)
@@ -59,9 +61,9 @@ fn describe(policy: &Policy, data: &DataClass) -> String {
         Stays::Anywhere => "may be anywhere".into(),
     };
     let carried = match data.rule.carried_by {
-        Carriers::Anyone => "carried by anyone".into(),
-        Carriers::Only(set) => format!("carried by {}", jurisdictions(policy, set)),
-        Carriers::Nobody => "carried by nobody outside it".into(),
+        Carriers::Anyone => "may be carried through any region".into(),
+        Carriers::Only(set) => format!("may be carried through {}", jurisdictions(policy, set)),
+        Carriers::Nobody => "may not be carried through other regions".into(),
     };
     let mode = match data.rule.mode {
         Mode::Enforce => "",

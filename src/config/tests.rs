@@ -1,8 +1,8 @@
 use super::*;
 use crate::config::summary;
 
-/// A sound file, into which a test puts one mistake.
-const SOUND: &str = r#"region: eu-west
+/// A valid file; the tests introduce mistakes into it.
+const VALID: &str = r#"region: eu-west
 listen:
   - address: "127.0.0.1:8080"
   - { address: "127.0.0.1:9443", peers: true }
@@ -35,15 +35,15 @@ fn problems(text: &str) -> Vec<String> {
     }
 }
 
-/// The problems of the sound file with one text replaced by another.
+/// The problems of the valid file after one replacement.
 fn with(old: &str, new: &str) -> Vec<String> {
-    assert!(SOUND.contains(old), "{old}");
-    problems(&SOUND.replacen(old, new, 1))
+    assert!(VALID.contains(old), "{old}");
+    problems(&VALID.replacen(old, new, 1))
 }
 
 #[test]
-fn every_mistake_is_answered_with_its_place_and_what_would_be_right() {
-    assert_eq!(problems(SOUND), Vec::<String>::new());
+fn every_mistake_is_reported_with_its_position_and_a_correction() {
+    assert_eq!(problems(VALID), Vec::<String>::new());
     for (old, new, expected) in [
         (
             "data: restricted, home",
@@ -58,29 +58,29 @@ fn every_mistake_is_answered_with_its_place_and_what_would_be_right() {
         ),
         ("[US]", "[UK]", "jurisdictions.us.countries[0]: unknown country code `UK`; the code of the United Kingdom is `GB`"),
         ("[US]", "[us]", "unknown country code `us`"),
-        ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is in jurisdiction `eu` already"),
+        ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
         ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),
         ("stays: anywhere", "stay: anywhere", "data.public: unknown key `stay`; did you mean `stays`?"),
         ("{ stays: home }", "{}", "data.restricted: `stays` is missing"),
         ("stays: home", "stays: [eu, mars]", "data.restricted.stays[1]: unknown jurisdiction `mars`"),
-        ("[directory, refuse]", "[directory]", "routes[1].home: the chain has no end"),
+        ("[directory, refuse]", "[directory]", "routes[1].home: the chain has no final step"),
         ("[directory, refuse]", "[refuse, directory]", "routes[1].home[1]: this step is never reached"),
-        ("[directory, refuse]", "[directory, directory, refuse]", "this step stands in the chain already"),
-        ("[directory, refuse]", "[direktory, refuse]", "`direktory` is not possible here; did you mean `directory`?"),
+        ("[directory, refuse]", "[directory, directory, refuse]", "this step is already in the chain"),
+        ("[directory, refuse]", "[direktory, refuse]", "`direktory` is not a valid value; did you mean `directory`?"),
         ("[directory, refuse]", "[{ region: mars }]", "unknown region `mars`"),
         (
             "data: restricted, home: [directory, refuse]",
             "data: restricted, home: [latency]",
-            "`latency` finds no owner, and `restricted` stays at its owner's home",
+            "`latency` finds no home, but data of class `restricted` stays in its user's jurisdiction",
         ),
-        ("directory: { file: users.csv }", "", "there is no directory to ask"),
+        ("directory: { file: users.csv }", "", "this step needs a directory"),
         ("{ name: rest, match: {},", "{ name: rest, ", "routes[1]: `match` is missing"),
-        ("data: restricted, home", "home", "routes[1]: `data` is missing: every route names its data class"),
+        ("data: restricted, home", "home", "routes[1]: `data` is missing: every route needs a data class"),
         ("match: {}", "match: { path: feed }", "routes[1].match.path: `feed` is no path pattern; it starts with `/`"),
         ("match: {}", "match: { methods: [GTE] }", "unknown method `GTE`; did you mean `GET`?"),
         ("match: {}", "match: {}, upgrades: [websockets]", "unknown protocol `websockets`; did you mean `websocket`?"),
         ("match: {}", "match: {}, upgrades: [conect]", "did you mean `connect`?"),
-        ("name: rest", "name: feed", "a route named `feed` stands above"),
+        ("name: rest", "name: feed", "another route above is named `feed`"),
         (
             "http://127.0.0.1:1\"], gateway: \"https://127.0.0.1:2\", url: \"https://us",
             "ftp://127.0.0.1:1\"], gateway: \"https://127.0.0.1:2\", url: \"https://us",
@@ -88,17 +88,17 @@ fn every_mistake_is_answered_with_its_place_and_what_would_be_right() {
         ),
         ("at: [53.35, -6.26]", "at: [153.35, -6.26]", "write a number from -90 to 90"),
         ("at: [53.35, -6.26]", "at: \"53.35, -6.26\"", "at: write `[latitude, longitude]` in degrees"),
-        ("c/{region}.key", "c/{regoin}.key", "peer_tls.key: only `{region}` stands for something in this path"),
+        ("c/{region}.key", "c/{regoin}.key", "peer_tls.key: the only placeholder in this path is `{region}`"),
         (
             "address: \"127.0.0.1:8080\"",
             "proxy_protocol: v2\n    address: \"127.0.0.1:8080\"",
-            "say who sends it: `proxy_protocol: { from:",
+            "name the senders instead: `proxy_protocol: { from:",
         ),
-        ("peers: true }", "peers: maybe }", "`maybe` is not possible here"),
-        ("\"127.0.0.1:8080\"", "\"0.0.0.0:8080\"", "cleartext stays on loopback"),
-        ("\"127.0.0.1:8080\"", "\"localhost:8080\"", "`localhost:8080` is no address"),
-        ("peer_tls:", "admin: { address: \"127.0.0.1:8080\" }\npeer_tls:", "is listened on already"),
-        ("\"127.0.0.1:8080\"", "\"127.0.0.1:9443\"", "is listened on twice"),
+        ("peers: true }", "peers: maybe }", "`maybe` is not a valid value"),
+        ("\"127.0.0.1:8080\"", "\"0.0.0.0:8080\"", "cleartext is limited to loopback"),
+        ("\"127.0.0.1:8080\"", "\"localhost:8080\"", "`localhost:8080` is not a valid address"),
+        ("peer_tls:", "admin: { address: \"127.0.0.1:8080\" }\npeer_tls:", "is already used by `listen`"),
+        ("\"127.0.0.1:8080\"", "\"127.0.0.1:9443\"", "is listed twice"),
         ("peer_tls:", "#peer_tls:", "`peer_tls` is missing"),
         ("audit:", "#audit:", "`audit` is missing"),
         ("file: users.csv", "file: users.csv, kind: csv", "unknown key `kind`"),
@@ -107,15 +107,15 @@ fn every_mistake_is_answered_with_its_place_and_what_would_be_right() {
             "geoip: { database: country.mmdb, networks: { 10.0.0.1/8: eu-west } }",
             "did you mean `10.0.0.0/8`?",
         ),
-        ("geoip: { database: country.mmdb }", "geoip: { database: country.mmdb, max_age: 90 }", "`90` is no length of time"),
+        ("geoip: { database: country.mmdb }", "geoip: { database: country.mmdb, max_age: 90 }", "`90` is not a valid duration"),
         (
             "geoip: { database: country.mmdb }",
             "geoip: { database: country.mmdb, continents: { EUR: eu-west } }",
             "unknown continent `EUR`",
         ),
-        ("geoip: { database: country.mmdb }", "limits: { body: 10MB }", "`10MB` is no size"),
+        ("geoip: { database: country.mmdb }", "limits: { body: 10MB }", "`10MB` is not a valid size"),
         ("region: eu-west", "region: eu-west\nregion: us-east", "`region` is set twice, first in line 1"),
-        ("region: eu-west", "region: [eu", "this is no YAML"),
+        ("region: eu-west", "region: [eu", "this is not valid YAML"),
     ] {
         let found = with(old, new);
         assert!(found.iter().any(|problem| problem.contains(expected)), "{new}: expected {expected:?} in {found:#?}");
@@ -124,7 +124,7 @@ fn every_mistake_is_answered_with_its_place_and_what_would_be_right() {
 
 #[test]
 fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
-    let broken = SOUND
+    let broken = VALID
         .replace("[US]", "[UK]")
         .replace("stays: anywhere", "stays: nowhere")
         .replace("data: restricted, home", "data: secret, home");
@@ -136,7 +136,7 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
 
 #[test]
 fn one_mistake_hides_no_other() {
-    let broken = SOUND
+    let broken = VALID
         .replace("  - { name: rest,", "  - { name: late, match: { path: /feed/x }, data: public, home: [latency] }\n  - { name: rest,")
         .replace("data: restricted, home", "data: secret, home")
         .replace("audit: { directory: ledger }", "audit: { directory: ledger }\nlimits: { body: 10MB, drain: soon, headers: none }\nclient_address: { trust: [nobody] }");
@@ -151,7 +151,7 @@ fn one_mistake_hides_no_other() {
     ] {
         assert_eq!(found.iter().filter(|problem| problem.contains(part)).count(), 1, "{part} in {found:#?}");
     }
-    assert_eq!(found.len(), 6, "and nothing that is no mistake: {found:#?}");
+    assert_eq!(found.len(), 6, "only real mistakes are reported: {found:#?}");
 }
 
 #[test]
@@ -161,32 +161,33 @@ fn a_route_that_can_never_match_is_a_mistake() {
         "  - { name: late, match: { path: \"/feed/{item}\" }, data: public, home: [latency] }\n  - { name: rest,",
     );
     assert!(
-        found[0].contains("routes[1]: route `late` can never match: `feed` above takes every request it is for"),
+        found[0].contains("routes[1]: route `late` can never match: the routes above it, up to `feed`, already match"),
         "{found:#?}"
     );
-    // Two routes that share the methods cover a third together.
+    // Two routes can shadow a third route together, each with some of its methods.
     let split = "  - { name: a, match: { path: /x, methods: [GET] }, data: restricted, home: [directory, refuse] }\n  - { name: b, match: { path: /x, methods: [POST] }, data: restricted, home: [directory, refuse] }\n  - { name: c, match: { path: /x, methods: [GET, POST] }, data: restricted, home: [directory, refuse] }\n  - { name: rest,";
     assert!(with("  - { name: rest,", split).iter().any(|problem| problem.contains("route `c` can never match")));
 }
 
 #[test]
 fn changing_only_the_method_must_not_widen_the_clearance() {
-    let catch_all = SOUND.replace("data: restricted, home: [directory, refuse]", "data: public, home: [latency]");
+    let catch_all = VALID.replace("data: restricted, home: [directory, refuse]", "data: public, home: [latency]");
     let guarded = catch_all.replace("  - { name: rest,", "  - { name: account, match: { path: \"/account/**\", methods: [GET] }, data: restricted, home: [directory, refuse] }\n  - { name: rest,");
     let found = problems(&guarded);
     assert!(
-        found[0].contains("routes[1]: changing only the method escapes this route: `HEAD` to the same place falls to `rest`"),
+        found[0].contains("routes[1]: a request can avoid this route by changing its method: `HEAD` for the same host and path")
+            && found[0].contains("matches route `rest`"),
         "{found:#?}"
     );
     let whole = guarded.replace(", methods: [GET]", "");
     assert_eq!(problems(&whole), Vec::<String>::new());
-    // Falling to a narrower class is no escape: `feed` in the sound file does.
+    // A route with a narrower clearance may match the other methods.
     assert_eq!(with("path: \"/feed/**\"", "path: \"/feed/**\", methods: [GET]"), Vec::<String>::new());
 }
 
 #[test]
 fn following_our_own_redirect_must_not_change_the_class() {
-    let by_host = SOUND
+    let by_host = VALID
         .replace(
             "  - { name: rest,",
             "  - { name: api, match: { host: api.example.com }, data: restricted, home: [directory, refuse] }\n  - { name: rest,",
@@ -196,13 +197,13 @@ fn following_our_own_redirect_must_not_change_the_class() {
             "{ name: rest, match: {}, data: public, home: [latency] }",
         );
     let found = problems(&by_host);
-    assert!(found[0].contains("routes[1]: following our own redirect changes the class: at `https://eu.example.com/` the same request falls to `rest`"), "{found:#?}");
+    assert!(found[0].contains("routes[1]: Domicile's own redirect changes the data class: at `https://eu.example.com/` the redirected request matches route `rest`"), "{found:#?}");
     let covered = by_host.replace("host: api.example.com", "host: \"*.example.com\"");
     assert_eq!(problems(&covered), Vec::<String>::new());
 }
 
 #[test]
-fn a_chain_must_not_end_where_its_data_may_never_be() {
+fn a_chain_must_not_end_where_its_data_may_never_be_processed() {
     let found = with("home: [directory, refuse]", "home: [directory, { region: us-east }]");
     assert!(found[0].contains("the chain ends in `us-east`, where `restricted` may never be processed"), "{found:#?}");
 }
@@ -212,10 +213,10 @@ fn registry_after(text: &str, registry: &mut Registry) -> Result<Config, Vec<Pro
 }
 
 #[test]
-fn a_name_keeps_its_number_over_reloads_and_a_bad_file_takes_none() {
+fn a_name_keeps_its_number_over_reloads_and_an_invalid_file_gets_none() {
     let mut registry = Registry::default();
-    assert!(registry_after(SOUND, &mut registry).is_ok());
-    let reordered = SOUND.replace("regions:\n", "regions:\n  ap-south: { jurisdiction: us, at: [1, 1], upstreams: [\"http://127.0.0.1:1\"], url: \"https://ap.example.com\" }\n");
+    assert!(registry_after(VALID, &mut registry).is_ok());
+    let reordered = VALID.replace("regions:\n", "regions:\n  ap-south: { jurisdiction: us, at: [1, 1], upstreams: [\"http://127.0.0.1:1\"], url: \"https://ap.example.com\" }\n");
     assert!(registry_after(&reordered.replace("refuse]", "refus]"), &mut registry).is_err());
     assert_eq!(registry.regions.find("ap-south"), None);
     assert!(registry_after(&reordered, &mut registry).is_ok());
@@ -233,27 +234,31 @@ fn a_sixty_fifth_region_is_a_mistake() {
             "  r{index}: {{ jurisdiction: us, at: [1, 1], upstreams: [\"http://127.0.0.1:1\"], url: \"https://a.example.com\" }}\n"
         );
     }
-    let found = problems(&SOUND.replace("data:\n", &format!("{more}data:\n")));
+    let found = problems(&VALID.replace("data:\n", &format!("{more}data:\n")));
     assert!(found.iter().any(|problem| problem.contains("regions.r62: this is the 65th region")), "{found:#?}");
 }
 
 #[test]
 fn equal_rules_have_equal_hashes_however_they_are_written() {
     let hash = |text: &str, region| parse(text, Path::new("d"), region, &mut Registry::default(), today()).unwrap().policy.hash;
-    let base = hash(SOUND, None);
-    assert_eq!(hash(SOUND, Some("us-east")), base, "regions that judge alike agree");
-    assert_eq!(hash(&SOUND.replace("http://127.0.0.1:1", "http://10.9.9.9:80"), None), base, "upstreams are no rule");
+    let base = hash(VALID, None);
+    assert_eq!(hash(VALID, Some("us-east")), base, "regions with equal rules have equal hashes");
     assert_eq!(
-        hash(&SOUND.replace("  public: { stays: anywhere }\n", "  # a remark\n  public:\n    stays: anywhere\n"), None),
+        hash(&VALID.replace("http://127.0.0.1:1", "http://10.9.9.9:80"), None),
+        base,
+        "upstreams are not part of the rules"
+    );
+    assert_eq!(
+        hash(&VALID.replace("  public: { stays: anywhere }\n", "  # a remark\n  public:\n    stays: anywhere\n"), None),
         base
     );
-    assert_ne!(hash(&SOUND.replace("[US]", "[US, CA]"), None), base);
-    assert_ne!(hash(&SOUND.replace("[directory, refuse]", "[directory, geoip, refuse]"), None), base);
+    assert_ne!(hash(&VALID.replace("[US]", "[US, CA]"), None), base);
+    assert_ne!(hash(&VALID.replace("[directory, refuse]", "[directory, geoip, refuse]"), None), base);
 }
 
 #[test]
-fn the_summary_says_where_every_class_may_be() {
-    let config = parse(SOUND, Path::new("d"), None, &mut Registry::default(), today()).unwrap();
+fn the_summary_shows_where_every_class_may_be_processed() {
+    let config = parse(VALID, Path::new("d"), None, &mut Registry::default(), today()).unwrap();
     let text = summary::print(&config.policy, today());
     for line in ["restricted: stays in the user's jurisdiction", "  eu             eu-west  ", "  elsewhere      nowhere  "] {
         assert!(text.contains(line), "{text}");
@@ -262,7 +267,7 @@ fn the_summary_says_where_every_class_may_be() {
 
 #[test]
 fn ten_thousand_routes_are_read_and_checked() {
-    let mut text = SOUND.to_owned();
+    let mut text = VALID.to_owned();
     for index in 0..10_000 {
         let rest = text.find("  - { name: rest").unwrap_or(text.len());
         if index == 0 {
@@ -274,7 +279,7 @@ fn ten_thousand_routes_are_read_and_checked() {
 }
 
 #[test]
-fn what_the_repository_ships_is_sound() {
+fn the_shipped_configurations_are_valid() {
     for name in ["minimal", "three-regions", "every-option"] {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("config/{name}.yaml"));
         let loaded = load(&file, None, &mut Registry::default(), today());
@@ -284,8 +289,8 @@ fn what_the_repository_ships_is_sound() {
 }
 
 #[test]
-fn what_leads_to_refusals_by_surprise_is_noted() {
-    let text = SOUND
+fn settings_that_cause_unexpected_refusals_are_noted() {
+    let text = VALID
         .replace(
             "geoip: { database: country.mmdb }",
             "geoip: { database: country.mmdb, countries: { DE: us-east, CA: us-east } }",
@@ -298,6 +303,9 @@ fn what_leads_to_refusals_by_surprise_is_noted() {
     let config = parse(&text, Path::new("d"), None, &mut Registry::default(), today()).unwrap();
     let notes = notes(&config.policy, today());
     assert_eq!(notes.len(), 2, "{notes:#?}");
-    assert!(notes[0].contains("sends DE to us-east, which may not process its people's data of `rest`"), "{notes:#?}");
+    assert!(
+        notes[0].contains("maps DE to us-east, but us-east may not process data of users in DE (routes: `rest`)"),
+        "{notes:#?}"
+    );
     assert!(notes[1].contains("expired after 2020-01-01"), "{notes:#?}");
 }

@@ -9,18 +9,8 @@ use crate::model::region::RegionId;
 use crate::model::user::{Evidence, Proof, Record};
 use crate::model::vitals::Vitals;
 
-use super::policy::ClassSet;
-use super::route::{Method, RouteMatch};
-
-/// The part of a request that a route is matched against.
-#[derive(Clone, Copy, Debug)]
-pub struct Head<'a> {
-    pub method: Method,
-    /// In lower case, without port or trailing dot.
-    pub host: &'a str,
-    /// In the one canonical form; starts with a slash.
-    pub path: &'a str,
-}
+use super::policy::class::ClassSet;
+use super::policy::route::RouteMatch;
 
 /// Who brought the request, proven by the connection and never by a header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,7 +19,7 @@ pub enum Ingress {
     Peer(RegionId),
 }
 
-/// What came of asking for one thing: errors of the world arrive as facts.
+/// The result of looking one thing up: errors of the world arrive as facts.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Lookup<T> {
     /// Nothing in the chain needs it.
@@ -39,18 +29,31 @@ pub enum Lookup<T> {
     Absent,
     /// It could not be asked: never the same as absent.
     Unavailable,
+    /// The request presents it in a form that cannot be read or verified.
+    Unverifiable,
     Found(T),
 }
 
-/// What the peer that sent the request says of it; believed only under its certificate.
+/// The home and the country that the sending peer found; believed only under its certificate.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Claim {
-    /// The home it found; `None` when nobody owns the request.
+pub struct PeerStatement {
+    /// `None` when nobody owns the request.
     pub home: Option<RegionId>,
     pub evidence: Option<Evidence>,
     pub country: Option<CountryCode>,
-    /// The classes it judged by; `None` if it names one that this policy does not have.
-    pub classes: Option<ClassSet>,
+}
+
+/// Whether the request presents a credential that this process can read.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Credential {
+    /// No credential, or no tokens are configured.
+    #[default]
+    Absent,
+    Verified,
+    /// A token that does not verify: expired, unknown key, presented twice or malformed.
+    Unverifiable,
+    /// A credential of another kind, such as Basic: the app may read it, this process cannot.
+    Unread,
 }
 
 /// Everything a decision depends on besides the policy.
@@ -60,31 +63,38 @@ pub struct Facts<'a> {
     pub ingress: Ingress,
     /// A GET or HEAD without an upgrade: what may be repeated and moved.
     pub is_read: bool,
-    /// A browser asks whether it may ask (CORS): an OPTIONS without body, key or credentials.
-    pub is_preflight: bool,
     /// One reading of the wall clock.
     pub today: Day,
     /// The client's true address.
     pub client: IpAddr,
+    /// The record of the user whose data is touched: the route's `{user}`, else the caller. `Unverifiable` for a `{user}`
+    /// segment that cannot be decoded.
     pub directory: Lookup<Record>,
-    /// The region that the chain's claim of a verified token names; `Unavailable` for one that is no region.
+    /// The caller's own record, asked where the path names a user whom the directory does not have.
+    pub caller: Lookup<Record>,
+    pub caller_proof: Proof,
+    /// The region that the chain's claim of a verified token names; `Unavailable` if the claim names no region.
     pub token: Lookup<RegionId>,
+    pub credential: Credential,
     /// What our own sealed cookie remembers of the directory. Where that was not asked, it still holds word for word.
     pub hint: Option<Record>,
-    /// How well the user's key is proven, when there is one.
+    /// How well the key of the user in `directory` is proven.
     pub proof: Proof,
     pub place: Lookup<Place>,
     /// The GeoIP database is older than its `max_age`: good for latency, not for residency.
     pub place_is_stale: bool,
-    pub claim: Option<&'a Claim>,
+    pub peer: Option<&'a PeerStatement>,
+    /// The classes claimed besides the route's: by the peer, and by the label of a response. `None` if one of them is not
+    /// a class of this policy.
+    pub claimed: Option<ClassSet>,
     pub vitals: &'a Vitals,
 }
 
 impl Facts<'_> {
     /// The country of the client: the peer's word for a peer's request, else what GeoIP found.
     pub fn country(&self) -> Option<CountryCode> {
-        match (self.claim, self.place) {
-            (Some(claim), _) => claim.country,
+        match (self.peer, self.place) {
+            (Some(statement), _) => statement.country,
             (None, Lookup::Found(place)) => place.country,
             (None, _) => None,
         }

@@ -4,34 +4,12 @@ use crate::model::outcome::Code;
 use crate::model::region::RegionSet;
 
 use super::facts::Facts;
+use super::home::Home;
+use super::policy::chain::{Failover, Reads, Writes};
 use super::residency::Clearance;
-use super::verdict::{Home, Itinerary};
+use super::verdict::Itinerary;
 
-/// Whether an owned request may leave a home that cannot serve it. Health alone moves nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Failover {
-    pub reads: Reads,
-    pub writes: Writes,
-}
-
-impl Failover {
-    pub const NEVER: Self = Self { reads: Reads::Never, writes: Writes::Never };
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reads {
-    Never,
-    /// To the rest of the clearance, nearest first.
-    Nearest,
-}
-
-/// Writes move only by an operator's word.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Writes {
-    Never,
-}
-
-/// WorkerHandle what is alive of the clearance: an owned request's home first, then what its failover setting allows; an
+/// Orders what is alive of the clearance: an owned request's home first, then what its failover setting allows; an
 /// unowned request's regions by what they cost to reach.
 pub(super) fn plan(clearance: Clearance, home: &Home, facts: &Facts<'_>, failover: Failover) -> Result<Itinerary, Code> {
     let vitals = facts.vitals;

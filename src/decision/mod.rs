@@ -6,20 +6,23 @@
 
 pub mod facts;
 mod failover;
+pub mod home;
 pub mod narrate;
+pub mod permit;
 pub mod policy;
 pub mod residency;
 mod resolve;
-pub mod route;
 pub mod verdict;
 
 use crate::model::outcome::Code;
 use crate::model::region::{RegionId, RegionSet};
 
-use facts::{Facts, Head, Ingress};
-use policy::{ClassId, ClassSet, Policy};
-use route::{Route, RouteMatch};
-use verdict::{Decision, Home, Itinerary, Trail, Verdict};
+use facts::{Credential, Facts, Ingress, Lookup};
+use home::Home;
+use policy::Policy;
+use policy::class::ClassSet;
+use policy::route::{Head, Route, RouteMatch};
+use verdict::{Decision, Itinerary, Trail, Verdict};
 
 /// Finds the route of a request: the first in the policy's order that matches.
 pub fn match_route<'a>(head: &Head<'a>, policy: &Policy) -> RouteMatch<'a> {
@@ -28,21 +31,25 @@ pub fn match_route<'a>(head: &Head<'a>, policy: &Policy) -> RouteMatch<'a> {
 
 /// Decides where a request may go, on its head alone.
 pub fn decide(facts: &Facts<'_>, policy: &Policy) -> Decision {
-    let mut trail = Trail::of(facts);
+    let mut trail = Trail::of(facts, policy.local);
     let verdict = judge(facts, policy, &mut trail).unwrap_or_else(Verdict::Refuse);
-    trail.note_report(&verdict, policy.local);
     Decision { verdict, trail }
 }
 
 fn judge(facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdict, Code> {
     let route = facts.route.id.map(|id| policy.routes.route(id)).ok_or(Code::RouteNone)?;
-    if let Some(public) = policy.public_class().filter(|_| facts.is_preflight && facts.ingress == Ingress::Client) {
-        return answer_preflight(public, facts, policy, trail);
+    if facts.directory == Lookup::Unverifiable {
+        return Err(Code::RequestMalformed);
     }
-    trail.classes = policy.classes_of(route, facts.claim)?;
-    let home = resolve::home(facts, policy, route, trail)?;
-    let ruling = residency::clear(policy, trail.classes, &home, facts.today);
-    trail.note_ruling(&home, &ruling);
+    trail.classes = facts.claimed.ok_or(Code::ClassUnknown)?.union(ClassSet::only(route.class));
+    check_credential(facts.credential, policy, trail.classes)?;
+    let caller = resolve::home_of_caller(facts, policy, trail)?;
+    let found = resolve::home(facts, policy, route, trail)?;
+    let home = caller.unwrap_or(found);
+    trail.home = Some(home);
+    trail.other_home = caller.map(|_| found);
+    let ruling = residency::clear(policy, trail.classes, trail.homes(), facts.today);
+    trail.note_ruling(&ruling);
     let clearance = ruling.clearance.ok_or(ruling.cause)?;
     if home.region().is_some_and(|region| !clearance.contains(region)) {
         return Err(Code::HomeNotCleared);
@@ -51,31 +58,36 @@ fn judge(facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdic
     match facts.ingress {
         Ingress::Client => {
             let itinerary = failover::plan(clearance, &home, facts, route.failover)?;
-            travel(itinerary, carriers, &home, policy)
+            hand_over(itinerary, carriers, &home, policy)
         }
         Ingress::Peer(peer) => serve_peer(peer, clearance, carriers, &home, facts, policy),
     }
 }
 
-/// A preflight carries nobody's data: it is judged as `public`, and the local region answers.
-fn answer_preflight(public: ClassId, facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdict, Code> {
-    trail.classes = ClassSet::only(public);
-    let home = Home::Unowned { jurisdiction: policy.jurisdiction_of_country(facts.country()) };
-    let ruling = residency::clear(policy, trail.classes, &home, facts.today);
-    trail.note_ruling(&home, &ruling);
-    let here = ruling.clearance.and_then(|clearance| clearance.narrow(RegionSet::only(policy.local))).ok_or(ruling.cause)?;
-    Ok(Verdict::Proceed(Itinerary::through(here, [policy.local].into_iter()).expect("the clearance holds the local region")))
+/// A credential that the app may read and this process could not verify is no missing identity.
+fn check_credential(credential: Credential, policy: &Policy, classes: ClassSet) -> Result<(), Code> {
+    match credential {
+        Credential::Absent | Credential::Verified => Ok(()),
+        Credential::Unverifiable | Credential::Unread if policy.may_be_anywhere(classes) => Ok(()),
+        Credential::Unverifiable => Err(Code::TokenUnverified),
+        Credential::Unread if policy.refuses_unread_credentials => Err(Code::CredentialUnread),
+        Credential::Unread => Ok(()),
+    }
 }
 
-/// Sends a client's request on its way, unless the proxy it came to may not carry it there, or has no way to: then the
-/// client goes itself, to the owner, or to the best region for what nobody owns.
-fn travel(itinerary: Itinerary, carriers: RegionSet, home: &Home, policy: &Policy) -> Result<Verdict, Code> {
-    let first = itinerary.first();
-    let has_way = first == policy.local || policy.region(first).has_gateway;
-    if carriers.contains(policy.local) && has_way {
-        return Ok(Verdict::Proceed(itinerary));
+/// Hands a client's request over, unless the local proxy may not carry it, or cannot reach the proxy of its owner: then the
+/// client goes itself, to the owner, or to the best region for a request that nobody owns.
+fn hand_over(itinerary: Itinerary, carriers: RegionSet, home: &Home, policy: &Policy) -> Result<Verdict, Code> {
+    let is_reachable = |region| region == policy.local || policy.region(region).has_gateway;
+    let may_skip = home.region().is_none();
+    if carriers.contains(policy.local)
+        && (may_skip || is_reachable(itinerary.first()))
+        && let Some(reachable) = itinerary.only(is_reachable)
+    {
+        return Ok(Verdict::Proceed(reachable));
     }
-    let may_be_sent = |region: &RegionId| home.region().is_none_or(|owner| owner == *region) && policy.region(*region).has_url;
+    let is_owner = |region: RegionId| home.region().is_none_or(|owner| owner == region);
+    let may_be_sent = |region: &RegionId| *region != policy.local && is_owner(*region) && policy.region(*region).has_url;
     itinerary.regions().find(may_be_sent).map(Verdict::Redirect).ok_or(Code::CarrierNotCleared)
 }
 
@@ -99,15 +111,14 @@ fn serve_peer(
     Ok(Verdict::Proceed(Itinerary::through(here, [policy.local].into_iter()).expect("the clearance holds the local region")))
 }
 
-/// Whether an answer that its upstream labelled with `label` may go back to `peer`, whose request `trail` tells of.
-///
-/// The label's classes join those that the request had: a label can only clear less.
-pub fn may_return(trail: &Trail, label: ClassSet, peer: RegionId, policy: &Policy) -> bool {
-    let Some(home) = trail.home else { return false };
-    let ruling = residency::clear(policy, trail.classes.union(label), &home, trail.today);
-    ruling
-        .clearance
-        .is_some_and(|clearance| clearance.contains(policy.local) && ruling.carriers.union(clearance.regions()).contains(peer))
+/// The trail of a response that is labelled with further classes: they join those of the request before everything that
+/// classes decide. `None` if the response may not come from `region` through the request's carrier.
+pub fn label(trail: &Trail, labels: ClassSet, region: RegionId, policy: &Policy) -> Option<Trail> {
+    let mut labelled = trail.clone();
+    labelled.classes = trail.classes.union(labels);
+    let ruling = residency::clear(policy, labelled.classes, labelled.homes(), trail.today);
+    labelled.note_ruling(&ruling);
+    (labelled.home.is_some() && labelled.is_cleared(region)).then_some(labelled)
 }
 
 /// The route of a decision, where one matched.

@@ -4,12 +4,16 @@ use crate::model::country::CountryCode;
 use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
 use crate::model::outcome::Code;
 use crate::model::region::{RegionId, RegionSet};
+use crate::model::user::Evidence;
+use crate::model::vitals::{Health, Vitals};
 
 use super::facts::Ingress;
-use super::policy::{DataClass, Policy, Step};
-use super::residency::{Carriers, Mode, Stays};
+use super::home::Home;
+use super::policy::chain::Step;
+use super::policy::rule::{Carriers, Mode, Stays};
+use super::policy::{DataClass, Policy};
 use super::route_of;
-use super::verdict::{Decision, Finding, Home, Trail, Verdict};
+use super::verdict::{Decision, Finding, Trail, Verdict};
 
 /// One paragraph of the story.
 pub struct Line {
@@ -18,7 +22,7 @@ pub struct Line {
 }
 
 /// The whole story of a decision.
-pub fn tell(decision: &Decision, policy: &Policy) -> Vec<Line> {
+pub fn narrate(decision: &Decision, policy: &Policy, vitals: &Vitals) -> Vec<Line> {
     let trail = &decision.trail;
     let mut lines = Vec::new();
     let mut say = |heading, text| lines.push(Line { heading, text });
@@ -36,10 +40,20 @@ pub fn tell(decision: &Decision, policy: &Policy) -> Vec<Line> {
     }
     if let Some(home) = &trail.home {
         say("home", describe_home(home, policy));
+        if let Some(other) = &trail.other_home {
+            say(
+                "home",
+                format!("{} for the user whom the path names and the directory does not have", describe_home(other, policy)),
+            );
+        }
         for class in trail.classes.iter() {
             say("rule", describe_rule(policy.class(class), home.jurisdiction(), trail, policy));
         }
         say("clearance", describe_clearance(trail, policy));
+        let refusing = trail.clearance.iter().filter(|region| !vitals.region(*region).health.takes_requests());
+        for region in refusing {
+            say("health", describe_health(region, vitals.region(region).health, policy));
+        }
     }
     if let Verdict::Proceed(itinerary) = &decision.verdict {
         let stops = itinerary.regions().map(|region| describe_stop(region, policy));
@@ -77,8 +91,9 @@ fn describe(finding: Finding, trail: &Trail, policy: &Policy) -> String {
         }
         Finding::Recorded { home, evidence } => {
             let doubt = match evidence {
-                crate::model::user::Evidence::Recorded => "",
-                _ => "; the key is only claimed, so the record counts as a guess",
+                Evidence::Recorded => "",
+                Evidence::Asserted => "; a peer vouches for the key, so the record counts as asserted",
+                Evidence::Inferred => "; the key is only claimed, so the record counts as a guess",
             };
             format!("the user lives in {}{doubt}", name(home))
         }
@@ -166,16 +181,39 @@ fn describe_stop(region: RegionId, policy: &Policy) -> String {
     }
 }
 
+fn describe_health(region: RegionId, health: Health, policy: &Policy) -> String {
+    let name = policy.region_name(region);
+    match health {
+        Health::Down if region == policy.local => format!("{name} is down: none of its upstreams is up"),
+        Health::Down => format!("{name} is down: its gateway does not answer, or none of its upstreams is up"),
+        Health::Draining => format!("{name} drains and takes no new requests"),
+        Health::Unmeasured | Health::Up => format!("{name} is up"),
+    }
+}
+
+/// Why the local proxy does not hand a request over itself.
+fn why_not_handed_over(trail: &Trail, target: RegionId, policy: &Policy) -> String {
+    let local = policy.region_name(policy.local);
+    if !trail.carriers.union(trail.clearance).contains(policy.local) {
+        return format!("{local} may not carry this data");
+    }
+    format!("{} has no `gateway`, so {local} cannot reach its proxy", policy.region_name(target))
+}
+
 fn describe_verdict(decision: &Decision, policy: &Policy) -> String {
+    let trail = &decision.trail;
     match &decision.verdict {
         Verdict::Proceed(itinerary) if itinerary.first() == policy.local => "proceed: served here".into(),
         Verdict::Proceed(itinerary) => format!("proceed: handed to {}", policy.region_name(itinerary.first())),
         Verdict::Redirect(region) => {
-            format!(
-                "redirect: {} may not carry this data, so the client is sent to {}",
-                policy.region_name(policy.local),
-                policy.region_name(*region)
-            )
+            let why = why_not_handed_over(trail, *region, policy);
+            format!("redirect: {why}, so the client is sent to {}", policy.region_name(*region))
+        }
+        Verdict::Refuse(Code::CarrierNotCleared) if trail.ingress == Ingress::Client => {
+            let target = trail.home.and_then(|home| home.region()).or_else(|| trail.clearance.iter().next());
+            let why = target.map_or_else(String::new, |target| why_not_handed_over(trail, target, policy));
+            let code = Code::CarrierNotCleared.as_str();
+            format!("refuse: {why}, and no cleared region has a `url` to send the client to ({code})")
         }
         Verdict::Refuse(code) => format!("refuse: {} ({})", reason(*code), code.as_str()),
     }
@@ -190,14 +228,34 @@ fn reason(code: Code) -> &'static str {
         Code::NowhereCleared => "no region may process this data for this user",
         Code::EvidenceTooWeak => "the home is not known well enough for this data",
         Code::HomeNotCleared => "the home itself may not process this data for this user",
-        Code::CarrierNotCleared => {
-            "the proxy that has the request may not carry this data, and no cleared region has a URL to send the client to"
-        }
+        Code::CarrierNotCleared => "the proxy that sends this request may not carry its data",
+        Code::TokenUnverified => "the request presents a token that does not verify",
+        Code::CredentialUnread => "the request presents a credential that the app may read and this proxy cannot",
+        Code::RequestMalformed => "the path names a user in a form that cannot be decoded",
         Code::ClassUnknown => "a peer names a data class that this policy does not have",
         Code::HomeDown => "the home takes no requests, and failover keeps this request there",
         Code::AllDown => "no cleared region takes requests",
         Code::Misdirected => "this region does not own what a peer asks for",
-        other => other.as_str(),
+        Code::HomeUnknown => "the token names a region that is not in this policy",
+        Code::AnswerNotCleared
+        | Code::AnswerWithheld
+        | Code::NoLongerCleared
+        | Code::PeersDisagree
+        | Code::PeerMalformed
+        | Code::Loop
+        | Code::LedgerUnavailable
+        | Code::UpstreamUnreachable
+        | Code::UpstreamBad
+        | Code::UpstreamTimeout
+        | Code::BodyTooLarge
+        | Code::HeadTooLarge
+        | Code::TargetTooLong
+        | Code::RequestTimeout
+        | Code::MethodNotAllowed
+        | Code::WrongSite
+        | Code::UpgradeRefused
+        | Code::Overloaded
+        | Code::DeadlineExceeded => code.as_str(),
     }
 }
 

@@ -3,13 +3,14 @@
 //! INVARIANT: a [`Clearance`] is made here and nowhere else, and there is no way to add a region to one.
 
 use crate::model::day::Day;
-use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
 use crate::model::outcome::Code;
 use crate::model::region::{RegionId, RegionSet};
 use crate::model::user::Evidence;
 
-use super::policy::{ClassSet, Policy};
-use super::verdict::Home;
+use super::home::Home;
+use super::policy::Policy;
+use super::policy::class::ClassSet;
+use super::policy::rule::Mode;
 
 /// The regions a request may be processed in: it can only shrink, and it is never empty.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,115 +37,73 @@ impl Clearance {
     }
 }
 
-/// Where a data class may be processed, and through whom it may be carried.
-#[derive(Clone, PartialEq, Debug)]
-pub struct ResidencyRule {
-    pub stays: Stays,
-    /// The least evidence of a home that unlocks the class.
-    pub needs: Evidence,
-    pub carried_by: Carriers,
-    pub transfers: Vec<Transfer>,
-    pub mode: Mode,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stays {
-    /// In the user's jurisdiction.
-    Home,
-    In(JurisdictionSet),
-    Anywhere,
-}
-
-/// Whose proxies may carry a class through regions where it may not be processed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Carriers {
-    Anyone,
-    Only(JurisdictionSet),
-    Nobody,
-}
-
-/// An exception: data of users of one jurisdiction may be processed in another as well.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Transfer {
-    pub from: Jurisdiction,
-    pub to: JurisdictionSet,
-    /// The legal basis, in the operator's words.
-    pub basis: Box<str>,
-    /// The last day on which it holds, UTC.
-    pub until: Day,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mode {
-    Enforce,
-    /// Clears every region; what would have been cleared is in the trail.
-    Report,
-}
-
-impl ResidencyRule {
-    /// The transfers that hold on `today` for a user of `from`.
-    pub fn transfers_from(&self, from: Jurisdiction, today: Day) -> impl Iterator<Item = &Transfer> {
-        self.transfers.iter().filter(move |transfer| transfer.from == from && today <= transfer.until)
-    }
-
-    /// Whether the class may be processed in `place` for a user of `user`.
-    pub fn admits(&self, user: Jurisdiction, place: Jurisdiction, today: Day) -> bool {
-        let stays = match self.stays {
-            Stays::Anywhere => true,
-            Stays::In(jurisdictions) => jurisdictions.contains(place),
-            Stays::Home => user == place && matches!(place, Jurisdiction::Named(_)),
-        };
-        stays || self.transfers_from(user, today).any(|transfer| transfer.to.contains(place))
-    }
-
-    /// Whether a proxy in `place` may carry the class although it may not be processed there.
-    pub fn carries(&self, place: Jurisdiction) -> bool {
-        match self.carried_by {
-            Carriers::Anyone => true,
-            Carriers::Only(jurisdictions) => jurisdictions.contains(place),
-            Carriers::Nobody => false,
-        }
-    }
-}
-
-/// What the rules say of a request's classes taken together.
+/// The result of a request's classes taken together.
 pub struct Ruling {
     /// `None` if the classes clear no region.
     pub clearance: Option<Clearance>,
     /// Why there is none.
     pub cause: Code,
-    /// What would be cleared if no class were in report-only mode.
+    /// The regions that would be cleared if no class were in report-only mode.
     pub enforced: RegionSet,
-    /// Where the classes may be carried besides.
+    /// The regions whose proxies may carry the classes besides.
     pub carriers: RegionSet,
     /// The same if no class were in report-only mode.
     pub enforced_carriers: RegionSet,
 }
 
-/// The regions that every one of `classes` clears: deny wins.
-pub fn clear(policy: &Policy, classes: ClassSet, home: &Home, today: Day) -> Ruling {
-    let (mut cleared, mut enforced) = (policy.regions, policy.regions);
-    let (mut carriers, mut enforced_carriers) = (policy.regions, policy.regions);
-    let mut cause = Code::NowhereCleared;
-    for class in classes.iter() {
+impl Ruling {
+    const fn everywhere(policy: &Policy) -> Self {
+        Self {
+            clearance: Clearance::of(policy.regions),
+            cause: Code::NowhereCleared,
+            enforced: policy.regions,
+            carriers: policy.regions,
+            enforced_carriers: policy.regions,
+        }
+    }
+
+    /// Both rulings hold: deny wins.
+    fn intersect(self, other: Self) -> Self {
+        let both = |one: Clearance| other.clearance.and_then(|other| one.narrow(other.regions));
+        Self {
+            clearance: self.clearance.and_then(both),
+            cause: if other.cause == Code::NowhereCleared { self.cause } else { other.cause },
+            enforced: self.enforced.intersection(other.enforced),
+            carriers: self.carriers.intersection(other.carriers),
+            enforced_carriers: self.enforced_carriers.intersection(other.enforced_carriers),
+        }
+    }
+}
+
+/// The regions that every one of `classes` clears for every one of `homes`: deny wins.
+pub fn clear<'h>(policy: &Policy, classes: ClassSet, homes: impl IntoIterator<Item = &'h Home>, today: Day) -> Ruling {
+    homes.into_iter().map(|home| clear_for_home(policy, classes, home, today)).fold(Ruling::everywhere(policy), Ruling::intersect)
+}
+
+fn clear_for_home(policy: &Policy, classes: ClassSet, home: &Home, today: Day) -> Ruling {
+    // A request that nobody owns is as well known as a guess.
+    let evidence = home.evidence().unwrap_or(Evidence::Inferred);
+    let of_class = |class| {
         let rule = &policy.class(class).rule;
-        let is_known_well_enough = home.evidence().is_none_or(|evidence| evidence >= rule.needs);
+        let is_known_well_enough = evidence >= rule.needs;
         let admitted = if is_known_well_enough {
             policy.regions_where(|place| rule.admits(home.jurisdiction(), place, today))
         } else {
             RegionSet::EMPTY
         };
         let carrying = policy.regions_where(|place| rule.carries(place));
-        enforced = enforced.intersection(admitted);
-        enforced_carriers = enforced_carriers.intersection(carrying);
-        if rule.mode == Mode::Report {
-            continue;
+        let (cleared, carriers) = match rule.mode {
+            Mode::Enforce => (admitted, carrying),
+            Mode::Report => (policy.regions, policy.regions),
+        };
+        let is_too_weak = !is_known_well_enough && rule.mode == Mode::Enforce;
+        Ruling {
+            clearance: Clearance::of(cleared),
+            cause: if is_too_weak { Code::EvidenceTooWeak } else { Code::NowhereCleared },
+            enforced: admitted,
+            carriers,
+            enforced_carriers: carrying,
         }
-        if !is_known_well_enough {
-            cause = Code::EvidenceTooWeak;
-        }
-        cleared = cleared.intersection(admitted);
-        carriers = carriers.intersection(carrying);
-    }
-    Ruling { clearance: Clearance::of(cleared), cause, enforced, carriers, enforced_carriers }
+    };
+    classes.iter().map(of_class).fold(Ruling::everywhere(policy), Ruling::intersect)
 }

@@ -2,15 +2,16 @@
 
 use crate::model::country::CountryCode;
 use crate::model::day::Day;
-use crate::model::jurisdiction::Jurisdiction;
 use crate::model::outcome::Code;
 use crate::model::region::{MAX_REGIONS, RegionId, RegionSet};
 use crate::model::user::Evidence;
 
 use super::facts::{Facts, Ingress};
-use super::policy::{ClassSet, MAX_CHAIN, Step};
+use super::home::Home;
+use super::policy::chain::{MAX_CHAIN, Step};
+use super::policy::class::ClassSet;
+use super::policy::route::RouteId;
 use super::residency::{Clearance, Ruling};
-use super::route::RouteId;
 
 /// What happens to a request.
 #[derive(Clone, PartialEq, Debug)]
@@ -40,7 +41,9 @@ pub struct Itinerary {
     len: u8,
 }
 
-/// A region that a request may be sent to: the upstream client asks for one before it dials.
+/// A region that a request may be sent to: a permit is made of one.
+///
+/// INVARIANT: only an itinerary makes one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stop {
     region: RegionId,
@@ -68,6 +71,16 @@ impl Itinerary {
         (itinerary.len > 0).then_some(itinerary)
     }
 
+    /// The same stops without those that `is_kept` rejects; `None` if none is left.
+    pub(super) fn only(&self, is_kept: impl Fn(RegionId) -> bool) -> Option<Self> {
+        let mut kept = Self { len: 0, ..self.clone() };
+        for stop in self.stops().iter().filter(|stop| is_kept(stop.region)) {
+            kept.stops[kept.len as usize] = *stop;
+            kept.len += 1;
+        }
+        (kept.len > 0).then_some(kept)
+    }
+
     pub fn stops(&self) -> &[Stop] {
         &self.stops[..self.len as usize]
     }
@@ -78,41 +91,6 @@ impl Itinerary {
 
     pub fn first(&self) -> RegionId {
         self.stops[0].region
-    }
-}
-
-/// Who owns a request, and how well that is known.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Home {
-    Owned {
-        region: RegionId,
-        evidence: Evidence,
-        /// The user's, which need not be the region's.
-        jurisdiction: Jurisdiction,
-    },
-    /// Nobody: any cleared region may serve.
-    Unowned { jurisdiction: Jurisdiction },
-}
-
-impl Home {
-    pub const fn region(&self) -> Option<RegionId> {
-        match self {
-            Self::Owned { region, .. } => Some(*region),
-            Self::Unowned { .. } => None,
-        }
-    }
-
-    pub const fn evidence(&self) -> Option<Evidence> {
-        match self {
-            Self::Owned { evidence, .. } => Some(*evidence),
-            Self::Unowned { .. } => None,
-        }
-    }
-
-    pub const fn jurisdiction(&self) -> Jurisdiction {
-        match self {
-            Self::Owned { jurisdiction, .. } | Self::Unowned { jurisdiction } => *jurisdiction,
-        }
     }
 }
 
@@ -202,20 +180,22 @@ pub struct Trail {
     pub place_is_stale: bool,
     steps: [Option<(Step, Finding)>; MAX_CHAIN],
     pub home: Option<Home>,
+    /// The home of the second user, where two are judged: the one whom the path names, beside the caller.
+    pub other_home: Option<Home>,
     pub classes: ClassSet,
-    /// What judgement worked with; in report-only mode wider than `enforced`.
+    /// The regions that judgement worked with; in report-only mode wider than `enforced`.
     pub clearance: RegionSet,
-    /// What the rules clear when they are enforced.
+    /// The regions that the rules clear when they are enforced.
     pub enforced: RegionSet,
     /// Regions outside the clearance whose proxies may carry the data.
     pub carriers: RegionSet,
     enforced_carriers: RegionSet,
-    /// A class in report-only mode let through what its rule would not.
-    pub reported: bool,
+    /// The region whose proxy carries the request and its response: the local one for a client, the sender for a peer.
+    pub carrier: RegionId,
 }
 
 impl Trail {
-    pub(super) fn of(facts: &Facts<'_>) -> Self {
+    pub(super) fn of(facts: &Facts<'_>, local: RegionId) -> Self {
         Self {
             route: facts.route.id,
             ingress: facts.ingress,
@@ -225,12 +205,16 @@ impl Trail {
             place_is_stale: facts.place_is_stale,
             steps: [None; MAX_CHAIN],
             home: None,
+            other_home: None,
             classes: ClassSet::EMPTY,
             clearance: RegionSet::EMPTY,
             enforced: RegionSet::EMPTY,
             carriers: RegionSet::EMPTY,
             enforced_carriers: RegionSet::EMPTY,
-            reported: false,
+            carrier: match facts.ingress {
+                Ingress::Client => local,
+                Ingress::Peer(peer) => peer,
+            },
         }
     }
 
@@ -240,24 +224,35 @@ impl Trail {
         }
     }
 
-    pub(super) fn note_ruling(&mut self, home: &Home, ruling: &Ruling) {
-        self.home = Some(*home);
+    /// The homes that were judged: one, or two where the path names a user whom the directory does not have.
+    pub fn homes(&self) -> impl Iterator<Item = &Home> {
+        self.home.iter().chain(&self.other_home)
+    }
+
+    pub(super) fn note_ruling(&mut self, ruling: &Ruling) {
         self.clearance = ruling.clearance.map_or(RegionSet::EMPTY, |clearance| clearance.regions());
         self.enforced = ruling.enforced;
         self.carriers = ruling.carriers;
         self.enforced_carriers = ruling.enforced_carriers;
     }
 
-    /// Notes whether the rules, enforced, would have let the request go where it goes.
-    pub(super) fn note_report(&mut self, verdict: &Verdict, local: RegionId) {
-        let carrier = match self.ingress {
-            Ingress::Client => local,
-            Ingress::Peer(peer) => peer,
-        };
-        let Verdict::Proceed(itinerary) = verdict else { return };
-        let is_lawful =
-            self.enforced.contains(itinerary.first()) && self.enforced.union(self.enforced_carriers).contains(carrier);
-        self.reported = !is_lawful;
+    /// Whether the data may be processed in `region` and carried by this request's carrier, report-only mode included.
+    pub fn is_cleared(&self, region: RegionId) -> bool {
+        let owner_is_cleared = self.home.and_then(|home| home.region()).is_none_or(|owner| self.clearance.contains(owner));
+        owner_is_cleared && self.clearance.contains(region) && self.carriers.union(self.clearance).contains(self.carrier)
+    }
+
+    /// Whether only report-only mode lets the data be processed in `region`: enforced, the rules would refuse.
+    pub fn is_reported(&self, region: RegionId) -> bool {
+        let owner_is_cleared = self.home.and_then(|home| home.region()).is_none_or(|owner| self.enforced.contains(owner));
+        let carriers = self.enforced.union(self.enforced_carriers);
+        !(owner_is_cleared && self.enforced.contains(region) && carriers.contains(self.carrier))
+    }
+
+    /// Whether only report-only mode lets the client be sent to `region`.
+    pub fn is_reported_redirect(&self, region: RegionId) -> bool {
+        let owner_is_cleared = self.home.and_then(|home| home.region()).is_none_or(|owner| self.enforced.contains(owner));
+        !(owner_is_cleared && self.enforced.contains(region))
     }
 
     /// What each step of the chain found, in order.

@@ -1,4 +1,4 @@
-//! Certificates made at start: an authority, one certificate a region, and one for clients.
+//! Generates certificates: an authority, one certificate per region, and one for listeners for clients.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use rcgen::{
 
 use crate::transport::tls::REGION_URI;
 
-/// An authority that signs for as long as it lives in memory; its key is never written.
+/// A certificate authority. Its key exists only in memory and is never written to a file.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     serials: RefCell<HashMap<String, SerialNumber>>,
@@ -51,7 +51,7 @@ impl Authority {
         self.write_leaf(folder, name, names.subject_alt_names)
     }
 
-    /// Writes a list that revokes what was last written under these names.
+    /// Writes a revocation list (CRL) with the latest certificate of each of these names.
     pub fn write_revoked(&self, file: &Path, names: &[&str]) -> io::Result<()> {
         let serials = self.serials.borrow();
         let revoked = names.iter().filter_map(|name| serials.get(*name)).map(|serial| RevokedCertParams {

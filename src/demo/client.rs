@@ -1,4 +1,4 @@
-//! A small HTTP client, as a person with curl would be one.
+//! A minimal HTTP/1.1 client.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-/// An answer read to its end.
+/// A response with its whole body.
 pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
@@ -18,13 +18,13 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The body as JSON; null if it is none.
+    /// The body as JSON; null if it is not valid JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 }
 
-/// Sends one request on a connection of its own.
+/// Sends one request on a new connection.
 pub async fn send(address: SocketAddr, method: Method, target: &str, fields: &[(&str, &str)]) -> Result<Answer, String> {
     let failed = |error: String| format!("{method} http://{address}{target}: {error}");
     let stream = TcpStream::connect(address).await.map_err(|error| failed(error.to_string()))?;

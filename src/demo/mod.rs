@@ -1,7 +1,8 @@
-//! Three regions in one process, with everything around them: it plays the world.
+//! The demo: three regions in one process, with their app servers, certificates and simulated network delays.
 //!
-//! Promises: each region is a whole Domicile on ports of its own, joined to the others by mutual TLS through relays that
-//! take as long as the real distance. Never: used by anything but `demo` and the command that makes trial certificates.
+//! Promises: each region is a complete Domicile on its own ports, connected to the others by mutual TLS through relays that
+//! add the delay of the real distance. Never: used by other code than the commands `demo` and `certificates`, tests and
+//! benchmarks. Start reading at [`World`].
 
 pub mod certificates;
 mod client;

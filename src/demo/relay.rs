@@ -1,4 +1,4 @@
-//! A relay that takes its time: every byte arrives as late as over the real distance.
+//! A TCP relay that delays every byte by the one-way latency of a real distance.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Pieces on their way in one direction: 256 of 64 KiB keep 16 MiB in flight, as much as a connection's window.
+/// Chunks in flight in one direction: 256 of 64 KiB are 16 MiB, as much as the widest flow-control window.
 const IN_FLIGHT: usize = 256;
 
-/// Relays connections to `target`, each direction `one_way` later; gives the address to connect to.
+/// Relays connections to `target` with a delay of `one_way` in each direction; returns the address to connect to.
 pub async fn start(target: SocketAddr, one_way: Duration) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -24,7 +24,7 @@ pub async fn start(target: SocketAddr, one_way: Duration) -> std::io::Result<Soc
 }
 
 async fn relay(near: TcpStream, target: SocketAddr, one_way: Duration) {
-    // The handshake of a far connection takes a round trip as well.
+    // A TCP handshake over the real distance takes one round trip.
     tokio::time::sleep(one_way * 2).await;
     let Ok(far) = TcpStream::connect(target).await else { return };
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
@@ -34,20 +34,20 @@ async fn relay(near: TcpStream, target: SocketAddr, one_way: Duration) {
 }
 
 async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, one_way: Duration) {
-    let (sender, mut pieces) = mpsc::channel::<(Instant, Vec<u8>)>(IN_FLIGHT);
+    let (sender, mut chunks) = mpsc::channel::<(Instant, Vec<u8>)>(IN_FLIGHT);
     let read = async move {
-        let mut piece = vec![0; 64 << 10];
-        while let Ok(1..) = from.read(&mut piece).await.inspect(|size| piece.truncate(*size)) {
-            let full = std::mem::replace(&mut piece, vec![0; 64 << 10]);
+        let mut chunk = vec![0; 64 << 10];
+        while let Ok(1..) = from.read(&mut chunk).await.inspect(|size| chunk.truncate(*size)) {
+            let full = std::mem::replace(&mut chunk, vec![0; 64 << 10]);
             if sender.send((Instant::now() + one_way, full)).await.is_err() {
                 return;
             }
         }
     };
     let write = async move {
-        while let Some((due, piece)) = pieces.recv().await {
+        while let Some((due, chunk)) = chunks.recv().await {
             tokio::time::sleep_until(due).await;
-            if to.write_all(&piece).await.is_err() {
+            if to.write_all(&chunk).await.is_err() {
                 return;
             }
         }

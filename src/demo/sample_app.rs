@@ -1,4 +1,6 @@
-//! A sample app server: says who it is and what it was asked, and can be told to fail, or to answer at length (`?bytes=N`).
+//! A sample app server. Its response describes the server and the request, or has N bytes for `?bytes=N`.
+//!
+//! `/demo/down` makes it fail every request until `/demo/up`.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -15,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-/// Starts an app server of `region`; gives its address.
+/// Starts an app server of `region`; returns its address.
 pub async fn start(region: &'static str, name: String) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -24,14 +26,14 @@ pub async fn start(region: &'static str, name: String) -> std::io::Result<Socket
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (is_up, name) = (Arc::clone(&is_up), Arc::clone(&name));
-            let service = service_fn(move |request| answer(request, region, Arc::clone(&name), Arc::clone(&is_up)));
+            let service = service_fn(move |request| respond(request, region, Arc::clone(&name), Arc::clone(&is_up)));
             tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
     });
     Ok(address)
 }
 
-async fn answer(
+async fn respond(
     request: Request<Incoming>,
     region: &'static str,
     name: Arc<str>,
@@ -57,7 +59,7 @@ async fn answer(
     })
 }
 
-/// What the app server sees of a request.
+/// Describes the request as the app server received it.
 async fn describe(request: Request<Incoming>, region: &str, name: &str) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
     let body_bytes = body.collect().await.map_or(0, |body| body.to_bytes().len());

@@ -1,4 +1,4 @@
-//! The tour: requests that show each feature, what became of them, and whether that was right.
+//! The tour: sample requests that show each feature, with their results and whether these are as expected.
 
 use std::time::{Duration, Instant};
 
@@ -7,14 +7,14 @@ use http::{Method, StatusCode};
 use super::World;
 use super::client::{self, Answer};
 
-/// How long the proxies may take to notice that a region went down or came back.
-const NOTICE: Duration = Duration::from_secs(20);
+/// Maximum time until every proxy notices that a region went down or came back up.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Where a request should end.
+/// The expected result of a request.
 #[derive(Clone, Copy)]
 enum Expect {
     ServedBy(&'static str),
-    /// Sent there by a redirect, and served.
+    /// Redirected to this region, and served there.
     Redirected(&'static str),
     Refused(u16, &'static str),
 }
@@ -22,7 +22,7 @@ enum Expect {
 /// One request of the tour.
 struct Stop {
     who: &'static str,
-    /// The region whose proxy is asked.
+    /// The region whose proxy receives the request.
     at: &'static str,
     from: &'static str,
     user: Option<&'static str>,
@@ -47,7 +47,7 @@ const AMERICA: &str = "8.8.8.8";
 const JAPAN: &str = "133.11.0.1";
 const BRAZIL: &str = "177.1.1.1";
 
-fn in_good_times() -> Vec<Stop> {
+fn with_all_regions_up() -> Vec<Stop> {
     use Expect::{Redirected, Refused, ServedBy};
     vec![
         get("a user at home", "eu-west", GERMANY, None, "/users/alice/orders/1", ServedBy("eu-west")),
@@ -81,7 +81,7 @@ fn with_us_east_down() -> Vec<Stop> {
     ]
 }
 
-/// Makes the tour, printing a line for each request; whether all went where they should.
+/// Sends the requests of the tour and prints a line for each. Returns whether all results are as expected.
 pub async fn tour(world: &World) -> Result<bool, String> {
     for region in &world.regions {
         wait_for_health(world, region.name, "up").await?;
@@ -91,7 +91,7 @@ pub async fn tour(world: &World) -> Result<bool, String> {
         "who", "arrives at", "from", "home", "evidence", "served by", "verdict", "ms"
     );
     let mut good = true;
-    for stop in in_good_times() {
+    for stop in with_all_regions_up() {
         good &= show(world, &stop).await?;
     }
     switch(world, "us-east", "down").await?;
@@ -112,24 +112,24 @@ async fn show(world: &World, stop: &Stop) -> Result<bool, String> {
     let mut fields = vec![("x-forwarded-for", stop.from)];
     fields.extend(stop.user.map(|user| ("x-user-id", user)));
     let started = Instant::now();
-    let mut answer = client::send(world.region(stop.at).http, stop.method.clone(), stop.path, &fields).await?;
-    let was_redirected = answer.status == StatusCode::TEMPORARY_REDIRECT;
+    let mut response = client::send(world.region(stop.at).http, stop.method.clone(), stop.path, &fields).await?;
+    let was_redirected = response.status == StatusCode::TEMPORARY_REDIRECT;
     if was_redirected {
-        answer = follow(&answer, stop, &fields).await?;
+        response = follow(&response, stop, &fields).await?;
     }
     let took = started.elapsed();
-    let body = answer.json();
-    let served_by = body["region"].as_str().filter(|_| answer.status.is_success()).unwrap_or("-");
+    let body = response.json();
+    let served_by = body["region"].as_str().filter(|_| response.status.is_success()).unwrap_or("-");
     let code = body["code"].as_str().unwrap_or_default();
     let is_right = match stop.expect {
         Expect::ServedBy(region) => !was_redirected && served_by == region,
         Expect::Redirected(region) => was_redirected && served_by == region,
-        Expect::Refused(status, expected) => answer.status.as_u16() == status && code == expected,
+        Expect::Refused(status, expected) => response.status.as_u16() == status && code == expected,
     };
-    let verdict = match (was_redirected, answer.status.is_success()) {
+    let verdict = match (was_redirected, response.status.is_success()) {
         (true, _) => "redirect".to_owned(),
         (false, true) => "proceed".to_owned(),
-        (false, false) => format!("{} {code}", answer.status.as_u16()),
+        (false, false) => format!("{} {code}", response.status.as_u16()),
     };
     let text = |name: &str| explained["home"][name].as_str().unwrap_or("-").to_owned();
     println!(
@@ -147,18 +147,19 @@ async fn show(world: &World, stop: &Stop) -> Result<bool, String> {
     Ok(is_right)
 }
 
-/// Goes where a redirect points, as a browser would.
-async fn follow(answer: &Answer, stop: &Stop, fields: &[(&str, &str)]) -> Result<Answer, String> {
-    let location = answer.headers.get("location").and_then(|value| value.to_str().ok()).ok_or("a redirect without a location")?;
-    let url: http::Uri = location.parse().map_err(|_| format!("`{location}` is no URL"))?;
+/// Follows a redirect, as a browser does.
+async fn follow(redirect: &Answer, stop: &Stop, fields: &[(&str, &str)]) -> Result<Answer, String> {
+    let location = redirect.headers.get("location").and_then(|value| value.to_str().ok());
+    let location = location.ok_or("the redirect has no valid `Location` header")?;
+    let url: http::Uri = location.parse().map_err(|_| format!("`{location}` is not a valid URL"))?;
     let address = url
         .authority()
         .and_then(|authority| authority.as_str().parse().ok())
-        .ok_or_else(|| format!("`{location}` has no address"))?;
+        .ok_or_else(|| format!("`{location}` has no IP address and port"))?;
     client::send(address, stop.method.clone(), url.path(), fields).await
 }
 
-/// Asks the proxy itself what it thinks of the request.
+/// Fetches the proxy's own explanation of the request.
 async fn explain(world: &World, stop: &Stop) -> Result<serde_json::Value, String> {
     let region = world.region(stop.at);
     let user = stop.user.map_or(String::new(), |user| format!("&user={user}"));
@@ -167,7 +168,7 @@ async fn explain(world: &World, stop: &Stop) -> Result<serde_json::Value, String
     Ok(client::send(region.admin, Method::GET, &target, &[]).await?.json())
 }
 
-/// Takes the app servers of a region down or up, and waits until every proxy has noticed.
+/// Takes the app servers of a region down or up, and waits until the health checks of every proxy show it.
 async fn switch(world: &World, region: &str, state: &str) -> Result<(), String> {
     for app in &world.region(region).apps {
         client::send(*app, Method::POST, &format!("/demo/{state}"), &[]).await?;
@@ -177,7 +178,7 @@ async fn switch(world: &World, region: &str, state: &str) -> Result<(), String> 
 
 async fn wait_for_health(world: &World, region: &str, state: &str) -> Result<(), String> {
     let wanted = format!("domicile_region_health{{region=\"{region}\",state=\"{state}\"}} 1");
-    let deadline = Instant::now() + NOTICE;
+    let deadline = Instant::now() + HEALTH_TIMEOUT;
     for watcher in &world.regions {
         while !metrics(watcher.admin).await?.contains(&wanted) {
             if Instant::now() > deadline {
@@ -190,6 +191,6 @@ async fn wait_for_health(world: &World, region: &str, state: &str) -> Result<(),
 }
 
 async fn metrics(admin: std::net::SocketAddr) -> Result<String, String> {
-    let answer = client::send(admin, Method::GET, "/metrics", &[]).await?;
-    Ok(String::from_utf8_lossy(&answer.body).into_owned())
+    let response = client::send(admin, Method::GET, "/metrics", &[]).await?;
+    Ok(String::from_utf8_lossy(&response.body).into_owned())
 }

@@ -1,4 +1,4 @@
-//! The world: app servers, relays, certificates, a configuration for each region, and the three proxies.
+//! The demo's world: the app servers, relays, certificates and configurations of three regions, and their proxies.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,14 +23,14 @@ pub struct Region {
 
 const NAMES: [&str; 3] = ["eu-west", "us-east", "ap-northeast"];
 
-/// Median round trips between Azure's North Europe, East US and Japan East, as Microsoft publishes them (in
-/// milliseconds; Azure network round-trip latency statistics, CC BY 4.0).
+/// Median round trips in milliseconds between Azure's North Europe, East US and Japan East, by index in `NAMES` (Microsoft,
+/// Azure network round-trip latency statistics, CC BY 4.0).
 const ROUND_TRIPS: [(usize, usize, u64); 3] = [(0, 1, 72), (1, 2, 164), (0, 2, 232)];
 
-/// The running demo. Dropping it stops nothing: call [`World::stop`].
+/// The running demo. Call [`World::stop`] to end it: dropping it neither drains the proxies nor removes the folder.
 pub struct World {
     pub regions: Vec<Region>,
-    /// Certificates, configurations and ledgers, removed at the end.
+    /// Holds certificates, configurations and ledgers; [`World::stop`] removes it.
     pub folder: PathBuf,
     proxies: Vec<App>,
     _runtime: tokio::runtime::Runtime,
@@ -45,11 +45,11 @@ struct Ports {
 }
 
 impl World {
-    /// Builds and starts it; `geoip` is the database to use, and `more` are further sections of the configuration.
+    /// Builds and starts the demo. `geoip` is the GeoIP database; `more` is appended to each configuration.
     pub fn start(geoip: &Path, more: &str) -> Result<Self, String> {
         if !geoip.exists() {
             return Err(format!(
-                "`{}` is not here: run the demo from the checkout, or name a GeoIP database with --geoip",
+                "`{}` does not exist: run the demo from the checkout, or name a GeoIP database with --geoip",
                 geoip.display()
             ));
         }
@@ -78,11 +78,11 @@ impl World {
         Ok(Self { regions, folder, proxies, _runtime: runtime })
     }
 
-    /// Drains the proxies and removes what was written.
+    /// Drains the proxies and removes the demo's folder.
     pub fn stop(self) {
         let draining: Vec<_> = self.proxies.into_iter().map(|proxy| std::thread::spawn(|| proxy.shut_down())).collect();
         for proxy in draining {
-            // A thread that panicked has said so already.
+            // An error means that the thread panicked, which has been printed already.
             let _ = proxy.join();
         }
         let _ = std::fs::remove_dir_all(&self.folder);
@@ -115,7 +115,7 @@ async fn start_apps(region: &'static str) -> io::Result<Vec<SocketAddr>> {
     Ok(vec![sample_app::start(region, format!("{region}-a")).await?, sample_app::start(region, format!("{region}-b")).await?])
 }
 
-/// The addresses at which region `from` finds the gateways of all regions: through a relay for the others.
+/// The addresses at which region `from` reaches the gateways: directly for its own, through a relay for the others.
 async fn start_relays(regions: &[Region], from: usize) -> io::Result<Vec<SocketAddr>> {
     let mut gateways = Vec::new();
     for (to, region) in regions.iter().enumerate() {
@@ -130,7 +130,7 @@ async fn start_relays(regions: &[Region], from: usize) -> io::Result<Vec<SocketA
     Ok(gateways)
 }
 
-/// The configuration of `config/three-regions.yaml`, with the demo's own ports and files.
+/// A configuration like `config/three-regions.yaml`, with the demo's own ports and files.
 fn configuration(regions: &[Region], local: usize, gateways: &[SocketAddr], folder: &Path, geoip: &Path) -> String {
     let places = [("eu", "[53.35, -6.26]"), ("us", "[38.95, -77.45]"), ("jp", "[35.68, 139.77]")];
     let mut text = String::new();

@@ -2,8 +2,9 @@
 
 use std::io::Write;
 
-use super::{Directory, Settings};
+use super::{Answer, Directory, Settings};
 use crate::model::region::{RegionId, Registry};
+use crate::model::user::Record;
 
 fn registry() -> Registry {
     let mut registry = Registry::default();
@@ -16,7 +17,16 @@ fn registry() -> Registry {
 fn open(ending: &str, text: &str) -> Result<Directory, String> {
     let mut file = tempfile::Builder::new().suffix(ending).tempfile().unwrap();
     file.write_all(text.as_bytes()).unwrap();
-    Directory::open(&Settings { file: file.path().into() }, &registry()).map_err(|error| error.to_string())
+    Directory::open(&Settings { file: file.path().into(), max_loss: 10 }, &registry()).map_err(|error| error.to_string())
+}
+
+fn find(table: &Directory, key: &str) -> Option<Record> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    match runtime.block_on(table.find(key)) {
+        Answer::Found(record) => Some(record),
+        Answer::Absent => None,
+        Answer::Unavailable => panic!("a table that is open is available"),
+    }
 }
 
 /// The same table in every form a backend takes.
@@ -29,7 +39,7 @@ fn tables() -> [Directory; 2] {
 #[test]
 fn a_recorded_user_is_found_and_a_stranger_is_absent() {
     for table in tables() {
-        let home = |key: &str| table.find(key).map(|record| record.home);
+        let home = |key: &str| find(&table, key).map(|record| record.home);
         assert_eq!(home("alice"), RegionId::new(0));
         assert_eq!(home("c,d"), RegionId::new(1));
         assert_eq!(home("carol"), None);
@@ -39,16 +49,38 @@ fn a_recorded_user_is_found_and_a_stranger_is_absent() {
 }
 
 #[test]
+fn a_key_may_begin_with_the_sign_of_a_remark() {
+    let table = open(".csv", "user,home\n#alice,eu-west\n# alice,us-east\n\"#bob\",us-east\n").unwrap();
+    assert_eq!(find(&table, "#alice").unwrap().home, RegionId::new(0).unwrap());
+    assert_eq!(find(&table, "#bob").unwrap().home, RegionId::new(1).unwrap());
+    assert_eq!(table.len(), 2, "the line with a blank behind the sign is a remark");
+}
+
+#[test]
+fn a_table_that_lost_too_many_users_needs_a_confirmation() {
+    let settings = Settings { file: "users.csv".into(), max_loss: 10 };
+    for (before, after, is_fine) in
+        [(100, 90, true), (100, 89, false), (10, 9, true), (3, 2, false), (1, 0, false), (0, 5, true), (5, 50, true)]
+    {
+        assert_eq!(settings.check_loss(before, after).is_ok(), is_fine, "{before} to {after}");
+    }
+    let error = settings.check_loss(100, 50).unwrap_err().to_string();
+    assert!(error.contains("has 50 users and had 100") && error.contains("--accept-loss"), "{error}");
+    let anything = Settings { max_loss: 100, ..settings };
+    assert!(anything.check_loss(100, 1).is_ok() && anything.check_loss(100, 0).is_err(), "losing all is never a matter of share");
+}
+
+#[test]
 fn the_jurisdiction_column_is_kept_where_it_is_filled() {
     for table in tables() {
-        assert_eq!(table.find("alice").unwrap().jurisdiction, None);
-        assert_eq!(table.find("bob@example.com").unwrap().jurisdiction.unwrap().index(), 0);
+        assert_eq!(find(&table, "alice").unwrap().jurisdiction, None);
+        assert_eq!(find(&table, "bob@example.com").unwrap().jurisdiction.unwrap().index(), 0);
     }
 }
 
 #[test]
 fn a_table_that_says_something_else_has_another_version() {
-    let version = |text: &str| open(".csv", text).unwrap().version().to_owned();
+    let version = |text: &str| open(".csv", text).unwrap().version();
     let table = "user,home\nalice,eu-west\n";
     assert_eq!(version(table), version(table));
     for other in
@@ -63,12 +95,21 @@ fn a_broken_table_is_refused_whole_with_its_line_and_without_its_keys() {
     for (ending, text, expected) in [
         (".csv", "user,home\nalice,eu-west\nsecret-key,mars\n", "line 3: unknown region `mars`"),
         (".csv", "user,home,jurisdiction\nsecret-key,eu-west,moon\n", "line 2: unknown jurisdiction `moon`"),
-        (".csv", "user,home\nsecret-key,eu-west\nsecret-key,us-east\n", "line 3: this user stands in the table already"),
+        (".csv", "user,home\nsecret-key,eu-west\nsecret-key,us-east\n", "line 3: this user is already in the table"),
         (".csv", "name,region\n", "write `user,home`"),
         (".csv", "user,home\n,eu-west\n", "line 2: the user is empty"),
-        (".csv", "user,home\nsecret-key\n", "is no CSV"),
+        (".csv", "user,home\nsecret-key\n", "line 2: this row has 1 columns instead of 2"),
         (".csv", "user,home\neu-west,secret@key\n", "unknown region `(not a name)`"),
-        (".yaml", "secret-key: mars\n", "unknown region `mars`"),
+        (".csv", "", "write `user,home`"),
+        (".csv", "user,home\n", "the table has no users"),
+        (".csv", "user,home\n# a remark, with a comma\n#\n", "the table has no users"),
+        (
+            ".csv",
+            "user,home\na,mars\nb,eu-west\nc,moon\n",
+            "line 2: unknown region `mars`; add it under `regions`, or correct the row; line 4:",
+        ),
+        (".yaml", "{}\n", "the table has no users"),
+        (".yaml", "alice: eu-west\nsecret-key: mars\n", "line 2: unknown region `mars`"),
         (".yaml", "secret-key: eu-west\nsecret-key: us-east\n", "each user once"),
         (".yaml", "- a\n", "write `USER: REGION`"),
     ] {

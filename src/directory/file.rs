@@ -5,104 +5,129 @@ use std::io;
 use std::path::Path;
 
 use aws_lc_rs::digest;
-use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde::Deserialize;
 
 use crate::model::jurisdiction::JurisdictionId;
 use crate::model::region::{RegionId, Registry};
 use crate::model::user::Record;
+use crate::model::vitals::TableVersion;
 
 /// The longest key a user may have, in bytes.
 const MAX_KEY: usize = 256;
 
-/// What is wrong with a file, by line where it has lines. Keys stay out of it: logs are no place for them.
+/// What is wrong with a file, by line. Keys stay out of it: logs are no place for them.
 #[derive(Debug, thiserror::Error)]
 pub enum RowError {
     #[error("cannot read the user table: {0}")]
     Unreadable(#[from] io::Error),
-    #[error("is no CSV: {0}")]
+    #[error("is not valid CSV: {0}")]
     Csv(#[from] csv::Error),
-    #[error("is no YAML of users: {0}")]
+    #[error("is not a valid YAML table of users: {0}")]
     Yaml(String),
     #[error("the first line names the columns: write `user,home` or `user,home,jurisdiction`")]
     Columns,
-    #[error("{at}: the user is empty or longer than {MAX_KEY} bytes")]
-    Key { at: String },
-    #[error("{at}: unknown region `{name}`; add it under `regions`, or correct the row")]
-    Region { at: String, name: String },
-    #[error("{at}: unknown jurisdiction `{name}`; add it under `jurisdictions`, or correct the row")]
-    Jurisdiction { at: String, name: String },
-    #[error("{at}: this user stands in the table already, with another home")]
-    Twice { at: String },
+    #[error("the table has no users; if that is intended, remove `users.directory` from the configuration")]
+    Empty,
+    #[error("line {line}: this row has {found} columns instead of {expected}")]
+    Width { line: u64, found: usize, expected: usize },
+    #[error("line {line}: the user is empty or longer than {MAX_KEY} bytes")]
+    Key { line: u64 },
+    #[error("line {line}: unknown region `{name}`; add it under `regions`, or correct the row")]
+    Region { line: u64, name: String },
+    #[error("line {line}: unknown jurisdiction `{name}`; add it under `jurisdictions`, or correct the row")]
+    Jurisdiction { line: u64, name: String },
+    #[error("line {line}: this user is already in the table, with another home")]
+    Twice { line: u64 },
 }
 
 /// A table that is held in memory.
 pub struct FileTable {
     users: HashMap<Box<str>, Record>,
-    version: String,
+    version: TableVersion,
 }
 
 impl FileTable {
-    /// Reads a file, by its ending: `.yaml` and `.yml` as YAML, anything else as CSV.
-    pub fn open(file: &Path, registry: &Registry) -> Result<Self, RowError> {
-        let bytes = std::fs::read(file)?;
+    /// Reads a file, by its ending: `.yaml` and `.yml` as YAML, anything else as CSV. All mistakes are reported at once.
+    pub fn open(file: &Path, registry: &Registry) -> Result<Self, Vec<RowError>> {
+        let bytes = std::fs::read(file).map_err(|error| vec![error.into()])?;
         let is_yaml = file.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
         let table = if is_yaml { Self::from_yaml(&bytes, registry) } else { Self::from_csv(&bytes, registry) }?;
-        let digest = digest::digest(&digest::SHA256, &bytes);
-        Ok(Self { version: BASE64_URL_SAFE_NO_PAD.encode(digest), ..table })
+        if table.is_empty() {
+            return Err(vec![RowError::Empty]);
+        }
+        Ok(Self { version: version_of(&bytes), ..table })
     }
 
     fn with_capacity(users: usize) -> Self {
-        Self { users: HashMap::with_capacity(users), version: String::new() }
+        Self { users: HashMap::with_capacity(users), version: TableVersion::default() }
     }
 
-    fn from_csv(bytes: &[u8], registry: &Registry) -> Result<Self, RowError> {
-        let mut reader = csv::ReaderBuilder::new().comment(Some(b'#')).trim(csv::Trim::All).from_reader(bytes);
-        let columns = reader.headers()?;
-        let has_jurisdiction = match columns.iter().collect::<Vec<_>>().as_slice() {
-            ["user", "home"] => false,
-            ["user", "home", "jurisdiction"] => true,
-            _ => return Err(RowError::Columns),
-        };
+    fn from_csv(bytes: &[u8], registry: &Registry) -> Result<Self, Vec<RowError>> {
+        let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).has_headers(false).from_reader(bytes);
         // A row is about 20 bytes: reserving once saves half of the loading time.
         let mut table = Self::with_capacity(bytes.len() / 24);
-        let mut row = csv::StringRecord::new();
-        while reader.read_record(&mut row)? {
-            let at = || format!("line {}", row.position().map_or(0, csv::Position::line));
-            let jurisdiction = row.get(2).filter(|name| has_jurisdiction && !name.is_empty());
-            let record = resolve(&row[1], jurisdiction, registry, &at)?;
-            table.insert(&row[0], record, &at)?;
+        let (mut row, mut width, mut wrong) = (csv::StringRecord::new(), None, Vec::new());
+        loop {
+            match reader.read_record(&mut row) {
+                Ok(true) if is_remark(&row) => continue,
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    wrong.push(error.into());
+                    break;
+                }
+            }
+            let Some(width) = width else {
+                width = Some(width_of(&row).ok_or_else(|| vec![RowError::Columns])?);
+                continue;
+            };
+            let line = row.position().map_or(0, csv::Position::line);
+            wrong.extend(table.insert_row(&row, width, line, registry).err());
+        }
+        if width.is_none() && wrong.is_empty() {
+            wrong.push(RowError::Columns);
         }
         table.users.shrink_to_fit();
-        Ok(table)
+        if wrong.is_empty() { Ok(table) } else { Err(wrong) }
     }
 
-    fn from_yaml(bytes: &[u8], registry: &Registry) -> Result<Self, RowError> {
-        let rows: HashMap<String, YamlRow> = serde_yaml::from_slice(bytes).map_err(|error| {
+    fn insert_row(&mut self, row: &csv::StringRecord, width: usize, line: u64, registry: &Registry) -> Result<(), RowError> {
+        let (Some(user), Some(home), true) = (row.get(0), row.get(1), row.len() == width) else {
+            return Err(RowError::Width { line, found: row.len(), expected: width });
+        };
+        let jurisdiction = row.get(2).filter(|name| !name.is_empty());
+        let record = resolve(home, jurisdiction, registry, line)?;
+        self.insert(user, record, line)
+    }
+
+    fn from_yaml(bytes: &[u8], registry: &Registry) -> Result<Self, Vec<RowError>> {
+        let rows: HashMap<String, serde_yaml::Spanned<YamlRow>> = serde_yaml::from_slice(bytes).map_err(|error| {
             let place = error.location().map_or(String::new(), |at| format!("line {}: ", at.line()));
-            RowError::Yaml(format!(
+            vec![RowError::Yaml(format!(
                 "{place}write `USER: REGION` or `USER: {{ home: REGION, jurisdiction: NAME }}`, each user once"
-            ))
+            ))]
         })?;
         let mut table = Self::with_capacity(rows.len());
+        let mut wrong = Vec::new();
         for (user, row) in rows {
-            let at = || "a row".to_owned();
-            let (home, jurisdiction) = match &row {
+            let line = row.referenced.line();
+            let (home, jurisdiction) = match &row.value {
                 YamlRow::Home(home) => (home, None),
                 YamlRow::Full { home, jurisdiction } => (home, jurisdiction.as_deref()),
             };
-            let record = resolve(home, jurisdiction, registry, &at)?;
-            table.insert(&user, record, &at)?;
+            let inserted = resolve(home, jurisdiction, registry, line).and_then(|record| table.insert(&user, record, line));
+            wrong.extend(inserted.err());
         }
-        Ok(table)
+        wrong.sort_by_key(RowError::line);
+        if wrong.is_empty() { Ok(table) } else { Err(wrong) }
     }
 
-    fn insert(&mut self, key: &str, record: Record, at: &dyn Fn() -> String) -> Result<(), RowError> {
+    fn insert(&mut self, key: &str, record: Record, line: u64) -> Result<(), RowError> {
         if key.is_empty() || key.len() > MAX_KEY {
-            return Err(RowError::Key { at: at() });
+            return Err(RowError::Key { line });
         }
         match self.users.insert(key.into(), record) {
-            Some(before) if before != record => Err(RowError::Twice { at: at() }),
+            Some(before) if before != record => Err(RowError::Twice { line }),
             _ => Ok(()),
         }
     }
@@ -111,9 +136,9 @@ impl FileTable {
         self.users.get(key).copied()
     }
 
-    /// The hash of the file (SHA-256).
-    pub fn version(&self) -> &str {
-        &self.version
+    /// The first half of the file's SHA-256.
+    pub const fn version(&self) -> TableVersion {
+        self.version
     }
 
     pub fn len(&self) -> usize {
@@ -125,6 +150,13 @@ impl FileTable {
     }
 }
 
+fn version_of(bytes: &[u8]) -> TableVersion {
+    let mut version = [0; 16];
+    let digest = digest::digest(&digest::SHA256, bytes);
+    version.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
+    TableVersion(version)
+}
+
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum YamlRow {
@@ -132,14 +164,42 @@ enum YamlRow {
     Full { home: String, jurisdiction: Option<String> },
 }
 
-fn resolve(home: &str, jurisdiction: Option<&str>, registry: &Registry, at: &dyn Fn() -> String) -> Result<Record, RowError> {
+/// A remark is a line that begins with `#` and a blank, or is `#` alone: a user's key may begin with `#`.
+fn is_remark(row: &csv::StringRecord) -> bool {
+    row.get(0).is_some_and(|first| first == "#" || first.starts_with("# "))
+}
+
+/// How many columns the rows have, by the line that names the columns.
+fn width_of(columns: &csv::StringRecord) -> Option<usize> {
+    match columns.iter().collect::<Vec<_>>().as_slice() {
+        ["user", "home"] => Some(2),
+        ["user", "home", "jurisdiction"] => Some(3),
+        _ => None,
+    }
+}
+
+impl RowError {
+    /// The line of the mistake; 0 for a mistake of the whole file.
+    const fn line(&self) -> u64 {
+        match self {
+            Self::Unreadable(_) | Self::Csv(_) | Self::Yaml(_) | Self::Columns | Self::Empty => 0,
+            Self::Width { line, .. }
+            | Self::Key { line }
+            | Self::Region { line, .. }
+            | Self::Jurisdiction { line, .. }
+            | Self::Twice { line } => *line,
+        }
+    }
+}
+
+fn resolve(home: &str, jurisdiction: Option<&str>, registry: &Registry, line: u64) -> Result<Record, RowError> {
     let region = registry.regions.find(home).and_then(RegionId::new);
-    let region = region.ok_or_else(|| RowError::Region { at: at(), name: shown(home) })?;
+    let region = region.ok_or_else(|| RowError::Region { line, name: shown(home) })?;
     let jurisdiction = match jurisdiction {
         None => None,
         Some(name) => {
             let found = registry.jurisdictions.find(name).and_then(JurisdictionId::new);
-            Some(found.ok_or_else(|| RowError::Jurisdiction { at: at(), name: shown(name) })?)
+            Some(found.ok_or_else(|| RowError::Jurisdiction { line, name: shown(name) })?)
         }
     };
     Ok(Record { home: region, jurisdiction })

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use crate::model::region::Registry;
 use crate::model::user::Record;
+use crate::model::vitals::TableVersion;
 
 pub use file::{FileTable, RowError};
 
@@ -19,14 +20,53 @@ pub use file::{FileTable, RowError};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     pub file: PathBuf,
+    /// The most percent of its users that a table may lose at a reload without an operator's confirmation.
+    pub max_loss: u8,
+}
+
+/// Users come and go, but a tenth of them at once is rather a file that was cut off.
+pub const DEFAULT_MAX_LOSS: u8 = 10;
+
+impl Settings {
+    /// Fails if a table has lost more users than it may without an operator's confirmation.
+    pub fn check_loss(&self, before: usize, after: usize) -> Result<(), DirectoryError> {
+        let least = before.saturating_mul(usize::from(100 - self.max_loss.min(100))).div_ceil(100);
+        if after >= least && (after > 0 || before == 0) {
+            return Ok(());
+        }
+        Err(DirectoryError::Loss { file: self.file.clone(), before, after, most: self.max_loss })
+    }
 }
 
 /// Why a table cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("`{}`: {reason}", file.display())]
-pub struct DirectoryError {
-    file: PathBuf,
-    reason: RowError,
+pub enum DirectoryError {
+    #[error("`{}`: {}", file.display(), list(reasons))]
+    Rows { file: PathBuf, reasons: Vec<RowError> },
+    #[error(
+        "`{}`: the user table has {after} users and had {before}; it may lose {most} % at once: restore the file, or confirm with \
+         `domicile reload --accept-loss`",
+        file.display()
+    )]
+    Loss { file: PathBuf, before: usize, after: usize, most: u8 },
+}
+
+/// All mistakes of a table, as far as they are worth listing.
+fn list(reasons: &[RowError]) -> String {
+    const LISTED: usize = 20;
+    let mut text = reasons.iter().take(LISTED).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if reasons.len() > LISTED {
+        text += &format!("; and {} more", reasons.len() - LISTED);
+    }
+    text
+}
+
+/// The answer to a look-up: a user who is absent is never confused with one who could not be looked up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    Found(Record),
+    Absent,
+    Unavailable,
 }
 
 /// The table, by backend.
@@ -36,19 +76,20 @@ pub enum Directory {
 
 impl Directory {
     pub fn open(settings: &Settings, registry: &Registry) -> Result<Self, DirectoryError> {
-        let wrap = |reason| DirectoryError { file: settings.file.clone(), reason };
+        let wrap = |reasons| DirectoryError::Rows { file: settings.file.clone(), reasons };
         FileTable::open(&settings.file, registry).map(Self::File).map_err(wrap)
     }
 
-    /// The record of a user; `None` if there is none.
-    pub fn find(&self, key: &str) -> Option<Record> {
+    /// Looks a user up. It may take as long as the backend takes: the caller sets a deadline.
+    #[expect(clippy::unused_async, reason = "a table in memory answers at once; a remote one will not")]
+    pub async fn find(&self, key: &str) -> Answer {
         match self {
-            Self::File(table) => table.find(key),
+            Self::File(table) => table.find(key).map_or(Answer::Absent, Answer::Found),
         }
     }
 
-    /// A fingerprint of what the table says: where it is the same, every record is. The same in every region that has the same file.
-    pub fn version(&self) -> &str {
+    /// The version of the table: equal versions mean equal records, in every region that has the same file.
+    pub fn version(&self) -> TableVersion {
         match self {
             Self::File(table) => table.version(),
         }

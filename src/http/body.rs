@@ -1,4 +1,4 @@
-//! A message body on its way through one worker: streamed, never collected.
+//! A message body, streamed through one worker and never collected.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -9,18 +9,15 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::http2::Received;
-
-/// Why a body broke off.
+/// The error of a body that ended early.
 pub type BodyError = Box<dyn Error + Send + Sync>;
 
-/// Any body. It stays on the thread that made it.
+/// A body from any source. It is not `Send`, because it stays on its worker's thread.
 pub struct Body(Inner);
 
 enum Inner {
     Whole(Option<Bytes>),
     Http1(Incoming),
-    Http2(Received),
     Streamed(Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError>>>),
 }
 
@@ -48,12 +45,6 @@ impl From<Incoming> for Body {
     }
 }
 
-impl From<Received> for Body {
-    fn from(body: Received) -> Self {
-        Self(Inner::Http2(body))
-    }
-}
-
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = BodyError;
@@ -62,7 +53,6 @@ impl HttpBody for Body {
         match &mut self.get_mut().0 {
             Inner::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Inner::Http1(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Inner::Http2(body) => Pin::new(body).poll_frame(cx),
             Inner::Streamed(body) => body.as_mut().poll_frame(cx),
         }
     }
@@ -71,7 +61,6 @@ impl HttpBody for Body {
         match &self.0 {
             Inner::Whole(bytes) => bytes.is_none(),
             Inner::Http1(body) => body.is_end_stream(),
-            Inner::Http2(body) => body.is_end_stream(),
             Inner::Streamed(body) => body.is_end_stream(),
         }
     }
@@ -80,7 +69,6 @@ impl HttpBody for Body {
         match &self.0 {
             Inner::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Inner::Http1(body) => body.size_hint(),
-            Inner::Http2(body) => body.size_hint(),
             Inner::Streamed(body) => body.size_hint(),
         }
     }

@@ -1,7 +1,7 @@
-//! Wire: HTTP messages and the connections that carry them.
+//! HTTP messages and the connections that carry them.
 //!
-//! Promises: HTTP/1 bytes are judged before anyone parses them; bodies stream with bounded buffers; pools belong to one
-//! thread and need no lock. Never: routing, policy, the meaning of a header. Start reading at `pool`.
+//! Promises: HTTP/1 bytes are validated before hyper parses them; bodies stream through bounded buffers; a pool belongs to
+//! one thread and needs no lock. Never: routing, policy, the meaning of a header. Start reading at `pool`.
 
 pub mod body;
 pub mod framing;

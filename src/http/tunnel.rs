@@ -1,4 +1,4 @@
-//! Two byte streams joined into one, after HTTP has ended on both: WebSocket and other upgrades.
+//! Tunnels: two byte streams joined after HTTP has ended on both, for WebSocket, other upgrades and CONNECT.
 
 use std::cell::Cell;
 use std::io;
@@ -11,83 +11,84 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
-/// A byte stream of any kind.
+/// A bidirectional byte stream of any type.
 pub type Wire = Pin<Box<dyn Duplex>>;
 
 pub trait Duplex: AsyncRead + AsyncWrite {}
 
 impl<T: AsyncRead + AsyncWrite> Duplex for T {}
 
-/// What has passed through a tunnel, seen from outside while it is open.
+/// Byte counts of a tunnel, readable while the tunnel is open.
 #[derive(Default)]
 pub struct Traffic {
-    /// Bytes from the client, and to it.
+    /// Bytes from the client.
     pub up: Cell<u64>,
+    /// Bytes to the client.
     pub down: Cell<u64>,
 }
 
 /// Why a tunnel ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ending {
-    /// Both ends have said all they had to say.
+    /// Both directions ended.
     Closed,
-    /// An end broke off.
+    /// A read or a write failed.
     Broken,
-    /// Nothing passed in either direction for too long.
+    /// No data passed in either direction for the idle timeout.
     Idle,
 }
 
-/// What CONNECT itself opens, where others open what a protocol's name says (RFC 9110 section 9.3.6).
+/// Stands for a plain CONNECT (RFC 9110 section 9.3.6) in place of the protocol name of an upgrade.
 pub const CONNECT: &str = "connect";
 
-/// What is read at once: most tunnels say little, and many of them stay open.
-const FIRST_PIECE: usize = 1 << 10;
-const MOST_OF_A_PIECE: usize = 16 << 10;
+/// Read buffer sizes. The buffer starts small, because most tunnels carry little data and many of them stay open.
+const INITIAL_BUFFER: usize = 1 << 10;
+const MAX_BUFFER: usize = 16 << 10;
 
-/// Passes bytes between `client` and `server` until both have ended; one may end its direction before the other.
+/// Copies bytes between `client` and `server` until both directions have ended. One may end before the other (half-close).
 pub async fn join(client: Wire, server: Wire, idle: Duration, traffic: Rc<Traffic>) -> Ending {
     let last = Cell::new(Instant::now());
     let (client_read, client_write) = tokio::io::split(client);
     let (server_read, server_write) = tokio::io::split(server);
-    let up = pass(client_read, server_write, &traffic.up, &last);
-    let down = pass(server_read, client_write, &traffic.down, &last);
+    let up = copy(client_read, server_write, &traffic.up, &last);
+    let down = copy(server_read, client_write, &traffic.down, &last);
     let both = async { tokio::try_join!(up, down) };
-    let quiet = async {
+    let idle_timeout = async {
         while last.get().elapsed() < idle {
             tokio::time::sleep_until(last.get() + idle).await;
         }
     };
-    let (both, quiet) = (pin!(both), pin!(quiet));
+    let (both, idle_timeout) = (pin!(both), pin!(idle_timeout));
     tokio::select! {
         ended = both => if ended.is_ok() { Ending::Closed } else { Ending::Broken },
-        () = quiet => Ending::Idle,
+        () = idle_timeout => Ending::Idle,
     }
 }
 
-async fn pass(mut from: ReadHalf<Wire>, mut to: WriteHalf<Wire>, count: &Cell<u64>, last: &Cell<Instant>) -> io::Result<()> {
-    let mut piece = vec![0; FIRST_PIECE];
+async fn copy(mut from: ReadHalf<Wire>, mut to: WriteHalf<Wire>, count: &Cell<u64>, last: &Cell<Instant>) -> io::Result<()> {
+    let mut buffer = vec![0; INITIAL_BUFFER];
     loop {
-        let size = from.read(&mut piece).await?;
+        let size = from.read(&mut buffer).await?;
         if size == 0 {
             return to.shutdown().await;
         }
         last.set(Instant::now());
-        to.write_all(&piece[..size]).await?;
+        to.write_all(&buffer[..size]).await?;
         to.flush().await?;
         count.set(count.get() + size as u64);
         last.set(Instant::now());
-        if size == piece.len() && size < MOST_OF_A_PIECE {
-            piece.resize(4 * size, 0);
+        if size == buffer.len() && size < MAX_BUFFER {
+            buffer.resize(4 * size, 0);
         }
     }
 }
 
-/// A nonce for a WebSocket handshake over HTTP/1.1.
+/// A random `Sec-WebSocket-Key` for an HTTP/1.1 handshake.
 pub fn fresh_key() -> String {
     BASE64_STANDARD.encode(fastrand::u128(..).to_ne_bytes())
 }
 
-/// What shows that a nonce was read (RFC 6455 section 4.2.2). SHA-1 is no secret's guard here.
+/// The `Sec-WebSocket-Accept` value for a key (RFC 6455 section 4.2.2). SHA-1 protects no secret here.
 pub fn accept_of(key: &[u8]) -> String {
     let mut text = key.to_vec();
     text.extend_from_slice(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");

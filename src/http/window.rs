@@ -1,30 +1,31 @@
-//! How much of a body may be on its way between two processes, and what of it one client's connection may use.
+//! Flow-control windows of bodies, and the buffer budget of one client's connection.
 //!
-//! What a process has sent before it hears that nobody reads lies in the memory of the next one. So every body has a window: what may
-//! be under way of it. A wide one keeps a body moving over an ocean, a narrow one is what every body may have, however many there are.
+//! A sender may send a full window before it learns that the receiver has stopped reading, and the next process buffers those
+//! bytes. A wide window keeps a body fast over a long distance. Every body may have at least a narrow window, however many
+//! bodies there are.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// Bytes of one body that may be under way (RFC 9113 section 5.2).
+/// The flow-control window of one body, in bytes (RFC 9113 section 5.2).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Window(u32);
 
-/// The widest: 16 MiB keep some 68 MB/s moving over 164 ms. `h2` gives room back a third of a window at a time, so that two thirds of it
-/// are sent in each round trip (`benches/distance.rs` measures it).
-const WIDEST: u32 = 16 << 20;
+/// The largest window: 16 MiB allow about 68 MB/s at a round-trip time of 164 ms. `h2` sends WINDOW_UPDATE for a third of a
+/// window at a time, so that each round trip carries two thirds of the window (`benches/distance.rs` measures this).
+const MAX_WINDOW: u32 = 16 << 20;
 
-/// As much as all bodies on one connection may have under way, the most that there is (RFC 9113 section 6.9.1): a body whose reader has
-/// stopped holds up no other.
+/// The flow-control window of a connection: the maximum (RFC 9113 section 6.9.1), so that a body whose reader has stopped does
+/// not block the other streams.
 pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 impl Window {
-    /// What HTTP/2 begins with, and one byte: 64 KiB keep some 260 kB/s moving over 164 ms.
+    /// The initial window of HTTP/2 plus one byte: 64 KiB allow about 260 kB/s at a round-trip time of 164 ms.
     pub const NARROW: Self = Self(64 << 10);
 
-    /// At least narrow, at most the widest.
+    /// Clamps `bytes` to at least [`Self::NARROW`] and at most 16 MiB.
     pub fn of(bytes: usize) -> Self {
-        Self(u32::try_from(bytes).unwrap_or(WIDEST).clamp(Self::NARROW.0, WIDEST))
+        Self(u32::try_from(bytes).unwrap_or(MAX_WINDOW).clamp(Self::NARROW.0, MAX_WINDOW))
     }
 
     pub const fn bytes(self) -> u32 {
@@ -35,56 +36,57 @@ impl Window {
         self.0 == Self::NARROW.0
     }
 
-    /// How many bodies may use it on one connection.
+    /// The number of bodies with this window that fit in a connection's window.
     pub const fn most_bodies(self) -> usize {
         (CONNECTION_WINDOW / self.0) as usize
     }
 }
 
-/// How many wide windows fit into what one connection may hold.
+/// The number of wide windows that fit in the budget of one connection.
 const WIDE_WINDOWS: usize = 4;
 
-/// What the requests on one connection may have under way beyond the narrow window that each has.
+/// The buffer budget that the requests on one connection share for wide windows. Narrow windows are not counted.
 #[derive(Debug)]
 pub struct Buffers {
-    left: Cell<usize>,
+    available: Cell<usize>,
     wide: Cell<Window>,
 }
 
 impl Buffers {
-    /// As many bytes for all requests together.
+    /// A budget of `bytes` for all requests together.
     pub fn of(bytes: usize) -> Rc<Self> {
-        Rc::new(Self { left: Cell::new(bytes), wide: Cell::new(Self::wide(bytes)) })
+        Rc::new(Self { available: Cell::new(bytes), wide: Cell::new(Self::wide(bytes)) })
     }
 
-    /// What is a wide window where a connection may hold so much.
+    /// The wide window on a connection with a budget of `bytes`.
     pub fn wide(bytes: usize) -> Window {
         Window::of(bytes / WIDE_WINDOWS)
     }
 
-    /// As much for every request as whoever asks has room for: it is another's to count. Narrow until that is known.
+    /// For a peer's connection: no limit here, because the peer enforces its own budget. Windows are narrow until
+    /// [`Self::widen`].
     pub fn of_peer() -> Rc<Self> {
-        Rc::new(Self { left: Cell::new(usize::MAX), wide: Cell::new(Window::NARROW) })
+        Rc::new(Self { available: Cell::new(usize::MAX), wide: Cell::new(Window::NARROW) })
     }
 
-    /// Has every request use this window from now on.
+    /// Sets the window of every later request.
     pub fn widen(&self, window: Window) {
         self.wide.set(window);
     }
 
-    /// A window for one request: a wide one while there is room for it.
+    /// A window for one request: wide while the budget allows it, else narrow.
     pub fn share(self: &Rc<Self>) -> Share {
-        let (wide, left) = (self.wide.get(), self.left.get());
+        let (wide, available) = (self.wide.get(), self.available.get());
         let bytes = wide.bytes() as usize;
-        if wide.is_narrow() || left < bytes {
+        if wide.is_narrow() || available < bytes {
             return Share { window: Window::NARROW, of: None };
         }
-        self.left.set(left - bytes);
+        self.available.set(available - bytes);
         Share { window: wide, of: Some(Rc::clone(self)) }
     }
 }
 
-/// One request's part of its connection's buffers, until it is dropped.
+/// One request's window; its part of the budget is returned on drop.
 pub struct Share {
     window: Window,
     of: Option<Rc<Buffers>>,
@@ -99,7 +101,7 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         if let Some(buffers) = &self.of {
-            buffers.left.set(buffers.left.get() + self.window.bytes() as usize);
+            buffers.available.set(buffers.available.get() + self.window.bytes() as usize);
         }
     }
 }
@@ -115,7 +117,7 @@ mod tests {
         let windows: Vec<_> = shares.iter().map(|share| share.window().bytes() >> 10).collect();
         assert_eq!(windows, [1024, 1024, 1024, 1024, 64, 64]);
         shares.pop();
-        assert!(buffers.share().window().is_narrow(), "a narrow one takes nothing, and gives nothing back");
+        assert!(buffers.share().window().is_narrow(), "a narrow window is not counted against the budget");
         shares.remove(0);
         let again = buffers.share();
         assert_eq!(again.window(), Window::of(1 << 20));
@@ -127,7 +129,7 @@ mod tests {
         let buffers = Buffers::of(64 << 10);
         let shares: Vec<_> = (0..10).map(|_| buffers.share()).collect();
         assert!(shares.iter().all(|share| share.window().is_narrow()));
-        assert_eq!(Window::of(1 << 40).bytes(), WIDEST);
+        assert_eq!(Window::of(1 << 40).bytes(), MAX_WINDOW);
     }
 
     #[test]

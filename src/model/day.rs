@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct Day(i32);
 
 impl Day {
-    /// The day that one reading of the wall clock falls in; clocks before 1970 read as its first day.
+    /// The day of `now`; a time before 1970 counts as 1970-01-01.
     pub fn of(now: SystemTime) -> Self {
         let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         Self((since.as_secs() / 86_400) as i32)
     }
 
-    /// Reads `YYYY-MM-DD`; `None` for anything else, or a day that no calendar has.
+    /// Reads `YYYY-MM-DD`; `None` for any other form and for a date that does not exist.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, '-');
         let mut number = |digits: usize| {
@@ -27,7 +27,7 @@ impl Day {
         (parsed.civil() == (year, month, day)).then_some(parsed)
     }
 
-    /// Howard Hinnant's `days_from_civil`: years begin in March, eras have 400 years.
+    /// Howard Hinnant's `days_from_civil`: a year begins in March, an era has 400 years.
     fn from_civil(year: i32, month: i32, day: i32) -> Self {
         let year = if month <= 2 { year - 1 } else { year };
         let era = year.div_euclid(400);
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_calendar_has_is_no_day() {
+    fn a_date_that_does_not_exist_is_refused() {
         for text in ["2027-02-29", "2027-13-01", "2027-00-10", "27-01-01", "2027-1-1", "2027-01-01T00:00", "", "+027-01-01"] {
             assert_eq!(Day::parse(text), None, "{text}");
         }

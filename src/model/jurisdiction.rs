@@ -14,17 +14,17 @@ impl JurisdictionId {
     }
 }
 
-/// The legal area a user is in.
+/// The jurisdiction of a user.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Jurisdiction {
     Named(JurisdictionId),
-    /// The country is known and no jurisdiction lists it. It owns no region.
+    /// No jurisdiction lists the user's country. No region is in `Elsewhere`.
     Elsewhere,
-    /// The country is not known. It owns no region.
+    /// The user's country is not known. No region is in `Unknown`.
     Unknown,
 }
 
-/// A set of jurisdictions, `elsewhere` and `unknown` included.
+/// A set of jurisdictions, which may contain `Elsewhere` and `Unknown`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct JurisdictionSet {
     named: u64,
@@ -59,7 +59,7 @@ impl JurisdictionSet {
         self.named & !other.named == 0 && (!self.elsewhere || other.elsewhere) && (!self.unknown || other.unknown)
     }
 
-    /// The jurisdictions that have a number, in its order.
+    /// The named jurisdictions of the set, in the order of their numbers.
     pub fn ids(self) -> impl Iterator<Item = JurisdictionId> {
         (0..64).filter_map(JurisdictionId::new).filter(move |id| self.contains_id(*id))
     }

@@ -1,8 +1,9 @@
-//! The nouns of Domicile: regions, jurisdictions, countries, places, users, vitals and outcomes.
+//! The basic types of Domicile: regions, jurisdictions, countries, places, users, vitals and outcomes.
 //!
-//! Promises: plain values from the standard library alone, cheap to copy, impossible to build wrong.
+//! Promises: plain values that need only the standard library, are cheap to copy and cannot hold an invalid state.
 //! Never: a clock, a socket, a file, a log line. Start reading at `region`.
 
+pub mod coordinates;
 pub mod country;
 pub mod day;
 pub mod jurisdiction;

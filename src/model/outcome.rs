@@ -1,15 +1,15 @@
-//! The stable codes that say why a request was not served as asked.
+//! Stable codes for the reasons why a request is refused, fails or is redirected.
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
-        /// Why a request was refused, failed or sent elsewhere: the metric label, the ledger field and the problem code.
+        /// Why a request was refused, failed or was redirected: the metric label, the ledger field and the problem code.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         pub enum Code { $($(#[$doc])* $variant,)* }
 
         impl Code {
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// The dotted name, the same in every release.
+            /// The dotted name, which is the same in every release.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }
@@ -22,63 +22,67 @@ codes! {
     RouteNone = "route.none",
     /// No step of the chain found a home.
     HomeUnresolved = "home.unresolved",
-    /// A verified token names a region that is none of ours.
+    /// A verified token names a region that is not in the policy.
     HomeUnknown = "home.unknown_region",
-    /// The directory could not be asked, and guessing instead is not allowed.
+    /// The directory lookup failed or named a region that is not in the policy, and a guess is not allowed.
     DirectoryUnavailable = "directory.unavailable",
     /// No region may process this data for this user.
     NowhereCleared = "residency.nowhere_cleared",
-    /// Who the user is, is not known well enough for this data.
+    /// The evidence for the user's home is too weak for this data.
     EvidenceTooWeak = "residency.evidence_too_weak",
-    /// The home itself may not process this data for this user.
+    /// The home region may not process this data for this user.
     HomeNotCleared = "residency.home_not_cleared",
-    /// The proxy the client came to may not carry this data, and the client has nowhere to be sent.
+    /// The proxy that the client reached cannot or may not carry this data, and the client cannot be redirected.
     CarrierNotCleared = "residency.carrier_not_cleared",
-    /// A peer names a data class this policy does not have.
+    /// A token was presented and does not verify.
+    TokenUnverified = "token.unverified",
+    /// A credential was presented that the app may read and this proxy cannot.
+    CredentialUnread = "token.other_credential",
+    /// A peer names a data class that is not in the policy.
     ClassUnknown = "residency.class_unknown",
-    /// The upstream labelled its answer with a class that may not go to the asker.
+    /// The upstream labelled its response with a data class that the requesting region may not receive.
     AnswerNotCleared = "residency.answer_not_cleared",
-    /// The same after a write: the write stands.
+    /// As `AnswerNotCleared`, for a write, which the upstream has already made.
     AnswerWithheld = "residency.answer_withheld",
-    /// The rules changed while the request was under way, and no longer allow it.
+    /// The policy changed while the request was in flight and no longer allows it.
     NoLongerCleared = "residency.no_longer_cleared",
-    /// The home is down and its failover setting keeps the request there.
+    /// The home is down, and the failover setting allows no other region.
     HomeDown = "failover.home_down",
     /// Every region that may process this data is down.
     AllDown = "failover.all_down",
-    /// A peer asks for what this region does not own.
+    /// A peer sent a request that this region does not own or may not process.
     Misdirected = "peer.misdirected",
-    /// Two peers disagree about who owns a request.
+    /// Two regions disagree about the home of a request.
     PeersDisagree = "peer.disagree",
-    /// A peer speaks a protocol this region does not understand.
+    /// The envelope of a peer's request is missing, repeated or malformed.
     PeerMalformed = "peer.malformed",
-    /// A request came back to where it had been.
+    /// Request loop detected.
     Loop = "proxy.loop",
-    /// The ledger could not take a line that must be there first.
+    /// The ledger could not write the line that must precede a transfer.
     LedgerUnavailable = "ledger.unavailable",
     /// No upstream is up, or none could be reached.
     UpstreamUnreachable = "upstream.unreachable",
-    /// The upstream broke off or answered what is not HTTP.
+    /// The upstream broke the connection or sent an invalid response.
     UpstreamBad = "upstream.bad_response",
-    /// The upstream did not answer in time.
+    /// The upstream did not respond in time.
     UpstreamTimeout = "upstream.timeout",
     /// The request is malformed or ambiguous.
     RequestMalformed = "request.malformed",
-    /// The request's body is larger than the limit.
+    /// The request body is larger than the limit.
     BodyTooLarge = "request.body_too_large",
-    /// The request's head is larger than the limit.
+    /// The request head is larger than the limit.
     HeadTooLarge = "request.head_too_large",
-    /// The target is longer than the limit.
+    /// The request target is longer than the limit.
     TargetTooLong = "request.target_too_long",
-    /// The client stopped sending its request.
+    /// The client sent its request too slowly, or stopped sending it.
     RequestTimeout = "request.timeout",
-    /// This server is no tunnel.
+    /// No route allows this `CONNECT` request.
     MethodNotAllowed = "request.method_not_allowed",
-    /// The connection was made for another host.
+    /// The connection's certificate does not cover the requested host.
     WrongSite = "request.wrong_site",
-    /// The route opens no tunnel of this protocol.
+    /// The route does not allow an upgrade to this protocol.
     UpgradeRefused = "request.upgrade_refused",
-    /// More connections or requests than the limits allow.
+    /// There are more connections or requests than the limits allow.
     Overloaded = "proxy.overloaded",
     /// The whole request took longer than the limit.
     DeadlineExceeded = "proxy.deadline_exceeded",

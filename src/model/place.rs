@@ -1,57 +1,25 @@
-//! Where an address is, as far as anyone knows.
+//! The geographic place of an IP address.
 
+use super::coordinates::Coordinates;
 use super::country::{Continent, CountryCode};
 
-/// A point on the globe, in degrees.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Coordinates {
-    pub latitude: f32,
-    pub longitude: f32,
-}
-
-impl Coordinates {
-    /// The great-circle distance in kilometres (haversine, mean radius 6,371 km).
-    pub fn distance_km(self, other: Self) -> f32 {
-        const MEAN_RADIUS_KM: f32 = 6371.0;
-        let (from, to) = (self.latitude.to_radians(), other.latitude.to_radians());
-        let across = (other.longitude - self.longitude).to_radians();
-        let half = ((to - from) / 2.0).sin().powi(2) + from.cos() * to.cos() * (across / 2.0).sin().powi(2);
-        2.0 * MEAN_RADIUS_KM * half.sqrt().min(1.0).asin()
-    }
-}
-
-/// What a GeoIP database knows of an address.
+/// The place that a GeoIP database gives for an address.
 #[derive(Clone, Copy, PartialEq, Default, Debug)]
 pub struct Place {
     pub country: Option<CountryCode>,
     pub continent: Option<Continent>,
-    /// Finer than the country's centre, where the database has it.
+    /// More precise than the country's centre; `None` if the database contains none.
     pub coordinates: Option<Coordinates>,
 }
 
 impl Place {
-    /// The place that a country alone implies.
+    /// The place of an address of which only the country is known.
     pub fn in_country(country: CountryCode) -> Self {
         Self { country: Some(country), continent: Some(country.country().continent), coordinates: None }
     }
 
-    /// The best point there is: the address's own, else the centre of its country.
+    /// The most precise known point: the address's coordinates, else the centre of its country.
     pub fn point(&self) -> Option<Coordinates> {
         self.coordinates.or_else(|| self.country.and_then(|code| code.country().centre))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn distances_agree_with_the_map() {
-        let dublin = Coordinates { latitude: 53.35, longitude: -6.26 };
-        let tokyo = Coordinates { latitude: 35.68, longitude: 139.77 };
-        assert!((dublin.distance_km(tokyo) - 9585.0).abs() < 25.0);
-        assert_eq!(dublin.distance_km(dublin), 0.0);
-        let antipode = Coordinates { latitude: -53.35, longitude: 173.74 };
-        assert!((dublin.distance_km(antipode) - 20015.0).abs() < 10.0);
     }
 }

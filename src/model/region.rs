@@ -1,6 +1,6 @@
-//! A region's number, and sets of regions as one machine word.
+//! Region numbers, and sets of regions in one machine word.
 
-/// The most regions a process can ever name: a set of them is one `u64`.
+/// The maximum number of regions in the life of a process, because a set of regions is one `u64`.
 pub const MAX_REGIONS: usize = 64;
 
 /// A region's number in this process; a name keeps its number until the process ends.
@@ -8,7 +8,7 @@ pub const MAX_REGIONS: usize = 64;
 pub struct RegionId(u8);
 
 impl RegionId {
-    /// The region with this number, if a region can have it.
+    /// The region with this number; `None` if the number is too large.
     pub const fn new(index: usize) -> Option<Self> {
         if index < MAX_REGIONS { Some(Self(index as u8)) } else { None }
     }
@@ -49,7 +49,7 @@ impl RegionSet {
         Self(self.0 & other.0)
     }
 
-    /// Every region that is not in it.
+    /// Every region that is not in this set.
     #[must_use]
     pub const fn complement(self) -> Self {
         Self(!self.0)
@@ -91,17 +91,17 @@ impl FromIterator<RegionId> for RegionSet {
     }
 }
 
-/// The names that have numbers, for regions and for jurisdictions.
+/// The numbers of names, for regions and for jurisdictions.
 ///
-/// INVARIANT: a name is numbered once and never forgotten, so that no two snapshots of one process can disagree
-/// about what a number means.
+/// INVARIANT: a name keeps its number until the process ends, so that all snapshots of the process agree on what a number
+/// means.
 #[derive(Clone, Default, Debug)]
 pub struct Names {
     names: Vec<Box<str>>,
 }
 
 impl Names {
-    /// The number of `name`, given out now if it has none; `None` when all numbers are taken.
+    /// The number of `name`, which is assigned now if it has none; `None` if all numbers are taken.
     pub fn number(&mut self, name: &str) -> Option<usize> {
         if let Some(known) = self.find(name) {
             return Some(known);
@@ -122,7 +122,7 @@ impl Names {
     }
 }
 
-/// The numbers that this process has given out.
+/// The numbers that this process has assigned.
 #[derive(Clone, Default, Debug)]
 pub struct Registry {
     pub regions: Names,

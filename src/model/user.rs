@@ -1,14 +1,16 @@
-//! Who a request belongs to, and how well that is known.
+//! The user that a request belongs to, and the evidence for the user's home.
 
 use super::jurisdiction::JurisdictionId;
 use super::region::RegionId;
 
-/// How well the key that names a user is shown to be theirs.
+/// Whether a request proves that its user key is the user's own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Proof {
-    /// Anyone could have written it: a plain cookie.
+    /// The key comes from a plain cookie, which any client could have written.
     Claimed,
-    /// A trusted hop, a verified token or our own seal vouches for it.
+    /// A peer says that it was proven there, and this region cannot verify it.
+    Vouched,
+    /// A trusted hop, a verified token or our own sealed cookie proves it to this process.
     Proven,
 }
 
@@ -16,17 +18,22 @@ impl Proof {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Claimed => "claimed",
+            Self::Vouched => "vouched",
             Self::Proven => "proven",
         }
     }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Claimed, Self::Vouched, Self::Proven].into_iter().find(|proof| proof.as_str() == text)
+    }
 }
 
-/// How well a home is known, weakest first.
+/// The strength of the evidence for a home, weakest first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Evidence {
-    /// From an address or a default.
+    /// From an address, a default, or the directory for a key that is only claimed.
     Inferred,
-    /// From a verified token or our own sealed cookie.
+    /// From a verified token, our own sealed cookie, or the directory for a key that a peer vouches for.
     Asserted,
     /// From the directory, for a key that is proven.
     Recorded,
@@ -52,6 +59,6 @@ impl Evidence {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Record {
     pub home: RegionId,
-    /// The directory's own column; without it, the jurisdiction of the home.
+    /// The jurisdiction column of the row; `None` means the jurisdiction of the home.
     pub jurisdiction: Option<JurisdictionId>,
 }

@@ -1,4 +1,4 @@
-//! One snapshot of what is known about every region's health.
+//! A snapshot of the health and the measurements of every region.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use super::region::{MAX_REGIONS, RegionId, RegionSet};
 /// Whether a region takes requests.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Health {
-    /// Nobody has heard from it yet: it is tried.
+    /// There is no result yet; requests are sent to the region.
     #[default]
     Unmeasured,
     Up,
-    /// It finishes what it has and takes nothing new.
+    /// The region finishes the requests in flight and accepts no new ones.
     Draining,
-    /// It does not answer, or none of its upstreams does.
+    /// The region does not respond, or none of its upstreams is up.
     Down,
 }
 
@@ -38,47 +38,54 @@ impl Health {
     }
 }
 
-/// The hash of a policy: equal hashes mean equal judgement.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
-pub struct PolicyHash(pub [u8; 16]);
+macro_rules! fingerprints {
+    ($($(#[$doc:meta])* $name:ident,)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+        pub struct $name(pub [u8; 16]);
 
-impl PolicyHash {
-    /// Reads what `Display` writes: 32 hexadecimal digits.
-    pub fn parse(text: &str) -> Option<Self> {
-        let mut bytes = [0; 16];
-        if text.len() != 32 || !text.is_ascii() {
-            return None;
+        impl $name {
+            /// Reads the 32 hexadecimal digits that `Display` writes.
+            pub fn parse(text: &str) -> Option<Self> {
+                let is_plain = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+                is_plain.then(|| u128::from_str_radix(text, 16).ok().map(|bits| Self(bits.to_be_bytes())))?
+            }
         }
-        for (index, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[index * 2..index * 2 + 2], 16).ok()?;
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(out, "{:032x}", u128::from_be_bytes(self.0))
+            }
         }
-        Some(Self(bytes))
-    }
+    )*};
 }
 
-impl std::fmt::Display for PolicyHash {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(out, "{byte:02x}"))
-    }
+fingerprints! {
+    /// The hash of a policy: equal hashes mean equal judgement.
+    PolicyHash,
+    /// The version of a user table: equal versions mean equal records.
+    TableVersion,
 }
 
-/// What is known about one region.
+/// The vitals of one region.
 #[derive(Clone, Copy, PartialEq, Default, Debug)]
 pub struct RegionVitals {
     pub health: Health,
-    /// Smoothed round trip from here; `None` until enough probes have come back.
+    /// Smoothed round trip from the local region; `None` until enough probes have succeeded.
     pub round_trip: Option<Duration>,
-    /// Smoothed time its upstreams take to answer.
+    /// Smoothed response time of the region's upstreams.
     pub upstream_time: Option<Duration>,
-    /// The policy it judges by, once it has said so.
+    /// The policy that the region uses; `None` until the region has reported it.
     pub policy: Option<PolicyHash>,
+    /// The version of its user table, once it has reported one.
+    pub directory: Option<TableVersion>,
 }
 
-/// What is known about all regions, and the order in which an unowned request prefers them.
+/// The vitals of all regions, and the order in which an unowned request prefers the regions.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Vitals {
     regions: [RegionVitals; MAX_REGIONS],
-    /// Those that take no requests; of a region that is not known yet nothing speaks against trying it.
+    /// The regions that take no requests. An unmeasured region is not among them.
     refusing: RegionSet,
     nearest_first: Vec<RegionId>,
 }
@@ -98,12 +105,12 @@ impl Vitals {
         self.refusing = if vitals.health.takes_requests() { self.refusing.without(region) } else { self.refusing.with(region) };
     }
 
-    /// The regions from the cheapest to reach to the dearest, measured cost first, distance where nothing is measured.
+    /// The regions in the order of their cost, which is the measured time or, where nothing is measured, the distance.
     pub fn nearest_first(&self) -> &[RegionId] {
         &self.nearest_first
     }
 
-    /// Those of `regions` that take requests now.
+    /// The members of `regions` that take requests now.
     pub const fn taking_requests(&self, regions: RegionSet) -> RegionSet {
         regions.intersection(self.refusing.complement())
     }

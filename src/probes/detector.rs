@@ -1,45 +1,39 @@
-//! From observations to vitals: smoothing, thresholds, and an order that does not flutter. No socket and no clock.
+//! Turns observations into vitals: smoothing, thresholds, and an order of regions with hysteresis. Uses no socket and no clock.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::model::region::RegionId;
-use crate::model::vitals::{Health, PolicyHash, RegionVitals, Vitals};
+use crate::model::vitals::{Health, RegionVitals, Vitals};
+use crate::peer::probe::Report;
 
-/// What one probe brought back.
+/// The result of one probe.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Observation {
-    Answered {
-        round_trip: Duration,
-        draining: bool,
-        /// Any upstream is up.
-        serving: bool,
-        upstream_time: Option<Duration>,
-        policy: Option<PolicyHash>,
-    },
+    Answered { round_trip: Duration, report: Report },
     Failed,
 }
 
-/// Failures in a row that make a region down, and answers in a row that bring it back: failback is slow.
+/// Consecutive failures after which a region is down, and consecutive successes after which it is up again.
 const FALL: u32 = 3;
 const RISE: u32 = 3;
 
-/// Weight of a new round trip: about the last six count.
+/// Weight of a new round trip in the moving average: about the last six count.
 const WEIGHT: f64 = 0.3;
 
-/// Round trips before a region counts as measured.
+/// Round trips after which a region counts as measured.
 const MIN_SAMPLES: u32 = 3;
 
-/// A region takes another's place only if it is cheaper by both of these, for so many rounds.
+/// A region moves ahead of its neighbour only if it is cheaper by both margins for this many consecutive rounds.
 const MARGIN: f64 = 0.15;
 const MARGIN_TIME: Duration = Duration::from_millis(10);
 const ROUNDS: u32 = 3;
 
-/// What has been seen of every region, and the order that follows from it.
+/// The measurements of every region, and the order that follows from them.
 pub struct Detector {
     seen: HashMap<RegionId, Seen>,
     order: Vec<RegionId>,
-    /// How many rounds in a row the later of two neighbours has been clearly cheaper.
+    /// Consecutive rounds in which the second of two neighbours was cheaper by both margins.
     challenges: HashMap<(RegionId, RegionId), u32>,
 }
 
@@ -47,18 +41,18 @@ pub struct Detector {
 struct Seen {
     smoothed: Option<Duration>,
     samples: u32,
-    /// Results in a row against the present state.
-    against: u32,
+    /// Consecutive results that contradict the current state.
+    contradictions: u32,
     vitals: RegionVitals,
 }
 
 impl Detector {
-    /// Begins with the regions in the order of their distance.
+    /// A detector that starts with the regions in the order of their distance.
     pub fn new(nearest_first: Vec<RegionId>) -> Self {
         Self { seen: HashMap::new(), order: nearest_first, challenges: HashMap::new() }
     }
 
-    /// Goes on with another list of regions; what is known of those that stay is kept.
+    /// Replaces the list of regions; regions that remain keep their measurements.
     pub fn retarget(&mut self, nearest_first: Vec<RegionId>) {
         self.seen.retain(|region, _| nearest_first.contains(region));
         let same = nearest_first.len() == self.order.len() && nearest_first.iter().all(|region| self.order.contains(region));
@@ -71,7 +65,7 @@ impl Detector {
         self.seen.entry(region).or_default().observe(observation);
     }
 
-    /// Ends a round: reconsiders the order, and gives the snapshot to publish.
+    /// Ends a round: updates the order and returns the snapshot to publish.
     pub fn vitals(&mut self) -> Vitals {
         self.reorder();
         let mut vitals = Vitals::unmeasured(self.order.clone());
@@ -81,7 +75,7 @@ impl Detector {
         vitals
     }
 
-    /// What a request to the region costs, once it is measured.
+    /// The expected time of a request to the region: round trip plus upstream time; `None` until the round trip is measured.
     fn cost(&self, region: RegionId) -> Option<Duration> {
         let vitals = self.seen.get(&region)?.vitals;
         Some(vitals.round_trip? + vitals.upstream_time.unwrap_or_default())
@@ -112,21 +106,22 @@ impl Seen {
     fn observe(&mut self, observation: Observation) {
         let (reached, serving) = match observation {
             Observation::Failed => (false, false),
-            Observation::Answered { round_trip, serving, upstream_time, policy, .. } => {
+            Observation::Answered { round_trip, report } => {
                 self.measure(round_trip);
-                self.vitals.upstream_time = upstream_time;
-                self.vitals.policy = policy;
-                (true, serving)
+                self.vitals.upstream_time = report.upstream_time;
+                self.vitals.policy = report.policy;
+                self.vitals.directory = report.directory;
+                (true, report.is_serving)
             }
         };
-        // A region says itself that it drains or serves nothing: there is no doubt to wait out.
-        if reached && let Observation::Answered { draining: true, .. } = observation {
-            self.against = 0;
+        // The region itself reports that it drains or serves nothing, so one result is enough.
+        if let Observation::Answered { report: Report { is_draining: true, .. }, .. } = observation {
+            self.contradictions = 0;
             self.vitals.health = Health::Draining;
             return;
         }
         if reached && !serving {
-            self.against = 0;
+            self.contradictions = 0;
             self.vitals.health = Health::Down;
             return;
         }
@@ -136,13 +131,13 @@ impl Seen {
             (Health::Down, true) => (Health::Up, RISE),
             (Health::Draining, true) => (Health::Up, 1),
             (Health::Up, true) | (Health::Down, false) => {
-                self.against = 0;
+                self.contradictions = 0;
                 return;
             }
         };
-        self.against += 1;
-        if self.against >= needed {
-            self.against = 0;
+        self.contradictions += 1;
+        if self.contradictions >= needed {
+            self.contradictions = 0;
             self.vitals.health = target;
         }
     }
@@ -168,14 +163,10 @@ mod tests {
         RegionId::new(index).unwrap()
     }
 
+    const HEALTHY: Report = Report { is_draining: false, is_serving: true, upstream_time: None, policy: None, directory: None };
+
     fn answered(millis: u64) -> Observation {
-        Observation::Answered {
-            round_trip: Duration::from_millis(millis),
-            draining: false,
-            serving: true,
-            upstream_time: None,
-            policy: None,
-        }
+        Observation::Answered { round_trip: Duration::from_millis(millis), report: HEALTHY }
     }
 
     fn health_after(observations: &[Observation]) -> Health {
@@ -185,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn one_lost_probe_is_no_outage_and_one_answer_no_recovery() {
+    fn one_lost_probe_is_no_outage_and_one_success_no_recovery() {
         use Observation::Failed;
         assert_eq!(health_after(&[]), Health::Unmeasured);
         assert_eq!(health_after(&[answered(1)]), Health::Up);
@@ -196,24 +187,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_region_says_of_itself_counts_at_once() {
-        let draining = Observation::Answered {
-            round_trip: Duration::ZERO,
-            draining: true,
-            serving: true,
-            upstream_time: None,
-            policy: None,
-        };
-        let empty = Observation::Answered {
-            round_trip: Duration::ZERO,
-            draining: false,
-            serving: false,
-            upstream_time: None,
-            policy: None,
-        };
+    fn a_regions_report_about_itself_counts_at_once() {
+        let reported = |report| Observation::Answered { round_trip: Duration::ZERO, report };
+        let draining = reported(Report { is_draining: true, ..HEALTHY });
+        let not_serving = reported(Report { is_serving: false, ..HEALTHY });
         assert_eq!(health_after(&[answered(1), draining]), Health::Draining);
         assert_eq!(health_after(&[answered(1), draining, answered(1)]), Health::Up);
-        assert_eq!(health_after(&[answered(1), empty]), Health::Down);
+        assert_eq!(health_after(&[answered(1), not_serving]), Health::Down);
     }
 
     fn order_after(rounds: &[(u64, u64)]) -> Vec<usize> {
@@ -232,7 +212,7 @@ mod tests {
         assert_eq!(order_after(&[(200, 20); 4]), [0, 1], "three samples, then three rounds");
         assert_eq!(order_after(&[(200, 20); 5]), [1, 0]);
         assert_eq!(order_after(&[(100, 95); 50]), [0, 1], "a few milliseconds are no reason to move");
-        assert_eq!(order_after(&[(12, 4); 50]), [0, 1], "nor is a large share of very little");
+        assert_eq!(order_after(&[(12, 4); 50]), [0, 1], "nor is a large share of a short time");
         let flutter: Vec<_> = (0..60).map(|round| if round % 2 == 0 { (100, 92) } else { (92, 100) }).collect();
         assert_eq!(order_after(&flutter), [0, 1]);
     }

@@ -1,33 +1,36 @@
-//! Asks every region in turn, round after round.
+//! Probes all regions concurrently, in rounds.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, Request};
+use http::Request;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::decision::permit::Permitted;
 use crate::http::body::Body;
 use crate::http::pool::{PeerPool, SendOptions};
 use crate::model::region::RegionId;
-use crate::model::vitals::{PolicyHash, Vitals};
+use crate::model::vitals::Vitals;
+use crate::peer::fields;
+use crate::peer::probe::Report;
 use crate::transport::dial::Server;
 
+use super::Settings;
 use super::detector::{Detector, Observation};
-use super::{Settings, fields};
 
-/// A region, and how its vitals are learned.
+/// How the vitals of a region are obtained.
 #[derive(Clone)]
 pub enum Target {
-    /// The local one, at distance zero: whoever holds its upstreams tells.
+    /// The local region: the closure reports its state.
     Local(Arc<dyn Fn() -> Observation + Send + Sync>),
     Peer(Server),
-    /// It has no gateway: nothing can be asked.
+    /// The region has no gateway, so it cannot be probed.
     Silent,
 }
 
-/// Whom to ask.
+/// The regions to probe, and how.
 #[derive(Clone)]
 pub struct Targets {
     pub settings: Settings,
@@ -35,7 +38,7 @@ pub struct Targets {
     pub regions: Vec<(RegionId, Target)>,
 }
 
-/// Probes until the sender of targets is gone, publishing the vitals after every round.
+/// Probes in rounds and publishes the vitals after each, until the sender of `targets` is dropped.
 pub async fn run(mut targets: watch::Receiver<Targets>, publish: Arc<ArcSwap<Vitals>>) {
     let pool = PeerPool::default();
     let mut detector = Detector::new(targets.borrow().nearest_first.clone());
@@ -55,7 +58,7 @@ pub async fn run(mut targets: watch::Receiver<Targets>, publish: Arc<ArcSwap<Vit
             }
         }
         publish.store(Arc::new(detector.vitals()));
-        // A fleet must not probe in step.
+        // Jitter, so that the proxies do not probe in step.
         let pause = current.settings.every.mul_f64(0.9 + fastrand::f64() * 0.2);
         tokio::select! {
             () = tokio::time::sleep_until(round + pause) => {}
@@ -66,37 +69,27 @@ pub async fn run(mut targets: watch::Receiver<Targets>, publish: Arc<ArcSwap<Vit
 
 async fn probe(pool: &PeerPool, region: RegionId, target: Target, limit: Duration) -> Option<Observation> {
     let gateway = match target {
-        Target::Local(tell) => return Some(tell()),
+        Target::Local(report) => return Some(report()),
         Target::Silent => return None,
         Target::Peer(gateway) => gateway,
     };
     let authority = gateway.authority.to_string();
     let request = Request::get(format!("https://{authority}/")).header(fields::PROBE, "?1").body(Body::empty()).ok()?;
-    let asked = Instant::now();
-    let answer = tokio::time::timeout(limit, pool.send(region, &gateway, 1, request, &SendOptions::within(limit))).await;
-    match answer {
-        Ok(Ok((answer, _))) if answer.status() == http::StatusCode::NO_CONTENT => {
-            Some(observe(answer.headers(), asked.elapsed()))
+    let started = Instant::now();
+    let permitted = Permitted::without_user_data(region, request);
+    let outcome = tokio::time::timeout(limit, pool.send(&gateway, 1, permitted, &SendOptions::within(limit))).await;
+    match outcome {
+        Ok(Ok((response, _))) if response.status() == http::StatusCode::NO_CONTENT => {
+            Some(Observation::Answered { round_trip: started.elapsed(), report: Report::read(response.headers()) })
         }
-        Ok(Ok((answer, _))) => {
-            tracing::debug!(status = answer.status().as_u16(), %authority, "a probe was answered oddly");
+        Ok(Ok((response, _))) => {
+            tracing::debug!(status = response.status().as_u16(), %authority, "unexpected response to a probe");
             Some(Observation::Failed)
         }
         Ok(Err(error)) => {
-            tracing::debug!(cause = %error.cause, "a probe failed");
+            tracing::debug!(cause = %error.cause, "probe failed");
             Some(Observation::Failed)
         }
         Err(_) => Some(Observation::Failed),
-    }
-}
-
-fn observe(headers: &HeaderMap, round_trip: Duration) -> Observation {
-    let text = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
-    Observation::Answered {
-        round_trip,
-        draining: text(fields::DRAINING) == Some("?1"),
-        serving: text(fields::SERVING) == Some("?1"),
-        upstream_time: text(fields::UPSTREAM_MICROS).and_then(|micros| micros.parse().ok()).map(Duration::from_micros),
-        policy: text(fields::POLICY).and_then(PolicyHash::parse),
     }
 }

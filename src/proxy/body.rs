@@ -12,6 +12,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
+use crate::engine::recheck::Lease;
 use crate::http::body::{Body, BodyError};
 
 use super::delivery::{Delivery, Pace};
@@ -83,9 +84,6 @@ pub struct Allowance {
 /// How often a body that is waited for is looked at, once its grace is over.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Says whether the rules no longer clear what is under way; with a context, wakes it when they change.
-pub type Recheck = Box<dyn Fn(Option<&mut Context<'_>>) -> bool>;
-
 type Scrub = Box<dyn Fn(&mut HeaderMap)>;
 
 /// A body that is counted and limited.
@@ -99,7 +97,7 @@ pub struct Metered {
     waiting: Option<Instant>,
     waited: Duration,
     /// Whether it may still go on by the rules.
-    watch: Option<Recheck>,
+    lease: Option<Rc<Lease>>,
     /// Whether the taker keeps a pace.
     delivery: Option<Rc<Delivery>>,
     /// Takes out of trailers what no head may hold either.
@@ -118,7 +116,7 @@ impl Metered {
             timer,
             waiting: None,
             waited: Duration::ZERO,
-            watch: None,
+            lease: None,
             delivery: None,
             scrub: None,
             done: None,
@@ -127,8 +125,8 @@ impl Metered {
 
     /// Breaks off when the rules no longer clear what is under way.
     #[must_use]
-    pub fn watched(mut self, watch: Recheck) -> Self {
-        self.watch = Some(watch);
+    pub fn under(mut self, lease: Rc<Lease>) -> Self {
+        self.lease = Some(lease);
         self
     }
 
@@ -191,7 +189,7 @@ impl HttpBody for Metered {
                 if let Some(since) = body.waiting.take() {
                     body.waited += since.elapsed();
                 }
-                if body.watch.as_ref().is_some_and(|watch| watch(None)) {
+                if body.lease.as_ref().is_some_and(|lease| lease.has_ended()) {
                     return body.broken(Broken::NoLongerCleared);
                 }
                 if let (Some(trailers), Some(scrub)) = (frame.trailers_mut(), &body.scrub) {
@@ -219,7 +217,7 @@ impl HttpBody for Metered {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                if body.watch.as_ref().is_some_and(|watch| watch(Some(cx))) {
+                if body.lease.as_ref().is_some_and(|lease| lease.poll_ended(cx).is_ready()) {
                     return body.broken(Broken::NoLongerCleared);
                 }
                 let now = Instant::now();

@@ -1,11 +1,13 @@
 //! The fields of a message at the border between hops: what is dropped, what is rebuilt (RFC 9110 section 7.6).
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use super::intake::Intake;
+use crate::peer::fields;
+use crate::session;
 
 /// Fields that concern one connection only.
 const HOP_BY_HOP: [&str; 9] = [
@@ -155,9 +157,18 @@ pub fn drop_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes a request's fields fit for the next hop: nothing of the last connection, nothing forged, the truth about the
-/// client in their place.
-pub fn rebuild(headers: &mut HeaderMap, intake: &Intake, host: &HeaderValue) {
+/// The truth about a request, which replaces what a stranger could have forged.
+pub struct Truth<'a> {
+    pub request_id: &'a str,
+    pub client: IpAddr,
+    pub is_https: bool,
+    /// The host with its port, where one was named.
+    pub authority: &'a str,
+}
+
+/// Makes a request's header fields fit for the next hop: nothing of the last connection, nothing forged, the truth about
+/// the client in their place.
+pub fn rebuild(headers: &mut HeaderMap, truth: &Truth<'_>) {
     let wants_trailers = members(headers, &header::TE).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
     drop_hop_by_hop(headers);
     let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forgeable(name.as_str())).cloned().collect();
@@ -167,16 +178,16 @@ pub fn rebuild(headers: &mut HeaderMap, intake: &Intake, host: &HeaderValue) {
     if wants_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    let scheme = if intake.is_https { "https" } else { "http" };
-    let client = intake.client;
+    let scheme = if truth.is_https { "https" } else { "http" };
+    let client = truth.client;
     let node = if client.is_ipv6() { format!("\"[{client}]\"") } else { client.to_string() };
     // A host was checked to be a name or an address with a port, so it needs quotes only for its colons.
-    let host = host.to_str().unwrap_or(&intake.host);
+    let host = truth.authority;
     set(headers, "forwarded", &format!("for={node};host=\"{host}\";proto={scheme}"));
     set(headers, "x-forwarded-for", &client.to_string());
     set(headers, "x-forwarded-host", host);
     set(headers, "x-forwarded-proto", scheme);
-    set(headers, "x-request-id", &intake.id);
+    set(headers, "x-request-id", truth.request_id);
     append_via(headers);
 }
 
@@ -247,44 +258,99 @@ pub fn passes(headers: &HeaderMap) -> usize {
     members(headers, &header::VIA).filter(|hop| hop.ends_with(b" domicile")).count()
 }
 
-/// Makes an answer's fields fit for whoever asked: nothing of the last connection, none of our own.
-pub fn scrub_answer(headers: &mut HeaderMap) {
+/// Makes a response's header fields fit for the client or peer: nothing of the last connection, none of our own, and no
+/// cookie by our name.
+pub fn scrub_response(headers: &mut HeaderMap) {
     drop_hop_by_hop(headers);
-    let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("domicile-")).cloned().collect();
+    let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(fields::PREFIX)).cloned().collect();
     for name in own {
         headers.remove(name);
     }
+    drop_own_cookie(headers);
     append_via(headers);
 }
 
-/// What stays of a request's fields when only its head is asked about: nothing but what the judgement needs.
-pub fn drop_baggage(headers: &mut HeaderMap) {
-    // Trace context ties a user's requests together across the border; it ends there.
-    for name in ["baggage", "traceparent", "tracestate"] {
+/// An app server must not set the cookie that only this proxy seals.
+fn drop_own_cookie(headers: &mut HeaderMap) {
+    let is_ours = |value: &HeaderValue| {
+        let name = value.as_bytes().split(|byte| *byte == b'=').next().unwrap_or_default();
+        name.trim_ascii().eq_ignore_ascii_case(session::COOKIE.as_bytes())
+    };
+    if headers.get_all(header::SET_COOKIE).iter().any(is_ours) {
+        let kept: Vec<_> = headers.get_all(header::SET_COOKIE).iter().filter(|value| !is_ours(value)).cloned().collect();
+        headers.remove(header::SET_COOKIE);
+        for value in kept {
+            headers.append(header::SET_COOKIE, value);
+        }
+    }
+}
+
+/// Tracing header fields of the vendors in use: they tie a user's requests together, and can carry any data.
+const TRACING: [&str; 23] = [
+    "tracestate",
+    "baggage",
+    "correlation-context",
+    "b3",
+    "uber-trace-id",
+    "jaeger-debug-id",
+    "jaeger-baggage",
+    "sentry-trace",
+    "x-cloud-trace-context",
+    "grpc-trace-bin",
+    "elastic-apm-traceparent",
+    "x-amzn-trace-id",
+    "x-amzn-requestid",
+    "newrelic",
+    "x-newrelic-id",
+    "x-newrelic-transaction",
+    "x-instana-t",
+    "x-instana-s",
+    "x-instana-l",
+    "x-dynatrace",
+    "x-correlation-id",
+    "x-trace-id",
+    "sw8",
+];
+
+/// The same by prefix, for vendors with many.
+const TRACING_PREFIXES: [&str; 9] =
+    ["x-b3-", "uberctx-", "x-datadog-", "x-ot-span-context", "ot-tracer-", "ot-baggage-", "elastic-apm-", "sw8-", "x-dd-"];
+
+/// Removes tracing fields before a request crosses a border, those in `allowed` aside. `traceparent` goes on with a new
+/// parent id, so that both sides can still be joined by the trace id and by nothing else.
+pub fn drop_tracing(headers: &mut HeaderMap, allowed: &[HeaderName]) {
+    let is_tracing = |name: &HeaderName| {
+        let plain = &*folded(name.as_str());
+        TRACING.contains(&plain) || TRACING_PREFIXES.iter().any(|prefix| plain.starts_with(prefix))
+    };
+    let dropped: Vec<HeaderName> = headers.keys().filter(|name| is_tracing(name) && !allowed.contains(name)).cloned().collect();
+    for name in dropped {
         headers.remove(name);
     }
+    let continued = headers.get("traceparent").and_then(|value| continued(value.to_str().ok()?));
+    headers.remove("traceparent");
+    if let Some(value) = continued {
+        set(headers, "traceparent", &value);
+    }
+}
+
+/// The same trace under a new parent id (W3C Trace Context section 3.2); `None` for what is no `traceparent` of version 00.
+fn continued(traceparent: &str) -> Option<String> {
+    let mut parts = traceparent.split('-');
+    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let is_hex =
+        |text: &str, length: usize| text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_zero = |text: &str| text.bytes().all(|byte| byte == b'0');
+    let is_sound = version == "00" && parts.next().is_none() && is_hex(trace, 32) && is_hex(parent, 16) && is_hex(flags, 2);
+    (is_sound && !is_zero(trace) && !is_zero(parent)).then(|| format!("00-{trace}-{:016x}-{flags}", fastrand::u64(1..)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decision::route::Method;
 
-    fn intake() -> Intake {
-        Intake {
-            id: "id".into(),
-            method: Method::Get,
-            host: "a.test".into(),
-            authority: "a.test".into(),
-            path: "/".into(),
-            is_read: true,
-            is_preflight: false,
-            upgrade: None,
-            client: "2001:db8::1".parse().unwrap(),
-            identity: crate::proxy::intake::Identity::default(),
-            envelope: None,
-            is_https: true,
-        }
+    fn truth() -> Truth<'static> {
+        Truth { request_id: "id", client: "2001:db8::1".parse().unwrap(), is_https: true, authority: "a.test" }
     }
 
     fn map(fields: &[(&str, &str)]) -> HeaderMap {
@@ -303,7 +369,7 @@ mod tests {
             ("x-original-url", "/admin"),
             ("accept", "*/*"),
         ]);
-        rebuild(&mut headers, &intake(), &HeaderValue::from_static("a.test"));
+        rebuild(&mut headers, &truth());
         assert!(headers.values().all(|value| value != "6.6.6.6" && value != "forged"));
         assert_eq!(headers["x-forwarded-for"], "2001:db8::1");
         assert_eq!(headers["forwarded"], "for=\"[2001:db8::1]\";host=\"a.test\";proto=https");
@@ -359,7 +425,7 @@ mod tests {
             let mixed = name.replacen('-', "_", 1);
             for spelling in [name, &underscored, &mixed, &name.replace('-', "."), &name.replace('-', "~")] {
                 let mut headers = map(&[(spelling, "forged")]);
-                rebuild(&mut headers, &intake(), &HeaderValue::from_static("a.test"));
+                rebuild(&mut headers, &truth());
                 assert!(headers.values().all(|value| value != "forged"), "{spelling}");
                 let mut trailers = map(&[(spelling, "forged")]);
                 scrub_trailers(&mut trailers, |_| false);
@@ -379,7 +445,7 @@ mod tests {
             ("te", "trailers"),
             ("upgrade", "h2c"),
         ]);
-        rebuild(&mut headers, &intake(), &HeaderValue::from_static("a.test"));
+        rebuild(&mut headers, &truth());
         assert!(!headers.contains_key("x-private") && !headers.contains_key("connection") && !headers.contains_key("upgrade"));
         assert!(headers.contains_key("cookie") && headers.contains_key("authorization") && headers.contains_key("host"));
         assert_eq!(headers["x-forwarded-for"], "2001:db8::1");

@@ -28,7 +28,7 @@ pub struct ListenerOptions {
 }
 
 /// A connection, as its requests see it.
-pub struct Session {
+pub struct ConnectionContext {
     pub arrival: Arrival,
     /// The certificate that was shown; `None` without TLS, and for peers.
     pub site: Option<Site>,
@@ -44,14 +44,14 @@ pub struct Session {
 
 /// The way back to whoever made a request, besides the answer itself.
 #[derive(Clone)]
-pub enum Back {
+pub enum ResponseChannel {
     /// HTTP/1: the connection, which serves one request at a time.
     Connection(Rc<ConnectionState>),
     /// HTTP/2: the request's own stream.
     Stream(Rc<Exchange>),
 }
 
-impl Back {
+impl ResponseChannel {
     /// Sends an interim answer before the answer.
     pub async fn inform(&self, answer: Response<()>) {
         match self {

@@ -6,12 +6,14 @@ use serde_json::json;
 
 use crate::http::body::Body;
 use crate::model::outcome::Code;
+use crate::peer::fields;
 
 /// The status of a refusal.
 pub const fn status_of(code: Code) -> StatusCode {
     match code {
         Code::RouteNone => StatusCode::NOT_FOUND,
         Code::HomeUnresolved => StatusCode::FORBIDDEN,
+        Code::TokenUnverified | Code::CredentialUnread => StatusCode::UNAUTHORIZED,
         Code::NowhereCleared
         | Code::EvidenceTooWeak
         | Code::HomeNotCleared
@@ -45,6 +47,8 @@ const fn sentence(code: Code) -> &'static str {
     match code {
         Code::RouteNone => "Nothing is served here under this address.",
         Code::HomeUnresolved => "It is not known where this request belongs.",
+        Code::TokenUnverified => "The token of this request does not verify. Get a new one and try again.",
+        Code::CredentialUnread => "Credentials of this kind are not accepted here. Use a bearer token.",
         Code::EvidenceTooWeak => "This data is only served to users who are known. Sign in and try again.",
         Code::NowhereCleared | Code::HomeNotCleared | Code::CarrierNotCleared | Code::ClassUnknown | Code::NoLongerCleared => {
             "Rules on where data may be processed do not allow this request to be served."
@@ -61,7 +65,7 @@ const fn sentence(code: Code) -> &'static str {
         | Code::LedgerUnavailable
         | Code::Overloaded => "The service cannot answer at the moment. Try again later.",
         Code::Misdirected | Code::PeerMalformed => "This region does not own the request.",
-        Code::Loop => "The request came back to where it had been.",
+        Code::Loop => "Request loop detected.",
         Code::UpstreamUnreachable => "The application could not be reached.",
         Code::UpstreamBad => "The application gave no usable answer.",
         Code::UpstreamTimeout | Code::DeadlineExceeded => "The application did not answer in time.",
@@ -101,6 +105,8 @@ const fn proxy_error(code: Code) -> &'static str {
         | Code::Misdirected
         | Code::PeerMalformed
         | Code::NoLongerCleared
+        | Code::TokenUnverified
+        | Code::CredentialUnread
         | Code::WrongSite
         | Code::UpgradeRefused
         | Code::MethodNotAllowed => "http_request_denied",
@@ -112,7 +118,7 @@ const fn proxy_error(code: Code) -> &'static str {
 const BLOCKED_BY: &str = "<urn:domicile:residency>; rel=\"blocked-by\"";
 
 /// A refusal as a problem document.
-pub fn problem(code: Code, request_id: &str) -> Response<Body> {
+fn problem(code: Code, request_id: &str) -> Response<Body> {
     let status = status_of(code);
     let document = json!({
         "type": format!("urn:domicile:problem:{}", code.as_str()),
@@ -139,12 +145,75 @@ pub fn problem(code: Code, request_id: &str) -> Response<Body> {
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(header::ALLOW, METHODS);
     }
+    if let Some(challenge) = challenge(code) {
+        headers.insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    response
+}
+
+/// RFC 6750 section 3.
+const fn challenge(code: Code) -> Option<HeaderValue> {
+    match code {
+        Code::TokenUnverified => Some(HeaderValue::from_static("Bearer error=\"invalid_token\"")),
+        Code::CredentialUnread => Some(HeaderValue::from_static("Bearer")),
+        _ => None,
+    }
+}
+
+/// Who receives a refusal, and in what form.
+pub struct Recipient<'a> {
+    pub request_id: &'a str,
+    /// The media type of a gRPC call, whose client understands nothing but gRPC.
+    pub grpc: Option<&'a HeaderValue>,
+    /// A peer reads the code from a header field.
+    pub is_peer: bool,
+    /// The connection closes after the response, because the rest of the request is not read.
+    pub closes: bool,
+}
+
+/// A refusal in the form that its recipient understands.
+pub fn refusal(code: Code, recipient: &Recipient<'_>) -> Response<Body> {
+    let mut response = match recipient.grpc {
+        Some(kind) => call_problem(code, recipient.request_id, kind),
+        None => problem(code, recipient.request_id),
+    };
+    if recipient.is_peer {
+        response.headers_mut().insert(fields::CODE, HeaderValue::from_static(code.as_str()));
+    }
+    if recipient.closes {
+        close(&mut response);
+    }
+    response
+}
+
+/// Ends the HTTP/1 connection after this response.
+pub fn close(response: &mut Response<Body>) {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+}
+
+/// Allows a cross-origin request that its browser asks about, for one origin (Fetch standard, CORS protocol). Nothing may
+/// remember it: the permission is that of the moment.
+pub fn preflight(origin: &HeaderValue, asked: &HeaderMap) -> Response<Body> {
+    let mut response = bare(StatusCode::NO_CONTENT);
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::VARY, HeaderValue::from_static("origin"));
+    for (asks, allows) in [
+        (header::ACCESS_CONTROL_REQUEST_METHOD, header::ACCESS_CONTROL_ALLOW_METHODS),
+        (header::ACCESS_CONTROL_REQUEST_HEADERS, header::ACCESS_CONTROL_ALLOW_HEADERS),
+    ] {
+        if let Some(value) = asked.get(asks) {
+            headers.insert(allows, value.clone());
+        }
+    }
     response
 }
 
 /// The same for a gRPC call, whose clients look for a status of their own: an answer of nothing but trailers, in its head (gRPC over
 /// HTTP/2, Responses). The code stands at the message's end, for people, and in `Proxy-Status`, for programs.
-pub fn call_problem(code: Code, request_id: &str, kind: &HeaderValue) -> Response<Body> {
+fn call_problem(code: Code, request_id: &str, kind: &HeaderValue) -> Response<Body> {
     let (mut head, _) = problem(code, request_id).into_parts();
     head.status = StatusCode::OK;
     head.headers.insert(header::CONTENT_TYPE, kind.clone());
@@ -174,7 +243,7 @@ const fn call_status(code: Code) -> u16 {
     const UNAUTHENTICATED: u16 = 16;
     match code {
         Code::UpstreamTimeout | Code::DeadlineExceeded | Code::RequestTimeout => DEADLINE_EXCEEDED,
-        Code::EvidenceTooWeak => UNAUTHENTICATED,
+        Code::EvidenceTooWeak | Code::TokenUnverified | Code::CredentialUnread => UNAUTHENTICATED,
         Code::HomeUnresolved
         | Code::NowhereCleared
         | Code::HomeNotCleared

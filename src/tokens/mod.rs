@@ -1,8 +1,8 @@
-//! Tokens by which a client proves who it is (JWT, RFC 7519; best practices of RFC 8725).
+//! Tokens that identify a client (JWT, RFC 7519; best practices of RFC 8725).
 //!
-//! Promises: a key is used with its own algorithm, whatever the token says; a token counts only with a good signature, in
-//! its time, from the issuer and for the audience of the configuration. What cannot be verified is no identity, and never
-//! an error. Never: a token or a claim in a log line.
+//! Promises: a key is used only with its own algorithm, whatever the token's header says; a token is accepted only with a
+//! valid signature, within its period of validity, from the configured issuer and for the configured audience. A token that
+//! does not verify is never taken for a missing one. Never: a token or a claim in a log line.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -15,33 +15,42 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, P
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Map, Value};
 
-/// The longest token that is looked at, in bytes.
+/// The maximum length of a token, in bytes.
 const MAX_TOKEN: usize = 8 << 10;
 
-/// The most keys of a set: each may have to be tried.
+/// The maximum number of keys in a set, because each may have to be tried.
 const MAX_KEYS: usize = 64;
 
-/// Which tokens count.
+/// The tokens that are accepted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// A JWKS file (RFC 7517).
     pub keys: PathBuf,
     pub issuer: String,
     pub audience: String,
-    pub place: Place,
-    /// How far the issuer's clock may be off.
+    pub location: TokenLocation,
+    /// The accepted difference between the issuer's clock and ours.
     pub leeway: Duration,
+    pub others: Others,
 }
 
-/// Where a token stands in a request.
+/// What becomes of a request with a credential of another kind, such as Basic or an opaque key, for data that may not be
+/// anywhere: the app may read such a credential, and this process cannot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Others {
+    Refuse,
+    Ignore,
+}
+
+/// Where a request carries its token.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum TokenLocation {
     /// `NAME: Bearer TOKEN` (RFC 6750), or the token alone.
     Header(HeaderName),
     Cookie(String),
 }
 
-/// Why a set of keys cannot be used.
+/// Why a key set cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("`{}`: {reason}", file.display())]
 pub struct KeysError {
@@ -49,14 +58,14 @@ pub struct KeysError {
     reason: String,
 }
 
-/// Why a token is no identity; a metric label.
+/// Why a token is not accepted; a metric label.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
     Malformed,
     UnknownKey,
     BadSignature,
     Expired,
-    /// Another issuer, audience or time than ours.
+    /// The issuer or the audience is wrong, a required claim is missing, or the token is not valid yet.
     NotForUs,
 }
 
@@ -72,27 +81,26 @@ impl Fault {
     }
 }
 
-/// What a verified token says.
+/// The claims of a verified token.
 #[derive(Debug)]
 pub struct Verified {
     claims: Map<String, Value>,
-    /// Until when it may be believed.
     expires: SystemTime,
 }
 
 impl Verified {
-    /// What a token would say, for questions about it.
+    /// The claims of a token that does not exist, for `explain`.
     pub fn saying(claims: &[(String, String)]) -> Self {
         let claims = claims.iter().map(|(name, value)| (name.clone(), Value::String(value.clone()))).collect();
         Self { claims, expires: SystemTime::UNIX_EPOCH }
     }
 
-    /// Until when it may be believed.
+    /// When the token expires, leeway included.
     pub const fn expires(&self) -> SystemTime {
         self.expires
     }
 
-    /// A claim as text; `None` if it is absent, or neither text nor a whole number.
+    /// A claim as text; `None` unless it is a string or an integer.
     pub fn claim(&self, name: &str) -> Option<String> {
         match self.claims.get(name)? {
             Value::String(text) => Some(text.clone()),
@@ -102,7 +110,7 @@ impl Verified {
     }
 }
 
-/// The keys of an issuer, ready to verify with.
+/// The keys of an issuer, ready to verify tokens.
 pub struct Tokens {
     pub settings: Settings,
     keys: Vec<Key>,
@@ -115,37 +123,39 @@ struct Key {
 }
 
 impl Tokens {
-    /// Reads the keys. Those of kinds that are not known here are passed over; at least one must be usable.
+    /// Reads the key file. Ignores keys that cannot verify tokens; at least one key must be usable.
     pub fn open(settings: &Settings) -> Result<Self, KeysError> {
         let failed = |reason: String| KeysError { file: settings.keys.clone(), reason };
         let text = std::fs::read_to_string(&settings.keys).map_err(|error| failed(error.to_string()))?;
-        let set: Value = serde_json::from_str(&text).map_err(|error| failed(format!("is no JSON: {error}")))?;
+        let set: Value = serde_json::from_str(&text).map_err(|error| failed(format!("is not valid JSON: {error}")))?;
         let entries =
-            set.get("keys").and_then(Value::as_array).ok_or_else(|| failed("is no JWKS: it has no list `keys`".into()))?;
+            set.get("keys").and_then(Value::as_array).ok_or_else(|| failed("is not a JWKS: `keys` is missing".into()))?;
         if entries.len() > MAX_KEYS {
-            return Err(failed(format!("holds more than {MAX_KEYS} keys")));
+            return Err(failed(format!("contains more than {MAX_KEYS} keys; remove those that are no longer used")));
         }
         let mut keys = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
             match read_key(entry) {
                 Ok(Some(key)) => keys.push(key),
-                Ok(None) => tracing::warn!(file = %settings.keys.display(), index, "a key is of a kind that is not used here"),
+                Ok(None) => tracing::warn!(file = %settings.keys.display(), index, "ignoring a key that cannot verify tokens"),
                 Err(reason) => return Err(failed(format!("key {index}: {reason}"))),
             }
         }
         if keys.is_empty() {
-            return Err(failed("holds no key that can verify a token".into()));
+            return Err(failed(
+                "contains no key that can verify a token; add an RSA, EC (P-256, P-384), Ed25519 or symmetric key".into(),
+            ));
         }
         Ok(Self { settings: settings.clone(), keys })
     }
 
-    /// Believes a token, or says why not.
+    /// Verifies a token and returns its claims, or why it is not accepted.
     pub fn verify(&self, token: &str) -> Result<Verified, Fault> {
         if token.len() > MAX_TOKEN {
             return Err(Fault::Malformed);
         }
         let header = jsonwebtoken::decode_header(token).map_err(|_| Fault::Malformed)?;
-        // What we must understand and do not (RFC 7515 section 4.1.11).
+        // A recipient must reject critical extensions that it does not support, and none is supported (RFC 7515 section 4.1.11).
         if header.crit.is_some() {
             return Err(Fault::Malformed);
         }
@@ -153,7 +163,7 @@ impl Tokens {
         let mut fault = Fault::UnknownKey;
         for key in self.keys.iter().filter(fits) {
             match jsonwebtoken::decode::<Map<String, Value>>(token, &key.key, &self.validation(key.algorithm)) {
-                Ok(data) => return self.believed(data.claims),
+                Ok(data) => return self.accepted(data.claims),
                 Err(error) => fault = fault_of(&error),
             }
         }
@@ -170,7 +180,7 @@ impl Tokens {
         validation
     }
 
-    fn believed(&self, claims: Map<String, Value>) -> Result<Verified, Fault> {
+    fn accepted(&self, claims: Map<String, Value>) -> Result<Verified, Fault> {
         let seconds = claims.get("exp").and_then(Value::as_f64).filter(|seconds| (0.0..1e11).contains(seconds));
         let expires = SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seconds.ok_or(Fault::Malformed)?) + self.settings.leeway;
         Ok(Verified { claims, expires })
@@ -188,9 +198,9 @@ fn fault_of(error: &jsonwebtoken::errors::Error) -> Fault {
     }
 }
 
-/// A key with the one algorithm it is for; `None` for a kind that is not used here.
+/// A key with its algorithm; `None` for a key that cannot verify tokens.
 fn read_key(entry: &Value) -> Result<Option<Key>, String> {
-    // A kind of key that is not known fails to read; what is known and wrong is a mistake to be told.
+    // A key of an unknown type is ignored. A malformed key of a known type is an error.
     let is_known = matches!(entry.get("kty").and_then(Value::as_str), Some("RSA" | "EC" | "OKP" | "oct"));
     let jwk: Jwk = match serde_json::from_value(entry.clone()) {
         Ok(jwk) => jwk,
@@ -205,12 +215,12 @@ fn read_key(entry: &Value) -> Result<Option<Key>, String> {
     if let (AlgorithmParameters::OctetKey(_), Ok(secret)) = (&jwk.algorithm, key.try_get_as_bytes())
         && secret.len() < 32
     {
-        return Err("a shared secret of less than 32 bytes can be guessed".into());
+        return Err("a shared secret of less than 32 bytes can be guessed; use at least 32 random bytes".into());
     }
     Ok(Some(Key { id: jwk.common.key_id.clone(), algorithm, key }))
 }
 
-/// The key's own word, else what its kind is used for everywhere.
+/// The algorithm that the key names (`alg`), else the usual algorithm of its type; `None` for one that is not supported.
 fn algorithm_of(jwk: &Jwk) -> Option<Algorithm> {
     let standard = match &jwk.algorithm {
         AlgorithmParameters::RSA(_) => Algorithm::RS256,
@@ -239,12 +249,12 @@ fn algorithm_of(jwk: &Jwk) -> Option<Algorithm> {
         KeyAlgorithm::EdDSA => Algorithm::EdDSA,
         _ => return None,
     };
-    // A key that names an algorithm of another kind is none.
+    // A key whose `alg` belongs to another key type is not usable.
     (named.family() == standard.family()).then_some(named)
 }
 
-/// One worker's verified tokens: a signature costs more than all else that a request needs. Bounded: when the young half
-/// is full, the old half is forgotten.
+/// One worker's verified tokens, because verifying a signature costs more than the rest of a request. The size is bounded:
+/// when the young half is full, it replaces the old half.
 #[derive(Default)]
 pub struct Cache {
     of: Option<Arc<Tokens>>,
@@ -252,9 +262,9 @@ pub struct Cache {
     old: HashMap<[u8; 32], Arc<Verified>>,
 }
 
-const HALF: usize = 2048;
+const HALF_CAPACITY: usize = 2048;
 
-/// How a token came to be believed; a metric label.
+/// Whether a token was verified now or found in the cache; a metric label.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum How {
     Verified,
@@ -262,30 +272,30 @@ pub enum How {
 }
 
 impl Cache {
-    /// Believes a token, or says why not; other keys than the last time forget everything.
+    /// Verifies a token or finds it in the cache. A call with other keys than the last call clears the cache.
     pub fn verify(&mut self, tokens: &Arc<Tokens>, token: &str, now: SystemTime) -> Result<(Arc<Verified>, How), Fault> {
         if !self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, tokens)) {
             *self = Self { of: Some(Arc::clone(tokens)), ..Self::default() };
         }
-        let mut print = [0; 32];
-        print.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
-        if let Some(known) = self.young.get(&print).or_else(|| self.old.get(&print)) {
+        let mut fingerprint = [0; 32];
+        fingerprint.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
+        if let Some(known) = self.young.get(&fingerprint).or_else(|| self.old.get(&fingerprint)) {
             if known.expires <= now {
                 return Err(Fault::Expired);
             }
             return Ok((Arc::clone(known), How::Remembered));
         }
         let verified = Arc::new(tokens.verify(token)?);
-        if self.young.len() >= HALF {
+        if self.young.len() >= HALF_CAPACITY {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(print, Arc::clone(&verified));
+        self.young.insert(fingerprint, Arc::clone(&verified));
         Ok((verified, How::Verified))
     }
 }
 
-/// The file of keys, for whoever watches it.
 impl Settings {
+    /// The key file, to be watched for changes.
     pub fn file(&self) -> &Path {
         &self.keys
     }

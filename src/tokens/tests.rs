@@ -15,8 +15,9 @@ fn settings(keys: &Path) -> Settings {
         keys: keys.into(),
         issuer: "https://issuer.test".into(),
         audience: "api".into(),
-        place: Place::Header(http::header::AUTHORIZATION),
+        location: TokenLocation::Header(http::header::AUTHORIZATION),
         leeway: Duration::from_secs(60),
+        others: Others::Refuse,
     }
 }
 
@@ -68,7 +69,7 @@ fn a_sound_token_is_believed_and_nothing_else() {
 #[test]
 fn the_token_does_not_choose_the_algorithm() {
     let tokens = open(&json!({ "keys": [oct("a")] })).unwrap();
-    // Signed well, by another algorithm than the key's.
+    // Signed correctly, but with another algorithm than the key's.
     assert_eq!(tokens.verify(&token(Algorithm::HS512, &sound())).map(drop), Err(Fault::UnknownKey));
     let good = token(Algorithm::HS256, &sound());
     let parts: Vec<_> = good.split('.').collect();
@@ -86,7 +87,7 @@ fn the_token_does_not_choose_the_algorithm() {
     }
     let forged = header(&sound().to_string().replace("alice", "mallory"));
     assert_eq!(tokens.verify(&format!("{}.{forged}.{}", parts[0], parts[2])).map(drop), Err(Fault::BadSignature));
-    // A public key is no shared secret.
+    // An RSA public key must not serve as an HMAC secret.
     let rsa = json!({ "keys": [{ "kty": "RSA", "n": "AQAB", "e": "AQAB" }] });
     assert_eq!(open(&rsa).unwrap().verify(&good).map(drop), Err(Fault::UnknownKey));
 }
@@ -105,9 +106,9 @@ fn every_kind_of_key_verifies_its_own_tokens_and_no_others() {
     let point = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, es.as_ref()).unwrap().public_key().as_ref().to_vec();
     let public = Ed25519KeyPair::from_pkcs8(ed.as_ref()).unwrap().public_key().as_ref().to_vec();
     let spki: PublicKeyX509Der<'_> = rs.public_key().as_der().unwrap();
-    // It ends in the modulus, and in five bytes of the exponent 65,537.
+    // The encoding ends with the modulus and five bytes for the exponent 65,537.
     let modulus = &spki.as_ref()[spki.as_ref().len() - 261..spki.as_ref().len() - 5];
-    // PKCS #8 puts 26 bytes before what PKCS #1 says of such a key.
+    // The PKCS #8 encoding is a header of 26 bytes, followed by the PKCS #1 encoding.
     let private: Pkcs8V1Der<'_> = rs.as_der().unwrap();
     let kinds = [
         (Algorithm::HS256, EncodingKey::from_secret(SECRET), oct("a")),
@@ -139,26 +140,26 @@ fn every_kind_of_key_verifies_its_own_tokens_and_no_others() {
 #[test]
 fn a_set_of_keys_is_sound_or_refused() {
     for (bad, reason) in [
-        (json!({}), "has no list `keys`"),
-        (json!({ "keys": [] }), "holds no key"),
+        (json!({}), "`keys` is missing"),
+        (json!({ "keys": [] }), "contains no key"),
         (json!({ "keys": [{ "kty": "oct", "k": "c2hvcnQ" }] }), "can be guessed"),
         (json!({ "keys": [{ "kty": "oct", "k": "%" }] }), "key 0"),
-        (json!({ "keys": [{ "kty": "EC", "crv": "P-521", "x": "AA", "y": "AA" }] }), "holds no key"),
+        (json!({ "keys": [{ "kty": "EC", "crv": "P-521", "x": "AA", "y": "AA" }] }), "contains no key"),
     ] {
-        let error = open(&bad).err().expect("it is refused").to_string();
+        let error = open(&bad).err().expect("the key set is refused").to_string();
         assert!(error.contains(reason), "{bad}: {error}");
     }
     let mixed = json!({ "keys": [{ "kty": "new", "x": 1 }, { "kty": "oct", "use": "enc", "k": "AA" }, oct("a")] });
     assert_eq!(open(&mixed).unwrap().keys.len(), 1);
 }
 
-/// The signatures of the IETF's cookbook (RFC 7520, RFC 8037): every kind that is used here verifies, every other is
-/// refused, and a flipped bit is always noticed.
+/// The signatures of the IETF's cookbook (RFC 7520, RFC 8037): those of every supported algorithm verify, and fail after one
+/// flipped bit.
 #[test]
 fn the_cookbooks_signatures_verify() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/test/vectors/jose-cookbook");
     let Ok(files) = std::fs::read_dir(&folder) else {
-        eprintln!("skipped: {} is not here", folder.display());
+        eprintln!("skipped: {} does not exist", folder.display());
         return;
     };
     let mut verified = Vec::new();
@@ -169,7 +170,7 @@ fn the_cookbooks_signatures_verify() {
         let mut entry = input["key"].clone();
         entry.as_object_mut().unwrap().insert("alg".into(), input["alg"].clone());
         if vector["signing"]["protected"].get("crit").is_some() {
-            // What must be understood and is not: `b64` of RFC 7797.
+            // The critical extension `b64` (RFC 7797) is not supported.
             let tokens = open(&json!({ "keys": [entry] })).unwrap();
             assert_eq!(tokens.verify(compact).map(drop), Err(Fault::Malformed));
             continue;

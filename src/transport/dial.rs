@@ -22,37 +22,37 @@ pub struct Server {
     pub authority: Arc<str>,
     pub tls: Option<Secured>,
     pub http_version: HttpVersion,
-    /// Where its name leads, where somebody looks it up again and again.
+    /// The addresses of its name, if a task keeps them up to date.
     pub places: Option<Places>,
 }
 
-/// What is spoken on a connection once it is open.
+/// The HTTP version of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HttpVersion {
     Http1,
     Http2,
-    /// Whatever the server chooses in the TLS handshake (ALPN).
+    /// The server chooses in the TLS handshake (ALPN).
     Negotiated,
 }
 
-/// TLS towards a server; whom to accept is in the configurations.
+/// TLS to a server. The configurations contain the authorities to trust.
 #[derive(Clone, Debug)]
 pub struct Secured {
     pub config: Arc<ClientConfig>,
-    /// The same, offering HTTP/1.1 alone: for upgrades.
+    /// The same, but offers only HTTP/1.1: for upgrades.
     pub http1: Arc<ClientConfig>,
-    /// The name to ask for and to accept, where it is not the authority's host.
+    /// The name for SNI and for verification, if it is not the authority's host.
     pub name: Option<Arc<str>>,
 }
 
 impl Server {
-    /// Whether a connection to this address is still one to this server.
+    /// Whether `address` is still an address of this server.
     pub fn leads_to(&self, address: Option<SocketAddr>) -> bool {
         let known = self.places.as_ref().map(|places| places.load());
         known.filter(|places| !places.is_empty()).is_none_or(|places| address.is_some_and(|address| places.contains(&address)))
     }
 
-    /// Whether a connection to the other is one to this: same place, same certificates.
+    /// Whether a connection to `other` can serve for this server: same authority, TLS and HTTP version.
     pub fn is_same(&self, other: &Self) -> bool {
         let same_tls = match (&self.tls, &other.tls) {
             (None, None) => true,
@@ -68,36 +68,36 @@ impl Server {
 pub struct DialOptions {
     /// For the TCP connect and the TLS handshake together.
     pub timeout: Duration,
-    /// How long a write may make no progress before the connection is given up.
+    /// How long a write may make no progress before the connection is closed.
     pub write_stall: Duration,
     /// Bytes sent before everything else, TLS included: a PROXY protocol header.
     pub greeting: Option<Bytes>,
 }
 
 impl DialOptions {
-    /// For requests of our own, which are small.
+    /// For Domicile's own requests, which are small.
     pub const fn within(timeout: Duration) -> Self {
         Self { timeout, write_stall: timeout, greeting: None }
     }
 }
 
-/// A connection could not be had; nothing was sent.
+/// Why a connection could not be opened. No byte of a request was sent.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     #[error("cannot connect to `{authority}`: {source}")]
     Connect { authority: String, source: io::Error },
-    #[error("`{authority}` did not accept within {timeout:?}")]
+    #[error("timed out connecting to `{authority}` after {timeout:?}")]
     TooSlow { authority: String, timeout: Duration },
-    #[error("`{authority}` could not be reached a moment ago")]
+    #[error("another request has just failed to connect to `{authority}`")]
     JustFailed { authority: String },
-    /// Nobody else's fault.
-    #[error("no file descriptor is left for a connection to `{authority}`")]
+    /// A local fault: it says nothing about the server.
+    #[error("too many open files: cannot connect to `{authority}`; raise the limit (`ulimit -n`)")]
     OutOfDescriptors { authority: String },
-    #[error("`{authority}` does not speak {wanted}")]
+    #[error("`{authority}` does not support {wanted}")]
     OtherProtocol { authority: String, wanted: &'static str },
 }
 
-/// Connects to a server, trying each address that its name has; `for_http1` offers nothing else.
+/// Connects to a server and tries each address of its name. With `for_http1`, ALPN offers only HTTP/1.1.
 pub async fn open(server: &Server, options: &DialOptions, for_http1: bool) -> Result<Stream, DialError> {
     let work = async {
         let mut stream = connect(server).await?;
@@ -122,7 +122,7 @@ pub async fn open(server: &Server, options: &DialOptions, for_http1: bool) -> Re
     }
 }
 
-/// The process, or the system, has no descriptor left.
+/// The system, or this process, has no file descriptor left.
 const ENFILE: i32 = rustix::io::Errno::NFILE.raw_os_error();
 const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
 
@@ -133,12 +133,12 @@ async fn connect(server: &Server) -> io::Result<TcpStream> {
         [] => TcpStream::connect(&*server.authority).await?,
         places => TcpStream::connect(places).await?,
     };
-    // Failing costs latency, not correctness.
+    // A failure costs latency, not correctness.
     let _ = stream.set_nodelay(true);
     Ok(stream)
 }
 
-/// `HOST:PORT` of a URL, with the port that its scheme implies.
+/// `HOST:PORT` of a URL, with the default port of its scheme if it has none.
 pub fn authority_of(url: &http::Uri) -> String {
     let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
     format!("{}:{port}", url.host().unwrap_or_default())

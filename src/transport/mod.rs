@@ -1,4 +1,4 @@
-//! Sockets: the only room that opens or accepts connections.
+//! Sockets: the only module that opens or accepts connections.
 //!
 //! Promises: a port belongs to one process; a peer is the region that its certificate names. Never: HTTP, routing,
 //! policy. Start reading at `listener`.

@@ -1,4 +1,5 @@
-//! The PROXY protocol (versions 1 and 2, as HAProxy documents them): a hop that speaks no HTTP says whose connection it is.
+//! The PROXY protocol (versions 1 and 2, as HAProxy documents them): a load balancer that does not speak HTTP sends the client's
+//! address.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,21 +10,21 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// The longest line of version 1, its end included.
+/// The maximum length of a version 1 line, CRLF included.
 const MAX_LINE: usize = 107;
 
-/// The longest header of version 2: addresses and a few fields. More is no header but an attack.
+/// The maximum length of a version 2 header after its first 16 bytes: addresses and a few fields. A longer header is an attack.
 const MAX_BINARY: usize = 4096;
 
-/// The form in which an upstream is told.
+/// The version of the header that is sent to an upstream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Version {
     One,
     Two,
 }
 
-/// Reads the header that a connection must begin with, and not a byte more. `None`: the hop speaks for itself, as for a
-/// health check.
+/// Reads the header that a connection must begin with, and not a byte more. `None` if the load balancer connects for itself, for
+/// example for a health check.
 pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
     let mut header = vec![0; SIGNATURE.len()];
     stream.read_exact(&mut header).await?;
@@ -48,27 +49,27 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<So
 }
 
 fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "no header of the PROXY protocol")
+    io::Error::new(io::ErrorKind::InvalidData, "missing or malformed PROXY protocol header")
 }
 
-/// Reads a whole header; the outer `None` if it is malformed.
+/// Parses a complete header. The outer `None` means that it is malformed.
 fn parse(header: &[u8]) -> Option<Option<SocketAddr>> {
-    // What follows the word is to be passed over; what it runs into is another word.
+    // Text after `UNKNOWN` and a space is ignored; text without the space makes it a different word.
     if header.strip_prefix(b"PROXY UNKNOWN").is_some_and(|rest| !matches!(rest[0], b' ' | b'\r')) {
         return None;
     }
     let (parsed, length) = ProxyHeader::parse(header, ParseConfig::default()).ok()?;
     let is_whole = length == header.len();
     let fields: Result<Vec<_>, _> = parsed.tlvs().collect();
-    let told = fields.ok()?.into_iter().find_map(|field| match field {
+    let declared = fields.ok()?.into_iter().find_map(|field| match field {
         Tlv::Crc32c(sum) => Some(sum),
         _ => None,
     });
-    let is_sound = told.is_none_or(|sum| checksum_without_itself(header).is_some_and(|own| own == sum));
+    let is_sound = declared.is_none_or(|sum| checksum_without_itself(header).is_some_and(|computed| computed == sum));
     (is_whole && is_sound).then(|| parsed.proxied_address().map(|address| address.source))
 }
 
-/// The checksum over a header of version 2 in which the field of the checksum is zero.
+/// The checksum of a version 2 header, computed with the checksum field set to zero.
 fn checksum_without_itself(header: &[u8]) -> Option<u32> {
     let addresses = match header.get(13)? >> 4 {
         1 => 12,
@@ -88,16 +89,16 @@ fn checksum_without_itself(header: &[u8]) -> Option<u32> {
     None
 }
 
-/// CRC-32C (Castagnoli), bit by bit: it is seldom asked for, and over a few dozen bytes.
+/// CRC-32C (Castagnoli), bit by bit: the field is rare and the header has a few dozen bytes.
 fn crc32c(bytes: &[u8]) -> u32 {
     let step = |crc: u32, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
     !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
 }
 
-/// The header for a connection on behalf of `client`, which came to `local`.
+/// The header for a connection on behalf of `client`, which connected to `local`.
 pub fn write(version: Version, client: SocketAddr, local: SocketAddr) -> Bytes {
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-    // Both have to be of one family.
+    // Both addresses must have the same family.
     let local = match (client.ip(), local.ip().to_canonical()) {
         (IpAddr::V4(_), address @ IpAddr::V4(_)) | (IpAddr::V6(_), address @ IpAddr::V6(_)) => {
             SocketAddr::new(address, local.port())
@@ -108,7 +109,7 @@ pub fn write(version: Version, client: SocketAddr, local: SocketAddr) -> Bytes {
     encode(version, &ProxyHeader::with_address(ProxiedAddress::stream(client, local)))
 }
 
-/// The header for a connection of our own, such as a health check.
+/// The header for one of the proxy's own connections, such as a health check.
 pub fn write_own(version: Version) -> Bytes {
     match version {
         Version::One => Bytes::from_static(b"PROXY UNKNOWN\r\n"),
@@ -122,7 +123,7 @@ fn encode(version: Version, header: &ProxyHeader<'_>) -> Bytes {
         Version::One => header.encode_v1(&mut out),
         Version::Two => header.encode_v2(&mut out),
     };
-    written.expect("two addresses of one family fit");
+    written.expect("two addresses of one family can be encoded");
     out.into()
 }
 
@@ -145,9 +146,9 @@ mod tests {
     }
 
     #[test]
-    fn what_haproxy_writes_is_read() {
+    fn headers_written_by_haproxy_are_read() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data/test/vectors/haproxy_proxy_protocol.json");
-        let Ok(text) = std::fs::read_to_string(file) else { return eprintln!("skipped: {file} is not here") };
+        let Ok(text) = std::fs::read_to_string(file) else { return eprintln!("skipped: {file} is missing") };
         let document: serde_json::Value = serde_json::from_str(&text).unwrap();
         let vectors = document["vectors"].as_array().unwrap();
         assert_eq!(vectors.len(), 23);
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn a_written_header_is_read_back() {
         for (client, local) in [
             ("1.2.3.4:5", "6.7.8.9:10"),
             ("[2001:db8::1]:5", "[::1]:10"),

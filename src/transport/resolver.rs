@@ -1,4 +1,4 @@
-//! Names of upstreams: looked up again when their time to live is over.
+//! DNS names of upstreams, looked up again when their time to live ends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,25 +9,25 @@ use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfi
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::{Resolver, TokioResolver};
 
-/// Where a name leads now; empty until it has been looked up.
+/// The current addresses of a name; empty until the first lookup.
 pub type Places = Arc<ArcSwap<Vec<SocketAddr>>>;
 
-/// What a name server may ask of us: not more often than every second, and not to believe it for ever.
-const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(300);
+/// Bounds for the time to live: at most one lookup a second, and no answer is used for longer than five minutes.
+const MIN_TTL: Duration = Duration::from_secs(1);
+const MAX_TTL: Duration = Duration::from_secs(300);
 
-/// Whom to ask; nobody means whom the system asks.
+/// The name servers to use; none means the system's.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Settings {
     pub servers: Vec<SocketAddr>,
 }
 
-/// Looks a name up again and again, for as long as the task lives; while it cannot be looked up, what was found stays.
+/// Looks a name up repeatedly, for as long as the task lives. The previous addresses stay in use while lookups fail.
 pub async fn watch(settings: &Settings, authority: &str, places: &Places) {
     let Some((host, port)) = named(authority) else { return };
     let resolver = match resolver(settings) {
         Ok(resolver) => resolver,
-        Err(error) => return tracing::error!(error, "names of upstreams cannot be looked up; the system's own lookup is used"),
+        Err(error) => return tracing::error!(error, "cannot create the DNS resolver; using the system resolver"),
     };
     loop {
         let pause = match resolver.lookup_ip(host).await {
@@ -35,21 +35,21 @@ pub async fn watch(settings: &Settings, authority: &str, places: &Places) {
                 let mut addresses: Vec<_> = found.iter().map(|address| SocketAddr::new(address, port)).collect();
                 addresses.sort_unstable();
                 if **places.load() != addresses {
-                    tracing::info!(authority, ?addresses, "an upstream's name leads elsewhere");
+                    tracing::info!(authority, ?addresses, "upstream addresses changed");
                     places.store(Arc::new(addresses));
                 }
-                found.valid_until().saturating_duration_since(Instant::now()).clamp(SHORTEST, LONGEST)
+                found.valid_until().saturating_duration_since(Instant::now()).clamp(MIN_TTL, MAX_TTL)
             }
             Err(error) => {
-                tracing::warn!(authority, %error, "an upstream's name could not be looked up; what was found before stays");
-                SHORTEST * 5
+                tracing::warn!(authority, %error, "upstream DNS lookup failed; keeping the previous addresses");
+                MIN_TTL * 5
             }
         };
         tokio::time::sleep(pause).await;
     }
 }
 
-/// The name and the port of an authority; `None` for an address.
+/// The name and the port of an authority; `None` if the host is an IP address.
 pub fn named(authority: &str) -> Option<(&str, u16)> {
     let (host, port) = authority.rsplit_once(':')?;
     let is_address = host.starts_with('[') || host.parse::<std::net::IpAddr>().is_ok();

@@ -6,10 +6,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A connection of any kind that is ready for HTTP.
+/// A connection, with its TLS handshake done, that is ready for HTTP.
 pub enum Stream {
     Plain(TcpStream),
     Accepted(Box<tokio_rustls::server::TlsStream<TcpStream>>),
@@ -17,13 +18,21 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// The address of the other end, where it can still be told.
+    /// The certificates that a dialed server presented; empty without TLS.
+    pub fn peer_certificates(&self) -> Vec<CertificateDer<'static>> {
+        match self {
+            Self::Dialed(stream) => stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default(),
+            Self::Plain(_) | Self::Accepted(_) => Vec::new(),
+        }
+    }
+
+    /// The remote address; `None` if the socket is no longer connected.
     pub fn remote(&self) -> Option<SocketAddr> {
         self.socket().peer_addr().ok()
     }
 
-    /// Breaks the connection when what was written is not acknowledged in time, and asks now and then whether the other end is
-    /// still there. What cannot be set costs time until a loss is noticed.
+    /// Ends the connection if written data is not acknowledged within `limit`, and turns on TCP keepalive probes. A setting that
+    /// the system refuses only delays the detection of a lost connection.
     pub fn expect_acknowledgement(&self, limit: Duration) {
         let socket = socket2::SockRef::from(self.socket());
         let probes = socket2::TcpKeepalive::new().with_time(limit / 2).with_interval(limit / 4).with_retries(3);

@@ -1,4 +1,4 @@
-//! The less busy of two healthy upstreams drawn by chance (Mitzenmacher's power of two choices).
+//! Picks the less busy of two random healthy upstreams (Mitzenmacher's power of two choices).
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 use super::budget::RetryBudget;
 use super::{Upstream, Upstreams};
 
-/// One worker's outstanding requests. Workers do not count each other's: a draw needs only to be roughly right, and a
-/// shared counter would be the one contended line of the hot path.
+/// The outstanding requests of one worker. Workers do not share counters, because a choice only has to be roughly right and
+/// a shared counter would be the only contended cache line of the hot path.
 #[derive(Default)]
 pub struct Load {
     outstanding: RefCell<HashMap<Box<str>, Rc<Cell<usize>>>>,
@@ -21,7 +21,7 @@ pub struct Load {
     pub retries: RetryBudget,
 }
 
-/// A request that an upstream is busy with, until it is dropped.
+/// One outstanding request at an upstream; dropping the value ends the count.
 pub struct Busy(Rc<Cell<usize>>, Rc<Notify>);
 
 impl Drop for Busy {
@@ -31,16 +31,16 @@ impl Drop for Busy {
     }
 }
 
-/// What came of asking for an upstream.
+/// The outcome of [`Load::take`].
 pub enum Taken {
     One(Arc<Upstream>, Busy),
-    /// All that could take it have as many requests as they may.
+    /// Every candidate has reached its request limit.
     Full,
-    /// None is up that has not been tried.
+    /// No untried upstream is up.
     None,
 }
 
-/// How many requests may be under way at one upstream, and wait for one; for each worker.
+/// Limits of each worker: requests in flight at one upstream, and requests that wait for an upstream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Circuit {
     pub requests: usize,
@@ -55,24 +55,24 @@ impl Default for Circuit {
 }
 
 impl Load {
-    /// Takes an upstream that is up and not among `tried`, and not ejected as long as there is another.
+    /// Takes an upstream that is up and not in `tried`. Takes an ejected upstream only if there is no other.
     pub fn take(&self, upstreams: &Upstreams, tried: &[Arc<Upstream>]) -> Taken {
         let now = Instant::now();
         let is_new = |upstream: &&Arc<Upstream>| !tried.iter().any(|other| Arc::ptr_eq(other, upstream));
-        let fits = |upstream: &&Arc<Upstream>| upstream.is_up() && is_new(upstream);
-        let sound = |upstream: &&Arc<Upstream>| fits(upstream) && !upstream.is_ejected(now);
-        match self.draw(upstreams, sound, now) {
-            Taken::None => self.draw(upstreams, fits, now),
+        let is_usable = |upstream: &&Arc<Upstream>| upstream.is_up() && is_new(upstream);
+        let is_preferred = |upstream: &&Arc<Upstream>| is_usable(upstream) && !upstream.is_ejected(now);
+        match self.draw(upstreams, is_preferred, now) {
+            Taken::None => self.draw(upstreams, is_usable, now),
             taken => taken,
         }
     }
 
-    fn draw(&self, upstreams: &Upstreams, fits: impl Fn(&&Arc<Upstream>) -> bool, now: Instant) -> Taken {
-        if !upstreams.all().iter().any(|upstream| fits(&upstream)) {
+    fn draw(&self, upstreams: &Upstreams, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, now: Instant) -> Taken {
+        if !upstreams.all().iter().any(|upstream| is_candidate(&upstream)) {
             return Taken::None;
         }
-        let most = upstreams.settings.circuit.requests;
-        let has_room = |upstream: &&Arc<Upstream>| fits(upstream) && self.cell(upstream).get() < most;
+        let limit = upstreams.settings.circuit.requests;
+        let has_room = |upstream: &&Arc<Upstream>| is_candidate(upstream) && self.cell(upstream).get() < limit;
         let count = upstreams.all().iter().filter(has_room).count();
         let nth = |index: usize| upstreams.all().iter().filter(has_room).nth(index);
         let Some(first) = nth(fastrand::usize(..count.max(1))) else { return Taken::Full };
@@ -85,8 +85,8 @@ impl Load {
         Taken::One(Arc::clone(upstream), Busy(cell, Rc::clone(&self.freed)))
     }
 
-    /// Takes an upstream as [`Load::take`] does, and waits for one in the order of arrival when all are full: no longer than the
-    /// queue allows, and not past `deadline`. What has been tried before does not wait: others have not had their turn.
+    /// Takes an upstream as [`Load::take`] does. If all are full, the request waits in a FIFO queue, at most for the queue
+    /// timeout and not past `deadline`. A retry does not wait, because the requests in the queue have not been tried yet.
     pub async fn take_in_turn(&self, upstreams: &Upstreams, tried: &[Arc<Upstream>], deadline: Option<Instant>) -> Taken {
         let circuit = &upstreams.settings.circuit;
         if self.waiting.get() == 0 || !tried.is_empty() {
@@ -98,11 +98,12 @@ impl Load {
         if self.waiting.get() >= circuit.queue {
             return Taken::Full;
         }
-        let _place = Place::take(&self.waiting);
-        // There may be room that nobody has left: an upstream has come back, or may take more. Who waits longest looks first.
+        let _slot = QueueSlot::take(&self.waiting);
+        // Wake the longest waiter, because capacity can grow without the end of a request: an upstream comes back, or a reload
+        // raises the limit.
         self.freed.notify_one();
-        let patience = Instant::now() + circuit.queue_timeout;
-        let until = deadline.map_or(patience, |deadline| deadline.min(patience));
+        let queue_end = Instant::now() + circuit.queue_timeout;
+        let until = deadline.map_or(queue_end, |deadline| deadline.min(queue_end));
         loop {
             if tokio::time::timeout_at(until.into(), self.freed.notified()).await.is_err() {
                 return Taken::Full;
@@ -126,17 +127,17 @@ impl Load {
     }
 }
 
-/// A place in the queue, until it is dropped.
-struct Place<'a>(&'a Cell<usize>);
+/// A slot in the queue, freed on drop.
+struct QueueSlot<'a>(&'a Cell<usize>);
 
-impl<'a> Place<'a> {
+impl<'a> QueueSlot<'a> {
     fn take(waiting: &'a Cell<usize>) -> Self {
         waiting.set(waiting.get() + 1);
         Self(waiting)
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueueSlot<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
@@ -159,8 +160,8 @@ mod tests {
     fn one(taken: Taken) -> (Arc<Upstream>, Busy) {
         match taken {
             Taken::One(upstream, busy) => (upstream, busy),
-            Taken::Full => panic!("all are full"),
-            Taken::None => panic!("none is there"),
+            Taken::Full => panic!("every upstream is full"),
+            Taken::None => panic!("no upstream is available"),
         }
     }
 
@@ -177,17 +178,17 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_back_gets_its_share_little_by_little() {
+    fn a_returning_upstream_gets_its_share_gradually() {
         let (upstreams, load) = (upstreams(1000), Load::default());
         upstreams.all()[0].set_up(false);
         upstreams.all()[0].set_up(true);
         let held: Vec<_> = (0..300).map(|_| one(load.take(&upstreams, &[]))).collect();
         let share = held.iter().filter(|(taken, _)| Arc::ptr_eq(taken, &upstreams.all()[0])).count();
-        assert!(share < 60, "it came back a moment ago: {share} of 300");
+        assert!(share < 60, "the upstream has just returned: {share} of 300");
     }
 
     #[test]
-    fn what_is_down_or_tried_is_not_taken() {
+    fn an_upstream_that_is_down_or_tried_is_not_taken() {
         let (upstreams, load) = (upstreams(1000), Load::default());
         upstreams.all()[0].state.up.store(false, Ordering::Relaxed);
         let tried = [Arc::clone(&upstreams.all()[1])];
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_is_left_alone_but_not_all_at_once() {
+    fn a_failing_upstream_is_ejected_but_never_more_than_half_of_them() {
         let (upstreams, load) = (upstreams(1000), Load::default());
         let fail = |index: usize| (0..5).for_each(|_| upstreams.note(&upstreams.all()[index], false));
         fail(0);
@@ -207,32 +208,32 @@ mod tests {
         assert!((0..50).all(|_| one(load.take(&upstreams, &[])).0.authority() != "a:1"));
         fail(1);
         assert!(!upstreams.all()[1].is_ejected(Instant::now()), "two of three are more than half");
-        // When nothing else is left, it is used all the same.
+        // An ejected upstream is used when no other is left.
         upstreams.all()[1].state.up.store(false, Ordering::Relaxed);
         upstreams.all()[2].state.up.store(false, Ordering::Relaxed);
         assert_eq!(one(load.take(&upstreams, &[])).0.authority(), "a:1");
     }
 
     #[test]
-    fn a_full_upstream_makes_wait_and_the_queue_ends() {
+    fn requests_wait_for_a_full_upstream_and_the_queue_is_bounded() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let (upstreams, load) = (upstreams(2), Load::default());
             let mut held: Vec<_> = (0..6).map(|_| one(load.take(&upstreams, &[]))).collect();
             assert!(matches!(load.take(&upstreams, &[]), Taken::Full));
             let wait = || load.take_in_turn(&upstreams, &[], None);
-            assert!(matches!(wait().await, Taken::Full), "nothing comes free in time");
+            assert!(matches!(wait().await, Taken::Full), "no upstream becomes free before the queue timeout");
             let (waited, refused) = tokio::join!(wait(), async {
                 let refused = wait().await;
                 held.pop();
                 refused
             });
-            assert!(matches!(waited, Taken::One(..)), "the first waits for what comes free");
-            assert!(matches!(refused, Taken::Full), "the next has no place");
+            assert!(matches!(waited, Taken::One(..)), "the first request gets the upstream that becomes free");
+            assert!(matches!(refused, Taken::Full), "the queue is full for the second request");
             let soon = Some(Instant::now());
-            assert!(matches!(load.take_in_turn(&upstreams, &[], soon).await, Taken::Full), "nobody waits past its deadline");
+            assert!(matches!(load.take_in_turn(&upstreams, &[], soon).await, Taken::Full), "nothing waits past its deadline");
             drop((held, waited));
-            // Room that nobody has left: one was down, and comes back while another waits.
+            // Capacity grows although no request ends: an upstream that was down comes back while a request waits.
             upstreams.all()[0].state.up.store(false, Ordering::Relaxed);
             let held: Vec<_> = (0..4).map(|_| one(load.take(&upstreams, &[]))).collect();
             let wide = Circuit { queue: 5, queue_timeout: Duration::from_secs(60), ..upstreams.settings.circuit };

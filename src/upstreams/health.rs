@@ -1,4 +1,4 @@
-//! Active checks with thresholds and jitter.
+//! Active health checks with thresholds and jitter.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,20 +6,22 @@ use std::sync::atomic::Ordering;
 use http::Request;
 use tokio::time::Instant;
 
+use crate::decision::permit::Permitted;
 use crate::http::body::Body;
 use crate::http::pool::{SendCause, SendOptions, UpstreamPool};
+use crate::model::region::RegionId;
 use crate::transport::dial::DialError;
 use crate::transport::proxy_protocol;
 use crate::transport::resolver;
 
 use super::{Check, Upstream, Upstreams};
 
-/// Looks up and checks every upstream until it is dropped; runs on the control thread.
-pub async fn watch(upstreams: Arc<Upstreams>) {
+/// Resolves the names of all upstreams and checks their health, until the future is dropped. Runs on the control thread.
+pub async fn watch(upstreams: Arc<Upstreams>, region: RegionId) {
     let mut tasks = tokio::task::JoinSet::new();
     for upstream in upstreams.all() {
         if let Some(check) = upstreams.settings.check.clone() {
-            tasks.spawn_local(watch_one(Arc::clone(upstream), Arc::new(check)));
+            tasks.spawn_local(watch_one(Arc::clone(upstream), Arc::new(check), region));
         }
         if let Some(places) = upstream.server.places.clone() {
             let (settings, authority) = (upstreams.settings.names.clone(), Arc::clone(&upstream.server.authority));
@@ -29,33 +31,33 @@ pub async fn watch(upstreams: Arc<Upstreams>) {
     while tasks.join_next().await.is_some() {}
 }
 
-async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>) {
+async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>, region: RegionId) {
     let pool = UpstreamPool::default();
     let mut streak = Streak::default();
     loop {
-        let asked = Instant::now();
-        let Some(passed) = ask(&pool, &upstream, &check).await else {
-            // It was not asked.
+        let started = Instant::now();
+        let Some(passed) = run_check(&pool, &upstream, &check, region).await else {
             tokio::time::sleep(check.every).await;
             continue;
         };
         if passed {
             let before = upstream.state.answer_micros.load(Ordering::Relaxed);
-            let micros = (asked.elapsed().as_micros() as u64).max(1);
+            let micros = (started.elapsed().as_micros() as u64).max(1);
             let smoothed = if before == 0 { micros } else { (before * 7 + micros * 3) / 10 };
             upstream.state.answer_micros.store(smoothed, Ordering::Relaxed);
         }
         if let Some(up) = streak.note(passed, upstream.is_up(), &check) {
             upstream.set_up(up);
-            tracing::info!(upstream = upstream.authority(), up, "an upstream changed its health");
+            tracing::info!(upstream = upstream.authority(), up, "upstream health changed");
         }
-        // Three to five quarters of the interval: a fleet must not check in step.
+        // Jitter of 25 % either way, so that the proxies do not check in step.
         tokio::time::sleep(check.every.mul_f64(0.75 + fastrand::f64() * 0.5)).await;
     }
 }
 
-/// Whether it passes; `None` if it could not be asked, for reasons of our own.
-async fn ask(pool: &UpstreamPool, upstream: &Upstream, check: &Check) -> Option<bool> {
+/// Returns whether the upstream passes the check; `None` if this process could not send it, for example without a free file
+/// descriptor.
+async fn run_check(pool: &UpstreamPool, upstream: &Upstream, check: &Check, region: RegionId) -> Option<bool> {
     let server = &upstream.server;
     let greeting = upstream.proxy_protocol.map(proxy_protocol::write_own);
     let mut options = SendOptions::within(check.timeout);
@@ -63,20 +65,21 @@ async fn ask(pool: &UpstreamPool, upstream: &Upstream, check: &Check) -> Option<
     let request =
         Request::get(&check.path).header("host", &*server.authority).header("user-agent", "domicile-health").body(Body::empty());
     let request = request.ok()?;
-    let answer = tokio::time::timeout(check.timeout, pool.send(server, request, &options)).await;
-    match answer {
-        Ok(Ok((answer, _))) => Some(answer.status().is_success() || answer.status().is_redirection()),
+    let permitted = Permitted::without_user_data(region, request);
+    let outcome = tokio::time::timeout(check.timeout, pool.send(server, permitted, &options)).await;
+    match outcome {
+        Ok(Ok((response, _))) => Some(response.status().is_success() || response.status().is_redirection()),
         Ok(Err(error)) if matches!(error.cause, SendCause::Dial(DialError::OutOfDescriptors { .. })) => None,
         Ok(Err(_)) | Err(_) => Some(false),
     }
 }
 
-/// Results in a row that contradict the present state.
+/// The number of consecutive results that contradict the current state.
 #[derive(Default)]
 struct Streak(u32);
 
 impl Streak {
-    /// The new state, if this result changes it.
+    /// Counts a result; returns the new state if the result changes it.
     fn note(&mut self, passed: bool, up: bool, check: &Check) -> Option<bool> {
         if passed == up {
             self.0 = 0;
@@ -97,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_row_of_results_changes_the_state() {
+    fn only_consecutive_results_change_the_state() {
         let check = Check { rise: 2, fall: 3, ..Check::at("/") };
         let mut streak = Streak::default();
         let mut up = true;

@@ -1,7 +1,8 @@
 //! The app servers of the local region: which are up, and which takes the next request.
 //!
-//! Promises: an upstream that fails its checks gets nothing until it passes them again; of two healthy ones drawn by
-//! chance the less busy is taken. Never: an upstream of another region. Those are reached through their own proxy.
+//! Promises: an upstream that fails its health checks gets no requests until it passes them again; the next request goes to
+//! the less busy of two random healthy upstreams. Never: an upstream of another region, because that region's own proxy
+//! reaches it.
 
 mod balance;
 mod budget;
@@ -21,25 +22,25 @@ pub use balance::{Busy, Circuit, Load, Taken};
 pub use health::watch;
 pub use outlier::Ejection;
 
-/// The upstreams of the local region, and how they are checked.
+/// The settings of the local region's upstreams.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Settings {
     pub targets: Vec<Target>,
-    /// `None` for no active checks: every upstream counts as up.
+    /// `None` for no active health checks: every upstream counts as up.
     pub check: Option<Check>,
     pub ejection: Ejection,
     pub circuit: Circuit,
     pub names: resolver::Settings,
 }
 
-/// An app server as it is configured.
+/// The configuration of one app server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target {
     /// `HOST:PORT`.
     pub authority: String,
     pub http_version: HttpVersion,
     pub tls: Option<UpstreamFiles>,
-    /// Tells it whose request a connection is for.
+    /// Begins each connection with a PROXY protocol header that names the client's address.
     pub proxy_protocol: Option<proxy_protocol::Version>,
 }
 
@@ -51,15 +52,15 @@ impl Target {
     }
 }
 
-/// An active health check: `GET path`, answered with a status from 200 to 399 in time.
+/// An active health check: `GET path` must get a status from 200 to 399 within the timeout.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Check {
     pub path: String,
     pub every: Duration,
     pub timeout: Duration,
-    /// Passes in a row that bring an upstream back.
+    /// Consecutive passes after which an upstream is up.
     pub rise: u32,
-    /// Failures in a row that take it out.
+    /// Consecutive failures after which an upstream is down.
     pub fall: u32,
 }
 
@@ -76,10 +77,10 @@ pub struct Upstream {
     state: Arc<State>,
 }
 
-/// What is known of an app server, from one configuration to the next.
+/// The state of an app server, which survives reloads of the configuration.
 struct State {
     up: AtomicBool,
-    /// Smoothed answer time of the checks in microseconds; 0 before the first.
+    /// Smoothed response time of the health checks in microseconds; 0 before the first.
     answer_micros: AtomicU64,
     record: outlier::Record,
     places: Places,
@@ -94,7 +95,7 @@ impl Upstream {
         &self.server.authority
     }
 
-    /// Whether it has failed too often and is left alone for a while.
+    /// Whether the upstream is ejected after consecutive failures.
     pub fn is_ejected(&self, now: Instant) -> bool {
         self.state.record.is_ejected(now)
     }
@@ -117,8 +118,8 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// Upstreams that were there before keep their health. New ones count as up: a region that starts must not refuse
-    /// everything until the first check.
+    /// Upstreams that `before` contains keep their state. New ones count as up, so that a region that starts does not refuse
+    /// every request until the first check.
     pub fn new(settings: Settings, before: Option<&Self>) -> Result<Self, TlsError> {
         let known = |target: &Target| {
             before?
@@ -132,7 +133,7 @@ impl Upstreams {
             Arc::new(State { up: AtomicBool::new(true), answer_micros: AtomicU64::new(0), record, places: Places::default() })
         };
         if settings.check.is_none() {
-            // Nobody would ever bring them back.
+            // Without checks, an upstream that is down would stay down.
             let known = before.into_iter().flat_map(|before| &before.list);
             known.for_each(|upstream| upstream.state.up.store(true, Ordering::Relaxed));
         }
@@ -145,7 +146,7 @@ impl Upstreams {
         Ok(Self { settings, list })
     }
 
-    /// For judging alone: nothing is sent.
+    /// No upstreams, for a snapshot that makes decisions and sends no requests.
     pub fn none() -> Self {
         Self { settings: Settings::default(), list: Vec::new() }
     }
@@ -154,7 +155,7 @@ impl Upstreams {
         &self.list
     }
 
-    /// Notes how a request ended: it was served, or the upstream failed it.
+    /// Records whether the upstream served a request, and ejects the upstream after too many failures.
     pub fn note(&self, upstream: &Upstream, served: bool) {
         let (rules, now) = (&self.settings.ejection, Instant::now());
         if served {
@@ -169,7 +170,7 @@ impl Upstreams {
             tracing::warn!(
                 upstream = upstream.authority(),
                 seconds = period.as_secs(),
-                "an upstream failed too often and is left alone"
+                "upstream ejected after consecutive failures"
             );
         }
     }
@@ -178,7 +179,7 @@ impl Upstreams {
         self.list.iter().any(|upstream| upstream.is_up())
     }
 
-    /// How long a healthy upstream takes to answer, the best of them; `None` before it is known.
+    /// The shortest smoothed response time among the healthy upstreams; `None` before the first check.
     pub fn answer_time(&self) -> Option<Duration> {
         let micros = self
             .list

@@ -34,7 +34,7 @@ class World:
         json.dump({"pebble": {"listenAddress": "127.0.0.1:%d" % acme, "managementListenAddress": "127.0.0.1:%d" % management,
                    "certificate": folder + "/certs/site.pem", "privateKey": folder + "/certs/site.key", "httpPort": self.http, "tlsPort": self.https,
                    "ocspResponderURL": "", "externalAccountBindingRequired": False}}, open(folder + "/pebble.json", "w"))
-        # Every name leads to this machine.
+        # Every name resolves to this machine.
         self.run(["pebble-challtestsrv", "-defaultIPv4", "127.0.0.1", "-defaultIPv6", "", "-dns01", "127.0.0.1:%d" % dns, "-http01", "", "-https01", "", "-tlsalpn01", "", "-management", "127.0.0.1:%d" % free_port()], "dns.log")
         self.run(["pebble", "-config", folder + "/pebble.json", "-dnsserver", "127.0.0.1:%d" % dns], "pebble.log", PEBBLE_VA_NOSLEEP="1")
         self.ca = ssl.create_default_context(cafile=folder + "/certs/peers-ca.pem")
@@ -71,7 +71,7 @@ routes: [{{ name: all, match: {{}}, data: public, home: [{{ region: here }}] }}]
             return ""
 
     def serves_trusted(self):
-        """A request over TLS, by a client that trusts the ACME server's root alone."""
+        """Whether a TLS client that trusts only the ACME server's root gets a response."""
         context = ssl.create_default_context(cadata=self.fetch(self.root))
         try:
             with socket.create_connection(("127.0.0.1", self.https), timeout=10) as plain, context.wrap_socket(plain, server_hostname=NAME) as secured:
@@ -98,7 +98,7 @@ def main():
             try:
                 eventually("a trusted certificate is served", world.serves_trusted)
                 assert os.stat(folder + "/store/certificate.key").st_mode & 0o077 == 0
-                # A restart asks for nothing; a certificate that is gone is fetched again, by the same account.
+                # A restart requests no certificate; a deleted certificate is fetched again with the same account.
                 account = open(folder + "/store/account.json").read()
                 for gone in (False, True):
                     world.domicile.terminate()
@@ -106,10 +106,10 @@ def main():
                     if gone:
                         os.remove(folder + "/store/certificate.pem")
                     world.start()
-                    eventually("it is served after a restart", world.serves_trusted)
-                assert world.log().count("a new certificate was fetched") == 2, world.log()
+                    eventually("the certificate is served after a restart", world.serves_trusted)
+                assert world.log().count("new certificate fetched") == 2, world.log()
                 assert open(folder + "/store/account.json").read() == account
-                # Nothing of the challenge is left.
+                # No response to the challenge is left: its path is redirected like any other.
                 c = http.client.HTTPConnection("127.0.0.1", world.http, timeout=10)
                 c.request("GET", "/.well-known/acme-challenge/x")
                 assert c.getresponse().status == 308

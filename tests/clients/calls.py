@@ -1,4 +1,4 @@
-"""A gRPC server without generated code: bytes in, bytes out."""
+"""A gRPC server without generated code; messages are plain bytes."""
 import time
 from concurrent import futures
 
@@ -24,7 +24,7 @@ class Calls(grpc.GenericRpcHandler):
 
 
 def serve():
-    """A server on a port of its own, which has begun; and its address as an upstream."""
+    """Starts a server on a free port; returns it and its URL as an upstream."""
     server = grpc.server(futures.ThreadPoolExecutor(16))
     server.add_generic_rpc_handlers((Calls(),))
     port = server.add_insecure_port("127.0.0.1:0")

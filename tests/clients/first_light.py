@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Real clients against the real binary: three processes from config/three-regions.yaml, app servers, curl, promtool, and
-Python's own reader of the GeoIP database.
+Python's reader of the GeoIP database.
 
 usage: first_light.py BINARY PROMTOOL
 needs: curl with HTTP/2, python3-maxminddb
@@ -18,10 +18,10 @@ BINARY, PROMTOOL = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
 
 
 class App(http.server.BaseHTTPRequestHandler):
-    """An app server that says its region, and counts the bytes of a body."""
+    """An app server that responds with its region and the number of bytes in the request body."""
 
     protocol_version = "HTTP/1.1"
-    # One write for head and body: two of them wait for each other's acknowledgements.
+    # Write head and body at once, because a second small write waits for the acknowledgement of the first.
     wbufsize = -1
 
     def answer(self):
@@ -159,7 +159,7 @@ def the_log_names_no_household(world):
     log = world.log("us-east")
     assert "91.64.17.99" not in log and "alice" not in log
     accounts = [line for line in log.splitlines() if "account" in line]
-    assert accounts and not any("secret-path" in line for line in accounts), "where the path may not be carried the route has to do"
+    assert accounts and not any("secret-path" in line for line in accounts), "the route is logged instead of a path that may not be carried"
 
 
 def a_second_process_on_the_same_port_fails(world):
@@ -174,7 +174,7 @@ def hangup_reloads_and_terminate_drains(world):
     good = open(world.config).read()
     open(world.config, "w").write(good.replace("data: restricted", "data: resticted"))
     process.send_signal(signal.SIGHUP)
-    eventually("the mistake is told", lambda: "did you mean `restricted`?" in world.log(region))
+    eventually("the mistake is logged", lambda: "did you mean `restricted`?" in world.log(region))
     open(world.config, "w").write(good)
     assert json.loads(curl("http://127.0.0.1:%d/users/chika/orders/1" % world.port(region, "01")))["region"] == region
     process.terminate()
@@ -184,7 +184,7 @@ def hangup_reloads_and_terminate_drains(world):
 
 
 def addresses(count):
-    """Addresses of real networks: of people in a log, and drawn from every country's delegations."""
+    """Addresses of real networks: from an access log, and drawn from the networks delegated to each country."""
     found = set()
     log = os.path.join(SHARED, "traffic/semicomplete-access-2015-part1.log")
     networks = os.path.join(SHARED, "geoip/rir-country-cidr.csv.gz")
@@ -208,7 +208,7 @@ def country_of(reader, address):
 
 
 def ten_thousand_addresses_agree_with_pythons_reader():
-    """Each country belongs to one of three regions; who serves tells what the proxy found."""
+    """Each country belongs to one of three regions, so the region that responds shows which country the proxy found."""
     reader = maxminddb.open_database(ROOT + "/geoip/country.mmdb")
     known = [row["alpha2"] for row in csv.DictReader(open(ROOT + "/geoip/countries.csv"))]
     names = list(REGIONS)
@@ -228,7 +228,7 @@ def ten_thousand_addresses_agree_with_pythons_reader():
                 region = json.loads(connection.getresponse().read())["region"]
                 country = country_of(reader, address)
                 placed += country in owner
-                # The chain ends in eu-west for what cannot be placed.
+                # The chain ends in eu-west for addresses without a country.
                 if region != owner.get(country, "eu-west"):
                     wrong.append((address, country, region))
             assert not wrong, wrong[:10]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The life of a process: reloads and new binaries under load lose no request, systemd is told, sockets may be its own.
+"""The life of a process: reloads and new binaries under load lose no request; systemd gets notifications and may pass its sockets.
 
 usage: lifecycle.py BINARY
 needs: python3-grpcio, curl (Debian's packages)
@@ -40,12 +40,12 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads, held = True, 0
 
     def handle_error(self, *_):
-        """Connections that break off are what this is about."""
+        """The tests break connections on purpose."""
 
 
 class World:
     def __init__(self, folder):
-        # The name that is started is replaced while it runs, as an upgrade does.
+        # A copy of the binary, because the tests replace the file while it runs, as an upgrade does.
         self.folder, self.binary, self.started, self.pids = folder, folder + "/domicile", [], []
         shutil.copy(BINARY, self.binary)
         app = self.app = Server(("127.0.0.1", 0), App)
@@ -70,7 +70,7 @@ log: {{ requests: false }}
         return self.started[-1]
 
     def end(self):
-        """Whatever a failed step has left behind."""
+        """Kills the processes that a failed step has left behind."""
         for pid in self.pids + [process.pid for process in self.started] + [int(pid) for pid in re.findall(r"a successor serves pid=(\d+)", self.log())]:
             try:
                 if os.readlink("/proc/%d/exe" % pid).startswith(self.binary):
@@ -92,8 +92,8 @@ log: {{ requests: false }}
 
 
 class Load:
-    """Clients that ask all the time: reads and writes on a connection of their own each, reads on one that is kept. Like
-    any client it asks again on a new connection when the one it kept was closed before a byte of an answer."""
+    """Clients that send requests all the time: reads and writes on a new connection each, and reads on a keep-alive connection. Like
+    any client, they retry on a new connection when the keep-alive connection was closed before a byte of the response."""
 
     def __init__(self, port):
         self.port, self.served, self.lost, self.stop = port, 0, [], False
@@ -141,8 +141,8 @@ class Load:
 
 
 class LoadOfAllKinds:
-    """Clients of TLS, HTTP/2 and gRPC that come to us-east for what eu-west and ap-northeast own. Whatever is lost counts: what
-    HTTP/2 says was not looked at, its clients send again by themselves, as they must (RFC 9113 section 6.8)."""
+    """TLS, HTTP/2 and gRPC clients of us-east whose requests eu-west and ap-northeast own. Every lost request counts, because HTTP/2
+    clients themselves repeat the requests that GOAWAY marks as not processed (RFC 9113 section 6.8)."""
 
     def __init__(self, regions):
         self.regions, self.served, self.lost, self.stop = regions, {}, [], False
@@ -169,7 +169,7 @@ class LoadOfAllKinds:
         return 1
 
     def http2(self):
-        """A page of many requests, on one connection while it lasts."""
+        """Sends 300 requests, on one connection as long as it is open."""
         done = subprocess.run(["curl", "-sS", "--http2", "--cacert", self.regions.authority, "--max-time", "30", "--parallel", "--parallel-max", "8", "--no-progress-meter",
                                "-w", "%{stderr}%{http_version} %{http_code}\\n", self.regions.url("us-east", "https", "localhost") + "/page?[1-300]"],
                               capture_output=True, text=True)
@@ -203,14 +203,14 @@ class LoadOfAllKinds:
 
 
 def regions_lose_nothing(world):
-    """The same with three regions, each of which is told in turn to read its rules again and to give way to a new binary."""
+    """The same with three regions: in each round all of them reload, and one of them is replaced by a new binary."""
     server, address = calls.serve()
     web = "http://127.0.0.1:%d" % world.app.server_address[1]
     routes = """
   - { name: calls, match: { path: "/demo.Echo/**" }, data: public, home: [{ region: ap-northeast }] }
   - { name: all, match: {}, data: public, home: [{ region: eu-west }] }"""
     regions = Regions(world.binary, world.folder + "/regions", {"eu-west": [web], "us-east": [web], "ap-northeast": [address]}, routes, "log: { requests: false }")
-    # Another authority's certificate takes its turn at the port for clients, who trust both.
+    # The certificates of two authorities alternate on the port for clients, and the clients trust both.
     subprocess.run([BINARY, "certificates", "--out", world.folder + "/others", *regions.names], check=True, capture_output=True)
     pairs = [[open(f"{folder}/site.{kind}").read() for kind in ("pem", "key")] for folder in (world.folder + "/regions/certs", world.folder + "/others")]
     authorities = open(regions.authority).read() + open(world.folder + "/others/peers-ca.pem").read()
@@ -233,8 +233,8 @@ def regions_lose_nothing(world):
             pids[region] = int(serving(region)[-1])
             eventually("predecessor %d of %s has drained" % (swaps, region), lambda: regions.log(region).count("drained") >= swaps)
         for region in regions.names:
-            eventually("the last certificate is shown", lambda: ssl.get_server_certificate(("127.0.0.1", regions.ports[region]["https"])).split() == pairs[SWAPS % 2][0].split("-----END")[0].split() + ["-----END", "CERTIFICATE-----"])
-        print("  %d new binaries and %d reloads with another certificate of three regions, none lost of %s" % (SWAPS, SWAPS * 3, load.finish()))
+            eventually("the last certificate is served", lambda: ssl.get_server_certificate(("127.0.0.1", regions.ports[region]["https"])).split() == pairs[SWAPS % 2][0].split("-----END")[0].split() + ["-----END", "CERTIFICATE-----"])
+        print("  three regions: %d new binaries and %d reloads with alternating certificates, none lost of %s" % (SWAPS, SWAPS * 3, load.finish()))
         for region in regions.names:
             os.kill(pids[region], signal.SIGTERM)
             eventually(region + " has drained", lambda: regions.log(region).count("drained") > len(serving(region)))
@@ -246,7 +246,7 @@ def regions_lose_nothing(world):
 
 def reloads_lose_nothing(world):
     process = world.start()
-    eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
     load = Load(world.port)
     for count in range(1, RELOADS + 1):
         process.send_signal(signal.SIGHUP)
@@ -258,7 +258,7 @@ def reloads_lose_nothing(world):
 
 def new_binaries_lose_nothing(world):
     process = world.start()
-    eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
     load, pid = Load(world.port), process.pid
     for count in range(1, SWAPS + 1):
         shutil.copy(BINARY, world.binary + ".new")
@@ -268,11 +268,11 @@ def new_binaries_lose_nothing(world):
         pid = int(re.findall(r"a successor serves pid=(\d+)", world.log())[-1])
         eventually("predecessor %d has drained" % count, lambda: world.log().count("drained") >= count)
     print("  %d new binaries, %d requests, none lost" % (SWAPS, load.finish()))
-    # A successor that cannot start changes nothing, and the ledger still belongs to one process alone.
+    # A successor that cannot start changes nothing, and a second process cannot write the ledger.
     good = open(world.config).read()
     open(world.config, "w").write(good.replace("data: public", "data: pubic"))
     os.kill(pid, signal.SIGUSR2)
-    eventually("the mistake is told", lambda: "did not come to serve; this process goes on" in world.log())
+    eventually("the mistake is logged", lambda: "did not start serving; this process continues" in world.log())
     assert world.answer(world.port, "/") == (200, "ok")
     open(world.config, "w").write(good.replace(str(world.port), str(free_port())).replace(str(world.admin), str(free_port())))
     other = world.start()
@@ -282,14 +282,14 @@ def new_binaries_lose_nothing(world):
     eventually("the port is closed", lambda: world.answer(world.port, "/")[0] == 0)
 
 
-def systemd_is_told_and_its_sockets_are_taken(world):
+def systemd_is_notified_and_its_sockets_are_used(world):
     told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     told.bind(world.folder + "/notify")
     told.settimeout(PATIENCE)
     listening = socket.create_server(("127.0.0.1", world.port))
     listening.set_inheritable(True)
     environment = dict(os.environ, NOTIFY_SOCKET=world.folder + "/notify", LISTEN_FDS="1")
-    # systemd sets LISTEN_PID in the process that it is about to become; so does a shell.
+    # LISTEN_PID is the id of the process that takes the sockets: systemd sets it before `exec`, and so does this shell.
     command = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$0" run --config "$1"', world.binary, world.config]
     process = subprocess.Popen(command, env=environment, stderr=open(world.folder + "/log", "a"), preexec_fn=lambda: os.dup2(listening.fileno(), 3), close_fds=False)
     world.started.append(process)
@@ -305,31 +305,31 @@ def systemd_is_told_and_its_sockets_are_taken(world):
 
 def descriptors_run_out_and_nothing_dies(world):
     process = world.start()
-    eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
     assert world.answer(world.port, "/") == (200, "ok")
-    # From now on it may have a few more than it has, and far fewer than it was told to accept.
+    # Allow 8 file descriptors more than are open now, far fewer than the configured limit on connections needs.
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (len(os.listdir("/proc/%d/fd" % process.pid)) + 8,) * 2)
     clients = [socket.create_connection(("127.0.0.1", world.port), timeout=PATIENCE) for _ in range(40)]
     for client in clients:
         client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-    eventually("it pauses", lambda: "cannot accept connections" in world.log())
-    # Who got in is answered, or told to come again; who did not, waits, and is served when there is room.
+    eventually("accepting pauses", lambda: "cannot accept connections" in world.log())
+    # Accepted clients get 200 or 503; the others wait in the accept queue and are served when descriptors are free.
     for client in clients:
         answer = b""
         while piece := client.recv(4096):
             answer += piece
         assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503")), answer
         client.close()
-    eventually("it serves as before", lambda: world.answer(world.port, "/") == (200, "ok"))
+    eventually("requests are served again", lambda: world.answer(world.port, "/") == (200, "ok"))
     metrics = world.answer(world.admin, "/metrics")[1]
     assert "domicile_upstream_ejected" in metrics and not re.search(r"domicile_upstream_ejected\{.*\} 1", metrics), metrics
-    assert re.search(r"domicile_upstream_up\{.*\} 1", metrics), "no health check has failed for that"
+    assert re.search(r"domicile_upstream_up\{.*\} 1", metrics), "a lack of descriptors fails no health check"
     process.terminate()
     assert process.wait(PATIENCE) == 0
-    # Limits that it cannot keep are not promised.
+    # A limit on connections that needs more descriptors than the process may open is reported at start.
     limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
     process = world.start(preexec_fn=limit)
-    eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
     assert "more than this process has file descriptors for" in world.log()
     process.terminate()
     assert process.wait(PATIENCE) == 0
@@ -337,12 +337,12 @@ def descriptors_run_out_and_nothing_dies(world):
 
 def a_second_signal_ends_it_at_once(world):
     process = world.start()
-    eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
     held = socket.create_connection(("127.0.0.1", world.port), timeout=PATIENCE)
     held.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
-    eventually("it is under way", lambda: world.app.held == 1)
+    eventually("the request is in flight", lambda: world.app.held == 1)
     process.terminate()
-    eventually("it drains", lambda: world.answer(world.admin, "/readyz")[0] == 503)
+    eventually("the process drains", lambda: world.answer(world.admin, "/readyz")[0] == 503)
     assert process.poll() is None, "a request is still in flight"
     process.terminate()
     assert process.wait(PATIENCE) == 1 and "stopped while requests were in flight" in world.log()
@@ -351,21 +351,21 @@ def a_second_signal_ends_it_at_once(world):
 
 def a_successor_that_hangs_holds_nobody_up(world):
     process = world.start()
-    eventually("it is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
     open(world.binary + ".new", "w").write("#!/bin/sh\necho $$ > '%s/hanging'\nexec sleep 1000\n" % world.folder)
     os.chmod(world.binary + ".new", 0o755)
     os.rename(world.binary + ".new", world.binary)
     process.send_signal(signal.SIGUSR2)
-    eventually("it hangs", lambda: os.path.exists(world.folder + "/hanging") and open(world.folder + "/hanging").read().endswith("\n"))
+    eventually("the successor hangs", lambda: os.path.exists(world.folder + "/hanging") and open(world.folder + "/hanging").read().endswith("\n"))
     process.terminate()
     assert process.wait(PATIENCE) == 0
     hanging = int(open(world.folder + "/hanging").read())
-    assert not os.path.exists("/proc/%d" % hanging), "it was ended with the one that waited for it"
+    assert not os.path.exists("/proc/%d" % hanging), "the hanging successor ended together with its predecessor"
 
 
 def main():
     failed = 0
-    steps = (reloads_lose_nothing, new_binaries_lose_nothing, regions_lose_nothing, systemd_is_told_and_its_sockets_are_taken,
+    steps = (reloads_lose_nothing, new_binaries_lose_nothing, regions_lose_nothing, systemd_is_notified_and_its_sockets_are_used,
              descriptors_run_out_and_nothing_dies, a_second_signal_ends_it_at_once, a_successor_that_hangs_holds_nobody_up)
     for step in steps:
         with tempfile.TemporaryDirectory() as folder:

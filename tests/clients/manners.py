@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything people run through a proxy, with real clients and servers, through two regions: WebSocket, event streams, gRPC,
+"""Common protocols with real clients and servers, through two regions: WebSocket, event streams, gRPC,
 curl, Node's fetch, a browser, and a scan of our TLS.
 
 usage: manners.py BINARY
@@ -97,7 +97,7 @@ class App:
         return await self.note(request, aiohttp.web.json_response({"region": self.region, "bytes": size}))
 
 
-# Clients come to us-east, and everything belongs to eu-west.
+# Clients connect to us-east, and eu-west owns every request.
 ROUTES = "  - { name: all, match: {}, data: public, home: [{ region: eu-west }], body: unlimited }"
 
 
@@ -123,13 +123,13 @@ def websockets_talk(world, app):
         asyncio.run(talk(world.url(region, "wss"), ssl=context))
 
 
-def event_streams_come_as_they_are_said(world, app):
+def event_streams_are_not_buffered(world, app):
     for region in ("eu-west", "us-east"):
         app.release.clear()
         c = http.client.HTTPConnection("127.0.0.1", world.ports[region]["http"], timeout=PATIENCE)
         c.request("GET", "/events")
         answer = c.getresponse()
-        # The stream is still open, so what is read here was not held back.
+        # The stream is still open, so these events were not buffered.
         assert [answer.readline() for _ in range(6)][::2] == [b"data: one\n", b"data: two\n", b"data: three\n"]
         app.release.set()
         assert answer.read() == b""
@@ -158,13 +158,13 @@ def nodes_fetch_streams(world, app):
     script = """
         const [url] = process.argv.slice(1);
         const get = await fetch(url + "/json");
-        if ((await get.json()).region !== "eu-west") throw "another region";
+        if ((await get.json()).region !== "eu-west") throw "wrong region";
         const packed = await fetch(url + "/packed");
-        if (await packed.text() !== "packed by the app") throw "not unpacked";
+        if (await packed.text() !== "packed by the app") throw "not decompressed";
         let left = 200;
         const body = new ReadableStream({ pull(c) { left-- > 0 ? c.enqueue(new Uint8Array(10000)) : c.close(); } });
         const upload = await fetch(url + "/upload", { method: "POST", body, duplex: "half" });
-        if ((await upload.json()).bytes !== 2000000) throw "not all arrived";
+        if ((await upload.json()).bytes !== 2000000) throw "incomplete upload";
         const many = await Promise.all(Array.from({ length: 100 }, () => fetch(url + "/json").then(answer => answer.status)));
         if (!many.every(status => status === 200)) throw many.join();
         const stop = new AbortController();
@@ -195,7 +195,7 @@ def a_browser_loads_a_page_with_a_socket_and_events(world, app):
 
 def nothing_is_left_open(world, app):
     for region in ("eu-west", "us-east"):
-        eventually("its connections have ended", lambda: all(
+        eventually("all client connections are closed", lambda: all(
             line.endswith(" 0") or "peers" in line for line in world.metrics(region).splitlines()
             if line.startswith("domicile_connections{") and str(world.ports[region]["peers"]) not in line))
 
@@ -223,7 +223,7 @@ def grpc_calls(folder):
                 assert unary(b"hello", timeout=PATIENCE) == b"echo:hello"
                 assert unary(b"x" * 3_000_000, timeout=PATIENCE) == b"echo:" + b"x" * 3_000_000
                 assert list(channel.unary_stream("/demo.Echo/Count")(b"1000", timeout=PATIENCE)) == [b"%d" % n for n in range(1000)]
-                # Each word waits for the answer to the last; and the stream may be quiet for longer than a body.
+                # Each message waits for the reply to the previous one. The minimum rate of bodies does not apply to gRPC streams.
                 words = queue.Queue()
                 heard = chat(iter(words.get, None), timeout=PATIENCE)
                 for word in (b"one", b"two"):
@@ -233,13 +233,13 @@ def grpc_calls(folder):
                 assert list(heard) == []
                 try:
                     channel.unary_unary("/demo.Echo/Fail")(b"", timeout=PATIENCE)
-                    assert False, "it fails"
+                    assert False, "the call must fail"
                 except grpc.RpcError as error:
                     assert (error.code(), error.details()) == (grpc.StatusCode.FAILED_PRECONDITION, "not today"), error
                 started = time.monotonic()
                 try:
                     channel.unary_unary("/demo.Echo/Sleep")(b"", timeout=0.5)
-                    assert False, "it has a deadline"
+                    assert False, "the call must exceed its deadline"
                 except grpc.RpcError as error:
                     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
                 assert time.monotonic() - started < 20
@@ -248,7 +248,7 @@ def grpc_calls(folder):
             with grpc.secure_channel("localhost:%d" % world.ports[region]["https"], grpc.ssl_channel_credentials(roots)) as channel:
                 try:
                     channel.unary_unary("/demo.Echo/Unary")(b"hello", timeout=PATIENCE)
-                    assert False, "there is no server"
+                    assert False, "the call must fail without a server"
                 except grpc.RpcError as error:
                     assert error.code() == grpc.StatusCode.UNAVAILABLE and any(code in error.details() for code in ("upstream.unreachable", "failover.home_down")), error
     finally:
@@ -274,7 +274,7 @@ def main():
         upstreams = {app.region: ["http://127.0.0.1:%d" % app.port] for app in (app, other)}
         world = Regions(BINARY, folder, upstreams, ROUTES)
         try:
-            for step in (websockets_talk, event_streams_come_as_they_are_said, curl_does_everything, nodes_fetch_streams,
+            for step in (websockets_talk, event_streams_are_not_buffered, curl_does_everything, nodes_fetch_streams,
                          a_browser_loads_a_page_with_a_socket_and_events, tls_has_nothing_weak, nothing_is_left_open):
                 attempt(step.__name__, lambda: step(world, app))
             attempt("the_other_region_saw_nothing", lambda: None if not other.served else 1 / 0)

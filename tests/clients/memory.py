@@ -1,8 +1,8 @@
-"""What one connection may hold in memory, in real processes: clients that ask for much and read none of it, and app servers that take
-none of what is sent to them. Somebody else is served all the while.
+"""The memory that one connection costs in real processes: clients request large responses and read nothing, and app servers do not
+read uploads. Meanwhile, another client is served.
 
 usage: memory.py BINARY [NUMBER ...]
-Runs all experiments, or those of these numbers.
+Runs all experiments, or only those with the given numbers.
 """
 import base64, hashlib, http.client, itertools, os, re, shutil, socket, struct, sys, tempfile, threading, time
 
@@ -13,14 +13,14 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 4, 6, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 KIB, MIB = 1 << 10, 1 << 20
-# What is sent at once. The answers are longer than any window here.
+# Bytes that are sent at once, and the length of a response, which exceeds every window here.
 BATCH, LARGE = 16000, 5000000
-# As wide as may be.
+# SETTINGS_INITIAL_WINDOW_SIZE at its maximum.
 WIDE = struct.pack(">HI", 4, 0x7FFFFFFF)
 
 ROUTES = """  - { name: far, match: { path: "/far/**" }, data: public, home: [{ region: us-east }] }
   - { name: all, match: {}, data: public, home: [{ region: eu-west }] }"""
-# Nobody is cut off for being slow, for what is held is to be seen; until the end, when nobody is waited for.
+# Slow connections are not cut off, so that buffered data can be measured. The drain at the end is short.
 LIMITS = "body_rate: 0B, idle_timeout: 300s, request_timeout: 300s, response_timeout: 300s, tunnel_idle: 300s, body: unlimited, drain: 1s"
 
 
@@ -29,7 +29,7 @@ def frame(kind, flags, stream, payload=b""):
 
 
 def frames_of(connection):
-    """The frames that come, to the end of the connection."""
+    """Yields the received frames, until the connection ends."""
     come = connection.makefile("rb")
     while len(head := come.read(9)) == 9:
         payload = come.read(int.from_bytes(head[:3], "big"))
@@ -41,18 +41,18 @@ def settings_of(payload):
 
 
 def data_frames(stream, size, piece):
-    """Frames of a body, each of a piece."""
+    """DATA frames of `size` bytes in total, with at most `piece` bytes each."""
     whole, rest = divmod(size, piece)
     return frame(DATA, 0, stream, b"x" * piece) * whole + (frame(DATA, 0, stream, b"x" * rest) if rest else b"")
 
 
 class Windows:
-    """How much may be sent on the streams of a connection."""
+    """The send windows of a connection and its streams."""
 
     def __init__(self):
         self.connection, self.initial, self.streams = 65535, 65535, {}
 
-    def hear(self, kind, flags, stream, payload):
+    def update(self, kind, flags, stream, payload):
         if kind == SETTINGS and not flags & ACK:
             self.initial = settings_of(payload).get(4, self.initial)
         elif kind == WINDOW_UPDATE and stream == 0:
@@ -61,7 +61,7 @@ class Windows:
             self.streams[stream] = self.streams.get(stream, 0) + int.from_bytes(payload, "big")
 
     def take(self, stream):
-        """What of a batch may be sent now."""
+        """Takes as much of a batch from the windows as they allow, and returns the size."""
         size = max(0, min(BATCH, self.connection, self.initial + self.streams.get(stream, 0)))
         self.connection -= size
         self.streams[stream] = self.streams.get(stream, 0) - size
@@ -69,9 +69,9 @@ class Windows:
 
 
 class App:
-    """Answers what is asked for with more than anyone reads, in pieces of this size, and reads none of what it is sent.
+    """Responds with large bodies in chunks of `piece` bytes, and reads no request bodies.
 
-    It counts requests, and the bytes of answers that were taken; `faults` are those of connections that it could not serve to the end.
+    Counts the requests and the response bytes that were sent; `faults` are the errors of connections that it could not serve to the end.
     """
 
     def __init__(self, piece):
@@ -99,7 +99,7 @@ class App:
 class Http1App(App):
     def serve(self, connection):
         while True:
-            # No byte of a body is read with the head.
+            # Read single bytes, so that no byte of a body is read with the head.
             head = b""
             while not head.endswith(b"\r\n\r\n"):
                 if not (byte := connection.recv(1)):
@@ -136,7 +136,7 @@ class Http2App(App):
         connection.sendall(frame(SETTINGS, 0, 0, struct.pack(">HI", 3, 10000)))
         windows, left = Windows(), {}
         for kind, flags, stream, payload in frames_of(connection):
-            windows.hear(kind, flags, stream, payload)
+            windows.update(kind, flags, stream, payload)
             if kind in (SETTINGS, PING) and not flags & ACK:
                 connection.sendall(frame(kind, ACK, 0, payload if kind == PING else b""))
             elif kind == HEADERS:
@@ -154,7 +154,7 @@ class Http2App(App):
 
 
 def field(name, value):
-    """A field of a head that is in no table (RFC 7541 section 6.2.2)."""
+    """A header field as an HPACK literal without indexing (RFC 7541 section 6.2.2)."""
     return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
@@ -167,7 +167,7 @@ def head(method, path):
 
 def connect(port):
     connection = socket.socket()
-    # The kernel is to keep little: what is not read is to stay with the process.
+    # Small kernel buffers, so that unread data stays in the process that is measured.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     connection.connect(("127.0.0.1", port))
@@ -175,7 +175,7 @@ def connect(port):
 
 
 def ask_http2(port, method, path, requests):
-    """A connection with so many requests, of whose answers nothing is read."""
+    """Opens a connection with this number of requests, and reads no response."""
     connection = connect(port)
     connection.sendall(PREFACE + frame(SETTINGS, 0, 0, WIDE) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 0x7FFF0000)))
     streams = range(1, 2 * requests, 2)
@@ -187,18 +187,18 @@ def ask_http2(port, method, path, requests):
 
 
 def upload_http2(connection, streams):
-    """Sends whatever it may on each stream."""
+    """Sends as much on each stream as the windows allow."""
     windows = Windows()
     try:
         for kind, flags, stream, payload in frames_of(connection):
-            windows.hear(kind, flags, stream, payload)
+            windows.update(kind, flags, stream, payload)
             if kind in (SETTINGS, PING) and not flags & ACK:
                 connection.sendall(frame(kind, ACK, 0, payload if kind == PING else b""))
             for stream in streams:
                 while size := windows.take(stream):
                     connection.sendall(data_frames(stream, size, 1000))
     except OSError:
-        # It is closed at the end.
+        # The experiment closes the connection at the end.
         pass
 
 
@@ -216,7 +216,7 @@ def upload_http1(connection):
     try:
         connection.sendall(b"x" * LARGE)
     except OSError:
-        # It is closed at the end.
+        # The experiment closes the connection at the end.
         pass
 
 
@@ -225,7 +225,7 @@ def memory_of(process):
 
 
 def settled(processes):
-    """The memory of each, once it does not grow any more."""
+    """The memory of each process, once none of them grows any more."""
     measure = lambda: [memory_of(process) for process in processes]
     last, since, deadline = measure(), time.monotonic(), time.monotonic() + PATIENCE
     while time.monotonic() - since < 3:
@@ -237,23 +237,23 @@ def settled(processes):
     return measure()
 
 
-def somebody_else(regions, path):
-    """Reads a whole answer."""
+def serves_another_client(regions, path):
+    """Asserts that another client gets a complete response."""
     client = http.client.HTTPConnection("127.0.0.1", regions.ports["eu-west"]["http"], timeout=PATIENCE)
     client.request("GET", path)
     read = len(client.getresponse().read())
-    assert LARGE - BATCH < read <= LARGE, f"somebody else was not served: {read} bytes"
+    assert LARGE - BATCH < read <= LARGE, f"another client was not served: {read} bytes"
 
 
 def hold(name, ask, method, path, app, connections, requests, least, piece=BATCH, buffer=4 * MIB, most=None):
-    """How much a connection costs, in the region that was asked and in the one that owns the request.
+    """Measures the memory of a connection, in the region that the client is connected to and in the other one.
 
-    Of each answer the app must get rid of `least` bytes on average: what costs nothing because nothing came shows nothing.
+    The app must send at least `least` bytes of each response on average, because a connection without data would cost nothing.
     """
     number = next(NUMBERS)
     if ONLY and number not in ONLY:
         return
-    # `connection_buffer`, and 192 KiB for each request: what the README promises.
+    # The README promises at most `connection_buffer` and 192 KiB for each request.
     most = most or buffer + requests * 192 * KIB
     folder = tempfile.mkdtemp(prefix="domicile-memory-")
     app, far = app(piece), Http1App(piece)
@@ -266,16 +266,16 @@ def hold(name, ask, method, path, app, connections, requests, least, piece=BATCH
         before = settled(processes)
         port = regions.ports["eu-west"]["http"]
         held = [ask(port, method, path, requests) for _ in range(connections)]
-        eventually(f"{name}: all are asked for", lambda: app.seen + far.seen >= connections * requests)
-        eventually(f"{name}: much is answered", lambda: app.sent + far.sent >= connections * requests * least)
+        eventually(f"{name}: all requests have arrived", lambda: app.seen + far.seen >= connections * requests)
+        eventually(f"{name}: enough response data is sent", lambda: app.sent + far.sent >= connections * requests * least)
         costs = [(now - was) / connections for now, was in zip(settled(processes), before)]
         sent = (app.sent + far.sent) / connections
         assert not app.faults + far.faults, app.faults + far.faults
-        print(f"{number} {name}: {costs[0] / MIB:.2f} MiB a connection, and {costs[1] / MIB:.2f} MiB in the other region,"
+        print(f"{number} {name}: {costs[0] / MIB:.2f} MiB per connection, and {costs[1] / MIB:.2f} MiB in the other region,"
               f" of {sent / MIB:.1f} MiB sent", flush=True)
-        assert max(costs) > requests * 16 * KIB, f"{name}: hardly anything was held"
+        assert max(costs) > requests * 16 * KIB, f"{name}: almost nothing was buffered"
         assert max(costs) < most, f"{name}: a connection may cost {most / MIB:.2f} MiB"
-        somebody_else(regions, path.decode().replace("silent", "a").replace("tunnel", "a"))
+        serves_another_client(regions, path.decode().replace("silent", "a").replace("tunnel", "a"))
         for connection in held:
             connection.shutdown(socket.SHUT_RDWR)
     finally:
@@ -285,20 +285,20 @@ def hold(name, ask, method, path, app, connections, requests, least, piece=BATCH
 
 if __name__ == "__main__":
     many, narrow, get, post = (10, 100), 64 * KIB, b"GET", b"POST"
-    hold("answers over HTTP/1.1, to HTTP/2", ask_http2, get, b"/near/a", Http1App, *many, least=16 * KIB)
-    hold("the same in tiny pieces", ask_http2, get, b"/near/a", Http1App, *many, least=4 * KIB, piece=20)
-    hold("answers over HTTP/2, to HTTP/2", ask_http2, get, b"/near/a", Http2App, *many, least=narrow)
-    hold("the same in small pieces", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=1000)
-    hold("the same in middling pieces", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=4096)
-    hold("the same in tiny pieces", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=20)
+    hold("HTTP/1.1 responses to HTTP/2 clients", ask_http2, get, b"/near/a", Http1App, *many, least=16 * KIB)
+    hold("the same in tiny chunks", ask_http2, get, b"/near/a", Http1App, *many, least=4 * KIB, piece=20)
+    hold("HTTP/2 responses to HTTP/2 clients", ask_http2, get, b"/near/a", Http2App, *many, least=narrow)
+    hold("the same in small frames", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=1000)
+    hold("the same in medium frames", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=4096)
+    hold("the same in tiny frames", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=20)
     hold("the same with a large buffer", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, buffer=16 * MIB)
-    hold("answers of another region, to HTTP/2", ask_http2, get, b"/far/a", Http1App, *many, least=narrow)
-    hold("the same in tiny pieces", ask_http2, get, b"/far/a", Http1App, *many, least=narrow, piece=20)
-    hold("uploads by HTTP/2", ask_http2, post, b"/near/silent", Http1App, *many, least=0)
-    hold("uploads by HTTP/2 to another region", ask_http2, post, b"/far/silent", Http1App, *many, least=0)
-    hold("answers before the end of uploads", ask_http2, post, b"/near/a", Http2App, *many, least=narrow)
-    hold("tunnels by HTTP/2", ask_http2, b"CONNECT", b"/near/tunnel", Http1App, *many, least=16 * KIB)
-    hold("tunnels by HTTP/2 to another region", ask_http2, b"CONNECT", b"/far/tunnel", Http1App, *many, least=16 * KIB, piece=20)
+    hold("responses of another region to HTTP/2 clients", ask_http2, get, b"/far/a", Http1App, *many, least=narrow)
+    hold("the same in tiny chunks", ask_http2, get, b"/far/a", Http1App, *many, least=narrow, piece=20)
+    hold("HTTP/2 uploads", ask_http2, post, b"/near/silent", Http1App, *many, least=0)
+    hold("HTTP/2 uploads to another region", ask_http2, post, b"/far/silent", Http1App, *many, least=0)
+    hold("responses before the end of uploads", ask_http2, post, b"/near/a", Http2App, *many, least=narrow)
+    hold("HTTP/2 tunnels", ask_http2, b"CONNECT", b"/near/tunnel", Http1App, *many, least=16 * KIB)
+    hold("HTTP/2 tunnels to another region", ask_http2, b"CONNECT", b"/far/tunnel", Http1App, *many, least=16 * KIB, piece=20)
     one = {"connections": 50, "requests": 1, "most": 2 * MIB}
-    hold("answers of another region, to HTTP/1.1", ask_http1, get, b"/far/a", Http1App, least=MIB, **one)
-    hold("uploads by HTTP/1.1 to another region", ask_http1, post, b"/far/silent", Http1App, least=0, **one)
+    hold("responses of another region to HTTP/1.1 clients", ask_http1, get, b"/far/a", Http1App, least=MIB, **one)
+    hold("HTTP/1.1 uploads to another region", ask_http1, post, b"/far/silent", Http1App, least=0, **one)

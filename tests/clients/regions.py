@@ -1,4 +1,4 @@
-"""Regions as an operator runs them: a process each, one file of rules, TLS between them. For the tests that use real clients."""
+"""Regions for the tests with real clients, as an operator runs them: a process each, one configuration file, TLS between them."""
 import http.client, os, signal, socket, subprocess, time
 
 PATIENCE = 90
@@ -19,7 +19,7 @@ def eventually(what, is_so):
 
 
 class Regions:
-    """As many regions as have upstreams; `routes` and `more` are the file's own text. All public: who goes where is not the point."""
+    """Starts a region for each entry of `upstreams`; `routes` and `more` are YAML. All data is public, because residency is not tested here."""
 
     def __init__(self, binary, folder, upstreams, routes, more="", health=()):
         os.makedirs(folder, exist_ok=True)
@@ -60,7 +60,7 @@ routes:
             command = [self.binary, "run", "--config", self.config]
             self.processes[region] = subprocess.Popen(command, env=environment, stderr=open(f"{folder}/{region}.log", "a"))
         for region in self.names:
-            eventually(region + " sees all", lambda: self.metrics(region).count('state="up"} 1') == len(self.names))
+            eventually(region + " sees every region up", lambda: self.metrics(region).count('state="up"} 1') == len(self.names))
 
     def metrics(self, region):
         try:
@@ -80,7 +80,7 @@ routes:
         self.processes[region].send_signal(number)
 
     def stop(self):
-        """Ends the processes that it started; the codes with which they ended."""
+        """Stops the processes and returns their exit codes."""
         for process in self.processes.values():
             process.terminate()
         return [process.wait(PATIENCE) for process in self.processes.values()]

@@ -1,4 +1,4 @@
-//! Judgement, tried by cases that a lawyer can read and by properties over thousands of invented worlds.
+//! Tests of decisions: cases that a lawyer can read, and properties that hold in thousands of random worlds.
 
 mod case_book;
-mod properties;
+mod support;

@@ -1,4 +1,4 @@
-//! What holds in every world: policies, facts and vitals are invented from a seed, and a failure names it.
+//! Properties that hold in every world. Policies, facts and vitals are random from a seed, and a failure names the seed.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use domicile::decision::policy::{
     ClassId, ClassSet, DataClass, Draft, Failover, GeoRules, Network, Networks, Otherwise, Policy, Reads, Region, Step, Writes,
 };
 use domicile::decision::residency::{Carriers, Mode, ResidencyRule, Stays, Transfer};
-use domicile::decision::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route};
+use domicile::decision::policy::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route};
 use domicile::decision::verdict::{Decision, Verdict};
 use domicile::decision::{decide, match_route};
 use domicile::model::country::{Continent, CountryCode};
@@ -229,7 +229,7 @@ fn in_every_world(check: impl Fn(&Policy, &World, &Decision, &str)) {
             check(&policy, &world, &decision, &format!("seed {seed}, request {request}"));
         }
     }
-    assert!(proceeded > 2000, "the worlds are not so hostile that nothing is tried: {proceeded}");
+    assert!(proceeded > 2000, "enough requests proceed: {proceeded}");
 }
 
 fn stops(decision: &Decision) -> RegionSet {
@@ -239,9 +239,9 @@ fn stops(decision: &Decision) -> RegionSet {
     }
 }
 
-/// Whether a rule lets a user's data be processed in a region: the rule's text, spelled out once more, and dumbly.
+/// Whether the residency rules allow the user's data to be processed in a region: an independent and simple implementation.
 fn is_lawful(policy: &Policy, decision: &Decision, region: RegionId) -> bool {
-    let home = decision.trail.home.expect("who proceeds has a home");
+    let home = decision.trail.home.expect("a request that proceeds has a home");
     let user = home.jurisdiction();
     let there = Jurisdiction::Named(policy.region(region).jurisdiction);
     decision.trail.classes.iter().all(|class| {
@@ -277,7 +277,7 @@ fn an_itinerary_never_leaves_its_clearance_nor_the_law() {
 }
 
 #[test]
-fn nobody_carries_who_may_not() {
+fn no_region_carries_data_that_it_may_not_carry() {
     in_every_world(|policy, world, decision, at| {
         let carrier = match world.ingress {
             Ingress::Client => policy.local,

@@ -1,25 +1,25 @@
-//! Bytes that nobody thought of, against promises that must hold for all of them, and against second readers.
+//! Fuzz tests: arbitrary input against checks that must hold for every input, among them comparisons with independent parsers.
 //!
-//! Every run of the tests tries what was found worth keeping (`corpus/`, an input a line in the escapes of Rust), everything that
-//! was ever found wrong (`found.txt`, against every target), and some thousands of inputs bent at random, the same each time.
-//! `tests/fuzz/guide TARGET SECONDS` searches on, led by what the code has not done yet (libFuzzer), and adds to the corpus.
+//! Each test run checks the corpus (`corpus/`, one input per line with Rust's escapes), all past findings (`found.txt`, against
+//! every target), and some thousands of random mutations from a fixed seed. `tests/fuzz/guide TARGET SECONDS` continues the
+//! search, guided by coverage (libFuzzer), and adds to the corpus.
 
 mod targets;
 
 use targets::Target;
 
-/// How many inputs are bent at random.
-const BENT: usize = 4_000;
+/// The number of random mutations.
+const MUTATIONS: usize = 4_000;
 
 fn holds(target: &Target, corpus: &str) {
     let kept: Vec<_> = corpus.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(unescaped).collect();
     let found = include_str!("found.txt").lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(unescaped);
     let seeds: Vec<_> = (target.seeds)().into_iter().chain(kept).collect();
     let mut random = fastrand::Rng::with_seed(7);
-    let bent = std::iter::repeat_with(|| bent(&mut random, &seeds, target.words)).take(BENT);
-    for input in found.chain(seeds.iter().cloned()).chain(bent) {
+    let mutated = std::iter::repeat_with(|| mutated(&mut random, &seeds, target.words)).take(MUTATIONS);
+    for input in found.chain(seeds.iter().cloned()).chain(mutated) {
         if std::panic::catch_unwind(|| (target.check)(&input)).is_err() {
-            panic!("{}: broken by {}", target.name, input.escape_ascii());
+            panic!("{}: the check fails for {}", target.name, input.escape_ascii());
         }
     }
 }
@@ -81,8 +81,9 @@ fn unescaped(line: &str) -> Vec<u8> {
     out
 }
 
-/// One to six changes: a byte, a stretch less, a stretch twice, a word put in, another input's end.
-fn bent(random: &mut fastrand::Rng, seeds: &[Vec<u8>], words: &[&[u8]]) -> Vec<u8> {
+/// Applies one to six mutations: sets a byte, flips a bit, removes a range, repeats a range, inserts a word, or replaces the
+/// tail by that of another input.
+fn mutated(random: &mut fastrand::Rng, seeds: &[Vec<u8>], words: &[&[u8]]) -> Vec<u8> {
     let mut input = seeds[random.usize(..seeds.len())].clone();
     for _ in 0..random.usize(1..=6) {
         let at = random.usize(..=input.len());

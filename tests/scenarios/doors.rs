@@ -1,4 +1,4 @@
-//! Listeners: whom they let in, and what they say first.
+//! Listener options: PROXY protocol, redirects to HTTPS, HSTS and client certificates.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{PATIENCE, Plan, Recorder, World, get, raw, remember, runtime, whole};
 
-/// A world in which the listeners of eu-west are changed before it starts.
+/// Starts a world after `change` has edited the configuration of eu-west.
 fn with_listeners(plan: &Plan, change: impl Fn(&World, String) -> String) -> World {
     let mut world = World::prepare(plan);
     let text = std::fs::read_to_string(&world.eu().config).unwrap();
@@ -32,7 +32,7 @@ fn the_proxy_protocol_says_whose_connection_it_is_and_is_demanded() {
     let answer = raw(world.eu().http, format!("PROXY TCP4 81.2.69.142 10.0.0.1 4711 80\r\n{ask}").as_bytes());
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(world.eu().upstream().seen()[0].headers["x-forwarded-for"], "81.2.69.142");
-    // Without the header, or from elsewhere, nothing is served.
+    // A connection without the PROXY header, or from an address that `from` does not list, gets no response.
     assert_eq!(raw(world.eu().http, ask.as_bytes()), "");
     let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     other.bind(&"127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
@@ -43,7 +43,7 @@ fn the_proxy_protocol_says_whose_connection_it_is_and_is_demanded() {
     let mut answer = Vec::new();
     let _ = other.read_to_end(&mut answer);
     assert!(answer.is_empty());
-    // Where nobody asked for it, it is no HTTP.
+    // On a listener without `proxy_protocol`, the PROXY header is a malformed request.
     let plain = World::start();
     let answer = raw(plain.eu().http, format!("PROXY TCP4 81.2.69.142 10.0.0.1 4711 80\r\n{ask}").as_bytes());
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
@@ -80,9 +80,9 @@ fn the_proxy_protocol_comes_before_tls_in_its_second_version_as_well() {
 }
 
 #[test]
-fn an_upstream_is_told_by_the_proxy_protocol_whose_request_it_is() {
+fn an_upstream_gets_the_client_address_by_the_proxy_protocol() {
     for version in ["v1", "v2"] {
-        // A raw upstream shows what came before HTTP.
+        // A raw upstream also records the bytes before the HTTP request.
         let upstream = move |_: &'static str| {
             let mut recorder = Recorder::raw("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
             recorder.entry = format!("{{ url: {}, proxy_protocol: {version} }}", recorder.entry);
@@ -110,12 +110,12 @@ fn an_upstream_is_told_by_the_proxy_protocol_whose_request_it_is() {
     }
 }
 
-/// The line before the handshake and the head behind it, of every connection.
-type PeerSettings = Arc<Mutex<Vec<(String, String)>>>;
+/// For each connection: the PROXY header before the TLS handshake, and the request head after it.
+type RecordedConnections = Arc<Mutex<Vec<(String, String)>>>;
 
-/// An upstream over TLS that wants to be told first whose connection it is; what it was told, and what was asked behind the handshake.
-fn told_before_tls(config: rustls::ServerConfig) -> (SocketAddr, PeerSettings) {
-    let told = PeerSettings::default();
+/// A TLS upstream that reads a PROXY header line before the handshake, and records that line and the request head.
+fn reading_proxy_header_before_tls(config: rustls::ServerConfig) -> (SocketAddr, RecordedConnections) {
+    let told = RecordedConnections::default();
     let listener = runtime().block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let (acceptor, noted) = (tokio_rustls::TlsAcceptor::from(Arc::new(config)), Arc::clone(&told));
@@ -143,14 +143,14 @@ fn told_before_tls(config: rustls::ServerConfig) -> (SocketAddr, PeerSettings) {
 }
 
 #[test]
-fn an_upstream_over_tls_is_told_before_the_handshake_and_of_ipv6_as_well() {
+fn a_tls_upstream_gets_the_proxy_header_before_the_handshake_for_ipv4_and_ipv6() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new("upstreams").unwrap();
     authority.write(&folder.path().join("ca.pem")).unwrap();
     authority.write_site(folder.path(), "app", &["app.internal"]).unwrap();
     let mut config = crate::streams::server_config(folder.path());
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let (address, told) = told_before_tls(config);
+    let (address, told) = reading_proxy_header_before_tls(config);
     let ca = folder.path().join("ca.pem");
     let upstreams = move |_: &'static str| {
         let mut recorder = Recorder::start("told");
@@ -166,12 +166,12 @@ fn an_upstream_over_tls_is_told_before_the_handshake_and_of_ipv6_as_well() {
     let lines: Vec<_> = told.iter().map(|(line, head)| (line.as_str(), head.starts_with("GET /users/alice/orders/1 "))).collect();
     let [(first, true), (second, true)] = lines[..] else { panic!("{told:?}") };
     assert!(first.starts_with("PROXY TCP4 81.2.69.142 127.0.0.1 0 "), "{first}");
-    // Of the listener only an address of IPv4 is known.
+    // The listener's address is IPv4, which a TCP6 header cannot hold, so the header has `::` instead.
     assert!(second.starts_with("PROXY TCP6 2001:218::1 :: 0 "), "{second}");
 }
 
 #[test]
-fn clients_in_the_clear_are_sent_to_https_and_told_to_stay() {
+fn cleartext_clients_are_redirected_to_https_and_get_hsts_there() {
     let world = with_listeners(&Plan::default(), |world, text| {
         let old = format!("  - address: \"{}\"\n", world.eu().http);
         let port = world.eu().https.port();
@@ -182,7 +182,7 @@ fn clients_in_the_clear_are_sent_to_https_and_told_to_stay() {
     assert_eq!(answer.status, StatusCode::PERMANENT_REDIRECT);
     let port = world.eu().https.port();
     assert_eq!(answer.headers["location"], format!("https://app.example.com:{port}/users/alice/orders/1?a=b"));
-    assert!(!answer.headers.contains_key("strict-transport-security"), "in the clear it counts for nothing");
+    assert!(!answer.headers.contains_key("strict-transport-security"), "browsers ignore HSTS over cleartext");
     world.eu().upstream().assert_saw_nothing();
     runtime().block_on(async {
         let mut sender = crate::support::http2(&world, world.eu().https, "localhost").await;
@@ -233,7 +233,7 @@ fn a_client_may_prove_itself_by_certificate_and_nobody_forges_it() {
         let seen = world.eu().upstream().seen();
         assert_eq!(seen.len(), if required { 1 } else { 2 });
         assert!(seen[1..].iter().all(|seen| !seen.headers.contains_key("client-cert")));
-        // From abroad the owner is told the same by its peer.
+        // A request that arrives in us-east carries the same client certificate to the owner.
         runtime().block_on(async {
             let mut stream = connect(&world, world.us().https, Some("client")).await.unwrap();
             let head =
@@ -275,7 +275,7 @@ async fn connect(
 }
 
 #[test]
-fn who_is_admitted_at_one_listener_does_not_come_in_by_another() {
+fn a_host_that_requires_client_certificates_is_refused_at_other_listeners() {
     let more = domicile::transport::listener::claim("127.0.0.1:0".parse().unwrap(), 1).unwrap().address;
     let clients = Authority::new("clients").unwrap();
     let world = with_listeners(&Plan::default(), |world, text| {
@@ -299,7 +299,7 @@ fn who_is_admitted_at_one_listener_does_not_come_in_by_another() {
         })
     };
     assert!(ask("guarded.test").starts_with("HTTP/1.1 421"));
-    // Browsers put hosts of one certificate on one connection of HTTP/2: that is where they would meet.
+    // Browsers reuse an HTTP/2 connection for several hosts (RFC 9113 section 9.1.1), so each request is checked.
     let coalesced = runtime().block_on(async {
         let mut sender = crate::support::http2(&world, world.eu().https, "localhost").await;
         let ask = crate::support::request(
@@ -313,5 +313,5 @@ fn who_is_admitted_at_one_listener_does_not_come_in_by_another() {
     });
     assert_eq!((coalesced.status.as_u16(), coalesced.code().as_str()), (421, "request.wrong_site"));
     world.eu().upstream().assert_saw_nothing();
-    assert!(ask("nobodys.test").starts_with("HTTP/1.1 200"), "the first certificate's");
+    assert!(ask("nobodys.test").starts_with("HTTP/1.1 200"), "a host in no certificate is served under the first one");
 }

@@ -1,4 +1,4 @@
-//! What happens when upstreams and regions die.
+//! Failover: upstreams and regions that fail.
 
 use std::sync::Arc;
 
@@ -21,9 +21,9 @@ fn a_read_moves_within_its_clearance_and_a_write_does_not_move() {
     let write = post(world.us().http, "/users/bob/orders/1", &[], "x");
     assert_eq!((write.status, write.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "failover.home_down"));
     assert!(write.headers.contains_key("retry-after"));
-    assert_eq!(world.eu().upstream().seen().len(), 1, "only the read came");
+    assert_eq!(world.eu().upstream().seen().len(), 1, "only the read moved");
     world.assert_saw_nothing(&["ap-northeast"]);
-    // Bob's home takes him back only when it is up again; alice's was never touched.
+    // alice's home is up, so her requests still go there.
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "eu-west");
 }
 
@@ -60,7 +60,7 @@ fn a_dead_upstream_is_passed_over_without_a_lost_request() {
         assert_eq!(
             post(world.eu().http, "/users/alice/orders/1", &[], "x").status,
             StatusCode::OK,
-            "nothing was sent, so a write may go on"
+            "nothing was sent, so a write may try the next upstream"
         );
     }
     assert_eq!(world.eu().upstreams[1].seen().len(), 20);
@@ -70,7 +70,7 @@ fn a_dead_upstream_is_passed_over_without_a_lost_request() {
 fn with_no_upstream_left_the_answer_is_502_and_readiness_is_red() {
     let world = World::planned(Plan { health: CHECKS, ..Plan::default() });
     world.eu().upstream().crash();
-    eventually("the checks notice", || get(world.eu().admin, "/readyz", &[]).status == StatusCode::SERVICE_UNAVAILABLE);
+    eventually("readiness is red", || get(world.eu().admin, "/readyz", &[]).status == StatusCode::SERVICE_UNAVAILABLE);
     assert!(get(world.eu().admin, "/readyz", &[]).text().contains("no upstream is up"));
     assert_eq!(get(world.eu().admin, "/livez", &[]).status, StatusCode::OK);
 
@@ -80,7 +80,7 @@ fn with_no_upstream_left_the_answer_is_502_and_readiness_is_red() {
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_GATEWAY, "upstream.unreachable"));
 }
 
-/// An upstream that takes a request and hangs up, or never answers.
+/// An upstream that reads a request and closes the connection, or never responds if `silent`.
 fn broken(silent: bool) -> Recorder {
     Recorder::with(Arc::new(move |request, seen| {
         Box::pin(async move {
@@ -88,8 +88,8 @@ fn broken(silent: bool) -> Recorder {
             if silent {
                 std::future::pending::<()>().await;
             }
-            panic!("hang up");
-            #[expect(unreachable_code, reason = "the type of the answer")]
+            panic!("close the connection");
+            #[expect(unreachable_code, reason = "gives the block its type")]
             Response::new(whole(""))
         })
     }))
@@ -105,7 +105,7 @@ fn a_write_that_was_sent_is_never_sent_again() {
     let read = get(world.eu().http, "/users/alice/orders/1", &[]);
     assert_eq!(read.status, StatusCode::BAD_GATEWAY);
     let seen: usize = world.eu().upstreams.iter().map(|upstream| upstream.seen().len()).sum();
-    assert_eq!(seen, 3, "a read is tried on the other upstream, once");
+    assert_eq!(seen, 3, "a read is retried once, on the other upstream");
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn a_silent_upstream_is_given_up_in_time() {
 #[test]
 fn a_proxy_whose_upstream_is_itself_answers_502_for_the_loop() {
     let world = World::start();
-    // Every region's upstream is the proxy itself.
+    // The upstream of eu-west is its own listener.
     let mut text = std::fs::read_to_string(&world.eu().config).unwrap();
     text = text.replace(&world.eu().upstream().address.to_string(), &world.eu().http.to_string());
     std::fs::write(&world.eu().config, text).unwrap();
@@ -133,14 +133,14 @@ fn a_proxy_whose_upstream_is_itself_answers_502_for_the_loop() {
     assert!(world.eu().sum_of("domicile_requests_total") <= 3.0);
 }
 
-/// A name server that knows one name, for one second at a time.
+/// A DNS server that answers every A query with the address in `leads_to`, with a TTL of one second.
 fn name_server(leads_to: &std::sync::Arc<std::sync::Mutex<[u8; 4]>>) -> std::net::SocketAddr {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let (address, leads_to) = (socket.local_addr().unwrap(), std::sync::Arc::clone(leads_to));
     std::thread::spawn(move || {
         let mut query = [0; 512];
         while let Ok((size, from)) = socket.recv_from(&mut query) {
-            // Past the header, the name ends in a zero; then come type and class.
+            // The name follows the 12-byte header and ends in a zero byte; type and class follow it, two bytes each.
             let end = 12 + query[12..size].iter().position(|byte| *byte == 0).unwrap() + 5;
             let is_ipv4 = query[end - 4..end - 2] == [0, 1];
             let mut answer = query[..end].to_vec();
@@ -157,7 +157,7 @@ fn name_server(leads_to: &std::sync::Arc<std::sync::Mutex<[u8; 4]>>) -> std::net
 }
 
 #[test]
-fn an_upstreams_name_is_looked_up_again_when_its_time_is_over() {
+fn an_upstreams_name_is_looked_up_again_when_its_ttl_is_over() {
     use crate::support::{Plan, Recorder, Wire, World, eventually, get, remember, whole};
     let says = |name: &'static str| -> crate::support::Handler {
         std::sync::Arc::new(move |request, seen| {
@@ -177,16 +177,16 @@ fn an_upstreams_name_is_looked_up_again_when_its_time_is_over() {
             Wire::Http1,
             std::sync::Arc::clone(&two),
         );
-        // The second is reached by the first one's name alone.
+        // The second upstream is reachable only through the DNS name of the first.
         first.entry = format!("\"http://app.{name}.test:{}\"", first.address.port());
         std::mem::forget(second);
         vec![first]
     };
     let extra = format!("dns: {{ servers: [\"{server}\"] }}\n");
     let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
-    eventually("the name is known", || get(world.eu().http, "/users/alice/orders/1", &[]).text() == "one");
+    eventually("the first address is used", || get(world.eu().http, "/users/alice/orders/1", &[]).text() == "one");
     *leads_to.lock().unwrap() = [127, 0, 0, 2];
-    // The kept connection leads to the old place, and is not used any more.
-    eventually("the name leads elsewhere", || get(world.eu().http, "/users/alice/orders/1", &[]).text() == "two");
+    // The pooled connection leads to the old address and is not used any more.
+    eventually("the new address is used", || get(world.eu().http, "/users/alice/orders/1", &[]).text() == "two");
     assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "two");
 }

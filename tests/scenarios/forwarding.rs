@@ -1,4 +1,4 @@
-//! A request reaches the upstream of its home, whole, through as many proxies as it takes, and the answer comes back.
+//! Forwarding: requests and responses arrive completely, directly or through a peer, and at no other region.
 
 use std::sync::Arc;
 
@@ -47,12 +47,12 @@ fn a_large_body_arrives_byte_for_byte_in_both_directions() {
         assert!(answer.body == body, "{} bytes came back of {}", answer.body.len(), body.len());
     }
     assert_eq!(world.us().sum_of("domicile_border_bytes_total"), body.len() as f64, "the sender counts the request");
-    assert_eq!(world.eu().sum_of("domicile_border_bytes_total"), body.len() as f64, "the owner counts the answer");
+    assert_eq!(world.eu().sum_of("domicile_border_bytes_total"), body.len() as f64, "the owner counts the response");
 }
 
 #[test]
 fn a_stream_is_passed_on_piece_by_piece_in_both_directions() {
-    // The upstream sends each piece back as it comes: nobody on the way may wait for the whole.
+    // The upstream echoes each frame as it arrives, so a proxy that buffers the whole body fails this test.
     let mirror = |_: &'static str| {
         vec![Recorder::with(Arc::new(|request, _| {
             Box::pin(async move {
@@ -80,7 +80,7 @@ fn a_stream_is_passed_on_piece_by_piece_in_both_directions() {
             upload.send(Frame::data(Bytes::from_static(b"second"))).unwrap();
             assert_eq!(download.frame().await.unwrap().unwrap().into_data().unwrap(), "second");
             drop(upload);
-            assert!(download.collect().await.unwrap().to_bytes().is_empty(), "and then it ends");
+            assert!(download.collect().await.unwrap().to_bytes().is_empty(), "the response ends after the upload");
         });
     }
 }
@@ -123,16 +123,16 @@ fn trailers_cross_regions_in_both_directions() {
             .await
             .unwrap()
         });
-        assert_eq!(answer.trailers.expect("trailers come back")["grpc-status"], "0", "{}", region.name);
+        assert_eq!(answer.trailers.expect("the response has trailers")["grpc-status"], "0", "{}", region.name);
     }
     let seen = world.eu().upstream().seen();
     assert_eq!(seen.len(), 2);
     for seen in seen {
-        let trailers = seen.trailers.expect("trailers arrive");
+        let trailers = seen.trailers.expect("the request has trailers");
         assert_eq!(
             (trailers.len(), &trailers["x-checksum"]),
             (1, &HeaderValue::from_static("abc")),
-            "and nothing forged in them"
+            "forged fields are removed from trailers"
         );
     }
 }
@@ -180,7 +180,7 @@ fn http2_with_prior_knowledge_is_spoken_on_cleartext() {
 }
 
 #[test]
-fn the_head_of_an_answer_keeps_what_matters_and_loses_what_does_not() {
+fn the_head_of_an_answer_keeps_end_to_end_fields_and_loses_hop_by_hop_ones() {
     let rich = |_: &'static str| {
         vec![Recorder::with(Arc::new(|_, _| {
             Box::pin(async {

@@ -1,4 +1,4 @@
-//! The framing corpus over real sockets: every payload gets the verdict it deserves, at home, through two regions, and over TLS.
+//! The framing corpus over real sockets: every payload gets its expected verdict at home, through two regions and over TLS.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -31,7 +31,7 @@ fn corpus() -> Vec<Group> {
     serde_yaml::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }
 
-/// Writes `{x*9000}` out.
+/// Expands `{x*9000}` to 9,000 times `x`.
 fn expanded(text: &str) -> Vec<u8> {
     let mut out = String::new();
     let mut rest = text;
@@ -55,30 +55,30 @@ fn expanded(text: &str) -> Vec<u8> {
     (out + rest).into_bytes()
 }
 
-/// The statuses of all final answers to these bytes.
+/// Sends these bytes and returns the statuses of all final responses.
 fn statuses(address: SocketAddr, bytes: &[u8]) -> Vec<u16> {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    // A refusal may come, and the connection end, before all is written.
+    // The proxy may refuse the request and close the connection before all bytes are written.
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(Shutdown::Write);
     let mut answer = Vec::new();
     if let Err(error) = stream.read_to_end(&mut answer) {
-        assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "the connection does not end");
+        assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "the proxy does not close the connection");
     }
     finals(&answer)
 }
 
-/// The same over TLS.
+/// Like [`statuses`], over TLS.
 fn statuses_over_tls(world: &World, address: SocketAddr, bytes: &[u8]) -> Vec<u16> {
     let answer = runtime().block_on(async {
         let mut stream = tls(world, address, "localhost", &[b"http/1.1"]).await;
         let _ = stream.write_all(bytes).await;
         let _ = stream.shutdown().await;
         let mut answer = Vec::new();
-        // Its end may come without a word of TLS: what counts is what was answered.
+        // Ignore an error at the end, because the proxy may close the connection without a TLS close_notify.
         let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
-        assert!(read.is_ok(), "the connection does not end");
+        assert!(read.is_ok(), "the proxy does not close the connection");
         answer
     });
     finals(&answer)
@@ -128,7 +128,7 @@ fn every_payload_of_the_corpus_gets_its_verdict() {
     for other in [world.us(), world.jp()] {
         other.upstream().assert_saw_nothing();
     }
-    eventually("nothing is left open", || {
+    eventually("all connections are closed", || {
         world.eu().metrics().contains(&format!("domicile_connections{{listener=\"{}\"}} 0", world.eu().http))
     });
 }

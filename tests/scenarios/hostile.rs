@@ -1,4 +1,4 @@
-//! Bytes that are no honest request: answered or cut, and nothing odd ever reaches an upstream.
+//! Malformed and abusive requests: refused or cut off, and never forwarded to an upstream.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -27,7 +27,7 @@ fn ambiguous_requests_are_answered_400_and_reach_nobody() {
         let answer = raw(world.eu().http, format!("POST /users/alice/orders/1 HTTP/1.1\r\n{fields}").as_bytes());
         assert!(answer.starts_with("HTTP/1.1 400 "), "{fields:?}: {answer}");
         assert!(answer.contains("request.malformed") && answer.to_lowercase().contains("connection: close"), "{answer}");
-        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "one answer, then the end: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "one response, then the connection closes: {answer}");
     }
     world.eu().upstream().assert_saw_nothing();
 }
@@ -48,7 +48,7 @@ fn paths_that_two_servers_read_differently_are_answered_400() {
         assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_REQUEST, "request.malformed"), "{path}");
     }
     world.eu().upstream().assert_saw_nothing();
-    // What has one meaning is judged and forwarded in that meaning.
+    // A path with only one interpretation is judged and forwarded in its canonical form.
     let answer =
         raw(world.eu().http, b"GET /feed/%2e%2e/account/1 HTTP/1.1\r\nHost: a\r\nX-User-Id: alice\r\nConnection: close\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -97,7 +97,7 @@ fn limits_have_their_own_answers() {
         "POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2000\r\n{}",
         "x".repeat(0x2000)
     );
-    assert!(status(chunked).contains("413"), "a body whose length is not told is cut at the limit");
+    assert!(status(chunked).contains("413"), "a body of unknown length is cut at the limit");
     world.eu().upstream().assert_saw_nothing();
 }
 
@@ -107,7 +107,7 @@ fn a_client_that_drips_its_head_is_cut() {
         World::planned(Plan { extra: "limits: { header_timeout: 300ms, keep_alive: 300ms }\n".into(), ..Plan::default() });
     let mut silent = TcpStream::connect(world.eu().http).unwrap();
     silent.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!(silent.read(&mut [0; 16]).unwrap(), 0, "who says nothing gets nothing");
+    assert_eq!(silent.read(&mut [0; 16]).unwrap(), 0, "a client that sends nothing gets no response");
     let mut slow = TcpStream::connect(world.eu().http).unwrap();
     slow.set_read_timeout(Some(PATIENCE)).unwrap();
     slow.write_all(b"GET / HTTP/1.1\r\nHost:").unwrap();
@@ -121,7 +121,7 @@ fn a_client_that_drips_its_head_is_cut() {
     idle.read_to_string(&mut answer).unwrap();
     assert!(
         answer.starts_with("HTTP/1.1 200") && answer.matches("HTTP/1.1").count() == 1,
-        "an idle connection ends without a word: {answer}"
+        "an idle connection is closed without another response: {answer}"
     );
 }
 
@@ -139,13 +139,13 @@ fn a_client_that_stops_reading_is_cut() {
     let mut greedy = TcpStream::connect(world.eu().http).unwrap();
     greedy.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     greedy.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert!(greedy.read(&mut [0; 64]).unwrap() > 0, "it is being served");
+    assert!(greedy.read(&mut [0; 64]).unwrap() > 0, "the response has begun");
     let none = format!("domicile_connections{{listener=\"{}\"}} 0", world.eu().http);
-    crate::support::eventually("nothing is held for it", || world.eu().metrics().contains(&none));
+    crate::support::eventually("the connection is closed", || world.eu().metrics().contains(&none));
 }
 
 #[test]
-fn an_idle_http2_connection_is_told_to_go() {
+fn an_idle_http2_connection_gets_goaway() {
     let world = World::planned(Plan { extra: "limits: { keep_alive: 100ms }\n".into(), ..Plan::default() });
     crate::support::runtime().block_on(async {
         let mut sender = crate::support::http2(&world, world.eu().https, "localhost").await;
@@ -154,13 +154,13 @@ fn an_idle_http2_connection_is_told_to_go() {
             let request = crate::support::request(http::Method::GET, target, "", &[], crate::support::whole(""));
             assert_eq!(sender.send_request(request).await.unwrap().status(), StatusCode::OK);
         }
-        // The sender learns of the GOAWAY when it is ready for no more.
+        // hyper reports a received GOAWAY through `ready` and `is_closed`.
         let gone = async {
             while sender.ready().await.is_ok() && !sender.is_closed() {
                 tokio::task::yield_now().await
             }
         };
-        tokio::time::timeout(PATIENCE, gone).await.expect("an idle connection ends");
+        tokio::time::timeout(PATIENCE, gone).await.expect("an idle connection is closed");
     });
 }
 
@@ -175,7 +175,7 @@ fn connections_from_one_address_are_limited_and_others_are_not() {
     }
     let mut fourth = TcpStream::connect(world.eu().http).unwrap();
     fourth.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    assert!(!matches!(fourth.read(&mut [0; 16]), Ok(1..)), "the fourth is closed unserved");
+    assert!(!matches!(fourth.read(&mut [0; 16]), Ok(1..)), "the fourth connection gets no response");
     let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     other.bind(&"127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
     other.connect(&world.eu().http.into()).unwrap();
@@ -186,7 +186,7 @@ fn connections_from_one_address_are_limited_and_others_are_not() {
     other.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     drop(held);
-    crate::support::eventually("their places are free again", || {
+    crate::support::eventually("closed connections are no longer counted", || {
         let mut again = TcpStream::connect(world.eu().http).unwrap();
         again.set_read_timeout(Some(PATIENCE)).unwrap();
         let _ = again.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");

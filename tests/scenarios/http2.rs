@@ -1,5 +1,5 @@
-//! HTTP/2 frame by frame: what HTTP/1 could not carry goes no further, who takes back what it asked for is sent away, and interim
-//! answers come through.
+//! HTTP/2 at the level of frames: malformed requests are refused, floods and rapid resets end the connection, and informational
+//! responses are forwarded.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,7 +15,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// Kinds of frames (RFC 9113 section 6).
+/// Frame types (RFC 9113 section 6).
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -23,7 +23,7 @@ const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 
-/// A client that sends whatever frames it likes.
+/// A client that sends arbitrary frames.
 struct Frames(TcpStream);
 
 impl Frames {
@@ -37,7 +37,7 @@ impl Frames {
         frames
     }
 
-    /// What the other end has closed takes nothing, and says so at the next read.
+    /// Ignores write errors: if the server has closed the connection, the next read reports it.
     fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
         frame.extend([kind, flags]);
@@ -50,7 +50,7 @@ impl Frames {
         self.send(HEADERS, END_HEADERS | flags, stream, &literal(fields));
     }
 
-    /// The next frame: its kind, flags, stream and payload; `None` at the end of the connection.
+    /// Returns the next frame (type, flags, stream, payload), or `None` at the end of the connection.
     fn next(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head).ok()?;
@@ -60,7 +60,7 @@ impl Frames {
         Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
     }
 
-    /// Whether the other end ends the connection, with GOAWAY or without a word.
+    /// Whether the server ends the connection, with or without GOAWAY.
     fn is_ended(&mut self) -> bool {
         loop {
             let mut head = [0; 9];
@@ -77,8 +77,8 @@ impl Frames {
         }
     }
 
-    /// What becomes of a stream: the first byte of its answer's head, which holds the status, or `None` if it is reset or the
-    /// connection ends.
+    /// Waits for the response on a stream and returns the first byte of its header block, which encodes the status; `None` if the
+    /// stream is reset or the connection ends.
     fn fate(&mut self, stream: u32) -> Option<u8> {
         loop {
             match self.next()? {
@@ -91,7 +91,7 @@ impl Frames {
     }
 }
 
-/// Fields as HPACK writes them without tables (RFC 7541 section 6.2.2).
+/// Encodes header fields as HPACK literals without indexing (RFC 7541 section 6.2.2).
 fn literal(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     let text = |block: &mut Vec<u8>, text: &str| {
@@ -110,11 +110,11 @@ fn literal(fields: &[(&str, &str)]) -> Vec<u8> {
 const GET: [(&str, &str); 4] =
     [(":method", "GET"), (":scheme", "http"), (":authority", "a.test"), (":path", "/users/alice/orders/1")];
 
-/// 200 of HPACK's static table, with which the head of such an answer begins.
+/// `:status: 200` in HPACK's static table: the first byte of the header block of a 200 response.
 const STATUS_200: u8 = 0x88;
 
 #[test]
-fn what_http1_cannot_carry_goes_no_further() {
+fn requests_that_http1_cannot_express_reach_no_upstream() {
     let world = World::start();
     let with = |more: &[(&'static str, &'static str)]| GET.into_iter().chain(more.iter().copied()).collect::<Vec<_>>();
     let but = |name: &str, value: &'static str| {
@@ -141,13 +141,13 @@ fn what_http1_cannot_carry_goes_no_further() {
         ("transfer-encoding", with(&[("transfer-encoding", "chunked")])),
         ("upgrade", with(&[("upgrade", "websocket")])),
         ("te of more than trailers", with(&[("te", "trailers, gzip")])),
-        ("an unknown pseudo header", with(&[(":x", "y")])),
+        ("an unknown pseudo-header", with(&[(":x", "y")])),
         ("a status", with(&[(":status", "200")])),
         ("two methods", twice(":method")),
         ("two paths", twice(":path")),
         ("two schemes", twice(":scheme")),
         ("two authorities", twice(":authority")),
-        ("a pseudo header behind a field", [&[("x", "y")], &GET[..]].concat()),
+        ("a pseudo-header after a field", [&[("x", "y")], &GET[..]].concat()),
         ("no method", without(":method")),
         ("no path", without(":path")),
         ("no scheme", without(":scheme")),
@@ -158,24 +158,24 @@ fn what_http1_cannot_carry_goes_no_further() {
         ("a space in a path", but(":path", "/users/alice/orders/1 HTTP/1.1")),
         ("a line break in a path", but(":path", "/users/alice/orders/1\r\nX: y")),
         ("raw bytes in a query", but(":path", "/users/alice/orders/1?\u{e4}")),
-        ("a star", but(":path", "*")),
+        ("an asterisk as a path", but(":path", "*")),
         ("a space in a method", but(":method", "GET /x")),
         ("a line break in a method", but(":method", "GET\r\nX")),
         ("a line break in an authority", but(":authority", "a.test\r\nX: y")),
         ("a user in an authority", but(":authority", "u@a.test")),
         ("a path in an authority", but(":authority", "a.test/x")),
-        ("another host", with(&[("host", "b.test")])),
-        ("another port", with(&[("host", "a.test:99")])),
+        ("a host that differs from the authority", with(&[("host", "b.test")])),
+        ("a port that the authority does not have", with(&[("host", "a.test:99")])),
         ("two hosts", with(&[("host", "a.test"), ("host", "a.test")])),
         ("two lengths", with(&[("content-length", "0"), ("content-length", "0")])),
         ("lengths that differ", with(&[("content-length", "0"), ("content-length", "5")])),
-        ("a length that is no number", with(&[("content-length", "+0")])),
+        ("a length that is not a number", with(&[("content-length", "+0")])),
         ("a list of lengths", with(&[("content-length", "0, 0")])),
         ("a length without a body", with(&[("content-length", "5")])),
-        ("a look-alike of a length", with(&[("content_length", "0")])),
+        ("a length with an underscore", with(&[("content_length", "0")])),
         ("CONNECT to a path", [&[(":method", "CONNECT")], &GET[1..]].concat()),
         ("CONNECT", vec![(":method", "CONNECT"), (":authority", "a.test:80")]),
-        ("an unknown tunnel", [&[(":method", "CONNECT"), (":protocol", "x")], &GET[1..]].concat()),
+        ("CONNECT with an unknown protocol", [&[(":method", "CONNECT"), (":protocol", "x")], &GET[1..]].concat()),
     ];
     for (it, fields) in cases {
         let mut frames = Frames::open(world.eu().http);
@@ -184,10 +184,10 @@ fn what_http1_cannot_carry_goes_no_further() {
         assert_ne!(fate, Some(STATUS_200), "{it}");
         assert!(world.eu().upstream().seen().is_empty(), "{it}: {:?}", world.eu().upstream().seen());
     }
-    // What is only odd is served.
+    // Valid but unusual requests are served.
     for (it, fields) in [
-        ("nothing odd", GET.to_vec()),
-        // It is no part of the target; it goes no further.
+        ("an ordinary request", GET.to_vec()),
+        // A fragment is not part of the target, so it is not forwarded.
         ("a fragment", but(":path", "/users/alice/orders/1#x")),
         ("the same host", with(&[("host", "A.test.")])),
         ("a cookie", with(&[("cookie", "a=b"), ("cookie", "c=d")])),
@@ -200,7 +200,7 @@ fn what_http1_cannot_carry_goes_no_further() {
 }
 
 #[test]
-fn a_body_that_is_not_as_long_as_it_says_is_no_body() {
+fn a_body_that_is_incomplete_or_of_the_wrong_length_is_not_forwarded_as_complete() {
     let world = World::start();
     let post = |length: &'static str| [&[(":method", "POST"), ("content-length", length)], &GET[1..]].concat();
     let order = |fields: Vec<(&'static str, &'static str)>| {
@@ -213,14 +213,14 @@ fn a_body_that_is_not_as_long_as_it_says_is_no_body() {
         frames.send(DATA, END_STREAM, 1, body);
         assert_ne!(frames.fate(1), Some(STATUS_200), "{length} {body:?}");
     }
-    // Broken off, with and without a length: never passed on as if it were whole.
+    // A body that ends in RST_STREAM, with and without Content-Length, is never forwarded as complete.
     for fields in [order(post("10")), [&[(":method", "POST")], &GET[1..]].concat()] {
         for reason in [0_u32, 8] {
             let mut frames = Frames::open(world.eu().http);
             frames.head(1, 0, &fields);
             frames.send(DATA, 0, 1, b"half");
             frames.send(RST_STREAM, 0, 1, &reason.to_be_bytes());
-            // Whatever comes next on this connection is served: the reset has been read by then.
+            // The next request on this connection is served. By then the proxy has read the reset.
             frames.head(3, END_STREAM, &GET);
             assert_eq!(frames.fate(3), Some(STATUS_200));
         }
@@ -230,7 +230,7 @@ fn a_body_that_is_not_as_long_as_it_says_is_no_body() {
 }
 
 #[test]
-fn a_preflight_with_a_body_is_none() {
+fn a_preflight_with_a_body_is_not_treated_as_a_preflight() {
     let world = World::start();
     let fields = [
         (":method", "OPTIONS"),
@@ -245,12 +245,16 @@ fn a_preflight_with_a_body_is_none() {
     frames.send(DATA, END_STREAM, 1, b"smuggled");
     assert_ne!(frames.fate(1), Some(STATUS_200));
     world.eu().upstream().assert_saw_nothing();
-    frames.head(3, END_STREAM, &fields);
-    assert_eq!(frames.fate(3), Some(STATUS_200));
+    frames.head(
+        3,
+        END_STREAM,
+        &fields.map(|(name, value)| (name, if name == ":path" { "/users/alice/orders/1" } else { value })),
+    );
+    assert_eq!(frames.fate(3), Some(STATUS_200), "without a body it is judged as the request that it asks about");
 }
 
 #[test]
-fn an_answer_to_head_has_no_body_whoever_gives_it() {
+fn an_answer_to_head_has_no_body_from_an_upstream_the_proxy_or_a_peer() {
     let world = World::start();
     for (region, path) in
         [(world.eu(), "/users/alice/orders/1"), (world.eu(), "/account/1"), (world.us(), "/users/chika/orders/1")]
@@ -258,9 +262,9 @@ fn an_answer_to_head_has_no_body_whoever_gives_it() {
         let mut frames = Frames::open(region.http);
         frames.head(1, END_STREAM, &[(":method", "HEAD"), (":scheme", "http"), (":authority", "a.test"), (":path", path)]);
         loop {
-            match frames.next().expect("an answer") {
+            match frames.next().expect("a response") {
                 (HEADERS, flags, 1, _) => {
-                    assert_eq!(flags & END_STREAM, END_STREAM, "{path}: the head is all");
+                    assert_eq!(flags & END_STREAM, END_STREAM, "{path}: the response has headers only");
                     break;
                 }
                 (kind @ (RST_STREAM | GOAWAY), ..) => panic!("{path}: frame {kind}"),
@@ -273,7 +277,7 @@ fn an_answer_to_head_has_no_body_whoever_gives_it() {
 }
 
 #[test]
-fn who_takes_back_what_it_asked_for_is_sent_away() {
+fn rapid_resets_end_the_connection() {
     let upstreams = |_: &'static str| {
         vec![Recorder::with(Arc::new(|request, seen| {
             Box::pin(async move {
@@ -290,19 +294,19 @@ fn who_takes_back_what_it_asked_for_is_sent_away() {
         let stream = asked * 2 + 1;
         frames.head(stream, END_STREAM, &GET);
         if asked < 30 {
-            // Looked at already: the limit on what was not does not count it.
-            eventually("it is under way", || world.eu().upstream().seen().len() > asked as usize || asked >= 21);
+            // Wait, because h2's own limit counts only streams that are reset before they are accepted.
+            eventually("the upstream has the request", || world.eu().upstream().seen().len() > asked as usize || asked >= 21);
         }
         frames.send(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
     }
-    let sent_away = loop {
+    let is_ended = loop {
         match frames.next() {
             Some((GOAWAY, ..)) => break true,
             Some(_) => {}
             None => break true,
         }
     };
-    assert!(sent_away);
+    assert!(is_ended);
     assert!(world.eu().upstream().seen().len() <= 120, "{}", world.eu().upstream().seen().len());
 }
 
@@ -311,7 +315,7 @@ fn interim_answers_cross_regions_and_versions() {
     let early = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\nDomicile-Code: x\r\n\r\nHTTP/1.1 103 Early Hints\r\nDomicile-Data-Class: restricted\r\nLink: </secret.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(early)]), ..Plan::default() });
     for (region, hints) in [(world.eu(), 2), (world.us(), 1)] {
-        // What is labelled as another class stays where it may be.
+        // The hint that is labelled `restricted` does not leave eu-west.
         let answer = raw(region.http, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         assert_eq!(answer.matches("HTTP/1.1 103").count(), hints, "{answer}");
         assert!(
@@ -339,7 +343,7 @@ fn interim_answers_cross_regions_and_versions() {
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "ok");
 }
 
-/// An upstream whose every stream is answered by `answer`, which is told how many came before.
+/// An HTTP/2 upstream that calls `answer` for each stream, with the number of streams before it.
 fn scripted(answer: fn(usize, h2::server::SendResponse<Bytes>)) -> Recorder {
     let mut recorder = Recorder::start("scripted");
     recorder.crash();
@@ -363,12 +367,12 @@ fn scripted(answer: fn(usize, h2::server::SendResponse<Bytes>)) -> Recorder {
 }
 
 #[test]
-fn an_answer_that_breaks_off_is_not_whole_whatever_the_reason_given() {
+fn an_answer_that_is_reset_is_incomplete_whatever_the_error_code() {
     let half = |_, mut way_back: h2::server::SendResponse<Bytes>| {
         let mut body = way_back.send_response(Response::new(()), false).unwrap();
         body.send_data(Bytes::from_static(b"half"), false).unwrap();
         tokio::spawn(async move {
-            // Behind the data, not instead of it.
+            // Yield, so that the data is sent before the reset.
             tokio::task::yield_now().await;
             body.send_reset(h2::Reason::NO_ERROR);
         });
@@ -388,7 +392,7 @@ fn an_answer_that_breaks_off_is_not_whole_whatever_the_reason_given() {
 }
 
 #[test]
-fn what_an_upstream_has_not_looked_at_is_sent_again() {
+fn a_request_that_is_reset_by_refused_stream_is_sent_again() {
     let refused_once = |count, mut way_back: h2::server::SendResponse<Bytes>| {
         if count == 0 {
             way_back.send_reset(h2::Reason::REFUSED_STREAM);
@@ -397,7 +401,7 @@ fn what_an_upstream_has_not_looked_at_is_sent_again() {
         }
     };
     let world = World::planned(Plan { upstreams: Box::new(move |_| vec![scripted(refused_once)]), ..Plan::default() });
-    assert_eq!(crate::support::post(world.eu().http, "/users/alice/orders/1", &[], "").status, 200, "a write, and safe");
+    assert_eq!(crate::support::post(world.eu().http, "/users/alice/orders/1", &[], "").status, 200, "the write is repeated");
 }
 
 #[test]
@@ -414,7 +418,7 @@ fn an_upstream_that_switches_protocols_over_http2_is_malformed() {
 }
 
 #[test]
-fn who_expects_to_be_asked_for_its_body_is_asked() {
+fn over_http2_a_request_that_expects_100_continue_gets_it() {
     let world = World::start();
     for region in [world.eu(), world.us()] {
         let stream = runtime().block_on(async {
@@ -424,7 +428,7 @@ fn who_expects_to_be_asked_for_its_body_is_asked() {
             let request = Request::post("http://a.test/users/alice/orders/1").header("expect", "100-continue").body(()).unwrap();
             let (mut answer, mut body) = sender.ready().await.unwrap().send_request(request, false).unwrap();
             let asked = std::future::poll_fn(|cx| answer.poll_informational(cx));
-            let asked = tokio::time::timeout(PATIENCE, asked).await.expect("in time").unwrap().unwrap();
+            let asked = tokio::time::timeout(PATIENCE, asked).await.expect("100 Continue in time").unwrap().unwrap();
             assert_eq!(asked.status(), 100);
             body.send_data(Bytes::from_static(b"held back"), true).unwrap();
             answer.await.unwrap()
@@ -436,7 +440,7 @@ fn who_expects_to_be_asked_for_its_body_is_asked() {
 }
 
 #[test]
-fn over_http1_it_is_asked_for_its_body_only_if_that_is_wanted() {
+fn over_http1_100_continue_is_sent_only_if_the_body_is_wanted() {
     let world = World::start();
     for region in [world.eu(), world.us()] {
         let mut stream = TcpStream::connect(region.http).unwrap();
@@ -444,7 +448,7 @@ fn over_http1_it_is_asked_for_its_body_only_if_that_is_wanted() {
         let head =
             |path: &str| format!("POST {path} HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n");
         stream.write_all(head("/users/alice/orders/1").as_bytes()).unwrap();
-        // Not a byte of the body is sent before it is asked for.
+        // The client sends no byte of the body before 100 Continue.
         let mut asked = [0; 25];
         stream.read_exact(&mut asked).unwrap();
         assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -452,7 +456,7 @@ fn over_http1_it_is_asked_for_its_body_only_if_that_is_wanted() {
         let mut answer = [0; 15];
         stream.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"HTTP/1.1 200 OK");
-        // What is refused is not asked for its body.
+        // A refused request gets no 100 Continue.
         let mut refused = TcpStream::connect(region.http).unwrap();
         refused.set_read_timeout(Some(PATIENCE)).unwrap();
         refused.write_all(head("/account/1").as_bytes()).unwrap();
@@ -471,24 +475,24 @@ fn floods_end_their_own_connection_and_no_other() {
     type Flood<'a> = (&'a str, Box<dyn Fn(&mut Frames) + 'a>);
     let floods: Vec<Flood<'_>> = vec![
         (
-            "CONTINUATION without end",
+            "CONTINUATION frames without end",
             Box::new(|frames| {
                 frames.send(HEADERS, END_STREAM, 1, &literal(&GET));
                 (0..5000).for_each(|_| frames.send(9, 0, 1, &literal(&[("x", &"y".repeat(100))])));
             }),
         ),
         (
-            "streams that are made to be reset",
+            "streams that the server has to reset (CVE-2025-8671)",
             Box::new(|frames| {
                 for stream in (1..4001).step_by(2) {
                     frames.head(stream, 0, &post);
-                    // A window of nothing is an error of the stream.
+                    // A WINDOW_UPDATE of zero is a stream error (RFC 9113 section 6.9).
                     frames.send(8, 0, stream, &0_u32.to_be_bytes());
                 }
             }),
         ),
         (
-            "DATA without data",
+            "empty DATA frames",
             Box::new(|frames| {
                 frames.head(1, 0, &post);
                 (0..200_000).for_each(|_| frames.send(DATA, 0, 1, b""));
@@ -510,11 +514,11 @@ fn a_flood_of_control_frames_ends_its_connection_and_holds_up_nobody_else() {
     let world = World::start();
     for (it, kind, payload) in [("SETTINGS", SETTINGS, &b""[..]), ("PING", 6, b"12345678")] {
         let mut frames = Frames::open(world.eu().http);
-        // As many as an honest client may come to send.
+        // A number that an ordinary client may reach is allowed.
         (0..100).for_each(|_| frames.send(kind, 0, 0, payload));
         frames.head(1, END_STREAM, &GET);
         assert_eq!(frames.fate(1), Some(STATUS_200), "{it}");
-        // Every answer is read: nothing holds the flood back but that it is one.
+        // Read all responses, so that only the limit, and not backpressure, stops the flood.
         let mut answers = frames.0.try_clone().unwrap();
         let reader = std::thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
         let mut flood = Vec::new();
@@ -531,8 +535,8 @@ fn a_flood_of_control_frames_ends_its_connection_and_holds_up_nobody_else() {
     }
 }
 
-/// Takes one request with its body on the first connection, and says that it has not looked at it. What comes later goes to a
-/// server behind it.
+/// Reads one request with its body on the first connection, then sends GOAWAY with last stream 0: the request was not processed.
+/// Forwards all later connections to `behind`.
 fn refuses_once(behind: SocketAddr, taken: Arc<AtomicUsize>) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -540,7 +544,7 @@ fn refuses_once(behind: SocketAddr, taken: Arc<AtomicUsize>) -> SocketAddr {
         let (mut stream, _) = listener.accept().unwrap();
         stream.read_exact(&mut [0; PREFACE.len()]).unwrap();
         let mut frames = Frames(stream);
-        // SETTINGS_INITIAL_WINDOW_SIZE, and the window of the connection: a megabyte each.
+        // SETTINGS_INITIAL_WINDOW_SIZE is 1 MiB; the connection window grows by 1 MiB.
         frames.send(SETTINGS, 0, 0, &[0, 4, 0, 0x10, 0, 0]);
         frames.send(WINDOW_UPDATE, 0, 0, &[0, 0x10, 0, 0]);
         while let Some((kind, flags, _, payload)) = frames.next() {
@@ -548,7 +552,7 @@ fn refuses_once(behind: SocketAddr, taken: Arc<AtomicUsize>) -> SocketAddr {
                 taken.fetch_add(payload.len(), Ordering::Relaxed);
             }
             if kind == DATA && flags & END_STREAM != 0 {
-                // The last stream that it looked at, and NO_ERROR.
+                // Last stream 0, NO_ERROR.
                 frames.send(GOAWAY, 0, 0, &[0; 8]);
             }
         }
@@ -563,8 +567,8 @@ fn refuses_once(behind: SocketAddr, taken: Arc<AtomicUsize>) -> SocketAddr {
 }
 
 #[test]
-fn an_upload_that_an_upstream_says_it_has_not_looked_at_is_sent_again() {
-    for (size, is_kept) in [(50_000, true), (200_000, false)] {
+fn an_upload_that_an_upstream_did_not_process_is_sent_again_if_it_is_in_the_replay_buffer() {
+    for (size, is_buffered) in [(50_000, true), (200_000, false)] {
         let taken = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&taken);
         let upstream = move |name| {
@@ -584,19 +588,19 @@ fn an_upload_that_an_upstream_says_it_has_not_looked_at_is_sent_again() {
         let body: String = "0123456789".chars().cycle().take(size).collect();
         let answer = crate::support::send(world.us().http, http::Method::POST, "/users/alice/orders/1", &[], whole(body.clone()));
         let seen = world.eu().upstream().seen();
-        assert_eq!(taken.load(Ordering::Relaxed), size, "the first connection took all of it");
-        if is_kept {
+        assert_eq!(taken.load(Ordering::Relaxed), size, "the first connection received the whole body");
+        if is_buffered {
             assert_eq!((answer.text(), seen.len(), &seen[0].body[..]), ("taken", 1, body.as_bytes()));
         } else {
-            // More is not kept, and a write of which something is missing is not repeated.
+            // The body exceeds the replay buffer, so the write is not repeated.
             assert_eq!((answer.code().as_str(), seen.len()), ("upstream.bad_response", 0));
         }
     }
 }
 
 #[test]
-fn a_head_that_is_dripped_ends_the_connection_whatever_else_is_under_way() {
-    // An answer that never comes keeps a stream in flight.
+fn a_head_that_arrives_too_slowly_ends_the_connection_even_with_a_request_in_flight() {
+    // The upstream never responds, so a stream stays in flight.
     let upstreams = |_| {
         vec![Recorder::with(Arc::new(|request, seen| {
             Box::pin(async move {
@@ -608,7 +612,7 @@ fn a_head_that_is_dripped_ends_the_connection_whatever_else_is_under_way() {
     let extra = "limits: { header_timeout: 200ms }\n".to_owned();
     let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
     let head = literal(&GET);
-    // A head without its end, a frame without its end, the head of a frame without its end.
+    // HEADERS without END_HEADERS, an incomplete payload, and an incomplete frame header.
     for (flags, kept) in [(0, head.len()), (END_HEADERS, head.len() - 1), (END_HEADERS, 0)] {
         let mut frame = (head.len() as u32).to_be_bytes()[1..].to_vec();
         frame.extend([HEADERS, flags, 0, 0, 0, 3]);
@@ -639,7 +643,7 @@ fn limits_on_heads_and_streams_hold_over_http2() {
         frames.head(1, END_STREAM, fields);
         frames.fate(1)
     };
-    // Statuses as HPACK has them: 200 by its index, others as text behind the name's index.
+    // HPACK encodes status 200 as one indexed byte, and a status outside the static table as text after the name's index.
     let ok = Some(0x88);
     assert_eq!(ask(&GET), ok);
     let many: Vec<_> = GET.iter().copied().chain(std::iter::repeat_n(("x-a", "b"), 21)).collect();
@@ -651,7 +655,7 @@ fn limits_on_heads_and_streams_hold_over_http2() {
         assert_ne!(ask(&fields), ok, "{what}");
     }
     assert_eq!(world.eu().upstream().seen().len(), before);
-    // One stream more than is allowed, all of them waiting.
+    // Opens one stream more than the limit; no stream gets a response.
     let wait: Vec<_> =
         GET.iter().map(|(name, value)| (*name, if *name == ":path" { "/users/alice/orders/wait" } else { *value })).collect();
     let mut frames = Frames::open(world.eu().http);
@@ -659,22 +663,22 @@ fn limits_on_heads_and_streams_hold_over_http2() {
         frames.head(index * 2 + 1, END_STREAM, &wait);
     }
     let refused = loop {
-        match frames.next().expect("the connection stays") {
+        match frames.next().expect("the connection stays open") {
             (RST_STREAM, _, stream, reason) => break (stream, reason),
-            (GOAWAY, ..) => panic!("the connection stays"),
+            (GOAWAY, ..) => panic!("the connection is closed"),
             _ => {}
         }
     };
-    assert_eq!(refused, (9, 7_u32.to_be_bytes().to_vec()), "REFUSED_STREAM: it may be asked again");
-    eventually("four are served", || world.eu().upstream().seen().len() == before + 4);
+    assert_eq!(refused, (9, 7_u32.to_be_bytes().to_vec()), "REFUSED_STREAM, so the client may retry");
+    eventually("four requests reach the upstream", || world.eu().upstream().seen().len() == before + 4);
 }
 
-/// As long as [`literal`] writes.
+/// A value of 120 bytes; [`literal`] encodes at most 126.
 const LONG: &str =
     "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890";
 
 #[test]
-fn who_takes_an_answer_drop_by_drop_gets_no_more_of_it() {
+fn an_answer_that_is_read_below_the_minimum_rate_is_reset() {
     let upstreams = |_| {
         vec![Recorder::with(Arc::new(|request, seen| {
             Box::pin(async move {
@@ -687,7 +691,7 @@ fn who_takes_an_answer_drop_by_drop_gets_no_more_of_it() {
     let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
     for region in [world.eu(), world.us()] {
         let mut frames = Frames::open(region.http);
-        // No room on any stream, until it is made: a byte at a time.
+        // The initial stream window is zero, and the client opens it one byte at a time.
         frames.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
         frames.head(1, END_STREAM, &GET);
         let mut taken = 0;
@@ -697,7 +701,7 @@ fn who_takes_an_answer_drop_by_drop_gets_no_more_of_it() {
                 Some((HEADERS, ..)) => frames.send(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes()),
                 Some((DATA, flags, _, payload)) => {
                     taken += payload.len();
-                    assert!(flags & END_STREAM == 0, "all of it was taken");
+                    assert!(flags & END_STREAM == 0, "the whole response was read");
                     frames.send(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes());
                 }
                 Some(_) => {}
@@ -705,7 +709,7 @@ fn who_takes_an_answer_drop_by_drop_gets_no_more_of_it() {
             }
         };
         assert!(is_reset && taken < 1 << 20, "{taken} bytes taken at {}", region.name);
-        // The connection, and whatever else is on it, goes on.
+        // The connection stays open and serves other streams.
         frames.send(SETTINGS, 0, 0, &[0, 4, 0, 0x20, 0, 0]);
         frames.head(3, END_STREAM, &GET);
         assert_eq!(frames.fate(3), Some(STATUS_200));

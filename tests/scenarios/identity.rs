@@ -1,4 +1,4 @@
-//! Who the caller is: what verifies counts, what does not is nobody.
+//! Caller identity: only tokens and sealed cookies that verify prove a user.
 
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine};
 use http::{Method, StatusCode};
@@ -22,7 +22,7 @@ fn keys(secret: &[u8]) -> String {
     json!({ "keys": [{ "kty": "oct", "k": BASE64_URL_SAFE_NO_PAD.encode(secret) }] }).to_string()
 }
 
-/// A world whose users prove themselves by tokens, and are remembered by a sealed cookie.
+/// A world that identifies users by tokens and by the sealed cookie (`hint`).
 fn world() -> World {
     let keys_of_tokens = tempfile::NamedTempFile::new().unwrap().into_temp_path().keep().unwrap();
     let keys_of_seals = keys_of_tokens.with_extension("seal");
@@ -46,21 +46,35 @@ fn world() -> World {
 }
 
 #[test]
-fn a_verified_token_names_the_user_and_any_other_names_nobody() {
+fn a_verified_token_names_the_user_and_any_other_is_refused() {
     let world = world();
     let ask = |authorization: &str| get(world.eu().http, "/account/1", &[("authorization", authorization)]);
     let sound = token("alice", "", SECRET);
     assert_eq!((ask(&sound).text(), ask(&sound).text()), ("eu-west", "eu-west"));
-    for forged in [token("alice", "", b"another secret of forty bytes or more..."), "Bearer x".into(), String::new()] {
-        assert_eq!(ask(&forged).code(), "home.unresolved", "{forged}");
+    assert_eq!(ask("").code(), "home.unresolved", "an empty field presents nothing");
+    let forged = token("alice", "", b"another secret of forty bytes or more...");
+    for bad in [&*forged, "Bearer x", &format!("Bearer  {}", &sound[7..]), &format!("{sound}, Basic eA==")] {
+        let answer = ask(bad);
+        assert_eq!((answer.status, answer.code().as_str()), (StatusCode::UNAUTHORIZED, "token.unverified"), "{bad}");
+        assert_eq!(answer.headers["www-authenticate"], "Bearer error=\"invalid_token\"");
     }
-    // What cannot be verified gives way to what is merely claimed.
+    // The `uid` cookie does not stand in for a token that does not verify.
     let fields = [("authorization", "Bearer x"), ("cookie", "uid=alice")];
-    assert_eq!(get(world.eu().http, "/account/1", &fields).code(), "residency.evidence_too_weak");
+    assert_eq!(get(world.eu().http, "/profile/1", &fields).code(), "token.unverified");
+    let twice = [("authorization", &*sound), ("authorization", &*sound)];
+    assert_eq!(get(world.eu().http, "/account/1", &twice).code(), "token.unverified");
+    let basic = ask("Basic dXNlcjpwYXNz");
+    assert_eq!((basic.status, basic.code().as_str()), (StatusCode::UNAUTHORIZED, "token.other_credential"));
+    assert_eq!(world.eu().upstream().seen().len(), 2, "the app server saw the requests with a sound token alone");
+    // Data that may be anywhere is served, but the app server does not see a token that does not verify.
+    assert_eq!(get(world.eu().http, "/feed/1", &[("authorization", &forged)]).text(), "eu-west");
+    assert!(!world.eu().upstream().seen()[2].headers.contains_key("authorization"));
+    assert_eq!(get(world.eu().http, "/feed/1", &[("authorization", "Basic eA==")]).text(), "eu-west");
+    assert!(world.eu().upstream().seen()[3].headers.contains_key("authorization"));
     let metrics = world.eu().metrics();
     assert!(metrics.contains("domicile_tokens_total{result=\"verified\"} 1"), "{metrics}");
     assert!(metrics.contains("domicile_tokens_total{result=\"remembered\"} 1"), "{metrics}");
-    assert!(metrics.contains("domicile_tokens_total{result=\"bad_signature\"} 1"), "{metrics}");
+    assert!(metrics.contains("domicile_tokens_total{result=\"bad_signature\"} 2"), "{metrics}");
 }
 
 #[test]
@@ -75,7 +89,7 @@ fn a_claim_names_the_home_and_the_owner_verifies_it_again() {
         (StatusCode::SERVICE_UNAVAILABLE, "home.unknown_region")
     );
     assert_eq!(get(world.eu().http, "/signed/1", &[]).code(), "home.unresolved");
-    // An owner with other keys believes no word of it.
+    // An owner with other keys does not accept the claim.
     let text = std::fs::read_to_string(&world.us().config).unwrap();
     let file = text.split("token: { keys: \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
     let other = format!("{file}.other");
@@ -95,10 +109,10 @@ fn keys_are_read_again_and_bad_ones_are_not() {
     let new: &[u8] = b"a new shared secret, forty bytes or more";
     let ask = |secret: &[u8]| get(world.eu().http, "/account/1", &[("authorization", &token("alice", "", secret))]).status;
     std::fs::write(&file, "{}").unwrap();
-    assert!(world.eu().reload().unwrap_err().contains("the token keys of before are kept"));
+    assert!(world.eu().reload().unwrap_err().contains("the previous token keys are kept"));
     assert_eq!(ask(SECRET), StatusCode::OK);
     std::fs::write(&file, keys(new)).unwrap();
-    eventually("the new keys count and the old do not", || ask(new) == StatusCode::OK && ask(SECRET) == StatusCode::FORBIDDEN);
+    eventually("only the new keys are accepted", || ask(new) == StatusCode::OK && ask(SECRET) == StatusCode::UNAUTHORIZED);
 }
 
 #[test]
@@ -118,21 +132,21 @@ fn a_sealed_cookie_remembers_who_was_proven_and_serves_nobody_else() {
     let sealed = cookie.split(';').next().unwrap();
     let again = ask(&[("cookie", &format!("a=b; {sealed}"))]);
     assert_eq!((again.status, again.headers.get("set-cookie")), (StatusCode::OK, None));
-    assert_eq!(world.eu().upstream().seen().last().unwrap().headers["cookie"], "a=b", "it is between the client and us");
+    assert_eq!(world.eu().upstream().seen().last().unwrap().headers["cookie"], "a=b", "the sealed cookie is not forwarded");
     let (head, tail) = sealed.split_at(sealed.len() - 20);
     let forged = format!("{head}{}", tail.chars().rev().collect::<String>());
     assert_eq!(ask(&[("cookie", &forged)]).status, StatusCode::FORBIDDEN);
-    // Another user's token, and another's claim, are stronger than a cookie that is not theirs.
+    // A token or a `uid` cookie of another user outranks the sealed cookie.
     assert_ne!(ask(&[("cookie", sealed), ("authorization", &token("bob", "", SECRET))]).status, StatusCode::OK);
     assert_eq!(ask(&[("cookie", &format!("{sealed}; uid=bob"))]).code(), "residency.evidence_too_weak");
-    assert_eq!(first.headers["cache-control"], "private", "nobody keeps it for others");
-    // Who shows a token that proves nothing is nobody, whatever it has proven before.
+    assert_eq!(first.headers["cache-control"], "private", "shared caches must not store it");
+    // A sealed cookie does not count beside a token that does not verify.
     for bad in [token("alice", "", b"another secret that is long enough!"), "a.b.c".into()] {
         let bad = if bad.starts_with("Bearer") { bad } else { format!("Bearer {bad}") };
-        assert_eq!(ask(&[("cookie", sealed), ("authorization", &bad)]).status, StatusCode::FORBIDDEN);
+        assert_eq!(ask(&[("cookie", sealed), ("authorization", &bad)]).status, StatusCode::UNAUTHORIZED);
     }
-    assert_eq!(get(world.eu().http, "/account/1", &[("cookie", sealed)]).status, StatusCode::FORBIDDEN, "nor is it taken there");
-    // In the clear there is no cookie to give.
+    assert_eq!(get(world.eu().http, "/account/1", &[("cookie", sealed)]).status, StatusCode::FORBIDDEN, "not over cleartext");
+    // Responses over cleartext set no sealed cookie.
     let plain = get(world.eu().http, "/account/1", &[("authorization", &token("alice", "", SECRET))]);
     assert_eq!((plain.status, plain.headers.get("set-cookie")), (StatusCode::OK, None));
 }
@@ -168,32 +182,32 @@ fn a_sealed_cookie_saves_the_next_lookup_until_the_table_says_something_else() {
     let (alice, bob) = (token("alice", "", SECRET), token("bob", "", SECRET));
     let sealed = cookie_of(&ask("/profile/1", &[("authorization", &alice)]));
     assert_eq!(lookups(), [1, 0]);
-    // Alone, and beside the token that it was given for.
+    // The cookie alone, and together with the token of the same user.
     for fields in [&[("cookie", &*sealed)][..], &[("cookie", &sealed), ("authorization", &alice)]] {
         let again = ask("/profile/1", fields);
         assert_eq!((again.text(), again.headers.get("set-cookie")), ("eu-west", None));
     }
-    assert_eq!(lookups(), [1, 2], "it was not asked");
-    // What needs a record, and what is another user's, is asked for.
+    assert_eq!(lookups(), [1, 2], "the directory was not asked");
+    // A class that needs a record, and a path that names another user, cause a lookup.
     assert_eq!(ask("/account/1", &[("cookie", &sealed)]).text(), "eu-west");
     assert_eq!(ask("/users/bob/orders/1", &[("cookie", &sealed)]).text(), "us-east");
     assert_eq!(lookups(), [3, 2]);
-    // A peer that knows better is stronger than the cookie.
+    // If the peer's directory disagrees, the cookie does not decide.
     let sealed_of_bob = cookie_of(&ask("/profile/1", &[("authorization", &bob)]));
     move_to(world.us(), "bob", "ap-northeast");
     let before = world.us().upstream().seen().len();
     assert_eq!(ask("/profile/1", &[("cookie", &sealed_of_bob)]).code(), "peer.disagree");
-    assert_eq!(lookups(), [5, 3], "asked again, and of the table");
+    assert_eq!(lookups(), [4, 3], "a request is counted once, whether or not its second attempt asks the directory");
     assert_eq!(world.us().upstream().seen().len(), before);
-    // The table wins as soon as it says something else.
+    // A changed user table outranks the cookie at once.
     move_to(world.us(), "alice", "us-east");
     move_to(world.eu(), "alice", "us-east");
     let moved = ask("/profile/1", &[("cookie", &sealed), ("authorization", &alice)]);
     assert_eq!(moved.text(), "us-east");
-    assert_eq!(lookups(), [6, 3]);
+    assert_eq!(lookups(), [5, 3]);
     let renewed = cookie_of(&moved);
     assert_eq!(ask("/profile/1", &[("cookie", &renewed)]).text(), "us-east");
+    assert_eq!(lookups(), [5, 4]);
+    assert_eq!(ask("/profile/1", &[("cookie", &sealed)]).text(), "us-east", "an old cookie still proves the user");
     assert_eq!(lookups(), [6, 4]);
-    assert_eq!(ask("/profile/1", &[("cookie", &sealed)]).text(), "us-east", "an old cookie still proves who it is");
-    assert_eq!(lookups(), [7, 4]);
 }

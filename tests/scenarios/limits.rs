@@ -1,4 +1,4 @@
-//! What is too much or too slow costs whoever sends it, and nobody else.
+//! Limits on rates, sizes, times and counts: exceeding one affects only the client or upstream that exceeds it.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::support::{PATIENCE, Plan, Recorder, World, eventually, get, http2, post, read, remember, request, runtime, whole};
 
-/// An upstream that answers when it is told to.
+/// An upstream that responds to one request for each notification on `release`.
 fn held(release: &Arc<Notify>) -> impl Fn(&'static str) -> Vec<Recorder> + use<> {
     let release = Arc::clone(release);
     move |_| {
@@ -43,24 +43,24 @@ fn a_stream_whose_reader_stops_is_ended_and_its_connection_goes_on() {
         let target =
             |path: &str| request(Method::GET, &format!("https://localhost/users/alice/orders/{path}"), "", &[], whole(""));
         let stopped = sender.send_request(target("large")).await.unwrap();
-        let told = || world.eu().sum_of("domicile_requests_total") >= 1.0;
-        tokio::task::block_in_place(|| eventually("it is given up", told));
+        let is_ended = || world.eu().sum_of("domicile_requests_total") >= 1.0;
+        tokio::task::block_in_place(|| eventually("the stalled stream is ended", is_ended));
         let other = read(sender.send_request(target("small")).await.unwrap()).await.unwrap();
         assert_eq!(other.text(), "small");
-        assert!(read(stopped).await.is_err(), "what was cut is not whole");
+        assert!(read(stopped).await.is_err(), "the cut response is not complete");
     });
 }
 
 #[test]
-fn a_slow_reader_is_cut_by_the_least_rate() {
+fn a_slow_reader_is_cut_by_the_minimum_rate() {
     let extra = "limits: { body_rate: 1GiB, body_rate_grace: 100ms }\n".to_owned();
     let world = World::planned(Plan { upstreams: Box::new(large), extra, ..Plan::default() });
     let mut slow = TcpStream::connect(world.eu().http).unwrap();
     slow.write_all(b"GET /users/alice/orders/large HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     slow.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert!(slow.read(&mut [0; 64]).unwrap() > 0, "it is being served");
+    assert!(slow.read(&mut [0; 64]).unwrap() > 0, "the response has begun");
     let none = format!("domicile_connections{{listener=\"{}\"}} 0", world.eu().http);
-    eventually("it is cut", || world.eu().metrics().contains(&none));
+    eventually("the connection is closed", || world.eu().metrics().contains(&none));
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn a_connection_serves_so_many_requests_and_no_more() {
                 tokio::task::yield_now().await
             }
         };
-        tokio::time::timeout(PATIENCE, gone).await.expect("the client is told to open another");
+        tokio::time::timeout(PATIENCE, gone).await.expect("the connection gets GOAWAY");
     });
 }
 
@@ -93,7 +93,7 @@ fn the_newest_work_is_shed_and_the_admin_port_stays() {
         let world = World::planned(Plan { upstreams: Box::new(held(&release)), extra: extra.into(), ..Plan::default() });
         let address = world.eu().http;
         let first = std::thread::spawn(move || get(address, "/users/alice/orders/1", &[]));
-        eventually("the first is under way", || world.eu().upstream().seen().len() == 1);
+        eventually("the first request is in flight", || world.eu().upstream().seen().len() == 1);
         let second = post(address, "/users/alice/orders/1", &[], "x");
         assert_eq!((second.status, second.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "proxy.overloaded"), "{extra}");
         assert!(second.headers.contains_key("retry-after"));
@@ -101,33 +101,33 @@ fn the_newest_work_is_shed_and_the_admin_port_stays() {
         release.notify_one();
         assert_eq!(first.join().unwrap().text(), "released");
         release.notify_one();
-        assert_eq!(get(address, "/users/alice/orders/1", &[]).text(), "released", "it recovers by itself");
+        assert_eq!(get(address, "/users/alice/orders/1", &[]).text(), "released", "the next request is accepted again");
         assert_eq!(world.eu().upstream().seen().len(), 2);
     }
 }
 
 #[test]
-fn who_waits_for_a_full_upstream_is_served_in_turn() {
+fn a_request_queued_for_a_full_upstream_is_served_in_turn() {
     let release = Arc::new(Notify::new());
     let extra = "upstreams: { requests: 1, queue: 1, queue_timeout: 30s }\n".to_owned();
     let world = World::planned(Plan { upstreams: Box::new(held(&release)), extra, ..Plan::default() });
     let address = world.eu().http;
     let ask = move || std::thread::spawn(move || get(address, "/users/alice/orders/1", &[]));
     let first = ask();
-    eventually("the first is under way", || world.eu().upstream().seen().len() == 1);
-    // One of these finds a place in the queue, the other none.
+    eventually("the first request is in flight", || world.eu().upstream().seen().len() == 1);
+    // The queue has room for only one of these requests.
     let others = [ask(), ask()];
-    eventually("one is shed", || others.iter().any(std::thread::JoinHandle::is_finished));
+    eventually("one request is refused", || others.iter().any(std::thread::JoinHandle::is_finished));
     release.notify_one();
     assert_eq!(first.join().unwrap().text(), "released");
-    eventually("the next is under way", || world.eu().upstream().seen().len() == 2);
+    eventually("the queued request is in flight", || world.eu().upstream().seen().len() == 2);
     release.notify_one();
     let statuses = others.map(|other| other.join().unwrap().status.as_u16());
     assert!(statuses == [200, 503] || statuses == [503, 200], "{statuses:?}");
 }
 
 #[test]
-fn an_upstream_that_keeps_failing_is_left_alone() {
+fn an_upstream_that_keeps_failing_is_ejected() {
     let upstreams = |name: &'static str| {
         let failing = Recorder::with(Arc::new(|request, seen| {
             Box::pin(async move {
@@ -141,7 +141,7 @@ fn an_upstream_that_keeps_failing_is_left_alone() {
     };
     let extra = "upstreams: { ejection: { after: 3, for: 1h } }\n".to_owned();
     let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
-    eventually("it has failed three times in a row", || {
+    eventually("the first upstream has failed three times", || {
         get(world.eu().http, "/users/alice/orders/1", &[]);
         world.eu().upstreams[0].seen().len() == 3
     });
@@ -151,7 +151,7 @@ fn an_upstream_that_keeps_failing_is_left_alone() {
         assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "eu-west");
     }
     assert_eq!(world.eu().upstreams[0].seen().len(), 3);
-    // The other may not be ejected besides, whatever it does: that would be all of them.
+    // The other upstream is not ejected as well, because then none would be left.
     world.eu().upstreams[1].crash();
     for _ in 0..10 {
         assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).status.as_u16() / 100, 5);
@@ -165,14 +165,14 @@ fn so_many_connections_are_served_and_no_more() {
     let world = World::planned(Plan { extra: "limits: { connections: 2 }\n".into(), ..Plan::default() });
     let held: Vec<_> = (0..2).map(|_| TcpStream::connect(world.eu().http).unwrap()).collect();
     let two = format!("domicile_connections{{listener=\"{}\"}} 2", world.eu().http);
-    eventually("both are open", || world.eu().metrics().contains(&two));
+    eventually("both connections are open", || world.eu().metrics().contains(&two));
     let mut third = TcpStream::connect(world.eu().http).unwrap();
     third.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!(third.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed without a word");
+    assert_eq!(third.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed without a response");
     assert_eq!(world.us().metrics().matches("connections_refused_total{reason=\"connections\"} 1").count(), 0);
     assert!(world.eu().metrics().contains("domicile_connections_refused_total{reason=\"connections\"} 1"));
     drop(held);
-    eventually("there is room again", || {
+    eventually("a new connection is served", || {
         runtime()
             .block_on(crate::support::try_send(world.eu().http, Method::GET, "/users/alice/orders/1", &[], whole("")))
             .is_ok()
@@ -182,7 +182,7 @@ fn so_many_connections_are_served_and_no_more() {
 #[test]
 fn a_handshake_that_stands_still_is_not_waited_for() {
     let world = World::planned(Plan { extra: "limits: { header_timeout: 200ms }\n".into(), ..Plan::default() });
-    // The ports for clients and for peers; nothing said, and the beginning of a record.
+    // On the ports for clients and for peers: a client that sends nothing, and one that sends an incomplete TLS record.
     for address in [world.eu().https, world.eu().peers] {
         for said in [&b""[..], b"\x16\x03\x01\x02"] {
             let mut silent = TcpStream::connect(address).unwrap();
@@ -191,25 +191,25 @@ fn a_handshake_that_stands_still_is_not_waited_for() {
             let end = silent.read(&mut [0; 1]);
             assert!(
                 matches!(end, Ok(0)) || end.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset),
-                "it is closed"
+                "the connection is closed"
             );
         }
     }
 }
 
 #[test]
-fn so_many_handshakes_are_under_way_and_no_more() {
+fn so_many_handshakes_are_in_progress_and_no_more() {
     let world = World::planned(Plan { extra: "limits: { handshakes: 1, header_timeout: 60s }\n".into(), ..Plan::default() });
-    // It says nothing, so its handshake is under way for as long as it likes.
+    // This client sends nothing, so its handshake stays in progress.
     let silent = TcpStream::connect(world.eu().https).unwrap();
     let one = format!("domicile_connections{{listener=\"{}\"}} 1", world.eu().https);
-    eventually("it is open", || world.eu().metrics().contains(&one));
+    eventually("the first connection is open", || world.eu().metrics().contains(&one));
     let mut second = TcpStream::connect(world.eu().https).unwrap();
     second.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!(second.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed");
+    assert_eq!(second.read(&mut [0; 1]).unwrap_or(0), 0, "the second connection is closed");
     drop(silent);
     let none = format!("domicile_connections{{listener=\"{}\"}} 0", world.eu().https);
-    eventually("the first has gone", || world.eu().metrics().contains(&none));
+    eventually("the first connection is closed", || world.eu().metrics().contains(&none));
     runtime().block_on(async {
         let mut sender = http2(&world, world.eu().https, "localhost").await;
         let ask = request(Method::GET, "https://localhost/users/alice/orders/1", "", &[], whole(""));
@@ -234,7 +234,7 @@ fn one_connection_holds_so_much_and_no_more() {
     let mut stream = TcpStream::connect(world.eu().http).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00").unwrap();
-    // What may be sent on a connection beyond the 65,535 bytes that every one begins with.
+    // The first WINDOW_UPDATE of the connection adds to the initial window of 65,535 bytes.
     let mut frames = Vec::new();
     let window = loop {
         let mut piece = [0; 4096];
@@ -250,7 +250,7 @@ fn one_connection_holds_so_much_and_no_more() {
 }
 
 #[test]
-fn who_falls_silent_in_the_middle_of_a_body_is_not_waited_for() {
+fn a_body_that_stalls_is_cut_off() {
     let silent = |name| {
         vec![if name == "eu-west" {
             Recorder::raw("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
@@ -258,14 +258,14 @@ fn who_falls_silent_in_the_middle_of_a_body_is_not_waited_for() {
             Recorder::start(name)
         }]
     };
-    // Without a least rate, silence alone ends it.
+    // Without a minimum rate, only the idle timeout ends the body.
     let extra = "limits: { idle_timeout: 200ms, body_rate: 0B }\n".to_owned();
     let world = World::planned(Plan { upstreams: Box::new(silent), extra: extra.clone(), ..Plan::default() });
     for region in [world.eu(), world.us()] {
         let answer = crate::support::raw(region.http, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n");
         assert!(
             answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\nhalf"),
-            "it is cut, and nothing made up: {answer}"
+            "the response is cut off, and nothing is added: {answer}"
         );
     }
     let world = World::planned(Plan { extra, ..Plan::default() });

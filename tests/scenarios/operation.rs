@@ -1,4 +1,4 @@
-//! Reload, drain, start with mistakes, metrics: the operator's side.
+//! Operation: reload, drain, start with a wrong configuration, metrics.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,25 +18,25 @@ fn a_changed_user_table_is_swapped_in_and_a_broken_one_is_not() {
     let users = world.folder.path().join("users-eu-west.csv");
     let home = || get(world.eu().http, "/users/dora/orders/1", &[]).status;
     assert_eq!(home(), StatusCode::FORBIDDEN);
-    // Nobody is told: the file is watched.
+    // The test triggers no reload: the file is watched.
     std::fs::write(&users, format!("{USERS}dora,eu-west\n")).unwrap();
     eventually("dora is known", || home() == StatusCode::OK);
     std::fs::write(&users, "user,home\ndora,atlantis\n").unwrap();
     eventually("the broken table is refused", || world.eu().metrics().contains("domicile_reloads_total{result=\"partly\"} 1"));
     assert_eq!(home(), StatusCode::OK, "the old table stays");
     let error = world.eu().reload().unwrap_err();
-    assert!(error.contains("line 2: unknown region `atlantis`") && error.contains("the user table of before is kept"), "{error}");
+    assert!(error.contains("line 2: unknown region `atlantis`") && error.contains("the previous user table is kept"), "{error}");
 }
 
 #[test]
-fn a_broken_reload_changes_nothing_and_says_everything() {
+fn a_broken_reload_changes_nothing_and_reports_the_mistake() {
     let world = World::start();
     let sound = std::fs::read_to_string(&world.eu().config).unwrap();
     for (old, new, expected) in [
         ("data: restricted, home", "data: resticted, home", "did you mean `restricted`?"),
         ("region: eu-west\n", "region: us-east\n", "`region` cannot change while the process runs"),
         ("site.pem", "absent.pem", "absent.pem`: cannot read the certificate"),
-        ("ca.pem", "site.key", "site.key`: holds no certificate"),
+        ("ca.pem", "site.key", "site.key`: contains no certificate"),
     ] {
         std::fs::write(&world.eu().config, sound.replacen(old, new, 1)).unwrap();
         let error = world.eu().reload().unwrap_err();
@@ -70,7 +70,7 @@ fn no_request_is_lost_in_twenty_reloads() {
         world.us().reload().unwrap();
         world.eu().reload().unwrap();
         let before = served.load(Ordering::Relaxed);
-        eventually("requests go on", || served.load(Ordering::Relaxed) > before + 2);
+        eventually("requests are still served", || served.load(Ordering::Relaxed) > before + 2);
     }
     stop.store(true, Ordering::Relaxed);
     runtime().block_on(async {
@@ -100,7 +100,7 @@ fn a_listener_that_a_reload_adds_accepts_and_one_that_it_removes_does_not() {
 #[test]
 fn certificates_follow_the_name_and_are_replaced_without_a_restart() {
     let world = World::start();
-    // The client itself refuses a certificate of another name.
+    // The TLS client refuses a certificate for another name.
     let leaf = |name: &str| {
         let stream = runtime().block_on(tls(&world, world.eu().https, name, &[b"h2"]));
         stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
@@ -130,7 +130,7 @@ fn a_corrupt_geoip_database_is_not_swapped_in() {
     world.eu().reload().unwrap();
     std::fs::write(&own, b"half a file").unwrap();
     let error = world.eu().reload().unwrap_err();
-    assert!(error.contains("the GeoIP database of before is kept") && error.contains("is no MMDB database"), "{error}");
+    assert!(error.contains("the previous GeoIP database is kept") && error.contains("is not an MMDB database"), "{error}");
     assert_eq!(get(world.eu().http, "/profile/me", &[("x-forwarded-for", "91.64.0.1")]).text(), "eu-west");
 }
 
@@ -140,12 +140,12 @@ fn a_drain_ends_at_its_deadline() {
     plan.extra = "limits: { drain: 300ms }\n".into();
     let mut world = World::planned(plan);
     let stuck = runtime().spawn(try_send(world.eu().http, Method::GET, "/users/alice/orders/1", &[], whole("")));
-    eventually("it is with the upstream", || world.eu().upstream().seen().len() == 1);
+    eventually("the upstream has the request", || world.eu().upstream().seen().len() == 1);
     world.regions[0].app.take().unwrap().shut_down();
-    assert!(runtime().block_on(stuck).unwrap().is_err(), "what never ends is cut");
+    assert!(runtime().block_on(stuck).unwrap().is_err(), "the unfinished request is cut off");
 }
 
-/// Upstreams that answer when they are let.
+/// Upstreams that respond to one request for each permit of the gate.
 fn gated() -> (Plan, Arc<tokio::sync::Semaphore>) {
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     let opened = Arc::clone(&gate);
@@ -175,7 +175,7 @@ fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
     let mut http2 = runtime().block_on(http2(&world, https, "localhost"));
     let sent = http2.send_request(request(Method::GET, "https://localhost/users/alice/orders/2", "", &[], whole("")));
     let over_http2 = runtime().spawn(async move { read(sent.await.map_err(|error| error.to_string())?).await });
-    eventually("both are with the upstream", || world.eu().upstream().seen().len() == 2);
+    eventually("the upstream has both requests", || world.eu().upstream().seen().len() == 2);
     let app = world.regions[0].app.take().unwrap();
     app.drain();
     world.us().wait_for_health("eu-west", "draining");
@@ -183,7 +183,7 @@ fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
     eventually("readiness is red", || get(admin, "/readyz", &[]).status == StatusCode::SERVICE_UNAVAILABLE);
     assert!(get(admin, "/readyz", &[]).text().contains("draining"));
     eventually("the port is closed", || TcpStream::connect(http).is_err());
-    eventually("HTTP/2 is told to go away", || {
+    eventually("the HTTP/2 connection gets GOAWAY", || {
         runtime().block_on(async {
             http2.ready().await.is_err()
                 || http2.send_request(request(Method::GET, "https://localhost/", "", &[], whole(""))).await.is_err()
@@ -197,7 +197,7 @@ fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
 }
 
 #[test]
-fn what_waits_in_the_accept_queue_is_still_served_when_the_drain_begins() {
+fn connections_in_the_accept_queue_are_served_when_the_drain_begins() {
     let mut world = World::start();
     let mut waiting: Vec<_> = (0..20).map(|_| TcpStream::connect(world.eu().http).unwrap()).collect();
     for stream in &mut waiting {
@@ -214,7 +214,7 @@ fn what_waits_in_the_accept_queue_is_still_served_when_the_drain_begins() {
 }
 
 #[test]
-fn what_cannot_be_served_is_said_at_start() {
+fn a_configuration_that_cannot_be_served_is_refused_at_start() {
     let sound = World::prepare(&Plan::default());
     let config = std::fs::read_to_string(&sound.regions[0].config).unwrap();
     let folder = sound.folder.path();
@@ -226,11 +226,11 @@ fn what_cannot_be_served_is_said_at_start() {
     let plain = format!("- address: \"{}\"", sound.regions[0].http);
     let (http, folder_text) = (sound.regions[0].http.to_string(), folder.display().to_string());
     for (old, new, expected) in [
-        (geoip.as_str(), format!("{folder_text}/corrupt.mmdb"), "corrupt.mmdb`: is no MMDB database"),
+        (geoip.as_str(), format!("{folder_text}/corrupt.mmdb"), "corrupt.mmdb`: is not an MMDB database"),
         (geoip.as_str(), format!("{folder_text}/absent.mmdb"), "absent.mmdb`: cannot read the GeoIP database"),
         ("users-eu-west.csv", "strangers.csv".into(), "strangers.csv`: line 2: unknown region `atlantis`"),
-        ("site.pem", "garbage.pem".into(), "garbage.pem`: is no PEM file of certificates"),
-        ("site.key", "eu-west.key".into(), "is not the key of the certificate"),
+        ("site.pem", "garbage.pem".into(), "garbage.pem`: is not a PEM file of certificates"),
+        ("site.key", "eu-west.key".into(), "does not match the certificate"),
         ("site.key", "absent.key".into(), "absent.key`: cannot read the private key"),
         (
             http.as_str(),
@@ -244,7 +244,7 @@ fn what_cannot_be_served_is_said_at_start() {
         ),
     ] {
         let file = folder.join("mistake.yaml");
-        // The admin port of the world is claimed; any will do.
+        // The ports of the world are already claimed, so the kernel chooses other ones.
         let text = config
             .replacen(old, &new, 1)
             .replace(&format!("admin: {{ address: \"{}\" }}", sound.regions[0].admin), "admin: { address: \"127.0.0.1:0\" }");
@@ -254,7 +254,7 @@ fn what_cannot_be_served_is_said_at_start() {
         std::fs::write(&file, text).unwrap();
         let error = App::start(Launch { config: file, ..Launch::default() })
             .err()
-            .unwrap_or_else(|| panic!("{new} was taken"))
+            .unwrap_or_else(|| panic!("{new} was accepted"))
             .to_string();
         assert!(error.contains(expected), "{new}: {error}");
     }
@@ -296,7 +296,7 @@ fn the_control_plane_explains_what_the_data_plane_does() {
     }
     for (query, expected) in [
         ("", "the parameter `url` is missing"),
-        ("?url=http://a/&ip=x", "`x` is no address"),
+        ("?url=http://a/&ip=x", "`x` is not a valid IP address"),
         ("?url=http://a/&colour=red", "unknown parameter `colour`"),
         ("?url=http://a/%25252e", "ambiguous or malformed"),
     ] {
@@ -307,7 +307,7 @@ fn the_control_plane_explains_what_the_data_plane_does() {
 }
 
 #[test]
-fn every_file_that_cannot_be_used_is_told_at_once() {
+fn every_unusable_file_is_reported_at_once() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/every-option.yaml");
     let today = domicile::model::day::Day::parse("2026-06-01").unwrap();
     let wrong = domicile::app::check_files(&file, Some("eu-west"), today).unwrap_err();

@@ -1,4 +1,4 @@
-//! Who is a peer, and what becomes of two that disagree.
+//! Peers: how they prove themselves, and what happens when two disagree.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 
 use crate::support::{NAMES, Plan, World, eventually, get, http2, post, raw, read, request, runtime, whole};
 
-/// Three regions, in one of which the certificate was made by `make` instead.
+/// Three regions, one of which starts with the certificate that `make` writes.
 fn with_certificate(region: usize, make: impl Fn(&World)) -> (World, Result<(), StartError>) {
     let mut world = World::prepare(&Plan { extra: "limits: { connect_timeout: 5s }\n".into(), ..Plan::default() });
     make(&world);
@@ -48,7 +48,7 @@ fn a_certificate_of_another_region_is_refused_at_start() {
 
 #[test]
 fn a_gateway_that_proves_to_be_another_region_gets_nothing() {
-    // us-east's address of eu-west leads to ap-northeast, whose certificate is genuine.
+    // us-east has the gateway of ap-northeast, whose certificate is genuine, configured as that of eu-west.
     let world = World::start();
     let text = std::fs::read_to_string(&world.us().config).unwrap();
     let misled = text
@@ -60,7 +60,7 @@ fn a_gateway_that_proves_to_be_another_region_gets_nothing() {
     world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
 }
 
-/// Asks a gateway for alice's orders with this client's certificate; `None` if no answer comes.
+/// Requests alice's orders from eu-west's gateway with this TLS configuration; `None` if there is no response.
 fn ask_gateway(world: &World, config: std::sync::Arc<rustls::ClientConfig>) -> Option<StatusCode> {
     runtime().block_on(async {
         let stream = tokio::net::TcpStream::connect(world.eu().peers).await.unwrap();
@@ -76,7 +76,7 @@ fn ask_gateway(world: &World, config: std::sync::Arc<rustls::ClientConfig>) -> O
     })
 }
 
-/// A client that shows the certificate of `region`, whoever it is.
+/// A TLS configuration that presents the certificate of `region`.
 fn showing(world: &World, region: &str) -> std::sync::Arc<rustls::ClientConfig> {
     let at = |ending: &str| world.folder.path().join(format!("{region}.{ending}"));
     let own = CertificateFiles { certificate: at("pem"), key: at("key") };
@@ -87,21 +87,21 @@ fn showing(world: &World, region: &str) -> std::sync::Arc<rustls::ClientConfig> 
 #[test]
 fn the_port_for_peers_is_for_peers_of_this_policy() {
     let world = World::start();
-    assert_eq!(raw(world.eu().peers, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").len(), 7, "a TLS alert, no HTTP");
+    assert_eq!(raw(world.eu().peers, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").len(), 7, "only a TLS alert");
     world.authority.write_region(world.folder.path(), "atlantis").unwrap();
-    assert_eq!(ask_gateway(&world, showing(&world, "atlantis")), None, "a region that nobody knows");
-    assert_eq!(ask_gateway(&world, showing(&world, "eu-west")), None, "a peer that claims to be the region it http_version to");
+    assert_eq!(ask_gateway(&world, showing(&world, "atlantis")), None, "a region that is not configured");
+    assert_eq!(ask_gateway(&world, showing(&world, "eu-west")), None, "a peer that claims to be the region it connects to");
     world.authority.write_site(world.folder.path(), "nobody", &["localhost"]).unwrap();
     assert_eq!(ask_gateway(&world, showing(&world, "nobody")), None, "a certificate of our authority that names no region");
     let mut anonymous = (*showing(&world, "us-east")).clone();
     anonymous.client_auth_cert_resolver = std::sync::Arc::new(NoCertificate);
     assert_eq!(ask_gateway(&world, std::sync::Arc::new(anonymous)), None, "no certificate at all");
-    // A genuine peer is heard, and answered 421 for a request without its envelope.
+    // A genuine peer gets a response: 421, because its request has no envelope.
     assert_eq!(ask_gateway(&world, showing(&world, "us-east")), Some(StatusCode::MISDIRECTED_REQUEST));
     world.eu().upstream().assert_saw_nothing();
 }
 
-/// The window that `eu-west` gives each stream of a peer that has confirmed its first settings and asks for nothing: from the second.
+/// The stream window in the second SETTINGS of `eu-west`, for a peer that announces the window `own` and sends no request.
 fn window_for_peer(world: &World, own: u32) -> u32 {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -120,20 +120,20 @@ fn window_for_peer(world: &World, own: u32) -> u32 {
             stream.read_exact(&mut payload).await.unwrap();
             if let [.., 4, 0, _, _, _, _] = head {
                 let said = payload.chunks(6).find(|setting| setting[..2] == [0, 4]);
-                windows.push(u32::from_be_bytes(said.expect("a window is said")[2..].try_into().unwrap()));
+                windows.push(u32::from_be_bytes(said.expect("an initial window")[2..].try_into().unwrap()));
                 stream.write_all(CONFIRMED).await.unwrap();
             }
         }
-        assert_eq!(windows[0], 64 << 10, "nothing is known of the peer then");
+        assert_eq!(windows[0], 64 << 10, "the peer's settings are not known yet");
         windows[1]
     })
 }
 
 #[test]
-fn a_peer_is_given_the_window_that_it_gives_before_it_asks_for_anything() {
+fn a_peer_gets_the_window_that_it_announces_before_its_first_request() {
     let world = World::start();
     assert_eq!(window_for_peer(&world, 1 << 20), 1 << 20);
-    assert_eq!(window_for_peer(&world, u32::MAX >> 1), 16 << 20, "within limits");
+    assert_eq!(window_for_peer(&world, u32::MAX >> 1), 16 << 20, "the window is at most 16 MiB");
 }
 
 #[derive(Debug)]
@@ -164,7 +164,7 @@ fn a_client_that_plays_a_peer_is_a_client() {
 
 #[test]
 fn peers_that_disagree_on_an_owner_write_nowhere() {
-    // us-east believes that alice lives in eu-west, eu-west that she lives in us-east.
+    // alice's home is eu-west in the user table of us-east, and us-east in that of eu-west.
     let moved = "user,home\nalice,us-east\n".to_owned();
     let world = World::planned(Plan { users: BTreeMap::from([("eu-west", moved)]), ..Plan::default() });
     for answer in
@@ -173,7 +173,7 @@ fn peers_that_disagree_on_an_owner_write_nowhere() {
         assert_eq!(
             (answer.status, answer.code().as_str()),
             (StatusCode::SERVICE_UNAVAILABLE, "peer.disagree"),
-            "never a 421 for a client"
+            "a client never gets a 421"
         );
     }
     world.eu().upstream().assert_saw_nothing();
@@ -183,8 +183,8 @@ fn peers_that_disagree_on_an_owner_write_nowhere() {
 #[test]
 fn a_user_that_moves_is_found_by_asking_again() {
     let world = World::start();
-    // alice moves; eu-west knows first.
-    let moved = "user,home\nalice,us-east\nbob,us-east\n";
+    // alice moves, and the user table of eu-west changes first.
+    let moved = "user,home\nalice,us-east\nbob,us-east\nchika,ap-northeast\n";
     std::fs::write(world.folder.path().join("users-eu-west.csv"), moved).unwrap();
     let _ = world.eu().reload();
     assert_eq!(post(world.us().http, "/users/alice/orders/1", &[], "x").code(), "peer.disagree");
@@ -230,7 +230,7 @@ fn a_stranger_is_served_where_the_first_proxy_placed_it() {
     let seen = world.eu().upstream().seen();
     assert!(
         !seen[1].headers.contains_key("baggage") && !seen[1].headers.contains_key("traceparent"),
-        "baggage stays behind the border"
+        "tracing headers do not cross the border"
     );
 }
 
@@ -267,28 +267,28 @@ fn a_peer_that_is_revoked_meanwhile_is_cut_off() {
     world.wait_until_measured();
     let ask = || get(world.us().http, "/users/alice/orders/1", &[]);
     assert_eq!(ask().text(), "eu-west");
-    // Behind the list of another authority, in the same file.
+    // The list of another authority comes first in the same file.
     Authority::new("other").unwrap().write_revoked(&other, &[]).unwrap();
     world.authority.write_revoked(&list, &["us-east"]).unwrap();
     let both = std::fs::read_to_string(&other).unwrap() + &std::fs::read_to_string(&list).unwrap();
     std::fs::write(&list, both).unwrap();
     world.eu().reload().unwrap();
     let before = world.eu().upstream().seen().len();
-    eventually("its connections are closed", || ask().status.as_u16() / 100 == 5);
+    eventually("the peer's connections are closed", || ask().status.as_u16() / 100 == 5);
     let after = world.eu().upstream().seen().len();
     assert!((0..10).all(|_| ask().status.as_u16() / 100 == 5));
-    assert_eq!(world.eu().upstream().seen().len(), after, "nothing comes from there any more");
-    assert!(after <= before + 1, "and what came at the moment of the reload is all");
+    assert_eq!(world.eu().upstream().seen().len(), after, "no request of the peer arrives any more");
+    assert!(after <= before + 1, "at most one request arrived during the reload");
     world.jp().wait_for_health("eu-west", "up");
     std::fs::write(&list, "no list at all").unwrap();
     assert!(world.eu().reload().unwrap_err().contains("revoked.pem"));
 }
 
 #[test]
-fn whoever_knocks_at_the_port_for_peers_leaves_room_for_peers() {
+fn silent_connections_to_the_port_for_peers_leave_room_for_peers() {
     use std::net::TcpStream;
     let world = World::planned(Plan { extra: "limits: { handshakes: 10, header_timeout: 30s }\n".into(), ..Plan::default() });
-    // More than one address may have, and they say nothing.
+    // More silent connections than one address may have.
     let knock = |_| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&"127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
@@ -306,14 +306,14 @@ fn whoever_knocks_at_the_port_for_peers_leaves_room_for_peers() {
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "eu-west");
 }
 
-/// Whether the other end has not closed it.
+/// Whether the connection is still open.
 fn is_open(stream: &std::net::TcpStream) -> bool {
     stream.set_nonblocking(true).unwrap();
     stream.peek(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 #[test]
-fn peers_are_given_nothing_to_resume_and_clients_are() {
+fn clients_get_session_tickets_and_peers_do_not() {
     let world = World::start();
     let file = |name: &str| world.folder.path().join(name);
     let files = PeerFiles {
@@ -326,14 +326,14 @@ fn peers_are_given_nothing_to_resume_and_clients_are() {
         let tcp = tokio::net::TcpStream::connect(world.eu().peers).await.unwrap();
         let name = "localhost".try_into().unwrap();
         let stream = tokio_rustls::TlsConnector::from(peer).connect(name, tcp).await.unwrap();
-        assert_eq!(answered(stream).await, 0);
+        assert_eq!(tickets_received(stream).await, 0);
         let stream = crate::support::tls(&world, world.eu().https, "localhost", &[b"h2"]).await;
-        assert!(answered(stream).await > 0);
+        assert!(tickets_received(stream).await > 0);
     });
 }
 
-/// How many tickets had come when the other end had said its first settings of HTTP/2.
-async fn answered(mut stream: tokio_rustls::client::TlsStream<tokio::net::TcpStream>) -> u32 {
+/// The number of TLS session tickets that arrived before the server's first HTTP/2 settings.
+async fn tickets_received(mut stream: tokio_rustls::client::TlsStream<tokio::net::TcpStream>) -> u32 {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00").await.unwrap();
     assert!(stream.read(&mut [0; 100]).await.unwrap() > 0);

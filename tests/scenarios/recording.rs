@@ -1,4 +1,4 @@
-//! The ledger: a line before anything crosses a border, and nothing crosses without one.
+//! The ledger: every cross-border movement has a line, which is written before the data moves.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::support::{NAMES, Plan, Recorder, World, get, post, remember, whole};
 
 #[test]
 fn the_line_is_on_disk_before_the_request_arrives() {
-    // The owner's upstream reads the sender's ledger at the moment it is asked.
+    // The owner's upstream responds with the number of lines in the ledgers of us-east and eu-west.
     let scratch = tempfile::tempdir().unwrap();
     let shared = scratch.path().to_owned();
     let plan = Plan {
@@ -30,9 +30,9 @@ fn the_line_is_on_disk_before_the_request_arrives() {
     };
     let world = World::planned(plan);
     std::fs::write(scratch.path().join("world"), world.folder.path().to_str().unwrap()).unwrap();
-    assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "1 1", "both sides wrote first");
+    assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "1 1", "both ledgers were written first");
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "2 2");
-    assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "2 2", "at home nothing crosses");
+    assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "2 2", "a request at home crosses no border");
     let line = &world.us().ledger(&world)[0];
     assert_eq!(
         (&line["what"], &line["from"], &line["to"], &line["route"]),
@@ -56,7 +56,7 @@ fn a_transfer_is_recorded_with_its_legal_basis() {
     assert_eq!((&line["jurisdiction"], &line["bases"]), (&"us".into(), &serde_json::json!(["contract"])));
 }
 
-/// A world whose ledger in `region` stands on a full disk.
+/// A world in which the ledger of `region` is on a full disk.
 fn on_a_full_disk(region: &str) -> World {
     let mut world = World::prepare(&Plan::default());
     let folder = world.folder.path().join(format!("ledger-{region}"));
@@ -77,7 +77,7 @@ fn a_full_disk_under_the_ledger_stops_what_needs_a_line_and_nothing_else() {
     }
     world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
     assert!(world.us().sum_of("domicile_ledger_failures_total") >= 2.0);
-    assert_eq!(get(world.us().http, "/users/bob/orders/1", &[]).text(), "us-east", "what stays here needs no line");
+    assert_eq!(get(world.us().http, "/users/bob/orders/1", &[]).text(), "us-east", "a local request needs no line");
     assert_eq!(get(world.us().http, "/feed/1", &[]).text(), "us-east");
 }
 

@@ -1,4 +1,4 @@
-//! Data stays where it belongs: refused, sent home, or withheld; and the other side saw nothing.
+//! Residency rules: a request is refused or redirected, or its response is withheld, and no other region sees it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use http::{HeaderValue, Response, StatusCode};
 use crate::support::{NAMES, Plan, RULES, Recorder, World, get, post, remember, whole};
 
 #[test]
-fn what_is_cleared_nowhere_goes_nowhere() {
+fn a_request_that_no_region_is_cleared_for_reaches_no_region() {
     let world = World::start();
     let answer = get(world.us().http, "/profile/me", &[("x-forwarded-for", "177.1.1.1")]);
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (451, "residency.nowhere_cleared"));
@@ -65,7 +65,7 @@ fn a_country_that_the_client_claims_itself_is_not_believed() {
 
 #[test]
 fn the_owner_judges_again_and_a_stricter_policy_there_stops_the_body() {
-    // us-east still has the old rule; eu-west has stopped letting others carry personal data.
+    // us-east still has the old rule; in eu-west only regions of `eu` may carry personal data.
     let strict = RULES.replace("carried_by: [eu, us]", "carried_by: [eu]");
     let world = World::planned(Plan { rules: BTreeMap::from([("eu-west", strict)]), ..Plan::default() });
     let answer = post(world.us().http, "/users/alice/orders/1", &[], vec![b'x'; 1 << 20]);
@@ -84,10 +84,10 @@ fn where_policies_differ_but_agree_on_the_request_it_passes() {
     let answer = post(world.us().http, "/users/alice/orders/1", &[], "body");
     assert_eq!(answer.text(), "eu-west");
     let seen = world.eu().upstream().seen();
-    assert_eq!((seen.len(), &seen[0].body[..]), (1, &b"body"[..]), "the question reached no upstream");
+    assert_eq!((seen.len(), &seen[0].body[..]), (1, &b"body"[..]), "the exchange without a body reached no upstream");
 }
 
-/// Upstreams that label what they answer.
+/// Upstreams that label their responses with a data class.
 fn labelled(label: &'static str) -> Plan {
     Plan {
         upstreams: Box::new(move |_| {
@@ -113,7 +113,7 @@ fn an_answer_that_is_labelled_stricter_does_not_leave_its_region() {
     let written = post(world.us().http, "/users/alice/orders/1", &[], "x");
     assert_eq!(written.code(), "residency.answer_withheld");
     assert!(written.text().contains("was carried out"), "{}", written.text());
-    assert_eq!(world.eu().upstream().seen().len(), 2, "the write stands");
+    assert_eq!(world.eu().upstream().seen().len(), 2, "the write was carried out");
     let at_home = get(world.eu().http, "/users/alice/orders/1", &[]);
     assert_eq!(at_home.text(), "the answer itself");
 }
@@ -136,21 +136,47 @@ fn report_only_lets_through_and_counts() {
     assert_eq!(world.us().ledger(&world)[0]["reported"], true);
 }
 
+/// A preflight of a browser for `method`.
+fn preflight(region: &crate::support::Region, path: &str, method: &str, more: &[(&str, &str)]) -> crate::support::Answer {
+    let fields = [("origin", "https://app.example.com"), ("access-control-request-method", method)];
+    let fields = [&fields[..], more].concat();
+    crate::support::send(region.http, http::Method::OPTIONS, path, &fields, whole(""))
+}
+
 #[test]
-fn a_browsers_preflight_is_answered_where_it_comes_to() {
+fn a_preflight_is_judged_as_the_request_that_it_asks_about() {
     let world = World::start();
-    let fields = [("origin", "https://app.example.com"), ("access-control-request-method", "PUT")];
-    let ask = |fields: &[(&str, &str)]| {
-        crate::support::send(world.us().http, http::Method::OPTIONS, "/account/1", fields, crate::support::whole(""))
-    };
-    assert_eq!(ask(&fields).text(), "us-east");
-    assert_eq!(world.us().upstream().seen().len(), 1);
-    // Whoever shows a key asks for itself, and is judged as anyone.
-    assert_eq!(ask(&[fields[0], fields[1], ("cookie", "uid=alice")]).code(), "residency.evidence_too_weak");
-    assert_eq!(ask(&[fields[0], fields[1], ("x-user-id", "alice")]).status, http::StatusCode::TEMPORARY_REDIRECT);
-    assert_eq!(ask(&[("x-user-id", "alice")]).status, http::StatusCode::TEMPORARY_REDIRECT);
-    assert_eq!(world.us().upstream().seen().len(), 1);
+    // The path names the user: the preflight goes where the request would go, and nowhere else.
+    assert_eq!(preflight(world.us(), "/users/alice/orders/1", "PUT", &[]).text(), "eu-west");
+    world.us().upstream().assert_saw_nothing();
+    assert_eq!(preflight(world.us(), "/feed/1", "GET", &[]).text(), "us-east");
+    // Nobody knows whose restricted data this is about: no app server sees it.
+    assert_eq!(preflight(world.us(), "/account/1?secret=x", "PUT", &[]).code(), "home.unresolved");
+    assert_eq!(preflight(world.us(), "/account/1", "PUT", &[("cookie", "uid=alice")]).code(), "residency.evidence_too_weak");
+    assert_eq!(preflight(world.us(), "/account/1", "PUT", &[("x-user-id", "alice")]).status, StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(world.us().upstream().seen().len(), 1, "the feed alone");
+    assert_eq!(world.eu().upstream().seen().len(), 1, "the orders alone");
     let star = crate::support::raw(world.us().http, b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     assert!(star.starts_with("HTTP/1.1 204") && star.to_lowercase().contains("allow: get"), "{star}");
-    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+    world.assert_saw_nothing(&["ap-northeast"]);
+}
+
+#[test]
+fn a_preflight_of_a_configured_origin_is_answered_without_an_app_server() {
+    let world = World::planned(Plan { extra: "cors: { origins: [https://app.example.com] }\n".into(), ..Plan::default() });
+    for region in [world.us(), world.eu()] {
+        let asked = [("access-control-request-headers", "x-a, content-type")];
+        let answer = preflight(region, "/account/1?secret=x", "PUT", &asked);
+        assert_eq!(answer.status, StatusCode::NO_CONTENT);
+        assert_eq!(answer.headers["access-control-allow-origin"], "https://app.example.com");
+        assert_eq!(answer.headers["access-control-allow-methods"], "PUT");
+        assert_eq!(answer.headers["access-control-allow-headers"], "x-a, content-type");
+        assert_eq!(answer.headers["access-control-allow-credentials"], "true");
+        region.upstream().assert_saw_nothing();
+    }
+    let fields = [("origin", "https://evil.example"), ("access-control-request-method", "PUT")];
+    let answer = crate::support::send(world.us().http, http::Method::OPTIONS, "/account/1", &fields, whole(""));
+    assert_eq!(answer.code(), "home.unresolved");
+    assert!(!answer.headers.contains_key("access-control-allow-origin"));
+    world.us().upstream().assert_saw_nothing();
 }

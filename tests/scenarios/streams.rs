@@ -1,4 +1,4 @@
-//! What is long, odd or not HTTP at all: judged like everything else, across regions too, and cut when the rules change.
+//! Tunnels, streams and gRPC: judged like every request, also across regions, and cut off when the rules change.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +16,7 @@ use crate::support::{
     runtime, tls, whole,
 };
 
-/// An app server that echoes what comes through a tunnel.
+/// An app server that echoes the bytes of a tunnel.
 pub fn echo(wire: Wire) -> Recorder {
     Recorder::speaking(
         wire,
@@ -58,7 +58,7 @@ fn echoing(wire: Wire) -> Plan {
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
-/// Asks for a WebSocket over HTTP/1.1; gives the connection and the head of the answer.
+/// Requests a WebSocket over HTTP/1.1; returns the connection and the response head.
 pub fn open_http1(address: SocketAddr, target: &str, fields: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -70,7 +70,7 @@ pub fn open_http1(address: SocketAddr, target: &str, fields: &str) -> (TcpStream
     (stream, answer)
 }
 
-/// The head of an answer in lower case, and not a byte more.
+/// Reads a response head, and no byte after it, and returns it in lower case.
 fn head_of_answer(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
@@ -100,7 +100,7 @@ fn a_websocket_opens_at_home_and_from_abroad() {
             assert!(answer.contains(&format!("sec-websocket-accept: {}", accept_of(KEY.as_bytes()).to_lowercase())), "{answer}");
             speak(&mut stream, b"\x81\x05hello");
             speak(&mut stream, &[7; 100_000]);
-            // Half-closed: the other direction goes on until its end.
+            // After the half-close, the other direction stays open until its own end.
             stream.shutdown(std::net::Shutdown::Write).unwrap();
             assert_eq!(stream.read(&mut [0; 10]).unwrap(), 0);
         }
@@ -127,7 +127,7 @@ fn a_websocket_opens_over_http2() {
             whole(""),
         );
         connect.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
-        // The first settings say whether CONNECT may be extended.
+        // A first request makes sure that the server's SETTINGS, which allow extended CONNECT, have arrived.
         sender.send_request(request(Method::GET, "https://localhost/", "", &[], whole(""))).await.unwrap();
         let mut answer = sender.send_request(connect).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
@@ -142,17 +142,17 @@ fn a_websocket_opens_over_http2() {
     });
     let seen = world.eu().upstream().seen();
     assert_eq!(seen.len(), 1);
-    assert!(seen[0].headers.contains_key("sec-websocket-key"), "the upstream is asked in its own way");
+    assert!(seen[0].headers.contains_key("sec-websocket-key"), "the upstream gets an HTTP/1.1 upgrade");
 }
 
 #[test]
 fn an_upgrade_escapes_no_rule() {
     let world = World::planned(echoing(Wire::Http1));
     let (_, answer) = open_http1(world.us().http, "/account/1", "X-User-Id: alice\r\n");
-    assert!(answer.starts_with("http/1.1 307"), "restricted data is not carried, tunnel or not: {answer}");
+    assert!(answer.starts_with("http/1.1 307"), "a tunnel does not carry restricted data: {answer}");
     let (_, answer) = open_http1(world.us().http, "/users/nobody/orders/1", "");
     assert!(answer.starts_with("http/1.1 403"), "{answer}");
-    // The failover of reads does not move a tunnel.
+    // Failover of reads does not apply to tunnels.
     world.eu().upstream().crash();
     let (_, answer) = open_http1(world.eu().http, "/users/bob/orders/1", "");
     assert!(answer.starts_with("http/1.1 101"), "{answer}");
@@ -190,7 +190,7 @@ fn nothing_but_a_plain_get_of_http11_becomes_a_tunnel() {
 
 #[test]
 fn there_is_no_tunnel_before_the_upstream_agrees() {
-    // It answers 200: what follows is HTTP, and judged.
+    // The upstream responds with 200, so the next bytes are an HTTP request and are judged.
     let plain = |_: &'static str| vec![Recorder::start("plain")];
     let world = World::planned(Plan { upstreams: Box::new(plain), ..Plan::default() });
     let ask = format!(
@@ -199,7 +199,7 @@ fn there_is_no_tunnel_before_the_upstream_agrees() {
     let answer =
         raw(world.eu().http, format!("{ask}GET /account%2f1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n").as_bytes());
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("HTTP/1.1 400"), "{answer}");
-    // It agrees to something else, or has not read the nonce.
+    // The upstream accepts another protocol, or its Sec-WebSocket-Accept does not match the key.
     for answer in [
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: AAAA\r\n\r\n",
@@ -210,7 +210,7 @@ fn there_is_no_tunnel_before_the_upstream_agrees() {
     }
 }
 
-/// Moves alice to Japan, where nobody else may carry or process her data.
+/// Moves alice to Japan, so that no other region may process her data.
 fn move_alice(world: &World) {
     let moved = USERS.replace("alice,eu-west", "alice,ap-northeast");
     for region in &world.regions {
@@ -227,7 +227,7 @@ fn a_tunnel_is_cut_when_its_region_is_no_longer_cleared() {
     let (mut other, answer) = open_http1(world.us().http, "/users/alice/orders/1", "");
     assert!(answer.starts_with("http/1.1 101"), "{answer}");
     speak(&mut restricted, b"before");
-    // Restricted data of bob's may no longer be in us-east; nothing changes for alice.
+    // us-east may no longer process bob's restricted data; nothing changes for alice.
     let moved = USERS.replace("bob,us-east", "bob,eu-west");
     std::fs::write(world.folder.path().join("users-us-east.csv"), moved).unwrap();
     world.us().reload().unwrap();
@@ -267,7 +267,7 @@ fn endless_bodies_are_cut_when_the_rules_change_and_others_go_on() {
         assert!(size > 0, "{heard}");
         heard.push_str(&String::from_utf8_lossy(&piece[..size]));
     }
-    // A reload that changes nothing for it lets it go on.
+    // A reload that does not affect the stream does not end it.
     world.us().reload().unwrap();
     world.eu().reload().unwrap();
     sender.send(Frame::data(Bytes::from_static(b"data: two\n\n"))).unwrap();
@@ -280,8 +280,8 @@ fn endless_bodies_are_cut_when_the_rules_change_and_others_go_on() {
     move_alice(&world);
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest);
-    assert!(!String::from_utf8_lossy(&rest).contains("0\r\n\r\n"), "it ends as what is cut, not as what is whole");
-    eventually("the upstream is let go as well", || sender.is_closed());
+    assert!(!String::from_utf8_lossy(&rest).contains("0\r\n\r\n"), "the response ends as incomplete");
+    eventually("the upstream's response is ended as well", || sender.is_closed());
 }
 
 #[test]
@@ -315,7 +315,7 @@ fn upstreams_that_break_the_rules_are_answered_for_with_502() {
 }
 
 #[test]
-fn a_second_answer_is_nobodys() {
+fn a_second_answer_to_one_request_is_never_delivered() {
     let two = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirstHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
     let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(two)]), ..Plan::default() });
     for _ in 0..20 {
@@ -334,7 +334,7 @@ fn interim_answers_come_before_the_answer() {
     assert!(!interim.contains("domicile-code"), "{answer}");
     assert!(rest.starts_with("HTTP/1.1 200") && rest.ends_with("ok"), "{answer}");
     let answer = raw(world.eu().http, b"GET /users/alice/orders/1 HTTP/1.0\r\nHost: a\r\n\r\n");
-    assert!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "HTTP/1.0 knows none: {answer}");
+    assert!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "HTTP/1.0 gets no 103: {answer}");
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn grpc_calls_stream_both_ways_and_end_in_trailers() {
 
 #[test]
 fn a_grpc_call_is_refused_in_terms_of_grpc() {
-    // The app server of eu-west hangs up on everyone.
+    // The app server of eu-west closes every connection at once.
     let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = deaf.local_addr().unwrap();
     std::thread::spawn(move || deaf.incoming().for_each(drop));
@@ -415,12 +415,12 @@ fn a_grpc_call_is_refused_in_terms_of_grpc() {
     };
     let refused = |status: &str, code: &str| (status.to_owned(), code.to_owned());
     assert_eq!(call(world.eu(), "/account/Call", &[]), refused("7", "home.unresolved"));
-    // Nobody follows a redirect, and who carries the data is no matter of its form.
+    // gRPC clients do not follow redirects, so they get a refusal where others are redirected.
     let alice = [("cookie", "uid=alice")];
     assert_eq!(call(world.us(), "/account/Call", &alice), refused("16", "residency.evidence_too_weak"));
     let by_trusted_hop = [("x-user-id", "alice")];
     assert_eq!(call(world.us(), "/account/Call", &by_trusted_hop), refused("7", "residency.carrier_not_cleared"));
-    // The owner's refusal too, whoever brings it.
+    // The owner's refusal has the same form, also when a peer passes it on.
     for region in [world.eu(), world.us()] {
         let (status, code) = call(region, "/users/alice/orders/Call", &[]);
         assert!(status == "14" && code.starts_with("upstream."), "{}: {status} {code}", region.name);
@@ -428,7 +428,7 @@ fn a_grpc_call_is_refused_in_terms_of_grpc() {
     assert!(world.us().upstream().seen().is_empty());
 }
 
-/// Shows a certificate to those alone who say for which name they come (SNI).
+/// Presents its certificate only to clients that send the expected server name (SNI).
 #[derive(Debug)]
 struct AskedFor {
     name: &'static str,
@@ -441,7 +441,7 @@ impl rustls::server::ResolvesServerCert for AskedFor {
     }
 }
 
-/// An app server's that is asked for as `app.internal`.
+/// The TLS configuration of an app server that clients address as `app.internal`.
 pub fn server_config(folder: &std::path::Path) -> rustls::ServerConfig {
     use rustls_pki_types::pem::PemObject;
     let chain = rustls_pki_types::CertificateDer::pem_file_iter(folder.join("app.pem")).unwrap().map(Result::unwrap).collect();
@@ -515,7 +515,7 @@ fn rules_of_a_route_hold_for_its_upgrades_and_bodies() {
     let rules = RULES.replace("failover: { reads: nearest } }", "failover: { reads: nearest }, upgrades: [echo], body: 20MiB }");
     let world = World::planned(Plan { rules: NAMES.map(|name| (name, rules.clone())).into(), ..echoing(Wire::Http1) });
     let (_, answer) = open_http1(world.eu().http, "/users/alice/orders/1", "");
-    assert!(answer.starts_with("http/1.1 200"), "websocket is not among its upgrades: {answer}");
+    assert!(answer.starts_with("http/1.1 200"), "the route does not allow websocket: {answer}");
     for region in [world.eu(), world.us()] {
         let mut stream = TcpStream::connect(region.http).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -537,7 +537,7 @@ fn rules_of_a_route_hold_for_its_upgrades_and_bodies() {
     assert_eq!(answer.code(), "request.body_too_large");
 }
 
-/// Asks for a tunnel by CONNECT over HTTP/1.1, and says what follows at once.
+/// Sends CONNECT over HTTP/1.1 and, without waiting, the bytes `behind`; returns the connection and the response head.
 fn connect_http1(address: SocketAddr, target: &str, fields: &str, behind: &[u8]) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -558,7 +558,7 @@ fn connect_opens_what_a_route_says_and_nothing_else() {
         let world = World::planned(Plan { rules: NAMES.map(|name| (name, rules.clone())).into(), ..echoing(wire) });
         let who = "X-User-Id: alice\r\nX-Forwarded-For: 127.0.0.9\r\n";
         for region in [world.eu(), world.us()] {
-            // What is sent before the answer is the tunnel's.
+            // Bytes that the client sends before the response belong to the tunnel.
             let (mut stream, answer) = connect_http1(region.http, "db.example.com:5432", who, b"early");
             assert!(answer.starts_with("http/1.1 200 ") && !answer.contains("content-length"), "{answer}");
             let mut early = [0; 5];
@@ -589,15 +589,15 @@ fn connect_opens_what_a_route_says_and_nothing_else() {
         assert!(seen.iter().all(|seen| seen.target == "db.example.com:5432"), "{seen:?}");
         assert!(seen.iter().all(|seen| seen.headers.contains_key("x-forwarded-for")));
         let (_, other) = connect_http1(world.eu().http, "db.example.com:5432", "X-User-Id: nobody\r\n", b"");
-        assert!(other.starts_with("http/1.1 403"), "no home, no tunnel: {other}");
+        assert!(other.starts_with("http/1.1 403"), "a user without a home gets no tunnel: {other}");
         let (_, other) = connect_http1(world.eu().http, "db.example.com", who, b"");
-        assert!(other.starts_with("http/1.1 400"), "no port: {other}");
+        assert!(other.starts_with("http/1.1 400"), "the port is missing: {other}");
         let refused = raw(world.eu().http, b"GET / HTTP/1.1\r\nHost: db.example.com:5432\r\nConnection: upgrade\r\nUpgrade: connect\r\nX-User-Id: alice\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-        assert!(!refused.contains("101 Switching"), "an upgrade is no CONNECT: {refused}");
+        assert!(!refused.contains("101 Switching"), "an upgrade is not a CONNECT: {refused}");
         world.us().upstream().assert_saw_nothing();
         world.assert_saw_nothing(&["ap-northeast"]);
     }
-    // An upstream that would rather answer is not cut short.
+    // An upstream that refuses the tunnel may send a response with a body.
     let world = World::planned(Plan {
         rules: NAMES.map(|name| (name, rules.clone())).into(),
         upstreams: Box::new(|_| vec![Recorder::raw("HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 2\r\n\r\nno")]),
@@ -626,7 +626,7 @@ fn a_tunnel_that_is_quiet_for_too_long_is_closed() {
 
 #[test]
 fn a_grpc_call_ends_at_its_deadline_in_the_middle_of_its_answer() {
-    // The answer begins, and never ends.
+    // The upstream begins a response and never ends it.
     let (given_up, told) = (Arc::new(tokio::sync::Notify::new()), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
     let (notify, count) = (Arc::clone(&given_up), Arc::clone(&told));
     let upstreams = move |_: &'static str| {
@@ -656,18 +656,18 @@ fn a_grpc_call_ends_at_its_deadline_in_the_middle_of_its_answer() {
             let fields = [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", "500m")];
             let call = request(Method::POST, "https://localhost/users/alice/orders/Call", "", &fields, whole("ping"));
             let asked = async { read(sender.send_request(call).await.unwrap()).await.unwrap() };
-            let answer = tokio::time::timeout(crate::support::PATIENCE, asked).await.expect("in time");
+            let answer = tokio::time::timeout(crate::support::PATIENCE, asked).await.expect("a response in time");
             assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &b"\0\0\0\0\x05hello"[..]), "{}", region.name);
             let trailers = answer.trailers.unwrap();
             assert_eq!(trailers["grpc-status"], "4", "DEADLINE_EXCEEDED");
             assert!(trailers["grpc-message"].to_str().unwrap().ends_with("(proxy.deadline_exceeded)"), "{trailers:?}");
-            let is_told = tokio::time::timeout(crate::support::PATIENCE, given_up.notified()).await;
-            is_told.expect("whoever works on it learns that nobody waits");
+            let cancelled = tokio::time::timeout(crate::support::PATIENCE, given_up.notified()).await;
+            cancelled.expect("the upstream's call is cancelled");
         }
     });
     assert_eq!(told.load(std::sync::atomic::Ordering::SeqCst), 2);
     for region in [world.eu(), world.us()] {
         let late = "domicile_failures_total{code=\"proxy.deadline_exceeded\"} 1";
-        eventually("it counts as what it is", || region.metrics().contains(late));
+        eventually("the failure is counted under its code", || region.metrics().contains(late));
     }
 }

@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
-/// How long anything may take that ought to happen at once, on a machine that is busy with something else.
+/// The timeout for events that should happen at once; generous, because the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One runtime for the clients and upstreams of all scenarios.
@@ -27,7 +27,7 @@ pub fn runtime() -> &'static Runtime {
     RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap())
 }
 
-/// Asks until the answer is yes.
+/// Polls `is_so` until it returns true; panics with `what` after [`PATIENCE`].
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
@@ -49,7 +49,7 @@ pub type AnyBody = BoxBody<Bytes, std::io::Error>;
 pub type Handler = Arc<dyn Fn(Request<Incoming>, Arc<Mutex<Vec<Seen>>>) -> Reply + Send + Sync>;
 pub type Reply = std::pin::Pin<Box<dyn Future<Output = Response<AnyBody>> + Send>>;
 
-/// What an upstream speaks.
+/// The protocol of an upstream.
 #[derive(Clone)]
 pub enum Wire {
     Http1,
@@ -68,7 +68,7 @@ where
     let _ = builder.enable_connect_protocol().serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// An upstream that remembers what it was sent.
+/// An upstream that records the requests that it receives.
 pub struct Recorder {
     pub address: SocketAddr,
     /// Its entry in the configuration.
@@ -81,7 +81,7 @@ pub fn whole(text: impl Into<Bytes>) -> AnyBody {
     Full::new(text.into()).map_err(|never| match never {}).boxed()
 }
 
-/// Reads a request to its end and remembers it.
+/// Reads a request to its end and records it.
 pub async fn remember(request: Request<Incoming>, seen: &Mutex<Vec<Seen>>) {
     let (parts, body) = request.into_parts();
     let body = body.collect().await;
@@ -92,7 +92,7 @@ pub async fn remember(request: Request<Incoming>, seen: &Mutex<Vec<Seen>>) {
 }
 
 impl Recorder {
-    /// An upstream that answers with its name.
+    /// An upstream that responds with its name.
     pub fn start(name: &'static str) -> Self {
         Self::with(Arc::new(move |request, seen| {
             Box::pin(async move {
@@ -151,7 +151,7 @@ impl Recorder {
         Self { address, entry: format!("\"{scheme}://{address}\""), seen, accepting }
     }
 
-    /// An upstream that answers every connection with the same bytes once it has read a head, and says no more.
+    /// An upstream that responds to every request head with the same bytes, and reads no bodies.
     pub fn raw(answer: impl Into<Bytes>) -> Self {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let (seen, answer): (Arc<Mutex<Vec<Seen>>>, Bytes) = (Arc::default(), answer.into());
@@ -165,7 +165,7 @@ impl Recorder {
                 tokio::spawn(async move {
                     let mut head = Vec::new();
                     loop {
-                        // A header of the PROXY protocol, version 2, begins with what ends a head.
+                        // A PROXY protocol header of version 2 begins with CRLF CRLF, which otherwise ends a head.
                         while !head.ends_with(b"\r\n\r\n") || head == b"\r\n\r\n" {
                             let Ok(byte) = stream.read_u8().await else { return };
                             head.push(byte);
@@ -195,7 +195,7 @@ impl Recorder {
     }
 }
 
-/// The regions of most scenarios and the rules between them.
+/// The rules of most scenarios: classes, users and routes.
 pub const RULES: &str = r#"
 client_address: { trust: [127.0.0.0/8], from: x-forwarded-for }
 jurisdictions:
@@ -248,7 +248,7 @@ pub struct World {
     pub regions: Vec<Region>,
 }
 
-/// What a scenario changes before the proxies start.
+/// The changes that a scenario makes before the proxies start.
 pub struct Plan {
     pub rules: BTreeMap<&'static str, String>,
     pub users: BTreeMap<&'static str, String>,
@@ -283,7 +283,7 @@ impl World {
         world
     }
 
-    /// Everything but the proxies.
+    /// Prepares everything, and does not start the proxies.
     pub fn prepare(plan: &Plan) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new("test").unwrap();
@@ -349,7 +349,7 @@ impl World {
         Ok(())
     }
 
-    /// Waits until every region knows every other: before that, an unmeasured one is tried.
+    /// Waits until every region has measured every other, because unmeasured regions are tried even if they are down.
     pub fn wait_until_measured(&self) {
         for region in &self.regions {
             for other in NAMES {
@@ -374,7 +374,7 @@ impl World {
         self.region("ap-northeast")
     }
 
-    /// Neither proxy nor upstream of these regions has served a request.
+    /// Asserts that no proxy and no upstream of these regions has served a request.
     pub fn assert_saw_nothing(&self, names: &[&str]) {
         for name in names {
             let region = self.region(name);
@@ -390,7 +390,7 @@ impl Region {
         String::from_utf8(answer.body.to_vec()).unwrap()
     }
 
-    /// The sum of all series of a metric whose labels contain nothing else to tell them apart.
+    /// The sum of all series whose name begins with `metric`.
     pub fn sum_of(&self, metric: &str) -> f64 {
         let metrics = self.metrics();
         let lines = metrics.lines().filter(|line| line.starts_with(metric) && !line.starts_with('#'));
@@ -417,7 +417,7 @@ impl Region {
     }
 }
 
-/// An answer read to its end.
+/// A response with its complete body.
 #[derive(Debug)]
 pub struct Answer {
     pub status: StatusCode,
@@ -431,7 +431,7 @@ impl Answer {
         std::str::from_utf8(&self.body).unwrap()
     }
 
-    /// Why it is refused: in the problem, or at the end of the message to a gRPC call.
+    /// The code of a refusal, from the problem document or from `grpc-message`.
     pub fn code(&self) -> String {
         if let Some(message) = self.headers.get("grpc-message") {
             return message.to_str().unwrap().split(['(', ')']).nth(1).unwrap().to_owned();
@@ -486,7 +486,7 @@ pub async fn read(answer: Response<Incoming>) -> Result<Answer, String> {
     Ok(Answer { status: parts.status, headers: parts.headers, body: body.to_bytes(), trailers })
 }
 
-/// Sends bytes as they are, and reads until the other end closes.
+/// Sends these bytes unchanged, and reads until the server closes the connection.
 pub fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address).unwrap();
@@ -497,7 +497,7 @@ pub fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// A body of pieces that come when the sender of the channel says so, and end when it is dropped.
+/// A body of the frames that are sent into the channel; the body ends when the sender is dropped.
 pub fn pieces() -> (tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>, AnyBody) {
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     (sender, Pieces(receiver).boxed())
@@ -531,7 +531,7 @@ pub async fn tls(world: &World, address: SocketAddr, name: &str, alpn: &[&[u8]])
     tls_over(world, TcpStream::connect(address).await.unwrap(), name, alpn).await
 }
 
-/// TLS on a connection on which something may have been said already.
+/// Like [`tls`], on a connection that may already have been used.
 pub async fn tls_over(
     world: &World,
     stream: TcpStream,

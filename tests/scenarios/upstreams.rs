@@ -1,4 +1,4 @@
-//! Failing upstreams: what failed is known by whose fault it was, and trying again has a budget.
+//! Failing upstreams: a failure is attributed to the client or to the upstream, and retries have a budget.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,9 +13,9 @@ use crate::support::{
     PATIENCE, Plan, Recorder, Wire, World, eventually, get, http2, pieces, post, raw, read, remember, request, runtime, whole,
 };
 
-/// An upstream that takes every connection and lets its bytes lie.
-fn deaf() -> Recorder {
-    let mut recorder = Recorder::start("deaf");
+/// An upstream that accepts every connection and reads nothing from it.
+fn not_reading() -> Recorder {
+    let mut recorder = Recorder::start("not reading");
     recorder.crash();
     let listener = runtime().block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     recorder.address = listener.local_addr().unwrap();
@@ -31,7 +31,7 @@ fn deaf() -> Recorder {
 
 #[test]
 fn retries_of_what_was_sent_stay_within_their_budget() {
-    // Each answers with what is no answer, after it was sent the request.
+    // Both upstreams receive the request and respond with bytes that are not HTTP.
     let upstreams = |_: &'static str| vec![Recorder::raw("no HTTP\r\n\r\n"), Recorder::raw("no HTTP\r\n\r\n")];
     let extra = "upstreams: { ejection: { after: 0 } }\n".to_owned();
     let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
@@ -39,28 +39,28 @@ fn retries_of_what_was_sent_stay_within_their_budget() {
     for _ in 0..requests {
         assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).status, StatusCode::BAD_GATEWAY);
     }
-    // What was saved, a fifth of the requests, and ten a second.
+    // The budget: 100 saved retries, a fifth of the requests, and ten a second.
     let budget = 100 + requests / 5 + (started.elapsed().as_secs() as usize + 1) * 10;
     let tries: usize = world.eu().upstreams.iter().map(|upstream| upstream.seen().len()).sum();
-    assert!(tries > requests, "some are tried again: {tries}");
-    assert!(tries <= requests + budget, "{tries} tries of {requests} requests");
+    assert!(tries > requests, "some requests are retried: {tries}");
+    assert!(tries <= requests + budget, "{tries} attempts for {requests} requests");
 }
 
 #[test]
-fn an_upstream_that_takes_nothing_of_an_upload_is_given_up() {
+fn an_upstream_that_does_not_read_an_upload_times_out() {
     for region in 0..2 {
         let extra = "limits: { idle_timeout: 300ms }\n".to_owned();
-        let world = World::planned(Plan { upstreams: Box::new(|_| vec![deaf()]), extra, ..Plan::default() });
+        let world = World::planned(Plan { upstreams: Box::new(|_| vec![not_reading()]), extra, ..Plan::default() });
         let address = world.regions[region].http;
         let answer = post(address, "/users/alice/orders/1", &[], vec![0; 9 << 20]);
         assert_eq!((answer.status, answer.code().as_str()), (StatusCode::GATEWAY_TIMEOUT, "upstream.timeout"));
         let none = format!("domicile_connections{{listener=\"{address}\"}} 0");
-        eventually("nothing is held", || world.regions[region].metrics().contains(&none));
+        eventually("the connection is closed", || world.regions[region].metrics().contains(&none));
     }
 }
 
 #[test]
-fn what_clients_do_ejects_no_upstream() {
+fn faults_of_clients_eject_no_upstream() {
     let upstreams = |name: &'static str| vec![Recorder::start(name), Recorder::start(name)];
     let extra = "upstreams: { ejection: { after: 2, for: 1h } }\n".to_owned();
     let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
@@ -73,7 +73,7 @@ fn what_clients_do_ejects_no_upstream() {
         let mut stream = TcpStream::connect(world.eu().http).unwrap();
         stream.write_all(b"POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx").unwrap();
         drop(stream);
-        eventually("it is told of", || failures("request.malformed") >= f64::from(count));
+        eventually("the failure is counted", || failures("request.malformed") >= f64::from(count));
     }
     let bad_chunk = "POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX";
     for _ in 0..8 {
@@ -92,7 +92,7 @@ fn what_clients_do_ejects_no_upstream() {
 }
 
 #[test]
-fn no_media_type_buys_a_slow_upload_time() {
+fn no_media_type_exempts_an_upload_from_the_minimum_rate() {
     let world = World::planned(Plan { extra: "limits: { body_rate: 1MiB, body_rate_grace: 100ms }\n".into(), ..Plan::default() });
     for kind in ["text/event-stream", "application/grpc"] {
         let head =
@@ -104,7 +104,7 @@ fn no_media_type_buys_a_slow_upload_time() {
 }
 
 #[test]
-fn an_answer_may_have_little_to_say_now_and_then() {
+fn an_upstream_may_pause_within_an_answer() {
     let upstreams = |_: &'static str| {
         vec![Recorder::with(Arc::new(|request, seen| {
             Box::pin(async move {
@@ -113,7 +113,7 @@ fn an_answer_may_have_little_to_say_now_and_then() {
                 tokio::spawn(async move {
                     for line in ["{\"a\":1}\n", "{\"a\":2}\n", "{\"a\":3}\n"] {
                         sender.send(Frame::data(Bytes::from_static(line.as_bytes()))).unwrap();
-                        // Longer than the grace: it is the app's own pace.
+                        // Longer than the grace period. The minimum rate does not apply to pauses of the upstream.
                         tokio::time::sleep(Duration::from_millis(150)).await;
                     }
                 });
@@ -150,7 +150,7 @@ fn a_call_that_streams_keeps_its_own_deadline() {
         held.send(Frame::data(Bytes::from_static(b"first"))).unwrap();
         let fields = [("content-type", "application/grpc"), ("grpc-timeout", "200m")];
         let ask = request(Method::POST, "https://localhost/users/alice/orders/1", "", &fields, body);
-        let answer = tokio::time::timeout(PATIENCE, sender.send_request(ask)).await.expect("in time").unwrap();
+        let answer = tokio::time::timeout(PATIENCE, sender.send_request(ask)).await.expect("a response in time").unwrap();
         assert_eq!(read(answer).await.unwrap().code(), "upstream.timeout");
         drop(held);
     });
@@ -158,16 +158,16 @@ fn a_call_that_streams_keeps_its_own_deadline() {
 
 #[test]
 fn a_stream_that_nobody_reads_holds_no_connection_for_ever() {
-    // Our own answers too: nothing of this one fits into a window of nothing.
+    // The response comes from the proxy itself, and the stream window of zero lets none of it through.
     let world = World::planned(Plan { extra: "limits: { idle_timeout: 200ms }\n".into(), ..Plan::default() });
     let mut stream = TcpStream::connect(world.eu().http).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00").unwrap();
-    // GET https://a/ with indexed fields, and an authority.
+    // GET https://a/: indexed fields and a literal `:authority`.
     stream.write_all(b"\x00\x00\x06\x01\x05\x00\x00\x00\x01\x82\x87\x84\x41\x01a").unwrap();
     let mut frames = Vec::new();
     let mut piece = [0; 4096];
-    // RST_STREAM of this very stream.
+    // RST_STREAM for stream 1.
     while !frames.windows(9).any(|frame| frame == b"\x00\x00\x04\x03\x00\x00\x00\x00\x01") {
         let size = stream.read(&mut piece).unwrap();
         assert!(size > 0, "{frames:?}");
@@ -199,9 +199,9 @@ fn an_upstream_that_speaks_http2_alone_opens_tunnels_and_is_not_ejected_for_it()
     assert_eq!(world.eu().sum_of("domicile_upstream_ejected"), 0.0);
 }
 
-/// An upstream that answers one request on each connection, keeps it open, and closes it when it is told to.
+/// The upstream responds to one request on each connection, and closes the connection when the test reaches the barrier.
 #[test]
-fn a_kept_connection_that_was_closed_costs_no_request_and_doubles_none() {
+fn a_pooled_connection_that_was_closed_loses_no_request_and_repeats_none() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (seen, closed) = (Arc::new(std::sync::Mutex::new(0)), Arc::new(std::sync::Barrier::new(2)));
@@ -236,7 +236,7 @@ fn a_kept_connection_that_was_closed_costs_no_request_and_doubles_none() {
     let world = World::planned(Plan { upstreams: Box::new(upstreams), ..Plan::default() });
     for round in 1..=5 {
         assert_eq!(post(world.eu().http, "/users/alice/orders/1", &[], "once").text(), "ok");
-        // The connection is kept, and then closed while nothing is under way.
+        // The connection returns to the pool, and the upstream closes it while it is idle.
         closed.wait();
         closed.wait();
         assert_eq!(*seen.lock().unwrap(), round, "each write arrives once");
@@ -266,7 +266,7 @@ fn a_grpc_call_may_be_quiet_where_another_upload_may_not() {
             let ask = request(Method::POST, "https://localhost/users/alice/orders/1", "", &fields, body);
             let answer = tokio::spawn(sender.send_request(ask));
             held.send(Frame::data(Bytes::from_static(b"first"))).unwrap();
-            // The client's own pace: longer than the grace and the look after it.
+            // The client pauses for longer than the grace period and the next check of the rate.
             tokio::time::sleep(Duration::from_millis(1500)).await;
             let _ = held.send(Frame::data(Bytes::from_static(b"second")));
             drop(held);
@@ -278,7 +278,7 @@ fn a_grpc_call_may_be_quiet_where_another_upload_may_not() {
 
 #[test]
 fn the_wait_for_an_answer_begins_at_the_end_of_the_upload_over_http2_as_well() {
-    // Both lengths of body: one that says how long it is, and one that ends when it ends.
+    // Sends one body without a length and one with Content-Length.
     let asked = |world: &World, region: &crate::support::Region, path: &str| {
         let asking = async {
             let mut sender = http2(world, region.https, "localhost").await;
@@ -290,7 +290,7 @@ fn the_wait_for_an_answer_begins_at_the_end_of_the_upload_over_http2_as_well() {
             let whole = crate::support::try_send(region.http, Method::POST, path, &[], whole("whole")).await.unwrap();
             [streamed, whole]
         };
-        runtime().block_on(async { tokio::time::timeout(PATIENCE, asking).await.expect("an answer in time") })
+        runtime().block_on(async { tokio::time::timeout(PATIENCE, asking).await.expect("a response in time") })
     };
     let upstreams = |delay: Option<Duration>| {
         Box::new(move |_: &'static str| {
@@ -314,7 +314,7 @@ fn the_wait_for_an_answer_begins_at_the_end_of_the_upload_over_http2_as_well() {
             assert_eq!(answer.code(), "upstream.timeout", "{}", region.name);
         }
     }
-    // Nobody is idle who works on what was sent whole.
+    // The idle timeout does not apply while the upstream works on a complete request.
     let extra = "limits: { response_timeout: 1h, idle_timeout: 100ms }\n".to_owned();
     let world = World::planned(Plan { upstreams: upstreams(Some(Duration::from_millis(500))), extra, ..Plan::default() });
     for region in [world.eu(), world.us()] {

@@ -1,4 +1,4 @@
-//! What bodies that nobody takes may have under way.
+//! Flow-control windows of bodies that are not read.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,8 +10,8 @@ use http::{Method, Request, Response};
 
 use crate::support::{Plan, Recorder, World, eventually, runtime};
 
-/// An upstream that never ends an answer, except to an upload, which it answers at once. It notes how much of each endless one it may
-/// send before anything has been read, and which were given up.
+/// An upstream that responds to uploads at once and to all other requests with an endless body. It records the window of each
+/// endless body before any of it is read, and counts the bodies that are reset.
 fn endless(windows: &Arc<Mutex<Vec<usize>>>, given_up: &Arc<AtomicUsize>) -> Recorder {
     let mut recorder = Recorder::start("endless");
     recorder.crash();
@@ -58,7 +58,7 @@ fn endless(windows: &Arc<Mutex<Vec<usize>>>, given_up: &Arc<AtomicUsize>) -> Rec
     recorder
 }
 
-/// Asks and waits for the head of the answer.
+/// Sends a request and waits for the response head.
 fn begin(sender: &mut h2::client::SendRequest<Bytes>) -> Response<h2::RecvStream> {
     let request = Request::get("http://a.test/users/alice/orders/1").body(()).unwrap();
     runtime().block_on(async {
@@ -68,7 +68,7 @@ fn begin(sender: &mut h2::client::SendRequest<Bytes>) -> Response<h2::RecvStream
     })
 }
 
-/// A client that takes nothing of any answer.
+/// A client that reads no response: its stream windows are zero.
 fn taking_nothing(address: SocketAddr) -> h2::client::SendRequest<Bytes> {
     runtime().block_on(async {
         let stream = tokio::net::TcpStream::connect(address).await.unwrap();
@@ -79,7 +79,7 @@ fn taking_nothing(address: SocketAddr) -> h2::client::SendRequest<Bytes> {
     })
 }
 
-/// A world in which the answers of `eu-west` are endless, the windows that each gets, and how many were given up.
+/// A world in which the responses of `eu-west` are endless; the window of each, and the number of those that were reset.
 fn endless_world() -> (World, Arc<Mutex<Vec<usize>>>, Arc<AtomicUsize>) {
     let (windows, given_up): (Arc<Mutex<Vec<usize>>>, Arc<AtomicUsize>) = Default::default();
     let (seen, ended) = (Arc::clone(&windows), Arc::clone(&given_up));
@@ -95,7 +95,7 @@ const WIDE: usize = 256 << 10;
 const NARROW: usize = 64 << 10;
 
 #[test]
-fn what_a_connection_does_not_read_is_not_asked_for_without_end() {
+fn unread_responses_get_narrow_windows_once_the_connection_buffer_is_used_up() {
     for asked in ["eu-west", "us-east"] {
         let (world, windows, given_up) = endless_world();
         let mut sender = taking_nothing(if asked == "eu-west" { world.eu().http } else { world.us().http });
@@ -103,9 +103,9 @@ fn what_a_connection_does_not_read_is_not_asked_for_without_end() {
         let expected = [WIDE, WIDE, WIDE, WIDE, NARROW, NARROW];
         eventually("four wide windows and two narrow ones", || *windows.lock().unwrap() == expected);
         answers.remove(0);
-        eventually("one was given up", || given_up.load(Ordering::Relaxed) == 1);
+        eventually("one response is reset", || given_up.load(Ordering::Relaxed) == 1);
         answers.push(begin(&mut sender));
-        eventually("there is room for a wide one again", || windows.lock().unwrap().get(6) == Some(&WIDE));
+        eventually("the next response gets a wide window", || windows.lock().unwrap().get(6) == Some(&WIDE));
     }
 }
 
@@ -130,9 +130,9 @@ fn an_upload_keeps_its_window_when_it_has_been_answered() {
         eventually("no wide window is left", || *windows.lock().unwrap() == [NARROW]);
         uploads.remove(0).send_data(Bytes::new(), true).unwrap();
         let mut later = Vec::new();
-        eventually("the first upload's window is back", || {
+        eventually("the window of the first upload is free again", || {
             later.push(begin(&mut sender));
-            eventually("it is given a window", || windows.lock().unwrap().get(later.len()).is_some_and(|window| *window > 0));
+            eventually("it gets a window", || windows.lock().unwrap().get(later.len()).is_some_and(|window| *window > 0));
             windows.lock().unwrap()[later.len()] == WIDE
         });
     }

@@ -1,4 +1,4 @@
-//! What one request, one connection and one process may use.
+//! The `limits` section: the resources that one request, one connection and the process may use.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let count = |key, standard: usize, most| {
         section.optional(key).map_or(Some(standard), |field| field.number(1, most).map(|number| number as usize))
     };
-    // All are read before any is missed, so that every mistake is told.
-    // hyper needs 8 KiB to parse in, and nobody needs a megabyte.
+    // Read all limits before the first `?`, so that every mistake is reported.
+    // hyper needs at least 8 KiB to parse a request head.
     let header_bytes = section.optional("header_bytes").map_or(Some(standard.header_bytes), |field| {
         let bytes = field.bytes()?;
         if (8 << 10..=1 << 20).contains(&bytes) { Some(bytes as usize) } else { field.wrong("write a size from 8KiB to 1MiB") }

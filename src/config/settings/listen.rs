@@ -1,14 +1,14 @@
-//! Listeners and the certificates they show.
+//! Listeners and their certificates.
 
 use crate::transport::listener::{self, Accepts};
 use crate::transport::tls::{AcmeFiles, CertificateFiles, ChallengeKind, ClientAuthority, ClientTlsFiles, PeerFiles};
 
-use super::super::policy::PolicyDraft;
+use super::super::draft::PolicyDraft;
 use super::super::reader::{Field, Section};
 use super::users::network;
 use super::{path, regional_path};
 
-/// The listeners of this region: its own list, where it has one, else the list for all regions.
+/// The listeners of this region: its own `listen` list if it has one, else the common list.
 pub(super) fn read_listen(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Vec<listener::Settings> {
     let common = section.optional("listen");
     let mut own = None;
@@ -30,12 +30,12 @@ fn read_listeners(field: &Field<'_>) -> Vec<listener::Settings> {
     for item in field.list() {
         let Some(settings) = read_listener(&item) else { continue };
         if listeners.iter().any(|other| other.address == settings.address && settings.address.port() != 0) {
-            item.wrong::<()>(format!("`{}` is listened on twice", settings.address));
+            item.wrong::<()>(format!("`{}` is listed twice; remove one of the two listeners", settings.address));
         }
         listeners.push(settings);
     }
     if listeners.iter().all(|listener| listener.accepts == Accepts::Peers) && !field.list().is_empty() {
-        field.wrong::<()>("no listener takes clients; list one without `peers: true`");
+        field.wrong::<()>("no listener accepts clients; add one without `peers: true`");
     }
     listeners
 }
@@ -49,10 +49,10 @@ fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
     let cleartext = section.optional("cleartext").map_or(Some(false), |field| field.flag());
     let proxy_protocol = section.optional("proxy_protocol").map_or(Some(None), |field| {
         if !field.is_section() {
-            return field.wrong("both versions are understood; say who sends it: `proxy_protocol: { from: [10.0.0.0/8] }`");
+            return field.wrong("both versions are accepted; name the senders instead: `proxy_protocol: { from: [10.0.0.0/8] }`");
         }
         let section = field.section()?;
-        let from = section.required("from", "list the networks of the hops that send it, such as `[10.0.0.0/8]`")?.one_or_many();
+        let from = section.required("from", "list the networks that send the header, such as `[10.0.0.0/8]`")?.one_or_many();
         section.finish();
         from.iter().map(network).collect::<Option<Vec<_>>>().map(Some)
     });
@@ -62,17 +62,17 @@ fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
     let (address, tls, peers) = (address?, tls?, peers?);
     let (proxy_protocol, redirect, hsts) = (proxy_protocol?, redirect?.map(|port| port as u16), hsts?);
     if peers && (tls.is_some() || proxy_protocol.is_some() || redirect.is_some() || hsts.is_some()) {
-        return field
-            .wrong("a listener for peers takes its certificate from `peer_tls`, and nothing but `address` besides `peers`");
+        return field.wrong("a listener for peers uses the certificate in `peer_tls`; keep only `address` and `peers` here");
     }
     if redirect.is_some() && tls.is_some() {
-        return field.wrong("`redirect_to_https` is for a listener in the clear; leave `tls` out");
+        return field.wrong("`redirect_to_https` is for cleartext listeners; remove `tls`");
     }
     if hsts.is_some() && tls.is_none() {
-        return field.wrong("`hsts` counts only where it is heard over TLS; give this listener a `tls` section");
+        return field.wrong("browsers ignore `hsts` without TLS; give this listener a `tls` section");
     }
     if tls.is_none() && !peers && redirect.is_none() && !cleartext? && !address.ip().is_loopback() {
-        return field.wrong(format!("cleartext stays on loopback: give `{address}` a `tls` section, or say `cleartext: true`"));
+        return field
+            .wrong(format!("cleartext is limited to loopback: give `{address}` a `tls` section, or set `cleartext: true`"));
     }
     let accepts = if peers { Accepts::Peers } else { Accepts::Clients };
     Some(listener::Settings { address, accepts, tls, proxy_protocol, redirect, hsts })
@@ -90,7 +90,7 @@ fn read_tls(field: &Field<'_>) -> Option<ClientTlsFiles> {
     };
     let clients = section.optional("clients").map_or(Some(None), |field| {
         let section = field.section()?;
-        let authority = section.required("authority", "name the PEM file of the authority that signs the clients");
+        let authority = section.required("authority", "name the PEM file of the authority that signs client certificates");
         let authority = authority.and_then(|field| path(&field));
         let required = section.optional("required").map_or(Some(false), |field| field.flag());
         section.finish();
@@ -108,23 +108,23 @@ fn read_acme(field: &Field<'_>) -> Option<AcmeFiles> {
     let contact = section.optional("contact").map_or(Some(Vec::new()), |field| {
         let address = |field: &Field<'_>| match field.text()? {
             text if text.starts_with("mailto:") => Some(text.to_owned()),
-            text => field.wrong(format!("`{text}` is no contact; write `mailto:NAME@HOST`")),
+            text => field.wrong(format!("`{text}` is not a valid contact; write `mailto:NAME@HOST`")),
         };
         field.one_or_many().iter().map(address).collect::<Option<Vec<_>>>()
     });
     let names = section.required("names", "list the host names of the certificate").and_then(|field| {
         let name = |field: &Field<'_>| match field.text()? {
             text if text.contains('*') => {
-                field.wrong("a wildcard needs a challenge by DNS, which is not spoken here; list each name")
+                field.wrong("a wildcard name needs the ACME DNS challenge, which is not supported; list each name")
             }
             text => match rustls_pki_types::DnsName::try_from(text) {
                 Ok(_) => Some(text.to_ascii_lowercase()),
-                Err(_) => field.wrong(format!("`{text}` is no host name")),
+                Err(_) => field.wrong(format!("`{text}` is not a valid host name; write a name such as `www.example.com`")),
             },
         };
         field.one_or_many().iter().map(name).collect::<Option<Vec<_>>>()
     });
-    let store = section.required("store", "name the directory that keeps the account and the certificate");
+    let store = section.required("store", "name the directory in which the ACME account and the certificate are stored");
     let store = store.and_then(|field| path(&field));
     let by = [("tls-alpn-01", ChallengeKind::Tls), ("http-01", ChallengeKind::Http)];
     let by = section.optional("challenge").map_or(Some(ChallengeKind::Tls), |field| field.word(&by));
@@ -147,12 +147,14 @@ pub(super) fn read_peer_tls(field: &Field<'_>, local: &str) -> Option<PeerFiles>
     let section = field.section()?;
     let named = |field: &Field<'_>| regional_path(field, local);
     let certificate = section
-        .required("certificate", "name this region's certificate; `{region}` stands for its name")
+        .required("certificate", "name this region's certificate file; `{region}` stands for the region's name")
         .and_then(|field| named(&field));
-    let key =
-        section.required("key", "name this region's private key; `{region}` stands for its name").and_then(|field| named(&field));
-    let authority =
-        section.required("authority", "name the PEM file of the authority that signs the peers").and_then(|field| named(&field));
+    let key = section
+        .required("key", "name this region's private key file; `{region}` stands for the region's name")
+        .and_then(|field| named(&field));
+    let authority = section
+        .required("authority", "name the PEM file of the authority that signs peer certificates")
+        .and_then(|field| named(&field));
     let revoked = section.optional("revoked").map_or(Some(Vec::new()), |field| field.one_or_many().iter().map(named).collect());
     section.finish();
     Some(PeerFiles { own: CertificateFiles { certificate: certificate?, key: key? }, authority: authority?, revoked: revoked? })

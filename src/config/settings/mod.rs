@@ -1,4 +1,4 @@
-//! The sections that tell each room how to work.
+//! Reads the sections that configure the other modules.
 
 mod limits;
 mod listen;
@@ -10,31 +10,37 @@ use std::path::PathBuf;
 use crate::admin;
 use crate::audit;
 use crate::directory;
+use crate::engine::path::Slashes;
 use crate::geoip;
 use crate::model::region::RegionId;
 use crate::probes;
-use crate::proxy::Limits;
-use crate::proxy::intake::{self, AddressSource, Slashes};
+use crate::proxy::intake::{self, AddressSource};
+use crate::proxy::{Limits, Privacy};
 use crate::session;
 use crate::tokens;
 use crate::transport::listener::{self, Accepts};
 use crate::transport::tls::{AcmeFiles, PeerFiles};
 
-use super::policy::PolicyDraft;
+use super::draft::{PolicyDraft, RegionDraft};
 use super::reader::{Field, Section};
 
 use limits::read_limits;
 use listen::{read_listen, read_peer_tls};
 use upstreams::read_upstreams;
-use users::{Users, read_client_address, read_users};
+use users::{Users, header_name, read_client_address, read_users};
 
-/// What each room is told, validated.
+/// The validated settings of every module.
 #[derive(Clone)]
 pub struct Settings {
     pub listeners: Vec<listener::Settings>,
     pub peer_tls: Option<PeerFiles>,
     pub admin: admin::Settings,
     pub intake: intake::Settings,
+    /// What becomes of repeated slashes in a path.
+    pub slashes: Slashes,
+    pub privacy: Privacy,
+    /// Origins whose CORS preflights are answered here where the user cannot be known.
+    pub cors_origins: Vec<Box<str>>,
     pub upstreams: crate::upstreams::Settings,
     /// The other regions that have a gateway.
     pub gateways: Vec<(RegionId, http::Uri)>,
@@ -47,12 +53,33 @@ pub struct Settings {
     pub audit: Option<audit::Settings>,
     pub limits: Limits,
     pub log: Log,
-    /// How many threads serve requests; `None` for one a core.
+    /// Number of threads that serve requests; `None` means one per core.
     pub workers: Option<usize>,
 }
 
 impl Settings {
-    /// What is fetched from ACME servers.
+    /// How paths and users are read, a line for each setting: it can change what is judged, so it counts in the policy's hash.
+    pub fn identification(&self) -> Vec<Box<str>> {
+        let mut lines = vec![format!("paths.repeated_slashes {:?}", self.slashes)];
+        lines.extend(self.intake.keys.iter().enumerate().map(|(index, key)| format!("users.key {index} {key:?}")));
+        if let Some(tokens) = &self.tokens {
+            let (issuer, audience, location) = (&tokens.issuer, &tokens.audience, &tokens.location);
+            lines.push(format!("users.token {issuer:?} {audience:?} {location:?} {:?}", tokens.leeway));
+        }
+        lines.push(format!("users.directory {}", self.directory.is_some()));
+        lines.push(format!("users.hint {}", self.seal.is_some()));
+        if let Some(geoip) = &self.geoip {
+            lines.push(format!("geoip.max_age {:?}", geoip.max_age));
+        }
+        lines.into_iter().map(Into::into).collect()
+    }
+
+    /// Whether a credential that this process cannot read refuses a request for data that may not be anywhere.
+    pub fn refuses_unread_credentials(&self) -> bool {
+        self.tokens.as_ref().is_none_or(|tokens| tokens.others == tokens::Others::Refuse)
+    }
+
+    /// The certificates that come from ACME servers.
     pub fn acme(&self) -> impl Iterator<Item = &AcmeFiles> {
         self.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.acme.as_ref())
     }
@@ -66,11 +93,39 @@ fn read_paths(field: &Field<'_>) -> Option<Slashes> {
     slashes
 }
 
-/// How log lines look.
+/// `{ origins: [https://app.example.com] }`.
+fn read_cors(field: &Field<'_>) -> Option<Vec<Box<str>>> {
+    let section = field.section()?;
+    let origins =
+        section.required("origins", "list the origins whose preflights are answered, such as `[https://app.example.com]`");
+    section.finish();
+    let mut list = Vec::new();
+    for item in origins?.one_or_many() {
+        let text = item.text()?;
+        let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        if !host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', '*', '@'])) {
+            return item.wrong(format!(
+                "`{text}` is not a valid origin; write scheme and host without a path, such as `https://app.example.com`"
+            ));
+        }
+        list.push(text.to_ascii_lowercase().into());
+    }
+    Some(list)
+}
+
+/// `{ tracing: [tracestate] }`: tracing fields that may cross a border.
+fn read_borders(field: &Field<'_>) -> Option<Vec<http::HeaderName>> {
+    let section = field.section()?;
+    let names = section.required("tracing", "list the tracing header fields that may cross a border, such as `[tracestate]`");
+    section.finish();
+    names?.one_or_many().iter().map(header_name).collect()
+}
+
+/// The format of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Log {
     pub json: bool,
-    /// A line for every request.
+    /// Whether every request gets a log line.
     pub requests: bool,
 }
 
@@ -85,6 +140,8 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let users = section.optional("users").map_or(Some(Users::default()), |field| read_users(&field));
     let client_address = section.optional("client_address");
     let client_address = client_address.map_or(Some((Vec::new(), AddressSource::Forwarded)), |field| read_client_address(&field));
+    let cors = section.optional("cors").map_or(Some(Vec::new()), |field| read_cors(&field));
+    let tracing = section.optional("borders").map_or(Some(Vec::new()), |field| read_borders(&field));
     let slashes = section.optional("paths").map_or(Some(Slashes::Merge), |field| read_paths(&field));
     let geoip = section.optional("geoip").map(|field| read_geoip(&field));
     let probes = section.optional("latency").map_or(Some(probes::Settings::default()), |field| read_probes(&field));
@@ -95,13 +152,16 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let upstreams = read_upstreams(section, draft);
     check_peers(section, draft, &listeners, peer_tls.is_some());
     check_ledger(section, draft, audit.is_some());
-    let Users { keys, directory, tokens, seal } = users?;
+    let Users { keys, directory, tokens, seal, uniform_refusals } = users?;
     let (trust, source) = client_address?;
     Some(Settings {
         listeners,
         peer_tls: peer_tls.map_or(Some(None), |files| files.map(Some))?,
         admin: admin?,
-        intake: intake::Settings { trust, source, keys, slashes: slashes? },
+        intake: intake::Settings { trust, source, keys },
+        slashes: slashes?,
+        privacy: Privacy { uniform_refusals, tracing_across_borders: tracing? },
+        cors_origins: cors?,
         upstreams: upstreams?,
         gateways: others(draft).filter_map(|region| Some((region.id, region.gateway.clone()?))).collect(),
         urls: draft.regions.iter().filter_map(|region| Some((region.id, region.url.clone()?))).collect(),
@@ -117,7 +177,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     })
 }
 
-fn others<'d, 'n>(draft: &'d PolicyDraft<'n>) -> impl Iterator<Item = &'d super::policy::RegionDraft<'n>> {
+fn others<'d, 'n>(draft: &'d PolicyDraft<'n>) -> impl Iterator<Item = &'d RegionDraft<'n>> {
     draft.regions.iter().filter(|region| Some(region.id) != draft.local)
 }
 
@@ -128,13 +188,13 @@ fn read_admin(field: &Field<'_>, listeners: &[listener::Settings]) -> Option<adm
     if let Some(address) =
         address.filter(|address| listeners.iter().any(|other| other.address == *address && address.port() != 0))
     {
-        return field.wrong(format!("`{address}` is listened on already, by `listen`; give the control plane a port of its own"));
+        return field.wrong(format!("`{address}` is already used by `listen`; give the control plane a different port"));
     }
     Some(admin::Settings { address: address? })
 }
 
 fn read_geoip(field: &Field<'_>) -> Option<geoip::Settings> {
-    // `policy` reads the rest of this section and reports keys it does not know.
+    // `policy` reads the other keys of this section and reports unknown ones.
     let section = field.section()?;
     let database =
         section.required("database", "name a country or city database in the MMDB format").and_then(|field| path(&field));
@@ -168,36 +228,39 @@ fn read_log(field: &Field<'_>) -> Option<Log> {
     Some(Log { json: json?, requests: requests? })
 }
 
-/// Several regions need a way to each other, or a way to send the client there.
+/// Checks that every other region can be reached, by its gateway or by a redirect to its URL, and that peers have certificates.
 fn check_peers(section: &Section<'_>, draft: &PolicyDraft<'_>, listeners: &[listener::Settings], has_peer_tls: bool) {
     let needs_tls = others(draft).any(|region| region.gateway.is_some())
         || listeners.iter().any(|listener| listener.accepts == Accepts::Peers);
     if needs_tls && !has_peer_tls {
-        section.wrong::<()>("`peer_tls` is missing: peers prove their regions to each other with certificates");
+        section.wrong::<()>(
+            "`peer_tls` is missing: peers authenticate with certificates; give a `certificate`, `key` and `authority`",
+        );
     }
     for region in others(draft).filter(|region| region.gateway.is_none() && region.url.is_none()) {
         region
             .field
-            .wrong::<()>("this region can neither be reached nor be named to a client: give it a `gateway`, a `url` or both");
+            .wrong::<()>("neither peers nor redirected clients can reach this region: give it a `gateway`, a `url` or both");
     }
 }
 
-/// Data that may not be anywhere leaves a line in the ledger when it crosses a border.
+/// Checks that there is a ledger if residency-bound data can cross a border, because every such movement is recorded.
 fn check_ledger(section: &Section<'_>, draft: &PolicyDraft<'_>, has_ledger: bool) {
-    use crate::decision::residency::Stays;
+    use crate::decision::policy::rule::Stays;
     let crosses = draft.regions.len() > 1 && draft.classes.iter().any(|class| class.rule.stays != Stays::Anywhere);
     if crosses && !has_ledger {
         section.wrong::<()>(
-            "`audit` is missing: movements of residency-bound data are recorded; write `audit: { directory: ledger/ }`",
+            "`audit` is missing: movements of residency-bound data across borders are recorded; write \
+             `audit: { directory: ledger/ }`",
         );
     }
 }
 
-/// A path in which `{region}` stands for the name of the region that reads it.
+/// A path in which `{region}` is replaced by the name of the local region.
 fn regional_path(field: &Field<'_>, local: &str) -> Option<PathBuf> {
     let path = path(field)?.to_string_lossy().replace("{region}", local);
     if path.contains(['{', '}']) {
-        return field.wrong("only `{region}` stands for something in this path, for the region's name; write that, or no braces");
+        return field.wrong("the only placeholder in this path is `{region}`, for the region's name; write that, or no braces");
     }
     Some(path.into())
 }

@@ -1,11 +1,12 @@
-//! The app servers of the local region. Those of the others are read as well, so that one file has no mistake in any region.
+//! The app servers of the local region. Those of other regions are checked as well, so that a file is valid in every region
+//! or in none.
 
 use crate::transport::dial::{HttpVersion, authority_of};
 use crate::transport::proxy_protocol::Version;
 use crate::transport::tls::UpstreamFiles;
 use crate::upstreams::{Check, Circuit, Ejection, Settings, Target};
 
-use super::super::policy::PolicyDraft;
+use super::super::draft::{PolicyDraft, RegionDraft};
 use super::super::reader::{Field, Section};
 use super::listen::read_certificate;
 use super::path;
@@ -19,7 +20,7 @@ pub(super) fn read_upstreams(section: &Section<'_>, draft: &PolicyDraft<'_>) -> 
         let servers = servers.iter().map(|server| server.address()).collect::<Option<Vec<_>>>();
         Some(crate::transport::resolver::Settings { servers: servers? })
     });
-    let read = |region: &super::super::policy::RegionDraft<'_>| {
+    let read = |region: &RegionDraft<'_>| {
         let targets = region.upstreams.as_ref().and_then(read_targets);
         let check = region.health.as_ref().map_or(Some(None), |field| read_health(field).map(Some));
         Some(Settings { targets: targets?, check: check?, ..Settings::default() })
@@ -30,7 +31,7 @@ pub(super) fn read_upstreams(section: &Section<'_>, draft: &PolicyDraft<'_>) -> 
     Some(Settings { ejection, circuit, names: names?, ..own })
 }
 
-/// What keeps a failing or full upstream from taking the others with it.
+/// Outlier ejection and circuit breaking, which keep a failing or overloaded upstream from affecting the others.
 fn read_protection(field: &Field<'_>) -> Option<(Ejection, Circuit)> {
     let section = field.section()?;
     let (ejection, circuit) = (Ejection::default(), Circuit::default());
@@ -56,13 +57,13 @@ fn read_protection(field: &Field<'_>) -> Option<(Ejection, Circuit)> {
 fn read_targets(field: &Field<'_>) -> Option<Vec<Target>> {
     let items = field.one_or_many();
     if items.is_empty() {
-        return field.wrong("no upstream is listed; a region serves requests through at least one");
+        return field.wrong("no upstream is listed; a region needs at least one");
     }
     let targets: Vec<_> = items.iter().map(read_target).collect();
     targets.into_iter().collect()
 }
 
-/// A URL, or a section with a URL and more.
+/// An upstream: a URL, or a section with a `url` and options.
 fn read_target(field: &Field<'_>) -> Option<Target> {
     if !field.is_section() {
         return read_url(field);
@@ -79,9 +80,10 @@ fn read_target(field: &Field<'_>) -> Option<Target> {
     target.proxy_protocol = proxy_protocol?;
     if target.proxy_protocol.is_some() {
         match target.http_version {
-            // A connection speaks for one client, so it may not carry several requests at once.
+            // The PROXY header names one client for the whole connection, so requests of different clients cannot share it.
             HttpVersion::Http2 => {
-                return field.wrong("`proxy_protocol` is for HTTP/1.1; a connection of HTTP/2 serves many clients");
+                return field
+                    .wrong("`proxy_protocol` needs an `http` or `https` URL, because an HTTP/2 connection serves many clients");
             }
             HttpVersion::Http1 | HttpVersion::Negotiated => target.http_version = HttpVersion::Http1,
         }
@@ -89,18 +91,18 @@ fn read_target(field: &Field<'_>) -> Option<Target> {
     if let Some(tls) = tls {
         let (tls, field) = tls?;
         if target.tls.is_none() {
-            return field.wrong("this is for an `https` URL");
+            return field.wrong("`tls` needs an `https` URL; change the URL, or remove `tls`");
         }
         target.tls = Some(tls);
     }
     Some(target)
 }
 
-/// `http` is HTTP/1.1, `h2c` HTTP/2 in the clear, `https` whichever the server chooses.
+/// `http` means HTTP/1.1, `h2c` cleartext HTTP/2, and `https` the version that the server selects by ALPN.
 fn read_url(field: &Field<'_>) -> Option<Target> {
     let uri = field.base_url(&["http", "https", "h2c"])?;
     if uri.path() != "/" {
-        return field.wrong("an upstream is an address without a path, such as `http://10.1.0.10:3000`");
+        return field.wrong("an upstream URL has no path; write for example `http://10.1.0.10:3000`");
     }
     let (http_version, tls) = match uri.scheme_str() {
         Some("https") => (HttpVersion::Negotiated, Some(UpstreamFiles::default())),
@@ -117,7 +119,7 @@ fn read_tls(field: &Field<'_>) -> Option<UpstreamFiles> {
         let name = field.text()?;
         match rustls_pki_types::ServerName::try_from(name) {
             Ok(_) => Some(Some(name.to_owned())),
-            Err(_) => field.wrong(format!("`{name}` is no host name")),
+            Err(_) => field.wrong(format!("`{name}` is not a valid host name; write a name such as `app.internal`")),
         }
     });
     let own = section.optional("certificate").map_or(Some(None), |field| read_certificate(&field).map(Some));
@@ -131,7 +133,7 @@ fn read_health(field: &Field<'_>) -> Option<Check> {
         return health_path(field).map(Check::at);
     }
     let section = field.section()?;
-    let path = section.required("path", "name the path to ask for, such as `/healthz`").and_then(|field| health_path(&field));
+    let path = section.required("path", "name the path to request, such as `/healthz`").and_then(|field| health_path(&field));
     let every = section.optional("every").map_or(Some(standard.every), |field| field.positive_duration());
     let timeout = section.optional("timeout").map_or(Some(standard.timeout), |field| field.positive_duration());
     let rise = section.optional("rise").map_or(Some(u64::from(standard.rise)), |field| field.number(1, 100));
@@ -143,5 +145,5 @@ fn read_health(field: &Field<'_>) -> Option<Check> {
 fn health_path<'n>(field: &Field<'n>) -> Option<&'n str> {
     let text = field.text()?;
     let fits = text.starts_with('/') && text.parse::<http::uri::PathAndQuery>().is_ok();
-    if fits { Some(text) } else { field.wrong(format!("`{text}` is no path; it starts with `/`")) }
+    if fits { Some(text) } else { field.wrong(format!("`{text}` is not a valid path; write a path that starts with `/`")) }
 }

@@ -1,4 +1,4 @@
-//! Who the client and the user are.
+//! The sections that identify the client and the user.
 
 use std::time::Duration;
 
@@ -7,18 +7,19 @@ use ipnet::IpNet;
 use crate::directory;
 use crate::proxy::intake::{AddressSource, KeySource, unfolded};
 use crate::session;
-use crate::tokens::{self, Place};
+use crate::tokens::{self, TokenLocation};
 
 use super::super::reader::Field;
 use super::path;
 
-/// What `users` says.
+/// The settings in the `users` section.
 #[derive(Default)]
 pub(super) struct Users {
     pub keys: Vec<KeySource>,
     pub directory: Option<directory::Settings>,
     pub tokens: Option<tokens::Settings>,
     pub seal: Option<session::Settings>,
+    pub uniform_refusals: bool,
 }
 
 pub(super) fn read_users(field: &Field<'_>) -> Option<Users> {
@@ -28,42 +29,59 @@ pub(super) fn read_users(field: &Field<'_>) -> Option<Users> {
     let directory = section.optional("directory").map(|field| {
         let section = field.section()?;
         let file = section.required("file", "name the CSV or YAML file of users and their homes").and_then(|field| path(&field));
+        let max_loss = section.optional("max_loss").map_or(Some(directory::DEFAULT_MAX_LOSS), |field| field.percent());
         section.finish();
-        Some(directory::Settings { file: file? })
+        Some(directory::Settings { file: file?, max_loss: max_loss? })
     });
     let has_tokens = section.optional("token").is_some();
     let tokens = section.optional("token").map_or(Some(None), |field| read_token(&field).map(Some));
     let seal = section.optional("hint").map_or(Some(None), |field| read_hint(&field).map(Some));
+    let uniform_refusals = section.optional("uniform_refusals").map_or(Some(false), |field| field.flag());
     section.finish();
     if !has_tokens && keys.iter().any(|key| matches!(key, KeySource::Token(_))) {
         return field
-            .wrong("`key` reads a token; say here whose tokens count, as `token: { keys: jwks.json, issuer: …, audience: … }`");
+            .wrong("`key` reads a token, but no issuer is trusted; add `token: { keys: jwks.json, issuer: …, audience: … }`");
     }
-    Some(Users { keys, directory: directory.map_or(Some(None), |settings| settings.map(Some))?, tokens: tokens?, seal: seal? })
+    Some(Users {
+        keys,
+        directory: directory.map_or(Some(None), |settings| settings.map(Some))?,
+        tokens: tokens?,
+        seal: seal?,
+        uniform_refusals: uniform_refusals?,
+    })
 }
 
 fn read_token(field: &Field<'_>) -> Option<tokens::Settings> {
     let section = field.section()?;
     let keys = section.required("keys", "name the JWKS file of the issuer's keys").and_then(|field| path(&field));
     let text = |key, what: &str| section.required(key, what).and_then(|field| field.text().map(str::to_owned));
-    let issuer = text("issuer", "write the `iss` of the tokens that count");
-    let audience = text("audience", "write the `aud` of the tokens that count");
-    let header = section.optional("header").map(|field| header_name(&field).map(Place::Header));
-    let cookie = section.optional("cookie").map(|field| cookie_name(&field).map(Place::Cookie));
+    let issuer = text("issuer", "write the `iss` claim of the tokens to accept");
+    let audience = text("audience", "write the `aud` claim of the tokens to accept");
+    let header = section.optional("header").map(|field| header_name(&field).map(TokenLocation::Header));
+    let cookie = section.optional("cookie").map(|field| cookie_name(&field).map(TokenLocation::Cookie));
+    let words = [("refuse", tokens::Others::Refuse), ("ignore", tokens::Others::Ignore)];
+    let others = section.optional("others").map_or(Some(tokens::Others::Refuse), |field| field.word(&words));
     let leeway = section.optional("leeway").map_or(Some(Duration::from_secs(60)), |field| field.duration());
     section.finish();
-    let place = match (header, cookie) {
-        (None, None) => Some(Place::Header(http::header::AUTHORIZATION)),
-        (Some(place), None) | (None, Some(place)) => place,
-        (Some(_), Some(_)) => field.wrong("a token stands in one place: write `header` or `cookie`"),
+    let location = match (header, cookie) {
+        (None, None) => Some(TokenLocation::Header(http::header::AUTHORIZATION)),
+        (Some(location), None) | (None, Some(location)) => location,
+        (Some(_), Some(_)) => field.wrong("a token is read from one place: write `header` or `cookie`, not both"),
     };
-    Some(tokens::Settings { keys: keys?, issuer: issuer?, audience: audience?, place: place?, leeway: leeway? })
+    Some(tokens::Settings {
+        keys: keys?,
+        issuer: issuer?,
+        audience: audience?,
+        location: location?,
+        leeway: leeway?,
+        others: others?,
+    })
 }
 
 fn read_hint(field: &Field<'_>) -> Option<session::Settings> {
     let section = field.section()?;
     let keys = section
-        .required("keys", "name the file of the keys that seal it, the same in every region")
+        .required("keys", "name the file of the keys that seal the hint cookie; use the same keys in every region")
         .and_then(|field| path(&field));
     let lifetime = section.optional("lifetime").map_or(Some(Duration::from_secs(300)), |field| field.positive_duration());
     section.finish();
@@ -73,7 +91,7 @@ fn read_hint(field: &Field<'_>) -> Option<session::Settings> {
 fn cookie_name(field: &Field<'_>) -> Option<String> {
     let name = field.text()?;
     let token = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte));
-    if token { Some(name.to_owned()) } else { field.wrong(format!("`{name}` is no cookie name")) }
+    if token { Some(name.to_owned()) } else { field.wrong(format!("`{name}` is not a valid cookie name")) }
 }
 
 fn read_key(field: &Field<'_>) -> Option<KeySource> {
@@ -86,13 +104,14 @@ fn read_key(field: &Field<'_>) -> Option<KeySource> {
         (Some(name), None, None) => Some(KeySource::Header(name)),
         (None, Some(name), None) => Some(KeySource::Cookie(name)),
         (None, None, Some(claim)) => Some(KeySource::Token(claim.to_owned())),
-        _ => field.wrong("write one of `token: CLAIM`, `header: NAME` and `cookie: NAME`"),
+        _ => field.wrong("write exactly one of `token: CLAIM`, `header: NAME` and `cookie: NAME`"),
     }
 }
 
 pub(super) fn header_name(field: &Field<'_>) -> Option<http::HeaderName> {
     let text = field.text()?;
-    text.to_ascii_lowercase().parse().ok().or_else(|| field.wrong(format!("`{text}` is no header name")))
+    let name = text.to_ascii_lowercase().parse().ok();
+    name.or_else(|| field.wrong(format!("`{text}` is not a valid header name; write a name such as `x-user-id`")))
 }
 
 pub(super) fn read_client_address(field: &Field<'_>) -> Option<(Vec<IpNet>, AddressSource)> {
@@ -116,5 +135,5 @@ pub(super) fn network(field: &Field<'_>) -> Option<IpNet> {
         .ok()
         .or(host)
         .map(unfolded)
-        .or_else(|| field.wrong(format!("`{text}` is no network; write `10.0.0.0/8` or one address")))
+        .or_else(|| field.wrong(format!("`{text}` is not a valid network; write a network such as `10.0.0.0/8`, or one address")))
 }

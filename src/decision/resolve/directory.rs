@@ -5,9 +5,10 @@ use crate::model::outcome::Code;
 use crate::model::user::{Evidence, Proof, Record};
 
 use super::super::facts::{Facts, Lookup};
-use super::super::policy::{ClassSet, Policy};
-use super::super::residency::Stays;
-use super::super::verdict::{Finding, Home};
+use super::super::home::Home;
+use super::super::policy::Policy;
+use super::super::policy::class::ClassSet;
+use super::super::verdict::Finding;
 use super::Answer;
 
 pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> (Finding, Answer) {
@@ -20,17 +21,35 @@ pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> (Fin
             let is_asked = facts.directory != Lookup::NotAsked;
             (Finding::Hinted { home: record.home, is_asked }, Answer::Home(owned(record, Evidence::Asserted, policy)))
         }
-        (Lookup::NotAsked | Lookup::NoKey, _) => (Finding::NoKey, Answer::Next),
+        (Lookup::NotAsked | Lookup::NoKey | Lookup::Unverifiable, _) => (Finding::NoKey, Answer::Next),
         (Lookup::Absent, _) => (Finding::Absent, Answer::Next),
         (Lookup::Unavailable, _) if may_guess(facts, policy, classes) => (Finding::Unavailable { goes_on: true }, Answer::Next),
         (Lookup::Unavailable, _) => (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable)),
         (Lookup::Found(record), _) => {
-            let evidence = match facts.proof {
-                Proof::Proven => Evidence::Recorded,
-                Proof::Claimed => Evidence::Inferred,
-            };
+            let evidence = evidence_of(facts.proof);
             (Finding::Recorded { home: record.home, evidence }, Answer::Home(owned(record, evidence, policy)))
         }
+    }
+}
+
+/// The home of the caller, where the path names a user whom the directory does not have: a guess about that user must not
+/// outrank the caller's record, so both are judged.
+pub(super) fn home_of_caller(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> Result<Option<Home>, Code> {
+    match facts.caller {
+        Lookup::NotAsked | Lookup::NoKey | Lookup::Absent | Lookup::Unverifiable => Ok(None),
+        Lookup::Unavailable if may_guess(facts, policy, classes) => Ok(None),
+        Lookup::Unavailable => Err(Code::DirectoryUnavailable),
+        Lookup::Found(record) if !policy.regions.contains(record.home) => Err(Code::DirectoryUnavailable),
+        Lookup::Found(record) => Ok(Some(owned(record, evidence_of(facts.caller_proof), policy))),
+    }
+}
+
+/// Evidence is the weaker of the record and the proof of its key.
+const fn evidence_of(proof: Proof) -> Evidence {
+    match proof {
+        Proof::Proven => Evidence::Recorded,
+        Proof::Vouched => Evidence::Asserted,
+        Proof::Claimed => Evidence::Inferred,
     }
 }
 
@@ -41,5 +60,5 @@ fn owned(record: Record, evidence: Evidence, policy: &Policy) -> Home {
 
 /// Never from a dead directory to a guess, except for reads of data that may be anywhere.
 fn may_guess(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> bool {
-    facts.is_read && classes.iter().all(|class| policy.class(class).rule.stays == Stays::Anywhere)
+    facts.is_read && policy.may_be_anywhere(classes)
 }

@@ -1,7 +1,7 @@
 //! Who owns a request: a route's chain of steps, walked until one answers.
 
 mod directory;
-pub mod geoip;
+mod geoip;
 mod token;
 
 use crate::model::jurisdiction::Jurisdiction;
@@ -10,9 +10,11 @@ use crate::model::region::RegionId;
 use crate::model::user::Evidence;
 
 use super::facts::Facts;
-use super::policy::{Policy, Step};
-use super::route::Route;
-use super::verdict::{Finding, Home, Trail};
+use super::home::Home;
+use super::policy::Policy;
+use super::policy::chain::Step;
+use super::policy::route::Route;
+use super::verdict::{Finding, Trail};
 
 /// What a step contributes: an answer that ends the walk, or the next step's turn.
 enum Answer {
@@ -42,6 +44,11 @@ pub(super) fn home(facts: &Facts<'_>, policy: &Policy, route: &Route, trail: &mu
         }
     }
     Err(Code::HomeUnresolved)
+}
+
+/// The home of the caller beside that of the user whom the path names; `None` where one user is judged.
+pub(super) fn home_of_caller(facts: &Facts<'_>, policy: &Policy, trail: &Trail) -> Result<Option<Home>, Code> {
+    directory::home_of_caller(facts, policy, trail.classes)
 }
 
 /// A home that was guessed: the user's jurisdiction is the one that lists the country, never that of the region.

@@ -4,13 +4,14 @@ use crate::model::outcome::Code;
 use crate::model::user::Evidence;
 
 use super::super::facts::{Facts, Lookup};
+use super::super::home::Home;
 use super::super::policy::Policy;
-use super::super::verdict::{Finding, Home};
+use super::super::verdict::Finding;
 use super::Answer;
 
 pub(super) fn ask(facts: &Facts<'_>, policy: &Policy) -> (Finding, Answer) {
     match facts.token {
-        Lookup::NotAsked | Lookup::NoKey => (Finding::NoToken, Answer::Next),
+        Lookup::NotAsked | Lookup::NoKey | Lookup::Unverifiable => (Finding::NoToken, Answer::Next),
         Lookup::Absent => (Finding::NoClaim, Answer::Next),
         // It names a region that this policy does not have: no reason to guess another.
         Lookup::Unavailable => (Finding::UnknownRegion, Answer::End(Code::HomeUnknown)),

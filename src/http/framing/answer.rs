@@ -1,4 +1,4 @@
-//! The gate for answers of upstreams: one way to find each answer's end, nothing that was not asked for.
+//! The gate for upstream responses: a response passes only if it was requested and its end is unambiguous.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -15,30 +15,30 @@ use super::chunked::{Chunked, Outcome};
 use super::head::{self, Framing};
 use super::stall::Stall;
 
-/// What the head of an answer may be: twice what a client may send, for cookies and policies are long.
-const MOST_HEAD: usize = 64 << 10;
-const MOST_FIELDS: usize = 256;
+/// Bytes of a response head: twice the default limit for requests, because cookies and security policies are long.
+const MAX_HEAD: usize = 64 << 10;
+const MAX_FIELDS: usize = 256;
 
-/// Interim answers before an answer; more are a flood.
+/// Maximum number of informational responses before the final response.
 pub const MOST_INTERIM: usize = 16;
 
-/// What an answer's framing depends on besides its own head.
+/// The kind of request, on which the framing of its response depends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Asked {
-    /// The answer has a head alone.
+    /// A HEAD request: the response has no body.
     Head,
-    /// 101 is an answer as well.
+    /// An upgrade: 101 is a valid final response.
     Upgrade,
-    /// A 2xx opens a tunnel.
+    /// CONNECT: a 2xx response opens a tunnel.
     Connect,
     Other,
 }
 
-/// How much of a body is read at once. A byte less than a power of two: hyper reads into twice as much once it has filled one, and
-/// every piece keeps the whole of what it was read into.
-const MOST_OF_A_BODY: usize = (64 << 10) - 1;
+/// Maximum bytes of a body per read. One less than a power of two, because hyper doubles its read buffer once a read fills
+/// it, and each frame of the body keeps its whole read buffer alive.
+const MAX_BODY_READ: usize = (64 << 10) - 1;
 
-/// What the pool and the gate of one connection tell each other.
+/// State that the pool and the gate of one connection share.
 #[derive(Default)]
 pub struct Link {
     asked: Cell<Option<Asked>>,
@@ -46,21 +46,22 @@ pub struct Link {
 }
 
 impl Link {
-    /// A request is about to be sent.
+    /// Records that a request is about to be sent.
     pub fn ask(&self, asked: Asked) {
         self.asked.set(Some(asked));
     }
 
-    /// Whether the other end has broken the rules: the connection must not be used again.
+    /// Whether the upstream has sent a malformed or unexpected response. The connection must then not be used again.
     pub fn is_faulty(&self) -> bool {
         self.faulty.get()
     }
 }
 
 enum State {
-    /// Nothing was asked, so nothing may come.
-    Quiet,
-    /// `seen` bytes behind the judged ones hold no end of a head; `interim` answers have come before.
+    /// No response is expected, so any byte is a fault.
+    Idle,
+    /// A head is incomplete: the first `seen` bytes after the checked ones do not contain its end. `interim` informational
+    /// responses have come before.
     Head {
         seen: usize,
         interim: usize,
@@ -74,10 +75,10 @@ enum State {
     Broken,
 }
 
-/// A connection to an upstream whose answers are unambiguous.
+/// Wraps a connection to an upstream and lets only unambiguous responses through.
 ///
-/// Cloning gives another handle on the same connection: one for hyper, one for the pool, which looks whether it is still
-/// quiet before using it again.
+/// A clone is another handle to the same connection: hyper holds one, and the pool holds one, to check before reuse that the
+/// connection is idle.
 pub struct AnswerGate<S>(Rc<RefCell<Inner<S>>>);
 
 impl<S> Clone for AnswerGate<S> {
@@ -90,46 +91,47 @@ struct Inner<S> {
     io: S,
     link: Rc<Link>,
     raw: BytesMut,
-    /// How many bytes of `raw` are judged and may be read.
+    /// How many bytes at the start of `raw` are checked and may be read.
     passed: usize,
     state: State,
     stall: Stall,
 }
 
 impl<S> AnswerGate<S> {
-    /// Puts the gate in front of a connection whose other end may take nothing of what is written for as long as `stall`.
+    /// Wraps a connection. A write fails when the upstream does not read for `stall`.
     pub fn new(io: S, link: Rc<Link>, stall: Duration) -> Self {
         let stall = Stall::after(stall);
-        Self(Rc::new(RefCell::new(Inner { io, link, raw: BytesMut::new(), passed: 0, state: State::Quiet, stall })))
+        Self(Rc::new(RefCell::new(Inner { io, link, raw: BytesMut::new(), passed: 0, state: State::Idle, stall })))
     }
 }
 
 impl<S: AsyncRead + Unpin> AnswerGate<S> {
-    /// Whether nothing has come, not even the end, since the last answer ended. What lies there unread would be taken for
-    /// the answer to the next request.
+    /// Whether the connection is open and has received nothing since the last response ended. Unread bytes would be taken
+    /// for the response to the next request.
     pub fn is_quiet(&self) -> bool {
         let mut inner = self.0.borrow_mut();
         let mut space = [0; 1];
         let mut space = ReadBuf::new(&mut space);
-        let untouched = inner.raw.is_empty() && matches!(inner.state, State::Quiet);
-        // The connection's own task asks again as soon as it writes the next request, and is woken from then on.
-        untouched && Pin::new(&mut inner.io).poll_read(&mut Context::from_waker(Waker::noop()), &mut space).is_pending()
+        let is_idle = inner.raw.is_empty() && matches!(inner.state, State::Idle);
+        // This poll replaces the waker of the connection's own task. That task polls again when it writes the next request,
+        // and so registers its waker again.
+        is_idle && Pin::new(&mut inner.io).poll_read(&mut Context::from_waker(Waker::noop()), &mut space).is_pending()
     }
 }
 
 impl<S> Inner<S> {
-    /// Moves over the bytes that are read, as far as they are fine.
+    /// Checks the bytes that have been read, and advances `passed` over the valid ones.
     fn judge(&mut self) {
         while self.passed < self.raw.len() {
             let fresh = &self.raw[self.passed..];
             match &mut self.state {
-                State::Quiet => return self.fault(),
+                State::Idle => return self.fault(),
                 State::Head { seen, interim } => match head::find_end(fresh, *seen) {
-                    Ok(None) if fresh.len() <= MOST_HEAD => {
+                    Ok(None) if fresh.len() <= MAX_HEAD => {
                         *seen = fresh.len();
                         return;
                     }
-                    Ok(Some(end)) if end <= MOST_HEAD => {
+                    Ok(Some(end)) if end <= MAX_HEAD => {
                         let interim = *interim;
                         match self.after_head(end, interim) {
                             Some(state) => {
@@ -146,7 +148,7 @@ impl<S> Inner<S> {
                     self.passed += step as usize;
                     *left -= step;
                     if *left == 0 {
-                        self.state = State::Quiet;
+                        self.state = State::Idle;
                     }
                 }
                 State::Chunked(chunked) => {
@@ -154,7 +156,7 @@ impl<S> Inner<S> {
                     self.passed += step;
                     match outcome {
                         Outcome::Open => return,
-                        Outcome::Ended => self.state = State::Quiet,
+                        Outcome::Ended => self.state = State::Idle,
                         Outcome::Malformed => return self.fault(),
                     }
                 }
@@ -164,26 +166,26 @@ impl<S> Inner<S> {
         }
     }
 
-    /// What follows a head of `end` bytes (RFC 9112 section 6.3); `None` if that cannot be said for certain.
+    /// Returns the state after a head of `end` bytes (RFC 9112 section 6.3); `None` if the head is invalid or ambiguous.
     fn after_head(&self, end: usize, interim: usize) -> Option<State> {
-        let (status, framing) = head::check_answer(&self.raw[self.passed..self.passed + end], MOST_FIELDS).ok()?;
+        let (status, framing) = head::check_answer(&self.raw[self.passed..self.passed + end], MAX_FIELDS).ok()?;
         let asked = self.link.asked.get()?;
-        let is_bare = framing.is_none();
+        let is_unframed = framing.is_none();
         let is_empty = matches!(framing, None | Some(Framing::Length(0)));
         match status {
-            101 if asked == Asked::Upgrade && is_bare => return Some(State::Tunnel),
-            100 | 102..=199 if is_bare && interim < MOST_INTERIM => {
+            101 if asked == Asked::Upgrade && is_unframed => return Some(State::Tunnel),
+            100 | 102..=199 if is_unframed && interim < MOST_INTERIM => {
                 return Some(State::Head { seen: 0, interim: interim + 1 });
             }
             100..=199 => return None,
-            200..=299 if asked == Asked::Connect => return is_bare.then_some(State::Tunnel),
+            200..=299 if asked == Asked::Connect => return is_unframed.then_some(State::Tunnel),
             204 if !is_empty => return None,
             _ => {}
         }
         let has_no_body = asked == Asked::Head || matches!(status, 204 | 304);
         let state = match framing {
-            _ if has_no_body => State::Quiet,
-            Some(Framing::Length(0)) => State::Quiet,
+            _ if has_no_body => State::Idle,
+            Some(Framing::Length(0)) => State::Idle,
             Some(Framing::Length(left)) => State::Body { left },
             Some(Framing::Chunked) => State::Chunked(Chunked::default()),
             None => State::UntilClose,
@@ -192,7 +194,7 @@ impl<S> Inner<S> {
         Some(state)
     }
 
-    /// What was fine is still read; then the connection ends in an error.
+    /// Drops the unchecked bytes. Reads return the checked bytes first, and then an error.
     fn fault(&mut self) {
         self.raw.truncate(self.passed);
         self.state = State::Broken;
@@ -200,7 +202,7 @@ impl<S> Inner<S> {
     }
 
     fn begin_if_asked(&mut self) {
-        if matches!(self.state, State::Quiet) && self.link.asked.get().is_some() {
+        if matches!(self.state, State::Idle) && self.link.asked.get().is_some() {
             self.state = State::Head { seen: 0, interim: 0 };
         }
     }
@@ -215,9 +217,9 @@ impl<S: AsyncRead + Unpin> Inner<S> {
         Poll::Ready(Ok(!space.filled().is_empty()))
     }
 
-    /// Reads a body straight into the reader's buffer, `left` bytes at most.
+    /// Reads at most `left` bytes of a body straight into the reader's buffer.
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, left: u64) -> Poll<io::Result<usize>> {
-        let most = buf.remaining().min(MOST_OF_A_BODY).min(usize::try_from(left).unwrap_or(usize::MAX));
+        let most = buf.remaining().min(MAX_BODY_READ).min(usize::try_from(left).unwrap_or(usize::MAX));
         let mut limited = ReadBuf::new(buf.initialize_unfilled_to(most));
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut limited))?;
         let step = limited.filled().len();
@@ -237,7 +239,7 @@ impl<S: AsyncRead + Unpin> Inner<S> {
             self.begin_if_asked();
             match self.state {
                 State::Broken => {
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the upstream's framing is malformed")));
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "malformed or unexpected response")));
                 }
                 State::UntilClose | State::Tunnel if self.raw.is_empty() => {
                     ready!(self.poll_body(cx, buf, u64::MAX))?;
@@ -245,7 +247,7 @@ impl<S: AsyncRead + Unpin> Inner<S> {
                 }
                 State::Body { left } if self.raw.is_empty() => {
                     let step = ready!(self.poll_body(cx, buf, left))? as u64;
-                    self.state = if step == left { State::Quiet } else { State::Body { left: left - step } };
+                    self.state = if step == left { State::Idle } else { State::Body { left: left - step } };
                     return Poll::Ready(Ok(()));
                 }
                 _ => {}

@@ -1,23 +1,23 @@
-//! The grammar of a chunked body (RFC 9112 section 7.1), without its leniences.
+//! The grammar of a chunked body (RFC 9112 section 7.1), without the leniences of the RFC.
 
 use crate::model::outcome::Code;
 
 use super::head::field;
 
-/// Bytes of chunk extensions and of trailers that one body may spend.
+/// Maximum bytes of all chunk extensions of one body, and of all its trailers.
 const EXTENSION_BUDGET: usize = 16 << 10;
 const TRAILER_BUDGET: usize = 16 << 10;
 
-/// As many as a head has fields, unless it is told otherwise.
-const MOST_TRAILERS: usize = 100;
+/// The same as the default limit for the fields of a head.
+const MAX_TRAILERS: usize = 100;
 
-/// A size line, an extension or a trailer line is judged when it is whole.
+/// Maximum bytes of a size line with its extensions, or of a trailer line. A line is buffered until it is complete.
 const MAX_LINE: usize = 8 << 10;
 
-/// Where in a chunked body the judged bytes end.
+/// The position in a chunked body up to which the bytes are checked.
 pub(super) struct Chunked {
     part: Part,
-    /// How many bytes of the line that has begun are known to hold no end.
+    /// How many bytes of the incomplete line are known not to contain its end.
     seen: usize,
     extensions: usize,
     trailers: usize,
@@ -32,13 +32,13 @@ enum Part {
     TrailerLine,
 }
 
-/// What the bytes up to a point have shown.
+/// The result of checking a part of a body.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Outcome {
-    /// More is to come.
+    /// The body is incomplete.
     Open,
     Ended,
-    /// What follows breaks the rules.
+    /// The next bytes are malformed.
     Malformed,
 }
 
@@ -49,10 +49,10 @@ impl Default for Chunked {
 }
 
 impl Chunked {
-    /// Judges `bytes`: how many of them belong to the body and are fine, and what follows. The rest is to be shown again,
-    /// with what came since.
+    /// Checks `bytes`; returns how many of them are valid bytes of the body, and the outcome. The caller passes the other
+    /// bytes again, together with later ones.
     ///
-    /// INVARIANT: what passes does not depend on the pieces in which it comes. A line passes when it is whole, or not at all.
+    /// INVARIANT: the result does not depend on how the input is split into reads, because a line passes only as a whole.
     pub(super) fn judge(&mut self, bytes: &[u8]) -> (usize, Outcome) {
         let mut at = 0;
         while at < bytes.len() {
@@ -89,7 +89,7 @@ impl Chunked {
         (at, Outcome::Open)
     }
 
-    /// Judges a whole line without its line feed; whether it ended the body.
+    /// Checks a complete line without its line feed; returns whether it ends the body.
     fn end_line(&mut self, line: &[u8]) -> Result<bool, Code> {
         let line = line.strip_suffix(b"\r").filter(|line| !line.contains(&b'\r') && line.len() < MAX_LINE);
         let line = line.ok_or(Code::RequestMalformed)?;
@@ -99,7 +99,7 @@ impl Chunked {
             }
             field(line)?;
             (self.trailers, self.trailer_bytes) = (self.trailers + 1, self.trailer_bytes + line.len());
-            let is_too_much = self.trailers > MOST_TRAILERS || self.trailer_bytes > TRAILER_BUDGET;
+            let is_too_much = self.trailers > MAX_TRAILERS || self.trailer_bytes > TRAILER_BUDGET;
             return if is_too_much { Err(Code::RequestMalformed) } else { Ok(false) };
         }
         let size = self.size(line)?;

@@ -1,4 +1,4 @@
-//! What the service on top of a client's connection and the gate beneath it tell each other.
+//! State that a client connection's HTTP service and the gate below it share.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -14,50 +14,50 @@ use tokio::sync::Notify;
 
 use super::super::tunnel::Wire;
 
-/// What is to become of a connection's bytes once HTTP has ended on it.
+/// Takes over a byte stream after HTTP has ended on it, for example to serve a tunnel.
 pub type Handover = Box<dyn FnOnce(Wire) -> Pin<Box<dyn Future<Output = ()>>>>;
 
-/// The state of one connection, as far as both sides need it.
+/// The shared state of one connection.
 #[derive(Default)]
 pub struct ConnectionState {
     in_flight: Cell<usize>,
     finished: Cell<u64>,
     has_request: Cell<bool>,
-    /// The connection is no HTTP/1 (any more): bytes pass as they are.
+    /// The connection does not carry HTTP/1 (any more), so bytes pass unchecked.
     tunnel: Cell<bool>,
     handover: RefCell<Option<Handover>>,
-    /// Interim answers that wait to be written.
+    /// Informational responses that wait to be written.
     interim: RefCell<BytesMut>,
-    informer: RefCell<Option<Waker>>,
+    interim_waker: RefCell<Option<Waker>>,
     reader: RefCell<Option<Waker>>,
     lingers: Cell<bool>,
-    /// PeerSettings when the connection is to end at once.
+    /// Notified when the connection must close at once.
     pub cut: Notify,
-    /// PeerSettings when no request is being served any more.
+    /// Notified when the last request in flight has ended.
     pub idle: Notify,
-    /// PeerSettings of every request.
+    /// Notified when a request begins.
     pub request: Notify,
 }
 
 impl ConnectionState {
-    /// For a connection that has its own framing: the gate only gives back what was read ahead.
+    /// For an HTTP/2 connection, which has its own framing: the gate checks nothing, and only replays the bytes read ahead.
     pub fn for_http2() -> Rc<Self> {
         let connection_state = Self::default();
         connection_state.tunnel.set(true);
         Rc::new(connection_state)
     }
 
-    /// Requests being served: while there are any, silence is the client waiting.
+    /// Requests in flight. While there are any, a silent client waits for a response and is not idle.
     pub fn in_flight(&self) -> usize {
         self.in_flight.get()
     }
 
-    /// Whether a request has been served, or is.
+    /// Whether a request has been served or is in flight.
     pub fn has_request(&self) -> bool {
         self.has_request.get()
     }
 
-    /// Requests that were served, or are.
+    /// Number of requests served or in flight.
     pub fn requests(&self) -> u64 {
         self.finished.get() + self.in_flight.get() as u64
     }
@@ -66,13 +66,14 @@ impl ConnectionState {
         self.tunnel.get()
     }
 
-    /// Ends HTTP on this connection after the answer to the present request; `handover` gets its bytes.
+    /// Ends HTTP on this connection after the response to the current request; `handover` then gets the byte stream.
     pub fn hand_over(&self, handover: Handover) {
         self.tunnel.set(true);
         self.handover.replace(Some(handover));
     }
 
-    /// The connection ends after an answer that came before the request was read: what is still on its way is taken in.
+    /// Marks the connection to linger on close, because the response came before the whole request was read. Lingering reads
+    /// and discards what the client still sends, because unread bytes would cause a TCP reset that loses the response.
     pub fn linger(&self) {
         self.lingers.set(true);
     }
@@ -85,14 +86,15 @@ impl ConnectionState {
         self.handover.take()
     }
 
-    /// Has an interim answer written. The answer itself may be given when this is done; hyper would write it first.
-    pub async fn inform(&self, answer: &Response<()>) {
-        head_of(answer, &mut self.interim.borrow_mut());
+    /// Sends an informational response and waits until it is written. The final response must not be returned before that,
+    /// because hyper would write it first.
+    pub async fn inform(&self, response: &Response<()>) {
+        head_of(response, &mut self.interim.borrow_mut());
         poll_fn(|cx| {
             if self.interim.borrow().is_empty() {
                 return Poll::Ready(());
             }
-            self.informer.replace(Some(cx.waker().clone()));
+            self.interim_waker.replace(Some(cx.waker().clone()));
             Poll::Pending
         })
         .await;
@@ -106,13 +108,13 @@ impl ConnectionState {
                 written => interim.advance(written),
             }
         }
-        if let Some(informer) = self.informer.take() {
-            informer.wake();
+        if let Some(interim_waker) = self.interim_waker.take() {
+            interim_waker.wake();
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Waits until as many requests as `heads` have been answered.
+    /// Waits until `heads` requests have been answered.
     pub(super) fn poll_finished(&self, cx: &mut Context<'_>, heads: u64) -> Poll<()> {
         if self.finished.get() >= heads {
             return Poll::Ready(());
@@ -122,14 +124,14 @@ impl ConnectionState {
     }
 }
 
-fn head_of(answer: &Response<()>, head: &mut BytesMut) {
-    let status = answer.status();
+fn head_of(response: &Response<()>, head: &mut BytesMut) {
+    let status = response.status();
     head.extend_from_slice(b"HTTP/1.1 ");
     head.extend_from_slice(status.as_str().as_bytes());
     head.extend_from_slice(b" ");
     head.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
     head.extend_from_slice(b"\r\n");
-    for (name, value) in answer.headers() {
+    for (name, value) in response.headers() {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             head.extend_from_slice(part);
         }
@@ -137,7 +139,7 @@ fn head_of(answer: &Response<()>, head: &mut BytesMut) {
     head.extend_from_slice(b"\r\n");
 }
 
-/// Counts a request as being served while it lives.
+/// Counts a request as in flight until it is dropped.
 pub struct InFlight(Rc<ConnectionState>);
 
 impl InFlight {

@@ -1,26 +1,26 @@
-//! The grammar of a request head, without the leniences of RFC 9112, and the one way its body may be delimited.
+//! The grammar of request and response heads, without the leniences of RFC 9112, and how the body is delimited.
 
 use crate::model::outcome::Code;
 
 use super::HeadLimits;
 
-/// How the body's end is found.
+/// How the end of a body is found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Framing {
     Length(u64),
     Chunked,
 }
 
-/// A head of a request without fault.
+/// A valid request head.
 pub(super) struct Checked {
     pub framing: Framing,
-    /// What follows may be no HTTP: CONNECT, or an upgrade of HTTP/1.1.
+    /// The bytes after the head may not be HTTP, because the request is a CONNECT or an HTTP/1.1 upgrade.
     pub may_tunnel: bool,
 }
 
-/// The length of the head that `bytes` starts with, its empty line included; `None` if its end has not come yet.
+/// Returns the length of the head at the start of `bytes`, with its empty line; `None` if the head is incomplete.
 ///
-/// The first `seen` bytes are known to hold no end. A line feed without its carriage return is refused at once.
+/// The first `seen` bytes are known not to contain the end. A line feed without a carriage return is refused at once.
 pub(super) fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Code> {
     let from = seen.saturating_sub(3);
     for (offset, _) in bytes[from..].iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
@@ -28,7 +28,7 @@ pub(super) fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Code>
         if at == 0 || bytes[at - 1] != b'\r' {
             return Err(Code::RequestMalformed);
         }
-        // An empty line before the request line is passed over (RFC 9112 section 2.2), once.
+        // One empty line before the request line is ignored (RFC 9112 section 2.2).
         if at >= 3 && bytes[at - 3..at - 1] == *b"\r\n" && at > 3 {
             return Ok(Some(at + 1));
         }
@@ -36,14 +36,14 @@ pub(super) fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Code>
     Ok(None)
 }
 
-/// Checks a whole head and finds how its body is delimited.
+/// Checks a complete request head and finds how its body is delimited.
 pub(super) fn check(head: &[u8], limits: &HeadLimits) -> Result<Checked, Code> {
     let head = head.strip_prefix(b"\r\n").unwrap_or(head);
     let lines = head.strip_suffix(b"\r\n\r\n").ok_or(Code::RequestMalformed)?;
     let mut lines = Lines(Some(lines));
     let first = lines.next().ok_or(Code::RequestMalformed)??;
     let is_http11 = request_line(first, limits)?;
-    let seen = Seen::all(lines, is_http11, limits.fields)?;
+    let seen = FramingFields::all(lines, is_http11, limits.fields)?;
     if seen.hosts > 1 || (is_http11 && seen.hosts == 0) {
         return Err(Code::RequestMalformed);
     }
@@ -55,13 +55,13 @@ pub(super) fn check(head: &[u8], limits: &HeadLimits) -> Result<Checked, Code> {
     Ok(Checked { framing, may_tunnel: first.starts_with(b"CONNECT ") || (is_http11 && seen.upgrade) })
 }
 
-/// Checks a whole head of an answer: its status, and how its body is delimited; `None` where only the end of the connection
-/// delimits it.
-pub(super) fn check_answer(head: &[u8], most_fields: usize) -> Result<(u16, Option<Framing>), Code> {
+/// Checks a complete response head; returns its status and how its body is delimited. `None` if only the end of the
+/// connection delimits the body.
+pub(super) fn check_answer(head: &[u8], max_fields: usize) -> Result<(u16, Option<Framing>), Code> {
     let lines = head.strip_suffix(b"\r\n\r\n").ok_or(Code::UpstreamBad)?;
     let mut lines = Lines(Some(lines));
     let (is_http11, status) = status_line(lines.next().ok_or(Code::UpstreamBad)??)?;
-    let seen = Seen::all(lines, is_http11, most_fields)?;
+    let seen = FramingFields::all(lines, is_http11, max_fields)?;
     match (seen.is_chunked, seen.length) {
         (true, Some(_)) => Err(Code::UpstreamBad),
         (true, None) => Ok((status, Some(Framing::Chunked))),
@@ -69,7 +69,7 @@ pub(super) fn check_answer(head: &[u8], most_fields: usize) -> Result<(u16, Opti
     }
 }
 
-/// `HTTP/1.x SP 3DIGIT [SP reason]`; many servers leave the last space out with the reason.
+/// Checks `HTTP/1.x SP 3DIGIT [SP reason]`. The space before the reason is optional, because many servers omit both.
 fn status_line(line: &[u8]) -> Result<(bool, u16), Code> {
     let is_http11 = match line.get(..9) {
         Some(b"HTTP/1.1 ") => true,
@@ -86,7 +86,7 @@ fn status_line(line: &[u8]) -> Result<(bool, u16), Code> {
     Ok((is_http11, status.iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0'))))
 }
 
-/// Lines that end in CRLF, and in nothing else.
+/// Splits a head into lines that end in CRLF; a bare CR is an error.
 struct Lines<'a>(Option<&'a [u8]>);
 
 impl<'a> Iterator for Lines<'a> {
@@ -107,7 +107,7 @@ impl<'a> Iterator for Lines<'a> {
     }
 }
 
-/// `METHOD SP TARGET SP HTTP/1.x`, single spaces; whether it is HTTP/1.1.
+/// Checks `METHOD SP TARGET SP HTTP/1.x` with single spaces; returns whether the version is HTTP/1.1.
 fn request_line(line: &[u8], limits: &HeadLimits) -> Result<bool, Code> {
     let mut parts = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
@@ -127,7 +127,8 @@ fn request_line(line: &[u8], limits: &HeadLimits) -> Result<bool, Code> {
     }
 }
 
-/// The forms of a target (RFC 9112 section 3.2): a path, a URL of HTTP, an authority for CONNECT, a star for OPTIONS.
+/// Whether the target has a form that the method allows (RFC 9112 section 3.2): a path, an `http` or `https` URL, an
+/// authority for CONNECT, `*` for OPTIONS.
 fn is_form(method: &[u8], target: &[u8]) -> bool {
     let starts_with = |scheme: &[u8]| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
     match target {
@@ -137,7 +138,7 @@ fn is_form(method: &[u8], target: &[u8]) -> bool {
     }
 }
 
-/// `NAME: VALUE` without folding, without space before the colon, without control characters.
+/// Splits `NAME: VALUE`; refuses folding, space before the colon, and control characters.
 pub(super) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Code> {
     let colon = line.iter().position(|byte| *byte == b':').ok_or(Code::RequestMalformed)?;
     let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
@@ -145,29 +146,29 @@ pub(super) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Code> {
     if is_token(name) && line[colon + 1..].iter().all(printable) { Ok((name, value)) } else { Err(Code::RequestMalformed) }
 }
 
-/// RFC 9110 section 5.6.2.
+/// Whether `bytes` are a token (RFC 9110 section 5.6.2).
 fn is_token(bytes: &[u8]) -> bool {
     let tchar = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     !bytes.is_empty() && bytes.iter().all(tchar)
 }
 
-/// The fields that framing depends on.
+/// The header fields that framing depends on.
 #[derive(Default)]
-struct Seen {
+struct FramingFields {
     hosts: usize,
     is_chunked: bool,
     length: Option<u64>,
-    /// `Upgrade` is there, and `Connection` names it.
+    /// `Upgrade` is present, and `Connection` lists it.
     upgrade: bool,
 }
 
-impl Seen {
-    /// Reads all fields.
-    fn all<'a>(lines: impl Iterator<Item = Result<&'a [u8], Code>>, is_http11: bool, most: usize) -> Result<Self, Code> {
+impl FramingFields {
+    /// Reads all header lines, at most `max_fields`.
+    fn all<'a>(lines: impl Iterator<Item = Result<&'a [u8], Code>>, is_http11: bool, max_fields: usize) -> Result<Self, Code> {
         let mut seen = Self::default();
         let (mut offered, mut nominated) = (false, false);
         for (count, line) in lines.enumerate() {
-            if count == most {
+            if count == max_fields {
                 return Err(Code::HeadTooLarge);
             }
             let (name, value) = field(line?)?;
@@ -194,7 +195,7 @@ impl Seen {
             }
             self.length = Some(length(value).ok_or(Code::RequestMalformed)?);
         } else if is_look_alike(name) {
-            // `Content_Length` is read as `Content-Length` by some servers behind a gateway interface.
+            // Some servers behind a gateway interface such as CGI read `Content_Length` as `Content-Length`.
             return Err(Code::RequestMalformed);
         }
         Ok(())

@@ -1,15 +1,15 @@
-//! The strict gates for HTTP/1: bytes are judged here before hyper parses them, requests of clients and answers of upstreams.
+//! Strict gates for HTTP/1: they check the bytes of client requests and upstream responses before hyper parses them.
 //!
-//! Why around the connection's IO, and not a codec of our own: hyper's HTTP/1 machine (keep-alive, pipelining, expect,
-//! upgrades, graceful shutdown) is well kept, but lenient in how it finds the end of a message (it takes several
-//! `Transfer-Encoding` lines, drops a conflicting `Content-Length`, keeps a second `Host`), and what it has dropped
-//! cannot be judged afterwards. The gate sees the bytes themselves. It lets a message pass only if there is exactly one
-//! way to find its end, so hyper and the next hop must agree with it. A head costs one more scan; a body of known length
-//! is read straight into hyper's buffer.
+//! A gate wraps the connection's IO and does not replace hyper's codec. hyper's HTTP/1 machine (keep-alive, pipelining,
+//! `Expect`, upgrades, graceful shutdown) is well maintained, but lenient about the end of a message: it accepts several
+//! `Transfer-Encoding` lines, drops a conflicting `Content-Length` and keeps a second `Host`. A header that hyper has
+//! dropped can no longer be checked, so the gate checks the raw bytes. A message passes only if there is exactly one way
+//! to find its end, so that hyper and the next hop find the same end. The cost is one more scan of each head; a body of
+//! known length is read straight into hyper's buffer.
 //!
-//! A head of a request that is refused is replaced by one that hyper reads as a harmless request carrying [`FAULT_HEADER`]:
-//! the answer takes its turn behind earlier pipelined ones, and then the connection closes. A body that is refused is an IO
-//! error, and so is everything that is wrong with an answer: its connection is never used again.
+//! The gate replaces a refused request head by a harmless request that carries [`FAULT_HEADER`]. The error response then
+//! follows the responses to earlier pipelined requests, and the connection closes. A malformed request body is an IO error,
+//! and so is any fault in a response; in both cases the connection is not used again.
 
 mod answer;
 mod chunked;
@@ -24,23 +24,24 @@ pub use answer::{AnswerGate, Asked, Link, MOST_INTERIM};
 pub use connection_state::{ConnectionState, Handover, InFlight};
 pub use request::Gate;
 
-/// Carries the code of a refused head to whoever answers it. A client that sends it itself refuses itself.
+/// Carries the error code of a refused head to the request handler. A client that sends this header itself gets its request
+/// refused.
 pub const FAULT_HEADER: &str = "domicile-fault";
 
 const READ_SIZE: usize = 16 << 10;
 
-/// What a head may be, and how long it may take.
+/// Size limits of a request head, and timeouts of the connection.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
-    /// Bytes of the request line and all fields.
+    /// Bytes of the request line and all header lines.
     pub bytes: usize,
     pub fields: usize,
     pub target_bytes: usize,
-    /// From the first byte of a head to its last; and until the first byte of a connection.
+    /// From the first byte of a head to its last. For the first head, the time starts with the connection.
     pub timeout: Duration,
-    /// Between an answer and the next request.
+    /// Between a response and the next request.
     pub keep_alive: Duration,
-    /// How long the other end may take nothing of what is written.
+    /// How long a write may wait for the client to read.
     pub write_stall: Duration,
 }
 

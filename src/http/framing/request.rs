@@ -1,4 +1,4 @@
-//! The gate for requests: puts bytes through to hyper only as far as they are judged.
+//! The gate for requests: hyper reads only bytes that the gate has checked.
 
 use std::io;
 use std::pin::Pin;
@@ -17,18 +17,18 @@ use super::head::{self, Framing};
 use super::stall::Stall;
 use super::{FAULT_HEADER, HeadLimits, READ_SIZE};
 
-/// A connection whose HTTP/1 requests are unambiguous.
+/// Wraps a client's connection and lets only unambiguous HTTP/1 requests through.
 pub struct Gate<S> {
     io: S,
     limits: HeadLimits,
     connection_state: Rc<ConnectionState>,
     raw: BytesMut,
-    /// How many bytes of `raw` are judged and may be read.
+    /// How many bytes at the start of `raw` are checked and may be read.
     passed: usize,
     state: State,
-    /// Since when the first head is waited for.
+    /// When the wait for the first head began.
     begun: Instant,
-    /// Heads that have been let through.
+    /// Number of heads that have passed.
     heads: u64,
     waiting: Waiting,
     timer: Pin<Box<Sleep>>,
@@ -36,7 +36,7 @@ pub struct Gate<S> {
 }
 
 enum State {
-    /// `seen` bytes behind the judged ones hold no end of a head.
+    /// A head is incomplete: the first `seen` bytes after the checked ones do not contain its end.
     Head {
         seen: usize,
     },
@@ -44,15 +44,15 @@ enum State {
         left: u64,
     },
     Chunked(Chunked),
-    /// Behind a request that may turn the connection into a tunnel: what these bytes are is not known yet.
+    /// After a request that may open a tunnel: until its response, it is unknown whether the next bytes are HTTP.
     Held,
-    /// A refused head has been replaced: nothing more is read.
+    /// A refused head has been replaced; nothing more is read.
     Closed,
-    /// A body broke the rules.
+    /// A body is malformed.
     Broken,
 }
 
-/// What the timer runs for.
+/// The wait that the timer limits.
 #[derive(Clone, Copy, PartialEq)]
 enum Waiting {
     Nothing,
@@ -61,7 +61,7 @@ enum Waiting {
 }
 
 impl<S> Gate<S> {
-    /// Puts the gate in front of a connection from which `first` has been read since `begun`.
+    /// Wraps a connection that started at `begun` and from which `first` has already been read.
     pub fn new(io: S, (begun, first): (Instant, BytesMut), limits: HeadLimits, connection_state: Rc<ConnectionState>) -> Self {
         let (timer, stall) = (Box::pin(tokio::time::sleep(limits.timeout)), Stall::after(limits.write_stall));
         let mut gate = Self {
@@ -81,7 +81,7 @@ impl<S> Gate<S> {
         gate
     }
 
-    /// Moves over the bytes that are read, as far as they are fine.
+    /// Checks the bytes that have been read, and advances `passed` over the valid ones.
     fn judge(&mut self) {
         while self.passed < self.raw.len() {
             if self.connection_state.is_tunnel() {
@@ -101,7 +101,7 @@ impl<S> Gate<S> {
                         Ok(checked) => {
                             self.passed += end;
                             self.heads += 1;
-                            // Whatever was waited for has come: the next wait has a time of its own.
+                            // The head is complete, so the next wait starts a new timeout.
                             self.waiting = Waiting::Nothing;
                             self.state = match checked.framing {
                                 Framing::Length(0) if checked.may_tunnel => State::Held,
@@ -140,7 +140,7 @@ impl<S> Gate<S> {
         }
     }
 
-    /// What the gate stands in front of, past all judgement.
+    /// The underlying stream, without checks.
     pub fn stream(&mut self) -> &mut S {
         &mut self.io
     }
@@ -153,7 +153,7 @@ impl<S> Gate<S> {
         self.state = State::Closed;
     }
 
-    /// Whether the wait for a head has become too long; sets the timer for whatever is waited for now.
+    /// Returns the wait that has timed out, if any. Resets the timer when the kind of wait changes.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Option<Waiting> {
         let waiting = match self.state {
             State::Head { .. } if self.connection_state.is_tunnel() => Waiting::Nothing,
@@ -189,7 +189,7 @@ impl<S: AsyncRead + Unpin> Gate<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads more bytes to judge; `false` at the end of the connection.
+    /// Reads more bytes to check; `false` at the end of the connection.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let mut space = [0; READ_SIZE];
         let mut space = ReadBuf::new(&mut space);
@@ -220,7 +220,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
             match gate.state {
                 State::Held => {
                     ready!(gate.connection_state.poll_finished(cx, gate.heads));
-                    // It was answered as any other request.
+                    // The response opened no tunnel, so the next bytes are an HTTP request.
                     gate.state = State::Head { seen: 0 };
                     gate.judge();
                     continue;
@@ -239,7 +239,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
                 Poll::Pending => match gate.poll_deadline(cx) {
                     None => return Poll::Pending,
                     Some(Waiting::RestOfHead) => gate.refuse(Code::RequestTimeout),
-                    // Nothing was asked, so there is nothing to answer.
+                    // No request has begun, so the connection closes without a response.
                     Some(Waiting::NextHead | Waiting::Nothing) => return Poll::Ready(Ok(())),
                 },
             }
@@ -256,7 +256,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
-        // hyper flushes only when it has handed everything down: between two messages, or between a request and its answer.
+        // hyper flushes only when all its data is written: between two messages, or between a request and its response. An
+        // informational response written here therefore does not split another message.
         let flushed = match gate.connection_state.poll_inform(cx, Pin::new(&mut gate.io)) {
             Poll::Ready(Ok(())) => Pin::new(&mut gate.io).poll_flush(cx),
             other => other,

@@ -1,4 +1,4 @@
-//! Ends a write that the other end has left waiting for too long: who stops reading holds nothing for ever.
+//! Write timeout: a peer that stops reading must not hold a connection open forever.
 
 use std::io;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Sleep;
 
-/// Runs while a write waits for the other end to take something.
+/// Limits how long a write may wait for the peer to read.
 pub(super) struct Stall {
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
@@ -18,7 +18,7 @@ impl Stall {
         Self { limit, timer: None }
     }
 
-    /// What became of a write, unless it has waited for too long.
+    /// Returns the result of a write, or an error if the write has waited for longer than the limit.
     pub(super) fn unless<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.timer = None;
@@ -27,6 +27,6 @@ impl Stall {
         let limit = self.limit;
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the other end takes nothing")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "write timed out: the peer is not reading")))
     }
 }

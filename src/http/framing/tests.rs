@@ -13,7 +13,7 @@ fn limits() -> HeadLimits {
     HeadLimits { bytes: 4096, fields: 20, target_bytes: 200, timeout, keep_alive: timeout, write_stall: timeout }
 }
 
-/// What hyper would read of `sent`, written in steps of `step` bytes; an error reads as its kind.
+/// Returns the bytes that hyper would read if a client sent `sent` in steps of `step` bytes, or the kind of the error.
 fn through(sent: &[u8], step: usize) -> Result<String, io::ErrorKind> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
@@ -24,7 +24,7 @@ fn through(sent: &[u8], step: usize) -> Result<String, io::ErrorKind> {
             let _ = client.write_all(&sent).await;
             drop(client);
         };
-        // Dropping the gate when it has ended is what lets a writer that has more to say come to an end.
+        // The gate is dropped when it has ended, so that a writer with unsent bytes does not block.
         let read = async move {
             let mut out = Vec::new();
             gate.read_to_end(&mut out).await.map(|_| out)
@@ -147,15 +147,15 @@ fn a_busy_connection_outlives_its_keep_alive_and_an_idle_one_does_not() {
             assert!(gate.read(&mut space).await.unwrap() > 0);
             drop(InFlight::count(&connection_state));
             let waited = tokio::time::timeout(Duration::from_secs(50), gate.read(&mut space)).await;
-            assert!(waited.is_err(), "50 of 60 seconds are no reason to close");
+            assert!(waited.is_err(), "the connection stays open after 50 of 60 seconds");
         }
         let started = Instant::now();
         assert_eq!(gate.read(&mut space).await.unwrap(), 0);
-        assert_eq!(started.elapsed().as_secs(), 10, "the rest of the 60 seconds");
+        assert_eq!(started.elapsed().as_secs(), 10, "the connection closes after 60 seconds: 50 before, 10 here");
     });
 }
 
-/// What hyper would read of an upstream's bytes when it has asked for something.
+/// Returns the bytes that hyper would read if an upstream sent `sent` after a request of the kind `asked`.
 fn answer_through(sent: &[u8], asked: Asked, step: usize) -> Result<String, io::ErrorKind> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
@@ -199,7 +199,7 @@ fn unambiguous_answers_pass_unchanged() {
 }
 
 #[test]
-fn an_answer_whose_end_is_in_doubt_is_none() {
+fn responses_with_ambiguous_framing_are_refused() {
     for (asked, sent) in [
         (Asked::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
         (Asked::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
@@ -232,11 +232,11 @@ fn an_answer_whose_end_is_in_doubt_is_none() {
 }
 
 #[test]
-fn what_nobody_asked_for_ends_the_connection() {
+fn an_unexpected_response_ends_the_connection() {
     let one = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     assert!(answer_through(format!("{one}{one}").as_bytes(), Asked::Other, 5000).is_err());
     assert!(answer_through(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok!", Asked::Other, 5000).is_err());
-    // Unread bytes between two answers are seen before the connection is used again.
+    // The pool sees unread bytes between two responses before it uses the connection again.
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let (mut upstream, end) = tokio::io::duplex(1000);
@@ -247,12 +247,12 @@ fn what_nobody_asked_for_ends_the_connection() {
         let (upstream, end) = tokio::io::duplex(1000);
         let gate = AnswerGate::new(end, Rc::default(), Duration::from_secs(3600));
         drop(upstream);
-        assert!(!gate.is_quiet(), "an end is no quiet either");
+        assert!(!gate.is_quiet(), "a closed connection is not idle");
     });
 }
 
 #[test]
-fn what_follows_an_upgrade_is_held_until_it_is_decided() {
+fn bytes_after_an_upgrade_request_are_held_until_its_response() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
@@ -265,14 +265,14 @@ fn what_follows_an_upgrade_is_held_until_it_is_decided() {
         gate.read_exact(&mut read).await.unwrap();
         let in_flight = InFlight::count(&connection_state);
         let more = tokio::time::timeout(Duration::from_millis(20), gate.read(&mut [0; 10])).await;
-        assert!(more.is_err(), "nothing is read on");
+        assert!(more.is_err(), "the bytes after the upgrade are held");
         connection_state.hand_over(Box::new(|_| Box::pin(std::future::ready(()))));
         drop(in_flight);
         let mut read = vec![0; behind.len()];
         gate.read_exact(&mut read).await.unwrap();
         assert_eq!(read, behind.as_bytes());
     });
-    // Declined, it is judged as what comes next.
+    // After a declined upgrade, the next bytes are checked as a request.
     for behind in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", "garbage\r\n\r\n"] {
         runtime.block_on(async {
             let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";

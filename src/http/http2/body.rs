@@ -1,4 +1,4 @@
-//! Bodies on their way in and out of a stream, piece by piece, each no faster than the other side takes it.
+//! Bodies received and sent on a stream, with backpressure in both directions.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -16,37 +16,44 @@ use super::super::body::{Body, BodyError};
 use super::reader::StreamReader;
 use super::writer::{Over, StreamWriter};
 
-/// A body that comes on a stream. Its sender may send more as soon as a piece is taken; of an answer, whose window is the larger,
-/// when the next is asked for: whoever took the last one may be holding it for long.
+/// A body received on a stream. For a request body, flow-control capacity is released as soon as data is returned. For a
+/// response body, whose window is larger, capacity is released when the next data is polled, because the caller may hold the
+/// last data for long.
 pub struct Received {
     reader: StreamReader,
-    /// What is still to come, where the head said how much.
+    /// Bytes still to come, if the head has a `Content-Length`.
     left: Option<u64>,
-    /// What was taken, and does not yet make room for more.
-    taken: usize,
-    is_answer: bool,
+    /// Bytes returned to the caller whose flow-control capacity is not released yet.
+    unreleased: usize,
+    is_response: bool,
     data_ended: bool,
-    /// The request that this is the answer to may still be on its way.
+    /// For a response: the upload of its request, which may still be in flight.
     upload: Option<Upload>,
 }
 
 impl Received {
     pub fn new(stream: RecvStream, head: &HeaderMap) -> Self {
         let left = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        Self { reader: StreamReader::new(stream), left, taken: 0, is_answer: false, data_ended: false, upload: None }
+        Self { reader: StreamReader::new(stream), left, unreleased: 0, is_response: false, data_ended: false, upload: None }
     }
 
-    /// The body of an answer: whoever gives it up has no use for the rest of the request either.
+    /// The body of a response. Dropping it before its end also aborts the upload of the request.
     pub fn answering(stream: RecvStream, head: &HeaderMap, upload: Option<Upload>) -> Self {
         let mut body = Self::new(stream, head);
-        (body.is_answer, body.upload) = (true, upload);
+        (body.is_response, body.upload) = (true, upload);
         body
     }
 
-    /// The answer is complete. What is left of the request is still sent, unless the other end says that it wants none.
+    /// Ends a complete body. The rest of the request body is still sent, unless the server resets the stream.
     fn end(&mut self) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.upload.take().into_iter().for_each(|upload| drop(upload.detach()));
         Poll::Ready(None)
+    }
+}
+
+impl From<Received> for Body {
+    fn from(body: Received) -> Self {
+        Self::streamed(body)
     }
 }
 
@@ -57,11 +64,11 @@ impl HttpBody for Received {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let body = self.get_mut();
         if !body.data_ended {
-            body.reader.make_room(std::mem::take(&mut body.taken));
+            body.reader.make_room(std::mem::take(&mut body.unreleased));
             match ready!(body.reader.poll_piece(cx)) {
                 Some(Ok(bytes)) => {
-                    if body.is_answer {
-                        body.taken = bytes.len();
+                    if body.is_response {
+                        body.unreleased = bytes.len();
                     } else {
                         body.reader.make_room(bytes.len());
                     }
@@ -97,14 +104,15 @@ impl Drop for Received {
     }
 }
 
-/// A request's body that is being sent by a task of its own. Dropping it ends the task, and so resets the stream.
+/// A task that sends a request body. Dropping it aborts the task, which resets the stream.
 pub type Upload = AbortOnDropHandle<()>;
 
-/// Sends a body and ends the stream with it. A body that breaks off resets the stream for the reason given, and so does an
-/// other end that takes nothing for as long as `stall`. Returns early when the other end wants no more.
+/// Sends a body and ends the stream. If the body fails, or the peer reads nothing for `stall`, the stream is reset with
+/// `reason`. Returns early when the peer resets the stream.
 ///
-/// A piece is asked for before room for it: room that is held for a body with nothing to say is missing to other streams.
-pub async fn send(body: Body, mut stream: StreamWriter, broken: Reason, stall: Duration) {
+/// The body is polled before flow-control capacity is reserved, because other streams cannot use the capacity that an idle
+/// body has reserved.
+pub async fn send(body: Body, mut stream: StreamWriter, reason: Reason, stall: Duration) {
     let mut body = pin!(body);
     loop {
         let next = poll_fn(|cx| match stream.poll_over(cx) {
@@ -118,9 +126,9 @@ pub async fn send(body: Body, mut stream: StreamWriter, broken: Reason, stall: D
             Ok(Some(Ok(frame))) => match frame.into_data() {
                 Ok(data) => {
                     let is_last = body.is_end_stream();
-                    send_piece(&mut stream, data, is_last, stall).await.map(|()| is_last)
+                    send_data(&mut stream, data, is_last, stall).await.map(|()| is_last)
                 }
-                // A stream that takes no trailers has ended.
+                // Sending trailers fails only if the stream has ended.
                 Err(frame) => frame
                     .into_trailers()
                     .map_or(Ok(false), |trailers| stream.end_with(trailers).map(|()| true).map_err(Unsent::from)),
@@ -129,16 +137,16 @@ pub async fn send(body: Body, mut stream: StreamWriter, broken: Reason, stall: D
         match sent {
             Ok(false) => {}
             Ok(true) | Err(Unsent::Over) => return,
-            Err(Unsent::Broken) => return stream.reset(broken),
+            Err(Unsent::Broken) => return stream.reset(reason),
         }
     }
 }
 
-/// Why a body was not sent to its end.
+/// Why a body was not sent completely.
 enum Unsent {
-    /// The other end has ended the stream.
+    /// The peer has ended the stream.
     Over,
-    /// The body broke off, or the other end takes nothing of it.
+    /// The body failed, or the peer does not read it.
     Broken,
 }
 
@@ -148,21 +156,22 @@ impl From<Over> for Unsent {
     }
 }
 
-/// A piece holds the whole of what it was read into. One that is smaller is copied out of it, for many of them may wait.
+/// Smaller data is copied before it is queued, because a `Bytes` keeps its whole read buffer alive, and many small frames
+/// may be queued.
 const SMALL: usize = 4 << 10;
 
-/// Hands a piece over, no more of it at once than there is room for.
-async fn send_piece(stream: &mut StreamWriter, data: Bytes, is_last: bool, stall: Duration) -> Result<(), Unsent> {
+/// Queues data for sending, at most as much at once as the flow-control window allows.
+async fn send_data(stream: &mut StreamWriter, data: Bytes, is_last: bool, stall: Duration) -> Result<(), Unsent> {
     let mut data = if data.len() < SMALL { Bytes::copy_from_slice(&data) } else { data };
     while !data.is_empty() {
         let room = tokio::time::timeout(stall, poll_fn(|cx| stream.poll_room(data.len(), cx))).await;
-        let piece = data.split_to(room.map_err(|_| Unsent::Broken)??);
+        let part = data.split_to(room.map_err(|_| Unsent::Broken)??);
         let is_last = is_last && data.is_empty();
-        stream.put(piece, is_last)?;
+        stream.put(part, is_last)?;
         if is_last {
             return Ok(());
         }
     }
-    // An empty piece that is not the last says nothing.
+    // Empty data is sent only to end the stream.
     if is_last { Ok(stream.end()?) } else { Ok(()) }
 }

@@ -1,4 +1,4 @@
-//! One request on a stream, and the way back to whoever asked.
+//! One request on a stream, and the channel for its response.
 
 use std::cell::{OnceCell, RefCell};
 use std::future::poll_fn;
@@ -17,73 +17,74 @@ use super::reader::StreamReader;
 use super::writer::{Piece, StreamWriter};
 use super::{Received, Tunnel, fit, send};
 
-/// A request's stream, seen from the side that answers.
+/// The server side of a request's stream.
 pub struct Exchange {
-    way_back: RefCell<SendResponse<Piece>>,
+    responder: RefCell<SendResponse<Piece>>,
     handover: RefCell<Option<Handover>>,
-    /// What CONNECT sends behind its head, once it has been agreed to.
+    /// For CONNECT: the bytes that the client sends through the tunnel.
     incoming: RefCell<Option<StreamReader>>,
     task: OnceCell<AbortHandle>,
 }
 
 impl Exchange {
-    /// Takes a request from its stream.
-    pub fn open(request: Request<RecvStream>, way_back: SendResponse<Piece>) -> (Request<Body>, Self) {
+    /// Splits a request from `h2` into a request with its body, and the exchange for its response.
+    pub fn open(request: Request<RecvStream>, responder: SendResponse<Piece>) -> (Request<Body>, Self) {
         let (head, incoming) = request.into_parts();
         let (body, incoming) = if head.method == Method::CONNECT {
             (Body::empty(), Some(StreamReader::new(incoming)))
         } else {
             (Received::new(incoming, &head.headers).into(), None)
         };
-        let (way_back, incoming) = (RefCell::new(way_back), RefCell::new(incoming));
-        let exchange = Self { way_back, incoming, handover: RefCell::default(), task: OnceCell::new() };
+        let (responder, incoming) = (RefCell::new(responder), RefCell::new(incoming));
+        let exchange = Self { responder, incoming, handover: RefCell::default(), task: OnceCell::new() };
         (Request::from_parts(head, body), exchange)
     }
 
-    /// The task that serves it; told once, before it runs.
+    /// Sets the task that serves this request; called once, before the task runs.
     pub fn served_by(&self, task: AbortHandle) {
         let _ = self.task.set(task);
     }
 
-    /// Ends it, whatever state it is in.
+    /// Returns a function that aborts the task of this request, in any state.
     pub fn cutter(&self) -> Box<dyn Fn()> {
         let task = self.task.get().cloned();
         Box::new(move || task.iter().for_each(AbortHandle::abort))
     }
 
-    /// Waits until whoever asked wants no answer any more.
+    /// Waits until the client resets the stream.
     pub async fn given_up(&self) {
-        poll_fn(|cx| self.way_back.borrow_mut().poll_reset(cx).map(drop)).await;
+        poll_fn(|cx| self.responder.borrow_mut().poll_reset(cx).map(drop)).await;
     }
 
-    /// Sends an interim answer.
-    pub fn inform(&self, answer: Response<()>) {
-        if let Err(error) = self.way_back.borrow_mut().send_informational(answer) {
-            tracing::debug!(%error, "an interim answer could not be sent");
+    /// Sends an informational response.
+    pub fn inform(&self, response: Response<()>) {
+        if let Err(error) = self.responder.borrow_mut().send_informational(response) {
+            tracing::debug!(%error, "failed to send an informational response");
         }
     }
 
-    /// Has the stream turned into a tunnel behind a successful answer; `handover` gets its bytes.
+    /// Turns the stream into a tunnel after a successful response; `handover` gets its byte stream.
     pub fn hand_over(&self, handover: Handover) {
         self.handover.replace(Some(handover));
     }
 
-    /// Sends the answer to its end, and what comes behind it; whoever takes nothing of it for as long as `stall` gets no more.
-    pub async fn answer(&self, answer: Response<Body>, stall: Duration) {
-        let (mut head, body) = answer.into_parts();
+    /// Sends the complete response and then serves the tunnel, if there is one. Resets the stream if the client reads nothing
+    /// of the body for `stall`.
+    pub async fn answer(&self, response: Response<Body>, stall: Duration) {
+        let (mut head, body) = response.into_parts();
         fit(&mut head.headers, &body);
         head.headers.entry(DATE).or_insert_with(|| {
             let now = httpdate::fmt_http_date(std::time::SystemTime::now());
-            HeaderValue::try_from(now).expect("a date is plain text")
+            HeaderValue::try_from(now).expect("an HTTP date is a valid header value")
         });
         let handover = self.handover.take();
         let is_whole = body.is_end_stream() && handover.is_none();
-        let begun = self.way_back.borrow_mut().send_response(Response::from_parts(head, ()), is_whole);
+        let begun = self.responder.borrow_mut().send_response(Response::from_parts(head, ()), is_whole);
         let outgoing = match begun {
             Ok(outgoing) => outgoing,
             Err(error) => {
-                tracing::debug!(%error, "an answer could not be sent");
-                return self.way_back.borrow_mut().send_reset(Reason::INTERNAL_ERROR);
+                tracing::debug!(%error, "failed to send a response");
+                return self.responder.borrow_mut().send_reset(Reason::INTERNAL_ERROR);
             }
         };
         let incoming = self.incoming.take();

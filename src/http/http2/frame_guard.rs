@@ -1,5 +1,5 @@
-//! Frames over HTTP/2 that come in time and in moderation. Who drips a head holds a connection for as long as a head may take, as over
-//! HTTP/1, and no longer; and who asks for signs of life without end, or changes its settings so, is at nothing else.
+//! Limits on the frames received on an HTTP/2 connection. Closes connections that send their headers too slowly, with the same
+//! timeout as over HTTP/1, and connections that flood control frames such as PING or SETTINGS.
 
 use std::cell::Cell;
 use std::io;
@@ -12,16 +12,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
-/// A byte stream from a client, on which every head, and every frame that carries no body, is whole within `limit` of its first byte,
-/// and which has no more than `most` control frames a second: what neither asks for something, nor carries it, nor makes room for it.
+/// Wraps an accepted connection. Every header block, and every frame except DATA, must be complete within `limit` of its first
+/// byte. At most `most` control frames may arrive per second: frames other than headers, data and WINDOW_UPDATE.
 pub struct FrameGuard<S> {
     io: S,
     limit: Duration,
     most: u64,
     frames: Frames,
-    /// The second in which control frames are counted.
+    /// Start of the second for which control frames are counted.
     since: Instant,
-    /// Runs while something is unfinished.
+    /// Runs while a frame or a header block is incomplete.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -30,17 +30,17 @@ impl<S> FrameGuard<S> {
         Self { io, limit, most, frames: Frames::new(), since: Instant::now(), timer: None }
     }
 
-    /// What the other end says of itself.
+    /// Returns the settings of the peer, updated whenever it sends new ones.
     pub fn told(&self) -> Rc<PeerSettings> {
-        Rc::clone(&self.frames.told)
+        Rc::clone(&self.frames.peer_settings)
     }
 
-    /// What is beneath it.
+    /// The underlying stream.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.io
     }
 
-    /// Notes what has come; whether it was too much.
+    /// Records received bytes; returns whether the limit of control frames is exceeded.
     fn note(&mut self, bytes: &[u8]) -> bool {
         if self.frames.pass(bytes) {
             self.timer = None;
@@ -55,38 +55,38 @@ impl<S> FrameGuard<S> {
     }
 }
 
-/// What the other end of a connection has said in its settings, and on ours.
+/// The settings that the peer of a connection has sent, and its acknowledgement of our settings.
 pub struct PeerSettings {
     window: Cell<u32>,
     confirmed: Notify,
 }
 
 impl PeerSettings {
-    /// What each stream may send it before it has been read (`SETTINGS_INITIAL_WINDOW_SIZE`), in bytes.
+    /// The peer's `SETTINGS_INITIAL_WINDOW_SIZE`: the initial flow-control window of each stream towards the peer, in bytes.
     pub fn window(&self) -> u32 {
         self.window.get()
     }
 
-    /// Waits until it has confirmed settings of ours (RFC 9113 section 6.5.3).
+    /// Waits until the peer has acknowledged our settings (RFC 9113 section 6.5.3).
     pub async fn confirmed(&self) {
         self.confirmed.notified().await;
     }
 }
 
-fn too_bad<T>(why: &'static str) -> Poll<io::Result<T>> {
+fn fail<T>(why: &'static str) -> Poll<io::Result<T>> {
     Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)))
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for FrameGuard<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let timely = self.get_mut();
+        let guard = self.get_mut();
         let before = buf.filled().len();
-        let read = Pin::new(&mut timely.io).poll_read(cx, buf);
+        let read = Pin::new(&mut guard.io).poll_read(cx, buf);
         if read.is_ready() {
-            return if timely.note(&buf.filled()[before..]) { too_bad("too many control frames") } else { read };
+            return if guard.note(&buf.filled()[before..]) { fail("control frame limit exceeded") } else { read };
         }
-        if timely.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
-            return too_bad("a head did not come in time");
+        if guard.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
+            return fail("timed out waiting for the rest of a frame or header block");
         }
         Poll::Pending
     }
@@ -115,7 +115,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FrameGuard<S> {
 }
 
 const PREFACE: usize = 24;
-const FRAME_HEAD: usize = 9;
+const FRAME_HEADER: usize = 9;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -126,51 +126,51 @@ const END_HEADERS: u8 = 4;
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 
-/// A setting is a name of two bytes and a value of four (RFC 9113 section 6.5.1).
+/// A setting is an identifier of two bytes and a value of four (RFC 9113 section 6.5.1).
 const SETTING: usize = 6;
 const INITIAL_WINDOW_SIZE: u8 = 4;
 
-/// Where in the sequence of frames (RFC 9113 section 4.1) a connection is.
+/// The position of a connection in its sequence of frames (RFC 9113 section 4.1).
 struct Frames {
-    head: [u8; FRAME_HEAD],
-    /// Bytes of the head that have come; none between two frames.
-    come: usize,
-    /// Bytes of the payload, or of the preface, that are to come.
+    head: [u8; FRAME_HEADER],
+    /// Bytes of the frame header that have arrived; 0 between two frames.
+    received: usize,
+    /// Bytes of the payload, or of the preface, still to come.
     left: usize,
     is_data: bool,
     is_settings: bool,
-    /// The setting that is coming, and how many of its bytes have.
+    /// The setting being received, and how many of its bytes have arrived.
     setting: ([u8; SETTING], usize),
-    told: Rc<PeerSettings>,
-    /// A head has begun whose last frame has not.
+    peer_settings: Rc<PeerSettings>,
+    /// A header block has begun, and its last frame has not.
     is_block_open: bool,
-    /// Frames that ask for nothing, carry nothing and make no room: SETTINGS, PING, PRIORITY, RST_STREAM, empty ones of a body that goes
-    /// on, and what nobody knows.
+    /// Number of control frames: SETTINGS, PING, PRIORITY, RST_STREAM, GOAWAY, unknown frames, and empty DATA frames without
+    /// END_STREAM.
     controls: u64,
 }
 
 impl Frames {
     fn new() -> Self {
         Self {
-            head: [0; FRAME_HEAD],
-            come: 0,
+            head: [0; FRAME_HEADER],
+            received: 0,
             left: PREFACE,
             is_data: false,
             is_settings: false,
             setting: ([0; SETTING], 0),
-            // Until it says otherwise.
-            told: Rc::new(PeerSettings { window: Cell::new(65_535), confirmed: Notify::new() }),
+            // The default until the peer sends its settings.
+            peer_settings: Rc::new(PeerSettings { window: Cell::new(65_535), confirmed: Notify::new() }),
             is_block_open: false,
             controls: 0,
         }
     }
 
-    /// Something has begun, other than a piece of a body, and is not whole.
+    /// Whether a header block, the preface or a frame is incomplete; the payload of a DATA frame does not count.
     const fn is_midway(&self) -> bool {
-        self.is_block_open || self.come > 0 || (self.left > 0 && !self.is_data)
+        self.is_block_open || self.received > 0 || (self.left > 0 && !self.is_data)
     }
 
-    /// Moves over bytes; whether something has become whole meanwhile.
+    /// Advances over `bytes`; returns whether there was a point at which nothing was incomplete.
     fn pass(&mut self, mut bytes: &[u8]) -> bool {
         let mut is_whole = false;
         while !bytes.is_empty() {
@@ -181,10 +181,10 @@ impl Frames {
                 }
                 (self.left, bytes) = (self.left - step, &bytes[step..]);
             } else {
-                let step = (FRAME_HEAD - self.come).min(bytes.len());
-                self.head[self.come..self.come + step].copy_from_slice(&bytes[..step]);
-                (self.come, bytes) = (self.come + step, &bytes[step..]);
-                if self.come == FRAME_HEAD {
+                let step = (FRAME_HEADER - self.received).min(bytes.len());
+                self.head[self.received..self.received + step].copy_from_slice(&bytes[..step]);
+                (self.received, bytes) = (self.received + step, &bytes[step..]);
+                if self.received == FRAME_HEADER {
                     self.begin();
                 }
             }
@@ -195,24 +195,24 @@ impl Frames {
 
     fn note_settings(&mut self, payload: &[u8]) {
         for byte in payload {
-            let (setting, come) = &mut self.setting;
-            setting[*come] = *byte;
-            *come = (*come + 1) % SETTING;
-            if let ([0, INITIAL_WINDOW_SIZE, value @ ..], 0) = (*setting, *come) {
-                self.told.window.set(u32::from_be_bytes(value));
+            let (setting, received) = &mut self.setting;
+            setting[*received] = *byte;
+            *received = (*received + 1) % SETTING;
+            if let ([0, INITIAL_WINDOW_SIZE, value @ ..], 0) = (*setting, *received) {
+                self.peer_settings.window.set(u32::from_be_bytes(value));
             }
         }
     }
 
     fn begin(&mut self) {
         let [a, b, c, kind, flags, ..] = self.head;
-        (self.come, self.left) = (0, u32::from_be_bytes([0, a, b, c]) as usize);
+        (self.received, self.left) = (0, u32::from_be_bytes([0, a, b, c]) as usize);
         (self.is_data, self.is_settings, self.setting.1) = (kind == DATA, kind == SETTINGS, 0);
         match kind {
             HEADERS | CONTINUATION => self.is_block_open = flags & END_HEADERS == 0,
             WINDOW_UPDATE => {}
             SETTINGS if flags & ACK != 0 => {
-                self.told.confirmed.notify_one();
+                self.peer_settings.confirmed.notify_one();
                 self.controls += 1;
             }
             DATA if self.left > 0 || flags & END_STREAM != 0 => {}
@@ -227,7 +227,7 @@ mod tests {
 
     fn frame(kind: u8, flags: u8, length: u8) -> Vec<u8> {
         let mut frame = vec![0, 0, length, kind, flags, 0, 0, 0, 1];
-        frame.resize(FRAME_HEAD + usize::from(length), b'x');
+        frame.resize(FRAME_HEADER + usize::from(length), b'x');
         frame
     }
 
@@ -250,11 +250,11 @@ mod tests {
     }
 
     #[test]
-    fn a_body_has_its_own_pace_and_other_frames_have_none() {
+    fn every_part_of_a_frame_is_timed_except_the_payload_of_data() {
         let mut frames = begun();
         let data = frame(DATA, 0, 20);
-        assert!(!frames.pass(&data[..5]) && frames.is_midway(), "the head of a frame of a body");
-        assert!(frames.pass(&data[5..10]) && !frames.is_midway(), "the body itself");
+        assert!(!frames.pass(&data[..5]) && frames.is_midway(), "the header of a DATA frame is timed");
+        assert!(frames.pass(&data[5..10]) && !frames.is_midway(), "the payload of a DATA frame is not timed");
         assert!(frames.pass(&data[10..]) && !frames.is_midway());
         for kind in [2, 3, 4, 6, 7, 8] {
             let frame = frame(kind, 0, 8);
@@ -263,17 +263,17 @@ mod tests {
         }
         assert_eq!(frames.controls, 5, "PRIORITY, RST_STREAM, SETTINGS, PING and GOAWAY");
         frames.pass(&frame(DATA, END_STREAM, 0));
-        assert_eq!(frames.controls, 5, "the end of a body is something");
+        assert_eq!(frames.controls, 5, "the end of a body is not a control frame");
         frames.pass(&frame(DATA, 0, 0));
-        assert_eq!(frames.controls, 6, "a piece of nothing is nothing");
-        assert_eq!(frames.told.window(), 65_535);
+        assert_eq!(frames.controls, 6, "an empty DATA frame counts as a control frame");
+        assert_eq!(frames.peer_settings.window(), 65_535);
         let settings =
             [vec![0, 0, 18, SETTINGS, 0, 0, 0, 0, 0], vec![0, 3, 0, 0, 0, 4, 0, 4, 0, 16, 0, 0, 0, 6, 0, 4, 0, 4]].concat();
         for byte in settings {
             frames.pass(&[byte]);
         }
-        assert_eq!(frames.told.window(), 1 << 20, "the second of three settings, byte by byte");
-        // What has ended and what has begun in one piece.
+        assert_eq!(frames.peer_settings.window(), 1 << 20, "the second of three settings, byte by byte");
+        // One read completes a frame and begins another.
         let two = [frame(4, 0, 6), frame(HEADERS, 0, 4)].concat();
         assert!(frames.pass(&two) && frames.is_midway());
     }

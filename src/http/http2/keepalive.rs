@@ -1,4 +1,4 @@
-//! Whether the other end of a connection is still there.
+//! Keep-alive pings that detect a dead connection, and a limit on how much a connection reads before it yields.
 
 use std::cell::{Cell, RefCell};
 use std::future::{pending, poll_fn};
@@ -12,38 +12,38 @@ use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-/// A byte stream that notes when its other end last gave a sign of life, and gives no more than [`MOST_IN_A_TURN`] at once.
+/// A byte stream that records the last activity of the peer, and yields after every [`READ_BEFORE_YIELD`] bytes read.
 pub struct MonitoredIo<S> {
     io: Rc<RefCell<S>>,
-    signs: Rc<Signs>,
-    /// Bytes read since others had their turn.
+    activity: Rc<Activity>,
+    /// Bytes read since the last yield.
     read: usize,
-    /// It waits for others to have it.
-    is_others_turn: Rc<Cell<bool>>,
+    /// Reads are pending until other tasks have run.
+    is_yielding: Rc<Cell<bool>>,
 }
 
-/// What has been read lies in `h2` until whoever it is for has had a turn, and in tiny frames costs many times what it weighs; the room
-/// for the most that ever lay there is kept.
-const MOST_IN_A_TURN: usize = 32 << 10;
+/// Read at most 32 KiB, then yield, so that the tasks of the streams run before `h2` buffers more. Tiny frames cost `h2` many
+/// times their size, and the buffer of `h2` does not shrink.
+const READ_BEFORE_YIELD: usize = 32 << 10;
 
-/// What is left of a byte stream when the connection that was made of it has ended.
+/// Gives a byte stream back after the HTTP/2 connection on it has ended.
 pub struct Remains<S>(Rc<RefCell<S>>);
 
 impl<S> Remains<S> {
-    /// The stream, if the connection has let go of it.
+    /// Returns the stream; `None` while the connection still holds it.
     pub fn take(self) -> Option<S> {
         Rc::into_inner(self.0).map(RefCell::into_inner)
     }
 }
 
-struct Signs {
-    /// When something came, or a write that had to wait went on.
+struct Activity {
+    /// When bytes last arrived, or a blocked write last continued.
     last: Cell<Instant>,
-    /// A write waits: whoever asks for a sign of life is behind it.
+    /// A write is blocked, so a ping has to wait behind it.
     is_blocked: Cell<bool>,
 }
 
-impl Signs {
+impl Activity {
     fn note_written<T>(&self, written: &Poll<io::Result<T>>) {
         let was_blocked = self.is_blocked.replace(written.is_pending());
         if was_blocked && written.is_ready() {
@@ -56,46 +56,46 @@ impl<S> MonitoredIo<S> {
     pub fn new(io: S) -> Self {
         Self {
             io: Rc::new(RefCell::new(io)),
-            signs: Rc::new(Signs { last: Cell::new(Instant::now()), is_blocked: Cell::new(false) }),
+            activity: Rc::new(Activity { last: Cell::new(Instant::now()), is_blocked: Cell::new(false) }),
             read: 0,
-            is_others_turn: Rc::default(),
+            is_yielding: Rc::default(),
         }
     }
 
-    /// Gets the stream back when the connection has ended.
+    /// Returns a handle that gives the stream back when the connection has ended.
     pub fn remains(&self) -> Remains<S> {
         Remains(Rc::clone(&self.io))
     }
 
-    /// Looks after the connection that is made of this stream: it is asked after every silence of `every`, and has `patience`.
-    pub fn keepalive(&self, every: Duration, patience: Duration) -> Keepalive {
-        Keepalive { signs: Rc::clone(&self.signs), every, patience }
+    /// Returns the keep-alive of the connection, which sends a ping after `every` without activity and then waits `timeout`.
+    pub fn keepalive(&self, every: Duration, timeout: Duration) -> Keepalive {
+        Keepalive { activity: Rc::clone(&self.activity), every, timeout }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for MonitoredIo<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let listening = self.get_mut();
-        if listening.read >= MOST_IN_A_TURN {
-            listening.read = 0;
-            listening.is_others_turn.set(true);
-            let (is_others_turn, waker) = (Rc::clone(&listening.is_others_turn), cx.waker().clone());
-            // Behind all that have been woken by now.
+        let monitored = self.get_mut();
+        if monitored.read >= READ_BEFORE_YIELD {
+            monitored.read = 0;
+            monitored.is_yielding.set(true);
+            let (is_yielding, waker) = (Rc::clone(&monitored.is_yielding), cx.waker().clone());
+            // This task runs after all tasks that are already woken.
             tokio::task::spawn_local(async move {
-                is_others_turn.set(false);
+                is_yielding.set(false);
                 waker.wake();
             });
         }
-        if listening.is_others_turn.get() {
+        if monitored.is_yielding.get() {
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        let read = Pin::new(&mut *listening.io.borrow_mut()).poll_read(cx, buf);
+        let read = Pin::new(&mut *monitored.io.borrow_mut()).poll_read(cx, buf);
         if read.is_ready() {
-            listening.signs.last.set(Instant::now());
-            listening.read += buf.filled().len() - before;
+            monitored.activity.last.set(Instant::now());
+            monitored.read += buf.filled().len() - before;
         } else {
-            listening.read = 0;
+            monitored.read = 0;
         }
         read
     }
@@ -104,7 +104,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for MonitoredIo<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for MonitoredIo<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut *self.io.borrow_mut()).poll_write(cx, buf);
-        self.signs.note_written(&written);
+        self.activity.note_written(&written);
         written
     }
 
@@ -118,7 +118,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for MonitoredIo<S> {
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut *self.io.borrow_mut()).poll_write_vectored(cx, bufs);
-        self.signs.note_written(&written);
+        self.activity.note_written(&written);
         written
     }
 
@@ -127,34 +127,34 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for MonitoredIo<S> {
     }
 }
 
-/// Asks for a sign of life after a silence.
+/// Sends pings on a connection without activity.
 pub struct Keepalive {
-    signs: Rc<Signs>,
+    activity: Rc<Activity>,
     every: Duration,
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl Keepalive {
-    /// Ends when the other end has given no sign of life for `patience` after it was asked. Whoever takes nothing of what is
-    /// written is not judged here: the question waits behind it.
+    /// Completes when the peer shows no activity for `timeout` after a ping. Does not complete while a write is blocked,
+    /// because the ping waits behind it.
     pub async fn lost(self, mut pings: PingPong) {
         loop {
-            let quiet_at = self.signs.last.get() + self.every;
-            if Instant::now() < quiet_at {
-                tokio::time::sleep_until(quiet_at).await;
+            let ping_at = self.activity.last.get() + self.every;
+            if Instant::now() < ping_at {
+                tokio::time::sleep_until(ping_at).await;
                 continue;
             }
             if pings.send_ping(Ping::opaque()).is_err() {
-                // The connection has ended; whoever drives it knows.
+                // The connection has ended, and its own task reports that.
                 return pending().await;
             }
             let mut pong = pin!(poll_fn(|cx| pings.poll_pong(cx)));
             loop {
-                let asked = Instant::now();
-                match tokio::time::timeout(self.patience, pong.as_mut()).await {
+                let sent_at = Instant::now();
+                match tokio::time::timeout(self.timeout, pong.as_mut()).await {
                     Ok(Ok(_)) => break,
                     Ok(Err(_)) => return pending().await,
-                    Err(_) if self.signs.last.get() >= asked || self.signs.is_blocked.get() => {}
+                    Err(_) if self.activity.last.get() >= sent_at || self.activity.is_blocked.get() => {}
                     Err(_) => return,
                 }
             }

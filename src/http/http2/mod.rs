@@ -1,8 +1,9 @@
-//! HTTP/2 messages on streams of the `h2` crate, the same for those who ask and those who answer: bodies, tunnels, and the
-//! signs of life of a connection.
+//! HTTP/2 messages on streams of the `h2` crate, for the client and the server side: bodies, tunnels, frame limits and
+//! keep-alive pings.
 //!
-//! Why not hyper's HTTP/2, which is made of the same crate: it drops interim answers in both directions, does not say which
-//! stream a request came on, and lets a client that resets what it asked for ask again without end.
+//! hyper's HTTP/2, which uses the same crate, does not fit: it drops informational responses in both directions, does not
+//! say which stream a request came on, and does not limit how often a client resets its requests (rapid reset,
+//! CVE-2023-44487).
 
 mod body;
 mod exchange;
@@ -24,8 +25,8 @@ pub use reader::StreamReader;
 pub use tunnel::Tunnel;
 pub use writer::{Piece, StreamWriter};
 
-/// Makes the fields of a message fit for HTTP/2: none that concern a connection (RFC 9113 section 8.2.2), and the length of
-/// its body, where that is known.
+/// Prepares the headers of a message for HTTP/2: removes connection-specific headers (RFC 9113 section 8.2.2), and adds
+/// `Content-Length` if the message has a body of known length.
 pub fn fit(fields: &mut HeaderMap, body: &super::body::Body) {
     for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE] {
         fields.remove(name);

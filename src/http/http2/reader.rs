@@ -1,7 +1,7 @@
-//! What comes on a stream: taken from the connection as it comes, and kept close until somebody wants it.
+//! Incoming data of a stream: received as it arrives, and buffered compactly until it is read.
 //!
-//! A window counts bytes (RFC 9113 section 5.2), while each frame that waits costs `h2` hundreds more than it carries, and may keep
-//! all of what it was read with. A window of one-byte frames would cost three hundred times as much as the window says.
+//! A flow-control window counts bytes of data (RFC 9113 section 5.2), but each frame that waits in `h2` costs hundreds of bytes
+//! more, and may keep its whole read buffer alive. A window full of one-byte frames would cost three hundred times its size.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,54 +17,55 @@ use tokio_util::task::AbortOnDropHandle;
 /// One direction of a stream, in order: its data, then how it ended.
 pub struct StreamReader {
     state: Rc<RefCell<State>>,
-    /// Takes what comes while nobody asks; needed until the end has come.
-    _taker: Option<AbortOnDropHandle<()>>,
+    /// Receives data while the caller does not poll; `None` if the stream has already ended.
+    _receiver: Option<AbortOnDropHandle<()>>,
 }
 
-/// How a stream ended: with or without trailers, or too early.
+/// How a stream ended: with or without trailers, or with an error.
 pub type Ending = Result<Option<HeaderMap>, h2::Error>;
 
 struct State {
     stream: RecvStream,
-    waiting: Waiting,
-    /// Bytes that were taken, and do not make room for more yet.
-    held: usize,
-    /// All data have come; trailers may follow.
+    queue: Queue,
+    /// Bytes received whose flow-control capacity is not released yet.
+    unreleased: usize,
+    /// All data has arrived; trailers may follow.
     data_ended: bool,
     ending: Option<Ending>,
     reader: Option<Waker>,
 }
 
 impl StreamReader {
-    /// Takes over a stream, together with what has come on it.
+    /// Takes over a stream and the data that has already arrived on it.
     pub fn new(stream: RecvStream) -> Self {
-        let mut state = State { stream, waiting: Waiting::default(), held: 0, data_ended: false, ending: None, reader: None };
-        let has_ended = state.take_in(&mut Context::from_waker(Waker::noop())).is_ready();
+        let mut state = State { stream, queue: Queue::default(), unreleased: 0, data_ended: false, ending: None, reader: None };
+        let has_ended = state.receive(&mut Context::from_waker(Waker::noop())).is_ready();
         let state = Rc::new(RefCell::new(state));
-        let taker = (!has_ended).then(|| {
+        let receiver = (!has_ended).then(|| {
             let state = Rc::downgrade(&state);
             AbortOnDropHandle::new(tokio::task::spawn_local(poll_fn(move |cx| match state.upgrade() {
-                Some(state) => state.borrow_mut().take_in(cx),
+                Some(state) => state.borrow_mut().receive(cx),
                 None => Poll::Ready(()),
             })))
         });
-        Self { state, _taker: taker }
+        Self { state, _receiver: receiver }
     }
 
-    /// The next piece; `None` at the end of the data. Makes no room for more: that is for whoever is done with the piece.
+    /// Returns the next data; `None` at the end of the data. Does not release its flow-control capacity: the caller does, with
+    /// [`make_room`](Self::make_room), when it has consumed the data.
     pub fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
         let state = &mut *self.state.borrow_mut();
-        match (state.waiting.take(), &mut state.ending) {
-            (Some(piece), _) => Poll::Ready(Some(Ok(piece))),
+        match (state.queue.take(), &mut state.ending) {
+            (Some(data), _) => Poll::Ready(Some(Ok(data))),
             (None, Some(Ok(_))) => Poll::Ready(None),
-            // It is told once; then nothing more comes.
+            // The error is returned once; later polls return the end of the data.
             (None, Some(ending)) => Poll::Ready(std::mem::replace(ending, Ok(None)).err().map(Err)),
             (None, None) if state.data_ended => Poll::Ready(None),
             (None, None) => state.wait(cx),
         }
     }
 
-    /// How it ended, once all data have been taken.
+    /// Returns how the stream ended; called after all data has been read.
     pub fn poll_ending(&self, cx: &mut Context<'_>) -> Poll<Ending> {
         let mut state = self.state.borrow_mut();
         match &mut state.ending {
@@ -73,23 +74,23 @@ impl StreamReader {
         }
     }
 
-    /// Lets the other end send so much more.
+    /// Releases flow-control capacity, so that the peer may send `bytes` more.
     pub fn make_room(&self, bytes: usize) {
         self.state.borrow_mut().make_room(bytes);
     }
 
-    /// Whether nothing is to come, not even trailers.
+    /// Whether nothing more comes, not even trailers.
     pub fn has_ended(&self) -> bool {
         let state = self.state.borrow();
-        state.waiting.is_empty() && matches!(state.ending, Some(Ok(None)))
+        state.queue.is_empty() && matches!(state.ending, Some(Ok(None)))
     }
 }
 
 impl State {
-    /// Takes what has come; ready once it has ended.
-    fn take_in(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Receives what has arrived; ready once the stream has ended.
+    fn receive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let polled = self.poll_stream(cx);
-        if !self.waiting.is_empty() || self.data_ended || self.ending.is_some() {
+        if !self.queue.is_empty() || self.data_ended || self.ending.is_some() {
             self.reader.take().into_iter().for_each(Waker::wake);
         }
         polled
@@ -98,9 +99,9 @@ impl State {
     fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.data_ended {
             match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(piece)) => {
-                    self.held += piece.len();
-                    self.waiting.put(piece);
+                Some(Ok(data)) => {
+                    self.unreleased += data.len();
+                    self.queue.put(data);
                 }
                 Some(Err(error)) => {
                     self.ending = Some(Err(error));
@@ -117,8 +118,8 @@ impl State {
         if bytes == 0 {
             return;
         }
-        self.held -= bytes;
-        // An error says that the stream has ended, which is found at the next piece.
+        self.unreleased -= bytes;
+        // An error means that the stream has ended, which the next poll reports.
         let _ = self.stream.flow_control().release_capacity(bytes);
     }
 
@@ -129,54 +130,55 @@ impl State {
 }
 
 impl Drop for State {
-    /// The other direction may go on for long, and the room is that of the whole connection.
+    /// Releases the capacity of unread data, because it belongs to the window of the whole connection, and the other direction
+    /// of the stream may stay open for long.
     fn drop(&mut self) {
-        self.make_room(self.held);
+        self.make_room(self.unreleased);
     }
 }
 
-/// Pieces in their order; small ones that wait behind others are joined.
+/// Received data in order. Small data that waits behind other data is joined.
 #[derive(Default)]
-struct Waiting {
-    pieces: VecDeque<Bytes>,
-    /// Small pieces, behind all others.
+struct Queue {
+    chunks: VecDeque<Bytes>,
+    /// Small data that follows all of `chunks`.
     joined: BytesMut,
 }
 
-/// What a piece was read with is some times larger than this, and stays as long as the piece.
+/// Smaller data is copied and joined, because its read buffer is several times larger and lives as long as the data.
 const SMALL: usize = 8 << 10;
-const MOST_JOINED: usize = 16 << 10;
+const MAX_JOINED: usize = 16 << 10;
 
-/// Doubled, it ends at what may be joined.
+/// The first capacity of `joined`. Doubling it reaches [`MAX_JOINED`] exactly.
 const FIRST_JOINED: usize = 256;
 
-impl Waiting {
+impl Queue {
     fn is_empty(&self) -> bool {
-        self.pieces.is_empty() && self.joined.is_empty()
+        self.chunks.is_empty() && self.joined.is_empty()
     }
 
-    fn put(&mut self, piece: Bytes) {
-        if self.is_empty() || piece.len() >= SMALL {
+    fn put(&mut self, data: Bytes) {
+        if self.is_empty() || data.len() >= SMALL {
             self.close();
-            return self.pieces.push_back(piece);
+            return self.chunks.push_back(data);
         }
-        if self.joined.len() + piece.len() > MOST_JOINED {
+        if self.joined.len() + data.len() > MAX_JOINED {
             self.close();
         }
         if self.joined.capacity() == 0 {
-            self.joined.reserve(FIRST_JOINED.max(piece.len().next_power_of_two()));
+            self.joined.reserve(FIRST_JOINED.max(data.len().next_power_of_two()));
         }
-        self.joined.extend_from_slice(&piece);
+        self.joined.extend_from_slice(&data);
     }
 
     fn take(&mut self) -> Option<Bytes> {
-        self.pieces.pop_front().or_else(|| (!self.joined.is_empty()).then(|| std::mem::take(&mut self.joined).freeze()))
+        self.chunks.pop_front().or_else(|| (!self.joined.is_empty()).then(|| std::mem::take(&mut self.joined).freeze()))
     }
 
-    /// Lets nothing be joined to what was.
+    /// Moves `joined` to `chunks`, so that later data is not joined to it.
     fn close(&mut self) {
         if !self.joined.is_empty() {
-            self.pieces.push_back(std::mem::take(&mut self.joined).freeze());
+            self.chunks.push_back(std::mem::take(&mut self.joined).freeze());
         }
     }
 }
@@ -185,25 +187,25 @@ impl Waiting {
 mod tests {
     use super::*;
 
-    fn piece(byte: u8, size: usize) -> Bytes {
+    fn data(byte: u8, size: usize) -> Bytes {
         Bytes::from(vec![byte; size])
     }
 
     #[test]
     fn small_pieces_that_wait_are_joined_in_their_order() {
-        let mut waiting = Waiting::default();
+        let mut queue = Queue::default();
         for (byte, size) in [(1, 10), (2, 20), (3, 30), (4, SMALL), (5, 50), (6, 60)] {
-            waiting.put(piece(byte, size));
+            queue.put(data(byte, size));
         }
-        assert_eq!(waiting.take(), Some(piece(1, 10)), "nobody else waited then");
-        assert_eq!(waiting.take(), Some([piece(2, 20), piece(3, 30)].concat().into()));
-        assert_eq!(waiting.take(), Some(piece(4, SMALL)), "a large one is left as it is");
-        assert_eq!(waiting.take(), Some([piece(5, 50), piece(6, 60)].concat().into()));
-        assert!(waiting.take().is_none() && waiting.is_empty());
+        assert_eq!(queue.take(), Some(data(1, 10)), "the first data is not joined");
+        assert_eq!(queue.take(), Some([data(2, 20), data(3, 30)].concat().into()));
+        assert_eq!(queue.take(), Some(data(4, SMALL)), "large data is not joined");
+        assert_eq!(queue.take(), Some([data(5, 50), data(6, 60)].concat().into()));
+        assert!(queue.take().is_none() && queue.is_empty());
     }
 
     #[tokio::test]
-    async fn what_nobody_wants_any_more_takes_no_room_from_other_streams() {
+    async fn a_dropped_reader_releases_the_window_of_the_connection() {
         let (near, far) = tokio::io::duplex(1 << 20);
         let work = async {
             let (client, server) = tokio::join!(h2::client::handshake(near), h2::server::handshake(far));
@@ -215,7 +217,7 @@ mod tests {
             let window = vec![7; 65_535];
             first.send_data(window.clone().into(), false).unwrap();
             let (request, mut answer) = server.accept().await.unwrap().unwrap();
-            // The other direction goes on.
+            // The other direction of the stream stays open.
             let _answer = answer.send_response(http::Response::new(()), false).unwrap();
             tokio::task::spawn_local(async move {
                 while let Some(Ok(request)) = server.accept().await {
@@ -223,9 +225,9 @@ mod tests {
                 }
             });
             let reader = StreamReader::new(request.into_body());
-            let mut come = 0;
-            while come < window.len() {
-                come += poll_fn(|cx| reader.poll_piece(cx)).await.unwrap().unwrap().len();
+            let mut received = 0;
+            while received < window.len() {
+                received += poll_fn(|cx| reader.poll_piece(cx)).await.unwrap().unwrap().len();
             }
             second.reserve_capacity(1);
             assert_eq!(second.capacity(), 0, "the connection's window is used up");
@@ -236,14 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn a_window_of_the_smallest_pieces_is_little_more_than_its_bytes() {
-        let mut waiting = Waiting::default();
+    fn a_window_of_one_byte_frames_costs_little_more_than_its_bytes() {
+        let mut queue = Queue::default();
         for _ in 0..64 << 10 {
-            waiting.put(piece(7, 1));
+            queue.put(data(7, 1));
         }
-        assert!(waiting.joined.capacity() <= MOST_JOINED);
-        let pieces: Vec<_> = std::iter::from_fn(|| waiting.take()).collect();
-        assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), 64 << 10);
-        assert!(pieces.len() <= 6, "{} pieces", pieces.len());
+        assert!(queue.joined.capacity() <= MAX_JOINED);
+        let chunks: Vec<_> = std::iter::from_fn(|| queue.take()).collect();
+        assert_eq!(chunks.iter().map(Bytes::len).sum::<usize>(), 64 << 10);
+        assert!(chunks.len() <= 6, "{} chunks", chunks.len());
     }
 }

@@ -1,4 +1,4 @@
-//! A stream of HTTP/2 as a byte stream: what CONNECT makes of it (RFC 9113 section 8.5, RFC 8441).
+//! An HTTP/2 stream as a byte stream, after CONNECT (RFC 9113 section 8.5, RFC 8441).
 
 use std::io;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use super::writer::{Over, StreamWriter};
 pub struct Tunnel {
     incoming: StreamReader,
     outgoing: StreamWriter,
-    /// Bytes that came and have not been read; the other end may send as many more as were.
+    /// Bytes received but not read yet. Reading them releases their flow-control capacity.
     unread: Bytes,
 }
 
@@ -63,7 +63,7 @@ impl AsyncWrite for Tunnel {
         Poll::Ready(Ok(step))
     }
 
-    /// The connection's own task writes what it was given.
+    /// Does nothing, because the connection's own task writes the queued data.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

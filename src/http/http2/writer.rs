@@ -1,4 +1,4 @@
-//! What goes out on a stream: no more at once than the other end takes, and no more pieces than are worth waiting for.
+//! Outgoing data of a stream, limited by the peer's flow-control window and by the number of queued frames.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -8,15 +8,15 @@ use bytes::{Buf, Bytes};
 use h2::{Reason, SendStream};
 use http::HeaderMap;
 
-/// How many pieces of one body may wait to be written, however small they are: each costs `h2` hundreds of bytes more than it weighs.
-const MOST_PIECES: usize = 16;
+/// Maximum number of data frames of one body that are queued, because each costs `h2` hundreds of bytes more than its data.
+const MAX_QUEUED: usize = 16;
 
-/// A piece of a body that waits to be written.
+/// Data of a body that waits to be written.
 #[derive(Debug, Default)]
 pub struct Piece {
     bytes: Bytes,
-    /// `None` for the end of a body.
-    _place: Option<Place>,
+    /// `None` for the empty frame that ends a body.
+    _slot: Option<Slot>,
 }
 
 impl Buf for Piece {
@@ -33,7 +33,7 @@ impl Buf for Piece {
     }
 }
 
-/// The pieces of one body that wait, and who waits for one of them to go.
+/// The number of queued frames of one body, and the task that waits until one of them is written.
 #[derive(Debug, Default)]
 struct Queue {
     length: Cell<usize>,
@@ -41,9 +41,9 @@ struct Queue {
 }
 
 #[derive(Debug)]
-struct Place(Rc<Queue>);
+struct Slot(Rc<Queue>);
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.0.length.set(self.0.length.get() - 1);
         if let Some(writer) = self.0.writer.take() {
@@ -52,13 +52,13 @@ impl Drop for Place {
     }
 }
 
-/// One direction of a stream.
+/// The sending direction of a stream.
 pub struct StreamWriter {
     stream: SendStream<Piece>,
     queue: Rc<Queue>,
 }
 
-/// The other end has ended the stream.
+/// The peer has ended the stream.
 pub struct Over;
 
 impl StreamWriter {
@@ -66,9 +66,9 @@ impl StreamWriter {
         Self { stream, queue: Rc::default() }
     }
 
-    /// How many of so many bytes may be put now, at least one.
+    /// Waits for flow-control capacity; returns how many of the `wanted` bytes may be queued, at least one.
     pub fn poll_room(&mut self, wanted: usize, cx: &mut Context<'_>) -> Poll<Result<usize, Over>> {
-        if self.queue.length.get() >= MOST_PIECES {
+        if self.queue.length.get() >= MAX_QUEUED {
             self.queue.writer.replace(Some(cx.waker().clone()));
             return self.stream.poll_reset(cx).map(|_| Err(Over));
         }
@@ -85,10 +85,10 @@ impl StreamWriter {
         }
     }
 
-    /// Puts a piece for which there is room.
+    /// Queues data for which there is capacity.
     pub fn put(&mut self, bytes: Bytes, is_last: bool) -> Result<(), Over> {
         self.queue.length.set(self.queue.length.get() + 1);
-        let piece = Piece { bytes, _place: Some(Place(Rc::clone(&self.queue))) };
+        let piece = Piece { bytes, _slot: Some(Slot(Rc::clone(&self.queue))) };
         self.stream.send_data(piece, is_last).map_err(|_| Over)
     }
 
@@ -102,12 +102,12 @@ impl StreamWriter {
         self.stream.send_trailers(trailers).map_err(|_| Over)
     }
 
-    /// Breaks the stream off.
+    /// Resets the stream.
     pub fn reset(&mut self, reason: Reason) {
         self.stream.send_reset(reason);
     }
 
-    /// Ready once the other end wants no more.
+    /// Ready once the peer has reset the stream.
     pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
         self.stream.poll_reset(cx).map(|_| Over)
     }

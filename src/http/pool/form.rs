@@ -1,4 +1,4 @@
-//! Puts a request into the form of the connection it goes out on; any form can be turned into the other.
+//! Converts a request to the form that its outgoing connection needs. Each form can be converted to the other.
 
 use http::header::{
     CONNECTION, COOKIE, HOST, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING,
@@ -18,7 +18,7 @@ pub(super) fn for_http1(request: &mut Request<Body>) -> Option<()> {
     request.headers_mut().insert(HOST, host);
     *request.uri_mut() = Uri::from(target);
     join_cookies(request.headers_mut());
-    // hyper takes a GET of unknown length for one without a body.
+    // Without this header, hyper assumes that a GET of unknown length has no body.
     if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
         request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
@@ -38,7 +38,7 @@ pub(super) fn for_http2(request: &mut Request<Body>, scheme: &str) -> Option<()>
     Some(())
 }
 
-/// Host and port alone, for CONNECT over either version (RFC 9112 section 3.2.3, RFC 9113 section 8.5).
+/// Authority form (host and port only), for CONNECT over either version (RFC 9112 section 3.2.3, RFC 9113 section 8.5).
 pub(super) fn for_connect(request: &mut Request<Body>) -> Option<()> {
     let host = host_of(request)?;
     *request.uri_mut() = host.to_str().ok()?.parse().ok()?;
@@ -46,7 +46,7 @@ pub(super) fn for_connect(request: &mut Request<Body>) -> Option<()> {
     Some(())
 }
 
-/// Asks for an upgrade of HTTP/1.1; gives what a WebSocket's answer must show.
+/// An HTTP/1.1 upgrade. The inner value is the `Sec-WebSocket-Accept` that the response to a WebSocket upgrade must have.
 pub(super) fn for_upgrade(request: &mut Request<Body>, protocol: &str) -> Option<Option<String>> {
     if protocol == CONNECT {
         *request.version_mut() = Version::HTTP_11;
@@ -65,12 +65,12 @@ pub(super) fn for_upgrade(request: &mut Request<Body>, protocol: &str) -> Option
     Some(Some(accept_of(key.as_bytes())))
 }
 
-/// Whether 101 agrees to what was asked for.
-pub(super) fn agrees(answer: &HeaderMap, protocol: &str, accept: Option<&str>) -> bool {
+/// Whether a 101 response agrees to the requested protocol.
+pub(super) fn agrees(response: &HeaderMap, protocol: &str, accept: Option<&str>) -> bool {
     let is = |name, wanted: &str| {
-        answer.get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.eq_ignore_ascii_case(wanted))
+        response.get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.eq_ignore_ascii_case(wanted))
     };
-    is(UPGRADE, protocol) && accept.is_none_or(|accept| answer.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| value == accept))
+    is(UPGRADE, protocol) && accept.is_none_or(|accept| response.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| value == accept))
 }
 
 fn host_of(request: &Request<Body>) -> Option<HeaderValue> {
@@ -78,13 +78,13 @@ fn host_of(request: &Request<Body>) -> Option<HeaderValue> {
     request.headers().get(HOST).cloned().or_else(from_target)
 }
 
-/// HTTP/2 clients split cookies over several fields; HTTP/1 has one (RFC 9113 section 8.2.3).
+/// HTTP/2 clients may split cookies over several fields; HTTP/1 allows one field (RFC 9113 section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
     if headers.get_all(COOKIE).iter().nth(1).is_none() {
         return;
     }
-    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+    let cookies: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
         headers.insert(COOKIE, joined);
     }
 }
@@ -94,10 +94,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn crumbs_of_cookies_become_one_field() {
+    fn split_cookie_fields_are_joined() {
         let mut headers = HeaderMap::new();
-        for crumb in ["a=1", "b=2", "c=3"] {
-            headers.append(COOKIE, crumb.parse().unwrap());
+        for cookie in ["a=1", "b=2", "c=3"] {
+            headers.append(COOKIE, cookie.parse().unwrap());
         }
         join_cookies(&mut headers);
         assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);

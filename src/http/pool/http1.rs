@@ -1,4 +1,4 @@
-//! HTTP/1.1 connections, one request at a time, kept warm by the worker that opened them.
+//! HTTP/1.1 connections: one request at a time, kept open by the worker that opened them.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,25 +21,25 @@ use super::{Listener, Reply, SendCause, SendError, SendOptions, form};
 use crate::transport::dial::{self, DialError, Server};
 use crate::transport::stream::Stream;
 
-/// The most idle connections kept to one upstream by one worker.
+/// The maximum number of idle connections of one worker to one upstream, for each [`Key`].
 const MAX_IDLE: usize = 64;
 
-/// Shorter than the keep-alive of common servers (Node 5 s, nginx 75 s), so that we close first and lose no request.
+/// Shorter than the keep-alive of common servers (Node 5 s, nginx 75 s), so that the proxy closes first and loses no request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// More than the gate lets through.
+/// As many as [`AnswerGate`] accepts.
 const MAX_HEADERS: usize = 256;
 
-/// A head of the longest that the gate lets through; and a body that the server does not take waits in no more.
-const MOST_BUFFERED: usize = 72 << 10;
+/// Fits the largest response head that [`AnswerGate`] accepts. Also bounds the request data that waits for a slow server.
+const MAX_BUFFER: usize = 72 << 10;
 
-/// One worker's idle connections, last used first.
+/// One worker's idle connections; the most recently used is reused first.
 #[derive(Clone, Default)]
 pub(super) struct Http1Pool {
     idle: Rc<RefCell<HashMap<Key, Vec<Idle>>>>,
 }
 
-/// Connections that were greeted for one client serve no other.
+/// A connection that began with the PROXY protocol header of one client serves no other client.
 type Key = (Arc<str>, Option<Bytes>);
 
 struct Idle {
@@ -53,7 +53,7 @@ struct Connection {
     gate: AnswerGate<Stream>,
     link: Rc<Link>,
     remote: Option<SocketAddr>,
-    /// Ends with it: a request that is given up may be stuck in what nobody takes.
+    /// Aborts the connection's task on drop, because a cancelled request may be blocked on a server that does not read.
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -64,10 +64,10 @@ impl Connection {
 }
 
 impl Http1Pool {
-    /// Sends a request and waits for the head of the answer.
+    /// Sends a request and waits for the response head.
     ///
-    /// A connection that turns out to be closed hands the request back unsent, and the next is tried: nothing is ever
-    /// sent twice.
+    /// If an idle connection turns out to be closed, it returns the request unsent and the next connection is tried, so no
+    /// request is sent twice.
     pub(super) async fn send(
         &self,
         server: &Server,
@@ -111,7 +111,7 @@ impl Http1Pool {
             return Err(SendError::form(request));
         }
         connection.link.ask(if request.method() == Method::HEAD { Asked::Head } else { Asked::Other });
-        tell_interim(&mut request);
+        forward_informational(&mut request);
         let response = connection.sender.try_send_request(request).await.map_err(SendError::of)?;
         self.put_when_ready(connection, server, options);
         Ok(response.map(Body::from))
@@ -131,7 +131,7 @@ impl Http1Pool {
         None
     }
 
-    /// Keeps the connection once its answer has been read to the end.
+    /// Returns the connection to the pool when its response has been read to the end.
     fn put_when_ready(&self, mut connection: Connection, server: &Server, options: &SendOptions) {
         let (idle, server, key) = (Rc::clone(&self.idle), server.clone(), key(server, options));
         tokio::task::spawn_local(async move {
@@ -146,7 +146,7 @@ impl Http1Pool {
         });
     }
 
-    /// Closes what has been idle for too long; called now and then by the worker.
+    /// Closes connections that have been idle for too long. The worker calls it periodically.
     pub(super) fn sweep(&self) {
         self.idle.borrow_mut().retain(|_, connections| {
             connections.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.connection.sender.is_ready());
@@ -155,10 +155,10 @@ impl Http1Pool {
     }
 }
 
-/// Passes interim answers on.
-fn tell_interim(request: &mut Request<Body>) {
+/// Forwards informational responses.
+fn forward_informational(request: &mut Request<Body>) {
     if let Some(listener) = Listener::of(request) {
-        hyper::ext::on_informational(request, move |answer| listener.hear(answer.status(), answer.headers().clone()));
+        hyper::ext::on_informational(request, move |response| listener.hear(response.status(), response.headers().clone()));
     }
 }
 
@@ -173,7 +173,7 @@ async fn handshake(stream: Stream, server: &Server, options: &SendOptions) -> Re
     let (sender, connection) = handshake.map_err(|error| broken(server, error))?;
     let driver = tokio::task::spawn_local(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to an upstream ended early");
+            tracing::debug!(%error, "upstream connection ended with an error");
         }
     });
     Ok(Connection { sender, gate, link, remote, _driver: AbortOnDropHandle::new(driver) })
@@ -181,7 +181,7 @@ async fn handshake(stream: Stream, server: &Server, options: &SendOptions) -> Re
 
 fn builder() -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder.max_headers(MAX_HEADERS).max_buf_size(MOST_BUFFERED);
+    builder.max_headers(MAX_HEADERS).max_buf_size(MAX_BUFFER);
     builder
 }
 
@@ -189,7 +189,7 @@ fn broken(server: &Server, error: hyper::Error) -> DialError {
     DialError::Connect { authority: server.authority.to_string(), source: std::io::Error::other(error) }
 }
 
-/// Asks for a tunnel on a connection of its own, which is never kept.
+/// Requests a tunnel on a new connection that never joins the pool.
 pub(super) async fn upgrade(
     server: &Server,
     mut request: Request<Body>,
@@ -209,22 +209,22 @@ pub(super) async fn upgrade(
         Ok(pair) => pair,
         Err(error) => return Err(SendError::dial(broken(server, error), request)),
     };
-    // HTTP ends on this connection after 101; then its bytes are ours.
-    let (handed, wire) = tokio::sync::oneshot::channel::<(TokioIo<AnswerGate<Stream>>, Bytes)>();
+    // HTTP ends on this connection after 101, or a 2xx to CONNECT: hyper returns the stream and the bytes that it read ahead.
+    let (stream_sender, stream_receiver) = tokio::sync::oneshot::channel::<(TokioIo<AnswerGate<Stream>>, Bytes)>();
     tokio::task::spawn_local(async move {
         if let Ok(parts) = connection.without_shutdown().await {
-            let _ = handed.send((parts.io, parts.read_buf));
+            let _ = stream_sender.send((parts.io, parts.read_buf));
         }
     });
     let response = sender.try_send_request(request).await.map_err(SendError::of)?;
     let is_open = if is_connect { response.status().is_success() } else { response.status() == StatusCode::SWITCHING_PROTOCOLS };
     if !is_open {
-        // Until its body has ended, the sender must live.
+        // The task above drives the connection until the response body has ended.
         return Ok(Reply::Answered(response.map(Body::from)));
     }
     let (parts, _) = response.into_parts();
     let agreed = is_connect || form::agrees(&parts.headers, protocol, accept.as_deref());
-    match wire.await {
+    match stream_receiver.await {
         Ok((io, read_ahead)) if agreed => Ok(Reply::Opened(parts, wire_of(io.into_inner(), read_ahead))),
         Ok(_) | Err(_) => Err(SendError { cause: SendCause::OtherUpgrade, unsent: None }),
     }

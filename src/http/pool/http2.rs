@@ -1,20 +1,22 @@
-//! HTTP/2 connections, to peers and to upstreams: several to a place, each request on the least busy.
+//! HTTP/2 connections to peers and upstreams: several per destination; each request uses the least busy one.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
 use h2::ext::Protocol;
 use http::header::HOST;
 use http::{Method, Request, Response};
-use tokio::sync::Mutex;
+use rustls_pki_types::CertificateDer;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
 use crate::model::region::RegionId;
+use crate::transport::dial::{self, DialError, Server};
 
 use super::super::body::Body;
 use super::super::http2::MonitoredIo;
@@ -22,30 +24,31 @@ use super::super::tunnel::CONNECT;
 use super::super::window::{CONNECTION_WINDOW, Share, Window};
 use super::sender::{EXTENDED_CONNECT, Sender};
 use super::{Reply, SendError, SendOptions, form};
-use crate::transport::dial::{self, DialError, Server};
 
-/// What frames of hardly any data may cost that have come and were not taken in yet; no more come in a turn.
+/// Memory budget of `h2` for small DATA frames that have arrived but have not been read. [`MonitoredIo`] reads less than this
+/// before it yields to the readers.
 const SMALL_FRAMES_BUDGET: usize = 256 << 20;
 
-/// How long a connection is kept whose window is none of those of today: connections of clients last, and keep theirs.
+/// How long an unused connection with a window that is no longer configured stays open, because open client connections still use
+/// the old window.
 const RETIRED_AFTER: Duration = Duration::from_secs(60);
 
-/// What the head of an answer may be, as over HTTP/1.
-const MOST_HEAD: u32 = 64 << 10;
+/// The maximum size of a response head, the same as over HTTP/1.
+const MAX_RESPONSE_HEAD: u32 = 64 << 10;
 
-/// Bytes of one request's body that wait to be written, at the most; no more than its window.
+/// The maximum number of bytes of one request body that wait to be written; a smaller window lowers it.
 const SEND_BUFFER: u32 = 256 << 10;
 
-/// Where connections lead to, and how their loss is noticed.
+/// A destination of connections, with the timeouts that detect a lost connection.
 pub trait Place: Eq + Hash + Clone {
-    /// How long what was written may stay unacknowledged.
+    /// How long written data may stay unacknowledged by TCP.
     const ACKNOWLEDGED_WITHIN: Duration;
-    /// How often the other end is asked for a sign of life. Servers of gRPC close the connection on whoever asks often.
+    /// The silence after which a PING is sent. gRPC servers close connections on which PING frames are frequent.
     const PING_EVERY: Option<Duration>;
 }
 
 impl Place for RegionId {
-    /// About the time a person waits, together with the ping.
+    /// Together with the PING interval, about as long as a person waits for a page.
     const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
     const PING_EVERY: Option<Duration> = Some(Duration::from_secs(5));
 }
@@ -55,34 +58,43 @@ impl Place for Arc<str> {
     const PING_EVERY: Option<Duration> = None;
 }
 
-/// How long a process may leave a ping unanswered whose kernel acknowledges it.
-const PING_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a peer may leave a PING unanswered while its kernel acknowledges the bytes.
+const PING_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// One worker's connections to all peers.
-pub type PeerPool = Http2Pool<RegionId>;
-
-/// One worker's HTTP/2 connections, several to a place; those of one window by themselves, for all streams of a connection have the same.
+/// One worker's HTTP/2 connections, several per destination. Each window has its own connections, because all streams of a
+/// connection have the same window.
 #[derive(Clone)]
 pub struct Http2Pool<K> {
     places: Rc<RefCell<HashMap<(K, Window), Slots>>>,
+    /// Every connection that is open, those included that take no new streams.
+    live: Live,
 }
 
 impl<K> Default for Http2Pool<K> {
     fn default() -> Self {
-        Self { places: Rc::default() }
+        Self { places: Rc::default(), live: Rc::default() }
     }
+}
+
+type Live = Rc<RefCell<Vec<Weak<Connection>>>>;
+
+/// An open connection: its task holds it until it ends.
+struct Connection {
+    /// The certificates that the server presented; empty without TLS.
+    chain: Vec<CertificateDer<'static>>,
+    close: Notify,
 }
 
 type Slots = Vec<Rc<Slot>>;
 
-/// Room for one connection.
+/// Holds one connection.
 struct Slot {
     in_flight: Cell<usize>,
-    /// When something was in flight last.
+    /// When a request was last in flight.
     used: Cell<Instant>,
-    /// Locked while dialing, so that requests that need the same connection wait for it together.
+    /// Locked while dialing, so that requests that need the same connection share one dial.
     open: Mutex<Option<Open>>,
-    /// When dialing failed last: whoever was waiting then has waited enough.
+    /// When dialing last failed. Requests that were waiting at that time fail too, instead of dialing one after the other.
     failed: Cell<Option<Instant>>,
 }
 
@@ -92,7 +104,7 @@ struct Open {
     remote: Option<SocketAddr>,
 }
 
-/// Counts a request as in flight, and keeps its window, until the last of its copies is dropped.
+/// Counts a request as in flight, and holds its window, until the last clone is dropped.
 #[derive(Clone)]
 pub struct InFlight(Rc<Busy>);
 
@@ -109,9 +121,9 @@ impl Drop for Busy {
 }
 
 impl<K: Place> Http2Pool<K> {
-    /// Sends a request and waits for the head of the answer.
+    /// Sends a request and waits for the response head.
     ///
-    /// The guard counts the request as in flight; keep it until the answer's body has ended.
+    /// The guard counts the request as in flight; keep it until the response body has ended.
     pub async fn send(
         &self,
         place: K,
@@ -124,9 +136,9 @@ impl<K: Place> Http2Pool<K> {
         if form::for_http2(&mut request, scheme_of(server)).is_none() {
             return Err(SendError::form(request));
         }
-        // Once on the connection that is there, once on a fresh one should that be closing.
+        // Try the open connection, then a new one if the open one is closing.
         for last in [false, true] {
-            let sender = match guard.open::<K>(server, options).await {
+            let sender = match guard.open::<K>(server, options, &self.live).await {
                 Ok(sender) => sender,
                 Err(error) => return Err(SendError::dial(error, request)),
             };
@@ -138,10 +150,10 @@ impl<K: Place> Http2Pool<K> {
                 outcome => return outcome.map(|response| (response, guard)),
             }
         }
-        unreachable!("the second try returns")
+        unreachable!("the second attempt returns")
     }
 
-    /// Asks for a tunnel of `protocol` by extended CONNECT (RFC 8441), or by CONNECT itself.
+    /// Requests a tunnel for `protocol`, by extended CONNECT (RFC 8441) or by plain CONNECT.
     pub async fn open(
         &self,
         place: K,
@@ -152,7 +164,7 @@ impl<K: Place> Http2Pool<K> {
         options: &SendOptions,
     ) -> Result<(Reply, InFlight), SendError> {
         let guard = self.begin(place, connections, options.buffers.share());
-        let sender = match guard.open::<K>(server, options).await {
+        let sender = match guard.open::<K>(server, options, &self.live).await {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::dial(error, request)),
         };
@@ -173,22 +185,34 @@ impl<K: Place> Http2Pool<K> {
         sender.open(request).await.map(|reply| (reply, guard))
     }
 
-    /// Opens a connection if none is open: the first request should not wait for three round trips. A failure is left for
-    /// a request to tell.
+    /// Opens a connection if none is open, so that the first request does not wait for three round trips. Ignores a failure,
+    /// because the next request dials again and reports it.
     pub async fn warm(&self, place: K, server: &Server, connections: usize, window: Window, options: &SendOptions) {
         let slot = self.least_busy((place, window), connections);
-        let _ = slot.open::<K>(server, window, options).await;
+        let _ = slot.open::<K>(server, window, options, &self.live).await;
     }
 
-    /// Lets go of connections that have ended, that lead to places that are no more, or no more the same, or whose window nobody has
-    /// asked for in a while and `windows` does not have; of none on which something is under way.
+    /// Closes at once every connection whose server presented certificates that `is_trusted` rejects, together with the
+    /// streams on it.
+    pub fn close_untrusted(&self, is_trusted: impl Fn(&[CertificateDer<'_>]) -> bool) {
+        self.live.borrow_mut().retain(|connection| match connection.upgrade() {
+            Some(connection) if !is_trusted(&connection.chain) => {
+                connection.close.notify_one();
+                false
+            }
+            found => found.is_some(),
+        });
+    }
+
+    /// Drops connections without requests in flight that have ended, whose destination is gone or has changed, or whose window
+    /// is not in `windows` and has been unused for a minute.
     pub fn retain(&self, windows: &[Window], is_current: impl Fn(&K, &Server) -> bool) {
         self.places.borrow_mut().retain(|(place, window), slots| {
             slots.retain(|slot| {
                 if slot.in_flight.get() > 0 {
                     return true;
                 }
-                // Whoever has it locked is about to open it.
+                // A locked slot is being dialed.
                 let Ok(open) = slot.open.try_lock() else { return true };
                 let is_wanted = windows.contains(window) || slot.used.get().elapsed() < RETIRED_AFTER;
                 is_wanted && open.as_ref().is_some_and(|open| open.sender.is_open() && is_current(place, &open.server))
@@ -203,7 +227,7 @@ impl<K: Place> Http2Pool<K> {
         InFlight(Rc::new(Busy { slot, share }))
     }
 
-    /// The least busy of so many connections; of more, should there be no room on these for one more body that is not read.
+    /// The least busy connection. Opens more than `connections` if no connection window has room for another unread body.
     fn least_busy(&self, place: (K, Window), connections: usize) -> Rc<Slot> {
         let (most, mut places) = (place.1.most_bodies(), self.places.borrow_mut());
         let slots = places.entry(place).or_default();
@@ -215,8 +239,8 @@ impl<K: Place> Http2Pool<K> {
 }
 
 impl InFlight {
-    async fn open<K: Place>(&self, server: &Server, options: &SendOptions) -> Result<Sender, DialError> {
-        self.0.slot.open::<K>(server, self.0.share.window(), options).await
+    async fn open<K: Place>(&self, server: &Server, options: &SendOptions, live: &Live) -> Result<Sender, DialError> {
+        self.0.slot.open::<K>(server, self.0.share.window(), options, live).await
     }
 }
 
@@ -229,8 +253,14 @@ impl Slot {
         Self { in_flight: Cell::new(0), used: Cell::new(Instant::now()), open: Mutex::default(), failed: Cell::new(None) }
     }
 
-    /// A sender on a live connection to this very server, opened now if there is none.
-    async fn open<K: Place>(&self, server: &Server, window: Window, options: &SendOptions) -> Result<Sender, DialError> {
+    /// Returns a sender on a live connection to exactly this server; dials if there is none.
+    async fn open<K: Place>(
+        &self,
+        server: &Server,
+        window: Window,
+        options: &SendOptions,
+        live: &Live,
+    ) -> Result<Sender, DialError> {
         let asked = Instant::now();
         let mut open = self.open.lock().await;
         if self.failed.get().is_some_and(|failed| failed >= asked) {
@@ -243,9 +273,9 @@ impl Slot {
         {
             return Ok(open.sender.clone());
         }
-        // An earlier connection ends by itself when its last stream does.
+        // The previous connection closes when its last stream ends.
         *open = None;
-        let dialed = dial::<K>(server, window, options).await;
+        let dialed = dial::<K>(server, window, options, live).await;
         let (sender, remote) = dialed.inspect_err(|_| self.failed.set(Some(Instant::now())))?;
         *open = Some(Open { sender: sender.clone(), server: server.clone(), remote });
         Ok(sender)
@@ -256,23 +286,25 @@ async fn dial<K: Place>(
     server: &Server,
     window: Window,
     options: &SendOptions,
+    live: &Live,
 ) -> Result<(Sender, Option<SocketAddr>), DialError> {
     let stream = dial::open(server, &options.dial, false).await?;
     let remote = stream.remote();
+    let chain = stream.peer_certificates();
     if server.tls.is_some() && !stream.chose_http2() {
         return Err(DialError::OtherProtocol { authority: server.authority.to_string(), wanted: "HTTP/2" });
     }
     stream.expect_acknowledgement(K::ACKNOWLEDGED_WITHIN);
     let io = MonitoredIo::new(stream);
-    let keepalive = K::PING_EVERY.map(|every| io.keepalive(every, PING_PATIENCE));
+    let keepalive = K::PING_EVERY.map(|every| io.keepalive(every, PING_TIMEOUT));
     let handshake = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(window.bytes())
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(MOST_HEAD)
+        .max_header_list_size(MAX_RESPONSE_HEAD)
         .max_send_buffer_size(window.bytes().min(SEND_BUFFER) as usize)
         .data_frame_budget(SMALL_FRAMES_BUDGET)
-        // What is given up in numbers is no fault of the other end.
+        // Requests that clients cancel in large numbers are not an error of the server, so they must not close the connection.
         .max_local_error_reset_streams(None)
         .max_concurrent_reset_streams(1000)
         .reset_stream_duration(Duration::from_secs(30))
@@ -280,20 +312,23 @@ async fn dial<K: Place>(
         .await;
     let (sender, mut connection) = handshake
         .map_err(|error| DialError::Connect { authority: server.authority.to_string(), source: std::io::Error::other(error) })?;
-    let pings = connection.ping_pong().expect("nobody else has asked for them");
+    let pings = connection.ping_pong().expect("`ping_pong` is called once per connection");
     let lost = async move {
         match keepalive {
             Some(keepalive) => keepalive.lost(pings).await,
             None => std::future::pending().await,
         }
     };
+    let open = Rc::new(Connection { chain, close: Notify::new() });
+    live.borrow_mut().push(Rc::downgrade(&open));
     tokio::task::spawn_local(async move {
         tokio::select! {
             ended = connection => if let Err(error) = ended {
-                tracing::debug!(%error, "an HTTP/2 connection ended");
+                tracing::debug!(%error, "HTTP/2 connection ended with an error");
             },
-            // Its streams end with it.
-            () = lost => tracing::debug!("an HTTP/2 connection was given up: the other end is silent"),
+            // Dropping the connection ends its streams.
+            () = open.close.notified() => tracing::warn!("the server's certificate is no longer trusted; closing"),
+            () = lost => tracing::debug!("no PING response in time; closing"),
         }
     });
     Ok((Sender::new(sender), remote))

@@ -1,4 +1,4 @@
-//! Interim answers (RFC 9110 section 15.2) to a request, on their way to whoever made it.
+//! Forwards informational (1xx) responses (RFC 9110 section 15.2) to the client of a request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -8,22 +8,24 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::super::body::Body;
 
-/// Bytes of the fields of one request's interim answers that are told: they wait for whoever takes no answer. Of the rest nobody hears,
-/// which costs no more than a hint.
-const MOST_TOLD: usize = 16 << 10;
+/// Header bytes of one request's informational responses that are forwarded. They are buffered while the client does not read,
+/// so further responses are dropped; the client only loses hints.
+const MAX_FORWARDED: usize = 16 << 10;
 
-/// PeerSettings of the interim answers to the request that it is put into.
+/// Forwards the informational responses to one request; stored in the request's extensions.
 #[derive(Clone)]
 pub struct Listener {
     sender: UnboundedSender<Response<()>>,
-    told: Arc<AtomicUsize>,
+    /// Header bytes forwarded so far.
+    forwarded: Arc<AtomicUsize>,
 }
 
 impl Listener {
-    /// Has the interim answers to a request told. They are few ([`MOST_INTERIM`](crate::http::framing::MOST_INTERIM)), so none has to wait.
+    /// Adds a listener to a request and returns the receiver of its informational responses. The channel needs no bound, because
+    /// a response has at most [`MOST_INTERIM`](crate::http::framing::MOST_INTERIM) of them.
     pub fn put_into(request: &mut Request<Body>) -> UnboundedReceiver<Response<()>> {
         let (sender, receiver) = unbounded_channel();
-        request.extensions_mut().insert(Self { sender, told: Arc::default() });
+        request.extensions_mut().insert(Self { sender, forwarded: Arc::default() });
         receiver
     }
 
@@ -31,16 +33,16 @@ impl Listener {
         request.extensions().get().cloned()
     }
 
-    /// `100` is nobody's business but ours: we asked for the body ourselves.
+    /// Forwards a response. Drops `100 Continue`, because the proxy itself sends it to the client.
     pub(super) fn hear(&self, status: StatusCode, fields: HeaderMap) {
         let bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-        let with_these = move |told: usize| Some(told + bytes).filter(|told| *told <= MOST_TOLD);
-        if status != StatusCode::CONTINUE && self.told.fetch_update(Relaxed, Relaxed, with_these).is_ok() {
-            let mut answer = Response::new(());
-            *answer.status_mut() = status;
-            *answer.headers_mut() = fields;
-            // Who asked has gone, and needs none.
-            let _ = self.sender.send(answer);
+        let add = move |forwarded: usize| Some(forwarded + bytes).filter(|total| *total <= MAX_FORWARDED);
+        if status != StatusCode::CONTINUE && self.forwarded.fetch_update(Relaxed, Relaxed, add).is_ok() {
+            let mut response = Response::new(());
+            *response.status_mut() = status;
+            *response.headers_mut() = fields;
+            // Sending fails only if the client is gone.
+            let _ = self.sender.send(response);
         }
     }
 }
@@ -53,18 +55,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_of_interim_answers_is_little() {
+    fn forwarded_informational_responses_are_bounded() {
         let mut request = Request::new(Body::empty());
-        let mut told = Listener::put_into(&mut request);
+        let mut hints = Listener::put_into(&mut request);
         let listener = Listener::of(&request).unwrap();
-        let hear = |size: usize| {
+        let forward = |size: usize| {
             let fields = HeaderMap::from_iter([(LINK, HeaderValue::from_str(&"x".repeat(size)).unwrap())]);
             listener.hear(StatusCode::EARLY_HINTS, fields);
         };
-        for size in [MOST_TOLD - 4 - 10, 20, 6] {
-            hear(size);
+        for size in [MAX_FORWARDED - 4 - 10, 20, 6] {
+            forward(size);
         }
-        let sizes: Vec<_> = std::iter::from_fn(|| told.try_recv().ok()).map(|answer| answer.headers()[LINK].len()).collect();
-        assert_eq!(sizes, [MOST_TOLD - 4 - 10, 6], "the second was too much, the third was not");
+        let sizes: Vec<_> = std::iter::from_fn(|| hints.try_recv().ok()).map(|hint| hint.headers()[LINK].len()).collect();
+        assert_eq!(sizes, [MAX_FORWARDED - 4 - 10, 6], "the second exceeds the limit, the third does not");
     }
 }

@@ -1,9 +1,10 @@
-//! Connections that are kept open between requests, each by the worker that opened it.
+//! Pools of connections to upstreams and peers, kept open between requests. Each worker has its own pools.
 
 mod form;
 mod http1;
 mod http2;
 mod interim;
+mod peers;
 mod replay;
 mod sender;
 mod upstream;
@@ -20,31 +21,32 @@ use super::body::{Body, BodyError};
 use super::tunnel::Wire;
 use super::window::Buffers;
 
-pub use http2::{InFlight, PeerPool};
+pub use http2::InFlight;
 pub use interim::Listener;
+pub use peers::PeerPool;
 pub use sender::EXTENDED_CONNECT;
 pub use upstream::UpstreamPool;
 
 /// How a request is sent.
 #[derive(Clone, Debug)]
 pub struct SendOptions {
-    /// How a connection is opened, where none is idle.
+    /// How a connection is opened if no idle one is available.
     pub dial: DialOptions,
     /// The flow-control budget of the client connection that the request arrived on.
     pub buffers: Rc<Buffers>,
 }
 
 impl SendOptions {
-    /// For requests of our own, which are small.
+    /// For Domicile's own requests, which are small.
     pub fn within(timeout: Duration) -> Self {
         Self { dial: DialOptions::within(timeout), buffers: Buffers::of(0) }
     }
 }
 
-/// A request that got no answer.
+/// A request that got no response.
 pub struct SendError {
     pub cause: SendCause,
-    /// The request, whole, if not a byte of it was sent, or the other end says that it has not looked at it: it may be sent again.
+    /// The complete request, if it may be sent again: no byte of it was sent, or the server reported that it did not process it.
     pub unsent: Option<Box<Request<Body>>>,
 }
 
@@ -52,11 +54,11 @@ pub struct SendError {
 pub enum SendCause {
     #[error(transparent)]
     Dial(#[from] DialError),
-    #[error("the connection broke: {0}")]
+    #[error("the connection failed: {0}")]
     Broken(BodyError),
-    #[error("the request cannot be written down for this connection")]
+    #[error("the request has no valid form for this connection's HTTP version")]
     Form,
-    #[error("it agreed to another protocol than it was asked for")]
+    #[error("the server switched to a different protocol than requested")]
     OtherUpgrade,
 }
 
@@ -73,16 +75,16 @@ impl SendError {
         Self { cause: SendCause::Form, unsent: Some(Box::new(request)) }
     }
 
-    /// Of a connection of HTTP/1.
+    /// The error of an HTTP/1 connection.
     fn of(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> Self {
         let unsent = error.take_message().map(Box::new);
         Self { cause: SendCause::Broken(error.into_error().into()), unsent }
     }
 }
 
-/// What came of asking for a tunnel.
+/// The response to a request for a tunnel.
 pub enum Reply {
     Opened(Parts, Wire),
-    /// The other end would rather answer.
+    /// The server sent an ordinary response instead.
     Answered(Response<Body>),
 }

@@ -1,5 +1,5 @@
-//! A request's body that may have to be sent again: the other end of an HTTP/2 connection may say, a round trip later, that it has
-//! not looked at the request (RFC 9113 section 8.7). What was taken of the body by then is kept, while it is little.
+//! A request body that can be sent again: an HTTP/2 server may report, a round trip later, that it did not process the request
+//! (RFC 9113 section 8.7). Frames that were already read are buffered up to a limit.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -13,98 +13,99 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::super::body::{Body, BodyError};
 
-/// How much memory of one body is kept. Most requests with a body are smaller, and it is little beside what the streams may hold.
-const MOST_KEPT: usize = 64 << 10;
+/// The maximum buffered size of one body. Most request bodies are smaller, and flow-control windows may hold much more.
+const MAX_BUFFERED: usize = 64 << 10;
 
-/// What a piece costs besides its bytes: a body in many small ones is not cheap.
-const COST_OF_PIECE: usize = 256;
+/// Memory that each buffered frame costs besides its bytes, so that a body in many small frames is limited too.
+const FRAME_OVERHEAD: usize = 256;
 
-/// What is read at once is some times larger than this.
-const SMALL: usize = 4 << 10;
+/// Data smaller than this is copied, because the read buffer that it shares is several times larger.
+const COPY_BELOW: usize = 4 << 10;
 
-/// A body, for whoever sends it.
-pub(super) struct Lent(Rc<RefCell<State>>);
+/// A body that records its frames in the replay buffer as they are read.
+pub(super) struct RecordedBody(Rc<RefCell<State>>);
 
-/// The same body, for whoever may have to send it again.
+/// The recorded start of a body, from which the body can be sent again.
 pub(super) struct ReplayBuffer(Rc<RefCell<State>>);
 
 struct State {
     body: Body,
-    taken: VecDeque<Piece>,
+    entries: VecDeque<Entry>,
     bytes: u64,
     cost: usize,
     has_ended: bool,
-    /// Nothing that was taken is missing, and the body has not broken off.
+    /// No frame that was read is missing, and the body has not failed.
     is_whole: bool,
 }
 
-enum Piece {
+enum Entry {
     Data(Bytes),
     Trailers(Box<HeaderMap>),
 }
 
-/// The bytes alone: a small piece must not hold the whole of what it was read with.
-fn own(data: &Bytes) -> Bytes {
-    if data.len() < SMALL { Bytes::copy_from_slice(data) } else { data.clone() }
+/// Copies small data, so that it does not keep its whole read buffer alive.
+fn copy_if_small(data: &Bytes) -> Bytes {
+    if data.len() < COPY_BELOW { Bytes::copy_from_slice(data) } else { data.clone() }
 }
 
-pub(super) fn keep(body: Body) -> (Lent, ReplayBuffer) {
+pub(super) fn keep(body: Body) -> (RecordedBody, ReplayBuffer) {
     let state =
-        Rc::new(RefCell::new(State { body, taken: VecDeque::new(), bytes: 0, cost: 0, has_ended: false, is_whole: true }));
-    (Lent(Rc::clone(&state)), ReplayBuffer(state))
+        Rc::new(RefCell::new(State { body, entries: VecDeque::new(), bytes: 0, cost: 0, has_ended: false, is_whole: true }));
+    (RecordedBody(Rc::clone(&state)), ReplayBuffer(state))
 }
 
 impl ReplayBuffer {
-    /// The body from its beginning, unless too much of it was taken. Whoever it was lent to sees the end of it.
+    /// Returns the body from its start, unless too much of it was read or it failed. The first sender then reads its end.
     pub fn again(self) -> Option<Body> {
         let mut state = self.0.borrow_mut();
         let rest = std::mem::replace(&mut state.body, Body::empty());
-        let (taken, left) = (std::mem::take(&mut state.taken), state.bytes);
-        state.is_whole.then(|| Body::streamed(Again { taken, left, rest }))
+        let (entries, left) = (std::mem::take(&mut state.entries), state.bytes);
+        state.is_whole.then(|| Body::streamed(ReplayedBody { entries, left, rest }))
     }
 }
 
 impl Drop for ReplayBuffer {
-    /// Nobody will ask for it again.
+    /// Stops the recording, because the body will not be sent again.
     fn drop(&mut self) {
-        self.0.borrow_mut().forget();
+        self.0.borrow_mut().stop_recording();
     }
 }
 
 impl State {
-    fn note(&mut self, outcome: &Result<Frame<Bytes>, BodyError>) {
+    fn record(&mut self, outcome: &Result<Frame<Bytes>, BodyError>) {
         if !self.is_whole {
             return;
         }
-        let piece = outcome.as_ref().ok().and_then(|frame| {
-            let data = frame.data_ref().map(|data| Piece::Data(own(data)));
-            data.or_else(|| frame.trailers_ref().cloned().map(Box::new).map(Piece::Trailers))
+        let entry = outcome.as_ref().ok().and_then(|frame| {
+            let data = frame.data_ref().map(|data| Entry::Data(copy_if_small(data)));
+            data.or_else(|| frame.trailers_ref().cloned().map(Box::new).map(Entry::Trailers))
         });
-        let (bytes, fields) = match &piece {
-            Some(Piece::Data(data)) => (data.len(), 0),
-            Some(Piece::Trailers(trailers)) => (0, trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()),
+        let (bytes, fields) = match &entry {
+            Some(Entry::Data(data)) => (data.len(), 0),
+            Some(Entry::Trailers(trailers)) => (0, trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()),
             None => (0, 0),
         };
-        (self.bytes, self.cost) = (self.bytes + bytes as u64, self.cost + bytes + fields + COST_OF_PIECE);
-        match piece.filter(|_| self.cost <= MOST_KEPT) {
-            Some(piece) => self.taken.push_back(piece),
-            None => self.forget(),
+        (self.bytes, self.cost) = (self.bytes + bytes as u64, self.cost + bytes + fields + FRAME_OVERHEAD);
+        match entry.filter(|_| self.cost <= MAX_BUFFERED) {
+            Some(entry) => self.entries.push_back(entry),
+            None => self.stop_recording(),
         }
     }
 
-    fn forget(&mut self) {
+    fn stop_recording(&mut self) {
         self.is_whole = false;
-        self.taken = VecDeque::new();
+        self.entries = VecDeque::new();
     }
 
-    /// Whether nothing is to come.
+    /// Whether the body has no more frames.
     fn is_spent(&self) -> bool {
         self.has_ended || self.body.is_end_stream()
     }
 }
 
-impl Drop for Lent {
-    /// A body that is at its end learns of it now, and not with the answer: the wait for that begins here.
+impl Drop for RecordedBody {
+    /// Drops a finished body now and not with the response: dropping it marks the end of the upload, from which the response
+    /// timeout runs.
     fn drop(&mut self) {
         let mut state = self.0.borrow_mut();
         let spent = state.is_spent().then(|| std::mem::replace(&mut state.body, Body::empty()));
@@ -113,7 +114,7 @@ impl Drop for Lent {
     }
 }
 
-impl HttpBody for Lent {
+impl HttpBody for RecordedBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -123,7 +124,7 @@ impl HttpBody for Lent {
         match &polled {
             Poll::Ready(Some(outcome)) => {
                 state.has_ended = outcome.as_ref().is_ok_and(Frame::is_trailers);
-                state.note(outcome);
+                state.record(outcome);
             }
             Poll::Ready(None) => state.has_ended = true,
             Poll::Pending => {}
@@ -140,31 +141,31 @@ impl HttpBody for Lent {
     }
 }
 
-/// What was taken, and then the rest.
-struct Again {
-    taken: VecDeque<Piece>,
-    /// Bytes of what was taken.
+/// The buffered frames, then the rest of the body.
+struct ReplayedBody {
+    entries: VecDeque<Entry>,
+    /// Bytes of the buffered frames.
     left: u64,
     rest: Body,
 }
 
-impl HttpBody for Again {
+impl HttpBody for ReplayedBody {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.taken.pop_front() {
-            Some(Piece::Data(bytes)) => {
+        match self.entries.pop_front() {
+            Some(Entry::Data(bytes)) => {
                 self.left -= bytes.len() as u64;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Some(Piece::Trailers(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(*trailers)))),
+            Some(Entry::Trailers(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(*trailers)))),
             None => Pin::new(&mut self.rest).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.taken.is_empty() && self.rest.is_end_stream()
+        self.entries.is_empty() && self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -184,10 +185,10 @@ mod tests {
 
     use super::*;
 
-    /// A body in these pieces; the last may be why there are no more.
-    struct Pieces(VecDeque<Result<Frame<Bytes>, BodyError>>);
+    /// A body of these frames; the last may be an error.
+    struct Frames(VecDeque<Result<Frame<Bytes>, BodyError>>);
 
-    impl HttpBody for Pieces {
+    impl HttpBody for Frames {
         type Data = Bytes;
         type Error = BodyError;
 
@@ -204,48 +205,48 @@ mod tests {
         HeaderMap::from_iter([(http::header::ETAG, "x".parse().unwrap())])
     }
 
-    /// What is sent the second time, after so many pieces of the first.
-    async fn after(taken: usize, pieces: Vec<Result<Frame<Bytes>, BodyError>>) -> Option<(Vec<u8>, Option<HeaderMap>)> {
-        let (mut lent, kept) = keep(Body::streamed(Pieces(pieces.into())));
-        for _ in 0..taken {
-            let _ = lent.frame().await;
+    /// The body and trailers of the second attempt, after the first attempt has read `read` frames.
+    async fn after(read: usize, frames: Vec<Result<Frame<Bytes>, BodyError>>) -> Option<(Vec<u8>, Option<HeaderMap>)> {
+        let (mut recorded, replay_buffer) = keep(Body::streamed(Frames(frames.into())));
+        for _ in 0..read {
+            let _ = recorded.frame().await;
         }
-        let again = kept.again();
-        assert!(lent.frame().await.is_none(), "the first sender has nothing left to send");
+        let again = replay_buffer.again();
+        assert!(recorded.frame().await.is_none(), "the first sender has nothing left to send");
         let whole = again?.collect().await.unwrap();
         let trailers = whole.trailers().cloned();
         Some((whole.to_bytes().to_vec(), trailers))
     }
 
     #[tokio::test]
-    async fn however_much_was_taken_it_is_the_same_body_again() {
-        for taken in 0..=4 {
-            let pieces = vec![data(1, 2), data(2, 3), Ok(Frame::trailers(trailers()))];
-            assert_eq!(after(taken, pieces).await, Some((vec![1, 1, 2, 2, 2], Some(trailers()))), "{taken} pieces taken");
+    async fn the_replayed_body_is_the_same_however_much_was_read() {
+        for read in 0..=4 {
+            let frames = vec![data(1, 2), data(2, 3), Ok(Frame::trailers(trailers()))];
+            assert_eq!(after(read, frames).await, Some((vec![1, 1, 2, 2, 2], Some(trailers()))), "{read} frames read");
         }
     }
 
     #[tokio::test]
-    async fn too_much_of_it_is_not_kept_and_what_broke_off_is_not_repeated() {
-        let most = MOST_KEPT - COST_OF_PIECE;
+    async fn a_large_or_failed_body_is_not_replayed() {
+        let most = MAX_BUFFERED - FRAME_OVERHEAD;
         let large = || vec![data(1, most), data(2, 1)];
         assert!(after(1, large()).await.is_some_and(|(body, _)| body.len() == most + 1));
         assert_eq!(after(2, large()).await, None);
-        let small = || (0..=MOST_KEPT / COST_OF_PIECE).map(|_| data(1, 1)).collect::<Vec<_>>();
-        assert_eq!(after(small().len(), small()).await, None, "many small pieces are much");
+        let small = || (0..=MAX_BUFFERED / FRAME_OVERHEAD).map(|_| data(1, 1)).collect::<Vec<_>>();
+        assert_eq!(after(small().len(), small()).await, None, "the overhead of small frames counts");
         assert_eq!(after(2, vec![data(1, 1), Err("broken".into())]).await, None);
     }
 
-    /// A body that tells when it is dropped.
-    struct Telling(Pieces, Rc<std::cell::Cell<bool>>);
+    /// A body that records when it is dropped.
+    struct Watched(Frames, Rc<std::cell::Cell<bool>>);
 
-    impl Drop for Telling {
+    impl Drop for Watched {
         fn drop(&mut self) {
             self.1.set(true);
         }
     }
 
-    impl HttpBody for Telling {
+    impl HttpBody for Watched {
         type Data = Bytes;
         type Error = BodyError;
 
@@ -259,34 +260,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_was_sent_whole_learns_of_its_end_before_the_answer() {
-        for (taken, is_spent) in [(0, false), (1, false), (2, true)] {
-            let told = Rc::new(std::cell::Cell::new(false));
-            let body = Telling(Pieces([data(1, 1), data(2, 1)].into()), Rc::clone(&told));
-            let (mut lent, kept) = keep(Body::streamed(body));
-            for _ in 0..taken {
-                let _ = lent.frame().await;
+    async fn a_body_that_was_sent_whole_is_dropped_before_the_response() {
+        for (read, is_spent) in [(0, false), (1, false), (2, true)] {
+            let is_dropped = Rc::new(std::cell::Cell::new(false));
+            let body = Watched(Frames([data(1, 1), data(2, 1)].into()), Rc::clone(&is_dropped));
+            let (mut recorded, replay_buffer) = keep(Body::streamed(body));
+            for _ in 0..read {
+                let _ = recorded.frame().await;
             }
-            drop(lent);
-            assert_eq!(told.get(), is_spent, "{taken} pieces taken");
-            assert_eq!(kept.again().unwrap().collect().await.unwrap().to_bytes()[..], [1, 2]);
+            drop(recorded);
+            assert_eq!(is_dropped.get(), is_spent, "{read} frames read");
+            assert_eq!(replay_buffer.again().unwrap().collect().await.unwrap().to_bytes()[..], [1, 2]);
         }
     }
 
     #[tokio::test]
-    async fn nothing_is_kept_for_nobody() {
-        let (mut lent, kept) = keep(Body::streamed(Pieces([data(1, 1), data(2, 1)].into())));
-        let _ = lent.frame().await;
-        drop(kept);
-        let _ = lent.frame().await;
-        assert!(lent.0.borrow().taken.is_empty());
+    async fn nothing_is_buffered_once_the_replay_buffer_is_dropped() {
+        let (mut recorded, replay_buffer) = keep(Body::streamed(Frames([data(1, 1), data(2, 1)].into())));
+        let _ = recorded.frame().await;
+        drop(replay_buffer);
+        let _ = recorded.frame().await;
+        assert!(recorded.0.borrow().entries.is_empty());
     }
 
     #[tokio::test]
-    async fn its_length_is_that_of_the_whole() {
-        let (mut lent, kept) = keep(Body::whole("hello"));
-        assert_eq!(lent.size_hint().exact(), Some(5));
-        let _ = lent.frame().await;
-        assert_eq!(kept.again().unwrap().size_hint().exact(), Some(5));
+    async fn a_replayed_body_has_the_length_of_the_whole() {
+        let (mut recorded, replay_buffer) = keep(Body::whole("hello"));
+        assert_eq!(recorded.size_hint().exact(), Some(5));
+        let _ = recorded.frame().await;
+        assert_eq!(replay_buffer.again().unwrap().size_hint().exact(), Some(5));
     }
 }

@@ -1,4 +1,4 @@
-//! One request after the other on streams of one HTTP/2 connection, and what is known of those that got no answer.
+//! Sends requests on streams of one HTTP/2 connection, and finds out which unanswered requests may be sent again.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -23,7 +23,7 @@ use super::{InFlight, Listener, Reply, SendError};
 #[derive(Clone)]
 pub(super) struct Sender {
     streams: SendRequest<Piece>,
-    /// The other end's first settings have come, or were waited for long enough.
+    /// The server's first SETTINGS have arrived, or the wait for them has timed out.
     is_settled: Rc<Cell<bool>>,
 }
 
@@ -32,13 +32,13 @@ impl Sender {
         Self { streams, is_settled: Rc::default() }
     }
 
-    /// Whether the connection takes new streams.
+    /// Whether the connection accepts new streams.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.streams.clone().poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
     }
 
-    /// Whether the other end opens tunnels (RFC 8441). It says so in its first settings: those of a new connection are waited
-    /// for, an old one knows.
+    /// Whether the server supports extended CONNECT (RFC 8441). It advertises this in its first SETTINGS, so on a new connection
+    /// this waits for them, at most for `limit`.
     pub(super) async fn offers_tunnels(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         while !self.streams.is_extended_connect_protocol_enabled() {
@@ -46,32 +46,32 @@ impl Sender {
                 self.is_settled.set(true);
                 return false;
             }
-            // Nobody tells when they come.
-            tokio::time::sleep(SETTINGS_LOOK).await;
+            // `h2` does not notify about SETTINGS, so poll.
+            tokio::time::sleep(SETTINGS_POLL_INTERVAL).await;
         }
         true
     }
 
-    /// Opens a stream with the head of a request, and waits until it is really open; gives the request back if none was opened.
-    async fn begin(self, request: Request<Body>) -> Result<Begun, SendError> {
+    /// Opens a stream with the head of a request, and waits until the server's stream limit allows it. The error contains the
+    /// request if no stream was opened.
+    async fn open_stream(self, request: Request<Body>) -> Result<OpenStream, SendError> {
         let mut streams = match self.streams.ready().await {
             Ok(streams) => streams,
             Err(error) => return Err(SendError::broken(error, Some(request))),
         };
         let (mut head, body) = request.into_parts();
         http2::fit(&mut head.headers, &body);
-        // What a tunnel carries comes after it has been opened.
+        // A CONNECT stream stays open: the tunnel's data follows the response.
         let is_whole = body.is_end_stream() && head.method != Method::CONNECT;
-        let begun = streams.send_request(Request::from_parts(head.clone(), ()), is_whole);
-        let (answer, stream) = begun.map_err(|error| SendError::broken(error, None))?;
-        // The other end may have as many open as it allows. Should the connection end meanwhile, the answer says what has become of
-        // this stream: it may have been opened in time.
+        let opened = streams.send_request(Request::from_parts(head.clone(), ()), is_whole);
+        let (response, stream) = opened.map_err(|error| SendError::broken(error, None))?;
+        // The stream waits while the server's limit of concurrent streams is reached. Ignore an error here: the stream may have
+        // opened before the connection ended, and the response future reports the outcome.
         let _ = streams.ready().await;
-        Ok(Begun { answer, stream, head, body })
+        Ok(OpenStream { response, stream, head, body })
     }
 
-    /// Sends a request and waits for the head of the answer.
-    /// `in_flight` is kept until the request has been sent.
+    /// Sends a request and waits for the response head. Holds `in_flight` until the request body has been sent.
     pub(super) async fn send(
         self,
         request: Request<Body>,
@@ -79,31 +79,32 @@ impl Sender {
         in_flight: InFlight,
     ) -> Result<Response<Body>, SendError> {
         let listener = Listener::of(&request);
-        let Begun { answer, stream, head, body } = self.begin(request).await?;
-        let (upload, kept) = if body.is_end_stream() {
+        let OpenStream { response, stream, head, body } = self.open_stream(request).await?;
+        let (upload, buffer) = if body.is_end_stream() {
             (None, None)
         } else {
-            let (lent, kept) = replay::keep(body);
+            let (recorded, buffer) = replay::keep(body);
             let sending = async move {
-                http2::send(Body::streamed(lent), StreamWriter::new(stream), Reason::CANCEL, stall).await;
+                http2::send(Body::streamed(recorded), StreamWriter::new(stream), Reason::CANCEL, stall).await;
                 drop(in_flight);
             };
-            (Some(Upload::new(tokio::task::spawn_local(sending))), Some(kept))
+            (Some(Upload::new(tokio::task::spawn_local(sending))), Some(buffer))
         };
-        let answered = head_of(answer, listener).await;
-        let unprocessed = || kept.map_or(Some(Body::empty()), ReplayBuffer::again).map(|body| Request::from_parts(head, body));
-        let (head, incoming) = answered.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
+        let outcome = response_head(response, listener).await;
+        let unprocessed = || buffer.map_or(Some(Body::empty()), ReplayBuffer::again).map(|body| Request::from_parts(head, body));
+        let (head, incoming) = outcome.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         let body = Received::answering(incoming, &head.headers, upload);
         Ok(Response::from_parts(head, body.into()))
     }
 
-    /// Asks for a tunnel.
+    /// Requests a tunnel.
     pub(super) async fn open(self, request: Request<Body>) -> Result<Reply, SendError> {
-        let Begun { answer, stream: outgoing, head, body } = self.begin(request).await?;
-        let answered = head_of(answer, None).await;
+        let OpenStream { response, stream: outgoing, head, body } = self.open_stream(request).await?;
+        let outcome = response_head(response, None).await;
         let unprocessed = || Some(Request::from_parts(head, body));
-        let (head, incoming) = answered.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
-        if head.status.is_success() {
+        let (head, incoming) = outcome.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
+        // A peer says so when its app server declined the upgrade with a status of 2xx.
+        if head.status.is_success() && !head.headers.contains_key("domicile-declined") {
             return Ok(Reply::Opened(head, Box::pin(Tunnel::new(StreamReader::new(incoming), StreamWriter::new(outgoing)))));
         }
         let body = Received::answering(incoming, &head.headers, None);
@@ -112,22 +113,22 @@ impl Sender {
 }
 
 /// A request whose stream is open.
-struct Begun {
-    answer: ResponseFuture,
+struct OpenStream {
+    response: ResponseFuture,
     stream: SendStream<Piece>,
     head: Parts,
     body: Body,
 }
 
-/// Why there is no answer.
-enum NoAnswer {
+/// Why there is no response.
+enum NoResponse {
     Broken(h2::Error),
     Malformed(&'static str),
 }
 
-impl NoAnswer {
-    /// `request` is what may be sent again if the other end says that it has not looked at it: its stream was refused, or came
-    /// behind the last that it took (RFC 9113 section 8.7).
+impl NoResponse {
+    /// Attaches `request` if the server reported that it did not process it: the server refused the stream, or its GOAWAY names
+    /// an earlier stream as the last (RFC 9113 section 8.7).
     fn into_send_error(self, request: impl FnOnce() -> Option<Request<Body>>) -> SendError {
         match self {
             Self::Broken(error) => {
@@ -140,26 +141,26 @@ impl NoAnswer {
     }
 }
 
-/// The head of the answer, after those of the interim answers.
-async fn head_of(mut answer: ResponseFuture, listener: Option<Listener>) -> Result<Response<RecvStream>, NoAnswer> {
+/// Waits for the final response head and forwards the informational responses before it.
+async fn response_head(mut response: ResponseFuture, listener: Option<Listener>) -> Result<Response<RecvStream>, NoResponse> {
     for _ in 0..=MOST_INTERIM {
-        match poll_fn(|cx| answer.poll_informational(cx)).await {
-            Some(Ok(interim)) if interim.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                return Err(NoAnswer::Malformed("it switches protocols, which HTTP/2 does not"));
+        match poll_fn(|cx| response.poll_informational(cx)).await {
+            Some(Ok(informational)) if informational.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                return Err(NoResponse::Malformed("the server sent 101 Switching Protocols, which HTTP/2 does not allow"));
             }
-            Some(Ok(interim)) => {
-                let (head, ()) = interim.into_parts();
+            Some(Ok(informational)) => {
+                let (head, ()) = informational.into_parts();
                 listener.iter().for_each(|listener| listener.hear(head.status, head.headers.clone()));
             }
-            Some(Err(error)) => return Err(NoAnswer::Broken(error)),
-            None => return answer.await.map_err(NoAnswer::Broken),
+            Some(Err(error)) => return Err(NoResponse::Broken(error)),
+            None => return response.await.map_err(NoResponse::Broken),
         }
     }
-    Err(NoAnswer::Malformed("too many interim answers"))
+    Err(NoResponse::Malformed("the server sent too many informational responses"))
 }
 
-/// What [`DialError::OtherProtocol`] calls the tunnels of RFC 8441.
+/// The name of RFC 8441 tunnels in [`DialError::OtherProtocol`](crate::transport::dial::DialError::OtherProtocol).
 pub const EXTENDED_CONNECT: &str = "extended CONNECT";
 
-/// How often the settings of a new connection are looked for.
-const SETTINGS_LOOK: Duration = Duration::from_millis(2);
+/// How often to check whether the SETTINGS of a new connection have arrived.
+const SETTINGS_POLL_INTERVAL: Duration = Duration::from_millis(2);

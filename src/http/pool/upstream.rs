@@ -1,4 +1,4 @@
-//! Connections to upstreams, in whatever they speak.
+//! Connections to upstreams, over HTTP/1.1 or HTTP/2.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -12,9 +12,10 @@ use super::super::window::Window;
 use super::http1::{self, Http1Pool};
 use super::http2::Http2Pool;
 use super::{InFlight, Reply, SendCause, SendError, SendOptions};
+use crate::decision::permit::Permitted;
 use crate::transport::dial::{self, DialError, HttpVersion, Server};
 
-/// HTTP/2 connections to one upstream by one worker.
+/// The number of HTTP/2 connections of one worker to one upstream.
 const HTTP2_CONNECTIONS: usize = 2;
 
 /// One worker's connections to all upstreams.
@@ -22,29 +23,31 @@ const HTTP2_CONNECTIONS: usize = 2;
 pub struct UpstreamPool {
     http1: Http1Pool,
     http2: Http2Pool<Arc<str>>,
-    /// What the servers that leave the choice to the handshake have chosen.
+    /// The HTTP version that ALPN selected, by authority, for servers with [`HttpVersion::Negotiated`].
     chosen: Rc<RefCell<HashMap<Arc<str>, HttpVersion>>>,
 }
 
-/// An answer, and what counts the request as in flight on a connection that others share: to be kept until the answer has ended.
+/// A response, and the guard that counts its request as in flight on a shared HTTP/2 connection. Keep the guard until the
+/// response has ended.
 pub type Shared<T> = (T, Option<InFlight>);
 
 impl UpstreamPool {
-    /// Sends a request and waits for the head of the answer.
+    /// Sends a request and waits for the response head.
     pub async fn send(
         &self,
         server: &Server,
-        request: Request<Body>,
+        permitted: Permitted<Request<Body>>,
         options: &SendOptions,
     ) -> Result<Shared<Response<Body>>, SendError> {
+        let request = permitted.into_request();
         let known = self.chosen.borrow().get(&server.authority).copied();
-        let alone = |response| (response, None);
+        let unguarded = |response| (response, None);
         match if server.http_version == HttpVersion::Negotiated {
             known.unwrap_or(HttpVersion::Negotiated)
         } else {
             server.http_version
         } {
-            HttpVersion::Http1 => self.http1.send(server, request, options).await.map(alone),
+            HttpVersion::Http1 => self.http1.send(server, request, options).await.map(unguarded),
             HttpVersion::Http2 => self.send_http2(server, request, options).await,
             HttpVersion::Negotiated => {
                 let stream = match dial::open(server, &options.dial, false).await {
@@ -54,10 +57,10 @@ impl UpstreamPool {
                 let http_version = if stream.chose_http2() { HttpVersion::Http2 } else { HttpVersion::Http1 };
                 self.chosen.borrow_mut().insert(Arc::clone(&server.authority), http_version);
                 match http_version {
-                    // The connection is spent on learning: the pool opens its own.
+                    // This connection is dropped, because the HTTP/2 pool dials its own.
                     HttpVersion::Http2 => self.send_http2(server, request, options).await,
                     HttpVersion::Http1 | HttpVersion::Negotiated => {
-                        self.http1.send_on_stream(stream, server, request, options).await.map(alone)
+                        self.http1.send_on_stream(stream, server, request, options).await.map(unguarded)
                     }
                 }
             }
@@ -73,21 +76,22 @@ impl UpstreamPool {
         let key = Arc::clone(&server.authority);
         let outcome = self.http2.send(key, server, HTTP2_CONNECTIONS, request, options).await;
         if outcome.is_err() {
-            // It may have changed its mind.
+            // Negotiate again, because the server may no longer choose HTTP/2.
             self.chosen.borrow_mut().remove(&server.authority);
         }
         outcome.map(|(response, in_flight)| (response, Some(in_flight)))
     }
 
-    /// Asks for a tunnel: an upgrade of HTTP/1.1, or extended CONNECT (RFC 8441) where the upstream speaks HTTP/2 alone; or by
-    /// CONNECT itself.
+    /// Requests a tunnel: by an HTTP/1.1 upgrade, by extended CONNECT (RFC 8441) if the upstream speaks only HTTP/2, or by plain
+    /// CONNECT.
     pub async fn open(
         &self,
         server: &Server,
-        request: Request<Body>,
+        permitted: Permitted<Request<Body>>,
         protocol: &str,
         options: &SendOptions,
     ) -> Result<Shared<Reply>, SendError> {
+        let request = permitted.into_request();
         let known = self.chosen.borrow().get(&server.authority).copied();
         let http_version = if server.http_version == HttpVersion::Negotiated {
             known.unwrap_or(HttpVersion::Negotiated)
@@ -97,7 +101,7 @@ impl UpstreamPool {
         if http_version == HttpVersion::Http2 {
             return self.open_http2(server, request, protocol, options).await;
         }
-        // Who would choose HTTP/2 may serve upgrades of HTTP/1.1 as well: many do, and few know RFC 8441.
+        // Try an HTTP/1.1 upgrade first, because many servers that prefer HTTP/2 support it, and few support RFC 8441.
         let opened = http1::upgrade(server, request, protocol, options).await;
         match opened {
             Err(SendError { cause: SendCause::Dial(DialError::Connect { .. }), unsent: Some(request) })
@@ -121,8 +125,8 @@ impl UpstreamPool {
         opened.map(|(reply, in_flight)| (reply, Some(in_flight)))
     }
 
-    /// Closes what has been idle for too long, leads to a server that is none of `servers`, or has a window that is none of `windows`;
-    /// called now and then by the worker.
+    /// Closes connections that have been idle for too long, whose server is not in `servers`, or whose window is not in
+    /// `windows`. The worker calls it periodically.
     pub fn sweep<'s>(&self, servers: impl Iterator<Item = &'s Server> + Clone, windows: &[Window]) {
         self.http1.sweep();
         self.http2.retain(windows, |_, server| servers.clone().any(|current| current.is_same(server)));

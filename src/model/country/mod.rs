@@ -2,17 +2,17 @@
 
 mod atlas;
 
-use super::place::Coordinates;
+use super::coordinates::Coordinates;
 use atlas::COUNTRIES;
 
 /// Two upper-case letters that name a country in the bundled table.
 ///
-/// INVARIANT: the code is in the table, so what a database calls `EU`, `AP` or `??` is no country.
+/// INVARIANT: the code is in the table. The codes `EU`, `AP` and `??` of GeoIP databases are not, because they name no country.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct CountryCode([u8; 2]);
 
 impl CountryCode {
-    /// How many slots a table indexed by [`CountryCode::slot`] needs.
+    /// The length of a table that is indexed by [`CountryCode::slot`].
     pub const SLOTS: usize = 26 * 26;
 
     /// The country with this code, in either case; `None` if there is no such country.
@@ -30,7 +30,7 @@ impl CountryCode {
         (self.0[0] - b'A') as usize * 26 + (self.0[1] - b'A') as usize
     }
 
-    /// What the bundled table says of the country.
+    /// The row of the country in the bundled table.
     pub fn country(self) -> &'static Country {
         let found = COUNTRIES.binary_search_by_key(&self.0, |country| country.code);
         &COUNTRIES[found.expect("a country code is in the table")]
@@ -47,7 +47,7 @@ impl CountryCode {
 pub struct Country {
     code: [u8; 2],
     pub continent: Continent,
-    /// Where its people live on average; `None` for a few islands.
+    /// The centre of the population, or the best known substitute; `None` for a few islands.
     pub centre: Option<Coordinates>,
     pub in_eu: bool,
     pub in_eea: bool,

@@ -1,4 +1,4 @@
-//! From a TCP connection to a stream of whom we know.
+//! Turns a TCP connection into a stream with a known client or peer: PROXY protocol, then TLS.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -17,26 +17,26 @@ use crate::transport::proxy_protocol;
 use crate::transport::stream::Stream;
 use crate::transport::tls::{self, ACME_TLS, Site};
 
-use super::super::Worker;
+use super::super::worker::Worker;
 use super::{Counted, ListenerConfig, Security};
 
 /// A stream that is ready for HTTP.
 pub(super) struct Opened {
     pub stream: Stream,
-    /// The other end, or whom it speaks for.
+    /// The address of the client: the remote address, or the one in the PROXY protocol header.
     pub remote: SocketAddr,
-    /// Counts the connection for whom the other end speaks for.
+    /// Counts the connection against the client address in the PROXY protocol header.
     pub counted: Option<Counted>,
     pub ingress: Ingress,
     pub site: Option<Site>,
     pub client_certificate: Option<Vec<u8>>,
-    /// By what a peer has proven its region.
+    /// The certificate chain with which a peer proved its region.
     pub peer_chain: Vec<CertificateDer<'static>>,
     /// Whether the handshake agreed on HTTP/2; `None` without TLS.
     pub is_http2: Option<bool>,
 }
 
-/// Finishes the handshake; `None` for a connection that is not to be served.
+/// Finishes the handshake. `None` if the connection must not be served.
 pub(super) async fn open(
     worker: &Rc<Worker>,
     mut stream: TcpStream,
@@ -45,7 +45,7 @@ pub(super) async fn open(
 ) -> Option<Opened> {
     let (mut remote, mut counted) = (remote, None);
     if let Some(networks) = &listener_config.options.proxy_protocol {
-        remote = spoken_for(worker, &mut stream, remote, networks).await?;
+        remote = read_source(worker, &mut stream, remote, networks).await?;
         counted = Some(Counted::enter(worker, remote.ip().to_canonical()).ok()?);
     }
     let opened = |stream| Opened {
@@ -61,15 +61,15 @@ pub(super) async fn open(
     match listener_config.security {
         Security::Cleartext => Some(opened(Stream::Plain(stream))),
         Security::Clients(tls) => {
-            let Some(_under_way) = worker.shared.handshakes.enter(worker.snapshot().limits.handshakes) else {
-                return refused(worker, "handshakes", "too many TLS handshakes are under way");
+            let Some(_in_flight) = worker.shared.handshakes.enter(worker.snapshot().limits.handshakes) else {
+                return refused(worker, "handshakes", "too many TLS handshakes in flight");
             };
             let stream = match accept(&tls.config, stream).await {
                 Ok(stream) => stream,
                 Err(error) => return refused(worker, "tls", &error.to_string()),
             };
             let (_, session) = stream.get_ref();
-            // It only asked for a certificate.
+            // A TLS-ALPN-01 challenge ends with the handshake.
             if session.alpn_protocol() == Some(ACME_TLS) {
                 return None;
             }
@@ -79,14 +79,14 @@ pub(super) async fn open(
         }
         Security::Peers(config) => {
             let Some(_unproven) = Counted::enter_unproven(worker, remote.ip().to_canonical()) else {
-                return refused(worker, "unproven", "too many have yet to prove to be peers");
+                return refused(worker, "unproven", "too many connections that have not proven a region yet");
             };
             let stream = accept(&config, stream).await;
-            let stream = stream.inspect_err(|error| warn_of_peer(worker, &format!("its handshake failed: {error}"))).ok()?;
+            let stream = stream.inspect_err(|error| warn_of_peer(worker, &format!("TLS handshake failed: {error}"))).ok()?;
             let (_, session) = stream.get_ref();
             let chain = session.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
             let Some(peer) = peer_of(&worker.snapshot(), &chain) else {
-                warn_of_peer(worker, "its certificate names no other region of this policy");
+                warn_of_peer(worker, "the certificate names no other region of this policy");
                 return None;
             };
             let is_http2 = Some(chose_http2(session));
@@ -95,11 +95,11 @@ pub(super) async fn open(
     }
 }
 
-/// Whom the other end speaks for; `None` if it may not, or does not say.
-async fn spoken_for(worker: &Worker, stream: &mut TcpStream, remote: SocketAddr, networks: &[IpNet]) -> Option<SocketAddr> {
+/// Reads the client address from the PROXY protocol header. `None` if the remote address may not send one, or sends no valid one.
+async fn read_source(worker: &Worker, stream: &mut TcpStream, remote: SocketAddr, networks: &[IpNet]) -> Option<SocketAddr> {
     let address = remote.ip().to_canonical();
     if !networks.iter().any(|network| network.contains(&address)) {
-        return refused(worker, "proxy_protocol", &format!("the PROXY protocol is not taken from {address}"));
+        return refused(worker, "proxy_protocol", &format!("`{address}` is not listed in `proxy_protocol.from`"));
     }
     match proxy_protocol::read(stream).await {
         Ok(source) => Some(source.unwrap_or(remote)),
@@ -107,7 +107,7 @@ async fn spoken_for(worker: &Worker, stream: &mut TcpStream, remote: SocketAddr,
     }
 }
 
-/// The certificate alone (DER).
+/// The client certificate, without its chain (DER).
 fn certificate_of(session: &rustls::ServerConnection) -> Option<Vec<u8>> {
     Some(session.peer_certificates()?.first()?.to_vec())
 }
@@ -126,33 +126,34 @@ fn boxed(stream: Accepted) -> Stream {
     Stream::Accepted(Box::new(stream))
 }
 
-/// The region that a chain proves, if it is another region of this policy.
+/// The region that a chain names, if it is another region of this policy.
 fn peer_of(snapshot: &Snapshot, chain: &[CertificateDer<'_>]) -> Option<RegionId> {
-    let region = snapshot.policy.find_region(&tls::region_of(chain)?)?;
-    (region != snapshot.policy.local).then_some(region)
+    let region = snapshot.policy().find_region(&tls::region_of(chain)?)?;
+    (region != snapshot.policy().local).then_some(region)
 }
 
-/// Counts a connection that is not served, and says why to whoever looks closely.
+/// Counts a refused connection and logs the reason.
 fn refused<T>(worker: &Worker, reason: &'static str, why: &str) -> Option<T> {
     worker.metrics.connection_refused(reason);
-    tracing::debug!(reason, why, "a connection was refused");
+    tracing::debug!(reason, why, "connection refused");
     None
 }
 
-/// Once a second: whoever knocks in vain must not flood the log.
+/// Counts a refused peer connection. Logs at most once a second, so that repeated attempts do not flood the log.
 fn warn_of_peer(worker: &Worker, why: &str) {
     worker.metrics.connection_refused("peer");
     let now = std::time::Instant::now();
     if worker.warned.get().is_none_or(|before| now - before >= Duration::from_secs(1)) {
         worker.warned.set(Some(now));
-        tracing::warn!(why, "a connection for peers was refused");
+        tracing::warn!(why, "peer connection refused");
     }
 }
 
-/// Waits until a peer could not prove its region any more: its certificate was revoked, or the policy has dropped it.
+/// Waits until a peer's certificate no longer proves its region, because it was revoked or has expired, or because the region was
+/// removed from the policy.
 pub(super) async fn disproven(worker: &Worker, chain: &[CertificateDer<'_>]) {
     loop {
-        // First listen, then look: a change in between must not be missed.
+        // Register for notifications before the check, so that no change in between is missed.
         let mut changed = pin!(worker.changed.notified());
         changed.as_mut().enable();
         let snapshot = worker.snapshot();

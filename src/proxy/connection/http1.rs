@@ -1,4 +1,4 @@
-//! HTTP/1: one request after the other, and whatever an upgrade makes of the connection.
+//! HTTP/1: one request after the other, then the tunnel of an upgrade or CONNECT.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -19,22 +19,29 @@ use crate::http::body::Body;
 use crate::http::framing::{ConnectionState, Gate, InFlight};
 use crate::transport::stream::Stream;
 
-use super::super::ingress::{Back, Session};
-use super::super::{Limits, Worker, request};
+use super::super::ingress::{ConnectionContext, ResponseChannel};
+use super::super::worker::Worker;
+use super::super::{Limits, request};
 use super::{leaving, linger};
 
-pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, BytesMut), session: Rc<Session>, limits: &Limits) {
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    stream: Stream,
+    first: (Instant, BytesMut),
+    session: Rc<ConnectionContext>,
+    limits: &Limits,
+) {
     let connection_state = Rc::clone(&session.connection_state);
     let io = TokioIo::new(Gate::new(stream, first, limits.head(), Rc::clone(&connection_state)));
-    let (leaver, told) = (Rc::clone(&worker), Rc::clone(&connection_state));
-    // Idle connections are ended by the gate.
-    let mut end = pin!(async move { leaving(&leaver, &told).await });
+    let (draining_worker, state) = (Rc::clone(&worker), Rc::clone(&connection_state));
+    // The gate ends idle connections.
+    let mut end = pin!(async move { leaving(&draining_worker, &state).await });
     let requests_per_connection = limits.requests_per_connection as u64;
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let (worker, session, in_flight) = (Rc::clone(&worker), Rc::clone(&session), InFlight::count(&session.connection_state));
         Box::pin(async move {
             let is_last = session.connection_state.requests() >= requests_per_connection;
-            let back = Back::Connection(Rc::clone(&session.connection_state));
+            let back = ResponseChannel::Connection(Rc::clone(&session.connection_state));
             let mut response = request::handle(worker, Rc::clone(&session), back, request.map(Body::from)).await;
             if response.headers().get(CONNECTION).is_some_and(|value| value == "close") {
                 session.connection_state.linger();
@@ -57,7 +64,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
     });
     let ended = tokio::select! {
         ended = ended => ended,
-        // The answer breaks off, and so does the connection.
+        // Cutting off the response ends the connection.
         () = connection_state.cut.notified() => return,
     };
     match ended {
@@ -68,11 +75,11 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, B
                 None => close(&mut gate, &connection_state).await,
             }
         }
-        Err(error) => tracing::debug!(%error, "a connection ended early"),
+        Err(error) => tracing::debug!(%error, "connection ended with an error"),
     }
 }
 
-/// Ends the connection so that the last answer arrives, whatever the client is still sending.
+/// Closes the connection so that the last response arrives even if the client is still sending.
 async fn close(gate: &mut Gate<Stream>, connection_state: &ConnectionState) {
     if gate.shutdown().await.is_err() || !connection_state.lingers() {
         return;
@@ -82,7 +89,7 @@ async fn close(gate: &mut Gate<Stream>, connection_state: &ConnectionState) {
 
 fn builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
-    // The gate keeps the time and judges the size; these are what hyper itself holds in memory.
+    // The gate enforces timeouts and sizes; these values only limit hyper's own memory.
     builder.timer(TokioTimer::new()).header_read_timeout(None).max_headers(limits.headers + 8);
     builder.max_buf_size((limits.header_bytes + 8192).max(limits.connection_buffer.min(256 << 10))).half_close(true);
     builder

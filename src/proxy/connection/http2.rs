@@ -1,4 +1,4 @@
-//! HTTP/2: many requests at once.
+//! HTTP/2: serves many requests at once on one connection.
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use h2::Reason;
 use h2::server::SendResponse;
 use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -18,209 +19,266 @@ use crate::http::http2::{Exchange, FrameGuard, MonitoredIo, PeerSettings, Piece}
 use crate::http::window::{CONNECTION_WINDOW, Window};
 use crate::transport::stream::Stream;
 
-use super::super::ingress::{Back, Session};
-use super::super::{Limits, Worker, request};
+use super::super::ingress::{ConnectionContext, ResponseChannel};
+use super::super::worker::Worker;
+use super::super::{Limits, request};
 use super::{handshake, leaving, linger};
 
-/// What clients may send before it has been read, on one connection.
+/// The flow-control window of a client's connection.
 const CLIENT_WINDOW: usize = 1 << 20;
 
-/// Peers have proven who they are, and each of their streams has been given its window: together they may use it.
+/// Limits for peers are high, because peers are authenticated. The connection window is the maximum, so that all streams can use
+/// their windows together.
 const PEER_STREAMS: u32 = 1000;
 const PEER_WINDOW: usize = CONNECTION_WINDOW as usize;
 
-/// What frames of hardly any data may cost that have come and were not taken in yet, 256 bytes each: some 16,000 of them from a client.
+/// Memory budget of `h2` for small DATA frames that have arrived but have not been read, 256 bytes each: about 16,000 frames from
+/// a client.
 const SMALL_FRAMES_BUDGET: usize = 4 << 20;
 const PEER_SMALL_FRAMES_BUDGET: usize = 256 << 20;
 
-/// A head that a peer took has grown before it comes here: by its envelope, by what it says of the client, and by escapes of
-/// three bytes for one.
+/// Requests from peers have larger headers than the peer received: the peer adds its envelope and headers about the client, and
+/// percent-encoding turns one byte into three.
 const PEER_HEAD_GROWTH: u32 = 4;
 
-/// Bytes of one answer that wait to be written: no more than move a frame at a time, where many share a connection's buffer.
+/// Bounds of the bytes of one response that wait to be written. The lower bound is one frame, for connections with many streams.
 const SEND_BUFFERS: std::ops::RangeInclusive<usize> = 16 << 10..=64 << 10;
 
-/// An idle connection may stay this many times longer than one of HTTP/1: it stands for several of them.
-const PATIENCE: u32 = 5;
+/// An idle connection stays open this many times longer than over HTTP/1, because it replaces several connections.
+const KEEP_ALIVE_FACTOR: u32 = 5;
 
-/// A silent client or peer is given up after these two.
+/// A silent connection is closed after the sum of the two.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// How much of what comes after an error is taken in, so that our word on it arrives: what was on its way.
-const MOST_AFTER_ERROR: u64 = 64 << 10;
+/// The bytes that are read and discarded after an error, because unread bytes reset the connection and GOAWAY would be lost.
+const MAX_AFTER_ERROR: u64 = 64 << 10;
 
-pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, first: (Instant, BytesMut), session: Rc<Session>, limits: &Limits) {
-    let connection_state = Rc::clone(&session.connection_state);
-    // HTTP/2 has its own framing: the gate only gives back the bytes that were read ahead.
-    let io = Gate::new(stream, first, limits.head(), Rc::clone(&connection_state));
-    // A peer's connections are few, and kept open on purpose.
-    let is_peer = matches!(session.arrival.ingress, Ingress::Peer(_));
-    let controls = if is_peer { u64::MAX } else { limits.control_frames as u64 };
-    let io = FrameGuard::new(io, limits.header_timeout, controls);
-    let told = io.told();
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    stream: Stream,
+    first: (Instant, BytesMut),
+    session: Rc<ConnectionContext>,
+    limits: &Limits,
+) {
+    // HTTP/2 has its own framing: the gate only returns the bytes that were read ahead.
+    let io = Gate::new(stream, first, limits.head(), Rc::clone(&session.connection_state));
+    let bounds = Bounds::of(&session, limits);
+    let io = FrameGuard::new(io, limits.header_timeout, bounds.control_frames);
+    let peer_settings = io.told();
     let io = MonitoredIo::new(io);
     let (keepalive, remains) = (io.keepalive(PING_EVERY, PING_TIMEOUT), io.remains());
-    let idle_limit = (!is_peer).then_some(limits.keep_alive * PATIENCE);
-    let most = if is_peer { u64::MAX } else { limits.requests_per_connection as u64 };
-    let mut end = pin!(end(&worker, connection_state, idle_limit, most, is_peer));
-    let mut connection = match builder(is_peer, limits).handshake(io).await {
+    let mut connection = match builder(bounds.is_peer, limits).handshake(io).await {
         Ok(connection) => connection,
-        Err(error) => return tracing::debug!(%error, "a connection ended early"),
+        Err(error) => return tracing::debug!(%error, "connection ended with an error"),
     };
-    let mut lost = pin!(keepalive.lost(connection.ping_pong().expect("nobody else has asked for them")));
-    let rapid_resets = Rc::new(RapidResetLimit::new(if is_peer { u64::MAX } else { limits.resets as u64 }));
-    let mut disproven = pin!(async {
-        if is_peer { handshake::disproven(&worker, &session.peer_chain).await } else { std::future::pending().await }
-    });
-    let (mut ending, mut is_sent_away, mut is_confirmed) = (false, false, !is_peer);
-    let has_begun_to_end = Notify::new();
-    let mut stuck = pin!(async {
-        has_begun_to_end.notified().await;
-        // Nothing is being served any more; what is still to be written, nobody takes.
-        quiet(&session.connection_state, limits.idle_timeout).await;
-    });
-    let most = loop {
+    let pings = connection.ping_pong().expect("`ping_pong` is called once per connection");
+    let lost = async {
         tokio::select! {
-            // First what has come, so that it has been taken in whatever happens next.
-            biased;
-            accepted = connection.accept() => match accepted {
-                // It may ask again on another connection.
-                Some(Ok((_, mut way_back))) if is_sent_away => way_back.send_reset(Reason::REFUSED_STREAM),
-                Some(Ok((request, way_back))) => {
-                    if is_peer {
-                        // What a peer gives each of its streams it may take as well. Its settings have come before its first request.
-                        session.buffers.widen(window_of(&told));
-                    }
-                    begin(&worker, &session, (&rapid_resets, *limits), request, way_back);
-                }
-                Some(Err(error)) => {
-                    tracing::debug!(%error, "a connection ended early");
-                    if error.is_io() {
-                        return;
-                    }
-                    break MOST_AFTER_ERROR;
-                }
-                None => break if is_sent_away { MOST_AFTER_ERROR } else { u64::MAX },
-            },
-            // Ours can only be changed once it has confirmed the first; its uploads that have begun by then get the window as well.
-            () = told.confirmed(), if !is_confirmed => {
-                is_confirmed = true;
-                let window = window_of(&told);
-                if !window.is_narrow() && let Err(error) = connection.set_initial_window_size(window.bytes()) {
-                    tracing::warn!(%error, "a peer's uploads keep a narrow window");
-                }
-            }
-            () = end.as_mut(), if !ending => {
-                ending = true;
-                connection.graceful_shutdown();
-                has_begun_to_end.notify_one();
-            }
-            () = stuck.as_mut() => return,
-            () = rapid_resets.are_too_many.notified(), if !is_sent_away => {
-                tracing::debug!("a client took back most of what it asked for, and is sent away");
-                (is_sent_away, ending) = (true, true);
-                connection.graceful_shutdown();
-                has_begun_to_end.notify_one();
-            }
-            () = disproven.as_mut() => return tracing::warn!("a peer's connection was closed: it does not prove its region any more"),
-            () = lost.as_mut() => return tracing::debug!("a connection was given up: the other end is silent"),
+            () = keepalive.lost(pings) => tracing::debug!("no PING response in time; closing"),
+            () = disproven(&worker, &session, bounds.is_peer) => tracing::warn!("peer certificate no longer proves its region; closing"),
         }
     };
+    let accepting = accept(&worker, &session, &mut connection, &peer_settings, (&bounds, limits));
+    let after = tokio::select! {
+        // Process received frames first, whichever other branch is ready.
+        biased;
+        after = accepting => after,
+        () = lost => None,
+    };
     drop(connection);
+    let Some(most) = after else { return };
     if let Some(mut io) = remains.take() {
-        // What was asked for last may have come behind our last word: a reset would take the word with it.
+        // Requests may arrive after GOAWAY. Discard them, because unread bytes reset the connection and GOAWAY would be lost.
         linger(io.get_mut().stream(), most).await;
     }
 }
 
-/// The window that a peer gives each of its streams.
-fn window_of(told: &PeerSettings) -> Window {
-    Window::of(told.window() as usize)
+/// The limits of one connection. Those of clients do not apply to peers, whose connections are few and stay open.
+struct Bounds {
+    is_peer: bool,
+    control_frames: u64,
+    idle: Option<Duration>,
+    requests: u64,
+    resets: u64,
 }
 
-/// Requests that were taken back as soon as they were made. Each has cost an upstream something; a client that takes back most of
-/// them is at nothing else (CVE-2023-44487). What it still waits for is answered.
+impl Bounds {
+    fn of(session: &ConnectionContext, limits: &Limits) -> Self {
+        let is_peer = matches!(session.arrival.ingress, Ingress::Peer(_));
+        let unless_peer = |limit: usize| if is_peer { u64::MAX } else { limit as u64 };
+        Self {
+            is_peer,
+            control_frames: unless_peer(limits.control_frames),
+            idle: (!is_peer).then_some(limits.keep_alive * KEEP_ALIVE_FACTOR),
+            requests: unless_peer(limits.requests_per_connection),
+            resets: unless_peer(limits.resets),
+        }
+    }
+}
+
+/// Waits until a peer's certificate no longer proves its region; for a client, without end.
+async fn disproven(worker: &Worker, session: &ConnectionContext, is_peer: bool) {
+    if is_peer { handshake::disproven(worker, &session.peer_chain).await } else { std::future::pending().await }
+}
+
+type ServerConnection<S> = h2::server::Connection<S, Piece>;
+
+/// Serves streams until the connection ends. Returns how many bytes to discard after it; `None` to close at once.
+async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+    worker: &Rc<Worker>,
+    session: &Rc<ConnectionContext>,
+    connection: &mut ServerConnection<S>,
+    peer_settings: &PeerSettings,
+    (bounds, limits): (&Bounds, &Limits),
+) -> Option<u64> {
+    let rapid_resets = Rc::new(RapidResetLimit::new(bounds.resets));
+    let mut end = pin!(end(worker, Rc::clone(&session.connection_state), bounds));
+    let (mut ending, mut is_refusing, mut is_confirmed) = (false, false, !bounds.is_peer);
+    let shutdown_begun = Notify::new();
+    let mut stuck = pin!(async {
+        shutdown_begun.notified().await;
+        // Without requests in flight, only frames remain that the client does not read.
+        quiet(&session.connection_state, limits.idle_timeout).await;
+    });
+    loop {
+        tokio::select! {
+            biased;
+            accepted = connection.accept() => match accepted {
+                // The client may retry on another connection (RFC 9113 section 8.7).
+                Some(Ok((_, mut response))) if is_refusing => response.send_reset(Reason::REFUSED_STREAM),
+                Some(Ok((request, response))) => {
+                    if bounds.is_peer {
+                        // Responses for the peer get the window that it gives each stream. Its SETTINGS arrive before its first
+                        // request.
+                        session.buffers.widen(window_of(peer_settings));
+                    }
+                    serve_stream(worker, session, (&rapid_resets, *limits), request, response);
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "connection ended with an error");
+                    return (!error.is_io()).then_some(MAX_AFTER_ERROR);
+                }
+                None => return Some(if is_refusing { MAX_AFTER_ERROR } else { u64::MAX }),
+            },
+            // `h2` changes its SETTINGS only after the peer has acknowledged the first. The change also applies to open uploads.
+            () = peer_settings.confirmed(), if !is_confirmed => {
+                is_confirmed = true;
+                widen_uploads(connection, window_of(peer_settings));
+            }
+            () = end.as_mut(), if !ending => {
+                ending = true;
+                connection.graceful_shutdown();
+                shutdown_begun.notify_one();
+            }
+            () = stuck.as_mut() => return None,
+            () = rapid_resets.exceeded.notified(), if !is_refusing => {
+                tracing::debug!("rapid reset limit exceeded; sending GOAWAY");
+                (is_refusing, ending) = (true, true);
+                connection.graceful_shutdown();
+                shutdown_begun.notify_one();
+            }
+        }
+    }
+}
+
+fn widen_uploads<S: AsyncRead + AsyncWrite + Unpin>(connection: &mut ServerConnection<S>, window: Window) {
+    if !window.is_narrow()
+        && let Err(error) = connection.set_initial_window_size(window.bytes())
+    {
+        tracing::warn!(%error, "cannot widen the flow-control window of a peer's uploads");
+    }
+}
+
+/// The window that a peer gives each stream.
+fn window_of(peer_settings: &PeerSettings) -> Window {
+    Window::of(peer_settings.window() as usize)
+}
+
+/// Counts requests that the client resets within [`RAPID_RESET_WITHIN`] (rapid reset, CVE-2023-44487), because each of them costs
+/// an upstream work. The limit is exceeded by more than `most` such requests that are also more than half of all requests.
+/// Requests in flight are still served.
 struct RapidResetLimit {
     most: u64,
     count: Cell<u64>,
-    are_too_many: Notify,
+    exceeded: Notify,
 }
 
-/// Whoever has waited longer has waited for an answer.
-const AS_SOON_AS: Duration = Duration::from_secs(1);
+/// Later resets are not counted, because the client has waited for a response.
+const RAPID_RESET_WITHIN: Duration = Duration::from_secs(1);
 
 impl RapidResetLimit {
     fn new(most: u64) -> Self {
-        Self { most, count: Cell::new(0), are_too_many: Notify::new() }
+        Self { most, count: Cell::new(0), exceeded: Notify::new() }
     }
 
     fn count(&self, requests: u64) {
         let count = self.count.get() + 1;
         self.count.set(count);
         if count > self.most && count > requests / 2 {
-            self.are_too_many.notify_one();
+            self.exceeded.notify_one();
         }
     }
 }
 
-/// Serves one stream, in a task that can be ended: a stream whose client takes nothing ends in no other way.
-fn begin(
+/// Serves one stream in a task that can be aborted: a stream whose client does not read ends in no other way.
+fn serve_stream(
     worker: &Rc<Worker>,
-    session: &Rc<Session>,
+    session: &Rc<ConnectionContext>,
     (rapid_resets, limits): (&Rc<RapidResetLimit>, Limits),
     request: Request<h2::RecvStream>,
-    way_back: SendResponse<Piece>,
+    send_response: SendResponse<Piece>,
 ) {
     let in_flight = InFlight::count(&session.connection_state);
     let (worker, session, rapid_resets) = (Rc::clone(worker), Rc::clone(session), Rc::clone(rapid_resets));
-    let (request, exchange) = Exchange::open(request, way_back);
+    let (request, exchange) = Exchange::open(request, send_response);
     let exchange = Rc::new(exchange);
     let served = Rc::clone(&exchange);
     let task = tokio::task::spawn_local(async move {
-        let (back, begun) = (Back::Stream(Rc::clone(&served)), Instant::now());
+        let (back, begun) = (ResponseChannel::Stream(Rc::clone(&served)), Instant::now());
         let response = tokio::select! {
             biased;
             () = served.given_up() => {
-                if begun.elapsed() < AS_SOON_AS {
+                if begun.elapsed() < RAPID_RESET_WITHIN {
                     rapid_resets.count(session.connection_state.requests());
                 }
                 return;
             }
-            // What it took to get the answer is given back before the answer is sent, which may take long.
+            // `handle` is dropped, with the resources of the request, before the response is sent, which may take long.
             response = Box::pin(request::handle(worker, Rc::clone(&session), back, request)) => response,
         };
-        let patience = request::patience_with_taker(response.headers(), &limits);
-        served.answer(response, patience).await;
+        let stall = request::response_idle_timeout(response.headers(), &limits);
+        served.answer(response, stall).await;
         drop(in_flight);
     });
     exchange.served_by(task.abort_handle());
 }
 
-/// When the connection is to take nothing new: at the drain, or when it has asked nothing for too long, or enough. Its GOAWAY says
-/// which streams are still served. A peer is heard for the time of a drain_notice, in which its probes learn of the drain.
-async fn end(worker: &Worker, connection_state: Rc<ConnectionState>, idle_limit: Option<Duration>, most: u64, is_peer: bool) {
+/// Waits until the connection must accept no further requests: the process drains, the connection has been idle for too long, or
+/// it has reached its number of requests. GOAWAY then names the last stream that is served. On a drain, a peer's connection stays
+/// open for the drain notice, so that the peer's probes detect the drain.
+async fn end(worker: &Worker, connection_state: Rc<ConnectionState>, bounds: &Bounds) {
     let idle = async {
-        match idle_limit {
+        match bounds.idle {
             Some(limit) => quiet(&connection_state, limit).await,
             None => std::future::pending().await,
         }
     };
-    let worn_out = async {
-        while connection_state.requests() < most {
+    let request_limit = async {
+        while connection_state.requests() < bounds.requests {
             connection_state.request.notified().await;
         }
     };
     tokio::select! {
-        () = leaving(worker, &connection_state) => if is_peer {
+        () = leaving(worker, &connection_state) => if bounds.is_peer {
             tokio::time::sleep(worker.drain_notice()).await;
         },
         () = idle => {}
-        () = worn_out => {}
+        () = request_limit => {}
     }
 }
 
-/// Waits until nothing has been served for so long.
+/// Waits until no request has been in flight for `limit`.
 async fn quiet(connection_state: &ConnectionState, limit: Duration) {
     loop {
         if connection_state.in_flight() > 0 {

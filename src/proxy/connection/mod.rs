@@ -1,4 +1,4 @@
-//! One connection: its protocol is found, then HTTP is served on it under limits until it ends or the process drains.
+//! One connection: detects its protocol, then serves HTTP under limits until the connection ends or the process drains.
 
 mod handshake;
 mod http1;
@@ -21,18 +21,20 @@ use crate::http::window::Buffers;
 use crate::transport::stream::Stream;
 use crate::transport::tls::ClientTls;
 
-use super::ingress::{ListenerOptions, Session};
+use super::Phase;
+use super::admission::Connections;
+use super::ingress::{ConnectionContext, ListenerOptions};
 use super::intake::Arrival;
-use super::{Connections, Phase, Shared, Worker};
+use super::worker::{Shared, Worker};
 
-/// How a listener treats its connections.
+/// The security and the options of a listener.
 #[derive(Clone)]
 pub struct ListenerConfig {
     pub security: Security,
     pub options: Arc<ListenerOptions>,
 }
 
-/// What it takes to come in.
+/// The transport security of a listener.
 #[derive(Clone)]
 pub enum Security {
     Cleartext,
@@ -41,7 +43,7 @@ pub enum Security {
     Peers(Arc<ServerConfig>),
 }
 
-/// How many addresses it takes to fill the places of those who have yet to prove to be peers.
+/// The number of addresses that it takes to use up all places of connections that have not proven a region yet.
 const UNPROVEN_ADDRESSES: usize = 10;
 
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
@@ -61,7 +63,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
         local,
         is_tls: opened.is_http2.is_some(),
     };
-    // Whoever agreed on HTTP/2 has to begin with its preface, in time: hyper itself would wait for ever.
+    // A client that negotiated HTTP/2 must send its preface in time, because hyper itself would wait forever.
     let begun = Instant::now();
     let Some((stream, first, begins_http2)) = find_protocol(opened.stream, limits.header_timeout).await else { return };
     if opened.is_http2.is_some_and(|agreed| agreed != begins_http2) {
@@ -72,7 +74,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
         Ingress::Client => Buffers::of(limits.connection_buffer),
         Ingress::Peer(_) => Buffers::of_peer(),
     };
-    let session = Session {
+    let session = ConnectionContext {
         arrival,
         site: opened.site,
         client_certificate: opened.client_certificate,
@@ -90,7 +92,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
     drop(opened.counted);
 }
 
-/// Reads as many bytes as it takes to tell HTTP/2 with prior knowledge from HTTP/1.
+/// Reads enough bytes to distinguish HTTP/2 from HTTP/1.
 async fn find_protocol(mut stream: Stream, limit: Duration) -> Option<(Stream, BytesMut, bool)> {
     let mut first = BytesMut::with_capacity(4096);
     let read = async {
@@ -107,12 +109,12 @@ async fn find_protocol(mut stream: Stream, limit: Duration) -> Option<(Stream, B
     (!first.is_empty()).then_some((stream, first, is_http2))
 }
 
-/// How long a client may go on sending after the last answer, and how long it may be quiet meanwhile.
+/// How long a client may continue to send after the last response, and how long it may pause meanwhile.
 const LINGER: Duration = Duration::from_secs(10);
 const LINGER_QUIET: Duration = Duration::from_secs(2);
 
-/// Waits until the other end has ended as well: closing a socket on unread bytes resets it, and what was written last is lost with
-/// them. What comes, up to so many bytes, is thrown away unread.
+/// Waits until the client closes its side, because closing a socket with unread bytes resets it and the client loses the last
+/// response. Discards up to `most` received bytes.
 async fn linger(stream: &mut Stream, most: u64) {
     let rest = async {
         let (mut space, mut stream) = (vec![0; 4 << 10], stream.take(most));
@@ -121,44 +123,44 @@ async fn linger(stream: &mut Stream, most: u64) {
     let _ = tokio::time::timeout(LINGER, rest).await;
 }
 
-/// How long a connection that was accepted before the drain may take to send its first request: it is on its way.
+/// How long a connection that was accepted before the drain may take to send its first request, which may be in flight.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
-/// Waits until nothing new is to be taken on a connection.
+/// Waits until a connection must accept no further requests, because the process drains.
 async fn leaving(worker: &Worker, connection_state: &ConnectionState) {
-    // The value that is waited for is a lock: it must not be held while sleeping.
+    // Drop the value at once: it holds the lock of the watch channel, which must not be held while sleeping.
     drop(worker.shared.phase.clone().wait_for(|phase| *phase != Phase::Serving).await);
     if !connection_state.has_request() {
         let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, connection_state.request.notified()).await;
     }
 }
 
-/// Counts a connection out when it ends.
+/// Counts an open connection until it is dropped.
 pub struct Counted {
     worker: Rc<Worker>,
     address: IpAddr,
-    among: fn(&Shared) -> &Connections,
+    counter: fn(&Shared) -> &Connections,
 }
 
 impl Counted {
-    /// Counts a client's connection in, unless the limits do not allow it; the reason is a metric label.
+    /// Counts a client's connection if the limits allow it. The error is the metric label of the limit.
     pub fn enter(worker: &Rc<Worker>, address: IpAddr) -> Result<Self, &'static str> {
         let limits = worker.snapshot().limits;
         worker.shared.connections.enter(address, limits.connections, limits.connections_per_address)?;
-        Ok(Self { worker: Rc::clone(worker), address, among: |shared| &shared.connections })
+        Ok(Self { worker: Rc::clone(worker), address, counter: |shared| &shared.connections })
     }
 
-    /// Counts a connection of somebody in who has yet to prove to be a peer.
+    /// Counts a connection that has not proven a region yet.
     fn enter_unproven(worker: &Rc<Worker>, address: IpAddr) -> Option<Self> {
         let most = worker.snapshot().limits.handshakes;
         let most_per_address = (most / UNPROVEN_ADDRESSES).max(1);
         worker.shared.unproven.enter(address, most, most_per_address).ok()?;
-        Some(Self { worker: Rc::clone(worker), address, among: |shared| &shared.unproven })
+        Some(Self { worker: Rc::clone(worker), address, counter: |shared| &shared.unproven })
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        (self.among)(&self.worker.shared).leave(self.address);
+        (self.counter)(&self.worker.shared).leave(self.address);
     }
 }

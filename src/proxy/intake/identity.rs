@@ -5,29 +5,20 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::HeaderMap;
-use http::header::{COOKIE, HeaderValue};
+use http::header::{AUTHORIZATION, COOKIE, HeaderValue};
 
+use crate::decision::facts::{Credential, Ingress};
+use crate::engine::question::{Identity, Question};
 use crate::metrics::WorkerMetrics;
 use crate::model::outcome::Code;
 use crate::model::user::Proof;
-use crate::session::{self, Hint};
-use crate::tokens::{self, Place, Tokens, Verified};
+use crate::session;
+use crate::tokens::{self, TokenLocation, Tokens, Verified};
 
 use super::super::Snapshot;
-use super::user;
+use super::{KeySource, Settings, user};
 
-/// What a caller shows of itself.
-#[derive(Default)]
-pub struct Identity {
-    pub user: Option<(String, Proof)>,
-    pub token: Option<Arc<Verified>>,
-    /// Our sealed cookie, if it is this user's.
-    pub hint: Option<Hint>,
-    /// The key was proven by something else than the hint: then a new hint may be given.
-    pub is_fresh: bool,
-}
-
-/// What verifies.
+/// Whatever verifies what a request presents.
 pub struct Verifiers<'a> {
     pub snapshot: &'a Snapshot,
     pub tokens: &'a RefCell<tokens::Cache>,
@@ -35,68 +26,156 @@ pub struct Verifiers<'a> {
     pub now: SystemTime,
 }
 
+/// A credential as a request presents it.
+#[derive(PartialEq, Eq, Debug)]
+enum Presented<'h> {
+    Nothing,
+    Token(&'h str),
+    /// A token in a form that nobody can verify: presented twice, in a list, or with odd whitespace.
+    Malformed,
+    /// A credential of another kind.
+    Other,
+}
+
 impl Verifiers<'_> {
     pub(super) fn identify(&self, headers: &HeaderMap, is_trusted: bool, is_https: bool) -> Result<Identity, Code> {
-        let shows_token = self.snapshot.tokens.as_ref().is_some_and(|tokens| find(headers, &tokens.settings.place).is_some());
-        let token = self.snapshot.tokens.as_ref().and_then(|tokens| self.token(headers, tokens));
-        let user = user::key(headers, is_trusted, token.as_deref(), &self.snapshot.intake.keys)?;
-        let is_fresh = matches!(user, Some((_, Proof::Proven)));
-        // It is given by HTTPS alone; and who shows a token that proves nothing is nobody, whatever it has proven before.
-        let is_welcome = is_https && (token.is_some() || !shows_token);
-        let hint = self.snapshot.seal.as_ref().filter(|_| is_welcome).and_then(|seal| {
+        let (token, credential) = match &self.snapshot.tokens {
+            Some(tokens) => self.credential(headers, tokens),
+            None => (None, Credential::Absent),
+        };
+        let caller = user::key(headers, is_trusted, token.as_deref(), &self.snapshot.intake.keys)?;
+        let is_fresh = matches!(caller, Some((_, Proof::Proven)));
+        // The hint is issued over HTTPS alone; and it does not count beside a token that proves nothing.
+        let counts = is_https && credential != Credential::Unverifiable;
+        let hint = self.snapshot.seal.as_ref().filter(|_| counts).and_then(|seal| {
             let value = user::cookies(headers, session::COOKIE).next()?;
             seal.open(std::str::from_utf8(value).ok()?, self.now)
         });
-        // It is bound to its user; who shows to be somebody else has no use for it.
-        let hint = hint.filter(|hint| user.as_ref().is_none_or(|(key, _)| *key == hint.user));
-        let user = match &hint {
+        // The hint is bound to its user: beside another key it does not count.
+        let hint = hint.filter(|hint| caller.as_ref().is_none_or(|(key, _)| *key == hint.user));
+        let caller = match &hint {
             Some(hint) => Some((hint.user.clone(), Proof::Proven)),
-            None => user,
+            None => caller,
         };
-        Ok(Identity { user, token, hint, is_fresh })
+        Ok(Identity { caller, token, credential, hint, is_fresh })
     }
 
-    /// A verified token. What cannot be verified is no identity.
-    pub(super) fn token(&self, headers: &HeaderMap, tokens: &Arc<Tokens>) -> Option<Arc<Verified>> {
-        let found = find(headers, &tokens.settings.place)?;
-        let outcome = self.tokens.borrow_mut().verify(tokens, found, self.now);
+    fn credential(&self, headers: &HeaderMap, tokens: &Arc<Tokens>) -> (Option<Arc<Verified>>, Credential) {
+        let text = match presented(headers, &tokens.settings.location) {
+            Presented::Nothing => return (None, Credential::Absent),
+            Presented::Other => return (None, Credential::Unread),
+            Presented::Malformed => {
+                self.metrics.token(tokens::Fault::Malformed.as_str());
+                return (None, Credential::Unverifiable);
+            }
+            Presented::Token(text) => text,
+        };
+        let outcome = self.tokens.borrow_mut().verify(tokens, text, self.now);
         self.metrics.token(match &outcome {
             Ok((_, tokens::How::Verified)) => "verified",
             Ok((_, tokens::How::Remembered)) => "remembered",
             Err(fault) => fault.as_str(),
         });
-        outcome.ok().map(|(verified, _)| verified)
-    }
-}
-
-/// The one token of a request; none if there are several.
-fn find<'h>(headers: &'h HeaderMap, place: &'h Place) -> Option<&'h str> {
-    match place {
-        Place::Cookie(name) => {
-            let mut values = user::cookies(headers, name);
-            let value = values.next().filter(|_| values.next().is_none())?;
-            std::str::from_utf8(value).ok()
-        }
-        Place::Header(name) => {
-            let mut values = headers.get_all(name).iter();
-            let value = values.next().filter(|_| values.next().is_none())?.to_str().ok()?;
-            let scheme = value.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("bearer "));
-            Some(if scheme.is_some() { value[7..].trim() } else { value.trim() }).filter(|token| !token.contains(' '))
+        match outcome {
+            Ok((verified, _)) => (Some(verified), Credential::Verified),
+            Err(_) => (None, Credential::Unverifiable),
         }
     }
 }
 
-/// Takes our own cookie out: it is between the client and us.
-pub(super) fn strip_hint(headers: &mut HeaderMap) {
-    let prefix = session::COOKIE.as_bytes();
-    if !headers.get_all(COOKIE).iter().any(|value| value.as_bytes().windows(prefix.len()).any(|window| window == prefix)) {
+/// The credential of a request: the token where the configuration looks for it, or any other that the app may read.
+fn presented<'h>(headers: &'h HeaderMap, location: &'h TokenLocation) -> Presented<'h> {
+    let found = match location {
+        TokenLocation::Cookie(name) => in_cookie(headers, name),
+        TokenLocation::Header(name) => in_header(headers, name),
+    };
+    let has_other = || headers.get_all(AUTHORIZATION).iter().any(|value| !value.is_empty());
+    if found == Presented::Nothing && has_other() { Presented::Other } else { found }
+}
+
+fn in_cookie<'h>(headers: &'h HeaderMap, name: &'h str) -> Presented<'h> {
+    let mut values = user::cookies(headers, name).filter(|value| !value.is_empty());
+    match (values.next().map(std::str::from_utf8), values.next()) {
+        (None, _) => Presented::Nothing,
+        (Some(Ok(token)), None) if is_compact(token) => Presented::Token(token),
+        (Some(_), _) => Presented::Malformed,
+    }
+}
+
+/// `NAME: Bearer TOKEN` (RFC 6750 section 2.1), or the token alone.
+fn in_header<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> Presented<'h> {
+    let mut values = headers.get_all(name).iter();
+    let (first, second) = (values.next(), values.next());
+    let Some(first) = first else { return Presented::Nothing };
+    if second.is_some() {
+        return Presented::Malformed;
+    }
+    let Ok(value) = first.to_str() else { return Presented::Malformed };
+    if value.is_empty() {
+        return Presented::Nothing;
+    }
+    let scheme_end = value.bytes().position(|byte| !byte.is_ascii_alphanumeric() && byte != b'-').unwrap_or(value.len());
+    let (scheme, rest) = value.split_at(scheme_end);
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return match rest.strip_prefix(' ') {
+            Some(token) if is_compact(token) => Presented::Token(token),
+            _ => Presented::Malformed,
+        };
+    }
+    if is_compact(value) {
+        return Presented::Token(value);
+    }
+    Presented::Other
+}
+
+/// Whether a text has the form of a compact JWS (RFC 7515 section 3.1): three parts of base64url.
+fn is_compact(token: &str) -> bool {
+    let is_part = |part: &str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+    token.split('.').count() == 3 && token.split('.').all(is_part)
+}
+
+/// Prepares the identity of a request for an app server: our cookie stays between the client and the proxies, a token that
+/// does not verify is removed, and a header that names the user says what was judged.
+pub fn forward_identity(headers: &mut HeaderMap, question: &Question, settings: &Settings, tokens: Option<&Tokens>) {
+    drop_cookies(headers, |name| name == session::COOKIE.as_bytes());
+    if let (Credential::Unverifiable, Some(tokens)) = (question.identity.credential, tokens) {
+        match &tokens.settings.location {
+            TokenLocation::Header(name) => drop(headers.remove(name)),
+            TokenLocation::Cookie(cookie) => drop_cookies(headers, |name| name == cookie.as_bytes()),
+        }
+    }
+    if let Ingress::Peer(_) = question.ingress {
+        rebuild_user_headers(headers, question, settings);
+    }
+}
+
+/// What a peer wrote into these headers is replaced by the caller who was judged, so that the two never differ.
+fn rebuild_user_headers(headers: &mut HeaderMap, question: &Question, settings: &Settings) {
+    let caller = question.identity.caller.as_ref().filter(|(_, proof)| *proof > Proof::Claimed);
+    for source in &settings.keys {
+        let KeySource::Header(name) = source else { continue };
+        if headers.remove(name).is_none() {
+            continue;
+        }
+        if let Some(value) = caller.and_then(|(key, _)| HeaderValue::from_str(key).ok()) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// Removes the cookies whose names `is_dropped` picks; the others keep their order and form.
+fn drop_cookies(headers: &mut HeaderMap, is_dropped: impl Fn(&[u8]) -> bool) {
+    let name_of = |pair: &[u8]| pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii().to_vec();
+    let is_there = headers
+        .get_all(COOKIE)
+        .iter()
+        .any(|value| value.as_bytes().split(|byte| *byte == b';').any(|pair| is_dropped(&name_of(pair))));
+    if !is_there {
         return;
     }
-    let is_ours =
-        |pair: &[u8]| pair.trim_ascii().strip_prefix(prefix).is_some_and(|rest| rest.trim_ascii_start().starts_with(b"="));
     let mut kept = Vec::new();
     for value in headers.get_all(COOKIE) {
-        let pairs: Vec<_> = value.as_bytes().split(|byte| *byte == b';').filter(|pair| !is_ours(pair)).collect();
+        let pairs: Vec<_> = value.as_bytes().split(|byte| *byte == b';').filter(|pair| !is_dropped(&name_of(pair))).collect();
         let rest = pairs.join(&b';');
         kept.extend(HeaderValue::from_bytes(rest.trim_ascii()).ok().filter(|value| !value.is_empty()));
     }
@@ -111,28 +190,60 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_cookie_goes_no_further() {
+    fn our_own_cookie_goes_to_no_app_server() {
         let mut headers = HeaderMap::new();
         for value in ["a=1; __Host-domicile-home=sealed; b=2", "__Host-domicile-home=other", "c=3"] {
             headers.append(COOKIE, value.parse().unwrap());
         }
-        strip_hint(&mut headers);
+        drop_cookies(&mut headers, |name| name == session::COOKIE.as_bytes());
         assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2", "c=3"]);
     }
 
     #[test]
-    fn a_token_is_found_once_or_not_at_all() {
+    fn a_token_is_presented_once_and_in_one_form() {
         let with = |values: &[&str]| {
             let mut headers = HeaderMap::new();
             for value in values {
-                headers.append(http::header::AUTHORIZATION, value.parse().unwrap());
+                headers.append(AUTHORIZATION, value.parse().unwrap());
             }
-            find(&headers, &Place::Header(http::header::AUTHORIZATION)).map(str::to_owned)
+            match presented(&headers, &TokenLocation::Header(AUTHORIZATION)) {
+                Presented::Nothing => "nothing",
+                Presented::Token("a.b.c") => "token",
+                Presented::Token(_) | Presented::Malformed => "malformed",
+                Presented::Other => "other",
+            }
         };
-        assert_eq!(with(&["Bearer a.b.c"]).as_deref(), Some("a.b.c"));
-        assert_eq!(with(&["bearer a.b.c"]).as_deref(), Some("a.b.c"));
-        assert_eq!(with(&["Basic dXNlcjpwYXNz"]), None);
-        assert_eq!(with(&["Bearer a", "Bearer b"]), None);
-        assert_eq!(with(&[]), None);
+        for (values, found) in [
+            (&["Bearer a.b.c"][..], "token"),
+            (&["bearer a.b.c"], "token"),
+            (&["a.b.c"], "token"),
+            (&["Bearer  a.b.c"], "malformed"),
+            (&["Bearer a.b.c,d.e.f"], "malformed"),
+            (&["Bearer a.b.c, Basic eA=="], "malformed"),
+            (&["Bearer\ta.b.c"], "malformed"),
+            (&["Bearer"], "malformed"),
+            (&["Bearer opaque"], "malformed"),
+            (&["Bearer a.b.c", "Bearer a.b.c"], "malformed"),
+            (&["Basic dXNlcjpwYXNz", "Bearer a.b.c"], "malformed"),
+            (&["Basic dXNlcjpwYXNz"], "other"),
+            (&["ApiKey 1234"], "other"),
+            (&[""], "nothing"),
+            (&[], "nothing"),
+        ] {
+            assert_eq!(with(values), found, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn a_credential_beside_the_token_cookie_is_another_credential() {
+        let mut headers = HeaderMap::new();
+        let location = TokenLocation::Cookie("session".into());
+        assert_eq!(presented(&headers, &location), Presented::Nothing);
+        headers.insert(AUTHORIZATION, "Basic dXNlcjpwYXNz".parse().unwrap());
+        assert_eq!(presented(&headers, &location), Presented::Other);
+        headers.insert(COOKIE, "session=a.b.c".parse().unwrap());
+        assert_eq!(presented(&headers, &location), Presented::Token("a.b.c"));
+        headers.append(COOKIE, "session=d.e.f".parse().unwrap());
+        assert_eq!(presented(&headers, &location), Presented::Malformed);
     }
 }

@@ -7,7 +7,9 @@ mod upgrade;
 mod user;
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
@@ -17,20 +19,21 @@ use ipnet::IpNet;
 
 use crate::decision::facts::Ingress;
 use crate::decision::policy::Policy;
-use crate::decision::route::Method;
-use crate::envelope::Envelope;
+use crate::decision::policy::route::Method;
+use crate::engine::path::canonical_path;
+use crate::engine::question::{Identity, Question};
 use crate::http::framing::FAULT_HEADER;
 use crate::http::tunnel::CONNECT;
 use crate::model::outcome::Code;
+use crate::model::user::Proof;
+use crate::peer::{Envelope, fields};
 
-use super::Limits;
 use super::headers::folded;
+use super::{Limits, Snapshot};
 
 pub use client::unfolded;
-pub use identity::{Identity, Verifiers};
-pub use target::{Slashes, canonical_path};
+pub use identity::{Verifiers, forward_identity};
 pub use upgrade::Upgrade;
-pub use user::decode_segment;
 
 /// Whom to believe about clients and users.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -40,7 +43,6 @@ pub struct Settings {
     pub source: AddressSource,
     /// Where the user's key is; the first that is present names the user.
     pub keys: Vec<KeySource>,
-    pub slashes: Slashes,
 }
 
 /// Where trusted hops write the client's address.
@@ -67,27 +69,20 @@ pub enum KeySource {
     Token(String),
 }
 
-/// A request as it is judged.
+/// A request, read: what judgement needs of it, and what forwarding needs besides.
 pub struct Intake {
     pub id: String,
-    pub method: Method,
-    /// In lower case, without port or trailing dot.
-    pub host: String,
-    /// The host with its port, where one was named: what is forwarded.
+    pub question: Rc<Question>,
+    /// The host with its port, where one was named: it is forwarded.
     pub authority: String,
-    /// Canonical; what is judged is what is forwarded.
-    pub path: String,
-    /// GET or HEAD, and no upgrade.
-    pub is_read: bool,
-    /// A browser asks whether it may ask (CORS).
-    pub is_preflight: bool,
+    /// The origin that asks, if this is a CORS preflight.
+    pub preflight: Option<http::HeaderValue>,
     pub upgrade: Option<Upgrade>,
-    pub client: IpAddr,
-    /// The caller; a route's `{user}` outranks its key.
-    pub identity: Identity,
-    /// What the peer says, for a peer's request.
-    pub envelope: Option<Envelope>,
     pub is_https: bool,
+    /// The certificate that the client has proven to the sending peer (DER).
+    pub certificate: Option<Vec<u8>>,
+    /// A peer only asks whether the request would be taken.
+    pub is_peer_question: bool,
 }
 
 /// Where a request came in.
@@ -109,9 +104,62 @@ impl Arrival {
     }
 }
 
-/// Reads the intake of a request, and takes out of its head what no stranger may tell an upstream.
+/// Reads a request, and removes from its headers what no stranger may tell an upstream.
 pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Verifiers<'_>) -> Result<Intake, Code> {
-    let (settings, limits) = (&verifiers.snapshot.intake, &verifiers.snapshot.limits);
+    let snapshot = verifiers.snapshot;
+    check_message(parts, arrival, &snapshot.limits)?;
+    let upgrade = read_upgrade(parts, snapshot.policy())?;
+    let method = Method::of(parts.method.as_str());
+    let envelope = match arrival.ingress {
+        Ingress::Client => None,
+        Ingress::Peer(_) => Some(read_envelope(&parts.headers)?),
+    };
+    let authority = target::authority_of(parts).ok_or(Code::RequestMalformed)?;
+    let is_connect = upgrade.as_ref().is_some_and(Upgrade::is_connect);
+    if is_connect && authority.port.is_none() {
+        return Err(Code::RequestMalformed);
+    }
+    let path = read_path(parts, method, is_connect, snapshot)?;
+    let is_upgrade = upgrade.is_some() || parts.headers.contains_key(http::header::UPGRADE);
+    let sender = Sender::of(parts, arrival, envelope.as_ref(), &snapshot.intake);
+    let mut identity = verifiers.identify(&parts.headers, sender.is_trusted, sender.is_https)?;
+    if let Some(envelope) = &envelope {
+        identity.caller = vouched_for(envelope, identity.caller.take());
+    }
+    strip_user_headers(&mut parts.headers, sender.is_trusted || envelope.is_some(), &snapshot.intake);
+    let preflight = read_preflight(&parts.headers, method, has_body, &identity);
+    // A preflight is judged as the request that it asks about.
+    let method = preflight.as_ref().map_or(method, |preflight| preflight.method);
+    let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
+    let question = Question {
+        ingress: arrival.ingress,
+        method,
+        host: authority.host.clone(),
+        path,
+        is_read,
+        client: sender.client,
+        identity,
+        ignores_hint: Cell::new(false),
+        envelope,
+    };
+    let (id, certificate, is_peer_question) = match &question.envelope {
+        Some(envelope) => (envelope.id.clone(), envelope.certificate.clone(), envelope.is_question),
+        None => (new_id(), None, false),
+    };
+    Ok(Intake {
+        id,
+        question: Rc::new(question),
+        authority: authority.to_string(),
+        preflight: preflight.map(|preflight| preflight.origin),
+        upgrade,
+        is_https: sender.is_https,
+        certificate,
+        is_peer_question,
+    })
+}
+
+/// Checks what the gate of HTTP/1 checks as well, and the sizes of a client's request.
+fn check_message(parts: &Parts, arrival: &Arrival, limits: &Limits) -> Result<(), Code> {
     if let Some(fault) = parts.headers.get(FAULT_HEADER) {
         let code = Code::ALL.iter().find(|code| fault == code.as_str() && code.as_str().starts_with("request."));
         return Err(*code.unwrap_or(&Code::RequestMalformed));
@@ -119,57 +167,79 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
     if arrival.ingress == Ingress::Client {
         check_size(parts, limits)?;
     }
-    check_grammar(parts)?;
+    check_grammar(parts)
+}
+
+fn read_upgrade(parts: &mut Parts, policy: &Policy) -> Result<Option<Upgrade>, Code> {
     let upgrade = upgrade::wanted(parts)?;
     let is_connect = upgrade.as_ref().is_some_and(Upgrade::is_connect);
-    if is_connect && !opens_connect(&verifiers.snapshot.policy) {
+    if is_connect && !opens_connect(policy) {
         return Err(Code::MethodNotAllowed);
     }
     if upgrade.is_some() && !is_connect {
         parts.method = http::Method::GET;
     }
-    let method = Method::of(parts.method.as_str());
-    let envelope = match arrival.ingress {
-        Ingress::Client => None,
-        Ingress::Peer(_) => Some(read_envelope(&parts.headers)?),
-    };
-    let authority = target::authority_of(parts).ok_or(Code::RequestMalformed)?;
-    if is_connect && authority.port.is_none() {
-        return Err(Code::RequestMalformed);
-    }
+    Ok(upgrade)
+}
+
+/// The canonical path, which replaces the path of the request.
+fn read_path(parts: &mut Parts, method: Method, is_connect: bool, snapshot: &Snapshot) -> Result<String, Code> {
     let path = match parts.uri.path() {
-        // It has none, so it is asked for at the root.
+        // CONNECT has no path: it is judged at the root.
         "" | "/" if is_connect => Cow::Borrowed("/"),
         "*" if method == Method::Options => Cow::Borrowed("*"),
-        path => canonical_path(path, settings.slashes).ok_or(Code::RequestMalformed)?,
+        path => canonical_path(path, snapshot.judging.slashes).ok_or(Code::RequestMalformed)?,
     };
-    let is_upgrade = upgrade.is_some() || parts.headers.contains_key(http::header::UPGRADE);
-    let is_trusted = settings.trust.iter().any(|network| network.contains(&arrival.remote));
-    let (id, client, identity, is_https) = match &envelope {
-        Some(envelope) => {
-            let token = verifiers.snapshot.tokens.as_ref().and_then(|tokens| verifiers.token(&parts.headers, tokens));
-            let identity = Identity { user: envelope.user.clone(), token, ..Identity::default() };
-            (envelope.id.clone(), envelope.client, identity, envelope.is_https)
-        }
-        None => {
-            let is_https = arrival.is_tls || (is_trusted && client::came_by_https(&parts.headers, arrival.remote, settings));
-            let identity = verifiers.identify(&parts.headers, is_trusted, is_https)?;
-            (new_id(), client::address(&parts.headers, arrival.remote, settings), identity, is_https)
-        }
-    };
-    let path = match path {
-        Cow::Borrowed(path) => path.to_owned(),
+    match path {
+        Cow::Borrowed(path) => Ok(path.to_owned()),
         Cow::Owned(path) => {
             target::replace_path(parts, &path).ok_or(Code::RequestMalformed)?;
-            path
+            Ok(path)
         }
-    };
-    identity::strip_hint(&mut parts.headers);
-    strip_user_headers(&mut parts.headers, is_trusted || envelope.is_some(), settings);
-    let is_preflight = method == Method::Options && !has_body && identity.user.is_none() && is_bare_preflight(&parts.headers);
-    let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
-    let (host, authority) = (authority.host.clone(), authority.to_string());
-    Ok(Intake { id, method, host, authority, path, is_read, is_preflight, upgrade, client, identity, envelope, is_https })
+    }
+}
+
+/// The client behind the connection, as far as it can be known.
+struct Sender {
+    client: IpAddr,
+    is_https: bool,
+    /// The connection comes from a hop that may speak for clients.
+    is_trusted: bool,
+}
+
+impl Sender {
+    fn of(parts: &Parts, arrival: &Arrival, envelope: Option<&Envelope>, settings: &Settings) -> Self {
+        if let Some(envelope) = envelope {
+            return Self { client: envelope.client, is_https: envelope.is_https, is_trusted: false };
+        }
+        let is_trusted = settings.trust.iter().any(|network| network.contains(&arrival.remote));
+        let is_https = arrival.is_tls || (is_trusted && client::came_by_https(&parts.headers, arrival.remote, settings));
+        Self { client: client::address(&parts.headers, arrival.remote, settings), is_https, is_trusted }
+    }
+}
+
+/// The caller of a peer's request: whatever this region verifies itself counts as proven; a peer's mere word counts less.
+fn vouched_for(envelope: &Envelope, verified: Option<(String, Proof)>) -> Option<(String, Proof)> {
+    let (key, proof) = envelope.user.clone()?;
+    let is_verified_here = verified.is_some_and(|(own, proof)| own == key && proof == Proof::Proven);
+    let proof = if is_verified_here { Proof::Proven } else { proof.min(Proof::Vouched) };
+    Some((key, proof))
+}
+
+/// A CORS preflight: the Fetch standard sends it without body, cookies and credentials.
+struct Preflight {
+    method: Method,
+    origin: http::HeaderValue,
+}
+
+fn read_preflight(headers: &HeaderMap, method: Method, has_body: bool, identity: &Identity) -> Option<Preflight> {
+    use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, COOKIE, ORIGIN};
+    let is_bare = method == Method::Options && !has_body && identity.caller.is_none();
+    if !is_bare || headers.contains_key(COOKIE) || headers.contains_key(AUTHORIZATION) {
+        return None;
+    }
+    let asked = headers.get(ACCESS_CONTROL_REQUEST_METHOD)?.to_str().ok()?;
+    Some(Preflight { method: Method::of(asked), origin: headers.get(ORIGIN)?.clone() })
 }
 
 /// Whether any route opens what CONNECT asks for.
@@ -177,15 +247,8 @@ fn opens_connect(policy: &Policy) -> bool {
     policy.routes.all().iter().any(|route| route.upgrades.iter().any(|upgrade| **upgrade == *CONNECT))
 }
 
-/// What the Fetch standard sends before a request that needs leave, which has no body: no cookies, no credentials.
-fn is_bare_preflight(headers: &HeaderMap) -> bool {
-    use http::header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, COOKIE, ORIGIN};
-    let has = |name| headers.contains_key(name);
-    has(ORIGIN) && has(ACCESS_CONTROL_REQUEST_METHOD) && !has(COOKIE) && !has(AUTHORIZATION)
-}
-
 fn read_envelope(headers: &HeaderMap) -> Result<Envelope, Code> {
-    let mut values = headers.get_all("domicile-request").iter();
+    let mut values = headers.get_all(fields::REQUEST).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return Err(Code::PeerMalformed) };
     value.to_str().ok().and_then(|value| Envelope::read(value).ok()).ok_or(Code::PeerMalformed)
 }

@@ -1,6 +1,7 @@
 use http::Request;
 
 use super::*;
+use crate::engine::path::Slashes;
 use crate::model::user::Proof;
 
 #[test]
@@ -92,7 +93,7 @@ fn the_hop_that_took_the_client_says_how_it_came() {
             headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
         let trust = vec!["10.0.0.0/8".parse().unwrap()];
-        let settings = Settings { trust, source: source.clone(), keys: vec![], slashes: Slashes::Merge };
+        let settings = Settings { trust, source: source.clone(), keys: vec![] };
         client::came_by_https(&headers, "10.0.0.1".parse().unwrap(), &settings)
     };
     let (by_x, by_forwarded) = (("x-forwarded-proto", "http, https"), ("forwarded", "for=a;proto=http, for=b; Proto=\"HTTPS\""));
@@ -115,7 +116,7 @@ fn client(remote: &str, trust: &str, source: AddressSource, fields: &[(&str, &st
     for (name, value) in fields {
         headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
     }
-    let settings = Settings { trust: vec![trust.parse().unwrap()], source, keys: vec![], slashes: Slashes::Merge };
+    let settings = Settings { trust: vec![trust.parse().unwrap()], source, keys: vec![] };
     client::address(&headers, remote.parse().unwrap(), &settings).to_string()
 }
 
@@ -248,7 +249,7 @@ fn addresses_are_read_as_hops_write_them() {
                     ranges.iter().filter_map(|range| network(range.as_str().unwrap())).map(unfolded).collect();
                 let door: IpAddr = "192.0.2.255".parse().unwrap();
                 trust.push(door.into());
-                let settings = Settings { trust: trust.clone(), source, keys: vec![], slashes: Slashes::Merge };
+                let settings = Settings { trust: trust.clone(), source, keys: vec![] };
                 let found = client::address(&headers, remote.unwrap_or(door), &settings);
                 match want {
                     Some(want) => assert_eq!(found, want, "{case}"),

@@ -2,14 +2,12 @@
 
 use http::HeaderMap;
 
+use crate::engine::path::usable_key;
 use crate::model::outcome::Code;
 use crate::model::user::Proof;
 use crate::tokens::Verified;
 
 use super::KeySource;
-
-/// The longest key that is looked up, in bytes; no directory has a longer one.
-const MAX_KEY: usize = 256;
 
 /// The first key that is present, and how well it is proven. A request that names two users is malformed: we and an
 /// upstream could pick different ones.
@@ -33,7 +31,7 @@ pub(super) fn key(
             KeySource::Cookie(name) => (only(cookies(headers, name))?, Proof::Claimed),
         };
         if let Some(key) = key.filter(|key| !key.is_empty()) {
-            let key = std::str::from_utf8(key).ok().and_then(usable).ok_or(Code::RequestMalformed)?;
+            let key = std::str::from_utf8(key).ok().and_then(usable_key).ok_or(Code::RequestMalformed)?;
             return Ok(Some((key, proof)));
         }
     }
@@ -55,24 +53,4 @@ pub(super) fn cookies<'h>(headers: &'h HeaderMap, name: &'h str) -> impl Iterato
         let value = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value);
         (found == name.as_bytes()).then_some(value)
     })
-}
-
-fn usable(key: &str) -> Option<String> {
-    let fits = !key.is_empty() && key.len() <= MAX_KEY && !key.contains(char::is_control);
-    fits.then(|| key.to_owned())
-}
-
-/// The user that a path segment names: its escapes are decoded, as the directory's keys have none.
-pub fn decode_segment(segment: &str) -> Option<String> {
-    let mut bytes = segment.bytes();
-    let mut out = Vec::with_capacity(segment.len());
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            out.push(byte);
-            continue;
-        }
-        let digits = [bytes.next()?, bytes.next()?];
-        out.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
-    }
-    usable(&String::from_utf8(out).ok()?)
 }

@@ -1,42 +1,45 @@
-//! Interim answers (RFC 9110 section 15.2): passed on before the answer itself. `100` is ours to give: the proxy itself asked
-//! for the body.
+//! Informational responses (RFC 9110 section 15.2): relayed before the final response. `100` is not relayed, because the
+//! proxy itself asked for the body.
 
 use std::pin::Pin;
+use std::rc::Rc;
 
 use http::{HeaderMap, Request, Response};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use crate::engine::recheck::Lease;
 use crate::http::body::Body;
 use crate::http::pool::Listener;
 
 use super::super::headers;
-use super::super::ingress::Back;
+use super::super::ingress::ResponseChannel;
+use super::response::{label, labels_of};
 
-/// Interim answers on their way to whoever asked.
+/// The informational responses to one request.
 pub(super) struct Interim {
-    answers: UnboundedReceiver<Response<()>>,
-    back: Back,
+    responses: UnboundedReceiver<Response<()>>,
+    channel: ResponseChannel,
 }
 
 impl Interim {
-    /// Listens for those to this request.
-    pub(super) fn of(request: &mut Request<Body>, back: Back) -> Self {
-        Self { answers: Listener::put_into(request), back }
+    /// Receives the informational responses to this request.
+    pub(super) fn of(request: &mut Request<Body>, channel: ResponseChannel) -> Self {
+        Self { responses: Listener::put_into(request), channel }
     }
 
-    /// Does the work, passing on what comes meanwhile and may be passed on.
-    pub(super) async fn during<T, W>(mut self, mut work: Pin<&mut W>, may_pass: impl Fn(&HeaderMap) -> bool) -> T
+    /// Does the work, and relays the informational responses that arrive meanwhile and are cleared.
+    pub(super) async fn during<T, W>(mut self, mut work: Pin<&mut W>, lease: &Rc<Lease>) -> T
     where
         W: Future<Output = T>,
     {
         loop {
             tokio::select! {
                 biased;
-                Some(answer) = self.answers.recv() => self.pass(answer, &may_pass).await,
+                Some(response) = self.responses.recv() => self.relay(response, lease).await,
                 done = work.as_mut() => {
-                    // The answer may come with the last of them.
-                    while let Ok(answer) = self.answers.try_recv() {
-                        self.pass(answer, &may_pass).await;
+                    // The final response may arrive together with the last informational one.
+                    while let Ok(response) = self.responses.try_recv() {
+                        self.relay(response, lease).await;
                     }
                     return done;
                 }
@@ -44,10 +47,17 @@ impl Interim {
         }
     }
 
-    async fn pass(&self, mut answer: Response<()>, may_pass: &impl Fn(&HeaderMap) -> bool) {
-        if may_pass(answer.headers()) {
-            headers::scrub_answer(answer.headers_mut());
-            self.back.inform(answer).await;
+    async fn relay(&self, mut response: Response<()>, lease: &Lease) {
+        if is_cleared(response.headers(), lease) {
+            headers::scrub_response(response.headers_mut());
+            self.channel.inform(response).await;
         }
     }
+}
+
+/// An informational response is judged by its own label.
+fn is_cleared(response: &HeaderMap, lease: &Lease) -> bool {
+    let (moment, Some(region)) = (lease.moment(), lease.region()) else { return false };
+    let Some(labels) = labels_of(response) else { return false };
+    !lease.has_ended() && (labels.is_empty() || label(&lease.trail(), &labels, region, moment.policy()).is_some())
 }

@@ -1,63 +1,281 @@
-//! The life of a request: read it, find its route, gather facts, decide, record, act, tell.
+//! The life of a request, one step a line: guards, intake, judgement, attempts, response, log.
 //!
-//! Judgement sees the head alone; the body is touched only when the request is sent on its way, and by whom it may be
-//! carried is settled by then.
+//! Judgement sees the head alone. The body is touched only when the request leaves under a permit, and by then it is settled
+//! who may carry it. The steps are in `serve`; `docs/life-of-a-request.md` names the files in their order.
 
-mod account;
+mod attempts;
+mod context;
+mod hint;
 mod interim;
+mod log;
 mod pacing;
-mod record;
-mod relay;
-mod travel;
+mod response;
 mod tunnel;
-mod watch;
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{CONTENT_LENGTH, STRICT_TRANSPORT_SECURITY};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 
-use crate::audit::Count;
-use crate::decision::facts::{Head, Ingress, Lookup};
-use crate::decision::verdict::{Decision, Verdict};
-use crate::decision::{decide, match_route, route_of};
-use crate::envelope::boolean;
+use crate::decision::facts::Ingress;
+use crate::decision::policy::route::Route;
+use crate::decision::route_of;
+use crate::decision::verdict::{Itinerary, Verdict};
+use crate::engine::judge::Judged;
+use crate::engine::recheck::Lease;
 use crate::http::body::Body;
 use crate::model::outcome::Code;
-use crate::model::user::{Proof, Record};
-use crate::probes::fields;
-use crate::session::Hint;
+use crate::model::region::RegionId;
+use crate::peer::fields;
+use crate::peer::probe::Report;
 use crate::transport::tls::ACME_PATH;
 
-use super::gather::{Question, gather};
-use super::ingress::{Back, Session};
+use super::body::{Broken, Metered};
+use super::headers::Truth;
+use super::ingress::{ConnectionContext, ResponseChannel};
 use super::intake::{self, Intake, Verifiers};
-use super::{Snapshot, Worker, headers, reply};
+use super::worker::Worker;
+use super::{Snapshot, headers, reply};
 
-use account::Account;
-pub use pacing::patience_with_taker;
+use attempts::Forwarding;
+use attempts::forward::AttemptOptions;
+use context::Context;
+use interim::Interim;
+use pacing::Pacing;
+
+pub use pacing::response_idle_timeout;
 
 /// Two proxies may hand a request over; a third pass is a loop.
 const MAX_PASSES_OF_CLIENT: usize = 1;
 const MAX_PASSES_OF_PEER: usize = 2;
 
-/// Serves one request.
-pub async fn handle(worker: Rc<Worker>, session: Rc<Session>, back: Back, request: Request<Body>) -> Response<Body> {
+/// Serves one request of a connection.
+pub async fn handle(
+    worker: Rc<Worker>,
+    connection: Rc<ConnectionContext>,
+    channel: ResponseChannel,
+    request: Request<Body>,
+) -> Response<Body> {
     let is_head = request.method() == Method::HEAD;
-    let mut response = answer(worker, Rc::clone(&session), back, request).await;
+    let hsts = connection.options.hsts.clone();
+    let mut response =
+        if is_probe(&connection, &request) { answer_probe(&worker) } else { serve(worker, connection, channel, request).await };
     if is_head {
         drop_body(&mut response);
     }
-    if let Some(hsts) = &session.options.hsts {
-        response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
+    if let Some(hsts) = hsts {
+        response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts);
     }
     response
 }
 
-/// An answer to HEAD says how long its body would be, and has none (RFC 9110 section 9.3.2).
+/// The life of a request.
+async fn serve(
+    worker: Rc<Worker>,
+    connection: Rc<ConnectionContext>,
+    channel: ResponseChannel,
+    request: Request<Body>,
+) -> Response<Body> {
+    let (mut parts, body) = request.into_parts();
+    let mut context = Context::open(worker, connection, channel, &parts, !body.is_end_stream());
+    let shared = Arc::clone(&context.worker.shared);
+    let Some(admitted) = shared.enter_request(context.snapshot.limits.requests) else {
+        return context.refuse(Code::Overloaded, None);
+    };
+    let mut intake = match read(&mut parts, &context) {
+        Ok(intake) => intake,
+        Err(code) => return context.refuse(code, None),
+    };
+    if let Some(response) = own_response(&context, &intake, &parts) {
+        return context.finish(response);
+    }
+    if let Err(code) = guard(&context, &intake, &parts) {
+        return context.refuse(code, Some(&intake.question));
+    }
+    let judged = context.judge(&intake).await;
+    let itinerary = match judged.decision.verdict.clone() {
+        _ if intake.is_peer_question => return answer_question(context, &intake, &judged),
+        Verdict::Proceed(itinerary) => itinerary,
+        Verdict::Redirect(region) => return redirect(context, &intake, &judged, region, &parts),
+        Verdict::Refuse(code) => return refuse_or_answer_preflight(context, &intake, code, &parts.headers),
+    };
+    let lease = context.worker.leases.open(&intake.question, &judged);
+    match forward(&mut context, &mut intake, &judged, &lease, itinerary, (parts, body)).await {
+        Ok(served) => response::relay(context, intake, judged, lease, served, admitted).await,
+        Err(code) => {
+            let code = context.log.request_body.broken.get().map_or(code, code_of_broken);
+            context.refuse(code, Some(&intake.question))
+        }
+    }
+}
+
+fn read(parts: &mut Parts, context: &Context) -> Result<Intake, Code> {
+    let worker = &context.worker;
+    let verifiers =
+        Verifiers { snapshot: &context.snapshot, tokens: &worker.tokens, metrics: &worker.metrics, now: SystemTime::now() };
+    intake::read(parts, context.has_body, &context.connection.arrival, &verifiers)
+}
+
+/// Responses that need no judgement: `OPTIONS *`, ACME challenges, and listeners that send every client to HTTPS.
+fn own_response(context: &Context, intake: &Intake, parts: &Parts) -> Option<Response<Body>> {
+    let (question, options) = (&intake.question, &context.connection.options);
+    if question.path == "*" {
+        return Some(reply::options());
+    }
+    let challenge = options.challenges.as_ref().zip(question.path.strip_prefix(ACME_PATH));
+    if let Some(answer) = challenge.and_then(|(challenges, token)| challenges.answer_to(token)) {
+        return Some(Response::new(Body::whole(answer)));
+    }
+    let port = options.redirect.filter(|_| context.call.is_none())?;
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    reply::to_https(&question.host, port, target)
+}
+
+/// Refuses what must not be judged here at all.
+fn guard(context: &Context, intake: &Intake, parts: &Parts) -> Result<(), Code> {
+    if context.connection.options.redirect.is_some() {
+        return Err(if context.call.is_some() { Code::RouteNone } else { Code::RequestMalformed });
+    }
+    let site = context.connection.site.as_ref();
+    if site.is_some_and(|site| !site.may_serve(&intake.question.host, &context.snapshot.sites)) {
+        return Err(Code::WrongSite);
+    }
+    let most = if context.is_peer() { MAX_PASSES_OF_PEER } else { MAX_PASSES_OF_CLIENT };
+    if headers::passes(&parts.headers) > most { Err(Code::Loop) } else { Ok(()) }
+}
+
+/// Answers a peer that only asks whether it may send a request.
+fn answer_question(context: Context, intake: &Intake, judged: &Judged) -> Response<Body> {
+    match judged.decision.refusal() {
+        Some(code) => context.refuse(code, Some(&intake.question)),
+        None => context.finish(reply::bare(StatusCode::NO_CONTENT)),
+    }
+}
+
+/// Sends the client to the region that it must go to itself.
+fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId, parts: &Parts) -> Response<Body> {
+    // A browser does not follow the redirect of a preflight, and a gRPC client follows none.
+    if intake.preflight.is_some() || context.call.is_some() || context.hides_redirect(&intake.question) {
+        return refuse_or_answer_preflight(context, intake, Code::CarrierNotCleared, &parts.headers);
+    }
+    let url = context.snapshot.urls.get(&region);
+    let Some(response) = url.and_then(|url| reply::redirect(url, &intake.question.path, parts.uri.query())) else {
+        return context.refuse(Code::CarrierNotCleared, Some(&intake.question));
+    };
+    let policy = judged.moment.policy();
+    context.registrar(intake, None).count_reported_redirect(policy, &judged.decision.trail, region);
+    context.log.count_in_ledger("redirect", Code::CarrierNotCleared.as_str(), policy.region_name(region));
+    context.finish(response)
+}
+
+/// Refuses a request. A preflight is answered here instead, where the configuration names its origin: no app server may see
+/// it, and the browser needs an answer before it sends the request that can be judged.
+fn refuse_or_answer_preflight(context: Context, intake: &Intake, code: Code, asked: &HeaderMap) -> Response<Body> {
+    match context.preflight_response(intake, asked) {
+        Some(response) => context.finish(response),
+        None => context.refuse(code, Some(&intake.question)),
+    }
+}
+
+/// Sends a cleared request along its itinerary, and returns the first response.
+async fn forward(
+    context: &mut Context,
+    intake: &mut Intake,
+    judged: &Judged,
+    lease: &Rc<Lease>,
+    itinerary: Itinerary,
+    (parts, body): (Parts, Body),
+) -> Result<attempts::Served, Code> {
+    let limits = context.snapshot.limits;
+    let route = route_of(&judged.decision.trail, judged.moment.policy()).expect("a request that proceeds has a route");
+    let most_bytes = route.body.unwrap_or(limits.body);
+    if body.size_hint().lower() > most_bytes {
+        return Err(Code::BodyTooLarge);
+    }
+    check_upgrade(context, intake, route)?;
+    let pacing = Pacing::of_request(parts.version, &parts.headers, &limits);
+    let takes_interim = parts.version >= Version::HTTP_11;
+    if context.has_body && parts.headers.contains_key(EXPECT) {
+        context.channel.ask_for_body();
+    }
+    let body = outgoing_body(context, lease, body, &pacing, most_bytes);
+    let mut request = outgoing_request(context, intake, parts, body);
+    let interim = takes_interim.then(|| Interim::of(&mut request, context.channel.clone()));
+    let (connection, request_body) = (Rc::clone(&context.connection), Rc::clone(&context.log.request_body));
+    let whole = if context.has_body { pacing.deadline } else { Some(pacing.request_timeout) };
+    let upgrade = intake.upgrade.as_ref().map(|upgrade| upgrade.protocol.clone());
+    let options = AttemptOptions {
+        deadline: whole.map(|whole| context.log.started + whole),
+        response_timeout: pacing.response_timeout,
+        idle_timeout: pacing.idle,
+        is_callers_deadline: pacing.deadline.is_some(),
+        body: &request_body,
+        upgrade: upgrade.as_deref(),
+        client: connection.arrival.client(intake.question.client),
+        local: connection.arrival.local,
+        buffers: &connection.buffers,
+    };
+    let user = judged.user.as_ref().map(|(user, _)| user.clone());
+    let forwarding = Forwarding { context, intake, lease, options, user };
+    let work = std::pin::pin!(forwarding.run(itinerary, request));
+    match interim {
+        Some(interim) => interim.during(work, lease).await,
+        None => work.await,
+    }
+}
+
+/// Drops an upgrade that the route does not open: over HTTP/1.1 it is an offer that may be ignored, elsewhere it is refused.
+fn check_upgrade(context: &Context, intake: &mut Intake, route: &Route) -> Result<(), Code> {
+    let Some(upgrade) = intake.upgrade.take_if(|upgrade| !route.upgrades.contains(&upgrade.protocol)) else { return Ok(()) };
+    tracing::debug!(protocol = &*upgrade.protocol, "the route does not open tunnels of this protocol");
+    match &context.channel {
+        _ if upgrade.is_connect() => Err(Code::MethodNotAllowed),
+        ResponseChannel::Stream(_) => Err(Code::UpgradeRefused),
+        ResponseChannel::Connection(_) => Ok(()),
+    }
+}
+
+/// The request's body on its way: counted, limited, and broken off when the request is no longer cleared.
+fn outgoing_body(context: &Context, lease: &Rc<Lease>, body: Body, pacing: &Pacing, most_bytes: u64) -> Body {
+    if !context.has_body {
+        return Body::empty();
+    }
+    let snapshot = Arc::clone(&context.snapshot);
+    let scrub = move |trailers: &mut HeaderMap| headers::scrub_trailers(trailers, |name| snapshot.intake.names_a_client(name));
+    let metered = Metered::new(body, pacing.allowance(most_bytes), Rc::clone(&context.log.request_body));
+    Body::streamed(metered.scrubbed(scrub).under(Rc::clone(lease)))
+}
+
+/// The request as the next hop gets it: the truth about the client in place of whatever could have been forged.
+fn outgoing_request(context: &Context, intake: &Intake, parts: Parts, body: Body) -> Request<Body> {
+    let mut request = Request::from_parts(parts, body);
+    request.extensions_mut().clear();
+    let question = &intake.question;
+    let host = HeaderValue::from_str(&intake.authority).expect("a canonical host is plain text");
+    request.headers_mut().insert(HOST, host);
+    let truth =
+        Truth { request_id: &intake.id, client: question.client, is_https: intake.is_https, authority: &intake.authority };
+    headers::rebuild(request.headers_mut(), &truth);
+    let certificate = context.connection.client_certificate.as_deref().or(intake.certificate.as_deref());
+    headers::tell_certificate(request.headers_mut(), certificate);
+    request
+}
+
+const fn code_of_broken(broken: Broken) -> Code {
+    match broken {
+        Broken::TooLarge => Code::BodyTooLarge,
+        Broken::Silent | Broken::TooSlow => Code::RequestTimeout,
+        Broken::BrokenOff => Code::RequestMalformed,
+        Broken::NoLongerCleared => Code::NoLongerCleared,
+        Broken::OutOfTime => Code::DeadlineExceeded,
+    }
+}
+
+/// A response to HEAD says how long its body would be, and has none (RFC 9110 section 9.3.2).
 fn drop_body(response: &mut Response<Body>) {
     let length = response.body().size_hint().exact().filter(|_| !response.body().is_end_stream());
     if let Some(length) = length {
@@ -66,143 +284,25 @@ fn drop_body(response: &mut Response<Body>) {
     }
 }
 
-async fn answer(worker: Rc<Worker>, session: Rc<Session>, back: Back, request: Request<Body>) -> Response<Body> {
-    let (snapshot, arrival) = (worker.snapshot(), session.arrival);
-    if matches!(arrival.ingress, Ingress::Peer(_)) && request.headers().contains_key(fields::PROBE) {
-        return answer_probe(&worker, &snapshot);
-    }
-    let shared = std::sync::Arc::clone(&worker.shared);
-    let under_way = shared.requests.enter(snapshot.limits.requests);
-    let (mut parts, body) = request.into_parts();
-    let has_body = !body.is_end_stream();
-    let account = Account::open(worker, snapshot, arrival, &parts, has_body);
-    if under_way.is_none() {
-        return account.refuse(Code::Overloaded);
-    }
-    let worker = &account.worker;
-    let verifiers =
-        Verifiers { snapshot: &account.snapshot, tokens: &worker.tokens, metrics: &worker.metrics, now: SystemTime::now() };
-    match intake::read(&mut parts, has_body, &arrival, &verifiers) {
-        Ok(intake) => serve(account, (session, back), intake, (parts, body)).await,
-        Err(code) => account.refuse(code),
-    }
+fn is_probe(connection: &ConnectionContext, request: &Request<Body>) -> bool {
+    matches!(connection.arrival.ingress, Ingress::Peer(_)) && request.headers().contains_key(fields::PROBE)
 }
 
-async fn serve(
-    mut account: Account,
-    (session, back): (Rc<Session>, Back),
-    intake: Intake,
-    (parts, body): (Parts, Body),
-) -> Response<Body> {
-    if intake.path == "*" {
-        return account.finish(reply::options());
-    }
-    let challenge = session.options.challenges.as_ref().zip(intake.path.strip_prefix(ACME_PATH));
-    if let Some(answer) = challenge.and_then(|(challenges, token)| challenges.answer_to(token)) {
-        return account.finish(Response::new(Body::whole(answer)));
-    }
-    if let Some(port) = session.options.redirect {
-        if account.is_call() {
-            return account.refuse(Code::RouteNone);
-        }
-        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        return match reply::to_https(&intake.host, port, target) {
-            Some(response) => account.finish(response),
-            None => account.refuse(Code::RequestMalformed),
-        };
-    }
-    if session.site.as_ref().is_some_and(|site| !site.may_serve(&intake.host, &account.snapshot.sites)) {
-        return account.refuse(Code::WrongSite);
-    }
-    let most = if intake.envelope.is_some() { MAX_PASSES_OF_PEER } else { MAX_PASSES_OF_CLIENT };
-    if headers::passes(&parts.headers) > most {
-        return account.refuse(Code::Loop);
-    }
-    let judged = judge(&account.worker, &account.snapshot, &intake, account.arrival.ingress, intake.identity.hint.as_ref());
-    account.note(&intake, &judged);
-    if intake.envelope.as_ref().is_some_and(|envelope| envelope.is_question) {
-        return match judged.decision.refusal() {
-            Some(code) => account.refuse(code),
-            None => account.finish(reply::bare(StatusCode::NO_CONTENT)),
-        };
-    }
-    match judged.decision.verdict.clone() {
-        Verdict::Refuse(code) => account.refuse(code),
-        Verdict::Redirect(region) => {
-            // No client of gRPC goes elsewhere.
-            if account.is_call() {
-                return account.refuse(Code::CarrierNotCleared);
-            }
-            let redirect =
-                account.snapshot.urls.get(&region).and_then(|url| reply::redirect(url, &intake.path, parts.uri.query()));
-            match redirect {
-                Some(response) => account.redirect(region, response),
-                None => account.refuse(Code::CarrierNotCleared),
-            }
-        }
-        Verdict::Proceed(itinerary) => travel::run(account, (session, back), intake, judged, itinerary, (parts, body)).await,
-    }
-}
-
-/// A decision, and the user it was made for.
-pub struct Judged {
-    pub decision: Decision,
-    pub user: Option<(String, Proof)>,
-    /// The user's record, where the directory was asked and has one.
-    pub record: Option<Record>,
-    /// The segment of the path that names the user, where one does.
-    pub named_user: Option<usize>,
-}
-
-/// Route, facts, decision: the whole of judgement for one request.
-fn judge(worker: &Worker, snapshot: &Snapshot, intake: &Intake, ingress: Ingress, hint: Option<&Hint>) -> Judged {
-    let head = Head { method: intake.method, host: &intake.host, path: &intake.path };
-    let question = Question {
-        route: match_route(&head, &snapshot.policy),
-        ingress,
-        is_read: intake.is_read,
-        is_preflight: intake.is_preflight,
-        client: intake.client,
-        identity: &intake.identity,
-        hint,
-        envelope: intake.envelope.as_ref(),
-        now: SystemTime::now(),
-    };
-    let findings = gather(&question, snapshot);
-    account::count_lookups(&worker.metrics, &findings);
-    let decision = decide(&findings.facts(&question, &worker.vitals()), &snapshot.policy);
-    let named_user = route_of(&decision.trail, &snapshot.policy).and_then(|route| route.pattern.path.user_segment());
-    let record = match findings.directory {
-        Lookup::Found(record) => Some(record),
-        _ => None,
-    };
-    Judged { decision, user: findings.user, record, named_user }
-}
-
-/// Tells a peer how this region is.
-fn answer_probe(worker: &Worker, snapshot: &Snapshot) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    let mut put = |name, text: String| {
-        if let Ok(value) = HeaderValue::from_str(&text) {
-            response.headers_mut().insert(name, value);
-        }
-    };
-    put(fields::POLICY, snapshot.policy.hash.to_string());
-    put(fields::DRAINING, boolean(worker.is_draining()));
-    put(fields::SERVING, boolean(snapshot.upstreams.any_up()));
-    if let Some(time) = snapshot.upstreams.answer_time() {
-        put(fields::UPSTREAM_MICROS, time.as_micros().to_string());
-    }
+/// Reports to a peer how this region is.
+fn answer_probe(worker: &Worker) -> Response<Body> {
+    let snapshot = worker.snapshot();
+    let mut response = reply::bare(StatusCode::NO_CONTENT);
+    report_of(&snapshot, worker.is_draining()).write(response.headers_mut());
     response
 }
 
-impl Account {
-    /// Counts a refusal where an auditor looks for it.
-    fn count_in_ledger(&self, what: &'static str, code: &'static str, to: &str) {
-        if let Some(ledger) = &self.worker.shared.ledger {
-            let class = self.class().into();
-            ledger.count(Count { what, code, class, from: self.local_name().into(), to: to.into() });
-        }
+/// How this region is, for probes.
+pub fn report_of(snapshot: &Snapshot, is_draining: bool) -> Report {
+    Report {
+        is_draining,
+        is_serving: snapshot.upstreams.any_up(),
+        upstream_time: snapshot.upstreams.answer_time(),
+        policy: Some(snapshot.policy().hash),
+        directory: snapshot.judging.table_version(),
     }
 }

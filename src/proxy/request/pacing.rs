@@ -37,7 +37,7 @@ impl Pacing {
     }
 
     /// Answers that come when there is something to say are told by their media type.
-    pub(super) fn of_answer(headers: &HeaderMap, limits: &Limits) -> Self {
+    pub(super) fn of_response(headers: &HeaderMap, limits: &Limits) -> Self {
         let kind = kind_of(headers);
         let is_stream = kind.starts_with(GRPC) || kind.starts_with("text/event-stream");
         if is_stream { Self::of_stream(limits) } else { Self::of_message(limits) }
@@ -63,19 +63,19 @@ impl Pacing {
     }
 
     /// What an answer may cost: an app server may have little to say, now and then, whatever it calls it.
-    pub(super) const fn allowance_of_answer(&self) -> Allowance {
+    pub(super) const fn allowance_of_response(&self) -> Allowance {
         Allowance { most_bytes: u64::MAX, idle: self.idle, pace: None }
     }
 
     /// How fast a client has to take an answer.
-    pub(super) const fn pace_of_taker(&self) -> Option<Pace> {
+    pub(super) const fn client_pace(&self) -> Option<Pace> {
         self.pace
     }
 }
 
-/// How long an answer may lie untaken.
-pub fn patience_with_taker(answer: &HeaderMap, limits: &Limits) -> Duration {
-    Pacing::of_answer(answer, limits).idle
+/// How long a response may wait for its client to read it.
+pub fn response_idle_timeout(answer: &HeaderMap, limits: &Limits) -> Duration {
+    Pacing::of_response(answer, limits).idle
 }
 
 /// A gRPC call, whose client understands nothing but gRPC. What browsers send to gateways of gRPC is none.
@@ -147,7 +147,7 @@ mod tests {
         }
         let events = [("content-type", "text/event-stream; charset=utf-8")];
         assert!(of(Version::HTTP_2, &events).pace.is_some(), "no request is an event stream");
-        assert_eq!(Pacing::of_answer(&fields(&events), &limits).idle, limits.tunnel_idle);
+        assert_eq!(Pacing::of_response(&fields(&events), &limits).idle, limits.tunnel_idle);
         for bad in ["", "m", "123456789S", "5x", "-1S", "1.5S"] {
             assert_eq!(grpc_timeout(bad), None, "{bad}");
         }

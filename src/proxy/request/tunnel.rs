@@ -7,51 +7,54 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::response::Parts;
 use http::{Response, StatusCode};
 
+use crate::engine::recheck::Lease;
 use crate::http::body::Body;
 use crate::http::framing::InFlight;
 use crate::http::tunnel::{self, Ending, Traffic, Wire};
 use crate::model::outcome::Code;
 
+use super::super::admission::Admitted;
 use super::super::body::Broken;
-use super::super::forward::Hold;
 use super::super::headers;
-use super::super::ingress::{Back, Session};
-use super::super::intake::Upgrade;
-use super::account::Account;
-use super::watch::Watch;
+use super::super::ingress::ResponseChannel;
+use super::super::intake::{Intake, Upgrade};
+use super::attempts::forward::Hold;
+use super::context::Context;
 
-/// Answers the client and joins both ends.
+/// Responds to the client and joins both ends.
 pub(super) fn open(
-    mut account: Account,
-    session: &Rc<Session>,
+    mut context: Context,
+    intake: &Intake,
     upgrade: &Upgrade,
     (head, server): (Parts, Wire),
     hold: Hold,
-    (back, watch): (Back, Watch),
+    lease: Rc<Lease>,
+    admitted: Admitted,
 ) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.headers_mut() = head.headers;
-    headers::scrub_answer(response.headers_mut());
+    headers::scrub_response(response.headers_mut());
     for name in [header::CONTENT_LENGTH, header::SEC_WEBSOCKET_ACCEPT] {
         response.headers_mut().remove(name);
     }
-    let status = match &back {
-        Back::Connection(_) if upgrade.is_connect() => StatusCode::OK,
-        Back::Connection(_) => {
+    let status = match &context.channel {
+        ResponseChannel::Connection(_) if upgrade.is_connect() => StatusCode::OK,
+        ResponseChannel::Connection(_) => {
             if announce(response.headers_mut(), upgrade).is_none() {
-                return account.refuse(Code::UpstreamBad);
+                return context.refuse(Code::UpstreamBad, Some(&intake.question));
             }
             StatusCode::SWITCHING_PROTOCOLS
         }
-        Back::Stream(_) => StatusCode::OK,
+        ResponseChannel::Stream(_) => StatusCode::OK,
     };
     *response.status_mut() = status;
-    account.answered(status);
-    let busy = InFlight::count(&session.connection_state);
-    back.hand_over(Box::new(move |client| {
+    context.log.status = Some(status);
+    let busy = InFlight::count(&context.connection.connection_state);
+    let channel = context.channel.clone();
+    channel.hand_over(Box::new(move |client| {
         Box::pin(async move {
-            run(account, client, server, hold, watch).await;
-            drop(busy);
+            run(context, client, server, hold, lease).await;
+            drop((busy, admitted));
         })
     }));
     response
@@ -67,20 +70,20 @@ fn announce(headers: &mut HeaderMap, upgrade: &Upgrade) -> Option<()> {
     Some(())
 }
 
-async fn run(mut account: Account, client: Wire, server: Wire, hold: Hold, watch: Watch) {
+async fn run(mut context: Context, client: Wire, server: Wire, hold: Hold, lease: Rc<Lease>) {
     let traffic = Rc::new(Traffic::default());
-    let idle = account.snapshot.limits.tunnel_idle;
+    let idle = context.snapshot.limits.tunnel_idle;
     let broken = tokio::select! {
         biased;
-        () = poll_fn(|cx| watch.poll_uncleared(cx)) => Some(Broken::NoLongerCleared),
+        () = poll_fn(|cx| lease.poll_ended(cx)) => Some(Broken::NoLongerCleared),
         ending = tunnel::join(client, server, idle, Rc::clone(&traffic)) => match ending {
             Ending::Closed | Ending::Broken => None,
             Ending::Idle => Some(Broken::Silent),
         },
     };
     drop(hold);
-    account.request_body.bytes.set(traffic.up.get());
-    account.answer_body.bytes.set(traffic.down.get());
-    account.answer_body.broken.set(broken);
-    account.tell();
+    context.log.request_body.bytes.set(traffic.up.get());
+    context.log.response_body.bytes.set(traffic.down.get());
+    context.log.response_body.broken.set(broken);
+    context.log.write();
 }

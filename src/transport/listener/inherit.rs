@@ -1,5 +1,5 @@
-//! Ports that somebody else has claimed for us: systemd (socket activation), or the process that we succeed. They are the same
-//! sockets, so whoever waits in their queues is served, and no connection is ever refused.
+//! Listening sockets inherited from systemd (socket activation) or from the previous process (handover). They are the same
+//! sockets, so queued connections are served and no connection is refused.
 
 use std::io;
 use std::net::TcpListener;
@@ -10,13 +10,13 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::Claimed;
 
-/// The descriptors that a process leaves to its successor, separated by commas.
-const LEGACY: &str = "DOMICILE_SOCKETS";
+/// The environment variable with the file descriptors that a process hands over to its successor, separated by commas.
+const SOCKETS_VARIABLE: &str = "DOMICILE_SOCKETS";
 
-/// The ports that were left to us, by address. To be asked once, before anything else is opened.
+/// Takes the inherited ports, grouped by address. Call it once, before the process opens anything else.
 pub fn inherited() -> io::Result<Vec<Claimed>> {
-    let left = std::env::var(LEGACY).unwrap_or_default();
-    let mut descriptors: Vec<RawFd> = left.split(',').filter_map(|number| number.parse().ok()).collect();
+    let handed_over = std::env::var(SOCKETS_VARIABLE).unwrap_or_default();
+    let mut descriptors: Vec<RawFd> = handed_over.split(',').filter_map(|number| number.parse().ok()).collect();
     descriptors.extend(sd_notify::listen_fds()?);
     let mut claims: Vec<Claimed> = Vec::new();
     for descriptor in descriptors {
@@ -34,23 +34,23 @@ pub fn inherited() -> io::Result<Vec<Claimed>> {
 #[allow(unsafe_code)]
 fn adopt(descriptor: RawFd) -> io::Result<TcpListener> {
     if descriptor < 3 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a standard stream is no socket"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a standard stream is not a listening socket"));
     }
-    // SAFETY: whoever started this process names the descriptors that are ours alone, and they are asked for once.
+    // SAFETY: the parent process names descriptors that only this process owns, and each is taken once.
     let owned = unsafe { OwnedFd::from_raw_fd(descriptor) };
-    // It goes to nobody whom we start, unless we say so.
+    // Child processes must not inherit the socket, unless `leave` passes it to them.
     fcntl_setfd(&owned, FdFlags::CLOEXEC)?;
     let socket = TcpListener::from(owned);
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
 
-/// Leaves sockets to a command that is about to be started; they are to be kept open until it has been.
+/// Hands sockets over to a command. Keep them open until the command has started.
 pub fn leave(command: &mut Command, sockets: &[TcpListener]) -> io::Result<()> {
     for socket in sockets {
         fcntl_setfd(socket, FdFlags::empty())?;
     }
     let numbers: Vec<_> = sockets.iter().map(|socket| socket.as_raw_fd().to_string()).collect();
-    command.env(LEGACY, numbers.join(",")).env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
+    command.env(SOCKETS_VARIABLE, numbers.join(",")).env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Ports that belong to this process, and the connections that come in through them.
+//! Listening ports of this process, and the connections that they accept.
 
 pub mod inherit;
 
@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::tls::ClientTlsFiles;
 
-/// Connections that wait to be accepted; the kernel cuts it to its own `somaxconn`.
+/// The maximum number of connections that wait to be accepted; the kernel lowers it to `somaxconn`.
 const BACKLOG: i32 = 4096;
 
 /// An address to listen on.
@@ -20,13 +20,13 @@ const BACKLOG: i32 = 4096;
 pub struct Settings {
     pub address: SocketAddr,
     pub accepts: Accepts,
-    /// `None` for cleartext; a listener for peers has its certificate from `peer_tls`.
+    /// `None` for cleartext, and for listeners for peers, whose certificate is in `peer_tls`.
     pub tls: Option<ClientTlsFiles>,
-    /// Networks whose connections begin with a header of the PROXY protocol; then all have to. `None` for none.
+    /// Networks that may connect. Every connection must then begin with a PROXY protocol header. `None` turns the protocol off.
     pub proxy_protocol: Option<Vec<IpNet>>,
-    /// Sends every client to this port of HTTPS.
+    /// The HTTPS port to which every request is redirected.
     pub redirect: Option<u16>,
-    /// How long browsers are to come by HTTPS alone (HSTS, RFC 6797).
+    /// How long browsers must use only HTTPS (`max-age` of HSTS, RFC 6797).
     pub hsts: Option<Duration>,
 }
 
@@ -36,7 +36,7 @@ pub enum Accepts {
     Peers,
 }
 
-/// A port could not be had.
+/// Why a port cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on `{address}`: {reason}")]
 pub struct ClaimError {
@@ -56,17 +56,17 @@ impl ClaimError {
     }
 }
 
-/// A claimed port: one socket for each worker, among which the kernel spreads the connections.
+/// An open port: one socket for each worker. The kernel distributes the connections among them.
 pub struct Claimed {
-    /// With the port that the kernel chose where 0 was asked for.
+    /// Contains the port that the kernel chose if the configured port is 0.
     pub address: SocketAddr,
     pub sockets: Vec<std::net::TcpListener>,
 }
 
-/// Claims a port for this process alone and opens `workers` sockets on it.
+/// Opens `workers` sockets on a port that no other process listens on.
 ///
 /// The first socket is bound without `SO_REUSEPORT`, so that a second process on the same port fails instead of silently
-/// taking half of the connections; only then may our own others join it.
+/// taking half of the connections. The sockets of the other workers are bound after it, with `SO_REUSEPORT`.
 pub fn claim(address: SocketAddr, workers: usize) -> Result<Claimed, ClaimError> {
     let open = || -> io::Result<Claimed> {
         let first = socket(address)?;
@@ -89,7 +89,7 @@ pub fn claim(address: SocketAddr, workers: usize) -> Result<Claimed, ClaimError>
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restart must not wait for the last connections' TIME_WAIT.
+    // A restart must not wait until old connections leave TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
@@ -107,19 +107,20 @@ impl Acceptor {
         Ok(Self { listener: TcpListener::from_std(socket)? })
     }
 
-    /// The next connection. Out of descriptors or memory, it pauses and tries again: nothing dies and nothing spins.
+    /// Accepts the next connection. Without file descriptors or memory, it pauses and retries, so that it neither fails nor
+    /// busy-loops.
     pub async fn accept(&self) -> (TcpStream, SocketAddr) {
         let mut pause = Duration::from_millis(5);
         loop {
             match self.listener.accept().await {
                 Ok((stream, remote)) => {
-                    // Failing costs latency, not correctness.
+                    // A failure costs latency, not correctness.
                     let _ = stream.set_nodelay(true);
                     return (stream, remote);
                 }
-                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) if is_connection_error(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "cannot accept connections");
+                    tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "cannot accept connections; retrying");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(1));
                 }
@@ -127,10 +128,10 @@ impl Acceptor {
         }
     }
 
-    /// Closes the port; gives the connections that were queued by then, which are still owed an answer.
+    /// Closes the port and returns the queued connections, so that they are still served.
     pub fn close(self) -> Vec<(TcpStream, SocketAddr)> {
         let mut queued = Vec::new();
-        // The runtime may not have heard of them yet, so the kernel is asked.
+        // Ask the kernel, because the runtime may not have been notified of them yet.
         let Ok(listener) = self.listener.into_std() else { return queued };
         while let Ok((stream, remote)) = listener.accept() {
             if stream.set_nonblocking(true).is_ok()
@@ -144,7 +145,7 @@ impl Acceptor {
     }
 }
 
-fn is_of_one_connection(error: &io::Error) -> bool {
+fn is_connection_error(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
 }
 
@@ -160,7 +161,7 @@ mod tests {
         let refused = claim(claimed.address, 1).err().expect("a second claim of the same port fails");
         assert!(refused.to_string().contains("another process listens there"), "{refused}");
 
-        // The kernel spreads by hash: with enough connections every socket gets one.
+        // The kernel distributes by hash: with enough connections every socket gets one.
         let clients: Vec<_> = (0..200).map(|_| TcpStream::connect(claimed.address).unwrap()).collect();
         for socket in &claimed.sockets {
             socket.set_nonblocking(false).unwrap();

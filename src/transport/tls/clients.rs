@@ -1,4 +1,4 @@
-//! TLS for clients: our certificates by SNI.
+//! TLS for clients: selects the certificate by SNI.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,13 +14,13 @@ use rustls_pki_types::{CertificateDer, ServerName};
 
 use super::{ACME_TLS, AcmeFiles, CertificateFiles, Challenges, TlsError, provider, roots_of, unusable};
 
-/// What a listener for clients shows, and whom it asks to show something.
+/// The certificates of a listener for clients, and whether it requests client certificates.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClientTlsFiles {
     pub certificates: Vec<CertificateFiles>,
-    /// Who signs the certificates of clients, and whether each must have one.
+    /// The authority of client certificates; `None` if none are requested.
     pub clients: Option<ClientAuthority>,
-    /// Names whose certificate comes from an ACME server; it stands among the others.
+    /// Names whose certificate comes from an ACME server. That certificate is also in `certificates`.
     pub acme: Option<AcmeFiles>,
 }
 
@@ -30,14 +30,14 @@ pub struct ClientAuthority {
     pub required: bool,
 }
 
-/// How a listener for clients shows itself.
+/// The TLS configuration of a listener for clients.
 pub struct ClientTls {
     pub config: Arc<ServerConfig>,
     certificates: Arc<BySni>,
 }
 
 impl ClientTls {
-    /// The certificate by SNI, the first where none fits; HTTP/2 preferred.
+    /// Selects the certificate by SNI, or the first if none matches; prefers HTTP/2.
     pub fn load(files: &ClientTlsFiles, challenges: &Arc<Challenges>) -> Result<Arc<Self>, TlsError> {
         let certificates = Arc::new(BySni::load(&files.certificates, challenges)?);
         let builder = ServerConfig::builder_with_provider(provider())
@@ -52,7 +52,7 @@ impl ClientTls {
         if files.acme.is_some() {
             config.alpn_protocols.push(ACME_TLS.to_vec());
         }
-        // A resumed session would carry a client's certificate forward, whatever has become of it since.
+        // A resumed session would skip the check of a client's certificate, which may have expired since.
         if files.clients.is_some() {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
@@ -72,7 +72,7 @@ impl ClientAuthority {
     }
 }
 
-/// The certificate that a connection was shown: it says for which hosts the connection may ask.
+/// The certificate that was presented on a connection. It determines the hosts that the connection may request.
 #[derive(Clone)]
 pub struct Site {
     tls: Arc<ClientTls>,
@@ -80,20 +80,20 @@ pub struct Site {
 }
 
 impl Site {
-    /// What was shown to a client that asked for `name`.
+    /// The certificate that was presented to a client with SNI `name`.
     pub fn shown(tls: &Arc<ClientTls>, name: Option<&str>) -> Self {
         Self { shown: tls.certificates.find(name), tls: Arc::clone(tls) }
     }
 
-    /// Whether a request for `host` may come on this connection: another certificate is another tenant's, unless the one
-    /// that was shown is for that host as well (RFC 9110 section 7.4, RFC 9113 section 9.1.1).
+    /// Whether a request for `host` is allowed on this connection. The presented certificate must be valid for `host`, because
+    /// another certificate may belong to another tenant (RFC 9110 section 7.4, RFC 9113 section 9.1.1).
     ///
-    /// `all` are those of every listener: who is admitted at one must not come in by another. A host that no certificate is for
-    /// is the first certificate's, as for a client that names none.
+    /// `all` contains the TLS configurations of every listener, so that a host of one listener is not served through another.
+    /// A host without a certificate is served on connections with the first certificate, which clients without SNI also get.
     pub fn may_serve(&self, host: &str, all: &[Arc<ClientTls>]) -> bool {
         let Some(shown) = &self.shown else { return false };
-        let is_someones = all.iter().any(|tls| tls.certificates.named(host).is_some());
-        if !is_someones && self.tls.certificates.default.as_ref().is_some_and(|first| Arc::ptr_eq(first, shown)) {
+        let is_covered = all.iter().any(|tls| tls.certificates.named(host).is_some());
+        if !is_covered && self.tls.certificates.default.as_ref().is_some_and(|first| Arc::ptr_eq(first, shown)) {
             return true;
         }
         let name = ServerName::try_from(host.trim_matches(['[', ']']));
@@ -106,7 +106,7 @@ struct BySni {
     challenges: Arc<Challenges>,
     default: Option<Arc<CertifiedKey>>,
     exact: HashMap<String, Arc<CertifiedKey>>,
-    /// By what follows the `*.`, which stands for exactly one label (RFC 6125 section 6.4.3).
+    /// By the domain after `*.`, which matches exactly one label (RFC 6125 section 6.4.3).
     wildcard: HashMap<String, Arc<CertifiedKey>>,
 }
 
@@ -127,7 +127,7 @@ impl BySni {
         Ok(found)
     }
 
-    /// The certificate that is for this name.
+    /// The certificate for this name.
     fn named(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
         let name = name.to_ascii_lowercase();
         let wildcard = name.split_once('.').and_then(|(_, domain)| self.wildcard.get(domain));
@@ -143,7 +143,7 @@ fn dns_names(chain: &[CertificateDer<'static>], file: &Path) -> Result<Vec<Strin
     let first = chain.first().expect("a loaded chain has a certificate");
     match webpki::EndEntityCert::try_from(first) {
         Ok(certificate) => Ok(certificate.valid_dns_names().map(str::to_ascii_lowercase).collect()),
-        Err(error) => unusable(file, format!("is no server certificate: {error}")),
+        Err(error) => unusable(file, format!("is not a server certificate: {error}")),
     }
 }
 

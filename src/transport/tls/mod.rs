@@ -1,4 +1,4 @@
-//! Certificates: ours by SNI for clients, mutual for peers, whose certificate proves their region.
+//! TLS: certificates by SNI for clients, mutual TLS for peers, whose certificate proves their region.
 
 mod challenges;
 mod clients;
@@ -15,7 +15,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-pub use challenges::{ACME_PATH, ACME_TLS, AcmeFiles, ChallengeKind, Challenges};
+pub use challenges::{ACME_PATH, ACME_TLS, AcmeFiles, ChallengeKind, Challenges, OpenChallenges};
 pub use clients::{ClientAuthority, ClientTls, ClientTlsFiles, Site};
 pub use peers::{PeerFiles, PeerTls, REGION_URI, region_of};
 pub use upstreams::UpstreamFiles;
@@ -27,7 +27,7 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// A certificate or key that cannot be used, and what to do about it.
+/// Why a certificate or key cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("`{}`: {reason}", file.display())]
 pub struct TlsError {
@@ -49,20 +49,18 @@ fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErr
         Err(error) => return unusable(file, format!("cannot read the certificate: {error}")),
     };
     match certificates {
-        Ok(certificates) if certificates.is_empty() => {
-            unusable(file, "holds no certificate; it needs a block `BEGIN CERTIFICATE`")
-        }
+        Ok(certificates) if certificates.is_empty() => unusable(file, "contains no certificate; add a `BEGIN CERTIFICATE` block"),
         Ok(certificates) => Ok(certificates),
-        Err(error) => unusable(file, format!("is no PEM file of certificates: {error}")),
+        Err(error) => unusable(file, format!("is not a PEM file of certificates: {error}")),
     }
 }
 
-/// The authorities of a file, each of which is believed.
+/// The trusted authorities in a file.
 fn roots_of(file: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates(file)? {
         if let Err(error) = roots.add(certificate) {
-            return unusable(file, format!("is no certificate authority: {error}"));
+            return unusable(file, format!("is not a usable CA certificate: {error}"));
         }
     }
     Ok(roots)
@@ -77,7 +75,7 @@ impl CertificateFiles {
         };
         CertifiedKey::from_der(chain, key, &provider()).or_else(|error| match error {
             rustls::Error::InconsistentKeys(_) => {
-                unusable(&self.key, format!("is not the key of the certificate `{}`", self.certificate.display()))
+                unusable(&self.key, format!("does not match the certificate `{}`", self.certificate.display()))
             }
             error => unusable(&self.certificate, error),
         })

@@ -14,19 +14,20 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName,
 
 use super::{CertificateFiles, TlsError, provider, roots_of, unusable};
 
-/// What a peer's certificate names its region with, in a subject alternative name of type URI.
+/// The prefix of the URI that names the region, in a subject alternative name of a peer's certificate.
 pub const REGION_URI: &str = "domicile://region/";
 
-/// What this region shows its peers, and who signs theirs.
+/// The certificate of this region, and the authority of its peers' certificates.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerFiles {
     pub own: CertificateFiles,
     pub authority: PathBuf,
-    /// Lists of what the authority has revoked (CRLs).
+    /// Certificate revocation lists (CRLs) of the authority.
     pub revoked: Vec<PathBuf>,
 }
 
-/// Both ends of the connections between peers: TLS 1.3 alone, no resumption, so that every connection proves itself.
+/// Server and client TLS for connections between peers: only TLS 1.3, and no resumption, so that every connection proves its
+/// region.
 pub struct PeerTls {
     pub server: Arc<ServerConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
@@ -55,26 +56,26 @@ impl PeerTls {
             .with_client_cert_verifier(Arc::clone(&verifier))
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&own))));
         server.alpn_protocols = vec![b"h2".to_vec()];
-        // A resumed session would carry a certificate forward that has been revoked since.
+        // A resumed session would skip the check of a certificate that may have been revoked since.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         Ok(Self { server: Arc::new(server), verifier, own, roots, revoked })
     }
 
-    /// Whether a chain that proved a peer before would prove it now: its authority, its time, and what has been revoked since.
+    /// Whether a chain that was accepted before is still valid: its authority, its validity period and its revocation.
     pub fn still_proves(&self, chain: &[CertificateDer<'_>]) -> bool {
         let Some((own, intermediates)) = chain.split_first() else { return false };
         self.verifier.verify_client_cert(own, intermediates, UnixTime::now()).is_ok()
     }
 
-    /// The region that our own certificate names, if it names one.
+    /// The region that this process's own certificate names, if it names exactly one.
     pub fn own_region(&self) -> Option<String> {
         region_of(&self.own.cert)
     }
 
-    /// A client that accepts nobody but the proxy of `region`.
+    /// A client configuration that accepts only the proxy of `region`.
     pub fn client_for(&self, region: &str) -> Arc<ClientConfig> {
-        // The lists were read when this was loaded, so the verifier can be built.
+        // `load` built a verifier from the same authorities and lists, so this cannot fail.
         let inner = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
             .with_crls(self.revoked.iter().cloned())
             .allow_unknown_revocation_status()
@@ -93,7 +94,7 @@ impl PeerTls {
     }
 }
 
-/// The region that a certificate names in a URI such as `domicile://region/eu-west`; none if it names several.
+/// The region that a certificate names in a URI such as `domicile://region/eu-west`; `None` if it names none or several.
 pub fn region_of(chain: &[CertificateDer<'_>]) -> Option<String> {
     let certificate = webpki::EndEntityCert::try_from(chain.first()?).ok()?;
     let mut regions = certificate.valid_uri_names().filter_map(|uri| uri.strip_prefix(REGION_URI));
@@ -101,17 +102,17 @@ pub fn region_of(chain: &[CertificateDer<'_>]) -> Option<String> {
     regions.next().is_none().then_some(region)
 }
 
-/// All lists in a file: one authority's may stand behind another's.
+/// Reads all revocation lists in a file, which may contain those of several authorities.
 fn read_lists(file: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
     let lists = CertificateRevocationListDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match lists {
-        Ok(lists) if lists.is_empty() => unusable(file, "holds no revocation list in PEM"),
+        Ok(lists) if lists.is_empty() => unusable(file, "contains no revocation list; add an `X509 CRL` block in PEM"),
         Ok(lists) => Ok(lists),
-        Err(error) => unusable(file, format!("is no PEM file of revocation lists: {error}")),
+        Err(error) => unusable(file, format!("is not a PEM file of revocation lists: {error}")),
     }
 }
 
-/// Accepts a server by its region, not by its host name: a gateway's address may change, its region may not.
+/// Verifies a server by its region instead of its host name, because the address of a gateway may change.
 #[derive(Debug)]
 struct RegionVerifier {
     region: String,
@@ -128,7 +129,7 @@ impl ServerCertVerifier for RegionVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         match self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp, now) {
-            // The chain, its time and its revocation are checked before the name.
+            // A name error means that the chain, its validity period and its revocation have passed: they are checked first.
             Ok(_)
             | Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -147,7 +148,7 @@ impl ServerCertVerifier for RegionVerifier {
         _certificate: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("peers speak TLS 1.3".into()))
+        Err(rustls::Error::General("peers must use TLS 1.3".into()))
     }
 
     fn verify_tls13_signature(

@@ -1,4 +1,4 @@
-//! TLS towards app servers: always verified, by name.
+//! TLS to upstreams. Their certificates are always verified by name.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use rustls::{ClientConfig, RootCertStore};
 use super::super::dial::Secured;
 use super::{CertificateFiles, TlsError, provider, roots_of};
 
-/// Whom to accept as an app server, and what to show it.
+/// The authority of an upstream's certificate, and the client certificate to present.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct UpstreamFiles {
-    /// Who signs its certificate; the system's authorities if left out.
+    /// The authority of the upstream's certificate; `None` for the system's authorities.
     pub authority: Option<PathBuf>,
-    /// The name to ask for (SNI) and to accept; the URL's host if left out.
+    /// The name for SNI and for verification; `None` for the URL's host.
     pub name: Option<String>,
-    /// Our own certificate, where it asks for one.
+    /// The client certificate, if the upstream requests one.
     pub own: Option<CertificateFiles>,
 }
 
@@ -26,13 +26,13 @@ impl UpstreamFiles {
         self.authority.iter().chain(own)
     }
 
-    /// Reads the files; `http2` offers both versions of HTTP.
+    /// Reads the files. With `http2`, ALPN offers HTTP/2 and HTTP/1.1; else only HTTP/1.1.
     pub fn load(&self, http2: bool) -> Result<Secured, TlsError> {
         let roots = Arc::new(self.roots()?);
         let config = |protocols: &[&[u8]]| {
             let builder = ClientConfig::builder_with_provider(provider())
                 .with_safe_default_protocol_versions()
-                .expect("the provider http_version TLS 1.2 and 1.3")
+                .expect("the provider supports TLS 1.2 and 1.3")
                 .with_root_certificates(Arc::clone(&roots));
             let mut config = match &self.own {
                 None => builder.with_no_client_auth(),
@@ -52,7 +52,7 @@ impl UpstreamFiles {
         if let Some(file) = &self.authority {
             return roots_of(file);
         }
-        // Single certificates of the system's that cannot be read are no reason to trust nobody.
+        // Skip system certificates that cannot be parsed, so that the others remain usable.
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         Ok(roots)

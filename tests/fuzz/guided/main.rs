@@ -1,4 +1,4 @@
-//! One target at a time, named by `TARGET`; without arguments of libFuzzer's own it searches until it finds something.
+//! Fuzzes the target that `TARGET` names. Without arguments for libFuzzer, the search ends only at a finding.
 #![no_main]
 
 #[path = "../targets/mod.rs"]
@@ -14,22 +14,22 @@ fn target() -> &'static Target {
         let name = std::env::var("TARGET").unwrap_or_default();
         let names = targets::ALL.map(|target| target.name).join(", ");
         let known = targets::ALL.into_iter().find(|target| target.name == name);
-        known.unwrap_or_else(|| panic!("TARGET has to be one of {names}"))
+        known.unwrap_or_else(|| panic!("TARGET must be one of {names}"))
     })
 }
 
-/// Writes down what the target's inputs are made of, where `SEEDS` names a folder for them.
+/// If `SEEDS` names a folder, writes the target's seeds and words there and exits.
 fn write_seeds() {
     let Ok(folder) = std::env::var("SEEDS") else { return };
     for (index, seed) in (target().seeds)().iter().enumerate() {
-        std::fs::write(format!("{folder}/seed-{index}"), seed).expect("the folder is there");
+        std::fs::write(format!("{folder}/seed-{index}"), seed).expect("the folder exists");
     }
     let entry = |word: &[u8]| {
         let bytes = word.iter().map(|byte| format!("\\x{byte:02x}")).collect::<String>();
         format!("\"{bytes}\"\n")
     };
     let words: String = target().words.iter().map(|word| entry(word)).collect();
-    std::fs::write(format!("{folder}.words"), words).expect("the folder is there");
+    std::fs::write(format!("{folder}.words"), words).expect("the folder exists");
     std::process::exit(0);
 }
 

@@ -1,4 +1,5 @@
-//! Configurations: sound or refused, with a place for every mistake, in good time, and saying what they say to a second reader.
+//! Configurations: accepted or refused within a time limit, every mistake with its place, and with the same meaning to an
+//! independent parser.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -71,11 +72,11 @@ fn check(bytes: &[u8]) {
     }
     assert!(started.elapsed() < Duration::from_secs(20), "a file of {} bytes", bytes.len());
     let is_no_yaml =
-        read.as_ref().is_err_and(|problems| problems.iter().any(|problem| problem.message.starts_with("this is no YAML")));
-    // A second reader may be of another mind on what is no YAML; on what it says, where it is, it may not.
+        read.as_ref().is_err_and(|problems| problems.iter().any(|problem| problem.message.starts_with("this is not valid YAML")));
+    // The parsers may disagree on whether a text is YAML. If both accept it, it must have the same meaning.
     if let Some(tree) = Tree::read(text).filter(|_| !is_no_yaml) {
         let written = tree.to_string();
-        assert_eq!(meaning(read), meaning(load(&written)), "to a second reader this says {written}");
+        assert_eq!(meaning(read), meaning(load(&written)), "an independent parser reads this as {written}");
     }
 }
 
@@ -84,7 +85,7 @@ fn load(text: &str) -> Result<Config, Vec<Problem>> {
     config::parse(text, Path::new("domicile.yaml"), Some("eu-west"), &mut Registry::default(), today)
 }
 
-/// What a configuration comes to: the policy's hash, or the mistakes without their places.
+/// The result of loading: the hash of the policy, or the mistakes without their places.
 fn meaning(read: Result<Config, Vec<Problem>>) -> BTreeSet<String> {
     let place = |message: &str| message.split(|c: char| c.is_ascii_digit()).collect::<String>();
     match read {
@@ -93,7 +94,7 @@ fn meaning(read: Result<Config, Vec<Problem>>) -> BTreeSet<String> {
     }
 }
 
-/// A document as a second reader sees it.
+/// A document as an independent parser reads it.
 enum Tree {
     Null,
     Text(String),
@@ -102,8 +103,8 @@ enum Tree {
 }
 
 impl Tree {
-    /// `None` for what the second reader refuses, for what we promise to refuse (tags, a second document, too deep a nest), and for
-    /// anchors and question marks: it reads YAML 1.1, which ends the names of the one elsewhere and sees a key in the other.
+    /// `None` for documents that the independent parser refuses, for those that Domicile always refuses (tags, a second document,
+    /// deep nesting), and for anchors and question marks, because YAML 1.1 ends anchor names elsewhere and treats `?` as a key.
     fn read(text: &str) -> Option<Self> {
         if text.contains('?') {
             return None;
@@ -161,7 +162,7 @@ impl Tree {
     }
 }
 
-/// The same document in one form: flow style, every text in double quotes.
+/// Writes the document in flow style, with every text in double quotes.
 impl fmt::Display for Tree {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

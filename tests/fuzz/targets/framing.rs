@@ -1,4 +1,5 @@
-//! The gates for HTTP/1: what passes is read alike in any pieces, and by a second reader that knows nothing of the first.
+//! The gates for HTTP/1: the result does not depend on how the input is split into reads, and an independent parser finds the
+//! framing unambiguous.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -52,7 +53,7 @@ fn payloads() -> Vec<Vec<u8>> {
     groups.map(|payload| payload["send"].as_str().unwrap().as_bytes().to_vec()).collect()
 }
 
-/// A reader that gives `step` bytes at a time, and then its end.
+/// A reader that returns at most `step` bytes per read, and then the end.
 struct Pieces<'a> {
     rest: &'a [u8],
     step: usize,
@@ -72,7 +73,7 @@ impl tokio::io::AsyncRead for Pieces<'_> {
     }
 }
 
-/// What the gate lets through of these bytes, and whether it broke off.
+/// The bytes that the gate passes, and whether it ends with an error.
 fn passed(bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
     let hour = Duration::from_secs(3600);
     let limits =
@@ -85,7 +86,7 @@ fn passed(bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
         let mut out = Vec::new();
         loop {
             let mut piece = [0; 4096];
-            // Behind an upgrade nothing is read before it is answered, so the reading stops there.
+            // After an upgrade request, the gate reads nothing before the response, so reading stops there.
             let read = std::future::poll_fn(|cx| {
                 let mut read = tokio::io::ReadBuf::new(&mut piece);
                 match tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut gate), cx, &mut read) {
@@ -102,8 +103,8 @@ fn passed(bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
     })
 }
 
-/// The second reader: finds the messages of a stream by httparse, and by the strictest reading of RFC 9112 section 6.
-/// Gives how many whole messages there are; panics where two readings are possible.
+/// An independent parser: finds the messages of a stream with httparse and the strictest reading of RFC 9112 section 6.
+/// Returns the number of complete messages; panics if the framing is ambiguous.
 fn read_again(mut bytes: &[u8]) -> usize {
     let mut whole = 0;
     loop {
@@ -113,14 +114,14 @@ fn read_again(mut bytes: &[u8]) -> usize {
         let head = match request.parse(bytes) {
             Ok(httparse::Status::Complete(head)) => head,
             Ok(httparse::Status::Partial) => return whole,
-            Err(error) => panic!("it passed, and a second reader says: {error}"),
+            Err(error) => panic!("the gate passes this, and an independent parser reports: {error}"),
         };
         let all = |name: &str| {
             let fields = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
             fields.map(|field| String::from_utf8_lossy(field.value).trim().to_owned()).collect::<Vec<_>>()
         };
         let (lengths, encodings, hosts) = (all("content-length"), all("transfer-encoding"), all("host"));
-        assert!(lengths.len() + encodings.len() <= 1, "one way to find the end: {lengths:?} {encodings:?}");
+        assert!(lengths.len() + encodings.len() <= 1, "the framing is ambiguous: {lengths:?} {encodings:?}");
         assert!(hosts.len() <= 1 && (request.version == Some(0) || hosts.len() == 1), "{hosts:?}");
         assert!(encodings.is_empty() || request.version == Some(1));
         bytes = &bytes[head..];
@@ -130,7 +131,7 @@ fn read_again(mut bytes: &[u8]) -> usize {
         }
         if let Some(encoding) = encodings.first() {
             assert!(encoding.eq_ignore_ascii_case("chunked"), "{encoding}");
-            let Some(rest) = behind_chunks(bytes) else { return whole };
+            let Some(rest) = after_chunks(bytes) else { return whole };
             bytes = rest;
         } else {
             let length: usize = lengths.first().map_or(0, |length| length.parse().expect("a length is a number"));
@@ -144,9 +145,9 @@ fn read_again(mut bytes: &[u8]) -> usize {
 fn check_request(bytes: &[u8]) {
     let (whole, broke) = passed(bytes, usize::MAX);
     for step in [1, 7] {
-        assert_eq!(passed(bytes, step), (whole.clone(), broke), "in pieces of {step}");
+        assert_eq!(passed(bytes, step), (whole.clone(), broke), "in reads of {step} bytes");
     }
-    // What broke off in a body may end in the middle of it; what came before stands.
+    // After an error, the output may end within a body.
     if !broke {
         read_again(&whole);
     }
@@ -165,7 +166,7 @@ fn answer_seeds() -> Vec<Vec<u8>> {
     seeds.iter().map(|seed| seed.as_bytes().to_vec()).collect()
 }
 
-/// What the gate lets through of an answer, and whether it broke off.
+/// The bytes of a response that the gate passes, and whether it ends with an error.
 fn through(bytes: &[u8], asked: Asked, step: usize) -> (Vec<u8>, bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
@@ -183,14 +184,14 @@ fn check_answer(bytes: &[u8]) {
     for asked in [Asked::Other, Asked::Head, Asked::Upgrade, Asked::Connect] {
         let (whole, broke) = through(bytes, asked, usize::MAX);
         for step in [1, 7] {
-            assert_eq!(through(bytes, asked, step), (whole.clone(), broke), "{asked:?} in pieces of {step}");
+            assert_eq!(through(bytes, asked, step), (whole.clone(), broke), "{asked:?} in reads of {step} bytes");
         }
-        assert!(bytes.starts_with(&whole), "nothing is put in");
+        assert!(bytes.starts_with(&whole), "the gate adds nothing");
         read_answer_again(&whole, asked);
     }
 }
 
-/// The second reader for answers: one answer, interim ones before it, and not a byte behind its end.
+/// An independent parser for responses: informational responses, one final response, and no byte after its end.
 fn read_answer_again(mut bytes: &[u8], asked: Asked) {
     loop {
         let mut fields = [httparse::EMPTY_HEADER; 300];
@@ -198,37 +199,37 @@ fn read_answer_again(mut bytes: &[u8], asked: Asked) {
         let head = match answer.parse(bytes) {
             Ok(httparse::Status::Complete(head)) => head,
             Ok(httparse::Status::Partial) => return,
-            Err(error) => panic!("it passed, and a second reader says: {error}"),
+            Err(error) => panic!("the gate passes this, and an independent parser reports: {error}"),
         };
         let all = |name: &str| {
             let fields = answer.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
             fields.map(|field| String::from_utf8_lossy(field.value).trim().to_owned()).collect::<Vec<_>>()
         };
         let (lengths, encodings) = (all("content-length"), all("transfer-encoding"));
-        assert!(lengths.len() + encodings.len() <= 1, "one way to find the end: {lengths:?} {encodings:?}");
+        assert!(lengths.len() + encodings.len() <= 1, "the framing is ambiguous: {lengths:?} {encodings:?}");
         bytes = &bytes[head..];
         match answer.code.expect("a whole head has a status") {
             101 => return assert_eq!(asked, Asked::Upgrade),
             100..=199 => continue,
             200..=299 if asked == Asked::Connect => return,
-            204 | 304 => return assert!(bytes.is_empty(), "there is no body"),
-            _ if asked == Asked::Head => return assert!(bytes.is_empty(), "there is no body"),
+            204 | 304 => return assert!(bytes.is_empty(), "the response has no body"),
+            _ if asked == Asked::Head => return assert!(bytes.is_empty(), "the response has no body"),
             _ => {}
         }
         if !encodings.is_empty() {
-            return if let Some(rest) = behind_chunks(bytes) {
-                assert!(rest.is_empty(), "nothing comes behind the end")
+            return if let Some(rest) = after_chunks(bytes) {
+                assert!(rest.is_empty(), "nothing follows the end")
             };
         }
         if let Some(length) = lengths.first() {
-            assert!(bytes.len() <= length.parse().expect("a length is a number"), "nothing comes behind the end");
+            assert!(bytes.len() <= length.parse().expect("a length is a number"), "nothing follows the end");
         }
         return;
     }
 }
 
-/// What follows a chunked body; `None` if its end has not come.
-fn behind_chunks(mut bytes: &[u8]) -> Option<&[u8]> {
+/// The bytes after a chunked body; `None` if the body is incomplete.
+fn after_chunks(mut bytes: &[u8]) -> Option<&[u8]> {
     loop {
         let Ok(httparse::Status::Complete((at, size))) = httparse::parse_chunk_size(bytes) else { return None };
         bytes = &bytes[at..];
@@ -245,6 +246,6 @@ fn behind_chunks(mut bytes: &[u8]) -> Option<&[u8]> {
     match httparse::parse_headers(bytes, &mut trailers) {
         Ok(httparse::Status::Complete((at, _))) => Some(&bytes[at..]),
         Ok(httparse::Status::Partial) => None,
-        Err(error) => panic!("the trailers passed, and a second reader says: {error}"),
+        Err(error) => panic!("the gate passes these trailers, and an independent parser reports: {error}"),
     }
 }

@@ -1,8 +1,6 @@
-//! Fields on their way to the next hop: nothing forged is left, in any spelling.
+//! Headers for the next hop: no forged field is left, in any spelling.
 
-use domicile::decision::route::Method;
-use domicile::proxy::headers::{rebuild, scrub_trailers};
-use domicile::proxy::intake::{Identity, Intake};
+use domicile::proxy::headers::{Truth, rebuild, scrub_trailers};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Target;
@@ -31,21 +29,8 @@ const WORDS: &[&[u8]] = &[
     b": ",
 ];
 
-fn intake() -> Intake {
-    Intake {
-        id: "id".into(),
-        method: Method::Get,
-        host: "a.test".into(),
-        authority: "a.test".into(),
-        path: "/".into(),
-        is_read: true,
-        is_preflight: false,
-        upgrade: None,
-        client: "192.0.2.1".parse().unwrap(),
-        identity: Identity::default(),
-        envelope: None,
-        is_https: true,
-    }
+fn truth() -> Truth<'static> {
+    Truth { request_id: "id", client: "192.0.2.1".parse().unwrap(), is_https: true, authority: "a.test" }
 }
 
 fn seeds() -> Vec<Vec<u8>> {
@@ -58,7 +43,7 @@ fn seeds() -> Vec<Vec<u8>> {
     seeds.map(<[u8]>::to_vec).into()
 }
 
-/// The fields of an input, a line each; what no header could hold is left out.
+/// The fields of an input, one per line; lines that are not valid fields are skipped.
 fn fields(bytes: &[u8]) -> Vec<(HeaderName, HeaderValue)> {
     let lines = bytes.split(|byte| *byte == b'\n').filter_map(|line| {
         let colon = line.iter().position(|byte| *byte == b':')?;
@@ -68,7 +53,7 @@ fn fields(bytes: &[u8]) -> Vec<(HeaderName, HeaderValue)> {
     lines.collect()
 }
 
-/// What an app server reads: the head as bytes, by a parser that is not ours.
+/// The fields that an app server reads: the head is serialized, and parsed by httparse.
 fn as_servers_read(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     let mut head = b"GET / HTTP/1.1\r\n".to_vec();
     for (name, value) in headers {
@@ -80,17 +65,17 @@ fn as_servers_read(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     head.extend_from_slice(b"\r\n");
     let mut slots = vec![httparse::EMPTY_HEADER; headers.len() + 1];
     let mut request = httparse::Request::new(&mut slots);
-    let read = request.parse(&head).expect("fields that were rebuilt make a head");
-    assert_eq!(read, httparse::Status::Complete(head.len()), "it ends where we end it");
+    let read = request.parse(&head).expect("rebuilt headers form a valid head");
+    assert_eq!(read, httparse::Status::Complete(head.len()), "the head ends at its empty line");
     request.headers.iter().map(|field| (field.name.to_owned(), field.value.to_vec())).collect()
 }
 
-/// How a server behind a gateway interface (RFC 3875 section 4.1.18) calls a field: it cannot tell `_` from `-`.
+/// The name of a field in a CGI variable (RFC 3875 section 4.1.18), which does not distinguish `_` from `-`.
 fn as_gateways_call(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_")
 }
 
-/// The members of a list (RFC 9110 section 5.6.1), in lower case.
+/// The members of a list-based field (RFC 9110 section 5.6.1), in lower case.
 fn members<'a>(fields: &'a [(HeaderName, HeaderValue)], list: &'a str) -> impl Iterator<Item = Vec<u8>> + 'a {
     let values = fields.iter().filter(move |(name, _)| name == list);
     values.flat_map(|(_, value)| {
@@ -98,8 +83,8 @@ fn members<'a>(fields: &'a [(HeaderName, HeaderValue)], list: &'a str) -> impl I
     })
 }
 
-/// What a hop must pass on as it came (RFC 9110 section 7.6): fields of the message itself, whoever wrote them.
-fn is_the_messages(name: &str) -> bool {
+/// End-to-end fields, which a proxy must forward unchanged (RFC 9110 section 7.6).
+fn is_end_to_end(name: &str) -> bool {
     const NAMES: [&str; 14] = [
         "accept",
         "authorization",
@@ -119,7 +104,7 @@ fn is_the_messages(name: &str) -> bool {
     NAMES.contains(&name)
 }
 
-/// What concerns one connection alone, and what tells an app server who its client is.
+/// Hop-by-hop fields, and fields that describe the client to an app server.
 fn may_not_pass(name: &str) -> bool {
     let folded = name.replace('_', "-");
     let of_the_connection = ["connection", "keep-alive", "upgrade", "transfer-encoding", "proxy-connection", "expect"];
@@ -134,7 +119,7 @@ fn check(bytes: &[u8]) {
     let fields = fields(bytes);
     let mut headers: HeaderMap = fields.iter().cloned().collect();
     let mut trailers = headers.clone();
-    rebuild(&mut headers, &intake(), &HeaderValue::from_static("a.test"));
+    rebuild(&mut headers, &truth());
     let read = as_servers_read(&headers);
     let ours = [
         ("FORWARDED", "for=192.0.2.1;host=\"a.test\";proto=https"),
@@ -151,16 +136,16 @@ fn check(bytes: &[u8]) {
         let is_ours = ours.iter().any(|(ours, _)| as_gateways_call(name) == *ours);
         assert!(is_ours || !may_not_pass(name), "{name}: {}", value.escape_ascii());
     }
-    let named_away: Vec<_> = members(&fields, "connection").collect();
+    let connection_options: Vec<_> = members(&fields, "connection").collect();
     for (name, _) in &fields {
         let sent = fields.iter().filter(|(other, _)| other == name).map(|(_, value)| value.as_bytes());
         let kept: Vec<_> = read.iter().filter(|(other, _)| other == name.as_str()).map(|(_, value)| &**value).collect();
-        let is_named = named_away.contains(&name.as_str().as_bytes().to_vec());
+        let is_named = connection_options.contains(&name.as_str().as_bytes().to_vec());
         match name.as_str() {
-            // Nobody names away what others rely on.
+            // `Connection` cannot remove the credentials of a request.
             "cookie" | "authorization" => assert!(sent.eq(kept), "{name}"),
-            name if is_named && is_the_messages(name) => assert!(kept.is_empty(), "{name} is of the last connection alone"),
-            name if is_the_messages(name) => assert!(sent.eq(kept), "{name}"),
+            name if is_named && is_end_to_end(name) => assert!(kept.is_empty(), "{name} is hop-by-hop"),
+            name if is_end_to_end(name) => assert!(sent.eq(kept), "{name}"),
             _ => {}
         }
     }

@@ -1,4 +1,4 @@
-//! What is held against inputs that nobody thought of: a check that must hold for all of them.
+//! Fuzz targets: each has a check that must hold for every input.
 
 use std::cell::Cell;
 use std::sync::Once;
@@ -15,15 +15,15 @@ pub use headers::HEADERS;
 pub use paths::PATHS;
 pub use proxy_protocol::PROXY_PROTOCOL;
 
-/// A check, and what inputs to it are made of.
+/// A check, and the material for its inputs.
 pub struct Target {
     pub name: &'static str,
-    /// What sets the format's pieces apart: put in here and there.
+    /// Tokens of the format, which mutations insert.
     pub words: &'static [&'static [u8]],
     pub seeds: fn() -> Vec<Vec<u8>>,
-    /// Panics if the promise is broken.
+    /// Panics if the input violates what the target promises.
     pub check: fn(&[u8]),
-    /// The most bytes of an input that is worth its time.
+    /// The maximum length of inputs in a guided search, in bytes.
     pub most: usize,
 }
 
@@ -33,14 +33,14 @@ thread_local! {
     static IS_FAULT_OF_READER: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What a second reader makes of something; `None` where it fails by a fault of its own, which is neither told nor counts.
+/// Runs an independent parser. `None` if it panics, because its own bugs are not findings; such a panic is not printed.
 fn in_its_reading<T>(read: impl FnOnce() -> T) -> Option<T> {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {
-        let tell = std::panic::take_hook();
+        let print = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             if !IS_FAULT_OF_READER.get() {
-                tell(panic);
+                print(panic);
             }
         }));
     });
@@ -55,6 +55,6 @@ fn now<T>(work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     match work.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
         std::task::Poll::Ready(done) => done,
-        std::task::Poll::Pending => panic!("it waits for something"),
+        std::task::Poll::Pending => panic!("the future is pending"),
     }
 }

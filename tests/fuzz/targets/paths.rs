@@ -1,6 +1,6 @@
-//! Paths: one form, whoever reads it.
+//! Paths: one canonical form, with the same meaning to every parser.
 
-use domicile::proxy::intake::{Slashes, canonical_path};
+use domicile::engine::path::{Slashes, canonical_path};
 
 use super::Target;
 
@@ -37,13 +37,13 @@ fn seeds() -> Vec<Vec<u8>> {
 fn check(bytes: &[u8]) {
     let Ok(path) = std::str::from_utf8(bytes) else { return };
     let Some(canonical) = canonical_path(path, Slashes::Merge) else { return };
-    assert_eq!(canonical_path(&canonical, Slashes::Merge).as_deref(), Some(&*canonical), "once is enough");
+    assert_eq!(canonical_path(&canonical, Slashes::Merge).as_deref(), Some(&*canonical), "the canonical form is stable");
     assert!(canonical.starts_with('/') && !canonical.contains("//"), "{canonical}");
     assert!(canonical.bytes().all(|byte| byte.is_ascii_graphic() && !b"\\;?#\"<>".contains(&byte)), "{canonical}");
     assert!(canonical.split('/').all(|segment| segment != "." && segment != ".."), "{canonical}");
     let meaning = as_browsers_read(&canonical);
     assert!(std::str::from_utf8(&meaning).is_ok_and(|text| !text.chars().any(|c| c.is_ascii_control())), "{canonical}");
-    // Without repeated slashes it is the same whatever becomes of them; with them, kept ones are kept once and for all.
+    // A path without repeated slashes has the same form under every setting; the form with kept slashes is stable.
     for slashes in [Slashes::Keep, Slashes::Refuse] {
         match canonical_path(path, slashes) {
             Some(other) if !path.contains("//") => assert_eq!(other, canonical),
@@ -51,8 +51,8 @@ fn check(bytes: &[u8]) {
             None => assert!(path.contains("//"), "{path}"),
         }
     }
-    // What was sent means the same to a second reader, repeated slashes aside, where that reads it as a path at all.
-    // The second reader takes a letter and a colon for a drive that `..` does not leave, which holds for files alone.
+    // The original path means the same to an independent parser, unless it has repeated slashes, a query or a fragment.
+    // That parser takes a letter and a colon for a drive that `..` does not leave, which is correct only for file URLs.
     let marks = [":", "|", "%3a", "%7c"];
     let has_drive = (path.contains('.') || path.to_ascii_lowercase().contains("%2e"))
         && marks.iter().any(|mark| path.to_ascii_lowercase().contains(mark));

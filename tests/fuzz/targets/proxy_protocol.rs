@@ -1,4 +1,4 @@
-//! PROXY protocol headers: read to their end and not a byte further, or refused.
+//! PROXY protocol headers: read exactly to their end, or refused.
 
 use std::net::SocketAddr;
 
@@ -44,7 +44,7 @@ fn check(bytes: &[u8]) {
     let header = &bytes[..bytes.len() - rest.len()];
     assert!(header.len() <= 16 + 4096);
     if header.starts_with(b"PROXY ") {
-        // The second reader: the line, split at single spaces.
+        // An independent parser: splits the line at single spaces.
         let line = String::from_utf8_lossy(header);
         let line = line.strip_suffix("\r\n").expect("a line ends in CRLF");
         let parts: Vec<_> = line.split(' ').collect();
@@ -61,8 +61,8 @@ fn check(bytes: &[u8]) {
     }
 }
 
-/// The source of version 2 (section 2.2 of the specification), by another hand: only PROXY has one. A client that came by UDP
-/// (HTTP/3) is one as well.
+/// An independent parser for the source address of version 2 (section 2.2 of the specification). Only the command PROXY has a
+/// source; its transport may also be UDP (HTTP/3).
 fn as_the_specification_reads(header: &[u8]) -> Option<SocketAddr> {
     let (command, family, block) = (header[12], header[13], &header[16..]);
     let port = |at: usize| u16::from_be_bytes(block[at..at + 2].try_into().unwrap());

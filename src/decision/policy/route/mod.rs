@@ -7,12 +7,21 @@ mod pattern;
 
 use std::collections::HashMap;
 
-use super::facts::Head;
-use super::failover::Failover;
-use super::policy::{ClassId, Step};
+use super::chain::{Failover, Step};
+use super::class::ClassId;
 
 pub use method::{Method, MethodSet};
 pub use pattern::{HostPattern, PathPattern, Pattern, PatternError, Segment};
+
+/// The part of a request that a route is matched against.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    pub method: Method,
+    /// In lower case, without port or trailing dot.
+    pub host: &'a str,
+    /// In the one canonical form; starts with a slash.
+    pub path: &'a str,
+}
 
 /// A route's place in the operator's order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -31,6 +40,8 @@ pub struct Route {
     pub pattern: Pattern,
     pub class: ClassId,
     pub chain: Vec<Step>,
+    /// Segments that stand for the caller where the path says `{user}`, such as `me`.
+    pub aliases: Vec<Box<str>>,
     /// The claim that the chain's `token` step reads.
     pub claim: Option<Box<str>>,
     pub failover: Failover,

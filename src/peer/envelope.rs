@@ -1,18 +1,17 @@
-//! What one proxy tells another about a request it hands over: the field `Domicile-Request` (RFC 9651).
-//!
-//! Promises: what is written reads back the same; a field that is not understood whole is not believed in part. Never:
-//! read from anyone but a peer whose certificate proved its region.
+//! The envelope: what the sending proxy says of a request that it hands over, in the field `Domicile-Request` (RFC 9651).
 
 use std::net::IpAddr;
 
-use sfv::{BareItem, Dictionary, KeyRef, ListEntry, Parser, RefBareItem};
+use sfv::{BareItem, Dictionary, KeyRef, ListEntry, Parser};
 
 use crate::model::country::CountryCode;
 use crate::model::user::{Evidence, Proof};
-use crate::model::vitals::PolicyHash;
+use crate::model::vitals::{PolicyHash, TableVersion};
 
-/// The version of this field; a peer of another major version is answered 421 before anything is judged.
-const VERSION: i64 = 1;
+use super::VERSION;
+
+/// The longest id of a request, in bytes.
+const MAX_ID: usize = 64;
 
 /// What the sender knows of a request, by names: numbers differ between processes.
 #[derive(Clone, PartialEq, Debug)]
@@ -20,6 +19,7 @@ pub struct Envelope {
     /// The request's id, for the logs of both sides.
     pub id: String,
     pub client: IpAddr,
+    /// The caller, and how well its key is proven to the sender.
     pub user: Option<(String, Proof)>,
     /// The home's region; `None` for a request that nobody owns.
     pub home: Option<String>,
@@ -28,6 +28,8 @@ pub struct Envelope {
     pub country: Option<CountryCode>,
     pub classes: Vec<String>,
     pub policy: PolicyHash,
+    /// The version of the sender's user table, if it has one.
+    pub directory: Option<TableVersion>,
     /// The certificate that the client has proven (DER), where it has.
     pub certificate: Option<Vec<u8>>,
     /// The client came by HTTPS.
@@ -70,6 +72,7 @@ impl Envelope {
         put("country", self.country.and_then(|country| text(country.as_str())));
         put("class", text(&self.classes.join(" ")));
         put("policy", text(&self.policy.to_string()));
+        put("directory", self.directory.and_then(|version| text(&version.to_string())));
         put("certificate", self.certificate.clone().map(BareItem::ByteSequence));
         put("https", Some(BareItem::Boolean(self.is_https)));
         put("question", Some(BareItem::Boolean(self.is_question)));
@@ -93,8 +96,7 @@ impl Envelope {
             None => None,
             Some(user) => {
                 let user = user.as_byte_sequence().and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
-                let proof = text("proof")
-                    .and_then(|proof| [Proof::Claimed, Proof::Proven].into_iter().find(|known| known.as_str() == proof));
+                let proof = text("proof").and_then(Proof::parse);
                 Some(user.zip(proof).ok_or(EnvelopeError("the user is malformed"))?)
             }
         };
@@ -103,7 +105,7 @@ impl Envelope {
         let country =
             text("country").map(|text| CountryCode::parse(text).ok_or(EnvelopeError("the country is unknown"))).transpose()?;
         Ok(Self {
-            id: text("id").ok_or(EnvelopeError("the id is missing"))?.to_owned(),
+            id: text("id").filter(|id| is_plain_id(id)).ok_or(EnvelopeError("the id is missing or malformed"))?.to_owned(),
             client: text("client").and_then(|client| client.parse().ok()).ok_or(EnvelopeError("the client is missing"))?,
             user,
             home: text("home").map(str::to_owned),
@@ -111,6 +113,10 @@ impl Envelope {
             country,
             classes: text("class").ok_or(EnvelopeError("the class is missing"))?.split(' ').map(str::to_owned).collect(),
             policy: text("policy").and_then(PolicyHash::parse).ok_or(EnvelopeError("the policy is missing"))?,
+            directory: match text("directory") {
+                Some(version) => Some(TableVersion::parse(version).ok_or(EnvelopeError("the directory's version is malformed"))?),
+                None => None,
+            },
             certificate: item("certificate").and_then(BareItem::as_byte_sequence).map(<[u8]>::to_vec),
             is_https: flag("https")?,
             is_question: flag("question")?,
@@ -119,11 +125,9 @@ impl Envelope {
     }
 }
 
-/// A boolean for the small fields beside this one, such as `Domicile-Draining: ?1`.
-pub fn boolean(value: bool) -> String {
-    let mut out = String::new();
-    let _ = sfv::ItemSerializer::with_buffer(&mut out).bare_item(RefBareItem::Boolean(value));
-    out
+/// An id goes into logs, the ledger and the app server's headers: letters, digits and `-` alone.
+fn is_plain_id(id: &str) -> bool {
+    !id.is_empty() && id.len() <= MAX_ID && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 #[cfg(test)]
@@ -140,6 +144,7 @@ mod tests {
             country: CountryCode::parse("DE"),
             classes: vec!["personal".into(), "restricted".into()],
             policy: PolicyHash([7; 16]),
+            directory: Some(TableVersion([9; 16])),
             certificate: Some(vec![0x30, 0, 0xff]),
             is_https: true,
             is_question: false,
@@ -151,7 +156,8 @@ mod tests {
     fn what_is_written_reads_back_the_same() {
         let whole = envelope();
         assert_eq!(Envelope::read(&whole.write()).unwrap(), whole);
-        let bare = Envelope { user: None, home: None, evidence: None, country: None, certificate: None, ..whole };
+        let bare =
+            Envelope { user: None, home: None, evidence: None, country: None, certificate: None, directory: None, ..whole };
         assert_eq!(Envelope::read(&bare.write()).unwrap(), bare);
     }
 
@@ -160,9 +166,12 @@ mod tests {
         let good = envelope().write();
         for bad in [
             "",
-            "v=1",
+            "v=2",
             "x",
-            &good.replace("v=1", "v=2"),
+            &good.replace("v=2", "v=1"),
+            &good.replace("\"01J\"", "\"\""),
+            &good.replace("\"01J\"", "\"a b\""),
+            &good.replace("\"01J\"", &format!("\"{}\"", "x".repeat(65))),
             &good.replace("\"DE\"", "\"EU\""),
             &good.replace("claimed", "sworn"),
             &good[..good.len() / 2],

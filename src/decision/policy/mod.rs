@@ -1,83 +1,29 @@
 //! The operator's rules, validated and compiled: immutable, and the same for every request of a snapshot.
 
+mod canonical;
+pub mod chain;
+pub mod class;
+pub mod geography;
+pub mod route;
+pub mod rule;
+
+use crate::model::coordinates::Coordinates;
 use crate::model::country::CountryCode;
 use crate::model::jurisdiction::{Jurisdiction, JurisdictionId};
-use crate::model::outcome::Code;
-use crate::model::place::Coordinates;
 use crate::model::region::{MAX_REGIONS, RegionId, RegionSet};
 use crate::model::user::Evidence;
 use crate::model::vitals::PolicyHash;
 
-pub use super::failover::{Failover, Reads, Writes};
-pub use super::resolve::geoip::{GeoRules, Network, Networks, Otherwise};
-
-use super::facts::Claim;
-use super::residency::{ResidencyRule, Stays};
-use super::route::{Route, RouteTable};
-
-/// The most steps a chain may have.
-pub const MAX_CHAIN: usize = 8;
-
-/// The most data classes a policy may have: a set of them is one `u64`.
-pub const MAX_CLASSES: usize = 64;
-
-/// A data class's number in one policy.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ClassId(u8);
-
-impl ClassId {
-    pub const fn new(index: usize) -> Option<Self> {
-        if index < MAX_CLASSES { Some(Self(index as u8)) } else { None }
-    }
-
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
-/// The classes claimed for one message.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct ClassSet(u64);
-
-impl ClassSet {
-    pub const EMPTY: Self = Self(0);
-
-    pub const fn only(class: ClassId) -> Self {
-        Self(1 << class.0)
-    }
-
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    pub const fn contains(self, class: ClassId) -> bool {
-        self.0 & (1 << class.0) != 0
-    }
-
-    pub fn iter(self) -> impl Iterator<Item = ClassId> {
-        (0..MAX_CLASSES as u8).map(ClassId).filter(move |class| self.contains(*class))
-    }
-}
+use class::{ClassId, ClassSet};
+use geography::GeoRules;
+use route::{Route, RouteTable};
+use rule::{ResidencyRule, Stays};
 
 /// A data class and its rule.
 #[derive(Clone, PartialEq, Debug)]
 pub struct DataClass {
     pub name: Box<str>,
     pub rule: ResidencyRule,
-}
-
-/// One way of finding a home.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Step {
-    Directory,
-    /// A claim of a verified token names the home.
-    Token,
-    GeoIp,
-    Latency,
-    Region(RegionId),
-    /// The end of a chain that may find no home.
-    Refuse,
 }
 
 /// What judgement needs to know of a region.
@@ -97,17 +43,22 @@ pub struct Policy {
     /// The region this process runs in.
     pub local: RegionId,
     pub regions: RegionSet,
-    pub(super) region_slots: Box<[Option<Region>; MAX_REGIONS]>,
-    pub(super) jurisdictions: Vec<JurisdictionEntry>,
-    pub(super) country_jurisdictions: Box<[Option<JurisdictionId>; CountryCode::SLOTS]>,
-    pub(super) classes: Vec<DataClass>,
+    region_slots: Box<[Option<Region>; MAX_REGIONS]>,
+    jurisdictions: Vec<JurisdictionEntry>,
+    country_jurisdictions: Box<[Option<JurisdictionId>; CountryCode::SLOTS]>,
+    classes: Vec<DataClass>,
     pub routes: RouteTable,
     pub geo: GeoRules,
+    /// Whether a credential that this process cannot read refuses a request for data that may not be anywhere.
+    pub refuses_unread_credentials: bool,
+    /// Settings of other rooms that decide what is judged, in canonical text: they count in the hash.
+    identification: Vec<Box<str>>,
+    /// Equal hashes mean equal judgement.
     pub hash: PolicyHash,
 }
 
 /// A jurisdiction of the policy and the regions in it.
-pub(super) struct JurisdictionEntry {
+struct JurisdictionEntry {
     id: JurisdictionId,
     name: Box<str>,
     regions: RegionSet,
@@ -121,12 +72,15 @@ pub struct Draft {
     pub classes: Vec<DataClass>,
     pub routes: Vec<Route>,
     pub geo: GeoRules,
-    pub hash: PolicyHash,
+    pub refuses_unread_credentials: bool,
+    /// How the path and the user of a request are read, a line for each setting: whatever changes what is judged.
+    pub identification: Vec<Box<str>>,
 }
 
 impl Policy {
-    /// Compiles a draft. The caller has checked that whatever it names is in it.
-    pub fn compile(draft: Draft) -> Self {
+    /// Compiles a draft; `digest` makes the hash of the policy's canonical text. The caller has checked that whatever the
+    /// draft names is in it.
+    pub fn compile(draft: Draft, digest: impl FnOnce(&str) -> PolicyHash) -> Self {
         let mut country_jurisdictions = Box::new([None; CountryCode::SLOTS]);
         for (id, _, countries) in &draft.jurisdictions {
             for country in countries {
@@ -142,7 +96,7 @@ impl Policy {
         for (id, region) in draft.regions {
             region_slots[id.index()] = Some(region);
         }
-        Self {
+        let mut policy = Self {
             local: draft.local,
             regions,
             region_slots,
@@ -151,8 +105,12 @@ impl Policy {
             classes: draft.classes,
             routes: RouteTable::build(draft.routes),
             geo: draft.geo,
-            hash: draft.hash,
-        }
+            refuses_unread_credentials: draft.refuses_unread_credentials,
+            identification: draft.identification,
+            hash: PolicyHash::default(),
+        };
+        policy.hash = digest(&policy.canonical_text());
+        policy
     }
 
     /// A region of this policy.
@@ -177,9 +135,9 @@ impl Policy {
         (0..self.classes.len()).filter_map(ClassId::new)
     }
 
-    /// The class called `public`, if it may be anywhere, as its name says.
-    pub fn public_class(&self) -> Option<ClassId> {
-        self.find_class("public").filter(|class| self.class(*class).rule.stays == Stays::Anywhere)
+    /// Whether every one of these classes may be processed anywhere.
+    pub fn may_be_anywhere(&self, classes: ClassSet) -> bool {
+        classes.iter().all(|class| self.class(class).rule.stays == Stays::Anywhere)
     }
 
     pub fn find_class(&self, name: &str) -> Option<ClassId> {
@@ -234,15 +192,6 @@ impl Policy {
         regions.retain(|region| *region != self.local);
         regions.insert(0, self.local);
         regions
-    }
-
-    /// Every class claimed for a request: the route's, and those of the peer that sent it.
-    pub(super) fn classes_of(&self, route: &Route, claim: Option<&Claim>) -> Result<ClassSet, Code> {
-        let own = ClassSet::only(route.class);
-        match claim {
-            None => Ok(own),
-            Some(claim) => claim.classes.map(|classes| classes.union(own)).ok_or(Code::ClassUnknown),
-        }
     }
 
     /// Whether a home that is this well known unlocks the route's own class.

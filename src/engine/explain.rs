@@ -1,28 +1,32 @@
 //! "Where would this request go, and why?": the same gathering and the same judgement as for live requests.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
-use crate::decision::facts::{Head, Ingress};
+use crate::decision::facts::{Credential, Ingress};
 use crate::decision::narrate::{self, Line};
 use crate::decision::policy::Policy;
-use crate::decision::residency::Mode;
-use crate::decision::route::Method;
+use crate::decision::policy::route::Method;
+use crate::decision::policy::rule::Mode;
+use crate::decision::route_of;
 use crate::decision::verdict::{Decision, Verdict};
-use crate::decision::{decide, match_route, route_of};
 use crate::http::tunnel::CONNECT;
 use crate::model::day::Day;
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::region::RegionSet;
 use crate::model::user::Proof;
 use crate::model::vitals::{Health, RegionVitals, Vitals};
-use crate::proxy::Snapshot;
-use crate::proxy::gather::{Question, gather};
-use crate::proxy::intake::{Identity, canonical_path};
 use crate::tokens::Verified;
+
+use super::judge::judge;
+use super::path::canonical_path;
+use super::question::{Identity, Question};
+use super::snapshot::{Moment, Snapshot};
 
 /// A request that somebody asks about.
 #[derive(Clone, Debug)]
@@ -48,14 +52,14 @@ impl Query {
     pub fn from_pairs(pairs: &[(String, String)]) -> Result<Self, String> {
         const KNOWN: [&str; 9] = ["url", "method", "ip", "user", "claimed", "claim", "day", "down", "format"];
         if let Some((name, _)) = pairs.iter().find(|(name, _)| !KNOWN.contains(&name.as_str())) {
-            return Err(format!("unknown parameter `{name}`; known are {}", KNOWN.join(", ")));
+            return Err(format!("unknown parameter `{name}`; expected one of {}", KNOWN.join(", ")));
         }
         let get = |wanted: &str| pairs.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
         let ip = get("ip").unwrap_or_else(|| "0.0.0.0".into());
         Ok(Self {
             method: get("method").unwrap_or_else(|| "GET".into()),
             url: get("url").ok_or("the parameter `url` is missing, such as `/explain?url=https://api.example.com/account/1`")?,
-            ip: ip.parse().map_err(|_| format!("`{ip}` is no address"))?,
+            ip: ip.parse().map_err(|_| format!("`{ip}` is not a valid IP address"))?,
             user: get("user"),
             claimed: get("claimed").is_some_and(|value| value != "false"),
             claims: pairs.iter().filter(|(name, _)| name == "claim").map(|(_, value)| claim(value)).collect::<Result<_, _>>()?,
@@ -68,7 +72,7 @@ impl Query {
 
 /// Reads `NAME=VALUE`.
 pub fn claim(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').ok_or_else(|| format!("`{text}` is no claim; write it as `NAME=VALUE`"))?;
+    let pair = text.split_once('=').ok_or_else(|| format!("`{text}` is not a valid claim; write it as `NAME=VALUE`"))?;
     Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
@@ -82,53 +86,73 @@ pub struct Explanation {
     pub proceeds: bool,
 }
 
-/// Judges the request asked about.
-pub fn explain(snapshot: &Snapshot, vitals: &Vitals, query: &Query) -> Result<Explanation, String> {
+/// Judges the request asked about, as live traffic is judged.
+pub async fn explain(snapshot: &Arc<Snapshot>, vitals: &Vitals, query: &Query) -> Result<Explanation, String> {
     let policy = &snapshot.policy;
-    let uri: http::Uri = query.url.parse().map_err(|_| format!("`{}` is no URL", query.url))?;
-    let host = uri.host().unwrap_or("localhost").trim_end_matches('.').to_ascii_lowercase();
-    let method = Method::of(&query.method);
-    // CONNECT names a host and a port, and is asked for at the root.
-    let path = if method == Method::Connect { "/" } else { uri.path() };
-    let path = canonical_path(path, snapshot.intake.slashes)
-        .ok_or_else(|| format!("the path `{}` is ambiguous or malformed: such a request is answered 400", uri.path()))?;
-    let user = query.user.clone().map(|user| (user, if query.claimed { Proof::Claimed } else { Proof::Proven }));
-    let token = (!query.claims.is_empty()).then(|| Arc::new(Verified::saying(&query.claims)));
-    let identity = Identity { user, token, ..Identity::default() };
+    let question = question(snapshot, query)?;
     let vitals = with_down(vitals, policy, &query.down)?;
-    let question = Question {
-        route: match_route(&Head { method, host: &host, path: &path }, policy),
-        ingress: Ingress::Client,
-        is_read: matches!(method, Method::Get | Method::Head),
-        is_preflight: false,
-        client: query.ip.to_canonical(),
-        identity: &identity,
-        hint: None,
-        envelope: None,
-        now: wall_clock(query.day.as_deref())?,
-    };
-    let findings = gather(&question, snapshot);
-    let decision = decide(&findings.facts(&question, &vitals), policy);
+    let moment = Moment::at(Arc::clone(snapshot), wall_clock(query.day.as_deref())?);
+    let decision = judge(&question, &[], moment, &vitals).await.decision;
     let route = route_of(&decision.trail, policy);
-    if method == Method::Connect && !route.is_some_and(|route| route.upgrades.iter().any(|upgrade| **upgrade == *CONNECT)) {
+    let opens_connect = || route.is_some_and(|route| route.upgrades.iter().any(|upgrade| **upgrade == *CONNECT));
+    if question.method == Method::Connect && !opens_connect() {
         let name = route.map_or("no route matches it", |route| &route.name);
         return Err(format!("CONNECT is answered 405: `connect` is not among the `upgrades` of its route ({name})"));
     }
     let country = decision.trail.country;
-    let jurisdiction = policy.jurisdiction_of_country(country);
     let client = format!(
         "{} is in {} (jurisdiction {})",
         query.ip,
         country.map_or("no known country".to_owned(), |code| code.as_str().to_owned()),
-        policy.jurisdiction_name(jurisdiction)
+        policy.jurisdiction_name(policy.jurisdiction_of_country(country))
     );
     Ok(Explanation {
         title: format!("{} {} arriving at {}", query.method, query.url, policy.region_name(policy.local)),
         client,
-        lines: narrate::tell(&decision, policy),
+        lines: narrate::narrate(&decision, policy, &vitals),
         facts: facts(&decision, policy, query),
         proceeds: matches!(decision.verdict, Verdict::Proceed(_)),
     })
+}
+
+/// The request that a query describes.
+fn question(snapshot: &Snapshot, query: &Query) -> Result<Question, String> {
+    let uri: http::Uri = query.url.parse().map_err(|_| format!("`{}` is not a valid URL", query.url))?;
+    let host = uri.host().unwrap_or("localhost").trim_end_matches('.').to_ascii_lowercase();
+    let method = Method::of(&query.method);
+    // CONNECT has no path: it is judged at the root.
+    let path = if method == Method::Connect { "/" } else { uri.path() };
+    let path = canonical_path(path, snapshot.slashes)
+        .ok_or_else(|| format!("the path `{}` is ambiguous or malformed: such a request is answered 400", uri.path()))?;
+    let caller = query.user.clone().map(|user| (user, if query.claimed { Proof::Claimed } else { Proof::Proven }));
+    let token = (!query.claims.is_empty()).then(|| Arc::new(Verified::saying(&query.claims)));
+    let credential = if token.is_some() { Credential::Verified } else { Credential::Absent };
+    Ok(Question {
+        ingress: Ingress::Client,
+        method,
+        host,
+        path: path.into_owned(),
+        is_read: matches!(method, Method::Get | Method::Head),
+        client: query.ip.to_canonical(),
+        identity: Identity { caller, token, credential, ..Identity::default() },
+        ignores_hint: Cell::new(false),
+        envelope: None,
+    })
+}
+
+/// The pairs of a URL's query, decoded as those of a form.
+pub fn query_pairs(query: &str) -> Option<Vec<(String, String)>> {
+    let decode = |text: &str| {
+        let spaced = text.replace('+', " ");
+        percent_decode_str(&spaced).decode_utf8().ok().map(std::borrow::Cow::into_owned)
+    };
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Some((decode(name)?, decode(value)?))
+        })
+        .collect()
 }
 
 fn with_down(vitals: &Vitals, policy: &Policy, down: &[String]) -> Result<Vitals, String> {
@@ -142,7 +166,7 @@ fn with_down(vitals: &Vitals, policy: &Policy, down: &[String]) -> Result<Vitals
 
 fn wall_clock(day: Option<&str>) -> Result<SystemTime, String> {
     let Some(text) = day else { return Ok(SystemTime::now()) };
-    let wrong = || format!("`{text}` is no date; write it as `2027-12-31`");
+    let wrong = || format!("`{text}` is not a valid date; write it as `2027-12-31`");
     Day::parse(text).ok_or_else(wrong)?;
     let date: jiff::civil::Date = text.parse().map_err(|_| wrong())?;
     let noon = date.at(12, 0, 0, 0).to_zoned(jiff::tz::TimeZone::UTC).map_err(|_| wrong())?;

@@ -1,5 +1,4 @@
 use super::*;
-use crate::decision::policy::ClassId;
 
 fn route(host: &str, path: &str, methods: MethodSet) -> Route {
     let pattern = Pattern { host: HostPattern::parse(host).unwrap(), path: PathPattern::parse(path).unwrap(), methods };
@@ -8,6 +7,7 @@ fn route(host: &str, path: &str, methods: MethodSet) -> Route {
         pattern,
         class: ClassId::new(0).unwrap(),
         chain: vec![],
+        aliases: vec![],
         claim: None,
         failover: Failover::NEVER,
         upgrades: vec![],

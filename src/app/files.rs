@@ -1,0 +1,142 @@
+//! The files of a configuration: which there are, whether they have stood still, and whether they have changed.
+//!
+//! A file that is still being written can parse and mean something weaker, so files are read only after they have stood
+//! still, and what was read counts only if they are still the same afterwards.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::config::Settings;
+use crate::transport::tls::CertificateFiles;
+
+/// How long a file must not have changed before it is read: longer than the pause between two writes of one program.
+const QUIET: Duration = Duration::from_millis(250);
+
+/// How long to wait for a file that keeps changing.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Enough of a file's metadata to tell that it is another, or has other contents. Links are followed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stamp {
+    pub file: PathBuf,
+    identity: Option<Identity>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    pub fn of(file: &Path) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let identity = std::fs::metadata(file).ok().map(|meta| Identity {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.size(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        });
+        Self { file: file.into(), identity }
+    }
+
+    /// Whether the file has not been written for a while; a file that is absent is still.
+    fn is_quiet(&self, now: SystemTime) -> bool {
+        let Some(Identity { changed: (seconds, nanos), .. }) = self.identity else { return true };
+        let (Ok(seconds), Ok(nanos)) = (u64::try_from(seconds), u32::try_from(nanos)) else { return true };
+        let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
+        now.duration_since(changed).is_ok_and(|age| age >= QUIET)
+    }
+}
+
+/// A file keeps changing.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("`{}`: this file keeps changing and was not read; write it elsewhere and rename it into place", file.display())]
+pub struct Unsettled {
+    file: PathBuf,
+}
+
+/// Waits until every file has stood still; returns their stamps.
+pub fn settle(files: &[PathBuf]) -> Result<Vec<Stamp>, Unsettled> {
+    let started = Instant::now();
+    let (mut before, mut since) = (stamps(files), Instant::now());
+    loop {
+        let now = SystemTime::now();
+        // The clock of a file system may differ from ours: what has not changed under our eyes is still as well.
+        let noisy = before.iter().find(|stamp| !stamp.is_quiet(now));
+        let Some(noisy) = noisy.filter(|_| since.elapsed() < QUIET) else { return Ok(before) };
+        if started.elapsed() > PATIENCE {
+            return Err(Unsettled { file: noisy.file.clone() });
+        }
+        std::thread::sleep(QUIET / 5);
+        let after = stamps(files);
+        if after != before {
+            (before, since) = (after, Instant::now());
+        }
+    }
+}
+
+/// Fails if any file is another than when it was stamped.
+pub fn check_unchanged(stamps: &[Stamp]) -> Result<(), Unsettled> {
+    match stamps.iter().find(|stamp| Stamp::of(&stamp.file) != **stamp) {
+        Some(changed) => Err(Unsettled { file: changed.file.clone() }),
+        None => Ok(()),
+    }
+}
+
+fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
+    files.iter().map(|file| Stamp::of(file)).collect()
+}
+
+/// The files whose changes cause a reload.
+pub fn of_settings(config: &Path, settings: &Settings) -> Vec<PathBuf> {
+    let mut files = vec![config.to_owned()];
+    let pair = |pair: &CertificateFiles| [pair.certificate.clone(), pair.key.clone()];
+    for tls in settings.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
+        files.extend(tls.certificates.iter().flat_map(pair));
+        files.extend(tls.clients.iter().map(|clients| clients.authority.clone()));
+    }
+    if let Some(peers) = &settings.peer_tls {
+        files.extend(pair(&peers.own));
+        files.push(peers.authority.clone());
+        files.extend(peers.revoked.iter().cloned());
+    }
+    let upstream_files = settings.upstreams.targets.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
+    files.extend(upstream_files.cloned());
+    files.extend(settings.geoip.as_ref().map(|settings| settings.database.clone()));
+    files.extend(settings.tokens.as_ref().map(|settings| settings.file().to_owned()));
+    files.extend(settings.seal.as_ref().map(|settings| settings.file().to_owned()));
+    files.extend(settings.directory.as_ref().map(|settings| settings.file.clone()));
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_being_written_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("users.csv");
+        std::fs::write(&file, "a").unwrap();
+        let writer = {
+            let file = file.clone();
+            std::thread::spawn(move || {
+                for rows in 1..=8 {
+                    std::thread::sleep(Duration::from_millis(60));
+                    std::fs::write(&file, "a".repeat(rows * 10)).unwrap();
+                }
+            })
+        };
+        let stamps = settle(&[file.clone(), folder.path().join("absent")]).unwrap();
+        writer.join().unwrap();
+        assert_eq!(stamps[0], Stamp::of(&file), "the last write was waited for");
+        assert!(check_unchanged(&stamps).is_ok());
+        std::fs::write(&file, "other").unwrap();
+        assert!(check_unchanged(&stamps).unwrap_err().to_string().contains("users.csv"));
+    }
+}

@@ -1,0 +1,58 @@
+//! `domicile reload`: have the running process read all its files again.
+
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use http::Request;
+use http_body_util::BodyExt;
+
+use crate::admin::COMMAND;
+use crate::config;
+use crate::decision::permit::Permitted;
+use crate::http::body::Body;
+use crate::http::pool::{SendOptions, UpstreamPool};
+use crate::model::day::Day;
+use crate::model::region::Registry;
+use crate::transport::dial::{HttpVersion, Server};
+
+use super::{Outcome, Source, say};
+
+/// A table of millions of rows takes seconds.
+const TIMEOUT: Duration = Duration::from_secs(150);
+
+#[derive(Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    source: Source,
+    /// Accept a user table that has lost more users than `users.directory.max_loss` allows.
+    #[arg(long)]
+    accept_loss: bool,
+}
+
+pub(super) fn run(options: &Options) -> Outcome {
+    let Source { config: file, region } = &options.source;
+    let today = Day::of(SystemTime::now());
+    let config = config::load(file, region.as_deref(), &mut Registry::default(), today)
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
+    let address = config.settings.admin.address;
+    let target = if options.accept_loss { "/reload?accept_loss=true" } else { "/reload" };
+    let request = Request::post(target).header("host", address.to_string()).header(COMMAND, "reload").body(Body::empty());
+    let request = request.map_err(|error| error.to_string())?;
+    let server = Server { authority: address.to_string().into(), tls: None, http_version: HttpVersion::Http1, places: None };
+    let runtime = tokio::runtime::LocalRuntime::new().map_err(|error| error.to_string())?;
+    let (status, answer) = runtime.block_on(async {
+        let permitted = Permitted::without_user_data(config.policy.local, request);
+        let sent = UpstreamPool::default().send(&server, permitted, &SendOptions::within(TIMEOUT)).await;
+        let failed = "the control plane of the running process did not answer; is it running, and is `admin.address` right?";
+        let (response, _) = sent.map_err(|error| format!("{failed} ({})", error.cause))?;
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
+        Ok::<_, String>((head.status, String::from_utf8_lossy(&body).into_owned()))
+    })?;
+    if !status.is_success() {
+        return Err(answer.trim_end().to_owned());
+    }
+    say(&answer)?;
+    Ok(ExitCode::SUCCESS)
+}

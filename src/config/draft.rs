@@ -1,0 +1,114 @@
+//! The policy between the file and its compiled form, with the fields that give later checks their positions.
+
+use aws_lc_rs::digest;
+
+use crate::decision::policy::class::ClassId;
+use crate::decision::policy::geography::GeoRules;
+use crate::decision::policy::route::Route;
+use crate::decision::policy::{DataClass, Draft, Policy, Region};
+use crate::model::country::CountryCode;
+use crate::model::jurisdiction::{Jurisdiction, JurisdictionId, JurisdictionSet};
+use crate::model::region::RegionId;
+use crate::model::vitals::PolicyHash;
+
+use super::problem::suggestion;
+use super::reader::Field;
+
+/// The policy as far as it could be read, with the fields it was read from; those give later checks their positions.
+pub struct PolicyDraft<'n> {
+    pub local: Option<RegionId>,
+    pub regions: Vec<RegionDraft<'n>>,
+    pub jurisdictions: Vec<(JurisdictionId, Box<str>, Vec<CountryCode>)>,
+    pub classes: Vec<DataClass>,
+    pub routes: Vec<RouteDraft<'n>>,
+    pub geo: Option<GeoRules>,
+    pub has_directory: bool,
+    pub has_tokens: bool,
+}
+
+/// A region, with the fields that `settings` reads.
+pub struct RegionDraft<'n> {
+    pub id: RegionId,
+    pub name: &'n str,
+    pub region: Option<Region>,
+    pub field: Field<'n>,
+    pub url: Option<http::Uri>,
+    pub gateway: Option<http::Uri>,
+    pub upstreams: Option<Field<'n>>,
+    pub health: Option<Field<'n>>,
+    /// The region's own listeners, if it overrides the common `listen`.
+    pub listen: Option<Field<'n>>,
+    pub admin: Option<Field<'n>>,
+}
+
+/// A route, if it could be read, and its field.
+pub struct RouteDraft<'n> {
+    pub route: Option<Route>,
+    pub field: Field<'n>,
+}
+
+impl<'n> PolicyDraft<'n> {
+    /// The compiled policy, if every part could be read. `identification` says how paths and users are read.
+    pub fn compile(&self, identification: Vec<Box<str>>, refuses_unread_credentials: bool) -> Option<Policy> {
+        let regions = self.regions.iter().map(|draft| Some((draft.id, draft.region.clone()?))).collect::<Option<Vec<_>>>()?;
+        let draft = Draft {
+            local: self.local?,
+            regions,
+            jurisdictions: self.jurisdictions.clone(),
+            classes: self.classes.clone(),
+            routes: self.routes.iter().map(|draft| draft.route.clone()).collect::<Option<_>>()?,
+            geo: self.geo.clone().unwrap_or_default(),
+            refuses_unread_credentials,
+            identification,
+        };
+        Some(Policy::compile(draft, hash))
+    }
+
+    /// The region that a field names.
+    pub fn region(&self, field: &Field<'n>) -> Option<RegionId> {
+        let name = field.text()?;
+        let found = self.regions.iter().find(|draft| draft.name == name).map(|draft| draft.id);
+        let known = self.regions.iter().map(|draft| draft.name);
+        found.or_else(|| field.wrong(format!("unknown region `{name}`{}", suggestion(name, known))))
+    }
+
+    /// The data class that a field names.
+    pub fn class(&self, field: &Field<'n>) -> Option<ClassId> {
+        let name = field.text()?;
+        let found = self.classes.iter().position(|class| *class.name == *name).and_then(ClassId::new);
+        let known = self.classes.iter().map(|class| &*class.name);
+        found.or_else(|| field.wrong(format!("unknown data class `{name}`{}", suggestion(name, known))))
+    }
+
+    pub fn find_jurisdiction(&self, name: &str) -> Option<JurisdictionId> {
+        self.jurisdictions.iter().find(|(_, known, _)| **known == *name).map(|(id, _, _)| *id)
+    }
+
+    pub fn jurisdiction_names(&self) -> impl Iterator<Item = &str> {
+        self.jurisdictions.iter().map(|(_, name, _)| &**name)
+    }
+
+    pub fn jurisdiction(&self, field: &Field<'n>) -> Option<JurisdictionId> {
+        let name = field.text()?;
+        self.find_jurisdiction(name)
+            .or_else(|| field.wrong(format!("unknown jurisdiction `{name}`{}", suggestion(name, self.jurisdiction_names()))))
+    }
+
+    pub fn jurisdiction_set(&self, field: &Field<'n>) -> Option<JurisdictionSet> {
+        let mut set = JurisdictionSet::default();
+        let items = field.one_or_many();
+        if items.is_empty() {
+            return field.wrong("this list is empty; name at least one jurisdiction");
+        }
+        for item in items {
+            set = set.with(Jurisdiction::Named(self.jurisdiction(&item)?));
+        }
+        Some(set)
+    }
+}
+
+/// The first half of the SHA-256 of a policy's canonical text.
+fn hash(canonical: &str) -> PolicyHash {
+    let digest = digest::digest(&digest::SHA256, canonical.as_bytes());
+    PolicyHash(digest.as_ref()[..16].try_into().expect("SHA-256 has 32 bytes"))
+}

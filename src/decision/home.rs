@@ -1,0 +1,40 @@
+//! Who owns a request, and how well that is known.
+
+use crate::model::jurisdiction::Jurisdiction;
+use crate::model::region::RegionId;
+use crate::model::user::Evidence;
+
+/// Who owns a request, and how well that is known.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Home {
+    Owned {
+        region: RegionId,
+        evidence: Evidence,
+        /// The user's, which need not be the region's.
+        jurisdiction: Jurisdiction,
+    },
+    /// Nobody: any cleared region may serve.
+    Unowned { jurisdiction: Jurisdiction },
+}
+
+impl Home {
+    pub const fn region(&self) -> Option<RegionId> {
+        match self {
+            Self::Owned { region, .. } => Some(*region),
+            Self::Unowned { .. } => None,
+        }
+    }
+
+    pub const fn evidence(&self) -> Option<Evidence> {
+        match self {
+            Self::Owned { evidence, .. } => Some(*evidence),
+            Self::Unowned { .. } => None,
+        }
+    }
+
+    pub const fn jurisdiction(&self) -> Jurisdiction {
+        match self {
+            Self::Owned { jurisdiction, .. } | Self::Unowned { jurisdiction } => *jurisdiction,
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The canonical text of a policy: the same in every process that judges the same, whatever order the file has.
+//!
+//! Names stand for numbers, which differ between processes. `local` is left out: the regions of one fleet differ in it.
+
+use std::fmt::Write;
+
+use crate::model::country::CountryCode;
+use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
+
+use super::Policy;
+use super::chain::Step;
+use super::geography::Otherwise;
+use super::route::{HostPattern, Route, Segment};
+use super::rule::{Carriers, Mode, ResidencyRule, Stays};
+
+/// The version of the rules by which this program judges: it grows with every change of `decision` that can change a
+/// judgement, so that two releases that judge differently never have the same hash.
+const RULES_VERSION: u32 = 2;
+
+impl Policy {
+    /// Everything that can change a judgement, a line for each thing.
+    pub(super) fn canonical_text(&self) -> String {
+        let mut lines: Vec<String> = Vec::new();
+        for (id, name) in self.jurisdictions() {
+            let own = |code: &CountryCode| self.jurisdiction_of_country(Some(*code)) == Jurisdiction::Named(id);
+            let countries: Vec<_> = CountryCode::all().filter(own).map(|code| code.as_str().to_owned()).collect();
+            lines.push(format!("jurisdiction {name:?} {}", sorted(countries)));
+        }
+        for region in self.regions.iter().map(|id| self.region(id)) {
+            let place = (region.at.latitude.to_bits(), region.at.longitude.to_bits());
+            let jurisdiction = self.jurisdiction_name(Jurisdiction::Named(region.jurisdiction));
+            let (url, gateway) = (region.has_url, region.has_gateway);
+            lines.push(format!("region {:?} {jurisdiction:?} {place:?} {url} {gateway}", region.name));
+        }
+        for class in self.class_ids().map(|id| self.class(id)) {
+            lines.push(format!("class {:?} {}", class.name, self.rule_text(&class.rule)));
+        }
+        lines.extend(self.identification.iter().map(|line| format!("identification {line:?}")));
+        lines.push(format!("unread credentials {}", self.refuses_unread_credentials));
+        // The order of these sections means nothing; that of routes and of the map's tables does.
+        lines.sort();
+        lines.extend(self.routes.all().iter().map(|route| self.route_text(route)));
+        lines.extend(self.geography_lines());
+        lines.push(format!("rules {RULES_VERSION}"));
+        lines.join("\n")
+    }
+
+    fn rule_text(&self, rule: &ResidencyRule) -> String {
+        let stays = match rule.stays {
+            Stays::Home => "home".to_owned(),
+            Stays::In(set) => format!("in {}", self.set_text(set)),
+            Stays::Anywhere => "anywhere".to_owned(),
+        };
+        let carried = match rule.carried_by {
+            Carriers::Anyone => "anyone".to_owned(),
+            Carriers::Only(set) => format!("only {}", self.set_text(set)),
+            Carriers::Nobody => "nobody".to_owned(),
+        };
+        let mode = match rule.mode {
+            Mode::Enforce => "enforce",
+            Mode::Report => "report",
+        };
+        let transfers = rule.transfers.iter().map(|transfer| {
+            let (from, to) = (self.jurisdiction_name(transfer.from), self.set_text(transfer.to));
+            format!("{from:?} {to} {:?} {}", transfer.basis, transfer.until)
+        });
+        format!("{stays}; {}; {carried}; {mode}; {}", rule.needs.as_str(), sorted(transfers.collect()))
+    }
+
+    fn set_text(&self, set: JurisdictionSet) -> String {
+        let beside = [Jurisdiction::Elsewhere, Jurisdiction::Unknown].into_iter().filter(|other| set.contains(*other));
+        let members = set.ids().map(Jurisdiction::Named).chain(beside);
+        sorted(members.map(|member| format!("{:?}", self.jurisdiction_name(member))).collect())
+    }
+
+    fn route_text(&self, route: &Route) -> String {
+        let host = match &route.pattern.host {
+            HostPattern::Any => "any".to_owned(),
+            HostPattern::Exact(host) => format!("exact {host:?}"),
+            HostPattern::Below(domain) => format!("below {domain:?}"),
+        };
+        let segments = route.pattern.path.segments.iter().map(|segment| match segment {
+            Segment::Literal(text) => format!("/{text:?}"),
+            Segment::Any => "/*".to_owned(),
+            Segment::User => "/user".to_owned(),
+        });
+        let path: String = segments.collect();
+        let tail = if route.pattern.path.open_ended { "/**" } else { "" };
+        let methods: Vec<_> = route.pattern.methods.iter().map(|method| method.as_str().to_owned()).collect();
+        let chain: Vec<_> = route.chain.iter().map(|step| self.step_text(*step)).collect();
+        let mut text = format!("route {:?} {host} {path}{tail} {}", route.name, sorted(methods));
+        let class = &self.class(route.class).name;
+        let aliases = sorted(route.aliases.iter().map(|alias| format!("{alias:?}")).collect());
+        let upgrades = sorted(route.upgrades.iter().map(|upgrade| format!("{upgrade:?}")).collect());
+        let _ = write!(text, " {class:?} {chain:?} {:?} {:?} {aliases} {upgrades}", route.claim, route.failover);
+        text
+    }
+
+    fn step_text(&self, step: Step) -> String {
+        match step {
+            Step::Directory => "directory".to_owned(),
+            Step::Token => "token".to_owned(),
+            Step::GeoIp => "geoip".to_owned(),
+            Step::Latency => "latency".to_owned(),
+            Step::Region(region) => format!("region {:?}", self.region_name(region)),
+            Step::Refuse => "refuse".to_owned(),
+        }
+    }
+
+    fn geography_lines(&self) -> Vec<String> {
+        let name = |region| format!("{:?}", self.region_name(region));
+        let mut lines = Vec::new();
+        for (prefix, network) in self.geo.networks.all() {
+            lines.push(format!("network {prefix:?} {} {:?}", name(network.home), network.country));
+        }
+        lines.extend(self.geo.countries.iter().map(|(code, region)| format!("country {} {}", code.as_str(), name(*region))));
+        lines.extend(self.geo.continents.iter().map(|(continent, region)| format!("continent {continent:?} {}", name(*region))));
+        lines.sort();
+        lines.push(match self.geo.otherwise {
+            Otherwise::Nearest => "otherwise nearest".to_owned(),
+            Otherwise::Region(region) => format!("otherwise {}", name(region)),
+            Otherwise::Next => "otherwise next".to_owned(),
+        });
+        lines.push(format!("unknown {:?}", self.geo.unknown.map(name)));
+        lines
+    }
+}
+
+/// Members of a set, in one order.
+fn sorted(mut members: Vec<String>) -> String {
+    members.sort();
+    members.dedup();
+    format!("[{}]", members.join(" "))
+}

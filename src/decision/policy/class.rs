@@ -1,0 +1,43 @@
+//! Data classes: a number in one policy, and sets of them.
+
+/// The most data classes a policy may have: a set of them is one `u64`.
+pub const MAX_CLASSES: usize = 64;
+
+/// A data class's number in one policy.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ClassId(u8);
+
+impl ClassId {
+    pub const fn new(index: usize) -> Option<Self> {
+        if index < MAX_CLASSES { Some(Self(index as u8)) } else { None }
+    }
+
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// The classes claimed for one message.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct ClassSet(u64);
+
+impl ClassSet {
+    pub const EMPTY: Self = Self(0);
+
+    pub const fn only(class: ClassId) -> Self {
+        Self(1 << class.0)
+    }
+
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub const fn contains(self, class: ClassId) -> bool {
+        self.0 & (1 << class.0) != 0
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = ClassId> {
+        (0..MAX_CLASSES as u8).map(ClassId).filter(move |class| self.contains(*class))
+    }
+}

@@ -1,0 +1,105 @@
+//! The operator's map of the world: networks, countries and continents, and the regions they belong to.
+
+use std::net::IpAddr;
+
+use crate::model::country::{Continent, CountryCode};
+use crate::model::region::RegionId;
+
+/// The operator's map of the world.
+#[derive(Clone, Default)]
+pub struct GeoRules {
+    pub networks: Networks,
+    pub countries: Vec<(CountryCode, RegionId)>,
+    pub continents: Vec<(Continent, RegionId)>,
+    pub otherwise: Otherwise,
+    /// The region for addresses that cannot be placed; `None` passes to the next step.
+    pub unknown: Option<RegionId>,
+}
+
+/// What becomes of a country that no table names.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Otherwise {
+    #[default]
+    Nearest,
+    Region(RegionId),
+    Next,
+}
+
+/// An operator's network: the region that owns it and, where the operator says so, the country it is in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Network {
+    pub home: RegionId,
+    pub country: Option<CountryCode>,
+}
+
+/// Networks by longest prefix. IPv4 addresses are kept as IPv4-mapped IPv6, so that one table serves both.
+#[derive(Clone, Default)]
+pub struct Networks {
+    /// The prefix lengths in use, longest first.
+    lengths: Vec<u8>,
+    /// Sorted by prefix length and address.
+    networks: Vec<((u8, u128), Network)>,
+}
+
+impl Networks {
+    /// Builds the table from addresses and prefix lengths in bits of their own family.
+    pub fn build(networks: impl IntoIterator<Item = (IpAddr, u8, Network)>) -> Self {
+        let entry = |(address, length, network)| {
+            let length = if matches!(address, IpAddr::V4(_)) { length + 96 } else { length };
+            ((length, bits(address) & mask(length)), network)
+        };
+        let mut networks: Vec<_> = networks.into_iter().map(entry).collect();
+        networks.sort_by_key(|(key, _)| *key);
+        let mut lengths: Vec<u8> = networks.iter().map(|((length, _), _)| *length).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.dedup();
+        Self { lengths, networks }
+    }
+
+    /// Every network with its prefix: length in bits and address, both of IPv6.
+    pub fn all(&self) -> impl Iterator<Item = ((u8, u128), &Network)> {
+        self.networks.iter().map(|(prefix, network)| (*prefix, network))
+    }
+
+    /// The network with the longest prefix that holds `address`.
+    pub fn find(&self, address: IpAddr) -> Option<&Network> {
+        let address = bits(address);
+        self.lengths.iter().find_map(|length| {
+            let key = (*length, address & mask(*length));
+            self.networks.binary_search_by_key(&key, |(key, _)| *key).ok().map(|index| &self.networks[index].1)
+        })
+    }
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+const fn mask(length: u8) -> u128 {
+    if length == 0 { 0 } else { u128::MAX << (128 - length) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_prefix_wins_and_families_do_not_mix() {
+        let network = |index| Network { home: RegionId::new(index).unwrap(), country: None };
+        let table = Networks::build([
+            ("10.0.0.0".parse().unwrap(), 8, network(0)),
+            ("10.1.0.0".parse().unwrap(), 16, network(1)),
+            ("2001:db8::".parse().unwrap(), 32, network(2)),
+            ("::".parse().unwrap(), 0, network(3)),
+        ]);
+        let home = |address: &str| table.find(address.parse().unwrap()).map(|network| network.home.index());
+        assert_eq!(home("10.1.2.3"), Some(1));
+        assert_eq!(home("10.2.0.1"), Some(0));
+        assert_eq!(home("2001:db8::1"), Some(2));
+        assert_eq!(home("2001:db9::1"), Some(3));
+        assert_eq!(Networks::build([("10.0.0.0".parse().unwrap(), 8, network(0))]).find("11.0.0.1".parse().unwrap()), None);
+    }
+}

@@ -1,0 +1,149 @@
+//! Judges whatever is open again when the policy, the user table, the day or the age of the GeoIP database has changed.
+//!
+//! A worker notices a reload at once, and a new day or a database that has become too old within a second. A request that is
+//! no longer cleared ends then: its upload, the wait for its response, its download or its tunnel.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+
+use slab::Slab;
+
+use crate::decision::verdict::Trail;
+use crate::model::region::RegionId;
+use crate::model::vitals::Vitals;
+
+use super::judge::{Judged, judge};
+use super::question::Question;
+use super::snapshot::Moment;
+
+/// The right of one request to be open; it ends when the request is no longer cleared.
+pub struct Lease {
+    question: Rc<Question>,
+    /// The region that processes the request; `None` before the first attempt.
+    at: Cell<Option<RegionId>>,
+    moment: RefCell<Moment>,
+    trail: RefCell<Trail>,
+    /// The data classes of the response, by name: numbers change with the policy.
+    labels: RefCell<Vec<Box<str>>>,
+    has_ended: Cell<bool>,
+    wakers: RefCell<Vec<Waker>>,
+    leases: Rc<Leases>,
+    slot: Cell<Option<usize>>,
+}
+
+/// The leases of one worker.
+#[derive(Default)]
+pub struct Leases(RefCell<Slab<Weak<Lease>>>);
+
+impl Leases {
+    /// Opens a lease for a request that has been judged.
+    pub fn open(self: &Rc<Self>, question: &Rc<Question>, judged: &Judged) -> Rc<Lease> {
+        let lease = Rc::new(Lease {
+            question: Rc::clone(question),
+            at: Cell::new(None),
+            moment: RefCell::new(judged.moment.clone()),
+            trail: RefCell::new(judged.decision.trail.clone()),
+            labels: RefCell::default(),
+            has_ended: Cell::new(false),
+            wakers: RefCell::default(),
+            leases: Rc::clone(self),
+            slot: Cell::new(None),
+        });
+        lease.slot.set(Some(self.0.borrow_mut().insert(Rc::downgrade(&lease))));
+        lease
+    }
+
+    /// Judges every open request again, and ends those that are no longer cleared.
+    pub async fn renew_all(&self, moment: &Moment, vitals: &Vitals) {
+        let open: Vec<_> = self.0.borrow().iter().filter_map(|(_, lease)| lease.upgrade()).collect();
+        for lease in open {
+            lease.renew(moment, vitals).await;
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.leases.0.borrow_mut().remove(slot);
+        }
+    }
+}
+
+impl Lease {
+    /// Whether the last judgement was made under this moment.
+    pub fn is_current(&self, moment: &Moment) -> bool {
+        self.moment.borrow().is_same(moment)
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.has_ended.get()
+    }
+
+    /// The trail of the last judgement, response labels included.
+    pub fn trail(&self) -> Trail {
+        self.trail.borrow().clone()
+    }
+
+    pub fn moment(&self) -> Moment {
+        self.moment.borrow().clone()
+    }
+
+    /// The region that processes the request; `None` before the first attempt.
+    pub fn region(&self) -> Option<RegionId> {
+        self.at.get()
+    }
+
+    /// Notes the region that processes the request from now on, and the judgement that sends it there.
+    pub(super) fn move_to(&self, region: RegionId) {
+        self.at.set(Some(region));
+    }
+
+    /// Replaces the judgement: the request was judged once more as a whole.
+    pub fn adopt(&self, judged: &Judged) {
+        self.moment.replace(judged.moment.clone());
+        self.trail.replace(judged.decision.trail.clone());
+    }
+
+    /// Notes the data classes of the response: from now on they belong to the request.
+    pub fn add_labels(&self, labels: &[Box<str>], labelled: Trail) {
+        self.labels.borrow_mut().extend(labels.iter().cloned());
+        self.trail.replace(labelled);
+    }
+
+    /// Judges the request again if the moment is another. Returns whether it may stay open; regions' health ends nothing.
+    pub async fn renew(&self, moment: &Moment, vitals: &Vitals) -> bool {
+        if self.has_ended.get() {
+            return false;
+        }
+        if self.is_current(moment) {
+            return true;
+        }
+        let labels = self.labels.borrow().clone();
+        let judged = judge(&self.question, &labels, moment.clone(), vitals).await;
+        let is_cleared = self.at.get().is_none_or(|region| judged.decision.trail.is_cleared(region));
+        self.adopt(&judged);
+        if !is_cleared {
+            self.end();
+        }
+        is_cleared
+    }
+
+    fn end(&self) {
+        self.has_ended.set(true);
+        self.wakers.borrow_mut().drain(..).for_each(Waker::wake);
+    }
+
+    /// Ready once the request may not stay open.
+    pub fn poll_ended(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.has_ended.get() {
+            return Poll::Ready(());
+        }
+        let mut wakers = self.wakers.borrow_mut();
+        if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            wakers.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,61 @@
+//! What requests are judged by: one policy and the tables beside it, replaced whole.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::decision::policy::Policy;
+use crate::directory::Directory;
+use crate::geoip::GeoIp;
+use crate::model::day::Day;
+use crate::model::vitals::TableVersion;
+
+use super::path::Slashes;
+
+/// The policy and the tables of one configuration; never changed.
+pub struct Snapshot {
+    pub policy: Policy,
+    pub slashes: Slashes,
+    pub geoip: Option<Arc<GeoIp>>,
+    /// Past this age the GeoIP database proves no jurisdiction.
+    pub geoip_max_age: Option<Duration>,
+    pub directory: Option<Arc<Directory>>,
+}
+
+impl Snapshot {
+    /// The version of the user table; `None` if there is none.
+    pub fn table_version(&self) -> Option<TableVersion> {
+        self.directory.as_ref().map(|directory| directory.version())
+    }
+
+    fn geoip_is_stale(&self, now: SystemTime) -> bool {
+        match (&self.geoip, self.geoip_max_age) {
+            (Some(geoip), Some(most)) => geoip.age(now) > most,
+            (None, _) | (_, None) => false,
+        }
+    }
+}
+
+/// Everything besides the request that a judgement depends on, regions' health aside: when it changes, whatever is open is
+/// judged again.
+#[derive(Clone)]
+pub struct Moment {
+    pub snapshot: Arc<Snapshot>,
+    pub today: Day,
+    pub geoip_is_stale: bool,
+}
+
+impl Moment {
+    pub fn at(snapshot: Arc<Snapshot>, now: SystemTime) -> Self {
+        let geoip_is_stale = snapshot.geoip_is_stale(now);
+        Self { snapshot, today: Day::of(now), geoip_is_stale }
+    }
+
+    /// Whether a judgement made under the one holds under the other.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.snapshot, &other.snapshot) && self.today == other.today && self.geoip_is_stale == other.geoip_is_stale
+    }
+
+    pub fn policy(&self) -> &Policy {
+        &self.snapshot.policy
+    }
+}

@@ -1,0 +1,63 @@
+//! Connections to the peers' gateways, each to the region that the permit names.
+
+use http::{Request, Response};
+use rustls_pki_types::CertificateDer;
+
+use crate::decision::permit::Permitted;
+use crate::model::region::RegionId;
+use crate::transport::dial::Server;
+
+use super::super::body::Body;
+use super::super::window::Window;
+use super::http2::Http2Pool;
+use super::{InFlight, Reply, SendError, SendOptions};
+
+/// One worker's connections to all peers.
+#[derive(Clone, Default)]
+pub struct PeerPool(Http2Pool<RegionId>);
+
+impl PeerPool {
+    /// Sends a request to its region's gateway and waits for the head of the response.
+    ///
+    /// The guard counts the request as in flight; keep it until the response's body has ended.
+    pub async fn send(
+        &self,
+        gateway: &Server,
+        connections: usize,
+        permitted: Permitted<Request<Body>>,
+        options: &SendOptions,
+    ) -> Result<(Response<Body>, InFlight), SendError> {
+        let region = permitted.region();
+        self.0.send(region, gateway, connections, permitted.into_request(), options).await
+    }
+
+    /// Asks for a tunnel of `protocol` by extended CONNECT (RFC 8441), or by CONNECT itself.
+    pub async fn open(
+        &self,
+        gateway: &Server,
+        connections: usize,
+        permitted: Permitted<Request<Body>>,
+        protocol: &str,
+        options: &SendOptions,
+    ) -> Result<(Reply, InFlight), SendError> {
+        let region = permitted.region();
+        self.0.open(region, gateway, connections, permitted.into_request(), protocol, options).await
+    }
+
+    /// Opens a connection if none is open, so that the first request does not wait for three round trips. A failure is
+    /// reported by the next request.
+    pub async fn warm(&self, region: RegionId, gateway: &Server, connections: usize, window: Window, options: &SendOptions) {
+        self.0.warm(region, gateway, connections, window, options).await;
+    }
+
+    /// Closes idle connections that lead to a gateway that is no longer current, or whose window is not one of `windows`.
+    pub fn retain(&self, windows: &[Window], is_current: impl Fn(&RegionId, &Server) -> bool) {
+        self.0.retain(windows, is_current);
+    }
+
+    /// Closes at once every connection whose gateway presented certificates that `is_trusted` rejects, together with the
+    /// streams on it: a revoked peer keeps nothing.
+    pub fn close_untrusted(&self, is_trusted: impl Fn(&[CertificateDer<'_>]) -> bool) {
+        self.0.close_untrusted(is_trusted);
+    }
+}

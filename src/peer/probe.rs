@@ -1,0 +1,86 @@
+//! The response to a probe: how a region is, in its own words.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use sfv::RefBareItem;
+
+use crate::model::vitals::{PolicyHash, TableVersion};
+
+use super::fields;
+
+/// What a region reports of itself.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Report {
+    /// It takes no new requests.
+    pub is_draining: bool,
+    /// Any upstream is up.
+    pub is_serving: bool,
+    pub upstream_time: Option<Duration>,
+    pub policy: Option<PolicyHash>,
+    /// The version of its user table; `None` if it has none.
+    pub directory: Option<TableVersion>,
+}
+
+impl Report {
+    /// The header fields of the response.
+    pub fn write(&self, headers: &mut HeaderMap) {
+        let mut put = |name: HeaderName, text: String| {
+            if let Ok(value) = HeaderValue::from_str(&text) {
+                headers.insert(name, value);
+            }
+        };
+        put(fields::DRAINING, boolean(self.is_draining));
+        put(fields::SERVING, boolean(self.is_serving));
+        if let Some(policy) = self.policy {
+            put(fields::POLICY, policy.to_string());
+        }
+        if let Some(directory) = self.directory {
+            put(fields::DIRECTORY, directory.to_string());
+        }
+        if let Some(time) = self.upstream_time {
+            put(fields::UPSTREAM_MICROS, time.as_micros().to_string());
+        }
+    }
+
+    /// Reads the fields that [`Report::write`] writes; a field that is missing or malformed counts as unknown.
+    pub fn read(headers: &HeaderMap) -> Self {
+        let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        Self {
+            is_draining: text(fields::DRAINING) == Some("?1"),
+            is_serving: text(fields::SERVING) == Some("?1"),
+            upstream_time: text(fields::UPSTREAM_MICROS).and_then(|micros| micros.parse().ok()).map(Duration::from_micros),
+            policy: text(fields::POLICY).and_then(PolicyHash::parse),
+            directory: text(fields::DIRECTORY).and_then(TableVersion::parse),
+        }
+    }
+}
+
+/// A boolean as a structured field.
+fn boolean(value: bool) -> String {
+    let mut out = String::new();
+    let _ = sfv::ItemSerializer::with_buffer(&mut out).bare_item(RefBareItem::Boolean(value));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_reads_back_as_it_was_written() {
+        let whole = Report {
+            is_draining: true,
+            is_serving: false,
+            upstream_time: Some(Duration::from_micros(1234)),
+            policy: Some(PolicyHash([7; 16])),
+            directory: Some(TableVersion([9; 16])),
+        };
+        for report in [whole, Report { is_draining: false, is_serving: true, upstream_time: None, policy: None, directory: None }]
+        {
+            let mut headers = HeaderMap::new();
+            report.write(&mut headers);
+            assert_eq!(Report::read(&headers), report);
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! One attempt: sends a permitted request to one upstream or peer, and waits for the head of the response.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::response::Parts;
+use http::{HeaderName, Request, StatusCode};
+use http_body::Body as _;
+use tokio::time::Instant;
+
+use crate::decision::permit::Permitted;
+use crate::http::body::Body;
+use crate::http::pool::{EXTENDED_CONNECT, InFlight, Reply, SendCause, SendError, SendOptions};
+use crate::http::tunnel::Wire;
+use crate::http::window::Buffers;
+use crate::model::outcome::Code;
+use crate::peer::fields;
+use crate::transport::dial::{DialError, DialOptions, Server};
+use crate::transport::proxy_protocol;
+use crate::upstreams::{Busy, Upstream};
+
+use crate::proxy::body::Progress;
+use crate::proxy::worker::Worker;
+use crate::proxy::{Limits, Snapshot};
+
+/// A response: its head, what follows it, and what it keeps busy until that has ended.
+pub(in crate::proxy::request) struct Response {
+    pub head: Parts,
+    pub rest: Rest,
+    /// Dropping it tells the load balancer that the request is over.
+    pub hold: Hold,
+}
+
+/// What follows the head of a response.
+pub(in crate::proxy::request) enum Rest {
+    Body(Body),
+    Tunnel(Wire),
+}
+
+impl Response {
+    fn of(reply: Reply, hold: Hold) -> Self {
+        match reply {
+            Reply::Answered(response) => {
+                let (head, body) = response.into_parts();
+                Self { head, rest: Rest::Body(body), hold }
+            }
+            Reply::Opened(head, wire) => Self { head, rest: Rest::Tunnel(wire), hold },
+        }
+    }
+
+    /// The code by which a peer says why it refused.
+    pub fn code(&self) -> Option<Code> {
+        let code = self.head.headers.get(fields::CODE)?;
+        Code::ALL.iter().copied().find(|known| code == known.as_str())
+    }
+
+    /// Whether a gateway before the app servers says that none of them can serve.
+    fn is_gateway_error(&self) -> bool {
+        let failing = [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+        matches!(self.rest, Rest::Body(_)) && failing.contains(&self.head.status)
+    }
+}
+
+/// What a response keeps busy.
+#[expect(dead_code, reason = "they are held for what dropping them does")]
+pub(in crate::proxy::request) enum Hold {
+    Upstream(Busy, Option<InFlight>),
+    Peer(InFlight),
+}
+
+/// An attempt that brought no response.
+pub(in crate::proxy::request) struct Failure {
+    pub code: Code,
+    pub sent: Sent,
+    /// The request, if it may be sent again.
+    pub again: Option<Request<Body>>,
+}
+
+/// What was sent when an attempt failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::proxy::request) enum Sent {
+    Nothing,
+    Something,
+}
+
+/// Whether a failed attempt may be followed by another. Nothing sent is always safe; a read may be repeated while the retry
+/// budget lasts; a write that was sent is never repeated.
+pub(in crate::proxy::request) fn may_retry(sent: Sent, is_read: bool, has_budget: bool, time_left: Duration) -> bool {
+    if time_left.is_zero() {
+        return false;
+    }
+    match sent {
+        Sent::Nothing => true,
+        Sent::Something => is_read && has_budget,
+    }
+}
+
+/// How long an attempt may take, and what its connection must know.
+pub(in crate::proxy::request) struct AttemptOptions<'a> {
+    /// For all attempts together. A request with a body has its own minimum rate, so it has no deadline unless its caller sets one.
+    pub deadline: Option<Instant>,
+    /// From the end of the request to the head of its response.
+    pub response_timeout: Duration,
+    /// How long a chunk of the request's body may wait to be sent.
+    pub idle_timeout: Duration,
+    /// The deadline is the caller's own: missing it is no fault of the upstream.
+    pub is_callers_deadline: bool,
+    /// The progress of the request's body: the wait for a response begins at its end.
+    pub body: &'a Progress,
+    /// The protocol that the connection is to be upgraded to.
+    pub upgrade: Option<&'a str>,
+    /// For upstreams that are told by the PROXY protocol.
+    pub client: SocketAddr,
+    pub local: SocketAddr,
+    /// The flow-control budget of the client's connection.
+    pub buffers: &'a Rc<Buffers>,
+}
+
+impl AttemptOptions<'_> {
+    pub fn time_left(&self) -> Duration {
+        self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    fn send_options(&self, limits: &Limits, greeting: Option<bytes::Bytes>) -> SendOptions {
+        let (timeout, write_stall) = (limits.connect_timeout, limits.idle_timeout.max(limits.tunnel_idle));
+        SendOptions { dial: DialOptions { timeout, write_stall, greeting }, buffers: Rc::clone(self.buffers) }
+    }
+}
+
+/// Sends a request to the gateway of its region. `copy` is what may be sent again if this attempt fails.
+pub(in crate::proxy::request) async fn to_peer(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    gateway: &Server,
+    permitted: Permitted<Request<Body>>,
+    copy: Option<Request<Body>>,
+    options: &AttemptOptions<'_>,
+) -> Result<Response, Failure> {
+    let region = permitted.region();
+    let has_body = !permitted.request().body().is_end_stream();
+    let (send_options, connections) = (options.send_options(&snapshot.limits, None), snapshot.limits.peer_connections);
+    let work = async {
+        let pool = &worker.peer_pool;
+        match options.upgrade {
+            Some(protocol) => pool.open(gateway, connections, permitted, protocol, &send_options).await,
+            None => {
+                let sent = pool.send(gateway, connections, permitted, &send_options).await;
+                sent.map(|(response, in_flight)| (Reply::Answered(response), in_flight))
+            }
+        }
+    };
+    match head_of(work, options, has_body).await {
+        Some(Ok((reply, in_flight))) => Ok(Response::of(reply, Hold::Peer(in_flight))),
+        Some(Err(error)) => {
+            tracing::warn!(region = snapshot.policy().region_name(region), cause = %error.cause, "no response from a peer");
+            Err(failure(error, copy))
+        }
+        None => Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Something, again: copy }),
+    }
+}
+
+/// Sends a request to one upstream, and notes how that went for the upstream.
+pub(in crate::proxy::request) async fn to_upstream(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    (upstream, busy): (&Arc<Upstream>, Busy),
+    permitted: Permitted<Request<Body>>,
+    copy: Option<Request<Body>>,
+    options: &AttemptOptions<'_>,
+) -> Result<Response, Failure> {
+    let has_body = !permitted.request().body().is_end_stream();
+    let greeting = upstream.proxy_protocol.map(|version| proxy_protocol::write(version, options.client, options.local));
+    let send_options = options.send_options(&snapshot.limits, greeting);
+    let work = async {
+        let (pool, server) = (&worker.upstream_pool, &upstream.server);
+        match options.upgrade {
+            Some(protocol) => pool.open(server, permitted, protocol, &send_options).await,
+            None => {
+                let sent = pool.send(server, permitted, &send_options).await;
+                sent.map(|(response, in_flight)| (Reply::Answered(response), in_flight))
+            }
+        }
+    };
+    let outcome = head_of(work, options, has_body).await;
+    let count = |result| worker.metrics.upstream_request(upstream.authority(), result);
+    match outcome {
+        Some(Ok((reply, in_flight))) => {
+            count("answered");
+            let response = Response::of(reply, Hold::Upstream(busy, in_flight));
+            snapshot.upstreams.note(upstream, !response.is_gateway_error());
+            Ok(response)
+        }
+        // The client broke its body off: no fault of the upstream.
+        Some(Err(error)) if options.body.broken.get().is_some() => {
+            count("abandoned");
+            Err(failure(error, None))
+        }
+        // This process has no file descriptor left: no fault of the upstream.
+        Some(Err(error)) if matches!(error.cause, SendCause::Dial(DialError::OutOfDescriptors { .. })) => {
+            count("unsent");
+            Err(failure(error, None))
+        }
+        Some(Err(error)) => {
+            count("failed");
+            // A server that never advertised extended CONNECT has not failed.
+            if !matches!(error.cause, SendCause::Dial(DialError::OtherProtocol { wanted: EXTENDED_CONNECT, .. })) {
+                snapshot.upstreams.note(upstream, false);
+            }
+            tracing::warn!(upstream = upstream.authority(), cause = %error.cause, "no response from an upstream");
+            Err(failure(error, copy))
+        }
+        None => {
+            count("timeout");
+            if !options.is_callers_deadline {
+                snapshot.upstreams.note(upstream, false);
+            }
+            Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Something, again: copy })
+        }
+    }
+}
+
+/// Waits for the head of a response: no longer than the timeout from the end of the request's body, not for a server that
+/// stops reading the body, and never past the deadline.
+async fn head_of<T>(work: impl Future<Output = T>, options: &AttemptOptions<'_>, has_body: bool) -> Option<T> {
+    let too_late = async {
+        if has_body {
+            tokio::select! {
+                () = options.body.ended() => {}
+                () = options.body.left_lying(options.idle_timeout) => return,
+            }
+        }
+        tokio::time::sleep(options.response_timeout).await;
+    };
+    let deadline = async {
+        match options.deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        head = work => Some(head),
+        () = too_late => None,
+        () = deadline => None,
+    }
+}
+
+fn failure(error: SendError, copy: Option<Request<Body>>) -> Failure {
+    let code = match error.cause {
+        SendCause::Dial(DialError::OutOfDescriptors { .. }) => Code::Overloaded,
+        SendCause::Dial(_) => Code::UpstreamUnreachable,
+        SendCause::Broken(_) | SendCause::Form | SendCause::OtherUpgrade => Code::UpstreamBad,
+    };
+    let sent = if error.unsent.is_some() { Sent::Nothing } else { Sent::Something };
+    Failure { code, sent, again: error.unsent.map(|request| *request).or(copy) }
+}
+
+/// A copy of a request without its body, for another attempt.
+pub(in crate::proxy::request) fn copy_head(request: &Request<Body>) -> Request<Body> {
+    let mut copy = Request::new(Body::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
+    copy
+}
+
+/// Moves one header field from one request to another.
+pub(in crate::proxy::request) fn copy_field(from: &Request<Body>, to: &mut Request<Body>, name: &HeaderName) {
+    if let Some(value) = from.headers().get(name) {
+        to.headers_mut().insert(name, value.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_was_sent_is_never_repeated() {
+        let second = Duration::from_secs(1);
+        for has_budget in [false, true] {
+            assert!(may_retry(Sent::Nothing, false, has_budget, second));
+            assert!(!may_retry(Sent::Something, false, has_budget, second));
+            assert!(!may_retry(Sent::Nothing, true, has_budget, Duration::ZERO));
+        }
+        assert!(may_retry(Sent::Something, true, true, second));
+        assert!(!may_retry(Sent::Something, true, false, second), "the retry budget is spent");
+    }
+}

@@ -1,0 +1,165 @@
+//! What the whole life of one request shares.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{HeaderMap, Response, Version};
+use tokio::time::Instant;
+
+use crate::decision::facts::{Credential, Ingress};
+use crate::engine::judge::{Judged, judge};
+use crate::engine::permit::Registrar;
+use crate::engine::question::Question;
+use crate::http::body::Body;
+use crate::model::outcome::Code;
+use crate::model::user::Proof;
+
+use super::super::Snapshot;
+use super::super::ingress::{ConnectionContext, ResponseChannel};
+use super::super::intake::Intake;
+use super::super::reply::{self, Recipient};
+use super::super::worker::Worker;
+use super::log::RequestLog;
+use super::pacing::Call;
+
+/// One request's surroundings.
+pub(super) struct Context {
+    pub worker: Rc<Worker>,
+    /// The snapshot by which the request is served; a newer one where the request was judged again.
+    pub snapshot: Arc<Snapshot>,
+    pub connection: Rc<ConnectionContext>,
+    pub channel: ResponseChannel,
+    pub log: RequestLog,
+    /// A client's gRPC call, which is refused in gRPC's own terms.
+    pub call: Option<Call>,
+    pub has_body: bool,
+    is_http1: bool,
+}
+
+impl Context {
+    pub fn open(
+        worker: Rc<Worker>,
+        connection: Rc<ConnectionContext>,
+        channel: ResponseChannel,
+        parts: &Parts,
+        has_body: bool,
+    ) -> Self {
+        let (snapshot, arrival) = (worker.snapshot(), connection.arrival);
+        Self {
+            log: RequestLog::open(&worker, &snapshot, arrival, &parts.method),
+            call: Call::of(parts).filter(|_| arrival.ingress == Ingress::Client),
+            has_body,
+            is_http1: parts.version < Version::HTTP_2,
+            worker,
+            snapshot,
+            connection,
+            channel,
+        }
+    }
+
+    pub fn is_peer(&self) -> bool {
+        matches!(self.connection.arrival.ingress, Ingress::Peer(_))
+    }
+
+    /// Serves by the newest snapshot from here on.
+    pub fn refresh(&mut self) {
+        self.snapshot = self.worker.snapshot();
+    }
+
+    /// Judges the request for the first time, and counts the look-ups.
+    pub async fn judge(&mut self, intake: &Intake) -> Judged {
+        let judged = judge(&intake.question, &[], self.worker.moment(), &self.worker.vitals()).await;
+        for result in [judged.lookups.directory, judged.lookups.caller].into_iter().flatten() {
+            self.worker.metrics.directory_lookup(result);
+        }
+        judged.lookups.geoip.into_iter().for_each(|result| self.worker.metrics.geoip_lookup(result));
+        self.log.judged(intake, &judged);
+        judged
+    }
+
+    /// The writer of ledger lines for this request.
+    pub fn registrar<'a>(&'a self, intake: &'a Intake, user: Option<&'a str>) -> Registrar<'a> {
+        Registrar {
+            ledger: self.worker.shared.ledger.as_ref(),
+            pseudonyms: &self.worker.shared.pseudonyms,
+            metrics: &self.worker.metrics,
+            request_id: &intake.id,
+            user,
+        }
+    }
+
+    /// Refuses the request, and writes its log.
+    pub fn refuse(mut self, code: Code, question: Option<&Question>) -> Response<Body> {
+        self.log.code = Some(code);
+        // The log shows the status that the code stands for, also where gRPC's own status carries the refusal.
+        self.log.status = Some(reply::status_of(code));
+        let shown = if self.is_uniform(question) { uniform(code) } else { code };
+        let recipient = Recipient {
+            request_id: &self.log.id,
+            grpc: self.call.as_ref().map(|call| &call.kind),
+            is_peer: self.is_peer(),
+            // The rest of a refused request is not read, and after a malformed head nothing is.
+            closes: self.is_http1 && (self.has_body || question.is_none()),
+        };
+        let response = reply::refusal(shown, &recipient);
+        let bytes = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
+        self.log.response_body.bytes.set(bytes);
+        self.log.write();
+        response
+    }
+
+    /// Whether refusals must not depend on what is recorded of a user: the caller has proven nothing.
+    fn is_uniform(&self, question: Option<&Question>) -> bool {
+        let has_proven = |question: &Question| {
+            matches!(question.identity.caller, Some((_, proof)) if proof > Proof::Claimed)
+                || question.identity.credential == Credential::Verified
+        };
+        self.snapshot.privacy.uniform_refusals && !self.is_peer() && question.is_some_and(|question| !has_proven(question))
+    }
+
+    /// Responds without asking any app server, and writes the log.
+    pub fn finish(mut self, mut response: Response<Body>) -> Response<Body> {
+        self.log.status = Some(response.status());
+        if self.has_body && self.is_http1 {
+            reply::close(&mut response);
+        }
+        self.log.write();
+        response
+    }
+
+    /// Answers a preflight whose user cannot be known, if the configuration names its origin: the app server never sees it.
+    pub fn preflight_response(&self, intake: &Intake, asked: &HeaderMap) -> Option<Response<Body>> {
+        let origin = intake.preflight.as_ref()?;
+        let is_known = self.snapshot.cors_origins.iter().any(|known| origin == &**known);
+        is_known.then(|| reply::preflight(origin, asked))
+    }
+
+    /// Whether a redirect would tell an unproven caller where a user lives.
+    pub fn hides_redirect(&self, question: &Question) -> bool {
+        self.is_uniform(Some(question))
+    }
+
+    /// Why an exchange ends that is no longer cleared: a write that was sent stands, and its client has to know.
+    pub fn ended_code(&self, intake: &Intake) -> Code {
+        if intake.question.is_read || self.log.served_by.is_none() { Code::NoLongerCleared } else { Code::AnswerWithheld }
+    }
+
+    /// When the client of a gRPC call has no more use for a response.
+    pub fn call_deadline(&self) -> Option<Instant> {
+        self.call.as_ref()?.deadline
+    }
+}
+
+/// The one refusal for everything that depends on a user's record.
+const fn uniform(code: Code) -> Code {
+    match code {
+        Code::NowhereCleared
+        | Code::EvidenceTooWeak
+        | Code::HomeNotCleared
+        | Code::CarrierNotCleared
+        | Code::HomeDown
+        | Code::AllDown => Code::HomeUnresolved,
+        _ => code,
+    }
+}

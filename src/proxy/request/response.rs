@@ -1,0 +1,178 @@
+//! The way back: the response is judged with its label, recorded, scrubbed, streamed and counted.
+
+use std::rc::Rc;
+
+use http::Response;
+use http::header::{CONTENT_LENGTH, HeaderValue};
+use http_body::Body as _;
+
+use crate::decision::policy::Policy;
+use crate::decision::policy::class::ClassSet;
+use crate::decision::verdict::Trail;
+use crate::decision::{self};
+use crate::engine::judge::Judged;
+use crate::engine::recheck::Lease;
+use crate::http::body::Body;
+use crate::model::outcome::Code;
+use crate::model::region::RegionId;
+use crate::peer::fields;
+
+use super::super::admission::Admitted;
+use super::super::body::{Broken, Metered, Until};
+use super::super::delivery::Delivery;
+use super::super::ingress::ResponseChannel;
+use super::super::intake::Intake;
+use super::super::{headers, reply};
+use super::attempts::Served;
+use super::attempts::forward::{Hold, Rest};
+use super::context::Context;
+use super::pacing::Pacing;
+use super::{hint, tunnel};
+
+/// Relays a response to the client or peer that waits for it.
+pub(super) async fn relay(
+    mut context: Context,
+    intake: Intake,
+    judged: Judged,
+    lease: Rc<Lease>,
+    (region, response): Served,
+    admitted: Admitted,
+) -> Response<Body> {
+    context.log.served_by = Some(region);
+    let local = context.snapshot.policy().local;
+    // Only a peer's code counts: an app server could write anything.
+    context.log.code = response.code().filter(|_| region != local);
+    // The owner refuses in terms of HTTP; the client of a gRPC call understands gRPC alone.
+    if let Some(code) = context.log.code.filter(|_| context.call.is_some()) {
+        return context.refuse(code, Some(&intake.question));
+    }
+    let labels = match clear(&mut context, &intake, &judged, &lease, region, &response.head.headers).await {
+        Ok(labels) => labels,
+        Err(code) => return context.refuse(code, Some(&intake.question)),
+    };
+    let super::attempts::forward::Response { mut head, rest, hold } = response;
+    let body = match (rest, &intake.upgrade) {
+        (Rest::Body(body), _) => body,
+        (Rest::Tunnel(wire), Some(upgrade)) => {
+            return tunnel::open(context, &intake, upgrade, (head, wire), hold, lease, admitted);
+        }
+        (Rest::Tunnel(_), None) => unreachable!("a tunnel is opened for a request that asked for one"),
+    };
+    let is_declined_upgrade = intake.upgrade.is_some() && head.status.is_success();
+    if is_declined_upgrade && !context.is_peer() && matches!(context.channel, ResponseChannel::Stream(_)) {
+        // On a stream of HTTP/2 a status of 2xx would open the tunnel that the app server declined (RFC 8441 section 4).
+        return context.refuse(Code::UpgradeRefused, Some(&intake.question));
+    }
+    headers::scrub_response(&mut head.headers);
+    if context.is_peer() {
+        write_peer_fields(&mut head.headers, context.log.code, &labels, is_declined_upgrade);
+    }
+    hint::issue(&context, &intake, &judged, &mut head.headers);
+    context.log.status = Some(head.status);
+    let body = outgoing_body(context, lease, &mut head, body, hold, admitted);
+    Response::from_parts(head, body)
+}
+
+/// Judges the response: the request must still be cleared, and so must the classes that the response is labelled with. What
+/// a label adds is in the ledger when this returns.
+async fn clear(
+    context: &mut Context,
+    intake: &Intake,
+    judged: &Judged,
+    lease: &Rc<Lease>,
+    region: RegionId,
+    response: &http::HeaderMap,
+) -> Result<Vec<Box<str>>, Code> {
+    let refusal = if intake.question.is_read { Code::AnswerNotCleared } else { Code::AnswerWithheld };
+    let (moment, vitals) = (context.worker.moment(), context.worker.vitals());
+    if !lease.renew(&moment, &vitals).await {
+        return Err(context.ended_code(intake));
+    }
+    let labels = labels_of(response).ok_or(refusal)?;
+    let before = lease.trail();
+    if !labels.is_empty() {
+        let labelled = label(&before, &labels, region, lease.moment().policy()).ok_or(refusal)?;
+        lease.add_labels(&labels, labelled);
+    }
+    let user = judged.user.as_ref().map(|(user, _)| user.as_str());
+    if region == lease.moment().policy().local {
+        context.registrar(intake, user).record_label(lease, before.classes).await?;
+    }
+    let (trail, moment) = (lease.trail(), lease.moment());
+    context.log.rejudged(trail, moment);
+    Ok(labels)
+}
+
+/// The data classes that a response is labelled with (`Domicile-Data-Class`); `None` if the field cannot be read.
+pub(super) fn labels_of(response: &http::HeaderMap) -> Option<Vec<Box<str>>> {
+    let mut labels = Vec::new();
+    for value in response.get_all(fields::DATA_CLASS) {
+        labels.extend(value.to_str().ok()?.split(',').map(|name| name.trim().into()));
+    }
+    Some(labels)
+}
+
+/// The trail with the classes of a label; `None` if one of them is unknown, or does not clear the response in `region` and
+/// through the carrier.
+pub(super) fn label(trail: &Trail, labels: &[Box<str>], region: RegionId, policy: &Policy) -> Option<Trail> {
+    let mut classes = ClassSet::EMPTY;
+    for name in labels {
+        classes = classes.union(ClassSet::only(policy.find_class(name)?));
+    }
+    decision::label(trail, classes, region, policy)
+}
+
+/// What the owner says to the sender beside the response.
+fn write_peer_fields(headers: &mut http::HeaderMap, code: Option<Code>, labels: &[Box<str>], is_declined_upgrade: bool) {
+    if let Some(code) = code {
+        headers.insert(fields::CODE, HeaderValue::from_static(code.as_str()));
+    }
+    if let Ok(value) = HeaderValue::from_str(&labels.join(", "))
+        && !labels.is_empty()
+    {
+        headers.insert(fields::DATA_CLASS, value);
+    }
+    if is_declined_upgrade {
+        headers.insert(fields::DECLINED, HeaderValue::from_static("?1"));
+    }
+}
+
+/// The body on its way back: counted, timed, broken off when the request is no longer cleared; at its end the log is written.
+fn outgoing_body(
+    mut context: Context,
+    lease: Rc<Lease>,
+    head: &mut http::response::Parts,
+    body: Body,
+    hold: Hold,
+    admitted: Admitted,
+) -> Body {
+    let pacing = Pacing::of_response(&head.headers, &context.snapshot.limits);
+    let delivery = delivery(&context, &pacing);
+    let progress = Rc::clone(&context.log.response_body);
+    let body = match context.call_deadline() {
+        Some(deadline) if !body.is_end_stream() => {
+            head.headers.remove(CONTENT_LENGTH);
+            let trailers = reply::call_trailers(Code::DeadlineExceeded);
+            Body::streamed(Until::new(body, deadline, trailers, Rc::clone(&progress)))
+        }
+        _ => body,
+    };
+    let mut body = Metered::new(body, pacing.allowance_of_response(), Rc::clone(&progress));
+    if let Some(delivery) = delivery {
+        body = body.delivered(delivery);
+    }
+    let body = body.scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).under(lease).then(move || {
+        drop((hold, admitted));
+        if progress.broken.get() == Some(Broken::OutOfTime) {
+            context.log.code = Some(Code::DeadlineExceeded);
+        }
+        context.log.write();
+    });
+    Body::streamed(body)
+}
+
+/// Watches how fast a client reads; a peer watches its own clients.
+fn delivery(context: &Context, pacing: &Pacing) -> Option<Rc<Delivery>> {
+    let watch = || context.worker.deliveries.watch(pacing.idle, pacing.client_pace(), context.channel.cutter());
+    (!context.is_peer()).then(watch)
+}
