@@ -57,8 +57,8 @@ const FORBIDDEN: &[(&[&str], &[&str], &str)] = &[
 
 /// Who may call what, besides the file that defines it.
 const CALLERS: &[(&str, &[&str], &str)] = &[
-    ("stop.bind(", &["engine/permit.rs"], "a permit is made together with its ledger line"),
-    (".beside(", &["proxy/request/attempts/mod.rs"], "a question beside a permitted request has no ledger line of its own"),
+    ("bind(request", &["engine/permit.rs"], "a permit is made together with its ledger line"),
+    (".beside(", &["proxy/request/attempts/peer.rs"], "a question beside a permitted request has no ledger line of its own"),
     (
         "Permitted::without_user_data(",
         &["probes/prober.rs", "upstreams/health.rs", "cli/reload.rs"],

@@ -68,14 +68,14 @@ pub struct Files {
     pub tokens: Option<(Stamp, tokens::Settings)>,
     pub peers: Vec<Stamp>,
     pub upstreams: Vec<Stamp>,
-    /// Every file of the configuration, as it was before any was read.
+    /// Every file of the configuration, as it was before it was read.
     pub all: Vec<Stamp>,
 }
 
 /// What a build is made of.
 pub struct Sources<'a> {
-    /// The configuration file.
-    pub file: &'a Path,
+    /// The configuration file, as it was before it was read.
+    pub file: Stamp,
     pub config: Config,
     pub registry: &'a Registry,
     /// What is unchanged since then is taken over.
@@ -90,15 +90,18 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
     for note in config::notes(&policy, Day::of(SystemTime::now())) {
         tracing::warn!("{note}");
     }
-    let all = files::settle(&files::of_settings(file, &settings))?;
-    let (peers, peer_stamps) = peers(&settings, &policy, before)?;
-    let challenges = before.map_or_else(Arc::default, |before| Arc::clone(&before.challenges));
+    // Before the files are stamped: it writes the certificates that are yet to be fetched.
     for files in settings.acme() {
         acme::prepare(files)?;
     }
+    let mut all = files::settle(&files::of_settings(&settings))?;
+    all.push(file);
+    let (peers, peer_stamps) = peers(&settings, &policy, before)?;
+    let challenges = before.map_or_else(Arc::default, |before| Arc::clone(&before.challenges));
     let listener_configs = Arc::new(listener_configs(&settings, peers.as_deref(), &challenges)?);
     let gateways = gateways(&settings, &policy, peers.as_ref(), before);
     let mut kept = Vec::new();
+    let table_stamps = files::stamps(&files::tables_of(&settings));
     let tables = before.map(|before| (&before.snapshot, &before.files));
     let geoip_before = tables.map(|(snapshot, files)| (snapshot.judging.geoip.clone(), files.geoip.clone()));
     let (geoip, geoip_stamp) =
@@ -112,6 +115,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
     let seal = settings.seal.as_ref().map(Seal::open_keys).transpose()?.map(Arc::new);
     let (upstreams, upstream_stamps) = upstreams(&settings, before)?;
     files::check_unchanged(&all)?;
+    all.extend(table_stamps);
     let judging = engine::snapshot::Snapshot {
         policy,
         slashes: settings.slashes,
@@ -144,6 +148,14 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
         all,
     };
     Ok(Built { snapshot, listener_configs, settings, files, peers, challenges, kept })
+}
+
+/// Reads a file once it has stood still; what was read counts only if the file is still the same.
+fn settled<T>(file: &Path, read: impl FnOnce() -> Result<T, StartError>) -> Result<(T, Stamp), StartError> {
+    let stamp = files::settle_one(file)?;
+    let table = read()?;
+    files::check_unchanged(std::slice::from_ref(&stamp))?;
+    Ok((table, stamp))
 }
 
 /// A table that cannot be read is kept as it was, so that it does not hold up the rest of a reload.
@@ -298,7 +310,7 @@ fn geoip(settings: &Settings, before: Option<&Built>) -> Result<Opened<GeoIp, St
     if let Some(before) = before.filter(|before| before.files.geoip.as_ref() == Some(&stamp)) {
         return Ok((before.snapshot.judging.geoip.clone(), Some(stamp)));
     }
-    let geoip = GeoIp::open(&settings.database)?;
+    let (geoip, stamp) = settled(&settings.database, || Ok(GeoIp::open(&settings.database)?))?;
     if settings.max_age.is_some_and(|most| geoip.age(SystemTime::now()) > most) {
         tracing::warn!(file = %settings.database.display(), "the GeoIP database is older than `max_age`: it steers, but proves no jurisdiction; fetch a newer one");
     }
@@ -312,7 +324,8 @@ fn tokens(settings: &Settings, before: Option<&Built>) -> Result<Opened<Tokens, 
     if let Some(before) = before.filter(|before| before.files.tokens.as_ref() == Some(&stamp)) {
         return Ok((before.snapshot.tokens.clone(), Some(stamp)));
     }
-    Ok((Some(Arc::new(Tokens::open(settings)?)), Some(stamp)))
+    let (tokens, read) = settled(settings.file(), || Ok(Tokens::open(settings)?))?;
+    Ok((Some(Arc::new(tokens)), Some((read, settings.clone()))))
 }
 
 fn directory(
@@ -327,7 +340,7 @@ fn directory(
     if let Some(before) = before.filter(|before| before.files.directory.as_ref() == Some(&stamp)) {
         return Ok((before.snapshot.judging.directory.clone(), Some(stamp)));
     }
-    let directory = Directory::open(settings, registry)?;
+    let (directory, read) = settled(&settings.file, || Ok(Directory::open(settings, registry)?))?;
     let users_before = before.and_then(|before| before.snapshot.judging.directory.as_ref()).map(|before| before.len());
     if let Some(users_before) = users_before {
         if !accepts_loss {
@@ -335,5 +348,5 @@ fn directory(
         }
         tracing::info!(file = %settings.file.display(), users_before, users = directory.len(), "user table read");
     }
-    Ok((Some(Arc::new(directory)), Some(stamp)))
+    Ok((Some(Arc::new(directory)), Some((read, stamp.1))))
 }

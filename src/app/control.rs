@@ -45,6 +45,8 @@ pub struct Control {
     pub phase: channel::Receiver<Phase>,
     /// Reloads that were asked for while one was under way.
     pub deferred: Vec<oneshot::Sender<Result<(), String>>>,
+    /// One of them confirms that the user table may lose as many users as it does.
+    pub deferred_accepts_loss: bool,
     pub handover: SocketHandover,
     /// The stamps of the files that the last reload read.
     pub read: Vec<files::Stamp>,
@@ -129,13 +131,14 @@ impl Control {
     /// Asks for one more reload on behalf of all that were asked for during the last.
     fn turn_to_deferred(&mut self, commands: &mpsc::Sender<Command>) {
         let deferred = std::mem::take(&mut self.deferred);
+        let accepts_loss = std::mem::take(&mut self.deferred_accepts_loss);
         if deferred.is_empty() {
             return;
         }
         let commands = commands.clone();
         tokio::task::spawn_local(async move {
             let (reply, outcome) = oneshot::channel();
-            if commands.send(Command::Reload { accepts_loss: false, reply }).await.is_ok()
+            if commands.send(Command::Reload { accepts_loss, reply }).await.is_ok()
                 && let Ok(outcome) = outcome.await
             {
                 deferred.into_iter().for_each(|reply| drop(reply.send(outcome.clone())));
@@ -226,27 +229,34 @@ impl Control {
         let known: Vec<_> = before.files.all.iter().map(|stamp| stamp.file.clone()).collect();
         let mut building = tokio::task::spawn_blocking(move || {
             // The stamps of what is read are known also where reading fails: only a further change is a reason to try again.
-            let stamps = files::settle(&known);
-            let built = stamps.as_ref().map_err(|error| StartError::from(error.clone())).and_then(|_| {
+            let stamps = files::stamps(&known);
+            let mut build = || {
+                let stamp = files::settle_one(&file)?;
                 let today = Day::of(SystemTime::now());
                 let config = config::load(&file, region.as_deref(), &mut registry, today).map_err(StartError::Config)?;
                 check_region(before.snapshot.policy(), &config.policy)?;
-                let sources = Sources { file: &file, config, registry: &registry, before: Some(&before), accepts_loss };
-                Ok((build::build(sources)?, registry))
-            });
-            (stamps.unwrap_or_else(|_| before.files.all.clone()), built)
+                let sources = Sources { file: stamp, config, registry: &registry, before: Some(&before), accepts_loss };
+                build::build(sources)
+            };
+            let built = build();
+            (stamps, built.map(|built| (built, registry)))
         });
         let finished = loop {
             tokio::select! {
                 finished = &mut building => break finished,
                 Some(command) = commands.recv() => match command {
                     // What has changed since this reload began to read is read by the next one.
-                    Command::Reload { reply, .. } => self.deferred.push(reply),
+                    Command::Reload { accepts_loss, reply } => {
+                        self.deferred_accepts_loss |= accepts_loss;
+                        self.deferred.push(reply);
+                    }
                     Command::Retire => {}
                     command => self.answer(command).await,
                 },
             }
         };
+        // Where the build panicked, the files that were known stay watched.
+        self.read.clone_from(&self.built.files.all);
         let (stamps, built) = finished.map_err(|error| std::io::Error::other(error.to_string()))?;
         self.read = built.as_ref().map_or(stamps, |(built, _)| built.files.all.clone());
         built

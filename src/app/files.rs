@@ -80,6 +80,16 @@ pub fn settle(files: &[PathBuf]) -> Result<Vec<Stamp>, Unsettled> {
     }
 }
 
+/// Waits until one file has stood still; returns its stamp.
+pub fn settle_one(file: &Path) -> Result<Stamp, Unsettled> {
+    settle(&[file.to_owned()])?.pop().ok_or_else(|| Unsettled { file: file.to_owned() })
+}
+
+/// The state of these files now, read or not.
+pub fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
+    files.iter().map(|file| Stamp::of(file)).collect()
+}
+
 /// Fails if any file is another than when it was stamped.
 pub fn check_unchanged(stamps: &[Stamp]) -> Result<(), Unsettled> {
     match stamps.iter().find(|stamp| Stamp::of(&stamp.file) != **stamp) {
@@ -88,13 +98,17 @@ pub fn check_unchanged(stamps: &[Stamp]) -> Result<(), Unsettled> {
     }
 }
 
-fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
-    files.iter().map(|file| Stamp::of(file)).collect()
+/// The tables: one that keeps changing, or that cannot be read, does not hold up the rest of a reload.
+pub fn tables_of(settings: &Settings) -> Vec<PathBuf> {
+    let geoip = settings.geoip.as_ref().map(|settings| settings.database.clone());
+    let tokens = settings.tokens.as_ref().map(|settings| settings.file().to_owned());
+    let directory = settings.directory.as_ref().map(|settings| settings.file.clone());
+    geoip.into_iter().chain(tokens).chain(directory).collect()
 }
 
-/// The files whose changes cause a reload.
-pub fn of_settings(config: &Path, settings: &Settings) -> Vec<PathBuf> {
-    let mut files = vec![config.to_owned()];
+/// The files that a reload needs all of, or nothing changes.
+pub fn of_settings(settings: &Settings) -> Vec<PathBuf> {
+    let mut files = Vec::new();
     let pair = |pair: &CertificateFiles| [pair.certificate.clone(), pair.key.clone()];
     for tls in settings.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
         files.extend(tls.certificates.iter().flat_map(pair));
@@ -107,10 +121,7 @@ pub fn of_settings(config: &Path, settings: &Settings) -> Vec<PathBuf> {
     }
     let upstream_files = settings.upstreams.targets.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
     files.extend(upstream_files.cloned());
-    files.extend(settings.geoip.as_ref().map(|settings| settings.database.clone()));
-    files.extend(settings.tokens.as_ref().map(|settings| settings.file().to_owned()));
     files.extend(settings.seal.as_ref().map(|settings| settings.file().to_owned()));
-    files.extend(settings.directory.as_ref().map(|settings| settings.file.clone()));
     files
 }
 

@@ -121,14 +121,14 @@ impl App {
     /// Starts everything; returns when every port accepts.
     pub fn start(mut launch: Launch) -> Result<Self, StartError> {
         let mut registry = Registry::default();
-        files::settle(std::slice::from_ref(&launch.config))?;
+        let file = files::settle_one(&launch.config)?;
         let today = Day::of(SystemTime::now());
         let loaded = config::load(&launch.config, launch.region.as_deref(), &mut registry, today).map_err(StartError::Config)?;
         let worker_count = launch.workers.or(loaded.settings.workers).unwrap_or_else(cores);
         let claims = claims(&mut launch, &loaded.settings, worker_count)?;
         let admin = take_claim(&mut launch.claimed, loaded.settings.admin.address, 1)?;
         let metrics = Arc::new(Metrics::new());
-        let sources = Sources { file: &launch.config, config: loaded, registry: &registry, before: None, accepts_loss: false };
+        let sources = Sources { file, config: loaded, registry: &registry, before: None, accepts_loss: false };
         let built = build::build(sources)?;
         let (phase, phases) = channel::channel(Phase::Serving);
         let shared = shared(&built, &metrics, launch.is_successor, phases.clone())?;
@@ -160,6 +160,7 @@ impl App {
             worker_count,
             phase: phases,
             deferred: Vec::new(),
+            deferred_accepts_loss: false,
             handover: SocketHandover::clone(&handover),
             read: Vec::new(),
         };

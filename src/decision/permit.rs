@@ -36,6 +36,11 @@ impl<R> Permitted<R> {
         &self.request
     }
 
+    /// The request, to write the fields that its stop needs.
+    pub const fn request_mut(&mut self) -> &mut R {
+        &mut self.request
+    }
+
     /// Permits a question about this very request beside it: the same stop, and the same ledger line.
     pub fn beside<Q>(&self, question: Q) -> Permitted<Q> {
         Permitted { request: question, region: self.region }

@@ -27,11 +27,22 @@ pub struct Registrar<'a> {
 }
 
 impl Registrar<'_> {
-    /// Permits a request to leave for one stop of its itinerary. Its movements are in the ledger when this returns.
+    /// Permits a request to leave for one stop of its itinerary. Its movements are in the ledger when this returns: one line
+    /// for each region and judgement, however many app servers of that region are tried.
+    ///
+    /// # Errors
+    /// `NoLongerCleared` where the last judgement does not clear the region, `LedgerUnavailable` where the line could not be
+    /// written.
     pub async fn permit<R>(&self, lease: &Lease, stop: Stop, request: R) -> Result<Permitted<R>, Code> {
         let (moment, trail) = (lease.moment(), lease.trail());
         let (policy, region) = (moment.policy(), stop.region());
+        if lease.has_ended() || !trail.is_cleared(region) {
+            return Err(Code::NoLongerCleared);
+        }
         lease.move_to(region);
+        if lease.is_recorded(region) {
+            return Ok(stop.bind(request));
+        }
         self.count_reported(policy, &trail, region);
         let local = policy.local;
         match trail.ingress {
@@ -41,6 +52,9 @@ impl Registrar<'_> {
         }
         if region == local {
             self.record_processing(policy, &trail).await?;
+        }
+        if lease.is_current(&moment) {
+            lease.note_recorded(region);
         }
         Ok(stop.bind(request))
     }
@@ -102,14 +116,18 @@ impl Registrar<'_> {
         self.write(policy, trail, direction, names, bases(policy, trail, to), trail.is_reported(to)).await
     }
 
-    /// A line for data of another jurisdiction's user that is processed here because a transfer allows it: it has moved.
+    /// A line for data of another jurisdiction's user that is processed here because a transfer allows it, or because its
+    /// rule only reports: it has moved.
     async fn record_processing(&self, policy: &Policy, trail: &Trail) -> Result<(), Code> {
-        let bases = bases(policy, trail, policy.local);
-        if bases.is_empty() || policy.may_be_anywhere(trail.classes) {
+        let (bases, is_reported) = (bases(policy, trail, policy.local), trail.is_reported(policy.local));
+        let is_news = !bases.is_empty() || (is_reported && self.ledger.is_some());
+        if !is_news || policy.may_be_anywhere(trail.classes) {
             return Ok(());
         }
-        let names = (policy.jurisdiction_name(user_of(trail)), policy.region_name(policy.local));
-        self.write(policy, trail, Direction::Processing, names, bases, trail.is_reported(policy.local)).await
+        let place = policy.jurisdiction_of(policy.local);
+        let from = users_of(trail).find(|user| *user != place).unwrap_or_else(|| user_of(trail));
+        let names = (policy.jurisdiction_name(from), policy.region_name(policy.local));
+        self.write(policy, trail, Direction::Processing, names, bases, is_reported).await
     }
 
     async fn write(
@@ -145,14 +163,20 @@ fn user_of(trail: &Trail) -> Jurisdiction {
     trail.home.map_or(Jurisdiction::Unknown, |home| home.jurisdiction())
 }
 
+/// The jurisdictions of every user whom the request was judged for: one, or two.
+fn users_of(trail: &Trail) -> impl Iterator<Item = Jurisdiction> {
+    let first = trail.homes().next().is_none().then_some(Jurisdiction::Unknown);
+    first.into_iter().chain(trail.homes().map(|home| home.jurisdiction()))
+}
+
 fn is_free(policy: &Policy, class: ClassId) -> bool {
     policy.class(class).rule.stays == Stays::Anywhere
 }
 
 /// The legal bases without which the data could not be processed in `region`.
 fn bases<'p>(policy: &'p Policy, trail: &Trail, region: RegionId) -> Vec<&'p str> {
-    let (place, user, today) = (policy.jurisdiction_of(region), user_of(trail), trail.today);
-    let of_class = |class| {
+    let (place, today) = (policy.jurisdiction_of(region), trail.today);
+    let of_class = |(class, user)| {
         let rule = &policy.class(class).rule;
         let stays_allow = match rule.stays {
             Stays::Home => user == place,
@@ -162,8 +186,13 @@ fn bases<'p>(policy: &'p Policy, trail: &Trail, region: RegionId) -> Vec<&'p str
         let transfers = rule.transfers_from(user, today).filter(move |transfer| !stays_allow && transfer.to.contains(place));
         transfers.map(|transfer| &*transfer.basis)
     };
-    let mut bases: Vec<_> = trail.classes.iter().flat_map(of_class).collect();
-    bases.dedup();
+    let judged = trail.classes.iter().flat_map(|class| users_of(trail).map(move |user| (class, user)));
+    let mut bases = Vec::new();
+    for basis in judged.flat_map(of_class) {
+        if !bases.contains(&basis) {
+            bases.push(basis);
+        }
+    }
     bases
 }
 

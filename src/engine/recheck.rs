@@ -26,6 +26,8 @@ pub struct Lease {
     trail: RefCell<Trail>,
     /// The data classes of the response, by name: numbers change with the policy.
     labels: RefCell<Vec<Box<str>>>,
+    /// The regions whose ledger lines this judgement has.
+    recorded: RefCell<Vec<RegionId>>,
     has_ended: Cell<bool>,
     wakers: RefCell<Vec<Waker>>,
     leases: Rc<Leases>,
@@ -45,6 +47,7 @@ impl Leases {
             moment: RefCell::new(judged.moment.clone()),
             trail: RefCell::new(judged.decision.trail.clone()),
             labels: RefCell::default(),
+            recorded: RefCell::default(),
             has_ended: Cell::new(false),
             wakers: RefCell::default(),
             leases: Rc::clone(self),
@@ -95,15 +98,30 @@ impl Lease {
         self.at.get()
     }
 
-    /// Notes the region that processes the request from now on, and the judgement that sends it there.
+    /// Notes the region that processes the request from now on.
     pub(super) fn move_to(&self, region: RegionId) {
         self.at.set(Some(region));
+    }
+
+    /// Notes that the attempt at a region is over: until the next attempt, the request is nowhere.
+    pub fn leave(&self) {
+        self.at.set(None);
+    }
+
+    /// Whether the ledger line for an attempt at this region has been written under this judgement.
+    pub(super) fn is_recorded(&self, region: RegionId) -> bool {
+        self.recorded.borrow().contains(&region)
+    }
+
+    pub(super) fn note_recorded(&self, region: RegionId) {
+        self.recorded.borrow_mut().push(region);
     }
 
     /// Replaces the judgement: the request was judged once more as a whole.
     pub fn adopt(&self, judged: &Judged) {
         self.moment.replace(judged.moment.clone());
         self.trail.replace(judged.decision.trail.clone());
+        self.recorded.borrow_mut().clear();
     }
 
     /// Notes the data classes of the response: from now on they belong to the request.

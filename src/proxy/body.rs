@@ -53,6 +53,11 @@ impl Progress {
         }
     }
 
+    /// Whether the body has ended, or was given up.
+    pub const fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
     /// Waits until a piece has been left lying for so long.
     pub async fn left_lying(&self, limit: Duration) {
         loop {

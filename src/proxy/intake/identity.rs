@@ -61,7 +61,9 @@ impl Verifiers<'_> {
     }
 
     fn credential(&self, headers: &HeaderMap, tokens: &Arc<Tokens>) -> (Option<Arc<Verified>>, Credential) {
-        let text = match presented(headers, &tokens.settings.location) {
+        let (found, has_other) = presented(headers, &tokens.settings.location);
+        let text = match found {
+            Presented::Nothing if has_other => return (None, Credential::Unread),
             Presented::Nothing => return (None, Credential::Absent),
             Presented::Other => return (None, Credential::Unread),
             Presented::Malformed => {
@@ -77,20 +79,23 @@ impl Verifiers<'_> {
             Err(fault) => fault.as_str(),
         });
         match outcome {
+            // The app may read the other credential, and take the caller for somebody else.
+            Ok((verified, _)) if has_other => (Some(verified), Credential::Unread),
             Ok((verified, _)) => (Some(verified), Credential::Verified),
             Err(_) => (None, Credential::Unverifiable),
         }
     }
 }
 
-/// The credential of a request: the token where the configuration looks for it, or any other that the app may read.
-fn presented<'h>(headers: &'h HeaderMap, location: &'h TokenLocation) -> Presented<'h> {
+/// The token where the configuration looks for it, and whether `Authorization` holds another credential beside it, which the
+/// app may read.
+fn presented<'h>(headers: &'h HeaderMap, location: &'h TokenLocation) -> (Presented<'h>, bool) {
     let found = match location {
         TokenLocation::Cookie(name) => in_cookie(headers, name),
         TokenLocation::Header(name) => in_header(headers, name),
     };
-    let has_other = || headers.get_all(AUTHORIZATION).iter().any(|value| !value.is_empty());
-    if found == Presented::Nothing && has_other() { Presented::Other } else { found }
+    let is_elsewhere = !matches!(location, TokenLocation::Header(name) if *name == AUTHORIZATION);
+    (found, is_elsewhere && headers.get_all(AUTHORIZATION).iter().any(|value| !value.is_empty()))
 }
 
 fn in_cookie<'h>(headers: &'h HeaderMap, name: &'h str) -> Presented<'h> {
@@ -206,7 +211,7 @@ mod tests {
             for value in values {
                 headers.append(AUTHORIZATION, value.parse().unwrap());
             }
-            match presented(&headers, &TokenLocation::Header(AUTHORIZATION)) {
+            match presented(&headers, &TokenLocation::Header(AUTHORIZATION)).0 {
                 Presented::Nothing => "nothing",
                 Presented::Token("a.b.c") => "token",
                 Presented::Token(_) | Presented::Malformed => "malformed",
@@ -238,12 +243,12 @@ mod tests {
     fn a_credential_beside_the_token_cookie_is_another_credential() {
         let mut headers = HeaderMap::new();
         let location = TokenLocation::Cookie("session".into());
-        assert_eq!(presented(&headers, &location), Presented::Nothing);
+        assert_eq!(presented(&headers, &location), (Presented::Nothing, false));
         headers.insert(AUTHORIZATION, "Basic dXNlcjpwYXNz".parse().unwrap());
-        assert_eq!(presented(&headers, &location), Presented::Other);
+        assert_eq!(presented(&headers, &location), (Presented::Nothing, true));
         headers.insert(COOKIE, "session=a.b.c".parse().unwrap());
-        assert_eq!(presented(&headers, &location), Presented::Token("a.b.c"));
+        assert_eq!(presented(&headers, &location), (Presented::Token("a.b.c"), true));
         headers.append(COOKIE, "session=d.e.f".parse().unwrap());
-        assert_eq!(presented(&headers, &location), Presented::Malformed);
+        assert_eq!(presented(&headers, &location), (Presented::Malformed, true));
     }
 }

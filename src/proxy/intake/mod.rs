@@ -124,7 +124,7 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
     let sender = Sender::of(parts, arrival, envelope.as_ref(), &snapshot.intake);
     let mut identity = verifiers.identify(&parts.headers, sender.is_trusted, sender.is_https)?;
     if let Some(envelope) = &envelope {
-        identity.caller = vouched_for(envelope, identity.caller.take());
+        identity.caller = vouched_for(envelope, identity.caller.take())?;
     }
     strip_user_headers(&mut parts.headers, sender.is_trusted || envelope.is_some(), &snapshot.intake);
     let preflight = read_preflight(&parts.headers, method, has_body, &identity);
@@ -218,12 +218,15 @@ impl Sender {
     }
 }
 
-/// The caller of a peer's request: whatever this region verifies itself counts as proven; a peer's mere word counts less.
-fn vouched_for(envelope: &Envelope, verified: Option<(String, Proof)>) -> Option<(String, Proof)> {
-    let (key, proof) = envelope.user.clone()?;
-    let is_verified_here = verified.is_some_and(|(own, proof)| own == key && proof == Proof::Proven);
-    let proof = if is_verified_here { Proof::Proven } else { proof.min(Proof::Vouched) };
-    Some((key, proof))
+/// The caller of a peer's request: whom this region verifies itself is proven; a peer's mere word counts less, and it must
+/// not contradict what was verified.
+fn vouched_for(envelope: &Envelope, own: Option<(String, Proof)>) -> Result<Option<(String, Proof)>, Code> {
+    let verified = own.filter(|(_, proof)| *proof == Proof::Proven);
+    match (verified, &envelope.user) {
+        (Some((verified, _)), Some((stated, _))) if verified != *stated => Err(Code::PeerMalformed),
+        (Some(verified), _) => Ok(Some(verified)),
+        (None, stated) => Ok(stated.clone().map(|(key, proof)| (key, proof.min(Proof::Vouched)))),
+    }
 }
 
 /// A CORS preflight: the Fetch standard sends it without body, cookies and credentials.

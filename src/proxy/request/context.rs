@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::request::Parts;
 use http::{HeaderMap, Response, Version};
@@ -11,6 +12,7 @@ use crate::decision::facts::{Credential, Ingress};
 use crate::engine::judge::{Judged, judge};
 use crate::engine::permit::Registrar;
 use crate::engine::question::Question;
+use crate::engine::snapshot::Moment;
 use crate::http::body::Body;
 use crate::model::outcome::Code;
 use crate::model::user::Proof;
@@ -34,6 +36,8 @@ pub(super) struct Context {
     /// A client's gRPC call, which is refused in gRPC's own terms.
     pub call: Option<Call>,
     pub has_body: bool,
+    /// An attempt may have brought the whole request to an app server or to a peer.
+    pub may_have_arrived: bool,
     is_http1: bool,
 }
 
@@ -50,6 +54,7 @@ impl Context {
             log: RequestLog::open(&worker, &snapshot, arrival, &parts.method),
             call: Call::of(parts).filter(|_| arrival.ingress == Ingress::Client),
             has_body,
+            may_have_arrived: false,
             is_http1: parts.version < Version::HTTP_2,
             worker,
             snapshot,
@@ -69,7 +74,12 @@ impl Context {
 
     /// Judges the request for the first time, and counts the look-ups.
     pub async fn judge(&mut self, intake: &Intake) -> Judged {
-        let judged = judge(&intake.question, &[], self.worker.moment(), &self.worker.vitals()).await;
+        // By the snapshot that the request was read under: where a newer one is there, the attempts judge once more.
+        let newest = self.worker.moment();
+        let judging = &self.snapshot.judging;
+        let is_newest = Arc::ptr_eq(&newest.snapshot, judging);
+        let moment = if is_newest { newest } else { Moment::at(Arc::clone(judging), SystemTime::now()) };
+        let judged = judge(&intake.question, &[], moment, &self.worker.vitals()).await;
         for result in [judged.lookups.directory, judged.lookups.caller].into_iter().flatten() {
             self.worker.metrics.directory_lookup(result);
         }
@@ -110,7 +120,7 @@ impl Context {
     }
 
     /// Whether refusals must not depend on what is recorded of a user: the caller has proven nothing.
-    fn is_uniform(&self, question: Option<&Question>) -> bool {
+    pub fn is_uniform(&self, question: Option<&Question>) -> bool {
         let has_proven = |question: &Question| {
             matches!(question.identity.caller, Some((_, proof)) if proof > Proof::Claimed)
                 || question.identity.credential == Credential::Verified
@@ -142,7 +152,9 @@ impl Context {
 
     /// Why an exchange ends that is no longer cleared: a write that was sent stands, and its client has to know.
     pub fn ended_code(&self, intake: &Intake) -> Code {
-        if intake.question.is_read || self.log.served_by.is_none() { Code::NoLongerCleared } else { Code::AnswerWithheld }
+        let is_whole = !self.has_body || (self.log.request_body.has_ended() && self.log.request_body.broken.get().is_none());
+        let may_stand = !intake.question.is_read && self.may_have_arrived && is_whole;
+        if may_stand { Code::AnswerWithheld } else { Code::NoLongerCleared }
     }
 
     /// When the client of a gRPC call has no more use for a response.

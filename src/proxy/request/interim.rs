@@ -55,9 +55,13 @@ impl Interim {
     }
 }
 
-/// An informational response is judged by its own label.
+/// An informational response is relayed if it adds no data class: a new class would need its line in the ledger first, and
+/// the final response can wait for that.
 fn is_cleared(response: &HeaderMap, lease: &Lease) -> bool {
     let (moment, Some(region)) = (lease.moment(), lease.region()) else { return false };
     let Some(labels) = labels_of(response) else { return false };
-    !lease.has_ended() && (labels.is_empty() || label(&lease.trail(), &labels, region, moment.policy()).is_some())
+    let trail = lease.trail();
+    let adds_nothing =
+        || label(&trail, &labels, region, moment.policy()).is_some_and(|labelled| labelled.classes == trail.classes);
+    !lease.has_ended() && (labels.is_empty() || adds_nothing())
 }

@@ -107,7 +107,8 @@ async fn serve(
     match forward(&mut context, &mut intake, &judged, &lease, itinerary, (parts, body)).await {
         Ok(served) => response::relay(context, intake, judged, lease, served, admitted).await,
         Err(code) => {
-            let code = context.log.request_body.broken.get().map_or(code, code_of_broken);
+            let broken = context.log.request_body.broken.get().filter(|broken| *broken != Broken::NoLongerCleared);
+            let code = broken.map_or(code, code_of_broken);
             context.refuse(code, Some(&intake.question))
         }
     }

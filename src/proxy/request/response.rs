@@ -42,8 +42,10 @@ pub(super) async fn relay(
     let local = context.snapshot.policy().local;
     // Only a peer's code counts: an app server could write anything.
     context.log.code = response.code().filter(|_| region != local);
-    // The owner refuses in terms of HTTP; the client of a gRPC call understands gRPC alone.
-    if let Some(code) = context.log.code.filter(|_| context.call.is_some()) {
+    // The owner refuses in terms of HTTP; the client of a gRPC call understands gRPC alone. And where refusals must not depend
+    // on a user's record, neither may the owner's.
+    let rewrites = context.call.is_some() || context.is_uniform(Some(&intake.question));
+    if let Some(code) = context.log.code.filter(|_| rewrites) {
         return context.refuse(code, Some(&intake.question));
     }
     let labels = match clear(&mut context, &intake, &judged, &lease, region, &response.head.headers).await {
@@ -84,19 +86,28 @@ async fn clear(
     response: &http::HeaderMap,
 ) -> Result<Vec<Box<str>>, Code> {
     let refusal = if intake.question.is_read { Code::AnswerNotCleared } else { Code::AnswerWithheld };
-    let (moment, vitals) = (context.worker.moment(), context.worker.vitals());
-    if !lease.renew(&moment, &vitals).await {
-        return Err(context.ended_code(intake));
-    }
     let labels = labels_of(response).ok_or(refusal)?;
-    let before = lease.trail();
-    if !labels.is_empty() {
-        let labelled = label(&before, &labels, region, lease.moment().policy()).ok_or(refusal)?;
-        lease.add_labels(&labels, labelled);
-    }
-    let user = judged.user.as_ref().map(|(user, _)| user.as_str());
-    if region == lease.moment().policy().local {
-        context.registrar(intake, user).record_label(lease, before.classes).await?;
+    let mut is_labelled = false;
+    loop {
+        if !lease.renew(&context.worker.moment(), &context.worker.vitals()).await {
+            return Err(context.ended_code(intake));
+        }
+        let before = lease.trail();
+        if !labels.is_empty() && !is_labelled {
+            let labelled = label(&before, &labels, region, lease.moment().policy()).ok_or(refusal)?;
+            lease.add_labels(&labels, labelled);
+            is_labelled = true;
+        }
+        let user = judged.user.as_ref().map(|(user, _)| user.as_str());
+        if region == lease.moment().policy().local {
+            let recorded = context.registrar(intake, user).record_label(lease, before.classes).await;
+            // A write stands: a refusal that invites the client to repeat it would be wrong.
+            recorded.map_err(|code| if intake.question.is_read { code } else { Code::AnswerWithheld })?;
+        }
+        // The moment may have changed while the request was judged again, or while the ledger was written.
+        if lease.is_current(&context.worker.moment()) {
+            break;
+        }
     }
     let (trail, moment) = (lease.trail(), lease.moment());
     context.log.rejudged(trail, moment);

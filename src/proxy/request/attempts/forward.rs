@@ -268,10 +268,12 @@ pub(in crate::proxy::request) fn copy_head(request: &Request<Body>) -> Request<B
     copy
 }
 
-/// Moves one header field from one request to another.
+/// Copies every line of one header field from one request to another.
 pub(in crate::proxy::request) fn copy_field(from: &Request<Body>, to: &mut Request<Body>, name: &HeaderName) {
-    if let Some(value) = from.headers().get(name) {
-        to.headers_mut().insert(name, value.clone());
+    let lines: Vec<_> = from.headers().get_all(name).iter().cloned().collect();
+    to.headers_mut().remove(name);
+    for line in lines {
+        to.headers_mut().append(name, line);
     }
 }
 

@@ -1,0 +1,142 @@
+//! An attempt at a peer: the envelope, the question before a body, and the peer's own codes.
+
+use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderName, HeaderValue};
+use http::{Request, StatusCode};
+use http_body::Body as _;
+
+use crate::decision::permit::Permitted;
+use crate::http::body::Body;
+use crate::model::outcome::Code;
+use crate::model::region::RegionId;
+use crate::peer::{Envelope, fields};
+use crate::proxy::headers;
+use crate::tokens::TokenLocation;
+use crate::transport::dial::Server;
+
+use super::forward::{self, AttemptOptions, Failure, Response, Sent, copy_field, copy_head};
+use super::{Forwarding, Stopped};
+
+impl Forwarding<'_> {
+    pub(super) async fn to_peer(
+        &self,
+        gateway: &Server,
+        permitted: Permitted<Request<Body>>,
+        spare: Option<Request<Body>>,
+        has_another: bool,
+    ) -> Result<Result<Response, Failure>, Stopped> {
+        let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
+        let copy = spare.as_ref().filter(|_| self.intake.question.is_read).map(copy_head);
+        let work = forward::to_peer(worker, snapshot, gateway, permitted, copy, &self.options);
+        let response = match self.while_cleared(work).await? {
+            Ok(response) => response,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        match response.code() {
+            Some(Code::Misdirected | Code::PeerMalformed) => Err(Stopped::Misdirected { spare: spare.map(Box::new) }),
+            // A peer that cannot serve a read is a failed attempt, as an upstream would be; the last one's answer stands.
+            Some(code) if has_another && self.intake.question.is_read && is_failure(code) && spare.is_some() => {
+                Ok(Err(Failure { code, sent: Sent::Something, again: spare }))
+            }
+            _ => Ok(Ok(response)),
+        }
+    }
+
+    /// Adds the envelope that the peer judges by, and drops tracing at the border.
+    pub(super) fn seal(&self, region: RegionId, request: &mut Request<Body>, is_question: bool, is_second_try: bool) {
+        let (moment, trail) = (self.lease.moment(), self.lease.trail());
+        let (policy, home) = (moment.policy(), trail.home.as_ref());
+        let question = &self.intake.question;
+        let envelope = Envelope {
+            id: self.intake.id.clone(),
+            client: question.client,
+            user: question.identity.caller.clone(),
+            home: home.and_then(|home| home.region()).map(|region| policy.region_name(region).to_owned()),
+            evidence: home.and_then(|home| home.evidence()),
+            country: trail.country.filter(|_| !trail.place_is_stale),
+            classes: trail.classes.iter().map(|class| policy.class(class).name.to_string()).collect(),
+            policy: policy.hash,
+            directory: moment.snapshot.table_version(),
+            certificate: self.context.connection.client_certificate.clone(),
+            is_https: self.intake.is_https,
+            is_question,
+            is_second_try,
+        };
+        if policy.jurisdiction_of(region) != policy.jurisdiction_of(policy.local) {
+            headers::drop_tracing(request.headers_mut(), &self.context.snapshot.privacy.tracing_across_borders);
+        }
+        if let Ok(value) = HeaderValue::from_str(&envelope.write()) {
+            request.headers_mut().insert(fields::REQUEST, value);
+        }
+    }
+
+    /// Where the peer judges by another policy or another user table, or by one that is not known yet, no byte of a body is
+    /// sent until the peer has cleared the head.
+    pub(super) async fn clear_with_peer(
+        &self,
+        gateway: &Server,
+        permitted: &Permitted<Request<Body>>,
+        is_second: bool,
+    ) -> Result<(), Stopped> {
+        let (moment, trail) = (self.lease.moment(), self.lease.trail());
+        let vitals = self.context.worker.vitals();
+        let theirs = vitals.region(permitted.region());
+        let is_same = theirs.policy == Some(moment.policy().hash) && theirs.directory == moment.snapshot.table_version();
+        let request = permitted.request();
+        if is_same || request.body().is_end_stream() || moment.policy().may_be_anywhere(trail.classes) {
+            return Ok(());
+        }
+        let mut question = Request::new(Body::empty());
+        *question.method_mut() = request.method().clone();
+        *question.uri_mut() = request.uri().clone();
+        *question.version_mut() = request.version();
+        copy_field(request, &mut question, &HOST);
+        for name in self.identifying_fields() {
+            copy_field(request, &mut question, &name);
+        }
+        self.seal(permitted.region(), &mut question, true, is_second);
+        let limits = &self.context.snapshot.limits;
+        let (response_timeout, idle_timeout) = (limits.response_timeout, limits.idle_timeout);
+        let nothing = Default::default();
+        let options = AttemptOptions {
+            response_timeout,
+            idle_timeout,
+            is_callers_deadline: false,
+            body: &nothing,
+            upgrade: None,
+            ..self.options
+        };
+        let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
+        let work = forward::to_peer(worker, snapshot, gateway, permitted.beside(question), None, &options);
+        let response = self.while_cleared(work).await?.map_err(|failure| Stopped::Refused(failure.code))?;
+        match response.code() {
+            None if response.head.status == StatusCode::NO_CONTENT => Ok(()),
+            Some(Code::Misdirected | Code::PeerMalformed) => Err(Stopped::Misdirected { spare: None }),
+            Some(code) => Err(Stopped::Refused(code)),
+            None => Err(Stopped::Refused(Code::UpstreamBad)),
+        }
+    }
+
+    /// The fields by which the peer verifies the caller itself; it may read credentials that this region does not.
+    fn identifying_fields(&self) -> Vec<HeaderName> {
+        let mut names = vec![COOKIE, AUTHORIZATION];
+        if let Some(TokenLocation::Header(name)) = self.context.snapshot.tokens.as_ref().map(|tokens| &tokens.settings.location) {
+            names.push(name.clone());
+        }
+        names
+    }
+}
+
+/// Whether a peer's refusal means that it could not serve, rather than that it may not.
+const fn is_failure(code: Code) -> bool {
+    matches!(
+        code,
+        Code::UpstreamUnreachable
+            | Code::UpstreamBad
+            | Code::UpstreamTimeout
+            | Code::HomeDown
+            | Code::AllDown
+            | Code::LedgerUnavailable
+            | Code::Overloaded
+            | Code::DirectoryUnavailable
+    )
+}

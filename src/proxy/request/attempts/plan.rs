@@ -1,0 +1,139 @@
+//! The order of the attempts: the stops of the itinerary, and the upstreams of the local one.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::decision::verdict::{Itinerary, Stop};
+use crate::engine::snapshot::Moment;
+use crate::model::outcome::Code;
+use crate::model::region::RegionId;
+use crate::transport::dial::Server;
+use crate::upstreams::{Busy, Taken, Upstream};
+
+use super::super::context::Context;
+use super::forward::Sent;
+
+/// Where the next attempt goes.
+pub(super) enum Target {
+    Upstream(Stop, Arc<Upstream>, Option<Busy>),
+    Peer(Stop, Server),
+}
+
+impl Target {
+    pub const fn stop(&self) -> Stop {
+        match self {
+            Self::Upstream(stop, ..) | Self::Peer(stop, _) => *stop,
+        }
+    }
+}
+
+/// The attempts that are left: the stops of the itinerary in order, and the upstreams of the local one.
+pub(super) struct Attempts {
+    itinerary: Itinerary,
+    /// The moment under which the itinerary was made.
+    pub moment: Moment,
+    /// The stop that is tried now.
+    stop: usize,
+    /// The upstreams of that stop that have been tried.
+    tried: Vec<Arc<Upstream>>,
+    /// Attempts of that stop that sent something.
+    spent: usize,
+    /// Regions that were tried under an itinerary that has been replaced.
+    tried_before: Vec<RegionId>,
+    /// How often a request may be tried, the first attempt included.
+    most: usize,
+}
+
+impl Attempts {
+    pub const fn along(itinerary: Itinerary, moment: Moment, most: usize) -> Self {
+        Self { itinerary, moment, stop: 0, tried: Vec::new(), spent: 0, tried_before: Vec::new(), most }
+    }
+
+    /// Follows another itinerary from here on: the request was judged again.
+    pub fn follow(&mut self, itinerary: Itinerary, moment: Moment) {
+        let tried = self.itinerary.regions().take(self.stop);
+        self.tried_before.extend(tried);
+        self.itinerary = itinerary;
+        self.moment = moment;
+        self.stop = 0;
+        self.tried.clear();
+        self.spent = 0;
+    }
+
+    fn current(&self) -> Option<Stop> {
+        self.itinerary.stops().iter().take(self.most).nth(self.stop).copied()
+    }
+
+    fn next_stop(&mut self) {
+        self.stop += 1;
+        self.tried.clear();
+        self.spent = 0;
+    }
+
+    /// The target of the next attempt; `Err` if there is none, and why.
+    pub async fn next(&mut self, context: &Context, deadline: Option<Instant>) -> Result<Target, Code> {
+        let mut refusal = Code::UpstreamUnreachable;
+        while let Some(stop) = self.current() {
+            let region = stop.region();
+            if self.tried_before.contains(&region) {
+                self.next_stop();
+                continue;
+            }
+            if region != context.snapshot.policy().local {
+                match context.snapshot.gateways.get(&region) {
+                    Some(gateway) => return Ok(Target::Peer(stop, gateway.clone())),
+                    None => self.next_stop(),
+                }
+                continue;
+            }
+            if self.tried.is_empty() {
+                context.worker.load.retries.deposit();
+            }
+            let upstreams = &context.snapshot.upstreams;
+            match context.worker.load.take_in_turn(upstreams, &self.tried, deadline.map(Instant::into_std)).await {
+                Taken::One(upstream, busy) => return Ok(Target::Upstream(stop, upstream, Some(busy))),
+                Taken::None => self.next_stop(),
+                Taken::Full => {
+                    refusal = Code::Overloaded;
+                    self.next_stop();
+                }
+            }
+        }
+        Err(refusal)
+    }
+
+    /// Notes that an attempt failed: the next one goes to another upstream, or to the next stop.
+    pub fn note_failure(&mut self, target: &Target, sent: Sent) {
+        match target {
+            Target::Peer(..) => self.next_stop(),
+            Target::Upstream(_, upstream, _) => {
+                self.tried.push(Arc::clone(upstream));
+                self.spent += usize::from(sent == Sent::Something);
+                // An attempt that sent nothing costs the upstreams nothing: each may be tried.
+                if sent == Sent::Something && self.spent + self.stop >= self.most {
+                    self.next_stop();
+                }
+            }
+        }
+    }
+
+    /// Whether another stop is left after the one that is tried now.
+    pub fn has_another_stop(&self) -> bool {
+        self.stop + 1 < self.itinerary.stops().len().min(self.most)
+    }
+
+    /// Whether another target is left after the one that is tried now.
+    pub fn has_another(&self, target: &Target, context: &Context) -> bool {
+        let has_another_upstream = || match target {
+            Target::Peer(..) => false,
+            Target::Upstream(_, upstream, _) => {
+                let is_left = |other: &&Arc<Upstream>| {
+                    other.is_up() && !Arc::ptr_eq(other, upstream) && !self.tried.iter().any(|tried| Arc::ptr_eq(tried, other))
+                };
+                self.spent + self.stop + 1 < self.most && context.snapshot.upstreams.all().iter().any(|other| is_left(&other))
+            }
+        };
+        self.has_another_stop() || has_another_upstream()
+    }
+}
