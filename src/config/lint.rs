@@ -3,8 +3,8 @@
 use crate::decision::policy::Policy;
 use crate::decision::policy::chain::Step;
 use crate::decision::policy::class::ClassId;
-use crate::decision::policy::route::{HostPattern, MethodSet, Pattern, Route};
-use crate::decision::policy::rule::{Carriers, Mode, ResidencyRule};
+use crate::decision::policy::route::{Head, HostPattern, MethodSet, PathPattern, Pattern, Route, Segment};
+use crate::decision::policy::rule::{Carriers, Mode, ResidencyRule, Stays};
 use crate::model::day::Day;
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::region::RegionId;
@@ -218,5 +218,73 @@ pub fn notes(policy: &Policy, today: Day) -> Vec<String> {
             ));
         }
     }
+    notes.extend(policy.routes.all().iter().filter_map(|route| spelling_note(policy, route, today)));
     notes
+}
+
+/// A note about other spellings of a guarded route's path that match a route with a wider clearance.
+fn spelling_note(policy: &Policy, route: &Route, today: Day) -> Option<String> {
+    if policy.class(route.class).rule.stays == Stays::Anywhere {
+        return None;
+    }
+    let spellings = [other_case(&route.pattern.path), with_extension(&route.pattern.path)];
+    let found: Vec<(String, &Route)> = spellings
+        .into_iter()
+        .flatten()
+        .filter_map(|path| {
+            let wider = route_at(policy, route, &path).filter(|other| is_wider(policy, other.class, route.class, today))?;
+            Some((path, wider))
+        })
+        .collect();
+    let (_, wider) = found.first()?;
+    let paths: Vec<_> = found.iter().map(|(path, _)| format!("`{path}`")).collect();
+    Some(format!(
+        "route `{}` does not match {}, which route `{}` of class `{}` matches with a wider clearance than `{}`; if the upstreams \
+         ignore case or file extensions, add routes of class `{4}` for these paths",
+        route.name,
+        paths.join(" and "),
+        wider.name,
+        class_name(policy, wider.class),
+        class_name(policy, route.class)
+    ))
+}
+
+/// The route of a request for another path, with a host and a method that `route` matches.
+fn route_at<'p>(policy: &'p Policy, route: &Route, path: &str) -> Option<&'p Route> {
+    let host = match &route.pattern.host {
+        HostPattern::Any => "localhost".to_owned(),
+        HostPattern::Exact(host) => host.to_string(),
+        HostPattern::Below(domain) => format!("www.{domain}"),
+    };
+    let method = route.pattern.methods.iter().next()?;
+    policy.routes.find(&Head { method, host: &host, path }).id.map(|id| policy.routes.route(id))
+}
+
+/// A path that the pattern would match if the case of its last literal segment with a letter did not count.
+fn other_case(pattern: &PathPattern) -> Option<String> {
+    let mut segments = examples(pattern);
+    let is_literal = |index: usize| matches!(pattern.segments.get(index), Some(Segment::Literal(_)));
+    let has_letter = |text: &str| text.contains(|c: char| c.is_ascii_alphabetic());
+    let last = (0..segments.len()).rev().find(|index| is_literal(*index) && has_letter(&segments[*index]))?;
+    let segment = segments.get_mut(last)?;
+    let at = segment.find(|c: char| c.is_ascii_alphabetic())?;
+    let letter = segment.get(at..=at)?.to_owned();
+    let other = if letter == letter.to_ascii_uppercase() { letter.to_ascii_lowercase() } else { letter.to_ascii_uppercase() };
+    segment.replace_range(at..=at, &other);
+    Some(format!("/{}{}", segments.join("/"), if pattern.open_ended { "/1" } else { "" }))
+}
+
+/// The path of the pattern with a file extension, if its last segment is literal.
+fn with_extension(pattern: &PathPattern) -> Option<String> {
+    let Some(Segment::Literal(_)) = pattern.segments.last() else { return None };
+    Some(format!("/{}.json", examples(pattern).join("/")))
+}
+
+/// The segments of a path that matches the pattern.
+fn examples(pattern: &PathPattern) -> Vec<String> {
+    let example = |segment: &Segment| match segment {
+        Segment::Literal(text) => text.to_string(),
+        Segment::Any | Segment::User => "1".to_owned(),
+    };
+    pattern.segments.iter().map(example).collect()
 }

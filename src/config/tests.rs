@@ -309,3 +309,53 @@ fn settings_that_cause_unexpected_refusals_are_noted() {
     );
     assert!(notes[1].contains("expired after 2020-01-01"), "{notes:#?}");
 }
+
+/// The valid file with a public catch-all and one guarded route above it.
+fn guarded(path: &str) -> Config {
+    let text = VALID
+        .replace("data: restricted, home: [directory, refuse]", "data: public, home: [latency]")
+        .replace("  - { name: rest,", &format!("  - {{ name: account, match: {{ path: \"{path}\" }}, data: restricted, home: [directory, refuse] }}\n  - {{ name: rest,"));
+    parse(&text, Path::new("d"), None, &mut Registry::default(), today()).unwrap()
+}
+
+#[test]
+fn other_spellings_of_a_guarded_path_are_noted() {
+    for (path, spellings) in [
+        ("/account/**", "does not match `/Account/1` and `/account.json`, which route `rest` of class `public`"),
+        ("/account", "does not match `/Account` and `/account.json`, which"),
+        ("/users/{user}", "does not match `/Users/1`, which"),
+        ("/API/v1/{user}/orders", "does not match `/API/v1/1/Orders` and `/API/v1/1/orders.json`, which"),
+    ] {
+        let found = notes(&guarded(path).policy, today());
+        assert_eq!(found.len(), 1, "{path}: {found:#?}");
+        assert!(found[0].starts_with("route `account` ") && found[0].contains(spellings), "{found:#?}");
+    }
+    let config = parse(VALID, Path::new("d"), None, &mut Registry::default(), today()).unwrap();
+    assert_eq!(notes(&config.policy, today()), Vec::<String>::new(), "the catch-all is guarded itself");
+}
+
+#[test]
+fn a_path_that_servers_fold_to_a_guarded_one_is_ambiguous() {
+    use crate::decision::policy::route::{Head, Method};
+    use crate::engine::path::is_ambiguous;
+
+    let config = guarded("/account/**");
+    for (path, expected) in [
+        ("/account/1", false),
+        ("/account%3Bx/1", true),
+        ("/account./1", true),
+        ("/account%20/1", true),
+        ("/%EF%BD%81ccount/1", true),
+        ("/x/..%3B/account/1", true),
+        ("/account%3B/%EF%BC%8E%EF%BC%8E/x", true),
+        ("/account/a%3Bb", true),
+        ("/account/a%20b", false),
+        ("/account/zo%C3%AB", false),
+        ("/other/a%3Bb", false),
+        ("/other./%EF%BC%A1", false),
+        ("/feed/a%3Bb", false),
+    ] {
+        let head = Head { method: Method::Get, host: "a.test", path };
+        assert_eq!(is_ambiguous(&head, &config.policy), expected, "{path}");
+    }
+}

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::decision::facts::{Credential, Ingress};
 use crate::decision::narrate::{self, Line};
 use crate::decision::policy::Policy;
-use crate::decision::policy::route::Method;
+use crate::decision::policy::route::{Head, Method};
 use crate::decision::policy::rule::Mode;
 use crate::decision::route_of;
 use crate::decision::verdict::{Decision, Verdict};
@@ -24,7 +24,7 @@ use crate::model::vitals::{Health, RegionVitals, Vitals};
 use crate::tokens::Verified;
 
 use super::judge::judge;
-use super::path::canonical_path;
+use super::path::{canonical_path, is_ambiguous};
 use super::question::{Identity, Question};
 use super::snapshot::{Moment, Snapshot};
 
@@ -123,6 +123,7 @@ fn question(snapshot: &Snapshot, query: &Query) -> Result<Question, String> {
     // CONNECT has no path: it is judged at the root.
     let path = if method == Method::Connect { "/" } else { uri.path() };
     let path = canonical_path(path, snapshot.slashes)
+        .filter(|path| !is_ambiguous(&Head { method, host: &host, path }, &snapshot.policy))
         .ok_or_else(|| format!("the path `{}` is ambiguous or malformed: such a request is answered 400", uri.path()))?;
     let caller = query.user.clone().map(|user| (user, if query.claimed { Proof::Claimed } else { Proof::Proven }));
     let token = (!query.claims.is_empty()).then(|| Arc::new(Verified::saying(&query.claims)));

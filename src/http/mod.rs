@@ -6,6 +6,7 @@
 pub mod body;
 pub mod framing;
 pub mod http2;
+pub mod lists;
 pub mod pool;
 pub mod tunnel;
 pub mod window;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use crate::http::lists::{self, Malformed};
 use crate::peer::fields;
 use crate::session;
 
@@ -137,9 +138,18 @@ pub fn folded(name: &str) -> Cow<'_, str> {
     if name.contains(is_sign) { name.replace(is_sign, "-").into() } else { name.into() }
 }
 
-/// The members of a list (RFC 9110 section 5.6.1), whatever bytes stand beside them.
+/// The members of a list without quoted strings (RFC 9110 section 5.6.1), whatever bytes stand beside them.
 pub fn members<'a>(headers: &'a HeaderMap, list: &HeaderName) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-    headers.get_all(list).into_iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii))
+    headers.get_all(list).into_iter().flat_map(|value| lists::tokens(value.as_bytes()))
+}
+
+/// The members of a list that may contain quoted strings.
+pub fn quoted_members<'a>(headers: &'a HeaderMap, list: &HeaderName) -> Result<Vec<&'a [u8]>, Malformed> {
+    let mut found = Vec::new();
+    for value in headers.get_all(list) {
+        found.extend(lists::members(value.as_bytes())?);
+    }
+    Ok(found)
 }
 
 /// Drops what concerned the last connection, and what its `Connection` field names. Nobody can name our own fields or
@@ -169,7 +179,8 @@ pub struct Truth<'a> {
 /// Makes a request's header fields fit for the next hop: nothing of the last connection, nothing forged, the truth about
 /// the client in their place.
 pub fn rebuild(headers: &mut HeaderMap, truth: &Truth<'_>) {
-    let wants_trailers = members(headers, &header::TE).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+    let wants_trailers = quoted_members(headers, &header::TE)
+        .is_ok_and(|codings| codings.iter().any(|coding| coding.eq_ignore_ascii_case(b"trailers")));
     drop_hop_by_hop(headers);
     let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forgeable(name.as_str())).cloned().collect();
     for name in forged {
@@ -450,6 +461,17 @@ mod tests {
         assert!(headers.contains_key("cookie") && headers.contains_key("authorization") && headers.contains_key("host"));
         assert_eq!(headers["x-forwarded-for"], "2001:db8::1");
         assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn a_coding_in_a_quoted_string_is_not_a_coding() {
+        for (te, is_kept) in
+            [("trailers", true), ("gzip;q=0.5,, Trailers", true), ("x;a=\"b, trailers, c\"", false), ("trailers, x;a=\"b", false)]
+        {
+            let mut headers = map(&[("te", te)]);
+            rebuild(&mut headers, &truth());
+            assert_eq!(headers.contains_key("te"), is_kept, "{te}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::model::outcome::Code;
 
+use super::super::lists::tokens;
 use super::HeadLimits;
 
 /// How the end of a body is found.
@@ -174,8 +175,8 @@ impl FramingFields {
             let (name, value) = field(line?)?;
             seen.note(name, value, is_http11)?;
             offered |= name.eq_ignore_ascii_case(b"upgrade");
-            nominated |= name.eq_ignore_ascii_case(b"connection")
-                && value.split(|byte| *byte == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+            nominated |=
+                name.eq_ignore_ascii_case(b"connection") && tokens(value).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
         }
         seen.upgrade = offered && nominated;
         Ok(seen)

@@ -66,7 +66,9 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
     // A client that negotiated HTTP/2 must send its preface in time, because hyper itself would wait forever.
     let begun = Instant::now();
     let Some((stream, first, begins_http2)) = find_protocol(opened.stream, limits.header_timeout).await else { return };
-    if opened.is_http2.is_some_and(|agreed| agreed != begins_http2) {
+    let is_peer = matches!(arrival.ingress, Ingress::Peer(_));
+    // Peers speak HTTP/2 alone: only there is a connection closed whose certificate is revoked.
+    if opened.is_http2.is_some_and(|agreed| agreed != begins_http2) || (is_peer && !begins_http2) {
         return;
     }
     let connection_state = if begins_http2 { ConnectionState::for_http2() } else { Rc::default() };

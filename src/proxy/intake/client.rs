@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use http::HeaderMap;
 use ipnet::IpNet;
 
+use crate::http::lists;
+
 use super::{AddressSource, Settings};
 
 /// The most hops that are looked at: a longer chain is no chain but an attack.
@@ -36,18 +38,23 @@ fn find(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> (IpAddr, us
 
 /// The addresses that hops wrote, the nearest first; `None` for one that is no address.
 pub(super) fn hops(headers: &HeaderMap, source: &AddressSource) -> Vec<Option<IpAddr>> {
-    let values = |name: &str| -> Vec<&str> { headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?")).collect() };
     let mut hops: Vec<Option<IpAddr>> = match source {
         AddressSource::XForwardedFor => {
-            values("x-forwarded-for").iter().flat_map(|value| value.split(',')).map(read_address).collect()
+            let hop = |member| std::str::from_utf8(member).ok().and_then(read_address);
+            values(headers, "x-forwarded-for").flat_map(lists::tokens).map(hop).collect()
         }
-        AddressSource::Forwarded => values("forwarded").iter().flat_map(|value| elements(value)).map(forwarded_for).collect(),
+        AddressSource::Forwarded => {
+            values(headers, "forwarded").flat_map(elements).map(|element| element.and_then(forwarded_for)).collect()
+        }
         // The connection itself said it, before the first request.
         AddressSource::ProxyProtocol => Vec::new(),
-        AddressSource::Header(name) => match values(name.as_str()).as_slice() {
-            [value] => vec![read_address(value)],
-            _ => vec![None],
-        },
+        AddressSource::Header(name) => {
+            let mut values = values(headers, name.as_str());
+            match (values.next(), values.next()) {
+                (Some(value), None) => vec![std::str::from_utf8(value).ok().and_then(read_address)],
+                (_, _) => vec![None],
+            }
+        }
     };
     hops.reverse();
     hops
@@ -80,39 +87,55 @@ pub fn unfolded(network: IpNet) -> IpNet {
     }
 }
 
-/// The elements of a list, each written by one hop. A comma ends an element even inside quotes: what a stranger left open
-/// on the left must not swallow what a trusted hop wrote behind it.
-fn elements(value: &str) -> impl Iterator<Item = &str> {
-    value.split(',')
+/// The values of a field, from the left. A value with other bytes than visible ASCII becomes one that no reader understands.
+fn values<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &'h [u8]> + use<'h> {
+    headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?").as_bytes())
 }
 
-/// The first `for` of one element of `Forwarded` (RFC 7239 section 4), if it is an address. Brackets and quotes may be
-/// missing, as many hops leave them out.
-pub(super) fn forwarded_for(element: &str) -> Option<IpAddr> {
-    let mut found = element.split(';').filter_map(|pair| {
-        let (name, value) = pair.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("for").then(|| value.trim())
-    });
-    let value = found.next()?;
-    let value = value.strip_prefix('"').map_or(Some(value), |rest| rest.strip_suffix('"'))?;
-    read_address(value)
+/// The elements of one value of `Forwarded`, each written by one hop. A value whose quotes do not match counts as one element
+/// that cannot be read: neither it nor any element to its left is believed.
+fn elements(value: &[u8]) -> Vec<Option<&[u8]>> {
+    match lists::members(value) {
+        Ok(elements) => elements.into_iter().map(Some).collect(),
+        Err(lists::Malformed) => vec![None],
+    }
+}
+
+/// The first parameter of this name in one element of `Forwarded` (RFC 7239 section 4), without quotes.
+fn parameter(element: &[u8], name: &str) -> Option<String> {
+    let value = lists::parameters(element).ok()?.into_iter().find_map(|pair| {
+        let mut halves = pair.splitn(2, |byte| *byte == b'=');
+        let (found, value) = (halves.next()?, halves.next()?);
+        found.trim_ascii().eq_ignore_ascii_case(name.as_bytes()).then(|| value.trim_ascii())
+    })?;
+    String::from_utf8(lists::unquote(value)?.into_owned()).ok()
+}
+
+/// The first `for` of one element of `Forwarded`, if it is an address. Brackets and quotes may be missing, as many hops leave
+/// them out.
+pub(super) fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
+    read_address(&parameter(element, "for")?)
 }
 
 /// Whether the hop that took the client's connection says that it came by HTTPS, in the field that trusted hops are trusted to write:
 /// the element that stands as far from the right as the one that names the client, or the last on the way there.
 pub(super) fn came_by_https(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> bool {
     let (_, away) = find(headers, remote, settings);
-    let said = |name: &str| {
-        let values: Vec<_> = headers.get_all(name).iter().flat_map(|value| elements(value.to_str().unwrap_or("?"))).collect();
-        values.len().checked_sub(1).map(|last| values[last - away.min(last)])
+    let proto = match settings.source {
+        AddressSource::Forwarded => {
+            let elements: Vec<_> = values(headers, "forwarded").flat_map(elements).collect();
+            from_right(&elements, away).flatten().and_then(|element| parameter(element, "proto"))
+        }
+        AddressSource::XForwardedFor | AddressSource::Header(_) => {
+            let protos: Vec<_> = values(headers, "x-forwarded-proto").flat_map(lists::tokens).collect();
+            from_right(&protos, away).and_then(lists::unquote).and_then(|proto| String::from_utf8(proto.into_owned()).ok())
+        }
+        AddressSource::ProxyProtocol => None,
     };
-    let is_https = |proto: &str| proto.trim().trim_matches('"').eq_ignore_ascii_case("https");
-    match settings.source {
-        AddressSource::Forwarded => said("forwarded").is_some_and(|element| {
-            let mut pairs = element.split(';').filter_map(|pair| pair.split_once('='));
-            pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("proto")).is_some_and(|(_, proto)| is_https(proto))
-        }),
-        AddressSource::XForwardedFor | AddressSource::Header(_) => said("x-forwarded-proto").is_some_and(is_https),
-        AddressSource::ProxyProtocol => false,
-    }
+    proto.is_some_and(|proto| proto.eq_ignore_ascii_case("https"))
+}
+
+/// The item that is `away` from the last one, or the first if there are fewer.
+fn from_right<T: Copy>(items: &[T], away: usize) -> Option<T> {
+    items.iter().rev().take(away + 1).last().copied()
 }

@@ -19,8 +19,8 @@ use ipnet::IpNet;
 
 use crate::decision::facts::Ingress;
 use crate::decision::policy::Policy;
-use crate::decision::policy::route::Method;
-use crate::engine::path::canonical_path;
+use crate::decision::policy::route::{Head, Method};
+use crate::engine::path::{canonical_path, is_ambiguous};
 use crate::engine::question::{Identity, Question};
 use crate::http::framing::FAULT_HEADER;
 use crate::http::tunnel::CONNECT;
@@ -130,6 +130,9 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
     let preflight = read_preflight(&parts.headers, method, has_body, &identity);
     // A preflight is judged as the request that it asks about.
     let method = preflight.as_ref().map_or(method, |preflight| preflight.method);
+    if is_ambiguous(&Head { method, host: &authority.host, path: &path }, snapshot.policy()) {
+        return Err(Code::RequestMalformed);
+    }
     let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
     let question = Question {
         ingress: arrival.ingress,

@@ -61,7 +61,8 @@ fn plain_authority(text: &str) -> Option<Authority> {
         text.rsplit_once(']').map_or_else(|| text.split_once(':').map(|(_, port)| port), |(_, rest)| rest.strip_prefix(':'));
     let port = authority.port_u16();
     let good_port = match rest {
-        Some(_) => port.is_some(),
+        // The parser also accepts a sign.
+        Some(digits) => port.is_some() && digits.bytes().all(|byte| byte.is_ascii_digit()),
         None => !text.contains(']') || text.ends_with(']'),
     };
     let is_sound = !host.is_empty() && (is_name || is_literal) && good_port;

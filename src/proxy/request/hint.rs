@@ -45,14 +45,36 @@ pub(super) fn issue(context: &Context, intake: &Intake, judged: &Judged, respons
 }
 
 /// Whether a response may carry one user's cookie: a response without cache directives is made private, a response that
-/// shared caches may keep gets no cookie.
+/// shared caches may keep, or whose directives are malformed, gets no cookie.
 fn may_be_private(response: &mut HeaderMap) -> bool {
     if !response.contains_key(CACHE_CONTROL) && !response.contains_key(EXPIRES) {
         response.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
     }
-    let said = headers::members(response, &CACHE_CONTROL).filter_map(|directive| directive.split(|byte| *byte == b'=').next());
+    let Ok(directives) = headers::quoted_members(response, &CACHE_CONTROL) else { return false };
+    let said = directives.into_iter().filter_map(|directive| directive.split(|byte| *byte == b'=').next());
     let said: Vec<_> = said.map(<[u8]>::to_ascii_lowercase).collect();
     let says = |names: &[&str]| names.iter().any(|name| said.iter().any(|directive| directive == name.as_bytes()));
     says(&["private", "no-store"])
         || !response.contains_key(EXPIRES) && !says(&["public", "max-age", "s-maxage", "must-revalidate", "immutable"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directive_in_a_quoted_string_is_not_a_directive() {
+        for (value, may) in [
+            ("private", true),
+            ("max-age=5,, PRIVATE", true),
+            ("max-age=5", false),
+            ("max-age=5, x=\"a, private, b\"", false),
+            ("private=\"set-cookie\"", true),
+            ("private, x=\"a", false),
+        ] {
+            let mut response = HeaderMap::new();
+            response.insert(CACHE_CONTROL, value.parse().unwrap());
+            assert_eq!(may_be_private(&mut response), may, "{value}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use crate::decision::{self};
 use crate::engine::judge::Judged;
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
+use crate::http::lists;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::peer::fields;
@@ -114,11 +115,17 @@ async fn clear(
     Ok(labels)
 }
 
-/// The data classes that a response is labelled with (`Domicile-Data-Class`); `None` if the field cannot be read.
+/// The data classes that a response is labelled with (`Domicile-Data-Class`); `None` if the field cannot be read or names none.
 pub(super) fn labels_of(response: &http::HeaderMap) -> Option<Vec<Box<str>>> {
     let mut labels = Vec::new();
     for value in response.get_all(fields::DATA_CLASS) {
-        labels.extend(value.to_str().ok()?.split(',').map(|name| name.trim().into()));
+        let before = labels.len();
+        for name in lists::tokens(value.to_str().ok()?.as_bytes()) {
+            labels.push(std::str::from_utf8(name).ok()?.into());
+        }
+        if labels.len() == before {
+            return None;
+        }
     }
     Some(labels)
 }
