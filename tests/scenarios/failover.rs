@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{Response, StatusCode};
 
-use crate::support::{Plan, Recorder, World, eventually, get, post, remember, whole};
+use crate::support::{Plan, RULES, Recorder, World, eventually, get, post, remember, whole};
 
 const CHECKS: &str = "{ path: /healthz, every: 20ms, timeout: 5s, rise: 1, fall: 1 }";
 
@@ -106,6 +106,56 @@ fn a_write_that_was_sent_is_never_sent_again() {
     assert_eq!(read.status, StatusCode::BAD_GATEWAY);
     let seen: usize = world.eu().upstreams.iter().map(|upstream| upstream.seen().len()).sum();
     assert_eq!(seen, 3, "a read is retried once, on the other upstream");
+}
+
+/// App servers that hold every request until the semaphore has a permit. In us-east they close the connection then.
+fn held(gate: &Arc<tokio::sync::Semaphore>) -> Box<dyn Fn(&'static str) -> Vec<Recorder>> {
+    let gate = Arc::clone(gate);
+    Box::new(move |name| {
+        let gate = Arc::clone(&gate);
+        vec![Recorder::with(Arc::new(move |request, seen| {
+            let gate = Arc::clone(&gate);
+            Box::pin(async move {
+                remember(request, &seen).await;
+                if name == "us-east" {
+                    gate.acquire().await.unwrap().forget();
+                    panic!("close the connection");
+                }
+                Response::new(whole(name))
+            })
+        }))]
+    })
+}
+
+#[test]
+fn a_failover_follows_the_policy_of_its_own_moment() {
+    for is_swapped in [false, true] {
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let plan = Plan { upstreams: held(&gate), ..Plan::default() };
+        let world = World::planned(plan);
+        std::thread::scope(|scope| {
+            let address = world.us().http;
+            let read = scope.spawn(move || get(address, "/users/bob/orders/1", &[]));
+            eventually("the read is at its home", || world.us().upstream().seen().len() == 1);
+            if is_swapped {
+                // The transfer that lets the read move to the EU ends while its home is silent.
+                let rules = RULES.replace("transfers: [{ from: us, to: eu, basis: contract, until: 2099-12-31 }]", "");
+                let index = world.regions.iter().position(|region| region.name == "us-east").unwrap();
+                world.write_config(index, &Plan { rules: [("us-east", rules)].into(), ..Plan::default() });
+                world.us().reload().unwrap();
+                // The worker serves these after it has judged the open read again.
+                (0..3).for_each(|_| drop(get(address, "/account/1", &[])));
+            }
+            gate.add_permits(1);
+            let answer = read.join().unwrap();
+            if is_swapped {
+                assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+                world.eu().upstream().assert_saw_nothing();
+            } else {
+                assert_eq!(answer.text(), "eu-west");
+            }
+        });
+    }
 }
 
 #[test]

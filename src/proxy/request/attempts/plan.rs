@@ -57,8 +57,6 @@ impl Attempts {
         self.itinerary = itinerary;
         self.moment = moment;
         self.stop = 0;
-        self.tried.clear();
-        self.spent = 0;
     }
 
     fn current(&self) -> Option<Stop> {
