@@ -1,4 +1,7 @@
-//! Tests of decisions: cases that a lawyer can read, and properties that hold in thousands of random worlds.
+//! Tests of decisions: cases that a lawyer can read, an independent checker, and properties that hold in thousands of worlds.
 
 mod case_book;
+mod checker;
+mod properties;
 mod support;
+mod worlds;
