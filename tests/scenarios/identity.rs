@@ -7,18 +7,18 @@ use serde_json::json;
 
 use crate::support::{NAMES, Plan, RULES, World, eventually, get, http2, read, request, runtime, whole};
 
-const SECRET: &[u8] = b"a shared secret of forty bytes or so....";
+pub const SECRET: &[u8] = b"a shared secret of forty bytes or so....";
 
 fn seconds() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
 }
 
-fn token(user: &str, home: &str, secret: &[u8]) -> String {
+pub fn token(user: &str, home: &str, secret: &[u8]) -> String {
     let claims = json!({ "iss": "https://id.test", "aud": "api", "exp": seconds() + 600, "sub": user, "home": home });
     format!("Bearer {}", encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(secret)).unwrap())
 }
 
-fn keys(secret: &[u8]) -> String {
+pub fn keys(secret: &[u8]) -> String {
     json!({ "keys": [{ "kty": "oct", "k": BASE64_URL_SAFE_NO_PAD.encode(secret) }] }).to_string()
 }
 

@@ -5,6 +5,7 @@
 mod support;
 
 mod doors;
+mod exits;
 mod failover;
 mod forwarding;
 mod framing;

@@ -77,7 +77,7 @@ fn ask_gateway(world: &World, config: std::sync::Arc<rustls::ClientConfig>) -> O
 }
 
 /// A TLS configuration that presents the certificate of `region`.
-fn showing(world: &World, region: &str) -> std::sync::Arc<rustls::ClientConfig> {
+pub fn showing(world: &World, region: &str) -> std::sync::Arc<rustls::ClientConfig> {
     let at = |ending: &str| world.folder.path().join(format!("{region}.{ending}"));
     let own = CertificateFiles { certificate: at("pem"), key: at("key") };
     let files = PeerFiles { own, authority: world.folder.path().join("ca.pem"), revoked: vec![] };

@@ -1,0 +1,583 @@
+//! Exits: every way by which data could leave its region, or a request could escape its judgement, is closed.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use domicile::model::user::{Evidence, Proof};
+use domicile::model::vitals::PolicyHash;
+use domicile::peer::Envelope;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use hyper::body::Frame;
+
+use crate::identity::{SECRET, keys, token};
+use crate::peers::showing;
+use crate::streams::{echo, open_http1, speak};
+use crate::support::{
+    Answer, NAMES, PATIENCE, Plan, RULES, Recorder, Region, USERS, Wire, World, eventually, get, http2, pieces, post, raw, read,
+    remember, request, runtime, whole,
+};
+
+/// A client address in Germany, in the United States and in Brazil.
+const GERMAN: [(&str, &str); 1] = [("x-forwarded-for", "91.64.0.1")];
+const AMERICAN: [(&str, &str); 1] = [("x-forwarded-for", "8.8.8.8")];
+const BRAZILIAN: [(&str, &str); 1] = [("x-forwarded-for", "177.1.1.1")];
+
+/// A plan in which every region has these rules.
+fn ruled(rules: &str) -> Plan {
+    Plan { rules: NAMES.map(|name| (name, rules.to_owned())).into(), ..Plan::default() }
+}
+
+fn start_all(mut world: World) -> World {
+    for index in 0..NAMES.len() {
+        world.start_region(index).unwrap();
+    }
+    world.wait_until_measured();
+    world
+}
+
+fn reload_by_admin(region: &Region, query: &str, fields: &[(&str, &str)]) -> Answer {
+    post(region.admin, &format!("/reload{query}"), fields, "")
+}
+
+const WITHOUT_BOB: &str = "user,home\nalice,eu-west\nchika,ap-northeast\n";
+const CONFIRMED: [(&str, &str); 1] = [("domicile-command", "reload")];
+
+#[test]
+fn a_user_table_that_lost_users_is_used_only_after_an_operator_accepts_the_loss() {
+    let world = World::start();
+    std::fs::write(world.folder.path().join("users-eu-west.csv"), WITHOUT_BOB).unwrap();
+    let bob = || get(world.eu().http, "/users/bob/orders/1", &[]);
+    for attempt in ["first", "second"] {
+        let error = world.eu().reload().unwrap_err();
+        assert!(error.contains("has 2 users and had 3") && error.contains("--accept-loss"), "{attempt}: {error}");
+        assert_eq!(bob().text(), "us-east", "the previous table is kept after the {attempt} reload");
+    }
+    let unmarked = reload_by_admin(world.eu(), "?accept_loss=true", &[]);
+    assert_eq!(unmarked.status, StatusCode::FORBIDDEN);
+    assert_eq!(bob().text(), "us-east");
+    let unaccepted = reload_by_admin(world.eu(), "", &CONFIRMED);
+    assert_eq!(unaccepted.status, StatusCode::CONFLICT);
+    assert!(unaccepted.text().contains("--accept-loss"), "{}", unaccepted.text());
+    assert_eq!(bob().text(), "us-east");
+    let before = world.us().upstream().seen().len();
+    let accept = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_domicile"));
+        command.args(["reload", "--accept-loss", "--config"]).arg(&world.eu().config).env_remove("DOMICILE_REGION");
+        command.output().unwrap().status.success()
+    };
+    eventually("the command accepts the loss", accept);
+    assert_eq!(bob().code(), "home.unresolved");
+    assert_eq!(world.us().upstream().seen().len(), before, "bob's home is not known in eu-west any more");
+    world.eu().upstream().assert_saw_nothing();
+    world.assert_saw_nothing(&["ap-northeast"]);
+}
+
+/// A world whose proxy in eu-west reads its users from this file in the world's folder.
+fn with_table_at(file: &str, make: impl Fn(&Path)) -> World {
+    let world = World::prepare(&Plan::default());
+    make(world.folder.path());
+    let text = std::fs::read_to_string(&world.eu().config).unwrap();
+    std::fs::write(&world.eu().config, text.replace("users-eu-west.csv", file)).unwrap();
+    start_all(world)
+}
+
+/// Asserts that a table with one user more is used after `put` has put it in place, and that nothing triggers a reload.
+fn assert_followed(world: &World, put: impl Fn(&str)) {
+    let mut table = USERS.to_owned();
+    for user in ["dora", "erin", "fred"] {
+        let ask = || get(world.eu().http, &format!("/users/{user}/orders/1"), &[]);
+        let before = world.eu().upstream().seen().len();
+        assert_eq!(ask().code(), "home.unresolved");
+        assert_eq!(world.eu().upstream().seen().len(), before, "the app server saw nothing of {user}");
+        table += &format!("{user},eu-west\n");
+        put(&table);
+        eventually("the new table is used", || ask().status == StatusCode::OK);
+    }
+    world.assert_saw_nothing(&["us-east", "ap-northeast"]);
+}
+
+#[test]
+fn a_user_table_behind_a_link_that_is_swapped_is_followed() {
+    // Kubernetes mounts a ConfigMap like this: `users.csv` leads to `..data/users.csv`, and `..data` is replaced by a rename.
+    let mount = |folder: &Path, table: &str| {
+        let mounted = folder.join("mounted");
+        let version = format!("..{}", table.len());
+        std::fs::create_dir_all(mounted.join(&version)).unwrap();
+        std::fs::write(mounted.join(&version).join("users.csv"), table).unwrap();
+        std::os::unix::fs::symlink(&version, mounted.join("..data_tmp")).unwrap();
+        std::fs::rename(mounted.join("..data_tmp"), mounted.join("..data")).unwrap();
+    };
+    let world = with_table_at("mounted/users.csv", |folder| {
+        mount(folder, USERS);
+        std::os::unix::fs::symlink("..data/users.csv", folder.join("mounted/users.csv")).unwrap();
+    });
+    assert_followed(&world, |table| mount(world.folder.path(), table));
+}
+
+#[test]
+fn a_user_table_in_a_folder_that_is_replaced_whole_is_followed() {
+    let replace = |folder: &Path, table: &str| {
+        let (tables, new, old) = (folder.join("tables"), folder.join("new"), folder.join(format!("old-{}", table.len())));
+        std::fs::create_dir(&new).unwrap();
+        std::fs::write(new.join("users.csv"), table).unwrap();
+        if tables.exists() {
+            std::fs::rename(&tables, old).unwrap();
+        }
+        std::fs::rename(&new, &tables).unwrap();
+    };
+    let world = with_table_at("tables/users.csv", |folder| replace(folder, USERS));
+    assert_followed(&world, |table| replace(world.folder.path(), table));
+}
+
+#[test]
+fn a_user_in_the_path_that_cannot_be_decoded_is_answered_400() {
+    let world = World::start();
+    let long = "a".repeat(300);
+    for user in ["%FF", "%C3%28", "%00", "%C2%85", "%2F", "%", &long] {
+        for fields in [&[][..], &[("x-user-id", "alice")]] {
+            let answer = get(world.us().http, &format!("/users/{user}/orders/1"), fields);
+            assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_REQUEST, "request.malformed"), "{user}");
+        }
+    }
+    world.us().upstream().assert_saw_nothing();
+    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+}
+
+#[test]
+fn an_alias_in_the_path_stands_for_the_caller() {
+    let orders = "match: { path: \"/users/{user}/orders/**\" },";
+    let world = World::planned(ruled(&RULES.replace(orders, &format!("{orders} user: {{ me: [me] }},"))));
+    let ask = |fields: &[(&str, &str)]| get(world.us().http, "/users/me/orders/1", fields);
+    assert_eq!(ask(&[]).code(), "home.unresolved");
+    world.us().upstream().assert_saw_nothing();
+    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+    assert_eq!(ask(&[("x-user-id", "alice")]).text(), "eu-west");
+    assert_eq!(ask(&[("x-user-id", "bob")]).text(), "us-east");
+    let seen = world.eu().upstream().seen();
+    assert_eq!((seen.len(), &*seen[0].target), (1, "/users/me/orders/1"));
+    assert_eq!(world.us().upstream().seen().len(), 1);
+    world.assert_saw_nothing(&["ap-northeast"]);
+}
+
+/// App servers that label a response with the class that the query of its request names.
+fn labelling(_: &'static str) -> Vec<Recorder> {
+    vec![Recorder::with(Arc::new(|request, seen| {
+        let label = request.uri().query().map(|query| HeaderValue::from_str(query).unwrap());
+        Box::pin(async move {
+            remember(request, &seen).await;
+            let mut response = Response::new(whole("the answer itself"));
+            if let Some(label) = label {
+                response.headers_mut().insert("domicile-data-class", label);
+            }
+            response
+        })
+    }))]
+}
+
+/// The lines of a region's ledger about movements.
+fn movements(world: &World, region: &Region) -> Vec<serde_json::Value> {
+    region.ledger(world).into_iter().filter(|line| line["kind"] == "movement").collect()
+}
+
+fn assert_no_own_field(headers: &HeaderMap) {
+    assert!(headers.keys().all(|name| !name.as_str().starts_with("domicile-")), "{headers:?}");
+}
+
+#[test]
+fn an_answer_whose_label_needs_a_record_is_withheld_where_nobody_owns_the_request() {
+    let rules = RULES.replace("    needs: inferred\n", "    needs: recorded\n");
+    let world = World::planned(Plan { upstreams: Box::new(labelling), ..ruled(&rules) });
+    for label in ["personal", "restricted"] {
+        let answer = get(world.eu().http, &format!("/feed/1?{label}"), &GERMAN);
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (451, "residency.answer_not_cleared"), "{label}");
+        assert!(!answer.text().contains("itself"));
+        assert_no_own_field(&answer.headers);
+    }
+    assert_eq!(get(world.eu().http, "/feed/1", &GERMAN).text(), "the answer itself");
+    assert_eq!(world.eu().upstream().seen().len(), 3);
+    assert!(movements(&world, world.eu()).is_empty());
+    world.assert_saw_nothing(&["us-east", "ap-northeast"]);
+
+    let inferred = World::planned(Plan { upstreams: Box::new(labelling), ..Plan::default() });
+    let answer = get(inferred.eu().http, "/feed/1?personal", &GERMAN);
+    assert_eq!(answer.text(), "the answer itself", "a guess is enough for a class that needs no more");
+    assert_no_own_field(&answer.headers);
+}
+
+/// Rules with a public route whose home is eu-west.
+fn with_press() -> String {
+    let press = "  - { name: press, match: { path: \"/press/**\" }, data: public, home: [{ region: eu-west }] }\n";
+    RULES.replace("  - { name: feed,", &format!("{press}  - {{ name: feed,"))
+}
+
+#[test]
+fn a_public_request_whose_answer_is_labelled_personal_crosses_the_border_with_its_lines() {
+    let world = World::planned(Plan { upstreams: Box::new(labelling), ..ruled(&with_press()) });
+    let ask = |target: &str, client: &[(&str, &str)]| {
+        let answer = get(world.us().http, target, client);
+        assert_no_own_field(&answer.headers);
+        answer
+    };
+    assert_eq!(ask("/press/1", &GERMAN).text(), "the answer itself");
+    assert_eq!(ask("/press/1?public", &GERMAN).text(), "the answer itself");
+    assert!(movements(&world, world.eu()).is_empty(), "public data needs no line");
+    assert_eq!(ask("/press/1?personal", &GERMAN).text(), "the answer itself");
+    let lines = movements(&world, world.eu());
+    let [line] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!((&line["what"], &line["from"], &line["to"]), (&"answer".into(), &"eu-west".into(), &"us-east".into()));
+    assert!(line["classes"].as_array().unwrap().contains(&"personal".into()), "{line}");
+    // The data of an American is processed in eu-west under the transfer.
+    assert_eq!(ask("/press/1?personal", &AMERICAN).text(), "the answer itself");
+    let lines = movements(&world, world.eu());
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    let processing = lines.iter().find(|line| line["what"] == "processing").expect("a line about the processing");
+    assert_eq!((&processing["from"], &processing["to"]), (&"us".into(), &"eu-west".into()));
+    assert_eq!(processing["bases"], serde_json::json!(["contract"]));
+    // No rule lets the data of a Brazilian be processed in eu-west.
+    let refused = ask("/press/1?personal", &BRAZILIAN);
+    assert_eq!((refused.status.as_u16(), refused.code().as_str()), (451, "residency.answer_not_cleared"));
+    assert!(!refused.text().contains("itself"));
+    assert_eq!(movements(&world, world.eu()).len(), 3);
+    world.us().upstream().assert_saw_nothing();
+    world.assert_saw_nothing(&["ap-northeast"]);
+}
+
+#[test]
+fn a_labelled_answer_without_its_line_does_not_leave() {
+    let world = World::prepare(&Plan { upstreams: Box::new(labelling), ..ruled(&with_press()) });
+    let folder = world.folder.path().join("ledger-eu-west");
+    std::fs::create_dir(&folder).unwrap();
+    std::os::unix::fs::symlink("/dev/full", folder.join("ledger.jsonl")).unwrap();
+    let world = start_all(world);
+    let answer = get(world.us().http, "/press/1?personal", &GERMAN);
+    assert_eq!((answer.status, answer.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "ledger.unavailable"));
+    assert!(!answer.text().contains("itself"));
+    assert_no_own_field(&answer.headers);
+    assert_eq!(get(world.us().http, "/press/1", &GERMAN).text(), "the answer itself", "public data needs no line");
+    world.us().upstream().assert_saw_nothing();
+}
+
+type Feed = tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>;
+
+/// App servers whose responses under `/users/alice/orders/NAME` do not end before the sender for NAME is dropped.
+fn downloads<const N: usize>(names: [&'static str; N]) -> (impl Fn(&'static str) -> Vec<Recorder>, [Feed; N]) {
+    let (senders, bodies): (Vec<_>, Vec<_>) = names.iter().map(|_| pieces()).unzip();
+    let bodies: Vec<_> = names.into_iter().zip(bodies).collect();
+    let bodies = Arc::new(Mutex::new(bodies));
+    let upstreams = move |region: &'static str| {
+        let bodies = Arc::clone(&bodies);
+        vec![Recorder::with(Arc::new(move |request, seen| {
+            let name = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+            let mut bodies = bodies.lock().unwrap();
+            let body = bodies.iter().position(|(known, _)| *known == name).map(|at| bodies.remove(at).1);
+            drop(bodies);
+            Box::pin(async move {
+                remember(request, &seen).await;
+                Response::new(body.unwrap_or_else(|| whole(region)))
+            })
+        }))]
+    };
+    (upstreams, senders.try_into().unwrap_or_else(|_| unreachable!("one sender for each name")))
+}
+
+/// A download over HTTP/1.1 that has begun.
+struct Download {
+    stream: TcpStream,
+    received: String,
+}
+
+impl Download {
+    fn begin(address: SocketAddr, name: &str) -> Self {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET /users/alice/orders/{name} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        Self { stream, received: String::new() }
+    }
+
+    fn read_until(&mut self, text: &str) {
+        while !self.received.contains(text) {
+            let mut piece = [0; 1000];
+            let size = self.stream.read(&mut piece).unwrap();
+            assert!(size > 0, "{}", self.received);
+            self.received.push_str(&String::from_utf8_lossy(&piece[..size]));
+        }
+    }
+
+    /// Reads to the end; returns whether the body was complete.
+    fn ends_complete(mut self) -> bool {
+        let mut rest = Vec::new();
+        let is_closed_cleanly = self.stream.read_to_end(&mut rest).is_ok();
+        is_closed_cleanly && rest.ends_with(b"0\r\n\r\n")
+    }
+}
+
+fn send(sender: &Feed, text: &'static str) {
+    sender.send(Frame::data(Bytes::from_static(text.as_bytes()))).unwrap();
+}
+
+#[test]
+fn a_download_ends_when_the_certificate_of_its_peer_is_revoked() {
+    let (upstreams, [abroad, at_home]) = downloads(["abroad", "at-home"]);
+    let world = World::prepare(&Plan { upstreams: Box::new(upstreams), ..Plan::default() });
+    let list = world.folder.path().join("revoked.pem");
+    world.authority.write_revoked(&list, &[]).unwrap();
+    let text = std::fs::read_to_string(&world.eu().config).unwrap();
+    let text = text.replace("/ca.pem\" }", &format!("/ca.pem\", revoked: \"{}\" }}", list.display()));
+    std::fs::write(&world.eu().config, text).unwrap();
+    let world = start_all(world);
+    let mut far = Download::begin(world.us().http, "abroad");
+    let mut near = Download::begin(world.eu().http, "at-home");
+    send(&abroad, "one");
+    send(&at_home, "one");
+    far.read_until("one");
+    near.read_until("one");
+    // A reload that revokes nothing ends nothing.
+    world.eu().reload().unwrap();
+    send(&abroad, "two");
+    far.read_until("two");
+    world.authority.write_revoked(&list, &["us-east"]).unwrap();
+    world.eu().reload().unwrap();
+    eventually("the app server's response is ended", || abroad.is_closed());
+    assert!(!far.ends_complete(), "the client sees that the download is incomplete");
+    send(&at_home, "two");
+    near.read_until("two");
+    drop(at_home);
+    assert!(near.ends_complete(), "the download of a client in eu-west goes on");
+    world.us().upstream().assert_saw_nothing();
+    world.assert_saw_nothing(&["ap-northeast"]);
+}
+
+#[test]
+fn failover_that_only_report_mode_allows_is_counted() {
+    const HEALTH: &str = "{ path: /healthz, every: 20ms, timeout: 5s, rise: 1, fall: 1 }";
+    let report = RULES.replace("    needs: inferred\n", "    needs: inferred\n    mode: report\n");
+    let world = World::planned(Plan { health: HEALTH, ..ruled(&report) });
+    let reported = |region: &Region| region.sum_of("domicile_residency_reported_total");
+    let ask = |region: &Region| get(region.http, "/users/alice/orders/1", &[]);
+    assert_eq!((ask(world.eu()).text(), ask(world.us()).text()), ("eu-west", "eu-west"));
+    assert_eq!((reported(world.eu()), reported(world.us())), (0.0, 0.0), "the rules allow both");
+    world.eu().upstream().crash();
+    world.regions.iter().for_each(|region| region.wait_for_health("eu-west", "down"));
+    assert_eq!(ask(world.us()).text(), "us-east", "a European's data leaves the EU");
+    let metrics = world.us().metrics();
+    let line = r#"domicile_residency_reported_total{class="personal",from="us-east",to="us-east"} 1"#;
+    assert!(metrics.contains(line), "{metrics}");
+    let write = post(world.us().http, "/users/alice/orders/1", &[], "x");
+    assert_eq!(write.code(), "failover.home_down");
+    assert_eq!((reported(world.us()), world.us().upstream().seen().len()), (1.0, 1), "the write did not move");
+    // From eu-west the request crosses a border, so the ledger has a line about it as well.
+    assert_eq!(ask(world.eu()).status, StatusCode::OK);
+    assert_eq!(reported(world.eu()), 1.0);
+    let lines = movements(&world, world.eu());
+    let line = lines.last().expect("a line about the failover");
+    assert_eq!((&line["what"], &line["reported"]), (&"request".into(), &true.into()));
+}
+
+const TRACING: [(&str, &str); 8] = [
+    ("b3", "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1"),
+    ("uber-trace-id", "80f198ee56343ba8:e457b5a2e4d86bd1:0:1"),
+    ("x-datadog-trace-id", "1234567890"),
+    ("sentry-trace", "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1"),
+    ("elastic-apm-traceparent", "00-80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-01"),
+    ("x-amzn-trace-id", "Root=1-67891233-abcdef012345678912345678"),
+    ("baggage", "user=alice"),
+    ("tracestate", "vendor=alice"),
+];
+const TRACEPARENT: (&str, &str) = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+
+/// The tracing header fields with which alice's request arrives at her app server, `traceparent` aside, and `traceparent`.
+fn tracing_from(region: &Region, world: &World) -> (Vec<&'static str>, String) {
+    let fields = [&TRACING[..], &[TRACEPARENT]].concat();
+    assert_eq!(get(region.http, "/users/alice/orders/1", &fields).text(), "eu-west");
+    let seen = world.eu().upstream().seen().pop().unwrap().headers;
+    let arrived = TRACING.into_iter().filter(|(name, value)| seen.get(*name).is_some_and(|seen| seen == value));
+    let arrived = arrived.map(|(name, _)| name).collect();
+    assert!(TRACING.iter().all(|(name, value)| seen.get(*name).is_none_or(|seen| seen == value)), "{seen:?}");
+    (arrived, seen["traceparent"].to_str().unwrap().to_owned())
+}
+
+#[test]
+fn tracing_header_fields_do_not_cross_a_border_and_the_trace_id_does() {
+    let world = World::start();
+    let (arrived, traceparent) = tracing_from(world.eu(), &world);
+    assert_eq!((arrived, &*traceparent), (TRACING.map(|(name, _)| name).to_vec(), TRACEPARENT.1), "no border, no change");
+    let (arrived, traceparent) = tracing_from(world.us(), &world);
+    assert!(arrived.is_empty(), "{arrived:?}");
+    let [version, trace, parent, flags] = traceparent.split('-').collect::<Vec<_>>()[..] else { panic!("{traceparent}") };
+    assert_eq!((version, trace, flags), ("00", "4bf92f3577b34da6a3ce929d0e0e4736", "01"));
+    assert!(parent.len() == 16 && parent != "00f067aa0ba902b7", "{traceparent}");
+    let (_, again) = tracing_from(world.us(), &world);
+    assert_ne!(traceparent, again, "every request has its own parent id");
+    world.us().upstream().assert_saw_nothing();
+    world.assert_saw_nothing(&["ap-northeast"]);
+}
+
+#[test]
+fn tracing_header_fields_that_the_policy_lists_cross_a_border() {
+    let world = World::planned(Plan { extra: "borders: { tracing: [tracestate, b3] }\n".into(), ..Plan::default() });
+    let (arrived, traceparent) = tracing_from(world.us(), &world);
+    assert_eq!(arrived, ["b3", "tracestate"]);
+    assert!(traceparent.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-") && traceparent != TRACEPARENT.1, "{traceparent}");
+}
+
+#[test]
+fn an_upgrade_that_the_owner_declines_opens_no_tunnel() {
+    let world = World::start();
+    let path = "/users/alice/orders/live";
+    let upgrade =
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    for region in [world.eu(), world.us()] {
+        // The bytes after the declined upgrade are an HTTP request, which is malformed.
+        let next = "GET /account%2f1 HTTP/1.1\r\nHost: a\r\n\r\n";
+        let answers = raw(region.http, format!("GET {path} HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n\r\n{next}").as_bytes());
+        assert!(answers.starts_with("HTTP/1.1 200 ") && answers.contains("\r\n\r\neu-west"), "{answers}");
+        assert!(answers.contains("HTTP/1.1 400 ") && !answers.contains(" 101 "), "{answers}");
+        assert!(!answers.to_lowercase().contains("domicile-"), "{answers}");
+        runtime().block_on(async {
+            let mut sender = http2(&world, region.https, "localhost").await;
+            let url = format!("https://localhost{path}");
+            // The response to a first request makes sure that the server's SETTINGS, which allow extended CONNECT, have arrived.
+            sender.send_request(request(Method::GET, &url, "", &[], whole(""))).await.unwrap();
+            let mut connect = request(Method::CONNECT, &url, "", &[("sec-websocket-version", "13")], whole(""));
+            connect.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+            let declined = read(sender.send_request(connect).await.unwrap()).await.unwrap();
+            assert_eq!((declined.status, declined.code().as_str()), (StatusCode::NOT_IMPLEMENTED, "request.upgrade_refused"));
+            assert_no_own_field(&declined.headers);
+            let after = read(sender.send_request(request(Method::GET, &url, "", &[], whole(""))).await.unwrap()).await.unwrap();
+            assert_eq!(after.text(), "eu-west", "the connection serves the next request");
+        });
+    }
+    assert_eq!(world.eu().upstream().seen().len(), 8, "the app server was asked, and got no byte of a tunnel");
+    world.us().upstream().assert_saw_nothing();
+    world.assert_saw_nothing(&["ap-northeast"]);
+}
+
+#[test]
+fn a_request_is_counted_until_its_body_has_ended() {
+    let (upstreams, [slow]) = downloads(["slow"]);
+    let extra = "limits: { requests: 1 }\n".into();
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
+    let mut download = Download::begin(world.eu().http, "slow");
+    send(&slow, "one");
+    download.read_until("one");
+    for _ in 0..3 {
+        let refused = get(world.eu().http, "/users/alice/orders/1", &[]);
+        assert_eq!((refused.status, refused.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "proxy.overloaded"));
+    }
+    assert_eq!(world.eu().upstream().seen().len(), 1, "the app server saw the download alone");
+    send(&slow, "two");
+    download.read_until("two");
+    drop(slow);
+    assert!(download.ends_complete());
+    eventually("the next request is served", || get(world.eu().http, "/users/alice/orders/1", &[]).text() == "eu-west");
+    world.assert_saw_nothing(&["us-east", "ap-northeast"]);
+}
+
+#[test]
+fn a_tunnel_is_counted_until_it_has_ended() {
+    let extra = "limits: { requests: 1 }\n".into();
+    let world = World::planned(Plan { upstreams: Box::new(|_| vec![echo(Wire::Http1)]), extra, ..Plan::default() });
+    let (mut tunnel, answer) = open_http1(world.eu().http, "/users/alice/orders/live", "");
+    assert!(answer.starts_with("http/1.1 101 "), "{answer}");
+    speak(&mut tunnel, b"hello");
+    assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).code(), "proxy.overloaded");
+    assert_eq!(world.eu().upstream().seen().len(), 1, "the app server saw the tunnel alone");
+    drop(tunnel);
+    eventually("the next request is served", || get(world.eu().http, "/users/alice/orders/1", &[]).status == StatusCode::OK);
+}
+
+/// A world that identifies users by tokens, then by a header of trusted hops.
+fn with_tokens() -> (World, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.json");
+    std::fs::write(&file, keys(SECRET)).unwrap();
+    let old = "  key: [{ header: x-user-id }, { cookie: uid }]\n";
+    let token = format!("{{ keys: \"{}\", issuer: \"https://id.test\", audience: api }}", file.display());
+    let new = format!("  token: {token}\n  key: [{{ token: sub }}, {{ header: x-user-id }}]\n");
+    (World::planned(ruled(&RULES.replace(old, &new))), folder)
+}
+
+/// The users that `x-user-id` names at alice's app server, where the request has her token and the header names bob.
+fn users_named(world: &World, region: &Region) -> Vec<HeaderValue> {
+    let fields = [("authorization", &*token("alice", "", SECRET)), ("x-user-id", "bob")];
+    assert_eq!(get(region.http, "/profile/1", &fields).text(), "eu-west");
+    world.eu().upstream().seen().pop().unwrap().headers.get_all("x-user-id").iter().cloned().collect()
+}
+
+#[test]
+fn a_header_that_names_the_user_is_rebuilt_by_the_owner() {
+    let (world, _keys) = with_tokens();
+    assert_eq!(users_named(&world, world.us()), ["alice"]);
+    world.us().upstream().assert_saw_nothing();
+    world.assert_saw_nothing(&["ap-northeast"]);
+}
+
+/// Asks eu-west's gateway for a profile, as the peer us-east does for a caller whom it names and vouches for.
+fn ask_as_peer(world: &World, user: &str, fields: &[(&str, &str)]) -> Answer {
+    let envelope = Envelope {
+        id: "1".into(),
+        client: "91.64.0.1".parse().unwrap(),
+        user: Some((user.into(), Proof::Proven)),
+        home: Some("eu-west".into()),
+        evidence: Some(Evidence::Recorded),
+        country: None,
+        classes: vec!["personal".into()],
+        policy: PolicyHash::default(),
+        directory: None,
+        certificate: None,
+        is_https: true,
+        is_question: false,
+        is_second_try: false,
+    };
+    let envelope = envelope.write();
+    let fields = [fields, &[("domicile-request", &*envelope)]].concat();
+    runtime().block_on(async {
+        let stream = tokio::net::TcpStream::connect(world.eu().peers).await.unwrap();
+        let config = showing(world, "us-east");
+        let stream = tokio_rustls::TlsConnector::from(config).connect("localhost".try_into().unwrap(), stream).await.unwrap();
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+        tokio::spawn(connection);
+        let request = request(Method::GET, "https://localhost/profile/1", "", &fields, whole(""));
+        read(sender.send_request(request).await.unwrap()).await.unwrap()
+    })
+}
+
+#[test]
+fn a_peers_user_header_says_whom_its_envelope_names() {
+    let world = World::start();
+    assert_eq!(ask_as_peer(&world, "alice", &[("x-user-id", "bob"), ("x_user_id", "bob")]).text(), "eu-west");
+    let seen = world.eu().upstream().seen().pop().unwrap().headers;
+    assert_eq!(seen.get_all("x-user-id").iter().collect::<Vec<_>>(), ["alice"]);
+    assert!(!seen.contains_key("x_user_id") && seen.values().all(|value| value != "bob"), "{seen:?}");
+}
+
+#[test]
+fn a_client_certificate_that_is_only_claimed_reaches_no_app_server() {
+    let world = World::start();
+    let forged = [
+        "client-cert",
+        "client-cert-chain",
+        "x-forwarded-client-cert",
+        "x-forwarded-tls-client-cert",
+        "x-client-cert",
+        "x-ssl-client-cert",
+        "x-ssl-client-verify",
+        "x_ssl_client_verify",
+        "ssl-client-subject-dn",
+        "x-amzn-mtls-clientcert",
+        "x-arr-clientcert",
+    ]
+    .map(|name| (name, "forged"));
+    for region in [world.eu(), world.us()] {
+        assert_eq!(get(region.http, "/users/alice/orders/1", &forged).text(), "eu-west");
+    }
+    let seen = world.eu().upstream().seen();
+    assert_eq!(seen.len(), 2);
+    assert!(seen.iter().all(|seen| seen.headers.values().all(|value| value != "forged")), "{seen:?}");
+    world.us().upstream().assert_saw_nothing();
+}
