@@ -47,7 +47,11 @@ const FORBIDDEN: &[(&[&str], &[&str], &str)] = &[
         "transport is the only room that opens connections and ports",
     ),
     (&["!config", "directory"], &["serde_yaml"], "YAML stays inside config, and in the directory's own file format"),
-    (&["!nobody"], &["lazy_static", "static mut", "thread_local!"], "no global state: two apps live in one process"),
+    (
+        &["!nobody"],
+        &["lazy_static", "static mut", "thread_local!", "LazyLock", "OnceLock"],
+        "no global state: two apps live in one process",
+    ),
     (
         &["!peer", "http"],
         &["\"domicile-request\"", "\"domicile-code\"", "\"domicile-data-class\"", "\"domicile-policy\"", "\"domicile-probe\""],

@@ -327,14 +327,17 @@ const TRACING: [&str; 23] = [
 const TRACING_PREFIXES: [&str; 9] =
     ["x-b3-", "uberctx-", "x-datadog-", "x-ot-span-context", "ot-tracer-", "ot-baggage-", "elastic-apm-", "sw8-", "x-dd-"];
 
+/// Whether a field carries tracing context, `traceparent` aside.
+pub fn is_tracing(name: &str) -> bool {
+    let plain = &*folded(name);
+    TRACING.contains(&plain) || TRACING_PREFIXES.iter().any(|prefix| plain.starts_with(prefix))
+}
+
 /// Removes tracing fields before a request crosses a border, those in `allowed` aside. `traceparent` goes on with a new
 /// parent id, so that both sides can still be joined by the trace id and by nothing else.
 pub fn drop_tracing(headers: &mut HeaderMap, allowed: &[HeaderName]) {
-    let is_tracing = |name: &HeaderName| {
-        let plain = &*folded(name.as_str());
-        TRACING.contains(&plain) || TRACING_PREFIXES.iter().any(|prefix| plain.starts_with(prefix))
-    };
-    let dropped: Vec<HeaderName> = headers.keys().filter(|name| is_tracing(name) && !allowed.contains(name)).cloned().collect();
+    let is_dropped = |name: &&HeaderName| is_tracing(name.as_str()) && !allowed.contains(name);
+    let dropped: Vec<HeaderName> = headers.keys().filter(is_dropped).cloned().collect();
     for name in dropped {
         headers.remove(name);
     }

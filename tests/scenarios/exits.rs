@@ -75,6 +75,21 @@ fn a_user_table_that_lost_users_is_used_only_after_an_operator_accepts_the_loss(
     world.assert_saw_nothing(&["ap-northeast"]);
 }
 
+#[test]
+fn a_loss_that_is_accepted_while_another_reload_runs_is_accepted() {
+    let world = World::start();
+    std::fs::write(world.folder.path().join("users-eu-west.csv"), WITHOUT_BOB).unwrap();
+    // A reload waits until the file has not changed for a while, so the first one still runs when the second one is asked for.
+    let mut first = TcpStream::connect(world.eu().admin).unwrap();
+    first.set_read_timeout(Some(PATIENCE)).unwrap();
+    first.write_all(b"POST /reload HTTP/1.1\r\nHost: a\r\nDomicile-Command: reload\r\nContent-Length: 0\r\n\r\n").unwrap();
+    assert_eq!(get(world.eu().admin, "/readyz", &[]).status, StatusCode::OK, "the control thread answers meanwhile");
+    let accepting = reload_by_admin(world.eu(), "?accept_loss=true", &CONFIRMED);
+    assert_eq!((accepting.status, accepting.text()), (StatusCode::OK, "reloaded\n"));
+    assert!(first.read(&mut [0; 100]).unwrap() > 0, "the first reload is answered as well");
+    assert_eq!(get(world.eu().http, "/users/bob/orders/1", &[]).code(), "home.unresolved");
+}
+
 /// A world whose proxy in eu-west reads its users from this file in the world's folder.
 fn with_table_at(file: &str, make: impl Fn(&Path)) -> World {
     let world = World::prepare(&Plan::default());
@@ -416,6 +431,30 @@ fn tracing_header_fields_do_not_cross_a_border_and_the_trace_id_does() {
 }
 
 #[test]
+fn tracing_fields_in_trailers_do_not_cross_a_border() {
+    let world = World::start();
+    for region in [world.eu(), world.us()] {
+        runtime().block_on(async {
+            let mut sender = http2(&world, region.https, "localhost").await;
+            let (sends, body) = pieces();
+            let fields = [("te", "trailers"), ("trailer", "baggage, x-checksum")];
+            let ask = request(Method::POST, "https://localhost/users/alice/orders/1", "", &fields, body);
+            sends.send(Frame::data(Bytes::from_static(b"body"))).unwrap();
+            let trailers = [("baggage", "user=alice"), ("x-checksum", "1")];
+            let trailers = trailers.map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
+            sends.send(Frame::trailers(trailers.into_iter().collect())).unwrap();
+            drop(sends);
+            assert_eq!(read(sender.send_request(ask).await.unwrap()).await.unwrap().text(), "eu-west");
+        });
+    }
+    let [near, far] = &world.eu().upstream().seen()[..] else { panic!("two requests") };
+    let trailers = [near, far].map(|seen| seen.trailers.clone().unwrap_or_default());
+    assert!(trailers.iter().all(|trailers| trailers.contains_key("x-checksum")), "{trailers:?}");
+    assert!(!trailers.iter().any(|trailers| trailers.contains_key("baggage")), "{trailers:?}");
+    world.us().upstream().assert_saw_nothing();
+}
+
+#[test]
 fn tracing_header_fields_that_the_policy_lists_cross_a_border() {
     let world = World::planned(Plan { extra: "borders: { tracing: [tracestate, b3] }\n".into(), ..Plan::default() });
     let (arrived, traceparent) = tracing_from(world.us(), &world);
@@ -515,6 +554,13 @@ fn a_header_that_names_the_user_is_rebuilt_by_the_owner() {
     world.assert_saw_nothing(&["ap-northeast"]);
 }
 
+#[test]
+fn a_header_that_names_the_user_is_rebuilt_at_home() {
+    let (world, _keys) = with_tokens();
+    assert_eq!(users_named(&world, world.eu()), ["alice"]);
+    world.assert_saw_nothing(&["us-east", "ap-northeast"]);
+}
+
 /// Asks eu-west's gateway for a profile, as the peer us-east does for a caller whom it names and vouches for.
 fn ask_as_peer(world: &World, user: &str, fields: &[(&str, &str)]) -> Answer {
     let envelope = Envelope {
@@ -545,6 +591,18 @@ fn ask_as_peer(world: &World, user: &str, fields: &[(&str, &str)]) -> Answer {
         let request = request(Method::GET, "https://localhost/profile/1", "", &fields, whole(""));
         read(sender.send_request(request).await.unwrap()).await.unwrap()
     })
+}
+
+#[test]
+fn a_peer_does_not_name_one_user_with_the_token_of_another() {
+    let (world, _keys) = with_tokens();
+    let of_bob = [("authorization", &*token("bob", "", SECRET))];
+    let answer = ask_as_peer(&world, "alice", &of_bob);
+    assert!(!answer.status.is_success(), "{answer:?}");
+    world.eu().upstream().assert_saw_nothing();
+    let of_alice = [("authorization", &*token("alice", "", SECRET))];
+    assert_eq!(ask_as_peer(&world, "alice", &of_alice).text(), "eu-west");
+    world.assert_saw_nothing(&["us-east", "ap-northeast"]);
 }
 
 #[test]

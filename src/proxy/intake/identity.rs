@@ -149,14 +149,15 @@ pub fn forward_identity(headers: &mut HeaderMap, question: &Question, settings: 
             TokenLocation::Cookie(cookie) => drop_cookies(headers, |name| name == cookie.as_bytes()),
         }
     }
-    if let Ingress::Peer(_) = question.ingress {
-        rebuild_user_headers(headers, question, settings);
-    }
+    rebuild_user_headers(headers, question, settings);
 }
 
-/// What a peer wrote into these headers is replaced by the caller who was judged, so that the two never differ.
+/// What a trusted hop or a peer wrote into these headers is replaced by the caller who was judged, so that the two never differ.
 fn rebuild_user_headers(headers: &mut HeaderMap, question: &Question, settings: &Settings) {
     let caller = question.identity.caller.as_ref().filter(|(_, proof)| *proof > Proof::Claimed);
+    if caller.is_none() && question.ingress == Ingress::Client {
+        return;
+    }
     for source in &settings.keys {
         let KeySource::Header(name) = source else { continue };
         if headers.remove(name).is_none() {

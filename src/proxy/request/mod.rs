@@ -246,7 +246,11 @@ fn outgoing_body(context: &Context, lease: &Rc<Lease>, body: Body, pacing: &Paci
         return Body::empty();
     }
     let snapshot = Arc::clone(&context.snapshot);
-    let scrub = move |trailers: &mut HeaderMap| headers::scrub_trailers(trailers, |name| snapshot.intake.names_a_client(name));
+    // Where the trailers go is not known yet, so tracing fields leave with none.
+    let is_unwanted = move |name: &str| {
+        snapshot.intake.names_a_client(name) || headers::is_tracing(name) || name.eq_ignore_ascii_case("traceparent")
+    };
+    let scrub = move |trailers: &mut HeaderMap| headers::scrub_trailers(trailers, &is_unwanted);
     let metered = Metered::new(body, pacing.allowance(most_bytes), Rc::clone(&context.log.request_body));
     Body::streamed(metered.scrubbed(scrub).under(Rc::clone(lease)))
 }
