@@ -73,11 +73,23 @@ impl CertificateFiles {
             Ok(key) => key,
             Err(error) => return unusable(&self.key, format!("cannot read the private key: {error}")),
         };
+        self.warn_of_validity(&chain);
         CertifiedKey::from_der(chain, key, &provider()).or_else(|error| match error {
             rustls::Error::InconsistentKeys(_) => {
                 unusable(&self.key, format!("does not match the certificate `{}`", self.certificate.display()))
             }
             error => unusable(&self.certificate, error),
         })
+    }
+
+    /// An expired certificate is shown all the same: which clients accept it is not for the server to say, but the operator has
+    /// to know.
+    fn warn_of_validity(&self, chain: &[CertificateDer<'_>]) {
+        let Some(Ok((_, parsed))) = chain.first().map(|first| x509_parser::parse_x509_certificate(first)) else { return };
+        let validity = parsed.validity();
+        if !validity.is_valid() {
+            let (file, from, until) = (self.certificate.display(), &validity.not_before, &validity.not_after);
+            tracing::warn!(%file, %from, %until, "this certificate has expired or is not valid yet; renew it");
+        }
     }
 }
