@@ -184,24 +184,15 @@ mod tests {
         assert!(GeoIp::open(&scratch.path().join("absent")).is_err());
     }
 
-    /// A database of a third party, which is not in this repository; `None` if the file does not exist.
-    fn shared(name: &str) -> Option<PathBuf> {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/test/geoip").join(name);
-        let found = file.exists();
-        if !found {
-            println!("skipped: {} does not exist", file.display());
-        }
-        found.then_some(file)
+    /// A file of a third party.
+    fn vector(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/geoip").join(name)
     }
 
     #[test]
     fn maxminds_own_country_database_reads_as_its_source_says() {
-        let (Some(file), Some(source)) =
-            (shared("maxmind/GeoLite2-Country-Test.mmdb"), shared("maxmind/source-data/GeoLite2-Country-Test.json"))
-        else {
-            return;
-        };
-        let geoip = GeoIp::open(&file).unwrap();
+        let source = vector("GeoLite2-Country-Test.json");
+        let geoip = GeoIp::open(&vector("GeoLite2-Country-Test.mmdb")).unwrap();
         let source: Vec<serde_json::Map<String, serde_json::Value>> =
             serde_json::from_str(&std::fs::read_to_string(source).unwrap()).unwrap();
         let (mut compared, mut later) = (0, std::collections::HashSet::new());
@@ -222,19 +213,15 @@ mod tests {
 
     #[test]
     fn flat_databases_are_read_and_those_without_countries_refused() {
-        for name in ["dbip-country-lite-2026-06.mmdb", "dbip-city-lite-subset.mmdb"] {
-            let Some(file) = shared(name) else { return };
-            let geoip = GeoIp::open(&file).unwrap();
-            assert_eq!(geoip.layout, Layout::Flat);
-            let place = geoip.place("83.149.9.216".parse().unwrap()).unwrap();
-            assert_eq!(place.country.unwrap().as_str(), "RU", "{name}");
-            assert_eq!(place.coordinates.is_some(), name.contains("city"), "{name}");
-        }
+        let geoip = GeoIp::open(&vector("dbip-city-lite-subset.mmdb")).unwrap();
+        assert_eq!(geoip.layout, Layout::Flat);
+        let place = geoip.place("83.149.9.216".parse().unwrap()).unwrap();
+        assert_eq!((place.country.unwrap().as_str(), place.coordinates.is_some()), ("RU", true));
         for name in
             ["GeoLite2-ASN-Test", "GeoIP2-Anonymous-IP-Test", "MaxMind-DB-test-decoder", "MaxMind-DB-string-value-entries"]
         {
-            let Some(file) = shared(&format!("maxmind/{name}.mmdb")) else { return };
-            let error = GeoIp::open(&file).err().unwrap_or_else(|| panic!("{name} was taken")).to_string();
+            let error =
+                GeoIp::open(&vector(&format!("{name}.mmdb"))).err().unwrap_or_else(|| panic!("{name} was taken")).to_string();
             assert!(error.contains("name a country or city database") || error.contains("damaged"), "{error}");
         }
     }
@@ -247,7 +234,8 @@ mod tests {
             "MaxMind-DB-test-broken-pointers-24",
             "MaxMind-DB-test-broken-search-tree-24",
         ] {
-            let Some(file) = shared(&format!("maxmind/{name}.mmdb")) else { return };
+            let file = vector(&format!("{name}.mmdb"));
+            assert!(file.exists(), "{}", file.display());
             if let Ok(geoip) = GeoIp::open(&file) {
                 for index in 0..=u16::MAX {
                     let [a, b] = index.to_be_bytes();

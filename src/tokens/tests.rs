@@ -157,11 +157,8 @@ fn a_set_of_keys_is_sound_or_refused() {
 /// flipped bit.
 #[test]
 fn the_cookbooks_signatures_verify() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/test/vectors/jose-cookbook");
-    let Ok(files) = std::fs::read_dir(&folder) else {
-        eprintln!("skipped: {} does not exist", folder.display());
-        return;
-    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/jose-cookbook");
+    let files = std::fs::read_dir(&folder).unwrap();
     let mut verified = Vec::new();
     for file in files.map(|file| file.unwrap().path()) {
         let vector: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
