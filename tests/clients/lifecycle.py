@@ -64,8 +64,8 @@ audit: {{ directory: "{folder}/ledger" }}
 log: {{ requests: false }}
 """)
 
-    def start(self, **more):
-        command = [self.binary, "run", "--config", self.config]
+    def start(self, config=None, **more):
+        command = [self.binary, "run", "--config", config or self.config]
         self.started.append(subprocess.Popen(command, stderr=open(self.folder + "/log", "a"), **more))
         return self.started[-1]
 
@@ -274,10 +274,12 @@ def new_binaries_lose_nothing(world):
     os.kill(pid, signal.SIGUSR2)
     eventually("the mistake is logged", lambda: "did not start serving; this process continues" in world.log())
     assert world.answer(world.port, "/") == (200, "ok")
-    open(world.config, "w").write(good.replace(str(world.port), str(free_port())).replace(str(world.admin), str(free_port())))
-    other = world.start()
-    assert other.wait(PATIENCE) == 1 and "another process writes this ledger" in world.log()
     open(world.config, "w").write(good)
+    # In a file of its own: the running process would reload the other, and open its ports first.
+    second = world.folder + "/second.yaml"
+    open(second, "w").write(good.replace(str(world.port), str(free_port())).replace(str(world.admin), str(free_port())))
+    other = world.start(second)
+    assert other.wait(PATIENCE) == 1 and "another process writes this ledger" in world.log()
     os.kill(pid, signal.SIGTERM)
     eventually("the port is closed", lambda: world.answer(world.port, "/")[0] == 0)
 
