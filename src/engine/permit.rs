@@ -39,8 +39,8 @@ impl Registrar<'_> {
         if lease.has_ended() || !trail.is_cleared(region) {
             return Err(Code::NoLongerCleared);
         }
-        lease.move_to(region);
         if lease.is_recorded(region) {
+            lease.move_to(region);
             return Ok(stop.bind(request));
         }
         self.count_reported(policy, &trail, region);
@@ -56,6 +56,8 @@ impl Registrar<'_> {
         if lease.is_current(&moment) {
             lease.note_recorded(region);
         }
+        // Only now: while the ledger is written, the request is nowhere, and a new judgement may send it elsewhere.
+        lease.move_to(region);
         Ok(stop.bind(request))
     }
 

@@ -109,6 +109,9 @@ impl Forwarding<'_> {
         let (mut last, mut repeats) = (None, false);
         loop {
             if !self.is_current(&attempts) {
+                if self.lease.has_ended() {
+                    return Err(self.context.ended_code(self.intake).into());
+                }
                 let judged = self.rejudge().await;
                 match judged.decision.verdict {
                     Verdict::Proceed(itinerary) => attempts.follow(itinerary, judged.moment),
@@ -126,6 +129,7 @@ impl Forwarding<'_> {
             if !self.is_current(&attempts) {
                 // The moment changed while the ledger was written: the line only says that something was about to happen.
                 request = permitted.into_request();
+                self.lease.leave();
                 continue;
             }
             let Copies { spare, original, has_another } = self.prepare(&target, permitted.request_mut(), &attempts, is_second);
