@@ -104,7 +104,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/decisions")
 }
 
-fn policy_at(file: &str, region: &str, registry: &mut Registry) -> Policy {
+pub fn policy_at(file: &str, region: &str, registry: &mut Registry) -> Policy {
     let file = folder().join("policies").join(file);
     let today = Day::parse("2026-06-01").unwrap();
     match config::load(&file, Some(region), registry, today) {

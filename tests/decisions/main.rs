@@ -2,6 +2,7 @@
 
 mod case_book;
 mod checker;
+mod leases;
 mod properties;
 mod support;
 mod worlds;

@@ -48,6 +48,10 @@ impl World {
         Self { moment: Moment { geoip_is_stale: stale, ..Moment::at(Arc::new(snapshot), now) }, vitals }
     }
 
+    pub fn moment(&self) -> Moment {
+        self.moment.clone()
+    }
+
     pub fn policy(&self) -> &Policy {
         self.moment.policy()
     }

@@ -1,0 +1,177 @@
+//! A request that is open is judged again when its moment changes: the day, the age of the GeoIP database, the user table, the
+//! policy. It ends where the region that processes it is no longer cleared, and nowhere else.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use domicile::audit::{Ledger, Pseudonyms, Settings, Tally};
+use domicile::decision::facts::{Credential, Ingress};
+use domicile::decision::policy::route::Method;
+use domicile::decision::verdict::{Stop, Verdict};
+use domicile::engine::judge::judge;
+use domicile::engine::permit::Registrar;
+use domicile::engine::question::{Identity, Question};
+use domicile::engine::recheck::{Lease, Leases};
+use domicile::engine::snapshot::Moment;
+use domicile::metrics::Metrics;
+use domicile::model::country::CountryCode;
+use domicile::model::outcome::Code;
+use domicile::model::region::Registry;
+use domicile::model::user::Proof;
+use domicile::model::vitals::{Health, RegionVitals, Vitals};
+use tokio::runtime::Runtime;
+
+use crate::case_book::policy_at;
+use crate::support::{Table, World, address_in, noon};
+
+const USERS: &str = "user,home\nanna,dublin\nben,ashburn\nchika,tokyo\n";
+
+/// One open request in dublin, its permit and everything that judging it again needs.
+struct Open {
+    runtime: Runtime,
+    vitals: Vitals,
+    leases: Rc<Leases>,
+    lease: Rc<Lease>,
+    stop: Stop,
+    ledger: Ledger,
+    folder: tempfile::TempDir,
+}
+
+fn moment_of(users: &str, day: &str, is_stale: bool) -> (Moment, Vitals) {
+    let mut registry = Registry::default();
+    let policy = policy_at("world.yaml", "dublin", &mut registry);
+    let mut vitals = Vitals::unmeasured(policy.nearest_first());
+    // So that dublin serves the reads of Japanese users under the transfer.
+    vitals.set(policy.find_region("tokyo").unwrap(), RegionVitals { health: Health::Down, ..RegionVitals::default() });
+    let world = World::new(policy, &registry, &Table::Text(users.into()), is_stale, noon(day), vitals.clone());
+    (world.moment(), vitals)
+}
+
+impl Open {
+    /// A request for a path by a caller, from an address in a country, judged and not yet permitted.
+    fn judged(path: &str, user: Option<&str>, country: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (moment, vitals) = moment_of(USERS, "2026-06-30", false);
+        let question = Rc::new(Question {
+            ingress: Ingress::Client,
+            method: Method::Get,
+            host: "www.example.com".into(),
+            path: path.into(),
+            is_read: true,
+            client: address_in(CountryCode::parse(country).unwrap()),
+            identity: Identity {
+                caller: user.map(|user| (user.to_owned(), Proof::Proven)),
+                credential: Credential::Absent,
+                ..Identity::default()
+            },
+            ignores_hint: Default::default(),
+            envelope: None,
+        });
+        let judged = runtime.block_on(judge(&question, &[], moment, &vitals));
+        let Verdict::Proceed(itinerary) = &judged.decision.verdict else { panic!("{:?}", judged.decision.verdict) };
+        let stop = itinerary.stops()[0];
+        assert_eq!(stop.region(), judged.moment.policy().local);
+        let leases = Rc::new(Leases::default());
+        let lease = leases.open(&question, &judged);
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { directory: folder.path().join("ledger") };
+        let tally = Tally { lines: Arc::new(|_| ()), failures: Arc::new(|| panic!("the ledger failed")) };
+        let ledger = Ledger::open(&settings, tally, false).unwrap();
+        Self { runtime, vitals, leases, lease, stop, ledger, folder }
+    }
+
+    fn permit(&self) -> Result<(), Code> {
+        let (metrics, pseudonyms) = (Metrics::new().worker(), Pseudonyms::ephemeral());
+        let registrar =
+            Registrar { ledger: Some(&self.ledger), pseudonyms: &pseudonyms, metrics: &metrics, request_id: "lease", user: None };
+        self.runtime.block_on(registrar.permit(&self.lease, self.stop, ())).map(drop)
+    }
+
+    /// The same request after its permit: dublin processes it.
+    fn permitted(path: &str, user: Option<&str>, country: &str) -> Self {
+        let open = Self::judged(path, user, country);
+        open.permit().unwrap();
+        open
+    }
+
+    /// Judges everything open again. Returns whether the request is still open, and whoever waits for its end knows.
+    fn is_open_under(&self, (moment, _): (Moment, Vitals)) -> bool {
+        self.runtime.block_on(self.leases.renew_all(&moment, &self.vitals));
+        let end = self.lease.poll_ended(&Context::from_waker(Waker::noop()));
+        assert_eq!(end == Poll::Ready(()), self.lease.has_ended());
+        assert!(self.lease.is_current(&moment) || self.lease.has_ended());
+        !self.lease.has_ended()
+    }
+
+    fn lines(&self) -> usize {
+        let text = std::fs::read_to_string(self.folder.path().join("ledger/ledger.jsonl")).unwrap();
+        text.lines().filter(|line| line.contains("\"processing\"")).count()
+    }
+}
+
+#[test]
+fn a_transfer_that_ends_at_midnight_ends_what_is_open_under_it() {
+    let open = Open::permitted("/billing/1", Some("chika"), "JP");
+    assert!(open.is_open_under(moment_of(USERS, "2026-06-30", false)), "the last day of the transfer");
+    assert!(!open.is_open_under(moment_of(USERS, "2026-07-01", false)));
+}
+
+#[test]
+fn a_geoip_database_that_becomes_too_old_ends_what_was_placed_by_it() {
+    let guessed = Open::permitted("/profile/1", None, "IE");
+    assert!(!guessed.is_open_under(moment_of(USERS, "2026-06-30", true)));
+    let recorded = Open::permitted("/profile/1", Some("anna"), "IE");
+    assert!(recorded.is_open_under(moment_of(USERS, "2026-06-30", true)), "a record does not depend on the database");
+}
+
+#[test]
+fn a_user_who_moves_away_or_disappears_ends_what_is_open() {
+    for (users, is_open) in [
+        (USERS, true),
+        ("user,home\nanna,dublin\nben,tokyo\n", true),
+        ("user,home\nanna,ashburn\nben,ashburn\n", false),
+        ("user,home\nben,ashburn\n", false),
+    ] {
+        let open = Open::permitted("/account/1", Some("anna"), "IE");
+        assert_eq!(open.is_open_under(moment_of(users, "2026-06-30", false)), is_open, "{users}");
+    }
+}
+
+#[test]
+fn both_users_of_a_request_are_judged_again() {
+    // The path names a user without a record, and the caller has one.
+    let open = Open::permitted("/users/zoe/orders/1", Some("anna"), "IE");
+    assert!(!open.is_open_under(moment_of("user,home\nanna,dublin\nzoe,tokyo\n", "2026-06-30", false)), "the user of the path");
+    let open = Open::permitted("/users/zoe/orders/1", Some("anna"), "IE");
+    assert!(!open.is_open_under(moment_of("user,home\nanna,tokyo\nben,ashburn\n", "2026-06-30", false)), "the caller");
+}
+
+#[test]
+fn a_request_that_is_nowhere_yet_does_not_end_and_gets_no_permit() {
+    let open = Open::judged("/billing/1", Some("chika"), "JP");
+    assert!(open.is_open_under(moment_of(USERS, "2026-07-01", false)), "no region has it");
+    assert_eq!(open.permit(), Err(Code::NoLongerCleared), "its stop is that of the day before");
+    assert_eq!(open.lines(), 0);
+}
+
+#[test]
+fn one_judgement_writes_one_line_however_often_its_region_is_tried() {
+    let open = Open::permitted("/billing/1", Some("chika"), "JP");
+    open.permit().unwrap();
+    assert_eq!(open.lines(), 1);
+    let (moment, _) = moment_of("user,home\nanna,dublin\nchika,tokyo\n", "2026-06-30", false);
+    assert!(open.is_open_under((moment, open.vitals.clone())));
+    open.permit().unwrap();
+    assert_eq!(open.lines(), 2, "another judgement has a line of its own");
+    open.lease.leave();
+    assert!(open.is_open_under(moment_of(USERS, "2026-07-01", false)), "after an attempt the request is nowhere");
+}
+
+#[test]
+fn an_ended_lease_stays_ended() {
+    let open = Open::permitted("/account/1", Some("anna"), "IE");
+    assert!(!open.is_open_under(moment_of("user,home\nben,ashburn\n", "2026-06-30", false)));
+    assert!(!open.is_open_under(moment_of(USERS, "2026-06-30", false)), "the table is right again");
+    assert_eq!(open.permit(), Err(Code::NoLongerCleared));
+}
