@@ -253,6 +253,8 @@ fn equal_rules_have_equal_hashes_however_they_are_written() {
         base
     );
     assert_ne!(hash(&VALID.replace("[US]", "[US, CA]"), None), base);
+    let placed = "geoip: { database: country.mmdb, countries: { BR: eu-west } }";
+    assert_ne!(hash(&VALID.replace("geoip: { database: country.mmdb }", placed), None), base);
     assert_ne!(hash(&VALID.replace("[directory, refuse]", "[directory, geoip, refuse]"), None), base);
 }
 

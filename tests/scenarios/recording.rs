@@ -1,10 +1,11 @@
 //! The ledger: every cross-border movement has a line, which is written before the data moves.
 
-use std::sync::Arc;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
 
 use http::{Response, StatusCode};
 
-use crate::support::{NAMES, Plan, Recorder, World, get, post, remember, whole};
+use crate::support::{NAMES, Plan, Recorder, World, eventually, get, post, remember, whole};
 
 #[test]
 fn the_line_is_on_disk_before_the_request_arrives() {
@@ -87,4 +88,45 @@ fn an_owner_that_cannot_record_gives_no_answer() {
     let answer = get(world.us().http, "/users/alice/orders/1", &[]);
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "ledger.unavailable"));
     world.eu().upstream().assert_saw_nothing();
+}
+
+/// The lines of the request log, of every proxy in this process.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_region_that_only_carries_logs_no_path_and_no_log_has_a_whole_address() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber =
+        tracing_subscriber::fmt().json().with_env_filter("domicile::request=info").with_writer(move || writer.clone());
+    tracing::subscriber::set_global_default(subscriber.finish()).unwrap();
+    let world = World::start();
+    let answer = get(world.us().http, "/users/alice/orders/secret-order", &[("x-forwarded-for", "81.2.69.142")]);
+    assert_eq!(answer.text(), "eu-west");
+    let id = world.eu().upstream().seen()[0].headers["x-request-id"].to_str().unwrap().to_owned();
+    let of_request = || -> Vec<serde_json::Value> {
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let all = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        all.map(|line| line["fields"].clone()).filter(|fields| fields["id"] == *id).collect()
+    };
+    eventually("both proxies have logged it", || of_request().len() == 2);
+    let (owner, carrier): (Vec<_>, Vec<_>) = of_request().into_iter().partition(|line| line["peer"].is_string());
+    assert_eq!(owner[0]["path"], "/users/{user}/orders/secret-order");
+    assert_eq!((&carrier[0]["path"], &carrier[0]["route"]), (&serde_json::Value::Null, &"orders".into()));
+    for line in owner.iter().chain(&carrier) {
+        assert_eq!(line["client"], "81.2.69.0/24");
+        assert!(!line.to_string().contains("alice"), "{line}");
+    }
 }

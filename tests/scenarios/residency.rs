@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Response, StatusCode};
 
-use crate::support::{NAMES, Plan, RULES, Recorder, World, get, post, remember, whole};
+use crate::support::{NAMES, Plan, RULES, Recorder, USERS, World, get, post, remember, whole};
 
 #[test]
 fn a_request_that_no_region_is_cleared_for_reaches_no_region() {
@@ -75,6 +75,18 @@ fn the_owner_judges_again_and_a_stricter_policy_there_stops_the_body() {
     let read = get(world.us().http, "/users/alice/orders/1", &[]);
     assert_eq!((read.status.as_u16(), read.code().as_str()), (451, "residency.carrier_not_cleared"));
     world.eu().upstream().assert_saw_nothing();
+}
+
+#[test]
+fn an_owner_with_another_user_table_is_asked_before_it_gets_a_body() {
+    // In eu-west alice has moved to Japan; us-east has the old table.
+    let moved = USERS.replace("alice,eu-west", "alice,ap-northeast");
+    let world = World::planned(Plan { users: BTreeMap::from([("eu-west", moved)]), ..Plan::default() });
+    let answer = post(world.us().http, "/users/alice/orders/1", &[], vec![b'x'; 1 << 20]);
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "peer.disagree"));
+    assert_eq!(world.us().sum_of("domicile_border_bytes_total"), 0.0, "not a byte of the body was sent");
+    [world.us(), world.eu()].map(|region| region.upstream().assert_saw_nothing());
+    world.assert_saw_nothing(&["ap-northeast"]);
 }
 
 #[test]

@@ -3,10 +3,12 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use domicile::http::tunnel::accept_of;
 use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
 use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -232,9 +234,46 @@ fn a_tunnel_is_cut_when_its_region_is_no_longer_cleared() {
     std::fs::write(world.folder.path().join("users-us-east.csv"), moved).unwrap();
     world.us().reload().unwrap();
     let mut rest = Vec::new();
-    let _ = restricted.read_to_end(&mut rest);
+    if let Err(error) = restricted.read_to_end(&mut rest) {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "it is cut, and not only quiet");
+    }
     assert!(rest.is_empty());
     speak(&mut other, b"still here");
+}
+
+#[test]
+fn an_upload_is_cut_when_its_region_is_no_longer_cleared() {
+    let (began, ended): (Arc<AtomicUsize>, Arc<AtomicUsize>) = Default::default();
+    let counts = (Arc::clone(&began), Arc::clone(&ended));
+    let world = World::planned(Plan {
+        upstreams: Box::new(move |_| {
+            let (began, ended) = (Arc::clone(&counts.0), Arc::clone(&counts.1));
+            vec![Recorder::with(Arc::new(move |request, _| {
+                let (began, ended) = (Arc::clone(&began), Arc::clone(&ended));
+                Box::pin(async move {
+                    let mut body = request.into_body();
+                    while let Some(Ok(_)) = body.frame().await {
+                        began.fetch_add(1, Ordering::SeqCst);
+                    }
+                    ended.fetch_add(1, Ordering::SeqCst);
+                    Response::new(whole("stored"))
+                })
+            }))]
+        }),
+        ..Plan::default()
+    });
+    let mut upload = TcpStream::connect(world.us().http).unwrap();
+    upload.set_read_timeout(Some(PATIENCE)).unwrap();
+    upload.write_all(b"POST /account/1 HTTP/1.1\r\nHost: a\r\nX-User-Id: bob\r\nContent-Length: 1000\r\n\r\nfirst").unwrap();
+    eventually("the app server has the first bytes", || began.load(Ordering::SeqCst) == 1);
+    let moved = USERS.replace("bob,us-east", "bob,eu-west");
+    std::fs::write(world.folder.path().join("users-us-east.csv"), moved).unwrap();
+    world.us().reload().unwrap();
+    let mut answer = Vec::new();
+    let _ = upload.read_to_end(&mut answer);
+    assert!(answer.starts_with(b"HTTP/1.1 451"), "{}", String::from_utf8_lossy(&answer));
+    eventually("the app server sees the end", || ended.load(Ordering::SeqCst) == 1);
+    assert_eq!(began.load(Ordering::SeqCst), 1, "nothing followed the first bytes");
 }
 
 #[test]
