@@ -100,14 +100,17 @@ struct Claims {
     class: String,
 }
 
-fn folder() -> PathBuf {
+pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/decisions")
 }
 
 pub fn policy_at(file: &str, region: &str, registry: &mut Registry) -> Policy {
-    let file = folder().join("policies").join(file);
+    load_policy(&folder().join("policies").join(file), region, registry)
+}
+
+pub fn load_policy(file: &Path, region: &str, registry: &mut Registry) -> Policy {
     let today = Day::parse("2026-06-01").unwrap();
-    match config::load(&file, Some(region), registry, today) {
+    match config::load(file, Some(region), registry, today) {
         Ok(config) => config.policy,
         Err(problems) => panic!("{}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")),
     }

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use domicile::audit::{Ledger, Pseudonyms, Settings, Tally};
 use domicile::decision::facts::{Credential, Ingress};
+use domicile::decision::policy::Policy;
 use domicile::decision::policy::route::Method;
 use domicile::decision::verdict::{Stop, Verdict};
 use domicile::engine::judge::judge;
@@ -22,7 +23,7 @@ use domicile::model::user::Proof;
 use domicile::model::vitals::{Health, RegionVitals, Vitals};
 use tokio::runtime::Runtime;
 
-use crate::case_book::policy_at;
+use crate::case_book::{folder, load_policy, policy_at};
 use crate::support::{Table, World, address_in, noon};
 
 const USERS: &str = "user,home\nanna,dublin\nben,ashburn\nchika,tokyo\n";
@@ -38,13 +39,21 @@ struct Open {
     folder: tempfile::TempDir,
 }
 
-fn moment_of(users: &str, day: &str, is_stale: bool) -> (Moment, Vitals) {
+/// The day before the Japanese transfer ends.
+const DAY: &str = "2026-06-30";
+
+/// A moment with a user table of its own, and the health of the regions.
+fn moment_of(users: &str) -> (Moment, Vitals) {
+    moment_under(users, |registry| policy_at("world.yaml", "dublin", registry))
+}
+
+fn moment_under(users: &str, policy: impl FnOnce(&mut Registry) -> Policy) -> (Moment, Vitals) {
     let mut registry = Registry::default();
-    let policy = policy_at("world.yaml", "dublin", &mut registry);
+    let policy = policy(&mut registry);
     let mut vitals = Vitals::unmeasured(policy.nearest_first());
     // So that dublin serves the reads of Japanese users under the transfer.
     vitals.set(policy.find_region("tokyo").unwrap(), RegionVitals { health: Health::Down, ..RegionVitals::default() });
-    let world = World::new(policy, &registry, &Table::Text(users.into()), is_stale, noon(day), vitals.clone());
+    let world = World::new(policy, &registry, &Table::Text(users.into()), false, noon(DAY), vitals.clone());
     (world.moment(), vitals)
 }
 
@@ -52,7 +61,7 @@ impl Open {
     /// A request for a path by a caller, from an address in a country, judged and not yet permitted.
     fn judged(path: &str, user: Option<&str>, country: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (moment, vitals) = moment_of(USERS, "2026-06-30", false);
+        let (moment, vitals) = moment_of(USERS);
         let question = Rc::new(Question {
             ingress: Ingress::Client,
             method: Method::Get,
@@ -71,7 +80,6 @@ impl Open {
         let judged = runtime.block_on(judge(&question, &[], moment, &vitals));
         let Verdict::Proceed(itinerary) = &judged.decision.verdict else { panic!("{:?}", judged.decision.verdict) };
         let stop = itinerary.stops()[0];
-        assert_eq!(stop.region(), judged.moment.policy().local);
         let leases = Rc::new(Leases::default());
         let lease = leases.open(&question, &judged);
         let folder = tempfile::tempdir().unwrap();
@@ -96,12 +104,21 @@ impl Open {
     }
 
     /// Judges everything open again. Returns whether the request is still open, and whoever waits for its end knows.
-    fn is_open_under(&self, (moment, _): (Moment, Vitals)) -> bool {
+    fn is_open_under(&self, moment: Moment) -> bool {
         self.runtime.block_on(self.leases.renew_all(&moment, &self.vitals));
         let end = self.lease.poll_ended(&Context::from_waker(Waker::noop()));
         assert_eq!(end == Poll::Ready(()), self.lease.has_ended());
         assert!(self.lease.is_current(&moment) || self.lease.has_ended());
         !self.lease.has_ended()
+    }
+
+    /// The same policy and tables on a day, with a GeoIP database that is too old or not.
+    fn on(&self, day: &str, geoip_is_stale: bool) -> Moment {
+        Moment { geoip_is_stale, ..Moment::at(self.lease.moment().snapshot, noon(day)) }
+    }
+
+    fn with_users(&self, users: &str) -> Moment {
+        moment_of(users).0
     }
 
     fn lines(&self) -> usize {
@@ -113,16 +130,16 @@ impl Open {
 #[test]
 fn a_transfer_that_ends_at_midnight_ends_what_is_open_under_it() {
     let open = Open::permitted("/billing/1", Some("chika"), "JP");
-    assert!(open.is_open_under(moment_of(USERS, "2026-06-30", false)), "the last day of the transfer");
-    assert!(!open.is_open_under(moment_of(USERS, "2026-07-01", false)));
+    assert!(open.is_open_under(open.on(DAY, false)), "the last day of the transfer");
+    assert!(!open.is_open_under(open.on("2026-07-01", false)));
 }
 
 #[test]
 fn a_geoip_database_that_becomes_too_old_ends_what_was_placed_by_it() {
     let guessed = Open::permitted("/profile/1", None, "IE");
-    assert!(!guessed.is_open_under(moment_of(USERS, "2026-06-30", true)));
+    assert!(!guessed.is_open_under(guessed.on(DAY, true)));
     let recorded = Open::permitted("/profile/1", Some("anna"), "IE");
-    assert!(recorded.is_open_under(moment_of(USERS, "2026-06-30", true)), "a record does not depend on the database");
+    assert!(recorded.is_open_under(recorded.on(DAY, true)), "a record does not depend on the database");
 }
 
 #[test]
@@ -134,23 +151,41 @@ fn a_user_who_moves_away_or_disappears_ends_what_is_open() {
         ("user,home\nben,ashburn\n", false),
     ] {
         let open = Open::permitted("/account/1", Some("anna"), "IE");
-        assert_eq!(open.is_open_under(moment_of(users, "2026-06-30", false)), is_open, "{users}");
+        assert_eq!(open.is_open_under(open.with_users(users)), is_open, "{users}");
     }
+}
+
+#[test]
+fn a_region_that_may_no_longer_carry_the_data_ends_what_it_carries() {
+    let open = Open::permitted("/users/ben/orders/1", None, "IE");
+    assert_ne!(open.stop.region(), open.lease.moment().policy().local, "ashburn processes it, and dublin carries it");
+    let text = std::fs::read_to_string(folder().join("policies/world.yaml")).unwrap();
+    let strict = text.replace(
+        "personal:   { stays: home, needs: inferred, carried_by: [eu, us] }",
+        "personal:   { stays: home, needs: inferred, carried_by: [us] }",
+    );
+    for (text, is_open) in [(&text, true), (&strict, false)] {
+        let file = open.folder.path().join("policy.yaml");
+        std::fs::write(&file, text).unwrap();
+        let moment = moment_under(USERS, |registry| load_policy(&file, "dublin", registry)).0;
+        assert_eq!(open.is_open_under(moment), is_open);
+    }
+    assert_ne!(text, strict);
 }
 
 #[test]
 fn both_users_of_a_request_are_judged_again() {
     // The path names a user without a record, and the caller has one.
     let open = Open::permitted("/users/zoe/orders/1", Some("anna"), "IE");
-    assert!(!open.is_open_under(moment_of("user,home\nanna,dublin\nzoe,tokyo\n", "2026-06-30", false)), "the user of the path");
+    assert!(!open.is_open_under(open.with_users("user,home\nanna,dublin\nzoe,tokyo\n")), "the user of the path");
     let open = Open::permitted("/users/zoe/orders/1", Some("anna"), "IE");
-    assert!(!open.is_open_under(moment_of("user,home\nanna,tokyo\nben,ashburn\n", "2026-06-30", false)), "the caller");
+    assert!(!open.is_open_under(open.with_users("user,home\nanna,tokyo\nben,ashburn\n")), "the caller");
 }
 
 #[test]
 fn a_request_that_is_nowhere_yet_does_not_end_and_gets_no_permit() {
     let open = Open::judged("/billing/1", Some("chika"), "JP");
-    assert!(open.is_open_under(moment_of(USERS, "2026-07-01", false)), "no region has it");
+    assert!(open.is_open_under(open.on("2026-07-01", false)), "no region has it");
     assert_eq!(open.permit(), Err(Code::NoLongerCleared), "its stop is that of the day before");
     assert_eq!(open.lines(), 0);
 }
@@ -160,18 +195,17 @@ fn one_judgement_writes_one_line_however_often_its_region_is_tried() {
     let open = Open::permitted("/billing/1", Some("chika"), "JP");
     open.permit().unwrap();
     assert_eq!(open.lines(), 1);
-    let (moment, _) = moment_of("user,home\nanna,dublin\nchika,tokyo\n", "2026-06-30", false);
-    assert!(open.is_open_under((moment, open.vitals.clone())));
+    assert!(open.is_open_under(open.with_users("user,home\nanna,dublin\nchika,tokyo\n")));
     open.permit().unwrap();
     assert_eq!(open.lines(), 2, "another judgement has a line of its own");
     open.lease.leave();
-    assert!(open.is_open_under(moment_of(USERS, "2026-07-01", false)), "after an attempt the request is nowhere");
+    assert!(open.is_open_under(open.on("2026-07-01", false)), "after an attempt the request is nowhere");
 }
 
 #[test]
 fn an_ended_lease_stays_ended() {
     let open = Open::permitted("/account/1", Some("anna"), "IE");
-    assert!(!open.is_open_under(moment_of("user,home\nben,ashburn\n", "2026-06-30", false)));
-    assert!(!open.is_open_under(moment_of(USERS, "2026-06-30", false)), "the table is right again");
+    assert!(!open.is_open_under(open.with_users("user,home\nben,ashburn\n")));
+    assert!(!open.is_open_under(open.with_users(USERS)), "the table is right again");
     assert_eq!(open.permit(), Err(Code::NoLongerCleared));
 }

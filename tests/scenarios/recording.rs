@@ -115,6 +115,8 @@ fn a_region_that_only_carries_logs_no_path_and_no_log_has_a_whole_address() {
     let world = World::start();
     let answer = get(world.us().http, "/users/alice/orders/secret-order", &[("x-forwarded-for", "81.2.69.142")]);
     assert_eq!(answer.text(), "eu-west");
+    let redirected = get(world.us().http, "/account/secret-account", &[("x-user-id", "alice")]);
+    assert_eq!(redirected.status, StatusCode::TEMPORARY_REDIRECT);
     let id = world.eu().upstream().seen()[0].headers["x-request-id"].to_str().unwrap().to_owned();
     let of_request = || -> Vec<serde_json::Value> {
         let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
@@ -125,6 +127,8 @@ fn a_region_that_only_carries_logs_no_path_and_no_log_has_a_whole_address() {
     let (owner, carrier): (Vec<_>, Vec<_>) = of_request().into_iter().partition(|line| line["peer"].is_string());
     assert_eq!(owner[0]["path"], "/users/{user}/orders/secret-order");
     assert_eq!((&carrier[0]["path"], &carrier[0]["route"]), (&serde_json::Value::Null, &"orders".into()));
+    let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert!(!log.contains("secret-account") && log.contains("\"verdict\":\"redirect\""));
     for line in owner.iter().chain(&carrier) {
         assert_eq!(line["client"], "81.2.69.0/24");
         assert!(!line.to_string().contains("alice"), "{line}");

@@ -277,6 +277,50 @@ fn an_upload_is_cut_when_its_region_is_no_longer_cleared() {
 }
 
 #[test]
+fn an_upload_that_has_been_answered_is_cut_as_well() {
+    let (received, ended): (Arc<AtomicUsize>, Arc<AtomicUsize>) = Default::default();
+    let counts = (Arc::clone(&received), Arc::clone(&ended));
+    let world = World::planned(Plan {
+        upstreams: Box::new(move |_| {
+            let (received, ended) = (Arc::clone(&counts.0), Arc::clone(&counts.1));
+            let answer_first: crate::support::Handler = Arc::new(move |request, _| {
+                let (received, ended) = (Arc::clone(&received), Arc::clone(&ended));
+                runtime().spawn(async move {
+                    let mut body = request.into_body();
+                    while let Some(Ok(_)) = body.frame().await {
+                        received.fetch_add(1, Ordering::SeqCst);
+                    }
+                    ended.fetch_add(1, Ordering::SeqCst);
+                });
+                Box::pin(async { Response::new(whole("early")) })
+            });
+            vec![Recorder::speaking(Wire::Http2, answer_first)]
+        }),
+        ..Plan::default()
+    });
+    let mut upload = runtime().block_on(async {
+        let stream = tokio::net::TcpStream::connect(world.us().http).await.unwrap();
+        let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::post("http://a.test/account/1").header("x-user-id", "bob").body(()).unwrap();
+        let (answer, mut upload) = sender.ready().await.unwrap().send_request(request, false).unwrap();
+        upload.send_data(Bytes::from_static(b"first"), false).unwrap();
+        let mut body = answer.await.unwrap().into_body();
+        while let Some(piece) = body.data().await {
+            piece.unwrap();
+        }
+        upload
+    });
+    eventually("the app server has the first bytes", || received.load(Ordering::SeqCst) == 1);
+    let moved = USERS.replace("bob,us-east", "bob,eu-west");
+    std::fs::write(world.folder.path().join("users-us-east.csv"), moved).unwrap();
+    world.us().reload().unwrap();
+    let _ = upload.send_data(Bytes::from_static(b"second"), true);
+    eventually("the app server sees the end", || ended.load(Ordering::SeqCst) == 1);
+    assert_eq!(received.load(Ordering::SeqCst), 1, "nothing followed the first bytes");
+}
+
+#[test]
 fn endless_bodies_are_cut_when_the_rules_change_and_others_go_on() {
     let (sender, body) = pieces();
     let body = std::sync::Mutex::new(Some(body));
