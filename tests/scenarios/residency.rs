@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Response, StatusCode};
 
-use crate::support::{NAMES, Plan, RULES, Recorder, USERS, World, get, post, remember, whole};
+use crate::support::{NAMES, Plan, RULES, Recorder, USERS, World, eventually, get, post, remember, whole};
 
 #[test]
 fn a_request_that_no_region_is_cleared_for_reaches_no_region() {
@@ -74,6 +74,24 @@ fn the_owner_judges_again_and_a_stricter_policy_there_stops_the_body() {
     assert_eq!(world.us().sum_of("domicile_border_bytes_total"), 0.0, "not a byte of the body was sent");
     let read = get(world.us().http, "/users/alice/orders/1", &[]);
     assert_eq!((read.status.as_u16(), read.code().as_str()), (451, "residency.carrier_not_cleared"));
+    world.eu().upstream().assert_saw_nothing();
+}
+
+#[test]
+fn an_owner_whose_policy_is_not_known_yet_is_asked_before_it_gets_a_body() {
+    let strict = RULES.replace("carried_by: [eu, us]", "carried_by: [eu]");
+    let extra = "limits: { connect_timeout: 20s }\n".to_owned();
+    let mut world = World::prepare(&Plan { rules: BTreeMap::from([("eu-west", strict)]), extra, ..Plan::default() });
+    let index = |name: &str| NAMES.iter().position(|known| *known == name).unwrap();
+    world.start_region(index("us-east")).unwrap();
+    // The port of eu-west accepts, and nobody serves it: the request waits for the handshake.
+    let address = world.us().http;
+    let upload = std::thread::spawn(move || post(address, "/users/alice/orders/1", &[], vec![b'x'; 1 << 20]));
+    eventually("the line for the crossing is written", || world.us().sum_of("domicile_ledger_lines_total") >= 1.0);
+    world.start_region(index("eu-west")).unwrap();
+    let answer = upload.join().unwrap();
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (451, "residency.carrier_not_cleared"));
+    assert_eq!(world.us().sum_of("domicile_border_bytes_total"), 0.0, "not a byte of the body was sent");
     world.eu().upstream().assert_saw_nothing();
 }
 
