@@ -34,7 +34,7 @@ const APART: &[(&str, &[&str], &str)] = &[
     ("transport", &[], ""),
 ];
 
-/// What must not stand in some rooms, and why. A room given as `!x` is every room but x (and those after it).
+/// Texts that must not occur in some rooms, and why. A room given as `!x` is every room but x (and those after it).
 const FORBIDDEN: &[(&[&str], &[&str], &str)] = &[
     (
         &["model", "decision"],
@@ -59,7 +59,7 @@ const FORBIDDEN: &[(&[&str], &[&str], &str)] = &[
     ),
 ];
 
-/// Who may call what, besides the file that defines it.
+/// Functions with a fixed set of callers, besides the file that defines them.
 const CALLERS: &[(&str, &[&str], &str)] = &[
     ("bind(request", &["engine/permit.rs"], "a permit is made together with its ledger line"),
     (".beside(", &["proxy/request/attempts/peer.rs"], "a question beside a permitted request has no ledger line of its own"),

@@ -32,7 +32,7 @@ use super::{StartError, descriptors};
 /// How each listener treats its connections, by configured address.
 pub type ListenerConfigs = HashMap<SocketAddr, ListenerConfig>;
 
-/// What a configuration became.
+/// Everything that was built from a configuration.
 pub struct Built {
     pub snapshot: Arc<Snapshot>,
     pub listener_configs: Arc<ListenerConfigs>,
@@ -72,13 +72,13 @@ pub struct Files {
     pub all: Vec<Stamp>,
 }
 
-/// What a build is made of.
+/// The input of a build.
 pub struct Sources<'a> {
     /// The configuration file, as it was before it was read.
     pub file: Stamp,
     pub config: Config,
     pub registry: &'a Registry,
-    /// What is unchanged since then is taken over.
+    /// The previous build; its unchanged parts are reused.
     pub before: Option<&'a Built>,
     /// An operator has confirmed that the user table may lose as many users as it does.
     pub accepts_loss: bool,
@@ -223,7 +223,7 @@ pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), 
     }
     let challenges = Arc::default();
     for mut files in settings.listeners.iter().filter_map(|listener| listener.tls.clone()) {
-        // What is yet to be fetched is no mistake, and nothing is written here.
+        // A certificate that ACME has yet to fetch is not a mistake, and `check` writes nothing.
         let fetched = files.acme.as_ref().map(|acme| acme.pair()).filter(|pair| !pair.certificate.exists());
         files.certificates.retain(|pair| fetched.as_ref() != Some(pair));
         wrong.extend(ClientTls::load(&files, &challenges).err().map(StartError::from));

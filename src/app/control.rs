@@ -31,7 +31,7 @@ use super::handover::SocketHandover;
 use super::worker::{WorkerCommand, WorkerHandle};
 use super::{FLUSH_TIMEOUT, StartError, files, watch};
 
-/// What the control thread holds.
+/// The state of the control thread.
 pub struct Control {
     pub config: PathBuf,
     pub region: Option<String>,
@@ -210,7 +210,7 @@ impl Control {
         }
         self.registry = registry;
         let settings_before = std::mem::replace(&mut self.built, built).settings;
-        // What only a start can change is still as it was: a later comparison must see that.
+        // These settings change at a start alone, so a later reload must compare with the old values.
         self.built.settings.admin = settings_before.admin;
         self.built.settings.audit = settings_before.audit;
         self.built.settings.workers = settings_before.workers;
@@ -245,7 +245,7 @@ impl Control {
             tokio::select! {
                 finished = &mut building => break finished,
                 Some(command) = commands.recv() => match command {
-                    // What has changed since this reload began to read is read by the next one.
+                    // The next reload reads the files that change while this one reads.
                     Command::Reload { accepts_loss, reply } => {
                         self.deferred_accepts_loss |= accepts_loss;
                         self.deferred.push(reply);
@@ -366,7 +366,7 @@ fn keep_certificates(built: &Built) -> tokio::task::JoinSet<()> {
     tasks
 }
 
-/// Whom the prober asks under this state.
+/// The targets of the prober in this state.
 fn targets(built: &Built) -> Targets {
     let snapshot: &Snapshot = &built.snapshot;
     let target = |region| {

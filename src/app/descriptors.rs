@@ -4,7 +4,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::proxy::Limits;
 
-/// What is kept for everything but clients: the control plane, peers, listeners, files, idle connections to upstreams.
+/// The descriptors reserved for everything except clients: control plane, peers, listeners, files, idle upstream connections.
 const KEPT: u64 = 128;
 
 /// A client's connection, and the one to whoever serves it.

@@ -48,7 +48,7 @@ use handover::SocketHandover;
 
 pub use build::{check_files, offline};
 
-/// What to start.
+/// The parameters of a start.
 #[derive(Default)]
 pub struct Launch {
     pub config: PathBuf,
@@ -195,7 +195,7 @@ impl App {
 
     /// The first reason to leave is the one that counts.
     fn leave(&self, phase: Phase) {
-        // What nobody serves any more must not take connections.
+        // A listening socket that nobody serves must not take connections.
         self.handover.clear();
         self.phase.send_if_modified(|now| {
             let is_news = *now == Phase::Serving;
@@ -246,7 +246,7 @@ fn claims(launch: &mut Launch, settings: &Settings, workers: usize) -> Result<Ve
     addresses.map(|address| Ok((address, take_claim(&mut launch.claimed, address, workers)?))).collect()
 }
 
-/// What all workers share. The ledger is opened last, so that a start that fails has written nothing.
+/// Builds the state that all workers share. The ledger is opened last, so that a failed start writes nothing.
 fn shared(
     built: &Built,
     metrics: &Arc<Metrics>,

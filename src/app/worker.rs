@@ -25,7 +25,7 @@ use crate::transport::listener::Acceptor;
 
 use super::build::ListenerConfigs;
 
-/// What the control plane tells a worker.
+/// A command of the control plane to a worker.
 pub enum WorkerCommand {
     /// Accept on this share of a listener, configured under this address.
     Listen(SocketAddr, std::net::TcpListener),
@@ -221,7 +221,7 @@ fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: Sock
     // Peers are few and proven; limits on clients must not cut a region off.
     let counted = match listener_config.security {
         Security::Peers(_) => None,
-        // Whom it speaks for is not known yet.
+        // The region or client behind the connection is not known yet.
         Security::Cleartext | Security::Clients(_) if listener_config.options.proxy_protocol.is_some() => None,
         Security::Cleartext | Security::Clients(_) => match Counted::enter(&local.worker, remote.ip().to_canonical()) {
             Ok(counted) => Some(counted),

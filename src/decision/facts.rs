@@ -1,4 +1,4 @@
-//! What is known of one request when it is judged.
+//! The facts about one request when it is judged.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::model::vitals::Vitals;
 use super::policy::class::ClassSet;
 use super::policy::route::RouteMatch;
 
-/// Who brought the request, proven by the connection and never by a header.
+/// The sender of the request, proven by the connection and never by a header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ingress {
     Client,
@@ -76,7 +76,7 @@ pub struct Facts<'a> {
     /// The region that the chain's claim of a verified token names; `Unavailable` if the claim names no region.
     pub token: Lookup<RegionId>,
     pub credential: Credential,
-    /// What our own sealed cookie remembers of the directory. Where that was not asked, it still holds word for word.
+    /// The directory record in our own sealed cookie. Where the directory was not asked, the record still holds unchanged.
     pub hint: Option<Record>,
     /// How well the key of the user in `directory` is proven.
     pub proof: Proof,

@@ -1,4 +1,4 @@
-//! Who is alive, and who comes first: a clearance becomes an itinerary.
+//! Orders the cleared regions that are alive: a clearance becomes an itinerary.
 
 use crate::model::outcome::Code;
 use crate::model::region::RegionSet;

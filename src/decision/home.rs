@@ -1,10 +1,10 @@
-//! Who owns a request, and how well that is known.
+//! The home of a request, and the evidence for it.
 
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::region::RegionId;
 use crate::model::user::Evidence;
 
-/// Who owns a request, and how well that is known.
+/// The home of a request, and the evidence for it.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Home {
     Owned {

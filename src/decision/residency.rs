@@ -23,7 +23,7 @@ impl Clearance {
         if regions.is_empty() { None } else { Some(Self { regions }) }
     }
 
-    /// What is left of it within `regions`; `None` if that is nothing.
+    /// The part of this clearance within `regions`; `None` if it is empty.
     pub const fn narrow(self, regions: RegionSet) -> Option<Self> {
         Self::of(self.regions.intersection(regions))
     }

@@ -1,4 +1,4 @@
-//! What judgement answers: a verdict, and the trail that led to it.
+//! The result of judgement: a verdict, and the trail that led to it.
 
 use crate::model::country::CountryCode;
 use crate::model::day::Day;
@@ -13,7 +13,7 @@ use super::policy::class::ClassSet;
 use super::policy::route::RouteId;
 use super::residency::{Clearance, Ruling};
 
-/// What happens to a request.
+/// The verdict on a request.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Verdict {
     Proceed(Itinerary),
@@ -94,7 +94,7 @@ impl Itinerary {
     }
 }
 
-/// What one step of the chain found.
+/// The finding of one step of the chain.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Finding {
     NoKey,
@@ -255,7 +255,7 @@ impl Trail {
         !(owner_is_cleared && self.enforced.contains(region))
     }
 
-    /// What each step of the chain found, in order.
+    /// The findings of the steps of the chain, in order.
     pub fn steps(&self) -> impl Iterator<Item = (Step, Finding)> {
         self.steps.iter().flatten().copied()
     }

@@ -1,4 +1,4 @@
-//! What every backend promises, tried on each.
+//! The promises of every backend, tested on each.
 
 use std::io::Write;
 

@@ -15,7 +15,7 @@ use crate::model::vitals::TableVersion;
 /// The longest key a user may have, in bytes.
 const MAX_KEY: usize = 256;
 
-/// What is wrong with a file, by line. Keys stay out of it: logs are no place for them.
+/// The mistakes in a file, by line. It contains no user keys, because keys must not reach the log.
 #[derive(Debug, thiserror::Error)]
 pub enum RowError {
     #[error("cannot read the user table: {0}")]

@@ -1,4 +1,4 @@
-//! Who lives where: the user-to-region table, whatever stores it.
+//! The user-to-region table, independent of its storage.
 //!
 //! Promises: a table is whole or refused, so no user moves because of a typing mistake; a lookup says whether a user is
 //! absent or could not be looked up, and never confuses the two. Never: a raw key in an error or a log line.

@@ -38,7 +38,7 @@ pub struct Query {
     pub user: Option<String>,
     /// The user's key is only claimed, as by a plain cookie.
     pub claimed: bool,
-    /// What a verified token says, claim by claim.
+    /// The claims of a verified token.
     pub claims: Vec<(String, String)>,
     /// The day to judge by, instead of today.
     pub day: Option<String>,

@@ -11,7 +11,7 @@ use crate::decision::policy::route::Head;
 /// The longest key of a user, in bytes; no directory has a longer one.
 pub const MAX_USER_KEY: usize = 256;
 
-/// What becomes of repeated slashes in a path.
+/// The treatment of repeated slashes in a path.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Slashes {
     /// They mean one to nearly every server.
@@ -83,7 +83,7 @@ fn resolve(path: &str, slashes: Slashes) -> Option<String> {
     while let Some(segment) = rest.next() {
         ends_in_slash = matches!(segment, "" | "." | "..");
         match segment {
-            // What follows the last slash is no segment.
+            // The empty text after the last slash is not a segment.
             "" if slashes == Slashes::Keep && rest.peek().is_some() => segments.push(""),
             "" | "." => {}
             ".." => drop(segments.pop()?),
@@ -136,7 +136,7 @@ fn folded_paths(path: &str) -> impl Iterator<Item = String> {
 /// Blanks as they stand in a canonical path: a space, a no-break space and an ideographic space.
 const BLANKS: [&str; 3] = ["%20", "%C2%A0", "%E3%80%80"];
 
-/// What a server changes in a path before it looks for a resource.
+/// The changes that a server makes to a path before it looks for a resource.
 #[derive(Clone, Copy)]
 struct Folding {
     /// Full-width characters (U+FF01 to U+FF5E) become ASCII.

@@ -26,11 +26,11 @@ pub struct Question {
     pub identity: Identity,
     /// A peer disagreed with what the sealed cookie remembers: from then on the cookie does not count.
     pub ignores_hint: Cell<bool>,
-    /// What the peer says, for a peer's request.
+    /// The peer's envelope, for a peer's request.
     pub envelope: Option<Envelope>,
 }
 
-/// What a caller presents of itself.
+/// The identity that a caller presents.
 #[derive(Default)]
 pub struct Identity {
     /// The caller's key, and how well it is proven.

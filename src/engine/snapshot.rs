@@ -1,4 +1,4 @@
-//! What requests are judged by: one policy and the tables beside it, replaced whole.
+//! The basis of judgement: one policy and its tables, replaced as a whole.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

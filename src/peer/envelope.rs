@@ -13,7 +13,7 @@ use super::VERSION;
 /// The longest id of a request, in bytes.
 const MAX_ID: usize = 64;
 
-/// What the sender knows of a request, by names: numbers differ between processes.
+/// The sender's knowledge of a request. It names regions and classes, because numbers differ between processes.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Envelope {
     /// The request's id, for the logs of both sides.

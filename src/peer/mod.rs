@@ -1,4 +1,4 @@
-//! What the proxies of different regions say to each other: the envelope of a request, probes, and their header fields.
+//! The protocol between the proxies of different regions: the envelope of a request, probes, and their header fields.
 //!
 //! Promises: one protocol version for all of it; whatever is written reads back the same, and a message that is not
 //! understood whole is not believed in part. Never: read from anyone but a peer whose certificate proved its region.

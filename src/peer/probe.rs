@@ -9,7 +9,7 @@ use crate::model::vitals::{PolicyHash, TableVersion};
 
 use super::fields;
 
-/// What a region reports of itself.
+/// The report of a region about itself.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Report {
     /// It takes no new requests.

@@ -34,7 +34,7 @@ pub enum Broken {
     OutOfTime,
 }
 
-/// What has become of a body, seen from outside while it is under way.
+/// The progress of a body, visible to others while the body is open.
 #[derive(Default)]
 pub struct Progress {
     pub bytes: Cell<u64>,
@@ -76,7 +76,7 @@ impl Progress {
     }
 }
 
-/// What a body may cost.
+/// The limits on a body.
 #[derive(Clone, Copy)]
 pub struct Allowance {
     pub most_bytes: u64,
@@ -289,7 +289,7 @@ impl HttpBody for Until {
             return Poll::Ready(polled);
         }
         ready!(until.deadline.as_mut().poll(cx));
-        // Whoever still works on it learns that nobody waits.
+        // Dropping the body tells its sender that nobody waits.
         until.body = None;
         until.progress.broken.set(Some(Broken::OutOfTime));
         Poll::Ready(Some(Ok(Frame::trailers(std::mem::take(&mut until.trailers)))))

@@ -220,7 +220,7 @@ fn append_via(headers: &mut HeaderMap) {
     headers.append(header::VIA, HeaderValue::from_static("1.1 domicile"));
 }
 
-/// What counts in a head alone (RFC 9110 section 6.5.1): it frames, routes or changes a message, or says who somebody is.
+/// Fields that are valid in a head alone (RFC 9110 section 6.5.1): they frame, route or change a message, or name somebody.
 const FOR_HEADS: [&str; 27] = [
     "age",
     "authorization",

@@ -14,7 +14,7 @@ use crate::transport::tls::{Challenges, Site};
 
 use super::intake::Arrival;
 
-/// What holds for all that come in here.
+/// The options of a listener, which hold for all its connections.
 #[derive(Clone, Default)]
 pub struct ListenerOptions {
     /// Networks whose connections begin with a header of the PROXY protocol; then all have to.
@@ -38,7 +38,7 @@ pub struct ConnectionContext {
     pub peer_chain: Vec<CertificateDer<'static>>,
     pub options: Arc<ListenerOptions>,
     pub connection_state: Rc<ConnectionState>,
-    /// What its requests may have under way.
+    /// The flow-control budget that its requests share.
     pub buffers: Rc<Buffers>,
 }
 

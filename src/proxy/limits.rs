@@ -1,11 +1,11 @@
-//! What one request, one connection and one process may use.
+//! The limits on one request, one connection and one process.
 
 use std::time::Duration;
 
 use crate::http::framing::HeadLimits;
 use crate::http::window::{Buffers, Window};
 
-/// What one request, one connection and one process may use.
+/// The limits on one request, one connection and one process.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Limits {
     /// Bytes of a request's head.
@@ -73,7 +73,7 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(60),
             tunnel_idle: Duration::from_secs(300),
-            // What a person on a bad line still manages; nginx, HAProxy and Envoy cut no drip at all.
+            // A person on a bad line still reaches this rate. nginx, HAProxy and Envoy have no minimum rate by default.
             body_rate: 256,
             body_rate_grace: Duration::from_secs(10),
             // A megabyte for each of four bodies: over 160 ms, 6.5 MB/s each.

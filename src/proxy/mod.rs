@@ -35,7 +35,7 @@ pub use limits::Limits;
 
 /// Everything that requests are served by; replaced whole, never changed.
 pub struct Snapshot {
-    /// What requests are judged by.
+    /// The basis of judgement.
     pub judging: Arc<engine::snapshot::Snapshot>,
     pub intake: intake::Settings,
     pub limits: Limits,
@@ -48,7 +48,7 @@ pub struct Snapshot {
     pub gateways: HashMap<RegionId, Server>,
     /// The certificates of every listener for clients.
     pub sites: Vec<Arc<ClientTls>>,
-    /// What peers prove their regions by.
+    /// The certificates by which peers prove their regions.
     pub peers: Option<Arc<PeerTls>>,
     pub urls: HashMap<RegionId, http::Uri>,
     pub log_requests: bool,
@@ -62,7 +62,7 @@ impl Snapshot {
     }
 }
 
-/// What the proxy reveals, and to whom.
+/// The rules on what the proxy reveals to clients and peers.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Privacy {
     /// Refusals and redirects that depend on a user's record look the same to callers who have not proven who they are.

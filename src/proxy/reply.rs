@@ -114,7 +114,7 @@ const fn proxy_error(code: Code) -> &'static str {
     }
 }
 
-/// Whom a legal block is blamed on: the operator, under a name that stays.
+/// The `blocked-by` link of a legal block (RFC 7725): the operator, under a stable name.
 const BLOCKED_BY: &str = "<urn:domicile:residency>; rel=\"blocked-by\"";
 
 /// A refusal as a problem document.
@@ -160,7 +160,7 @@ const fn challenge(code: Code) -> Option<HeaderValue> {
     }
 }
 
-/// Who receives a refusal, and in what form.
+/// The recipient of a refusal, which determines its form.
 pub struct Recipient<'a> {
     pub request_id: &'a str,
     /// The media type of a gRPC call, whose client understands nothing but gRPC.
@@ -277,7 +277,7 @@ pub fn bare(status: StatusCode) -> Response<Body> {
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS, TRACE");
 
-/// What the server as a whole can do: `OPTIONS *` (RFC 9110 section 9.3.7).
+/// The response to `OPTIONS *`: the methods of the server as a whole (RFC 9110 section 9.3.7).
 pub fn options() -> Response<Body> {
     let mut response = bare(StatusCode::NO_CONTENT);
     response.headers_mut().insert(header::ALLOW, METHODS);

@@ -21,7 +21,7 @@ use super::admission::{Admitted, Connections, Gauge};
 use super::delivery::Deliveries;
 use super::{Phase, Snapshot};
 
-/// What all workers share: snapshots with one writer each, and counters off the request path.
+/// The state that all workers share: snapshots with one writer each, and counters off the request path.
 pub struct Shared {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub vitals: Arc<ArcSwap<Vitals>>,

@@ -34,7 +34,7 @@ pub struct Settings {
     pub others: Others,
 }
 
-/// What becomes of a request with a credential of another kind, such as Basic or an opaque key, for data that may not be
+/// The treatment of a request with a credential of another kind, such as Basic or an opaque key, for data that may not be
 /// anywhere: the app may read such a credential, and this process cannot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Others {

@@ -29,7 +29,7 @@ pub struct World {
     pub countries: Vec<(String, usize)>,
     /// The region of each listed continent code.
     pub continents: Vec<(String, usize)>,
-    /// What to do with a country that no table names.
+    /// The treatment of a country that no table names.
     pub otherwise: Otherwise,
     /// The region for addresses without a known country; `None` passes to the next step of the chain.
     pub unknown: Option<usize>,
@@ -171,7 +171,7 @@ pub struct Situation {
     pub path: String,
     pub is_read: bool,
     pub client: IpAddr,
-    /// What the GeoIP database finds for the client's address.
+    /// The GeoIP database's finding for the client's address.
     pub country: Option<String>,
     pub caller: Option<(String, Proof)>,
     /// The claims of a verified token.
@@ -179,7 +179,7 @@ pub struct Situation {
     pub credential: Credential,
     /// The home hint from our sealed cookie, already bound to the caller.
     pub hint: Option<Hint>,
-    /// What the peer says; ignored in a client's request.
+    /// The peer's statement; ignored in a client's request.
     pub statement: Option<Statement>,
     /// Further classes claimed for the message.
     pub labels: Vec<String>,

@@ -36,7 +36,7 @@ pub struct Settings {
     pub peer_tls: Option<PeerFiles>,
     pub admin: admin::Settings,
     pub intake: intake::Settings,
-    /// What becomes of repeated slashes in a path.
+    /// The treatment of repeated slashes in a path.
     pub slashes: Slashes,
     pub privacy: Privacy,
     /// Origins whose CORS preflights are answered here where the user cannot be known.

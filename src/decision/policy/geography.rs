@@ -16,7 +16,7 @@ pub struct GeoRules {
     pub unknown: Option<RegionId>,
 }
 
-/// What becomes of a country that no table names.
+/// The treatment of a country that no table names.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Otherwise {
     #[default]

@@ -26,7 +26,7 @@ pub struct DataClass {
     pub rule: ResidencyRule,
 }
 
-/// What judgement needs to know of a region.
+/// The properties of a region that judgement needs.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Region {
     pub name: Box<str>,

@@ -1,4 +1,4 @@
-//! Who owns a request: a route's chain of steps, walked until one answers.
+//! Finds the home of a request: walks a route's chain of steps until one answers.
 
 mod directory;
 mod geoip;
@@ -16,7 +16,7 @@ use super::policy::chain::Step;
 use super::policy::route::Route;
 use super::verdict::{Finding, Trail};
 
-/// What a step contributes: an answer that ends the walk, or the next step's turn.
+/// The result of a step: an answer that ends the walk, or nothing, so that the next step follows.
 enum Answer {
     Home(Home),
     Next,

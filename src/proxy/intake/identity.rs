@@ -1,4 +1,4 @@
-//! Who the caller is: by a verified token, a trusted hop's header, our own sealed cookie, or a plain cookie's claim.
+//! Finds the caller: by a verified token, a trusted hop's header, our own sealed cookie, or a plain cookie's claim.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -152,7 +152,7 @@ pub fn forward_identity(headers: &mut HeaderMap, question: &Question, settings: 
     rebuild_user_headers(headers, question, settings);
 }
 
-/// What a trusted hop or a peer wrote into these headers is replaced by the caller who was judged, so that the two never differ.
+/// Replaces the user that a trusted hop or a peer wrote into these headers by the judged caller, so that the two never differ.
 fn rebuild_user_headers(headers: &mut HeaderMap, question: &Question, settings: &Settings) {
     let caller = question.identity.caller.as_ref().filter(|(_, proof)| *proof > Proof::Claimed);
     if caller.is_none() && question.ingress == Ingress::Client {

@@ -1,4 +1,4 @@
-//! What a request is, once what must not be believed is out of it.
+//! Reads a request, and removes everything from it that must not be believed.
 
 mod client;
 mod identity;
@@ -35,7 +35,7 @@ pub use client::unfolded;
 pub use identity::{Verifiers, forward_identity};
 pub use upgrade::Upgrade;
 
-/// Whom to believe about clients and users.
+/// The sources that are believed about clients and users.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Settings {
     /// Networks of the hops that may speak for a client; nobody by default.
@@ -288,7 +288,7 @@ fn check_size(parts: &Parts, limits: &Limits) -> Result<(), Code> {
     if parts.headers.len() > limits.headers { Err(Code::HeadTooLarge) } else { Ok(()) }
 }
 
-/// What the gate judges in HTTP/1 holds for HTTP/2 as well, for it may go on as HTTP/1.
+/// Applies the HTTP/1 gate's rules to HTTP/2 as well, because the request may be forwarded as HTTP/1.
 fn check_grammar(parts: &Parts) -> Result<(), Code> {
     let is_visible = |target: &PathAndQuery| target.as_str().bytes().all(|byte| matches!(byte, 0x21..=0x7e));
     let is_look_alike = |name: &HeaderName| {

@@ -3,7 +3,7 @@
 use http::Uri;
 use http::request::Parts;
 
-/// Whom a request is for.
+/// The host and port of a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Authority {
     /// In lower case, without trailing dot.
@@ -20,8 +20,8 @@ impl std::fmt::Display for Authority {
     }
 }
 
-/// Whom a request is for: its target says so, else its `Host` (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1); `None` if it names
-/// nobody, or two.
+/// The authority of a request: from its target, else from its `Host` (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1); `None` if
+/// there is none, or if there are two.
 pub(super) fn authority_of(parts: &Parts) -> Option<Authority> {
     let mut fields = parts.headers.get_all(http::header::HOST).iter();
     let (field, second) = (fields.next(), fields.next());

@@ -214,7 +214,7 @@ fn addresses_are_read_as_hops_write_them() {
         let source = match name.as_str() {
             "forwarded" => AddressSource::Forwarded,
             "x-forwarded-for" => AddressSource::XForwardedFor,
-            // What is no name is refused with the configuration.
+            // The configuration already refuses a value that is not a header name.
             name => match name.parse() {
                 Ok(name) => AddressSource::Header(name),
                 Err(_) if case["constructor_error"] == true || name.is_empty() => AddressSource::Forwarded,
@@ -269,7 +269,7 @@ fn addresses_are_read_as_hops_write_them() {
                 assert_eq!(hops.get(count - 1).copied().flatten(), want, "{case}");
             }
             "RightmostTrustedRangeStrategy" => {
-                // Who has no address here is somebody at our own door.
+                // A case without an address means a client that connects directly.
                 let remote = client::read_address(text("remote_addr"));
                 let ranges = case["trusted_ranges"].as_array().cloned().unwrap_or_default();
                 let network = |text: &str| text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));

@@ -11,7 +11,7 @@ use crate::model::outcome::Code;
 
 use super::super::headers::members;
 
-/// What a request wants its connection to become.
+/// The protocol to which a request asks to upgrade its connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Upgrade {
     /// In lower case.

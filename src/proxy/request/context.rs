@@ -1,4 +1,4 @@
-//! What the whole life of one request shares.
+//! The state that all steps of one request share.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -119,7 +119,7 @@ impl Context {
         response
     }
 
-    /// Whether refusals must not depend on what is recorded of a user: the caller has proven nothing.
+    /// Whether refusals and redirects must not depend on a user's record, because the caller has proven nothing.
     pub fn is_uniform(&self, question: Option<&Question>) -> bool {
         let has_proven = |question: &Question| {
             matches!(question.identity.caller, Some((_, proof)) if proof > Proof::Claimed)
@@ -143,11 +143,6 @@ impl Context {
         let origin = intake.preflight.as_ref()?;
         let is_known = self.snapshot.cors_origins.iter().any(|known| origin == &**known);
         is_known.then(|| reply::preflight(origin, asked))
-    }
-
-    /// Whether a redirect would tell an unproven caller where a user lives.
-    pub fn hides_redirect(&self, question: &Question) -> bool {
-        self.is_uniform(Some(question))
     }
 
     /// Why an exchange ends that is no longer cleared: a write that was sent stands, and its client has to know.

@@ -26,7 +26,7 @@ use super::super::{Snapshot, reply};
 /// nginx's status for a request whose client closed the connection first.
 const CLIENT_CLOSED: u16 = 499;
 
-/// What is written of one request.
+/// The log of one request.
 pub(super) struct RequestLog {
     worker: Rc<Worker>,
     snapshot: Arc<Snapshot>,

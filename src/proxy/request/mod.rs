@@ -160,7 +160,7 @@ fn answer_question(context: Context, intake: &Intake, judged: &Judged) -> Respon
 /// Sends the client to the region that it must go to itself.
 fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId, parts: &Parts) -> Response<Body> {
     // A browser does not follow the redirect of a preflight, and a gRPC client follows none.
-    if intake.preflight.is_some() || context.call.is_some() || context.hides_redirect(&intake.question) {
+    if intake.preflight.is_some() || context.call.is_some() || context.is_uniform(Some(&intake.question)) {
         return refuse_or_answer_preflight(context, intake, Code::CarrierNotCleared, &parts.headers);
     }
     let url = context.snapshot.urls.get(&region);

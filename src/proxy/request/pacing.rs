@@ -62,7 +62,7 @@ impl Pacing {
         Allowance { most_bytes, idle: self.idle, pace: self.pace }
     }
 
-    /// What an answer may cost: an app server may have little to say, now and then, whatever it calls it.
+    /// The limits on a response: an app server may send little and rarely, whatever the media type.
     pub(super) const fn allowance_of_response(&self) -> Allowance {
         Allowance { most_bytes: u64::MAX, idle: self.idle, pace: None }
     }

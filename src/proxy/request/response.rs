@@ -140,7 +140,7 @@ pub(super) fn label(trail: &Trail, labels: &[Box<str>], region: RegionId, policy
     decision::label(trail, classes, region, policy)
 }
 
-/// What the owner says to the sender beside the response.
+/// Writes the fields for the sender beside the response.
 fn write_peer_fields(headers: &mut http::HeaderMap, code: Option<Code>, labels: &[Box<str>], is_declined_upgrade: bool) {
     if let Some(code) = code {
         headers.insert(fields::CODE, HeaderValue::from_static(code.as_str()));

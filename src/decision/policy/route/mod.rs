@@ -33,7 +33,7 @@ impl RouteId {
     }
 }
 
-/// What an operator says of some requests.
+/// The configuration of the requests that match one pattern.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Route {
     pub name: Box<str>,

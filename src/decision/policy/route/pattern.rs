@@ -37,7 +37,7 @@ pub enum Segment {
     User,
 }
 
-/// What is wrong with a pattern, and what would be right.
+/// The mistake in a pattern, and how to correct it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PatternError(pub String);
 

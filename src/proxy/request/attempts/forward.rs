@@ -33,7 +33,7 @@ pub(in crate::proxy::request) struct Response {
     pub hold: Hold,
 }
 
-/// What follows the head of a response.
+/// The part of a response after its head.
 pub(in crate::proxy::request) enum Rest {
     Body(Body),
     Tunnel(Wire),
@@ -63,7 +63,7 @@ impl Response {
     }
 }
 
-/// What a response keeps busy.
+/// The counters that a response holds until it ends.
 #[expect(dead_code, reason = "they are held for what dropping them does")]
 pub(in crate::proxy::request) enum Hold {
     Upstream(Busy, Option<InFlight>),
@@ -78,7 +78,7 @@ pub(in crate::proxy::request) struct Failure {
     pub again: Option<Request<Body>>,
 }
 
-/// What was sent when an attempt failed.
+/// Whether an attempt that failed has sent anything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::proxy::request) enum Sent {
     Nothing,

@@ -12,7 +12,6 @@ use http_body::Body as _;
 use crate::decision::permit::Permitted;
 use crate::decision::verdict::{Itinerary, Stop, Verdict};
 use crate::engine::judge::{Judged, judge};
-use crate::engine::permit::Registrar;
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
 use crate::model::outcome::Code;
@@ -25,7 +24,7 @@ use super::context::Context;
 use forward::{AttemptOptions, Failure, Response, Sent, copy_head, may_retry};
 use plan::{Attempts, Target};
 
-/// What another attempt needs of a request that is about to be sent.
+/// The copies of a request that another attempt needs, made before the request is sent.
 struct Copies {
     /// The whole request, if it may be sent again after it was sent.
     spare: Option<Request<Body>>,
@@ -147,7 +146,7 @@ impl Forwarding<'_> {
             let has_budget = self.context.worker.load.retries.has_some();
             let again = failure.again.filter(|_| may_retry(failure.sent, is_read, has_budget, time_left));
             request = again.ok_or(failure.code)?;
-            // What one target must not see, another may need.
+            // Another target may need fields that were removed for this one.
             if let Some(original) = original {
                 *request.headers_mut() = original;
             }
@@ -185,18 +184,7 @@ impl Forwarding<'_> {
     }
 
     async fn permit(&self, stop: Stop, request: Request<Body>) -> Result<Permitted<Request<Body>>, Code> {
-        self.registrar().permit(self.lease, stop, request).await
-    }
-
-    fn registrar(&self) -> Registrar<'_> {
-        let worker = &self.context.worker;
-        Registrar {
-            ledger: worker.shared.ledger.as_ref(),
-            pseudonyms: &worker.shared.pseudonyms,
-            metrics: &worker.metrics,
-            request_id: &self.intake.id,
-            user: self.user.as_deref(),
-        }
+        self.context.registrar(self.intake, self.user.as_deref()).permit(self.lease, stop, request).await
     }
 
     /// One attempt. The outer error ends all attempts.
