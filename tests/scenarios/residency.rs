@@ -211,3 +211,27 @@ fn a_preflight_of_a_configured_origin_is_answered_without_an_app_server() {
     assert!(!answer.headers.contains_key("access-control-allow-origin"));
     world.us().upstream().assert_saw_nothing();
 }
+
+#[test]
+fn uniform_refusals_hide_who_has_a_record_and_where() {
+    let rules = RULES.replace("users:\n", "users:\n  uniform_refusals: true\n");
+    let told = |rules: &str| {
+        let world = World::planned(Plan { rules: NAMES.map(|name| (name, rules.to_owned())).into(), ..Plan::default() });
+        // ap-northeast may not carry alice's data, and nobody knows zoe.
+        let answers = ["/users/alice/orders/1", "/users/zoe/orders/1"].map(|path| {
+            let answer = get(world.jp().http, path, &[]);
+            let location = answer.headers.get("location").cloned();
+            (answer.status, answer.code(), location)
+        });
+        world.assert_saw_nothing(&["eu-west", "us-east"]);
+        // A caller with a proven key is told where to go.
+        let proven = get(world.jp().http, "/account/1", &[("x-user-id", "alice")]);
+        assert_eq!(proven.status, StatusCode::TEMPORARY_REDIRECT);
+        answers
+    };
+    let [recorded, unknown] = told(&rules);
+    assert_eq!(recorded, unknown);
+    assert_eq!((recorded.0, &*recorded.1), (StatusCode::FORBIDDEN, "home.unresolved"));
+    let [recorded, unknown] = told(RULES);
+    assert_ne!(recorded, unknown, "without the option they differ");
+}
