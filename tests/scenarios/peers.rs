@@ -85,6 +85,26 @@ pub fn showing(world: &World, region: &str) -> std::sync::Arc<rustls::ClientConf
 }
 
 #[test]
+fn a_peer_that_negotiates_nothing_gets_no_http1() {
+    // Only connections of HTTP/2 end when their certificate is revoked.
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start();
+    let mut config = (*showing(&world, "us-east")).clone();
+    config.alpn_protocols.clear();
+    let answer = runtime().block_on(async {
+        let stream = tokio::net::TcpStream::connect(world.eu().peers).await.unwrap();
+        let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
+        let mut stream = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream).await.unwrap();
+        stream.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        answer
+    });
+    assert_eq!(String::from_utf8_lossy(&answer), "");
+    world.eu().upstream().assert_saw_nothing();
+}
+
+#[test]
 fn the_port_for_peers_is_for_peers_of_this_policy() {
     let world = World::start();
     assert_eq!(raw(world.eu().peers, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").len(), 7, "only a TLS alert");
