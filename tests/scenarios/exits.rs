@@ -335,13 +335,19 @@ fn send(sender: &Feed, text: &'static str) {
 
 #[test]
 fn a_download_ends_when_the_certificate_of_its_peer_is_revoked() {
+    // The owner revokes the region that carries the download, and the other way round.
+    revoke_while_downloading("eu-west", "us-east");
+    revoke_while_downloading("us-east", "eu-west");
+}
+
+fn revoke_while_downloading(revoking: &str, revoked: &str) {
     let (upstreams, [abroad, at_home]) = downloads(["abroad", "at-home"]);
     let world = World::prepare(&Plan { upstreams: Box::new(upstreams), ..Plan::default() });
     let list = world.folder.path().join("revoked.pem");
     world.authority.write_revoked(&list, &[]).unwrap();
-    let text = std::fs::read_to_string(&world.eu().config).unwrap();
+    let text = std::fs::read_to_string(&world.region(revoking).config).unwrap();
     let text = text.replace("/ca.pem\" }", &format!("/ca.pem\", revoked: \"{}\" }}", list.display()));
-    std::fs::write(&world.eu().config, text).unwrap();
+    std::fs::write(&world.region(revoking).config, text).unwrap();
     let world = start_all(world);
     let mut far = Download::begin(world.us().http, "abroad");
     let mut near = Download::begin(world.eu().http, "at-home");
@@ -350,11 +356,11 @@ fn a_download_ends_when_the_certificate_of_its_peer_is_revoked() {
     far.read_until("one");
     near.read_until("one");
     // A reload that revokes nothing ends nothing.
-    world.eu().reload().unwrap();
+    world.region(revoking).reload().unwrap();
     send(&abroad, "two");
     far.read_until("two");
-    world.authority.write_revoked(&list, &["us-east"]).unwrap();
-    world.eu().reload().unwrap();
+    world.authority.write_revoked(&list, &[revoked]).unwrap();
+    world.region(revoking).reload().unwrap();
     eventually("the app server's response is ended", || abroad.is_closed());
     assert!(!far.ends_complete(), "the client sees that the download is incomplete");
     send(&at_home, "two");

@@ -98,7 +98,9 @@ fn trailers_cross_regions_in_both_directions() {
                 let trailers = trailers.map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
                 let _ = sender.send(Frame::trailers(trailers.into_iter().collect()));
                 let mut response = Response::new(body);
-                response.headers_mut().insert("trailer", HeaderValue::from_static("grpc-status"));
+                response
+                    .headers_mut()
+                    .insert("trailer", HeaderValue::from_static("grpc-status, domicile-data-class, domicile-code, x-request-id"));
                 response
             })
         }))]
