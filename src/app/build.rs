@@ -297,7 +297,10 @@ fn gateways(
             let config = peers.client_for(policy.region_name(*region));
             Secured { http1: Arc::clone(&config), config, name: None }
         });
-        (*region, Server { authority: authority_of(url).into(), tls: Some(tls), http_version: HttpVersion::Http2, places: None })
+        (
+            *region,
+            Server { authority: authority_of(url).into(), tls: Some(tls), http_version: HttpVersion::Http2, addresses: None },
+        )
     };
     settings.gateways.iter().map(gateway).collect()
 }

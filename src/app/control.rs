@@ -23,7 +23,7 @@ use crate::probes::{self, Observation, Target, Targets};
 use crate::proxy::request::report_of;
 use crate::proxy::worker::Shared;
 use crate::proxy::{Phase, Snapshot};
-use crate::transport::listener::{self, Acceptor, Claimed};
+use crate::transport::listener::{self, Acceptor, BoundPort};
 use crate::upstreams;
 
 use super::build::{self, Built, ListenerConfigs, Sources};
@@ -56,13 +56,13 @@ type Commands = (mpsc::Sender<Command>, mpsc::Receiver<Command>);
 
 pub fn spawn(
     control: Control,
-    claims: Vec<(SocketAddr, Claimed)>,
-    admin: Claimed,
+    ports: Vec<(SocketAddr, BoundPort)>,
+    admin: BoundPort,
     commands: Commands,
     stopped: oneshot::Receiver<()>,
 ) -> Result<JoinHandle<()>, StartError> {
-    for (address, claimed) in claims {
-        control.listen(address, claimed);
+    for (address, port) in ports {
+        control.listen(address, port);
     }
     let (started, start) = std::sync::mpsc::channel();
     let work = move || match LocalRuntime::new() {
@@ -80,10 +80,10 @@ pub fn spawn(
 }
 
 impl Control {
-    async fn run(mut self, admin: Claimed, commands: Commands, started: std::sync::mpsc::Sender<std::io::Result<()>>) {
+    async fn run(mut self, admin: BoundPort, commands: Commands, started: std::sync::mpsc::Sender<std::io::Result<()>>) {
         let (sender, mut received) = commands;
         self.handover.put(admin.address, &admin.sockets);
-        let socket = admin.sockets.into_iter().next().expect("a claim has a socket");
+        let socket = admin.sockets.into_iter().next().expect("an open port has a socket");
         let acceptor = match Acceptor::adopt(socket) {
             Ok(acceptor) => acceptor,
             Err(error) => return drop(started.send(Err(error))),
@@ -188,7 +188,7 @@ impl Control {
         accepts_loss: bool,
     ) -> Result<Vec<String>, StartError> {
         let (built, registry) = self.rebuild(commands, accepts_loss).await?;
-        let fresh = self.claim_new(&built)?;
+        let fresh = self.bind_new(&built)?;
         self.note_what_waits_for_a_restart(&built);
         let gone: Vec<_> = self
             .listener_configs
@@ -201,8 +201,8 @@ impl Control {
         self.listener_configs.store(Arc::clone(&built.listener_configs));
         self.shared.snapshot.store(Arc::clone(&built.snapshot));
         self.workers.iter().for_each(|worker| drop(worker.send(WorkerCommand::Changed)));
-        for (address, claimed) in fresh {
-            self.listen(address, claimed);
+        for (address, port) in fresh {
+            self.listen(address, port);
         }
         for address in gone {
             self.handover.remove(address);
@@ -262,18 +262,17 @@ impl Control {
         built
     }
 
-    fn claim_new(&self, built: &Built) -> Result<Vec<(SocketAddr, Claimed)>, StartError> {
+    fn bind_new(&self, built: &Built) -> Result<Vec<(SocketAddr, BoundPort)>, StartError> {
         let known = self.listener_configs.load();
         let new = built.listener_configs.keys().filter(|address| !known.contains_key(address));
-        new.map(|address| Ok((*address, listener::claim(*address, self.worker_count)?))).collect()
+        new.map(|address| Ok((*address, listener::bind(*address, self.worker_count)?))).collect()
     }
 
-    fn listen(&self, address: SocketAddr, claimed: Claimed) {
-        self.handover.put(address, &claimed.sockets);
+    fn listen(&self, address: SocketAddr, port: BoundPort) {
+        self.handover.put(address, &port.sockets);
         // A predecessor may have had more workers, or fewer: every socket has a queue of its own, and every worker work.
-        let count = claimed.sockets.len().max(self.workers.len());
-        let copies: Vec<_> =
-            (0..count).filter_map(|index| claimed.sockets[index % claimed.sockets.len()].try_clone().ok()).collect();
+        let count = port.sockets.len().max(self.workers.len());
+        let copies: Vec<_> = (0..count).filter_map(|index| port.sockets[index % port.sockets.len()].try_clone().ok()).collect();
         for (index, socket) in copies.into_iter().enumerate() {
             let _ = self.workers[index % self.workers.len()].send(WorkerCommand::Listen(address, socket));
         }

@@ -13,7 +13,7 @@ use crate::transport::tls::CertificateFiles;
 const QUIET: Duration = Duration::from_millis(250);
 
 /// How long to wait for a file that keeps changing.
-const PATIENCE: Duration = Duration::from_secs(10);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Enough of a file's metadata to tell that it is another, or has other contents. Links are followed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,7 +69,7 @@ pub fn settle(files: &[PathBuf]) -> Result<Vec<Stamp>, Unsettled> {
         // The clock of a file system may differ from ours: what has not changed under our eyes is still as well.
         let noisy = before.iter().find(|stamp| !stamp.is_quiet(now));
         let Some(noisy) = noisy.filter(|_| since.elapsed() < QUIET) else { return Ok(before) };
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() > SETTLE_TIMEOUT {
             return Err(Unsettled { file: noisy.file.clone() });
         }
         std::thread::sleep(QUIET / 5);

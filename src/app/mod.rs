@@ -39,7 +39,7 @@ use crate::proxy::worker::Shared;
 use crate::session::SealError;
 use crate::tokens::KeysError;
 use crate::transport::listener::inherit;
-use crate::transport::listener::{self, ClaimError, Claimed};
+use crate::transport::listener::{self, BindError, BoundPort};
 use crate::transport::tls::TlsError;
 
 use build::{Built, Sources};
@@ -54,8 +54,8 @@ pub struct Launch {
     pub config: PathBuf,
     /// Replaces `region:` of the file.
     pub region: Option<String>,
-    /// Ports that are claimed already; the others are claimed now.
-    pub claimed: Vec<Claimed>,
+    /// Ports that are open already; the others are bound at the start.
+    pub inherited: Vec<BoundPort>,
     /// Replaces `workers:` of the file.
     pub workers: Option<usize>,
     /// Another process still runs that this one takes over from.
@@ -84,7 +84,7 @@ pub enum StartError {
     #[error(transparent)]
     Pseudonyms(#[from] KeyError),
     #[error(transparent)]
-    Claim(#[from] ClaimError),
+    Bind(#[from] BindError),
     #[error(transparent)]
     Unsettled(#[from] Unsettled),
     #[error("`{}`: this certificate names {found}, and this process runs in `{region}`; it needs the URI `domicile://region/{region}`", file.display())]
@@ -125,8 +125,8 @@ impl App {
         let today = Day::of(SystemTime::now());
         let loaded = config::load(&launch.config, launch.region.as_deref(), &mut registry, today).map_err(StartError::Config)?;
         let worker_count = launch.workers.or(loaded.settings.workers).unwrap_or_else(cores);
-        let claims = claims(&mut launch, &loaded.settings, worker_count)?;
-        let admin = take_claim(&mut launch.claimed, loaded.settings.admin.address, 1)?;
+        let ports = ports(&mut launch, &loaded.settings, worker_count)?;
+        let admin = take_port(&mut launch.inherited, loaded.settings.admin.address, 1)?;
         let metrics = Arc::new(Metrics::new());
         let sources = Sources { file, config: loaded, registry: &registry, before: None, accepts_loss: false };
         let built = build::build(sources)?;
@@ -141,7 +141,7 @@ impl App {
             workers.push(worker);
             handles.push(handle);
         }
-        let listeners = claims.iter().map(|(configured, claimed)| (*configured, claimed.address)).collect();
+        let listeners = ports.iter().map(|(configured, port)| (*configured, port.address)).collect();
         let admin_address = admin.address;
         let policy = built.snapshot.policy();
         let (region, policy) = (policy.region_name(policy.local).to_owned(), policy.hash.to_string());
@@ -164,7 +164,7 @@ impl App {
             handover: SocketHandover::clone(&handover),
             read: Vec::new(),
         };
-        let control = control::spawn(control, claims, admin, (commands.clone(), received), stopped)?;
+        let control = control::spawn(control, ports, admin, (commands.clone(), received), stopped)?;
         Ok(Self {
             listeners,
             admin: admin_address,
@@ -241,9 +241,9 @@ impl App {
 }
 
 /// The ports of the configuration, those that a predecessor left included.
-fn claims(launch: &mut Launch, settings: &Settings, workers: usize) -> Result<Vec<(SocketAddr, Claimed)>, ClaimError> {
+fn ports(launch: &mut Launch, settings: &Settings, workers: usize) -> Result<Vec<(SocketAddr, BoundPort)>, BindError> {
     let addresses = settings.listeners.iter().map(|listener| listener.address);
-    addresses.map(|address| Ok((address, take_claim(&mut launch.claimed, address, workers)?))).collect()
+    addresses.map(|address| Ok((address, take_port(&mut launch.inherited, address, workers)?))).collect()
 }
 
 /// Builds the state that all workers share. The ledger is opened last, so that a failed start writes nothing.
@@ -277,10 +277,10 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-fn take_claim(claimed: &mut Vec<Claimed>, address: SocketAddr, workers: usize) -> Result<Claimed, ClaimError> {
-    match claimed.iter().position(|claim| claim.address == address) {
-        Some(index) => Ok(claimed.swap_remove(index)),
-        None => listener::claim(address, workers),
+fn take_port(inherited: &mut Vec<BoundPort>, address: SocketAddr, workers: usize) -> Result<BoundPort, BindError> {
+    match inherited.iter().position(|port| port.address == address) {
+        Some(index) => Ok(inherited.swap_remove(index)),
+        None => listener::bind(address, workers),
     }
 }
 

@@ -27,13 +27,13 @@ pub(super) fn run(options: Options) -> Outcome {
     let Source { config, region } = options.source;
     let _logs = start_log(is_json(&config, region.as_deref()), "info");
     let file = config.display().to_string();
-    let claimed = inherit::inherited().map_err(|error| format!("an inherited socket cannot be used: {error}"))?;
+    let inherited = inherit::inherited().map_err(|error| format!("an inherited socket cannot be used: {error}"))?;
     let is_successor = succession::is_successor();
     let no_signals = |error: std::io::Error| format!("cannot listen for signals: {error}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     // Install these handlers before the process is seen to serve, because without a handler SIGHUP and SIGUSR2 end the process.
     let mut controls = runtime.block_on(async { ControlSignals::listen() }).map_err(no_signals)?;
-    let launch = Launch { config, region, claimed, is_successor, ..Launch::default() };
+    let launch = Launch { config, region, inherited, is_successor, ..Launch::default() };
     let app = App::start(launch).map_err(|error| with_folder(&error))?;
     // Install these handlers only now, so that SIGTERM and SIGINT end a start at once, even while a large user table loads.
     let mut stops = runtime.block_on(async { StopSignals::listen() }).map_err(no_signals)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::app::{App, Launch};
-use crate::transport::listener::{self, Claimed};
+use crate::transport::listener::{self, BoundPort};
 
 use super::certificates::Authority;
 use super::{relay, sample_app};
@@ -36,12 +36,12 @@ pub struct World {
     _runtime: tokio::runtime::Runtime,
 }
 
-/// The ports of a region, claimed before its configuration is written.
+/// The ports of a region, bound before its configuration is written.
 struct Ports {
-    http: Claimed,
-    https: Claimed,
-    peers: Claimed,
-    admin: Claimed,
+    http: BoundPort,
+    https: BoundPort,
+    peers: BoundPort,
+    admin: BoundPort,
 }
 
 impl World {
@@ -60,19 +60,19 @@ impl World {
         let mut regions = Vec::new();
         let mut ports = Vec::new();
         for name in NAMES {
-            let claimed = Ports::claim().map_err(|error| error.to_string())?;
+            let bound = Ports::bind().map_err(|error| error.to_string())?;
             let apps = runtime.block_on(start_apps(name)).map_err(failed)?;
-            let (http, https, admin) = (claimed.http.address, claimed.https.address, claimed.admin.address);
-            regions.push(Region { name, http, https, admin, apps, gateway: claimed.peers.address });
-            ports.push(claimed);
+            let (http, https, admin) = (bound.http.address, bound.https.address, bound.admin.address);
+            regions.push(Region { name, http, https, admin, apps, gateway: bound.peers.address });
+            ports.push(bound);
         }
         let mut proxies = Vec::new();
-        for (index, claimed) in ports.into_iter().enumerate() {
+        for (index, bound) in ports.into_iter().enumerate() {
             let gateways = runtime.block_on(start_relays(&regions, index)).map_err(failed)?;
             let config = folder.join(format!("{}.yaml", regions[index].name));
             std::fs::write(&config, configuration(&regions, index, &gateways, &folder, geoip) + more).map_err(failed)?;
-            let claimed = vec![claimed.http, claimed.https, claimed.peers, claimed.admin];
-            let launch = Launch { config, region: None, claimed, workers: Some(1), ..Launch::default() };
+            let inherited = vec![bound.http, bound.https, bound.peers, bound.admin];
+            let launch = Launch { config, region: None, inherited, workers: Some(1), ..Launch::default() };
             proxies.push(App::start(launch).map_err(|error| error.to_string())?);
         }
         Ok(Self { regions, folder, proxies, _runtime: runtime })
@@ -94,8 +94,8 @@ impl World {
 }
 
 impl Ports {
-    fn claim() -> Result<Self, listener::ClaimError> {
-        let any = || listener::claim(SocketAddr::from(([127, 0, 0, 1], 0)), 1);
+    fn bind() -> Result<Self, listener::BindError> {
+        let any = || listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), 1);
         Ok(Self { http: any()?, https: any()?, peers: any()?, admin: any()? })
     }
 }

@@ -42,14 +42,14 @@ pub struct Progress {
     ended: Cell<bool>,
     /// When the last piece was handed over, while the next has not been asked for.
     handed: Cell<Option<Instant>>,
-    told: Notify,
+    changed: Notify,
 }
 
 impl Progress {
     /// Waits until the body has ended, or was given up.
     pub async fn ended(&self) {
         if !self.ended.get() {
-            self.told.notified().await;
+            self.changed.notified().await;
         }
     }
 
@@ -72,7 +72,7 @@ impl Progress {
     fn end(&self) {
         self.ended.set(true);
         self.handed.set(None);
-        self.told.notify_waiters();
+        self.changed.notify_waiters();
     }
 }
 
@@ -272,7 +272,7 @@ pub struct Until {
 }
 
 impl Until {
-    /// `progress` is told when the deadline was first.
+    /// `progress` is changed when the deadline was first.
     pub fn new(body: Body, deadline: Instant, trailers: HeaderMap, progress: Rc<Progress>) -> Self {
         Self { body: Some(body), deadline: Box::pin(tokio::time::sleep_until(deadline)), trailers, progress }
     }

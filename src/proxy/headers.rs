@@ -203,7 +203,7 @@ pub fn rebuild(headers: &mut HeaderMap, truth: &Truth<'_>) {
 }
 
 /// Tells an upstream what a client has proven (RFC 9440 section 2.2).
-pub fn tell_certificate(headers: &mut HeaderMap, certificate: Option<&[u8]>) {
+pub fn set_client_certificate(headers: &mut HeaderMap, certificate: Option<&[u8]>) {
     if let Some(certificate) = certificate {
         set(headers, "client-cert", &format!(":{}:", BASE64_STANDARD.encode(certificate)));
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::http::framing::HeadLimits;
+use crate::http::framing::RequestGateLimits;
 use crate::http::window::{Buffers, Window};
 
 /// The limits on one request, one connection and one process.
@@ -98,8 +98,8 @@ impl Limits {
         [Buffers::wide(self.connection_buffer), Window::NARROW]
     }
 
-    pub const fn head(&self) -> HeadLimits {
-        HeadLimits {
+    pub const fn head(&self) -> RequestGateLimits {
+        RequestGateLimits {
             bytes: self.header_bytes,
             fields: self.headers,
             target_bytes: self.target_bytes,

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::resolver::Places;
+use super::resolver::Addresses;
 use super::stream::Stream;
 
 /// A process to connect to, and how.
@@ -23,7 +23,7 @@ pub struct Server {
     pub tls: Option<Secured>,
     pub http_version: HttpVersion,
     /// The addresses of its name, if a task keeps them up to date.
-    pub places: Option<Places>,
+    pub addresses: Option<Addresses>,
 }
 
 /// The HTTP version of a connection.
@@ -48,8 +48,10 @@ pub struct Secured {
 impl Server {
     /// Whether `address` is still an address of this server.
     pub fn leads_to(&self, address: Option<SocketAddr>) -> bool {
-        let known = self.places.as_ref().map(|places| places.load());
-        known.filter(|places| !places.is_empty()).is_none_or(|places| address.is_some_and(|address| places.contains(&address)))
+        let known = self.addresses.as_ref().map(|addresses| addresses.load());
+        known
+            .filter(|addresses| !addresses.is_empty())
+            .is_none_or(|addresses| address.is_some_and(|address| addresses.contains(&address)))
     }
 
     /// Whether a connection to `other` can serve for this server: same authority, TLS and HTTP version.
@@ -127,11 +129,11 @@ const ENFILE: i32 = rustix::io::Errno::NFILE.raw_os_error();
 const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
 
 async fn connect(server: &Server) -> io::Result<TcpStream> {
-    let mut places = server.places.as_ref().map_or(Vec::new(), |places| places.load().to_vec());
-    fastrand::shuffle(&mut places);
-    let stream = match places.as_slice() {
+    let mut addresses = server.addresses.as_ref().map_or(Vec::new(), |addresses| addresses.load().to_vec());
+    fastrand::shuffle(&mut addresses);
+    let stream = match addresses.as_slice() {
         [] => TcpStream::connect(&*server.authority).await?,
-        places => TcpStream::connect(places).await?,
+        addresses => TcpStream::connect(addresses).await?,
     };
     // A failure costs latency, not correctness.
     let _ = stream.set_nodelay(true);

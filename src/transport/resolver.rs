@@ -10,7 +10,7 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::{Resolver, TokioResolver};
 
 /// The current addresses of a name; empty until the first lookup.
-pub type Places = Arc<ArcSwap<Vec<SocketAddr>>>;
+pub type Addresses = Arc<ArcSwap<Vec<SocketAddr>>>;
 
 /// Bounds for the time to live: at most one lookup a second, and no answer is used for longer than five minutes.
 const MIN_TTL: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ pub struct Settings {
 }
 
 /// Looks a name up repeatedly, for as long as the task lives. The previous addresses stay in use while lookups fail.
-pub async fn watch(settings: &Settings, authority: &str, places: &Places) {
+pub async fn watch(settings: &Settings, authority: &str, addresses: &Addresses) {
     let Some((host, port)) = named(authority) else { return };
     let resolver = match resolver(settings) {
         Ok(resolver) => resolver,
@@ -32,11 +32,11 @@ pub async fn watch(settings: &Settings, authority: &str, places: &Places) {
     loop {
         let pause = match resolver.lookup_ip(host).await {
             Ok(found) => {
-                let mut addresses: Vec<_> = found.iter().map(|address| SocketAddr::new(address, port)).collect();
-                addresses.sort_unstable();
-                if **places.load() != addresses {
-                    tracing::info!(authority, ?addresses, "upstream addresses changed");
-                    places.store(Arc::new(addresses));
+                let mut current: Vec<_> = found.iter().map(|address| SocketAddr::new(address, port)).collect();
+                current.sort_unstable();
+                if **addresses.load() != current {
+                    tracing::info!(authority, addresses = ?current, "upstream addresses changed");
+                    addresses.store(Arc::new(current));
                 }
                 found.valid_until().saturating_duration_since(Instant::now()).clamp(MIN_TTL, MAX_TTL)
             }

@@ -22,18 +22,18 @@ pub struct Load {
 }
 
 /// One outstanding request at an upstream; dropping the value ends the count.
-pub struct Busy(Rc<Cell<usize>>, Rc<Notify>);
+pub struct Outstanding(Rc<Cell<usize>>, Rc<Notify>);
 
-impl Drop for Busy {
+impl Drop for Outstanding {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
         self.1.notify_one();
     }
 }
 
-/// The outcome of [`Load::take`].
-pub enum Taken {
-    One(Arc<Upstream>, Busy),
+/// The outcome of [`Load::select`].
+pub enum Selection {
+    Upstream(Arc<Upstream>, Outstanding),
     /// Every candidate has reached its request limit.
     Full,
     /// No untried upstream is up.
@@ -56,47 +56,47 @@ impl Default for Circuit {
 
 impl Load {
     /// Takes an upstream that is up and not in `tried`. Takes an ejected upstream only if there is no other.
-    pub fn take(&self, upstreams: &Upstreams, tried: &[Arc<Upstream>]) -> Taken {
+    pub fn select(&self, upstreams: &Upstreams, tried: &[Arc<Upstream>]) -> Selection {
         let now = Instant::now();
         let is_new = |upstream: &&Arc<Upstream>| !tried.iter().any(|other| Arc::ptr_eq(other, upstream));
         let is_usable = |upstream: &&Arc<Upstream>| upstream.is_up() && is_new(upstream);
         let is_preferred = |upstream: &&Arc<Upstream>| is_usable(upstream) && !upstream.is_ejected(now);
         match self.draw(upstreams, is_preferred, now) {
-            Taken::None => self.draw(upstreams, is_usable, now),
-            taken => taken,
+            Selection::None => self.draw(upstreams, is_usable, now),
+            selection => selection,
         }
     }
 
-    fn draw(&self, upstreams: &Upstreams, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, now: Instant) -> Taken {
+    fn draw(&self, upstreams: &Upstreams, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, now: Instant) -> Selection {
         if !upstreams.all().iter().any(|upstream| is_candidate(&upstream)) {
-            return Taken::None;
+            return Selection::None;
         }
         let limit = upstreams.settings.circuit.requests;
         let has_room = |upstream: &&Arc<Upstream>| is_candidate(upstream) && self.cell(upstream).get() < limit;
         let count = upstreams.all().iter().filter(has_room).count();
         let nth = |index: usize| upstreams.all().iter().filter(has_room).nth(index);
-        let Some(first) = nth(fastrand::usize(..count.max(1))) else { return Taken::Full };
+        let Some(first) = nth(fastrand::usize(..count.max(1))) else { return Selection::Full };
         let second = nth(fastrand::usize(..count)).unwrap_or(first);
         let slow_start = upstreams.settings.ejection.slow_start;
         let cost = |upstream: &Upstream| (self.cell(upstream).get() + 1) as f64 / upstream.share(slow_start, now);
         let upstream = if cost(second) < cost(first) { second } else { first };
         let cell = self.cell(upstream);
         cell.set(cell.get() + 1);
-        Taken::One(Arc::clone(upstream), Busy(cell, Rc::clone(&self.freed)))
+        Selection::Upstream(Arc::clone(upstream), Outstanding(cell, Rc::clone(&self.freed)))
     }
 
-    /// Takes an upstream as [`Load::take`] does. If all are full, the request waits in a FIFO queue, at most for the queue
+    /// Takes an upstream as [`Load::select`] does. If all are full, the request waits in a FIFO queue, at most for the queue
     /// timeout and not past `deadline`. A retry does not wait, because the requests in the queue have not been tried yet.
-    pub async fn take_in_turn(&self, upstreams: &Upstreams, tried: &[Arc<Upstream>], deadline: Option<Instant>) -> Taken {
+    pub async fn select_or_queue(&self, upstreams: &Upstreams, tried: &[Arc<Upstream>], deadline: Option<Instant>) -> Selection {
         let circuit = &upstreams.settings.circuit;
         if self.waiting.get() == 0 || !tried.is_empty() {
-            match self.take(upstreams, tried) {
-                Taken::Full if tried.is_empty() => {}
-                taken => return taken,
+            match self.select(upstreams, tried) {
+                Selection::Full if tried.is_empty() => {}
+                selection => return selection,
             }
         }
         if self.waiting.get() >= circuit.queue {
-            return Taken::Full;
+            return Selection::Full;
         }
         let _slot = QueueSlot::take(&self.waiting);
         // Wake the longest waiter, because capacity can grow without the end of a request: an upstream comes back, or a reload
@@ -106,13 +106,13 @@ impl Load {
         let until = deadline.map_or(queue_end, |deadline| deadline.min(queue_end));
         loop {
             if tokio::time::timeout_at(until.into(), self.freed.notified()).await.is_err() {
-                return Taken::Full;
+                return Selection::Full;
             }
-            match self.take(upstreams, tried) {
-                Taken::Full => {}
-                taken => {
+            match self.select(upstreams, tried) {
+                Selection::Full => {}
+                selection => {
                     self.freed.notify_one();
-                    return taken;
+                    return selection;
                 }
             }
         }
@@ -157,20 +157,20 @@ mod tests {
         Upstreams::new(Settings { targets, check: None, circuit, ..Settings::default() }, None).unwrap()
     }
 
-    fn one(taken: Taken) -> (Arc<Upstream>, Busy) {
-        match taken {
-            Taken::One(upstream, busy) => (upstream, busy),
-            Taken::Full => panic!("every upstream is full"),
-            Taken::None => panic!("no upstream is available"),
+    fn one(selection: Selection) -> (Arc<Upstream>, Outstanding) {
+        match selection {
+            Selection::Upstream(upstream, busy) => (upstream, busy),
+            Selection::Full => panic!("every upstream is full"),
+            Selection::None => panic!("no upstream is available"),
         }
     }
 
     #[test]
     fn a_busy_upstream_gets_less_and_an_idle_one_more() {
         let (upstreams, load) = (upstreams(1000), Load::default());
-        let held: Vec<_> = (0..300).map(|_| one(load.take(&upstreams, &[]))).collect();
+        let held: Vec<_> = (0..300).map(|_| one(load.select(&upstreams, &[]))).collect();
         for upstream in upstreams.all() {
-            let share = held.iter().filter(|(taken, _)| Arc::ptr_eq(taken, upstream)).count();
+            let share = held.iter().filter(|(selection, _)| Arc::ptr_eq(selection, upstream)).count();
             assert!((95..=105).contains(&share), "two choices keep the load even: {share}");
         }
         drop(held);
@@ -182,8 +182,8 @@ mod tests {
         let (upstreams, load) = (upstreams(1000), Load::default());
         upstreams.all()[0].set_up(false);
         upstreams.all()[0].set_up(true);
-        let held: Vec<_> = (0..300).map(|_| one(load.take(&upstreams, &[]))).collect();
-        let share = held.iter().filter(|(taken, _)| Arc::ptr_eq(taken, &upstreams.all()[0])).count();
+        let held: Vec<_> = (0..300).map(|_| one(load.select(&upstreams, &[]))).collect();
+        let share = held.iter().filter(|(selection, _)| Arc::ptr_eq(selection, &upstreams.all()[0])).count();
         assert!(share < 60, "the upstream has just returned: {share} of 300");
     }
 
@@ -193,10 +193,10 @@ mod tests {
         upstreams.all()[0].state.up.store(false, Ordering::Relaxed);
         let tried = [Arc::clone(&upstreams.all()[1])];
         for _ in 0..50 {
-            assert_eq!(one(load.take(&upstreams, &tried)).0.authority(), "c:1");
+            assert_eq!(one(load.select(&upstreams, &tried)).0.authority(), "c:1");
         }
         upstreams.all()[2].state.up.store(false, Ordering::Relaxed);
-        assert!(matches!(load.take(&upstreams, &tried), Taken::None));
+        assert!(matches!(load.select(&upstreams, &tried), Selection::None));
     }
 
     #[test]
@@ -205,13 +205,13 @@ mod tests {
         let fail = |index: usize| (0..5).for_each(|_| upstreams.note(&upstreams.all()[index], false));
         fail(0);
         assert!(upstreams.all()[0].is_ejected(Instant::now()));
-        assert!((0..50).all(|_| one(load.take(&upstreams, &[])).0.authority() != "a:1"));
+        assert!((0..50).all(|_| one(load.select(&upstreams, &[])).0.authority() != "a:1"));
         fail(1);
         assert!(!upstreams.all()[1].is_ejected(Instant::now()), "two of three are more than half");
         // An ejected upstream is used when no other is left.
         upstreams.all()[1].state.up.store(false, Ordering::Relaxed);
         upstreams.all()[2].state.up.store(false, Ordering::Relaxed);
-        assert_eq!(one(load.take(&upstreams, &[])).0.authority(), "a:1");
+        assert_eq!(one(load.select(&upstreams, &[])).0.authority(), "a:1");
     }
 
     #[test]
@@ -219,33 +219,36 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let (upstreams, load) = (upstreams(2), Load::default());
-            let mut held: Vec<_> = (0..6).map(|_| one(load.take(&upstreams, &[]))).collect();
-            assert!(matches!(load.take(&upstreams, &[]), Taken::Full));
-            let wait = || load.take_in_turn(&upstreams, &[], None);
-            assert!(matches!(wait().await, Taken::Full), "no upstream becomes free before the queue timeout");
+            let mut held: Vec<_> = (0..6).map(|_| one(load.select(&upstreams, &[]))).collect();
+            assert!(matches!(load.select(&upstreams, &[]), Selection::Full));
+            let wait = || load.select_or_queue(&upstreams, &[], None);
+            assert!(matches!(wait().await, Selection::Full), "no upstream becomes free before the queue timeout");
             let (waited, refused) = tokio::join!(wait(), async {
                 let refused = wait().await;
                 held.pop();
                 refused
             });
-            assert!(matches!(waited, Taken::One(..)), "the first request gets the upstream that becomes free");
-            assert!(matches!(refused, Taken::Full), "the queue is full for the second request");
+            assert!(matches!(waited, Selection::Upstream(..)), "the first request gets the upstream that becomes free");
+            assert!(matches!(refused, Selection::Full), "the queue is full for the second request");
             let soon = Some(Instant::now());
-            assert!(matches!(load.take_in_turn(&upstreams, &[], soon).await, Taken::Full), "nothing waits past its deadline");
+            assert!(
+                matches!(load.select_or_queue(&upstreams, &[], soon).await, Selection::Full),
+                "nothing waits past its deadline"
+            );
             drop((held, waited));
             // Capacity grows although no request ends: an upstream that was down comes back while a request waits.
             upstreams.all()[0].state.up.store(false, Ordering::Relaxed);
-            let held: Vec<_> = (0..4).map(|_| one(load.take(&upstreams, &[]))).collect();
+            let held: Vec<_> = (0..4).map(|_| one(load.select(&upstreams, &[]))).collect();
             let wide = Circuit { queue: 5, queue_timeout: Duration::from_secs(60), ..upstreams.settings.circuit };
             let upstreams =
                 Upstreams { settings: Settings { circuit: wide, ..upstreams.settings.clone() }, list: upstreams.list };
-            let (first, second) = tokio::join!(load.take_in_turn(&upstreams, &[], None), async {
+            let (first, second) = tokio::join!(load.select_or_queue(&upstreams, &[], None), async {
                 upstreams.list[0].state.up.store(true, Ordering::Relaxed);
-                load.take_in_turn(&upstreams, &[], None).await
+                load.select_or_queue(&upstreams, &[], None).await
             });
             assert_eq!([one(first).0.authority(), one(second).0.authority()], ["a:1", "a:1"]);
             drop(held);
-            assert!(matches!(load.take(&upstreams, &[]), Taken::One(..)));
+            assert!(matches!(load.select(&upstreams, &[]), Selection::Upstream(..)));
         });
     }
 }

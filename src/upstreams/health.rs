@@ -23,9 +23,9 @@ pub async fn watch(upstreams: Arc<Upstreams>, region: RegionId) {
         if let Some(check) = upstreams.settings.check.clone() {
             tasks.spawn_local(watch_one(Arc::clone(upstream), Arc::new(check), region));
         }
-        if let Some(places) = upstream.server.places.clone() {
+        if let Some(addresses) = upstream.server.addresses.clone() {
             let (settings, authority) = (upstreams.settings.names.clone(), Arc::clone(&upstream.server.authority));
-            tasks.spawn_local(async move { resolver::watch(&settings, &authority, &places).await });
+            tasks.spawn_local(async move { resolver::watch(&settings, &authority, &addresses).await });
         }
     }
     while tasks.join_next().await.is_some() {}

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use crate::transport::dial::{HttpVersion, Server};
 use crate::transport::proxy_protocol;
-use crate::transport::resolver::{self, Places};
+use crate::transport::resolver::{self, Addresses};
 use crate::transport::tls::{TlsError, UpstreamFiles};
 
-pub use balance::{Busy, Circuit, Load, Taken};
+pub use balance::{Circuit, Load, Outstanding, Selection};
 pub use health::watch;
 pub use outlier::Ejection;
 
@@ -45,10 +45,10 @@ pub struct Target {
 }
 
 impl Target {
-    fn server(&self, places: &Places) -> Result<Server, TlsError> {
+    fn server(&self, addresses: &Addresses) -> Result<Server, TlsError> {
         let tls = self.tls.as_ref().map(|files| files.load(self.http_version != HttpVersion::Http1)).transpose()?;
-        let places = resolver::named(&self.authority).map(|_| Arc::clone(places));
-        Ok(Server { authority: self.authority.as_str().into(), tls, http_version: self.http_version, places })
+        let addresses = resolver::named(&self.authority).map(|_| Arc::clone(addresses));
+        Ok(Server { authority: self.authority.as_str().into(), tls, http_version: self.http_version, addresses })
     }
 }
 
@@ -83,7 +83,7 @@ struct State {
     /// Smoothed response time of the health checks in microseconds; 0 before the first.
     answer_micros: AtomicU64,
     record: outlier::Record,
-    places: Places,
+    addresses: Addresses,
 }
 
 impl Upstream {
@@ -130,7 +130,12 @@ impl Upstreams {
         };
         let fresh = || {
             let record = outlier::Record::default();
-            Arc::new(State { up: AtomicBool::new(true), answer_micros: AtomicU64::new(0), record, places: Places::default() })
+            Arc::new(State {
+                up: AtomicBool::new(true),
+                answer_micros: AtomicU64::new(0),
+                record,
+                addresses: Addresses::default(),
+            })
         };
         if settings.check.is_none() {
             // Without checks, an upstream that is down would stay down.
@@ -139,7 +144,7 @@ impl Upstreams {
         }
         let upstream = |target: &Target| {
             let state = known(target).unwrap_or_else(fresh);
-            let (server, proxy_protocol) = (target.server(&state.places)?, target.proxy_protocol);
+            let (server, proxy_protocol) = (target.server(&state.addresses)?, target.proxy_protocol);
             Ok(Arc::new(Upstream { server, proxy_protocol, state }))
         };
         let list = settings.targets.iter().map(upstream).collect::<Result<_, _>>()?;

@@ -8,7 +8,7 @@ use domicile::demo::certificates::Authority;
 use http::{Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{PATIENCE, Plan, Recorder, World, get, raw, remember, runtime, whole};
+use crate::support::{Plan, Recorder, TIMEOUT, World, get, raw, remember, runtime, whole};
 
 /// Starts a world after `change` has edited the configuration of eu-west.
 fn with_listeners(plan: &Plan, change: impl Fn(&World, String) -> String) -> World {
@@ -38,7 +38,7 @@ fn the_proxy_protocol_says_whose_connection_it_is_and_is_demanded() {
     other.bind(&"127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
     other.connect(&world.eu().http.into()).unwrap();
     let mut other: TcpStream = other.into();
-    other.set_read_timeout(Some(PATIENCE)).unwrap();
+    other.set_read_timeout(Some(TIMEOUT)).unwrap();
     let _ = other.write_all(format!("PROXY TCP4 81.2.69.142 10.0.0.1 4711 80\r\n{ask}").as_bytes());
     let mut answer = Vec::new();
     let _ = other.read_to_end(&mut answer);
@@ -276,7 +276,7 @@ async fn connect(
 
 #[test]
 fn a_host_that_requires_client_certificates_is_refused_at_other_listeners() {
-    let more = domicile::transport::listener::claim("127.0.0.1:0".parse().unwrap(), 1).unwrap().address;
+    let more = domicile::transport::listener::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().address;
     let clients = Authority::new("clients").unwrap();
     let world = with_listeners(&Plan::default(), |world, text| {
         let folder = world.folder.path();

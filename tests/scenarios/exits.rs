@@ -16,7 +16,7 @@ use crate::identity::{SECRET, keys, token};
 use crate::peers::showing;
 use crate::streams::{echo, open_http1, speak};
 use crate::support::{
-    Answer, NAMES, PATIENCE, Plan, RULES, Recorder, Region, USERS, Wire, World, eventually, get, http2, pieces, post, raw, read,
+    Answer, NAMES, Plan, RULES, Recorder, Region, TIMEOUT, USERS, Wire, World, eventually, get, http2, pieces, post, raw, read,
     remember, request, runtime, whole,
 };
 
@@ -81,7 +81,7 @@ fn a_loss_that_is_accepted_while_another_reload_runs_is_accepted() {
     std::fs::write(world.folder.path().join("users-eu-west.csv"), WITHOUT_BOB).unwrap();
     // A reload waits until the file has not changed for a while, so the first one still runs when the second one is asked for.
     let mut first = TcpStream::connect(world.eu().admin).unwrap();
-    first.set_read_timeout(Some(PATIENCE)).unwrap();
+    first.set_read_timeout(Some(TIMEOUT)).unwrap();
     first.write_all(b"POST /reload HTTP/1.1\r\nHost: a\r\nDomicile-Command: reload\r\nContent-Length: 0\r\n\r\n").unwrap();
     assert_eq!(get(world.eu().admin, "/readyz", &[]).status, StatusCode::OK, "the control thread answers meanwhile");
     let accepting = reload_by_admin(world.eu(), "?accept_loss=true", &CONFIRMED);
@@ -307,7 +307,7 @@ struct Download {
 impl Download {
     fn begin(address: SocketAddr, name: &str) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         write!(stream, "GET /users/alice/orders/{name} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
         Self { stream, received: String::new() }
     }

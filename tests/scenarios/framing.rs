@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{PATIENCE, World, eventually, runtime, tls};
+use crate::support::{TIMEOUT, World, eventually, runtime, tls};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,7 +58,7 @@ fn expanded(text: &str) -> Vec<u8> {
 /// Sends these bytes and returns the statuses of all final responses.
 fn statuses(address: SocketAddr, bytes: &[u8]) -> Vec<u16> {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     // The proxy may refuse the request and close the connection before all bytes are written.
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(Shutdown::Write);
@@ -77,7 +77,7 @@ fn statuses_over_tls(world: &World, address: SocketAddr, bytes: &[u8]) -> Vec<u1
         let _ = stream.shutdown().await;
         let mut answer = Vec::new();
         // Ignore an error at the end, because the proxy may close the connection without a TLS close_notify.
-        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        let read = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut answer)).await;
         assert!(read.is_ok(), "the proxy does not close the connection");
         answer
     });

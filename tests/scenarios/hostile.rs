@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::support::{NAMES, PATIENCE, Plan, RULES, Recorder, World, get, post, raw};
+use crate::support::{NAMES, Plan, RULES, Recorder, TIMEOUT, World, get, post, raw};
 
 #[test]
 fn ambiguous_requests_are_answered_400_and_reach_nobody() {
@@ -106,16 +106,16 @@ fn a_client_that_drips_its_head_is_cut() {
     let world =
         World::planned(Plan { extra: "limits: { header_timeout: 300ms, keep_alive: 300ms }\n".into(), ..Plan::default() });
     let mut silent = TcpStream::connect(world.eu().http).unwrap();
-    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    silent.set_read_timeout(Some(TIMEOUT)).unwrap();
     assert_eq!(silent.read(&mut [0; 16]).unwrap(), 0, "a client that sends nothing gets no response");
     let mut slow = TcpStream::connect(world.eu().http).unwrap();
-    slow.set_read_timeout(Some(PATIENCE)).unwrap();
+    slow.set_read_timeout(Some(TIMEOUT)).unwrap();
     slow.write_all(b"GET / HTTP/1.1\r\nHost:").unwrap();
     let mut answer = String::new();
     slow.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     let mut idle = TcpStream::connect(world.eu().http).unwrap();
-    idle.set_read_timeout(Some(PATIENCE)).unwrap();
+    idle.set_read_timeout(Some(TIMEOUT)).unwrap();
     idle.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let mut answer = String::new();
     idle.read_to_string(&mut answer).unwrap();
@@ -138,7 +138,7 @@ fn a_client_that_stops_reading_is_cut() {
         World::planned(Plan { upstreams: Box::new(large), extra: "limits: { idle_timeout: 300ms }\n".into(), ..Plan::default() });
     let mut greedy = TcpStream::connect(world.eu().http).unwrap();
     greedy.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-    greedy.set_read_timeout(Some(PATIENCE)).unwrap();
+    greedy.set_read_timeout(Some(TIMEOUT)).unwrap();
     assert!(greedy.read(&mut [0; 64]).unwrap() > 0, "the response has begun");
     let none = format!("domicile_connections{{listener=\"{}\"}} 0", world.eu().http);
     crate::support::eventually("the connection is closed", || world.eu().metrics().contains(&none));
@@ -160,7 +160,7 @@ fn an_idle_http2_connection_gets_goaway() {
                 tokio::task::yield_now().await
             }
         };
-        tokio::time::timeout(PATIENCE, gone).await.expect("an idle connection is closed");
+        tokio::time::timeout(TIMEOUT, gone).await.expect("an idle connection is closed");
     });
 }
 
@@ -170,7 +170,7 @@ fn connections_from_one_address_are_limited_and_others_are_not() {
     let mut held: Vec<_> = (0..3).map(|_| TcpStream::connect(world.eu().http).unwrap()).collect();
     for stream in &mut held {
         stream.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         assert!(stream.read(&mut [0; 64]).unwrap() > 0);
     }
     let mut fourth = TcpStream::connect(world.eu().http).unwrap();
@@ -180,7 +180,7 @@ fn connections_from_one_address_are_limited_and_others_are_not() {
     other.bind(&"127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
     other.connect(&world.eu().http.into()).unwrap();
     let mut other: TcpStream = other.into();
-    other.set_read_timeout(Some(PATIENCE)).unwrap();
+    other.set_read_timeout(Some(TIMEOUT)).unwrap();
     other.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     other.read_to_string(&mut answer).unwrap();
@@ -188,7 +188,7 @@ fn connections_from_one_address_are_limited_and_others_are_not() {
     drop(held);
     crate::support::eventually("closed connections are no longer counted", || {
         let mut again = TcpStream::connect(world.eu().http).unwrap();
-        again.set_read_timeout(Some(PATIENCE)).unwrap();
+        again.set_read_timeout(Some(TIMEOUT)).unwrap();
         let _ = again.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         let mut answer = String::new();
         let _ = again.read_to_string(&mut answer);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use http::{Request, Response};
 
-use crate::support::{PATIENCE, Plan, Recorder, World, eventually, get, raw, remember, runtime, whole};
+use crate::support::{Plan, Recorder, TIMEOUT, World, eventually, get, raw, remember, runtime, whole};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const END_STREAM: u8 = 1;
@@ -29,7 +29,7 @@ struct Frames(TcpStream);
 impl Frames {
     fn open(address: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.write_all(PREFACE).unwrap();
         let mut frames = Self(stream);
@@ -428,7 +428,7 @@ fn over_http2_a_request_that_expects_100_continue_gets_it() {
             let request = Request::post("http://a.test/users/alice/orders/1").header("expect", "100-continue").body(()).unwrap();
             let (mut answer, mut body) = sender.ready().await.unwrap().send_request(request, false).unwrap();
             let asked = std::future::poll_fn(|cx| answer.poll_informational(cx));
-            let asked = tokio::time::timeout(PATIENCE, asked).await.expect("100 Continue in time").unwrap().unwrap();
+            let asked = tokio::time::timeout(TIMEOUT, asked).await.expect("100 Continue in time").unwrap().unwrap();
             assert_eq!(asked.status(), 100);
             body.send_data(Bytes::from_static(b"held back"), true).unwrap();
             answer.await.unwrap()
@@ -444,7 +444,7 @@ fn over_http1_100_continue_is_sent_only_if_the_body_is_wanted() {
     let world = World::start();
     for region in [world.eu(), world.us()] {
         let mut stream = TcpStream::connect(region.http).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let head =
             |path: &str| format!("POST {path} HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n");
         stream.write_all(head("/users/alice/orders/1").as_bytes()).unwrap();
@@ -458,7 +458,7 @@ fn over_http1_100_continue_is_sent_only_if_the_body_is_wanted() {
         assert_eq!(&answer, b"HTTP/1.1 200 OK");
         // A refused request gets no 100 Continue.
         let mut refused = TcpStream::connect(region.http).unwrap();
-        refused.set_read_timeout(Some(PATIENCE)).unwrap();
+        refused.set_read_timeout(Some(TIMEOUT)).unwrap();
         refused.write_all(head("/account/1").as_bytes()).unwrap();
         let mut answer = String::new();
         let _ = refused.read_to_string(&mut answer);

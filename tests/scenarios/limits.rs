@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 use tokio::sync::Notify;
 
-use crate::support::{PATIENCE, Plan, Recorder, World, eventually, get, http2, post, read, remember, request, runtime, whole};
+use crate::support::{Plan, Recorder, TIMEOUT, World, eventually, get, http2, post, read, remember, request, runtime, whole};
 
 /// An upstream that responds to one request for each notification on `release`.
 fn held(release: &Arc<Notify>) -> impl Fn(&'static str) -> Vec<Recorder> + use<> {
@@ -57,7 +57,7 @@ fn a_slow_reader_is_cut_by_the_minimum_rate() {
     let world = World::planned(Plan { upstreams: Box::new(large), extra, ..Plan::default() });
     let mut slow = TcpStream::connect(world.eu().http).unwrap();
     slow.write_all(b"GET /users/alice/orders/large HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-    slow.set_read_timeout(Some(PATIENCE)).unwrap();
+    slow.set_read_timeout(Some(TIMEOUT)).unwrap();
     assert!(slow.read(&mut [0; 64]).unwrap() > 0, "the response has begun");
     let none = format!("domicile_connections{{listener=\"{}\"}} 0", world.eu().http);
     eventually("the connection is closed", || world.eu().metrics().contains(&none));
@@ -82,7 +82,7 @@ fn a_connection_serves_so_many_requests_and_no_more() {
                 tokio::task::yield_now().await
             }
         };
-        tokio::time::timeout(PATIENCE, gone).await.expect("the connection gets GOAWAY");
+        tokio::time::timeout(TIMEOUT, gone).await.expect("the connection gets GOAWAY");
     });
 }
 
@@ -167,7 +167,7 @@ fn so_many_connections_are_served_and_no_more() {
     let two = format!("domicile_connections{{listener=\"{}\"}} 2", world.eu().http);
     eventually("both connections are open", || world.eu().metrics().contains(&two));
     let mut third = TcpStream::connect(world.eu().http).unwrap();
-    third.set_read_timeout(Some(PATIENCE)).unwrap();
+    third.set_read_timeout(Some(TIMEOUT)).unwrap();
     assert_eq!(third.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed without a response");
     assert_eq!(world.us().metrics().matches("connections_refused_total{reason=\"connections\"} 1").count(), 0);
     assert!(world.eu().metrics().contains("domicile_connections_refused_total{reason=\"connections\"} 1"));
@@ -186,7 +186,7 @@ fn a_handshake_that_stands_still_is_not_waited_for() {
     for address in [world.eu().https, world.eu().peers] {
         for said in [&b""[..], b"\x16\x03\x01\x02"] {
             let mut silent = TcpStream::connect(address).unwrap();
-            silent.set_read_timeout(Some(PATIENCE)).unwrap();
+            silent.set_read_timeout(Some(TIMEOUT)).unwrap();
             silent.write_all(said).unwrap();
             let end = silent.read(&mut [0; 1]);
             assert!(
@@ -205,7 +205,7 @@ fn so_many_handshakes_are_in_progress_and_no_more() {
     let one = format!("domicile_connections{{listener=\"{}\"}} 1", world.eu().https);
     eventually("the first connection is open", || world.eu().metrics().contains(&one));
     let mut second = TcpStream::connect(world.eu().https).unwrap();
-    second.set_read_timeout(Some(PATIENCE)).unwrap();
+    second.set_read_timeout(Some(TIMEOUT)).unwrap();
     assert_eq!(second.read(&mut [0; 1]).unwrap_or(0), 0, "the second connection is closed");
     drop(silent);
     let none = format!("domicile_connections{{listener=\"{}\"}} 0", world.eu().https);
@@ -232,7 +232,7 @@ fn one_connection_holds_so_much_and_no_more() {
     let extra = "limits: { connection_buffer: 128KiB }\n".to_owned();
     let world = World::planned(Plan { extra, ..Plan::default() });
     let mut stream = TcpStream::connect(world.eu().http).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00").unwrap();
     // The first WINDOW_UPDATE of the connection adds to the initial window of 65,535 bytes.
     let mut frames = Vec::new();

@@ -9,7 +9,7 @@ use domicile::app::{App, Launch};
 use http::{Method, Response, StatusCode};
 
 use crate::support::{
-    PATIENCE, Plan, Recorder, USERS, World, eventually, get, http2, read, request, runtime, tls, try_send, whole,
+    Plan, Recorder, TIMEOUT, USERS, World, eventually, get, http2, read, request, runtime, tls, try_send, whole,
 };
 
 #[test]
@@ -206,7 +206,7 @@ fn connections_in_the_accept_queue_are_served_when_the_drain_begins() {
     let app = world.regions[0].app.take().unwrap();
     app.shut_down();
     for stream in &mut waiting {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");

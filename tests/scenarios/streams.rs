@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
-    NAMES, PATIENCE, Plan, RULES, Recorder, USERS, Wire, World, eventually, get, http2, pieces, raw, read, remember, request,
+    NAMES, Plan, RULES, Recorder, TIMEOUT, USERS, Wire, World, eventually, get, http2, pieces, raw, read, remember, request,
     runtime, tls, whole,
 };
 
@@ -63,7 +63,7 @@ const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// Requests a WebSocket over HTTP/1.1; returns the connection and the response head.
 pub fn open_http1(address: SocketAddr, target: &str, fields: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let head = format!(
         "GET {target} HTTP/1.1\r\nHost: app.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{fields}\r\n"
     );
@@ -179,7 +179,7 @@ fn nothing_but_a_plain_get_of_http11_becomes_a_tunnel() {
         (format!("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\nGET {path} HTTP/1.1\r\nHost: a\r\n\r\n"), "405"),
     ] {
         let mut stream = TcpStream::connect(world.eu().http).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(head.as_bytes()).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         let mut answer = String::new();
@@ -263,7 +263,7 @@ fn an_upload_is_cut_when_its_region_is_no_longer_cleared() {
         ..Plan::default()
     });
     let mut upload = TcpStream::connect(world.us().http).unwrap();
-    upload.set_read_timeout(Some(PATIENCE)).unwrap();
+    upload.set_read_timeout(Some(TIMEOUT)).unwrap();
     upload.write_all(b"POST /account/1 HTTP/1.1\r\nHost: a\r\nX-User-Id: bob\r\nContent-Length: 1000\r\n\r\nfirst").unwrap();
     eventually("the app server has the first bytes", || began.load(Ordering::SeqCst) == 1);
     let moved = USERS.replace("bob,us-east", "bob,eu-west");
@@ -340,7 +340,7 @@ fn endless_bodies_are_cut_when_the_rules_change_and_others_go_on() {
         ..Plan::default()
     });
     let mut stream = TcpStream::connect(world.us().http).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(b"GET /users/alice/orders/events HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     sender.send(Frame::data(Bytes::from_static(b"data: one\n\n"))).unwrap();
     let mut heard = String::new();
@@ -601,7 +601,7 @@ fn rules_of_a_route_hold_for_its_upgrades_and_bodies() {
     assert!(answer.starts_with("http/1.1 200"), "the route does not allow websocket: {answer}");
     for region in [world.eu(), world.us()] {
         let mut stream = TcpStream::connect(region.http).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream
             .write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
             .unwrap();
@@ -623,7 +623,7 @@ fn rules_of_a_route_hold_for_its_upgrades_and_bodies() {
 /// Sends CONNECT over HTTP/1.1 and, without waiting, the bytes `behind`; returns the connection and the response head.
 fn connect_http1(address: SocketAddr, target: &str, fields: &str, behind: &[u8]) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{fields}\r\n").into_bytes();
     head.extend_from_slice(behind);
     stream.write_all(&head).unwrap();
@@ -739,12 +739,12 @@ fn a_grpc_call_ends_at_its_deadline_in_the_middle_of_its_answer() {
             let fields = [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", "500m")];
             let call = request(Method::POST, "https://localhost/users/alice/orders/Call", "", &fields, whole("ping"));
             let asked = async { read(sender.send_request(call).await.unwrap()).await.unwrap() };
-            let answer = tokio::time::timeout(crate::support::PATIENCE, asked).await.expect("a response in time");
+            let answer = tokio::time::timeout(crate::support::TIMEOUT, asked).await.expect("a response in time");
             assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &b"\0\0\0\0\x05hello"[..]), "{}", region.name);
             let trailers = answer.trailers.unwrap();
             assert_eq!(trailers["grpc-status"], "4", "DEADLINE_EXCEEDED");
             assert!(trailers["grpc-message"].to_str().unwrap().ends_with("(proxy.deadline_exceeded)"), "{trailers:?}");
-            let cancelled = tokio::time::timeout(crate::support::PATIENCE, given_up.notified()).await;
+            let cancelled = tokio::time::timeout(crate::support::TIMEOUT, given_up.notified()).await;
             cancelled.expect("the upstream's call is cancelled");
         }
     });

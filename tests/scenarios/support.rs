@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use domicile::app::{App, Launch, StartError};
 use domicile::demo::certificates::Authority;
-use domicile::transport::listener::{self, Claimed};
+use domicile::transport::listener::{self, BoundPort};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
 /// The timeout for events that should happen at once; generous, because the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One runtime for the clients and upstreams of all scenarios.
 pub fn runtime() -> &'static Runtime {
@@ -27,9 +27,9 @@ pub fn runtime() -> &'static Runtime {
     RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap())
 }
 
-/// Polls `is_so` until it returns true; panics with `what` after [`PATIENCE`].
+/// Polls `is_so` until it returns true; panics with `what` after [`TIMEOUT`].
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !is_so() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(5));
@@ -237,7 +237,7 @@ pub struct Region {
     pub admin: SocketAddr,
     pub upstreams: Vec<Recorder>,
     pub config: PathBuf,
-    claimed: Option<Vec<Claimed>>,
+    ports: Option<Vec<BoundPort>>,
     pub app: Option<App>,
 }
 
@@ -289,22 +289,22 @@ impl World {
         let authority = Authority::new("test").unwrap();
         authority.write(&folder.path().join("ca.pem")).unwrap();
         authority.write_site(folder.path(), "site", &["localhost", "127.0.0.1", "*.example.com"]).unwrap();
-        let claim = || listener::claim("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let bind = || listener::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
         let mut regions = Vec::new();
         for name in NAMES {
             authority.write_region(folder.path(), name).unwrap();
             let users = plan.users.get(name).map_or(USERS, |users| users);
             std::fs::write(folder.path().join(format!("users-{name}.csv")), users).unwrap();
-            let claimed = vec![claim(), claim(), claim(), claim()];
+            let ports = vec![bind(), bind(), bind(), bind()];
             regions.push(Region {
                 name,
-                http: claimed[0].address,
-                https: claimed[1].address,
-                peers: claimed[2].address,
-                admin: claimed[3].address,
+                http: ports[0].address,
+                https: ports[1].address,
+                peers: ports[2].address,
+                admin: ports[3].address,
                 upstreams: (plan.upstreams)(name),
                 config: folder.path().join(format!("{name}.yaml")),
-                claimed: Some(claimed),
+                ports: Some(ports),
                 app: None,
             });
         }
@@ -344,7 +344,7 @@ impl World {
     pub fn start_region(&mut self, index: usize) -> Result<(), StartError> {
         let region = &mut self.regions[index];
         let launch =
-            Launch { config: region.config.clone(), claimed: region.claimed.take().unwrap_or_default(), ..Launch::default() };
+            Launch { config: region.config.clone(), inherited: region.ports.take().unwrap_or_default(), ..Launch::default() };
         region.app = Some(App::start(launch)?);
         Ok(())
     }
@@ -490,7 +490,7 @@ pub async fn read(answer: Response<Incoming>) -> Result<Answer, String> {
 pub fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(bytes).unwrap();
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);

@@ -10,7 +10,7 @@ use http::{Method, Response, StatusCode};
 use hyper::body::Frame;
 
 use crate::support::{
-    PATIENCE, Plan, Recorder, Wire, World, eventually, get, http2, pieces, post, raw, read, remember, request, runtime, whole,
+    Plan, Recorder, TIMEOUT, Wire, World, eventually, get, http2, pieces, post, raw, read, remember, request, runtime, whole,
 };
 
 /// An upstream that accepts every connection and reads nothing from it.
@@ -150,7 +150,7 @@ fn a_call_that_streams_keeps_its_own_deadline() {
         held.send(Frame::data(Bytes::from_static(b"first"))).unwrap();
         let fields = [("content-type", "application/grpc"), ("grpc-timeout", "200m")];
         let ask = request(Method::POST, "https://localhost/users/alice/orders/1", "", &fields, body);
-        let answer = tokio::time::timeout(PATIENCE, sender.send_request(ask)).await.expect("a response in time").unwrap();
+        let answer = tokio::time::timeout(TIMEOUT, sender.send_request(ask)).await.expect("a response in time").unwrap();
         assert_eq!(read(answer).await.unwrap().code(), "upstream.timeout");
         drop(held);
     });
@@ -161,7 +161,7 @@ fn a_stream_that_nobody_reads_holds_no_connection_for_ever() {
     // The response comes from the proxy itself, and the stream window of zero lets none of it through.
     let world = World::planned(Plan { extra: "limits: { idle_timeout: 200ms }\n".into(), ..Plan::default() });
     let mut stream = TcpStream::connect(world.eu().http).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00").unwrap();
     // GET https://a/: indexed fields and a literal `:authority`.
     stream.write_all(b"\x00\x00\x06\x01\x05\x00\x00\x00\x01\x82\x87\x84\x41\x01a").unwrap();
@@ -290,7 +290,7 @@ fn the_wait_for_an_answer_begins_at_the_end_of_the_upload_over_http2_as_well() {
             let whole = crate::support::try_send(region.http, Method::POST, path, &[], whole("whole")).await.unwrap();
             [streamed, whole]
         };
-        runtime().block_on(async { tokio::time::timeout(PATIENCE, asking).await.expect("a response in time") })
+        runtime().block_on(async { tokio::time::timeout(TIMEOUT, asking).await.expect("a response in time") })
     };
     let upstreams = |delay: Option<Duration>| {
         Box::new(move |_: &'static str| {

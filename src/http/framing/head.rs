@@ -3,7 +3,7 @@
 use crate::model::outcome::Code;
 
 use super::super::lists::tokens;
-use super::HeadLimits;
+use super::RequestGateLimits;
 
 /// How the end of a body is found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,7 +38,7 @@ pub(super) fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Code>
 }
 
 /// Checks a complete request head and finds how its body is delimited.
-pub(super) fn check(head: &[u8], limits: &HeadLimits) -> Result<Checked, Code> {
+pub(super) fn check(head: &[u8], limits: &RequestGateLimits) -> Result<Checked, Code> {
     let head = head.strip_prefix(b"\r\n").unwrap_or(head);
     let lines = head.strip_suffix(b"\r\n\r\n").ok_or(Code::RequestMalformed)?;
     let mut lines = Lines(Some(lines));
@@ -109,7 +109,7 @@ impl<'a> Iterator for Lines<'a> {
 }
 
 /// Checks `METHOD SP TARGET SP HTTP/1.x` with single spaces; returns whether the version is HTTP/1.1.
-fn request_line(line: &[u8], limits: &HeadLimits) -> Result<bool, Code> {
+fn request_line(line: &[u8], limits: &RequestGateLimits) -> Result<bool, Code> {
     let mut parts = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
         return Err(Code::RequestMalformed);

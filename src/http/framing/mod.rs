@@ -11,18 +11,18 @@
 //! follows the responses to earlier pipelined requests, and the connection closes. A malformed request body is an IO error,
 //! and so is any fault in a response; in both cases the connection is not used again.
 
-mod answer;
 mod chunked;
 mod connection_state;
 mod head;
 mod request;
+mod response;
 mod stall;
 
 use std::time::Duration;
 
-pub use answer::{AnswerGate, Asked, Link, MOST_INTERIM};
 pub use connection_state::{ConnectionState, Handover, InFlight};
-pub use request::Gate;
+pub use request::RequestGate;
+pub use response::{ExchangeState, MAX_INFORMATIONAL, RequestKind, ResponseGate};
 
 /// Carries the error code of a refused head to the request handler. A client that sends this header itself gets its request
 /// refused.
@@ -32,7 +32,7 @@ const READ_SIZE: usize = 16 << 10;
 
 /// Size limits of a request head, and timeouts of the connection.
 #[derive(Clone, Copy, Debug)]
-pub struct HeadLimits {
+pub struct RequestGateLimits {
     /// Bytes of the request line and all header lines.
     pub bytes: usize,
     pub fields: usize,

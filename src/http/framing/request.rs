@@ -15,12 +15,12 @@ use super::chunked::{Chunked, Outcome};
 use super::connection_state::ConnectionState;
 use super::head::{self, Framing};
 use super::stall::Stall;
-use super::{FAULT_HEADER, HeadLimits, READ_SIZE};
+use super::{FAULT_HEADER, READ_SIZE, RequestGateLimits};
 
 /// Wraps a client's connection and lets only unambiguous HTTP/1 requests through.
-pub struct Gate<S> {
+pub struct RequestGate<S> {
     io: S,
-    limits: HeadLimits,
+    limits: RequestGateLimits,
     connection_state: Rc<ConnectionState>,
     raw: BytesMut,
     /// How many bytes at the start of `raw` are checked and may be read.
@@ -60,9 +60,14 @@ enum Waiting {
     RestOfHead,
 }
 
-impl<S> Gate<S> {
+impl<S> RequestGate<S> {
     /// Wraps a connection that started at `begun` and from which `first` has already been read.
-    pub fn new(io: S, (begun, first): (Instant, BytesMut), limits: HeadLimits, connection_state: Rc<ConnectionState>) -> Self {
+    pub fn new(
+        io: S,
+        (begun, first): (Instant, BytesMut),
+        limits: RequestGateLimits,
+        connection_state: Rc<ConnectionState>,
+    ) -> Self {
         let (timer, stall) = (Box::pin(tokio::time::sleep(limits.timeout)), Stall::after(limits.write_stall));
         let mut gate = Self {
             io,
@@ -177,7 +182,7 @@ impl<S> Gate<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> Gate<S> {
+impl<S: AsyncRead + Unpin> RequestGate<S> {
     /// Reads a body of known length straight into the reader's buffer.
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, left: u64) -> Poll<io::Result<()>> {
         let most = buf.remaining().min(READ_SIZE * 4).min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -199,7 +204,7 @@ impl<S: AsyncRead + Unpin> Gate<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for RequestGate<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
         loop {
@@ -247,7 +252,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for RequestGate<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
         let written = Pin::new(&mut gate.io).poll_write(cx, buf);

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 use super::*;
 use crate::model::outcome::Code;
 
-fn limits() -> HeadLimits {
+fn limits() -> RequestGateLimits {
     let timeout = Duration::from_secs(3600);
-    HeadLimits { bytes: 4096, fields: 20, target_bytes: 200, timeout, keep_alive: timeout, write_stall: timeout }
+    RequestGateLimits { bytes: 4096, fields: 20, target_bytes: 200, timeout, keep_alive: timeout, write_stall: timeout }
 }
 
 /// Returns the bytes that hyper would read if a client sent `sent` in steps of `step` bytes, or the kind of the error.
@@ -19,7 +19,7 @@ fn through(sent: &[u8], step: usize) -> Result<String, io::ErrorKind> {
     runtime.block_on(async {
         let (mut client, server) = tokio::io::duplex(step.max(1));
         let sent = sent.to_vec();
-        let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::default());
+        let mut gate = RequestGate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::default());
         let write = async {
             let _ = client.write_all(&sent).await;
             drop(client);
@@ -138,9 +138,9 @@ fn a_busy_connection_outlives_its_keep_alive_and_an_idle_one_does_not() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let (mut client, server) = tokio::io::duplex(4096);
-        let limits = HeadLimits { keep_alive: Duration::from_secs(60), ..limits() };
+        let limits = RequestGateLimits { keep_alive: Duration::from_secs(60), ..limits() };
         let connection_state = Rc::new(ConnectionState::default());
-        let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits, Rc::clone(&connection_state));
+        let mut gate = RequestGate::new(server, (Instant::now(), BytesMut::new()), limits, Rc::clone(&connection_state));
         let mut space = [0; 256];
         for _ in 0..5 {
             client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -156,12 +156,12 @@ fn a_busy_connection_outlives_its_keep_alive_and_an_idle_one_does_not() {
 }
 
 /// Returns the bytes that hyper would read if an upstream sent `sent` after a request of the kind `asked`.
-fn answer_through(sent: &[u8], asked: Asked, step: usize) -> Result<String, io::ErrorKind> {
+fn answer_through(sent: &[u8], asked: RequestKind, step: usize) -> Result<String, io::ErrorKind> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let (mut upstream, end) = tokio::io::duplex(step.max(1));
-        let (sent, link) = (sent.to_vec(), Rc::new(Link::default()));
-        let mut gate = AnswerGate::new(end, Rc::clone(&link), Duration::from_secs(3600));
+        let (sent, link) = (sent.to_vec(), Rc::new(ExchangeState::default()));
+        let mut gate = ResponseGate::new(end, Rc::clone(&link), Duration::from_secs(3600));
         link.ask(asked);
         let write = async {
             let _ = upstream.write_all(&sent).await;
@@ -181,16 +181,16 @@ fn answer_through(sent: &[u8], asked: Asked, step: usize) -> Result<String, io::
 #[test]
 fn unambiguous_answers_pass_unchanged() {
     for (asked, sent) in [
-        (Asked::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
-        (Asked::Other, "HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n"),
-        (Asked::Other, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\n"),
-        (Asked::Other, "HTTP/1.0 200 OK\r\n\r\neverything until the end"),
-        (Asked::Other, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"),
-        (Asked::Head, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
-        (Asked::Head, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
-        (Asked::Other, "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n"),
-        (Asked::Upgrade, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n\x01\x02anything"),
-        (Asked::Connect, "HTTP/1.1 200 OK\r\n\r\nanything"),
+        (RequestKind::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
+        (RequestKind::Other, "HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.0 200 OK\r\n\r\neverything until the end"),
+        (RequestKind::Other, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"),
+        (RequestKind::Head, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
+        (RequestKind::Head, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n"),
+        (RequestKind::Upgrade, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n\x01\x02anything"),
+        (RequestKind::Connect, "HTTP/1.1 200 OK\r\n\r\nanything"),
     ] {
         for step in [1, 7, 5000] {
             assert_eq!(answer_through(sent.as_bytes(), asked, step).as_deref(), Ok(sent));
@@ -201,51 +201,51 @@ fn unambiguous_answers_pass_unchanged() {
 #[test]
 fn responses_with_ambiguous_framing_are_refused() {
     for (asked, sent) in [
-        (Asked::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        (Asked::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
-        (Asked::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello"),
-        (Asked::Other, "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello"),
-        (Asked::Other, "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
-        (Asked::Other, "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        (Asked::Other, "HTTP/1.1 200 OK\r\nX: a\r\n folded\r\nContent-Length: 0\r\n\r\n"),
-        (Asked::Other, "HTTP/1.1 200 OK\nContent-Length: 0\n\n"),
-        (Asked::Other, "HTTP/1.1 2OO OK\r\nContent-Length: 0\r\n\r\n"),
-        (Asked::Other, "HTTP/1.1 099 No\r\nContent-Length: 0\r\n\r\n"),
-        (Asked::Other, "HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n"),
-        (Asked::Other, "hello\r\n\r\n"),
-        (Asked::Other, "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello"),
-        (Asked::Other, "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        (Asked::Other, "HTTP/1.1 100 Continue\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
-        (Asked::Other, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"),
-        (Asked::Upgrade, "HTTP/1.1 101 Switching Protocols\r\nContent-Length: 5\r\n\r\nhello"),
-        (Asked::Other, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n0\r\n\r\n"),
-        (Asked::Other, "HTTP/1.1 200 OK\r\nX\0: a\r\nContent-Length: 0\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
+        (RequestKind::Other, "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello"),
+        (RequestKind::Other, "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello"),
+        (RequestKind::Other, "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.1 200 OK\r\nX: a\r\n folded\r\nContent-Length: 0\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.1 200 OK\nContent-Length: 0\n\n"),
+        (RequestKind::Other, "HTTP/1.1 2OO OK\r\nContent-Length: 0\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.1 099 No\r\nContent-Length: 0\r\n\r\n"),
+        (RequestKind::Other, "HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        (RequestKind::Other, "hello\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello"),
+        (RequestKind::Other, "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.1 100 Continue\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"),
+        (RequestKind::Upgrade, "HTTP/1.1 101 Switching Protocols\r\nContent-Length: 5\r\n\r\nhello"),
+        (RequestKind::Other, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n0\r\n\r\n"),
+        (RequestKind::Other, "HTTP/1.1 200 OK\r\nX\0: a\r\nContent-Length: 0\r\n\r\n"),
     ] {
         for step in [1, 7, 5000] {
             assert_eq!(answer_through(sent.as_bytes(), asked, step), Err(io::ErrorKind::InvalidData), "{sent:?}");
         }
     }
     let flood = "HTTP/1.1 102 Processing\r\n\r\n".repeat(17) + "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-    assert!(answer_through(flood.as_bytes(), Asked::Other, 5000).is_err());
+    assert!(answer_through(flood.as_bytes(), RequestKind::Other, 5000).is_err());
     let large = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(70_000));
-    assert!(answer_through(large.as_bytes(), Asked::Other, 5000).is_err());
+    assert!(answer_through(large.as_bytes(), RequestKind::Other, 5000).is_err());
 }
 
 #[test]
 fn an_unexpected_response_ends_the_connection() {
     let one = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-    assert!(answer_through(format!("{one}{one}").as_bytes(), Asked::Other, 5000).is_err());
-    assert!(answer_through(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok!", Asked::Other, 5000).is_err());
+    assert!(answer_through(format!("{one}{one}").as_bytes(), RequestKind::Other, 5000).is_err());
+    assert!(answer_through(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok!", RequestKind::Other, 5000).is_err());
     // The pool sees unread bytes between two responses before it uses the connection again.
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let (mut upstream, end) = tokio::io::duplex(1000);
-        let gate = AnswerGate::new(end, Rc::default(), Duration::from_secs(3600));
+        let gate = ResponseGate::new(end, Rc::default(), Duration::from_secs(3600));
         assert!(gate.is_quiet());
         upstream.write_all(one.as_bytes()).await.unwrap();
         assert!(!gate.is_quiet());
         let (upstream, end) = tokio::io::duplex(1000);
-        let gate = AnswerGate::new(end, Rc::default(), Duration::from_secs(3600));
+        let gate = ResponseGate::new(end, Rc::default(), Duration::from_secs(3600));
         drop(upstream);
         assert!(!gate.is_quiet(), "a closed connection is not idle");
     });
@@ -259,7 +259,7 @@ fn bytes_after_an_upgrade_request_are_held_until_its_response() {
         let behind = "\x01\x02 is no HTTP";
         let (mut client, server) = tokio::io::duplex(1000);
         let connection_state: Rc<ConnectionState> = Rc::default();
-        let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::clone(&connection_state));
+        let mut gate = RequestGate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::clone(&connection_state));
         client.write_all(format!("{upgrade}{behind}").as_bytes()).await.unwrap();
         let mut read = vec![0; upgrade.len()];
         gate.read_exact(&mut read).await.unwrap();
@@ -278,7 +278,7 @@ fn bytes_after_an_upgrade_request_are_held_until_its_response() {
             let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
             let connection_state: Rc<ConnectionState> = Rc::default();
             let (mut client, server) = tokio::io::duplex(1000);
-            let mut gate = Gate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::clone(&connection_state));
+            let mut gate = RequestGate::new(server, (Instant::now(), BytesMut::new()), limits(), Rc::clone(&connection_state));
             client.write_all(format!("{upgrade}{behind}").as_bytes()).await.unwrap();
             drop(client);
             gate.read_exact(&mut vec![0; upgrade.len()]).await.unwrap();

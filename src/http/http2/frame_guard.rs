@@ -31,7 +31,7 @@ impl<S> FrameGuard<S> {
     }
 
     /// Returns the settings of the peer, updated whenever it sends new ones.
-    pub fn told(&self) -> Rc<PeerSettings> {
+    pub fn peer_settings(&self) -> Rc<PeerSettings> {
         Rc::clone(&self.frames.peer_settings)
     }
 

@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::body::Body;
-use super::super::framing::{AnswerGate, Asked, Link};
+use super::super::framing::{ExchangeState, RequestKind, ResponseGate};
 use super::super::tunnel::{CONNECT, Wire};
-use super::{Listener, Reply, SendCause, SendError, SendOptions, form};
+use super::{InformationalSender, Reply, SendCause, SendError, SendOptions, form};
 use crate::transport::dial::{self, DialError, Server};
 use crate::transport::stream::Stream;
 
@@ -27,10 +27,10 @@ const MAX_IDLE: usize = 64;
 /// Shorter than the keep-alive of common servers (Node 5 s, nginx 75 s), so that the proxy closes first and loses no request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// As many as [`AnswerGate`] accepts.
+/// As many as [`ResponseGate`] accepts.
 const MAX_HEADERS: usize = 256;
 
-/// Fits the largest response head that [`AnswerGate`] accepts. Also bounds the request data that waits for a slow server.
+/// Fits the largest response head that [`ResponseGate`] accepts. Also bounds the request data that waits for a slow server.
 const MAX_BUFFER: usize = 72 << 10;
 
 /// One worker's idle connections; the most recently used is reused first.
@@ -50,8 +50,8 @@ struct Idle {
 
 struct Connection {
     sender: SendRequest<Body>,
-    gate: AnswerGate<Stream>,
-    link: Rc<Link>,
+    gate: ResponseGate<Stream>,
+    link: Rc<ExchangeState>,
     remote: Option<SocketAddr>,
     /// Aborts the connection's task on drop, because a cancelled request may be blocked on a server that does not read.
     _driver: AbortOnDropHandle<()>,
@@ -110,7 +110,7 @@ impl Http1Pool {
         if form::for_http1(&mut request).is_none() {
             return Err(SendError::form(request));
         }
-        connection.link.ask(if request.method() == Method::HEAD { Asked::Head } else { Asked::Other });
+        connection.link.ask(if request.method() == Method::HEAD { RequestKind::Head } else { RequestKind::Other });
         forward_informational(&mut request);
         let response = connection.sender.try_send_request(request).await.map_err(SendError::of)?;
         self.put_when_ready(connection, server, options);
@@ -157,8 +157,8 @@ impl Http1Pool {
 
 /// Forwards informational responses.
 fn forward_informational(request: &mut Request<Body>) {
-    if let Some(listener) = Listener::of(request) {
-        hyper::ext::on_informational(request, move |response| listener.hear(response.status(), response.headers().clone()));
+    if let Some(informational) = InformationalSender::of(request) {
+        hyper::ext::on_informational(request, move |response| informational.send(response.status(), response.headers().clone()));
     }
 }
 
@@ -167,8 +167,8 @@ fn key(server: &Server, options: &SendOptions) -> Key {
 }
 
 async fn handshake(stream: Stream, server: &Server, options: &SendOptions) -> Result<Connection, DialError> {
-    let (link, remote) = (Rc::new(Link::default()), stream.remote());
-    let gate = AnswerGate::new(stream, Rc::clone(&link), options.dial.write_stall);
+    let (link, remote) = (Rc::new(ExchangeState::default()), stream.remote());
+    let gate = ResponseGate::new(stream, Rc::clone(&link), options.dial.write_stall);
     let handshake = builder().handshake(TokioIo::new(gate.clone())).await;
     let (sender, connection) = handshake.map_err(|error| broken(server, error))?;
     let driver = tokio::task::spawn_local(async move {
@@ -201,16 +201,16 @@ pub(super) async fn upgrade(
         Err(error) => return Err(SendError::dial(error, request)),
     };
     let Some(accept) = form::for_upgrade(&mut request, protocol) else { return Err(SendError::form(request)) };
-    let link = Rc::new(Link::default());
+    let link = Rc::new(ExchangeState::default());
     let is_connect = protocol == CONNECT;
-    link.ask(if is_connect { Asked::Connect } else { Asked::Upgrade });
-    let gate = AnswerGate::new(stream, Rc::clone(&link), options.dial.write_stall);
+    link.ask(if is_connect { RequestKind::Connect } else { RequestKind::Upgrade });
+    let gate = ResponseGate::new(stream, Rc::clone(&link), options.dial.write_stall);
     let (mut sender, connection) = match builder().handshake(TokioIo::new(gate)).await {
         Ok(pair) => pair,
         Err(error) => return Err(SendError::dial(broken(server, error), request)),
     };
     // HTTP ends on this connection after 101, or a 2xx to CONNECT: hyper returns the stream and the bytes that it read ahead.
-    let (stream_sender, stream_receiver) = tokio::sync::oneshot::channel::<(TokioIo<AnswerGate<Stream>>, Bytes)>();
+    let (stream_sender, stream_receiver) = tokio::sync::oneshot::channel::<(TokioIo<ResponseGate<Stream>>, Bytes)>();
     tokio::task::spawn_local(async move {
         if let Ok(parts) = connection.without_shutdown().await {
             let _ = stream_sender.send((parts.io, parts.read_buf));
@@ -230,7 +230,7 @@ pub(super) async fn upgrade(
     }
 }
 
-fn wire_of(gate: AnswerGate<Stream>, read_ahead: Bytes) -> Wire {
+fn wire_of(gate: ResponseGate<Stream>, read_ahead: Bytes) -> Wire {
     let (reader, writer) = tokio::io::split(gate);
     Box::pin(tokio::io::join(tokio::io::AsyncReadExt::chain(std::io::Cursor::new(read_ahead), reader), writer))
 }

@@ -22,7 +22,7 @@ use super::super::body::Body;
 use super::super::http2::MonitoredIo;
 use super::super::tunnel::CONNECT;
 use super::super::window::{CONNECTION_WINDOW, Share, Window};
-use super::sender::{EXTENDED_CONNECT, Sender};
+use super::sender::{EXTENDED_CONNECT, StreamSender};
 use super::{Reply, SendError, SendOptions, form};
 
 /// Memory budget of `h2` for small DATA frames that have arrived but have not been read. [`MonitoredIo`] reads less than this
@@ -40,20 +40,20 @@ const MAX_RESPONSE_HEAD: u32 = 64 << 10;
 const SEND_BUFFER: u32 = 256 << 10;
 
 /// A destination of connections, with the timeouts that detect a lost connection.
-pub trait Place: Eq + Hash + Clone {
+pub trait Destination: Eq + Hash + Clone {
     /// How long written data may stay unacknowledged by TCP.
     const ACKNOWLEDGED_WITHIN: Duration;
     /// The silence after which a PING is sent. gRPC servers close connections on which PING frames are frequent.
     const PING_EVERY: Option<Duration>;
 }
 
-impl Place for RegionId {
+impl Destination for RegionId {
     /// Together with the PING interval, about as long as a person waits for a page.
     const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
     const PING_EVERY: Option<Duration> = Some(Duration::from_secs(5));
 }
 
-impl Place for Arc<str> {
+impl Destination for Arc<str> {
     const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(30);
     const PING_EVERY: Option<Duration> = None;
 }
@@ -65,14 +65,14 @@ const PING_TIMEOUT: Duration = Duration::from_secs(60);
 /// connection have the same window.
 #[derive(Clone)]
 pub struct Http2Pool<K> {
-    places: Rc<RefCell<HashMap<(K, Window), Slots>>>,
+    destinations: Rc<RefCell<HashMap<(K, Window), Slots>>>,
     /// Every connection that is open, those included that take no new streams.
     live: Live,
 }
 
 impl<K> Default for Http2Pool<K> {
     fn default() -> Self {
-        Self { places: Rc::default(), live: Rc::default() }
+        Self { destinations: Rc::default(), live: Rc::default() }
     }
 }
 
@@ -99,28 +99,28 @@ struct Slot {
 }
 
 struct Open {
-    sender: Sender,
+    sender: StreamSender,
     server: Server,
     remote: Option<SocketAddr>,
 }
 
 /// Counts a request as in flight, and holds its window, until the last clone is dropped.
 #[derive(Clone)]
-pub struct InFlight(Rc<Busy>);
+pub struct InFlight(Rc<StreamUse>);
 
-struct Busy {
+struct StreamUse {
     slot: Rc<Slot>,
     share: Share,
 }
 
-impl Drop for Busy {
+impl Drop for StreamUse {
     fn drop(&mut self) {
         self.slot.in_flight.set(self.slot.in_flight.get() - 1);
         self.slot.used.set(Instant::now());
     }
 }
 
-impl<K: Place> Http2Pool<K> {
+impl<K: Destination> Http2Pool<K> {
     /// Sends a request and waits for the response head.
     ///
     /// The guard counts the request as in flight; keep it until the response body has ended.
@@ -207,7 +207,7 @@ impl<K: Place> Http2Pool<K> {
     /// Drops connections without requests in flight that have ended, whose destination is gone or has changed, or whose window
     /// is not in `windows` and has been unused for a minute.
     pub fn retain(&self, windows: &[Window], is_current: impl Fn(&K, &Server) -> bool) {
-        self.places.borrow_mut().retain(|(place, window), slots| {
+        self.destinations.borrow_mut().retain(|(place, window), slots| {
             slots.retain(|slot| {
                 if slot.in_flight.get() > 0 {
                     return true;
@@ -224,13 +224,13 @@ impl<K: Place> Http2Pool<K> {
     fn begin(&self, place: K, connections: usize, share: Share) -> InFlight {
         let slot = self.least_busy((place, share.window()), connections);
         slot.in_flight.set(slot.in_flight.get() + 1);
-        InFlight(Rc::new(Busy { slot, share }))
+        InFlight(Rc::new(StreamUse { slot, share }))
     }
 
     /// The least busy connection. Opens more than `connections` if no connection window has room for another unread body.
     fn least_busy(&self, place: (K, Window), connections: usize) -> Rc<Slot> {
-        let (most, mut places) = (place.1.most_bodies(), self.places.borrow_mut());
-        let slots = places.entry(place).or_default();
+        let (most, mut destinations) = (place.1.most_bodies(), self.destinations.borrow_mut());
+        let slots = destinations.entry(place).or_default();
         while slots.len() < connections.max(1) || slots.iter().all(|slot| slot.in_flight.get() >= most) {
             slots.push(Rc::new(Slot::new()));
         }
@@ -239,7 +239,7 @@ impl<K: Place> Http2Pool<K> {
 }
 
 impl InFlight {
-    async fn open<K: Place>(&self, server: &Server, options: &SendOptions, live: &Live) -> Result<Sender, DialError> {
+    async fn open<K: Destination>(&self, server: &Server, options: &SendOptions, live: &Live) -> Result<StreamSender, DialError> {
         self.0.slot.open::<K>(server, self.0.share.window(), options, live).await
     }
 }
@@ -254,13 +254,13 @@ impl Slot {
     }
 
     /// Returns a sender on a live connection to exactly this server; dials if there is none.
-    async fn open<K: Place>(
+    async fn open<K: Destination>(
         &self,
         server: &Server,
         window: Window,
         options: &SendOptions,
         live: &Live,
-    ) -> Result<Sender, DialError> {
+    ) -> Result<StreamSender, DialError> {
         let asked = Instant::now();
         let mut open = self.open.lock().await;
         if self.failed.get().is_some_and(|failed| failed >= asked) {
@@ -282,12 +282,12 @@ impl Slot {
     }
 }
 
-async fn dial<K: Place>(
+async fn dial<K: Destination>(
     server: &Server,
     window: Window,
     options: &SendOptions,
     live: &Live,
-) -> Result<(Sender, Option<SocketAddr>), DialError> {
+) -> Result<(StreamSender, Option<SocketAddr>), DialError> {
     let stream = dial::open(server, &options.dial, false).await?;
     let remote = stream.remote();
     let chain = stream.peer_certificates();
@@ -331,5 +331,5 @@ async fn dial<K: Place>(
             () = lost => tracing::debug!("no PING response in time; closing"),
         }
     });
-    Ok((Sender::new(sender), remote))
+    Ok((StreamSender::new(sender), remote))
 }

@@ -14,15 +14,15 @@ const MAX_FORWARDED: usize = 16 << 10;
 
 /// Forwards the informational responses to one request; stored in the request's extensions.
 #[derive(Clone)]
-pub struct Listener {
+pub struct InformationalSender {
     sender: UnboundedSender<Response<()>>,
     /// Header bytes forwarded so far.
     forwarded: Arc<AtomicUsize>,
 }
 
-impl Listener {
-    /// Adds a listener to a request and returns the receiver of its informational responses. The channel needs no bound, because
-    /// a response has at most [`MOST_INTERIM`](crate::http::framing::MOST_INTERIM) of them.
+impl InformationalSender {
+    /// Adds a informational to a request and returns the receiver of its informational responses. The channel needs no bound, because
+    /// a response has at most [`MAX_INFORMATIONAL`](crate::http::framing::MAX_INFORMATIONAL) of them.
     pub fn put_into(request: &mut Request<Body>) -> UnboundedReceiver<Response<()>> {
         let (sender, receiver) = unbounded_channel();
         request.extensions_mut().insert(Self { sender, forwarded: Arc::default() });
@@ -34,7 +34,7 @@ impl Listener {
     }
 
     /// Forwards a response. Drops `100 Continue`, because the proxy itself sends it to the client.
-    pub(super) fn hear(&self, status: StatusCode, fields: HeaderMap) {
+    pub(super) fn send(&self, status: StatusCode, fields: HeaderMap) {
         let bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
         let add = move |forwarded: usize| Some(forwarded + bytes).filter(|total| *total <= MAX_FORWARDED);
         if status != StatusCode::CONTINUE && self.forwarded.fetch_update(Relaxed, Relaxed, add).is_ok() {
@@ -57,11 +57,11 @@ mod tests {
     #[test]
     fn forwarded_informational_responses_are_bounded() {
         let mut request = Request::new(Body::empty());
-        let mut hints = Listener::put_into(&mut request);
-        let listener = Listener::of(&request).unwrap();
+        let mut hints = InformationalSender::put_into(&mut request);
+        let informational = InformationalSender::of(&request).unwrap();
         let forward = |size: usize| {
             let fields = HeaderMap::from_iter([(LINK, HeaderValue::from_str(&"x".repeat(size)).unwrap())]);
-            listener.hear(StatusCode::EARLY_HINTS, fields);
+            informational.send(StatusCode::EARLY_HINTS, fields);
         };
         for size in [MAX_FORWARDED - 4 - 10, 20, 6] {
             forward(size);

@@ -22,7 +22,7 @@ use super::tunnel::Wire;
 use super::window::Buffers;
 
 pub use http2::InFlight;
-pub use interim::Listener;
+pub use interim::InformationalSender;
 pub use peers::PeerPool;
 pub use sender::EXTENDED_CONNECT;
 pub use upstream::UpstreamPool;

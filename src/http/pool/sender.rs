@@ -14,20 +14,20 @@ use http_body::Body as _;
 use tokio::time::Instant;
 
 use super::super::body::Body;
-use super::super::framing::MOST_INTERIM;
+use super::super::framing::MAX_INFORMATIONAL;
 use super::super::http2::{self, Piece, Received, StreamReader, StreamWriter, Tunnel, Upload};
 use super::replay::{self, ReplayBuffer};
-use super::{InFlight, Listener, Reply, SendError};
+use super::{InFlight, InformationalSender, Reply, SendError};
 
 /// Opens streams on one connection.
 #[derive(Clone)]
-pub(super) struct Sender {
+pub(super) struct StreamSender {
     streams: SendRequest<Piece>,
     /// The server's first SETTINGS have arrived, or the wait for them has timed out.
     is_settled: Rc<Cell<bool>>,
 }
 
-impl Sender {
+impl StreamSender {
     pub(super) fn new(streams: SendRequest<Piece>) -> Self {
         Self { streams, is_settled: Rc::default() }
     }
@@ -78,7 +78,7 @@ impl Sender {
         stall: Duration,
         in_flight: InFlight,
     ) -> Result<Response<Body>, SendError> {
-        let listener = Listener::of(&request);
+        let informational = InformationalSender::of(&request);
         let OpenStream { response, stream, head, body } = self.open_stream(request).await?;
         let (upload, buffer) = if body.is_end_stream() {
             (None, None)
@@ -90,7 +90,7 @@ impl Sender {
             };
             (Some(Upload::new(tokio::task::spawn_local(sending))), Some(buffer))
         };
-        let outcome = response_head(response, listener).await;
+        let outcome = response_head(response, informational).await;
         let unprocessed = || buffer.map_or(Some(Body::empty()), ReplayBuffer::again).map(|body| Request::from_parts(head, body));
         let (head, incoming) = outcome.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         let body = Received::answering(incoming, &head.headers, upload);
@@ -142,15 +142,20 @@ impl NoResponse {
 }
 
 /// Waits for the final response head and forwards the informational responses before it.
-async fn response_head(mut response: ResponseFuture, listener: Option<Listener>) -> Result<Response<RecvStream>, NoResponse> {
-    for _ in 0..=MOST_INTERIM {
+async fn response_head(
+    mut response: ResponseFuture,
+    informational: Option<InformationalSender>,
+) -> Result<Response<RecvStream>, NoResponse> {
+    for _ in 0..=MAX_INFORMATIONAL {
         match poll_fn(|cx| response.poll_informational(cx)).await {
-            Some(Ok(informational)) if informational.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            Some(Ok(head)) if head.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return Err(NoResponse::Malformed("the server sent 101 Switching Protocols, which HTTP/2 does not allow"));
             }
-            Some(Ok(informational)) => {
-                let (head, ()) = informational.into_parts();
-                listener.iter().for_each(|listener| listener.hear(head.status, head.headers.clone()));
+            Some(Ok(head)) => {
+                let (head, ()) = head.into_parts();
+                if let Some(informational) = &informational {
+                    informational.send(head.status, head.headers);
+                }
             }
             Some(Err(error)) => return Err(NoResponse::Broken(error)),
             None => return response.await.map_err(NoResponse::Broken),

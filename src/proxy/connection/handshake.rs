@@ -68,13 +68,13 @@ pub(super) async fn open(
                 Ok(stream) => stream,
                 Err(error) => return refused(worker, "tls", &error.to_string()),
             };
-            let (_, session) = stream.get_ref();
+            let (_, tls_state) = stream.get_ref();
             // A TLS-ALPN-01 challenge ends with the handshake.
-            if session.alpn_protocol() == Some(ACME_TLS) {
+            if tls_state.alpn_protocol() == Some(ACME_TLS) {
                 return None;
             }
-            let site = Some(Site::shown(&tls, session.server_name()));
-            let (is_http2, client_certificate) = (Some(chose_http2(session)), certificate_of(session));
+            let site = Some(Site::shown(&tls, tls_state.server_name()));
+            let (is_http2, client_certificate) = (Some(chose_http2(tls_state)), certificate_of(tls_state));
             Some(Opened { is_http2, client_certificate, site, ..opened(boxed(stream)) })
         }
         Security::Peers(config) => {
@@ -83,13 +83,13 @@ pub(super) async fn open(
             };
             let stream = accept(&config, stream).await;
             let stream = stream.inspect_err(|error| warn_of_peer(worker, &format!("TLS handshake failed: {error}"))).ok()?;
-            let (_, session) = stream.get_ref();
-            let chain = session.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
+            let (_, tls_state) = stream.get_ref();
+            let chain = tls_state.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
             let Some(peer) = peer_of(&worker.snapshot(), &chain) else {
                 warn_of_peer(worker, "the certificate names no other region of this policy");
                 return None;
             };
-            let is_http2 = Some(chose_http2(session));
+            let is_http2 = Some(chose_http2(tls_state));
             Some(Opened { is_http2, ingress: Ingress::Peer(peer), peer_chain: chain, ..opened(boxed(stream)) })
         }
     }
@@ -108,8 +108,8 @@ async fn read_source(worker: &Worker, stream: &mut TcpStream, remote: SocketAddr
 }
 
 /// The client certificate, without its chain (DER).
-fn certificate_of(session: &rustls::ServerConnection) -> Option<Vec<u8>> {
-    Some(session.peer_certificates()?.first()?.to_vec())
+fn certificate_of(tls_state: &rustls::ServerConnection) -> Option<Vec<u8>> {
+    Some(tls_state.peer_certificates()?.first()?.to_vec())
 }
 
 type Accepted = tokio_rustls::server::TlsStream<TcpStream>;
@@ -118,8 +118,8 @@ async fn accept(config: &std::sync::Arc<rustls::ServerConfig>, stream: TcpStream
     TlsAcceptor::from(std::sync::Arc::clone(config)).accept(stream).await
 }
 
-fn chose_http2(session: &rustls::ServerConnection) -> bool {
-    session.alpn_protocol() == Some(b"h2")
+fn chose_http2(tls_state: &rustls::ServerConnection) -> bool {
+    tls_state.alpn_protocol() == Some(b"h2")
 }
 
 fn boxed(stream: Accepted) -> Stream {

@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use crate::http::body::Body;
-use crate::http::framing::{ConnectionState, Gate, InFlight};
+use crate::http::framing::{ConnectionState, InFlight, RequestGate};
 use crate::transport::stream::Stream;
 
 use super::super::ingress::{ConnectionContext, ResponseChannel};
@@ -28,23 +28,23 @@ pub(super) async fn serve(
     worker: Rc<Worker>,
     stream: Stream,
     first: (Instant, BytesMut),
-    session: Rc<ConnectionContext>,
+    context: Rc<ConnectionContext>,
     limits: &Limits,
 ) {
-    let connection_state = Rc::clone(&session.connection_state);
-    let io = TokioIo::new(Gate::new(stream, first, limits.head(), Rc::clone(&connection_state)));
+    let connection_state = Rc::clone(&context.connection_state);
+    let io = TokioIo::new(RequestGate::new(stream, first, limits.head(), Rc::clone(&connection_state)));
     let (draining_worker, state) = (Rc::clone(&worker), Rc::clone(&connection_state));
     // The gate ends idle connections.
     let mut end = pin!(async move { leaving(&draining_worker, &state).await });
     let requests_per_connection = limits.requests_per_connection as u64;
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let (worker, session, in_flight) = (Rc::clone(&worker), Rc::clone(&session), InFlight::count(&session.connection_state));
+        let (worker, context, in_flight) = (Rc::clone(&worker), Rc::clone(&context), InFlight::count(&context.connection_state));
         Box::pin(async move {
-            let is_last = session.connection_state.requests() >= requests_per_connection;
-            let back = ResponseChannel::Connection(Rc::clone(&session.connection_state));
-            let mut response = request::handle(worker, Rc::clone(&session), back, request.map(Body::from)).await;
+            let is_last = context.connection_state.requests() >= requests_per_connection;
+            let channel = ResponseChannel::Connection(Rc::clone(&context.connection_state));
+            let mut response = request::handle(worker, Rc::clone(&context), channel, request.map(Body::from)).await;
             if response.headers().get(CONNECTION).is_some_and(|value| value == "close") {
-                session.connection_state.linger();
+                context.connection_state.linger();
             }
             if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -80,7 +80,7 @@ pub(super) async fn serve(
 }
 
 /// Closes the connection so that the last response arrives even if the client is still sending.
-async fn close(gate: &mut Gate<Stream>, connection_state: &ConnectionState) {
+async fn close(gate: &mut RequestGate<Stream>, connection_state: &ConnectionState) {
     if gate.shutdown().await.is_err() || !connection_state.lingers() {
         return;
     }

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::decision::facts::Ingress;
-use crate::http::framing::{ConnectionState, Gate, InFlight};
+use crate::http::framing::{ConnectionState, InFlight, RequestGate};
 use crate::http::http2::{Exchange, FrameGuard, MonitoredIo, PeerSettings, Piece};
 use crate::http::window::{CONNECTION_WINDOW, Window};
 use crate::transport::stream::Stream;
@@ -58,14 +58,14 @@ pub(super) async fn serve(
     worker: Rc<Worker>,
     stream: Stream,
     first: (Instant, BytesMut),
-    session: Rc<ConnectionContext>,
+    context: Rc<ConnectionContext>,
     limits: &Limits,
 ) {
     // HTTP/2 has its own framing: the gate only returns the bytes that were read ahead.
-    let io = Gate::new(stream, first, limits.head(), Rc::clone(&session.connection_state));
-    let bounds = Bounds::of(&session, limits);
+    let io = RequestGate::new(stream, first, limits.head(), Rc::clone(&context.connection_state));
+    let bounds = Bounds::of(&context, limits);
     let io = FrameGuard::new(io, limits.header_timeout, bounds.control_frames);
-    let peer_settings = io.told();
+    let peer_settings = io.peer_settings();
     let io = MonitoredIo::new(io);
     let (keepalive, remains) = (io.keepalive(PING_EVERY, PING_TIMEOUT), io.remains());
     let mut connection = match builder(bounds.is_peer, limits).handshake(io).await {
@@ -76,10 +76,10 @@ pub(super) async fn serve(
     let lost = async {
         tokio::select! {
             () = keepalive.lost(pings) => tracing::debug!("no PING response in time; closing"),
-            () = disproven(&worker, &session, bounds.is_peer) => tracing::warn!("peer certificate no longer proves its region; closing"),
+            () = disproven(&worker, &context, bounds.is_peer) => tracing::warn!("peer certificate no longer proves its region; closing"),
         }
     };
-    let accepting = accept(&worker, &session, &mut connection, &peer_settings, (&bounds, limits));
+    let accepting = accept(&worker, &context, &mut connection, &peer_settings, (&bounds, limits));
     let after = tokio::select! {
         // Process received frames first, whichever other branch is ready.
         biased;
@@ -104,8 +104,8 @@ struct Bounds {
 }
 
 impl Bounds {
-    fn of(session: &ConnectionContext, limits: &Limits) -> Self {
-        let is_peer = matches!(session.arrival.ingress, Ingress::Peer(_));
+    fn of(context: &ConnectionContext, limits: &Limits) -> Self {
+        let is_peer = matches!(context.arrival.ingress, Ingress::Peer(_));
         let unless_peer = |limit: usize| if is_peer { u64::MAX } else { limit as u64 };
         Self {
             is_peer,
@@ -118,8 +118,8 @@ impl Bounds {
 }
 
 /// Waits until a peer's certificate no longer proves its region; for a client, without end.
-async fn disproven(worker: &Worker, session: &ConnectionContext, is_peer: bool) {
-    if is_peer { handshake::disproven(worker, &session.peer_chain).await } else { std::future::pending().await }
+async fn disproven(worker: &Worker, context: &ConnectionContext, is_peer: bool) {
+    if is_peer { handshake::disproven(worker, &context.peer_chain).await } else { std::future::pending().await }
 }
 
 type ServerConnection<S> = h2::server::Connection<S, Piece>;
@@ -127,19 +127,19 @@ type ServerConnection<S> = h2::server::Connection<S, Piece>;
 /// Serves streams until the connection ends. Returns how many bytes to discard after it; `None` to close at once.
 async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     worker: &Rc<Worker>,
-    session: &Rc<ConnectionContext>,
+    context: &Rc<ConnectionContext>,
     connection: &mut ServerConnection<S>,
     peer_settings: &PeerSettings,
     (bounds, limits): (&Bounds, &Limits),
 ) -> Option<u64> {
     let rapid_resets = Rc::new(RapidResetLimit::new(bounds.resets));
-    let mut end = pin!(end(worker, Rc::clone(&session.connection_state), bounds));
+    let mut end = pin!(end(worker, Rc::clone(&context.connection_state), bounds));
     let (mut ending, mut is_refusing, mut is_confirmed) = (false, false, !bounds.is_peer);
     let shutdown_begun = Notify::new();
     let mut stuck = pin!(async {
         shutdown_begun.notified().await;
         // Without requests in flight, only frames remain that the client does not read.
-        quiet(&session.connection_state, limits.idle_timeout).await;
+        quiet(&context.connection_state, limits.idle_timeout).await;
     });
     loop {
         tokio::select! {
@@ -151,9 +151,9 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
                     if bounds.is_peer {
                         // Responses for the peer get the window that it gives each stream. Its SETTINGS arrive before its first
                         // request.
-                        session.buffers.widen(window_of(peer_settings));
+                        context.buffers.widen(window_of(peer_settings));
                     }
-                    serve_stream(worker, session, (&rapid_resets, *limits), request, response);
+                    serve_stream(worker, context, (&rapid_resets, *limits), request, response);
                 }
                 Some(Err(error)) => {
                     tracing::debug!(%error, "connection ended with an error");
@@ -224,28 +224,28 @@ impl RapidResetLimit {
 /// Serves one stream in a task that can be aborted: a stream whose client does not read ends in no other way.
 fn serve_stream(
     worker: &Rc<Worker>,
-    session: &Rc<ConnectionContext>,
+    context: &Rc<ConnectionContext>,
     (rapid_resets, limits): (&Rc<RapidResetLimit>, Limits),
     request: Request<h2::RecvStream>,
     send_response: SendResponse<Piece>,
 ) {
-    let in_flight = InFlight::count(&session.connection_state);
-    let (worker, session, rapid_resets) = (Rc::clone(worker), Rc::clone(session), Rc::clone(rapid_resets));
+    let in_flight = InFlight::count(&context.connection_state);
+    let (worker, context, rapid_resets) = (Rc::clone(worker), Rc::clone(context), Rc::clone(rapid_resets));
     let (request, exchange) = Exchange::open(request, send_response);
     let exchange = Rc::new(exchange);
     let served = Rc::clone(&exchange);
     let task = tokio::task::spawn_local(async move {
-        let (back, begun) = (ResponseChannel::Stream(Rc::clone(&served)), Instant::now());
+        let (channel, begun) = (ResponseChannel::Stream(Rc::clone(&served)), Instant::now());
         let response = tokio::select! {
             biased;
             () = served.given_up() => {
                 if begun.elapsed() < RAPID_RESET_WITHIN {
-                    rapid_resets.count(session.connection_state.requests());
+                    rapid_resets.count(context.connection_state.requests());
                 }
                 return;
             }
             // `handle` is dropped, with the resources of the request, before the response is sent, which may take long.
-            response = Box::pin(request::handle(worker, Rc::clone(&session), back, request)) => response,
+            response = Box::pin(request::handle(worker, Rc::clone(&context), channel, request)) => response,
         };
         let stall = request::response_idle_timeout(response.headers(), &limits);
         served.answer(response, stall).await;

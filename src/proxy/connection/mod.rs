@@ -76,7 +76,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
         Ingress::Client => Buffers::of(limits.connection_buffer),
         Ingress::Peer(_) => Buffers::of_peer(),
     };
-    let session = ConnectionContext {
+    let context = ConnectionContext {
         arrival,
         site: opened.site,
         client_certificate: opened.client_certificate,
@@ -85,11 +85,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
         connection_state,
         buffers,
     };
-    let session = Rc::new(session);
+    let context = Rc::new(context);
     if begins_http2 {
-        http2::serve(worker, stream, (begun, first), session, &limits).await;
+        http2::serve(worker, stream, (begun, first), context, &limits).await;
     } else {
-        http1::serve(worker, stream, (begun, first), session, &limits).await;
+        http1::serve(worker, stream, (begun, first), context, &limits).await;
     }
     drop(opened.counted);
 }

@@ -63,7 +63,7 @@ pub enum AddressSource {
 pub enum KeySource {
     /// Counts only from trusted hops.
     Header(HeaderName),
-    /// Claimed, not proven.
+    /// BoundPort, not proven.
     Cookie(String),
     /// A claim of a verified token.
     Token(String),

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
-use crate::http::pool::Listener;
+use crate::http::pool::InformationalSender;
 
 use super::super::headers;
 use super::super::ingress::ResponseChannel;
@@ -24,7 +24,7 @@ pub(super) struct Interim {
 impl Interim {
     /// Receives the informational responses to this request.
     pub(super) fn of(request: &mut Request<Body>, channel: ResponseChannel) -> Self {
-        Self { responses: Listener::put_into(request), channel }
+        Self { responses: InformationalSender::put_into(request), channel }
     }
 
     /// Does the work, and relays the informational responses that arrive meanwhile and are cleared.

@@ -266,7 +266,7 @@ fn outgoing_request(context: &Context, intake: &Intake, parts: Parts, body: Body
         Truth { request_id: &intake.id, client: question.client, is_https: intake.is_https, authority: &intake.authority };
     headers::rebuild(request.headers_mut(), &truth);
     let certificate = context.connection.client_certificate.as_deref().or(intake.certificate.as_deref());
-    headers::tell_certificate(request.headers_mut(), certificate);
+    headers::set_client_certificate(request.headers_mut(), certificate);
     request
 }
 

@@ -8,26 +8,26 @@ use std::process::Command;
 
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use super::Claimed;
+use super::BoundPort;
 
 /// The environment variable with the file descriptors that a process hands over to its successor, separated by commas.
 const SOCKETS_VARIABLE: &str = "DOMICILE_SOCKETS";
 
 /// Takes the inherited ports, grouped by address. Call it once, before the process opens anything else.
-pub fn inherited() -> io::Result<Vec<Claimed>> {
+pub fn inherited() -> io::Result<Vec<BoundPort>> {
     let handed_over = std::env::var(SOCKETS_VARIABLE).unwrap_or_default();
     let mut descriptors: Vec<RawFd> = handed_over.split(',').filter_map(|number| number.parse().ok()).collect();
     descriptors.extend(sd_notify::listen_fds()?);
-    let mut claims: Vec<Claimed> = Vec::new();
+    let mut ports: Vec<BoundPort> = Vec::new();
     for descriptor in descriptors {
         let socket = adopt(descriptor)?;
         let address = socket.local_addr()?;
-        match claims.iter_mut().find(|claim| claim.address == address) {
-            Some(claim) => claim.sockets.push(socket),
-            None => claims.push(Claimed { address, sockets: vec![socket] }),
+        match ports.iter_mut().find(|port| port.address == address) {
+            Some(port) => port.sockets.push(socket),
+            None => ports.push(BoundPort { address, sockets: vec![socket] }),
         }
     }
-    Ok(claims)
+    Ok(ports)
 }
 
 /// Takes over a descriptor by its number.

@@ -39,12 +39,12 @@ pub enum Accepts {
 /// Why a port cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on `{address}`: {reason}")]
-pub struct ClaimError {
+pub struct BindError {
     pub address: SocketAddr,
     reason: String,
 }
 
-impl ClaimError {
+impl BindError {
     fn of(address: SocketAddr, error: &io::Error) -> Self {
         let reason = match error.kind() {
             io::ErrorKind::AddrInUse => "another process listens there; stop it, or choose another port".into(),
@@ -57,7 +57,7 @@ impl ClaimError {
 }
 
 /// An open port: one socket for each worker. The kernel distributes the connections among them.
-pub struct Claimed {
+pub struct BoundPort {
     /// Contains the port that the kernel chose if the configured port is 0.
     pub address: SocketAddr,
     pub sockets: Vec<std::net::TcpListener>,
@@ -67,8 +67,8 @@ pub struct Claimed {
 ///
 /// The first socket is bound without `SO_REUSEPORT`, so that a second process on the same port fails instead of silently
 /// taking half of the connections. The sockets of the other workers are bound after it, with `SO_REUSEPORT`.
-pub fn claim(address: SocketAddr, workers: usize) -> Result<Claimed, ClaimError> {
-    let open = || -> io::Result<Claimed> {
+pub fn bind(address: SocketAddr, workers: usize) -> Result<BoundPort, BindError> {
+    let open = || -> io::Result<BoundPort> {
         let first = socket(address)?;
         first.bind(&address.into())?;
         let bound = first.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
@@ -82,9 +82,9 @@ pub fn claim(address: SocketAddr, workers: usize) -> Result<Claimed, ClaimError>
             next.listen(BACKLOG)?;
             sockets.push(next.into());
         }
-        Ok(Claimed { address: bound, sockets })
+        Ok(BoundPort { address: bound, sockets })
     };
-    open().map_err(|error| ClaimError::of(address, &error))
+    open().map_err(|error| BindError::of(address, &error))
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {
@@ -101,7 +101,7 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Takes over a socket of [`Claimed`] on the current runtime.
+    /// Takes over a socket of [`BoundPort`] on the current runtime.
     pub fn adopt(socket: std::net::TcpListener) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(Self { listener: TcpListener::from_std(socket)? })
@@ -156,14 +156,14 @@ mod tests {
 
     #[test]
     fn a_port_belongs_to_one_claim_and_all_its_sockets_accept() {
-        let claimed = claim("127.0.0.1:0".parse().unwrap(), 3).unwrap();
-        assert_eq!(claimed.sockets.len(), 3);
-        let refused = claim(claimed.address, 1).err().expect("a second claim of the same port fails");
+        let bound = bind("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        assert_eq!(bound.sockets.len(), 3);
+        let refused = bind(bound.address, 1).err().expect("a second bind of the same port fails");
         assert!(refused.to_string().contains("another process listens there"), "{refused}");
 
         // The kernel distributes by hash: with enough connections every socket gets one.
-        let clients: Vec<_> = (0..200).map(|_| TcpStream::connect(claimed.address).unwrap()).collect();
-        for socket in &claimed.sockets {
+        let clients: Vec<_> = (0..200).map(|_| TcpStream::connect(bound.address).unwrap()).collect();
+        for socket in &bound.sockets {
             socket.set_nonblocking(false).unwrap();
             socket.accept().unwrap();
         }

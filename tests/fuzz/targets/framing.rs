@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use domicile::http::framing::{AnswerGate, Asked, ConnectionState, Gate, HeadLimits, Link};
+use domicile::http::framing::{ConnectionState, ExchangeState, RequestGate, RequestGateLimits, RequestKind, ResponseGate};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
@@ -76,13 +76,23 @@ impl tokio::io::AsyncRead for Pieces<'_> {
 /// The bytes that the gate passes, and whether it ends with an error.
 fn passed(bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
     let hour = Duration::from_secs(3600);
-    let limits =
-        HeadLimits { bytes: 32 << 10, fields: 100, target_bytes: 8 << 10, timeout: hour, keep_alive: hour, write_stall: hour };
+    let limits = RequestGateLimits {
+        bytes: 32 << 10,
+        fields: 100,
+        target_bytes: 8 << 10,
+        timeout: hour,
+        keep_alive: hour,
+        write_stall: hour,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let connection_state: Rc<ConnectionState> = Rc::default();
-        let mut gate =
-            Gate::new(Pieces { rest: bytes, step }, (Instant::now(), BytesMut::new()), limits, Rc::clone(&connection_state));
+        let mut gate = RequestGate::new(
+            Pieces { rest: bytes, step },
+            (Instant::now(), BytesMut::new()),
+            limits,
+            Rc::clone(&connection_state),
+        );
         let mut out = Vec::new();
         loop {
             let mut piece = [0; 4096];
@@ -167,11 +177,11 @@ fn answer_seeds() -> Vec<Vec<u8>> {
 }
 
 /// The bytes of a response that the gate passes, and whether it ends with an error.
-fn through(bytes: &[u8], asked: Asked, step: usize) -> (Vec<u8>, bool) {
+fn through(bytes: &[u8], asked: RequestKind, step: usize) -> (Vec<u8>, bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let link = Rc::new(Link::default());
-        let mut gate = AnswerGate::new(Pieces { rest: bytes, step }, Rc::clone(&link), Duration::from_secs(3600));
+        let link = Rc::new(ExchangeState::default());
+        let mut gate = ResponseGate::new(Pieces { rest: bytes, step }, Rc::clone(&link), Duration::from_secs(3600));
         link.ask(asked);
         let mut out = Vec::new();
         let broke = gate.read_to_end(&mut out).await.is_err();
@@ -181,7 +191,7 @@ fn through(bytes: &[u8], asked: Asked, step: usize) -> (Vec<u8>, bool) {
 }
 
 fn check_answer(bytes: &[u8]) {
-    for asked in [Asked::Other, Asked::Head, Asked::Upgrade, Asked::Connect] {
+    for asked in [RequestKind::Other, RequestKind::Head, RequestKind::Upgrade, RequestKind::Connect] {
         let (whole, broke) = through(bytes, asked, usize::MAX);
         for step in [1, 7] {
             assert_eq!(through(bytes, asked, step), (whole.clone(), broke), "{asked:?} in reads of {step} bytes");
@@ -192,7 +202,7 @@ fn check_answer(bytes: &[u8]) {
 }
 
 /// An independent parser for responses: informational responses, one final response, and no byte after its end.
-fn read_answer_again(mut bytes: &[u8], asked: Asked) {
+fn read_answer_again(mut bytes: &[u8], asked: RequestKind) {
     loop {
         let mut fields = [httparse::EMPTY_HEADER; 300];
         let mut answer = httparse::Response::new(&mut fields);
@@ -209,11 +219,11 @@ fn read_answer_again(mut bytes: &[u8], asked: Asked) {
         assert!(lengths.len() + encodings.len() <= 1, "the framing is ambiguous: {lengths:?} {encodings:?}");
         bytes = &bytes[head..];
         match answer.code.expect("a whole head has a status") {
-            101 => return assert_eq!(asked, Asked::Upgrade),
+            101 => return assert_eq!(asked, RequestKind::Upgrade),
             100..=199 => continue,
-            200..=299 if asked == Asked::Connect => return,
+            200..=299 if asked == RequestKind::Connect => return,
             204 | 304 => return assert!(bytes.is_empty(), "the response has no body"),
-            _ if asked == Asked::Head => return assert!(bytes.is_empty(), "the response has no body"),
+            _ if asked == RequestKind::Head => return assert!(bytes.is_empty(), "the response has no body"),
             _ => {}
         }
         if !encodings.is_empty() {

@@ -19,7 +19,7 @@ use crate::model::outcome::Code;
 use crate::peer::fields;
 use crate::transport::dial::{DialError, DialOptions, Server};
 use crate::transport::proxy_protocol;
-use crate::upstreams::{Busy, Upstream};
+use crate::upstreams::{Outstanding, Upstream};
 
 use crate::proxy::body::Progress;
 use crate::proxy::worker::Worker;
@@ -66,7 +66,7 @@ impl Response {
 /// The counters that a response holds until it ends.
 #[expect(dead_code, reason = "they are held for what dropping them does")]
 pub(in crate::proxy::request) enum Hold {
-    Upstream(Busy, Option<InFlight>),
+    Upstream(Outstanding, Option<InFlight>),
     Peer(InFlight),
 }
 
@@ -165,7 +165,7 @@ pub(in crate::proxy::request) async fn to_peer(
 pub(in crate::proxy::request) async fn to_upstream(
     worker: &Worker,
     snapshot: &Snapshot,
-    (upstream, busy): (&Arc<Upstream>, Busy),
+    (upstream, busy): (&Arc<Upstream>, Outstanding),
     permitted: Permitted<Request<Body>>,
     copy: Option<Request<Body>>,
     options: &AttemptOptions<'_>,

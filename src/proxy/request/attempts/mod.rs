@@ -199,7 +199,7 @@ impl Forwarding<'_> {
         match target {
             Target::Upstream(_, upstream, busy) => {
                 self.context.may_have_arrived = true;
-                let busy = busy.take().expect("an upstream that was taken is attempted once");
+                let busy = busy.take().expect("an upstream that was selection is attempted once");
                 let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
                 let work = forward::to_upstream(worker, snapshot, (upstream, busy), permitted, spare, &self.options);
                 let outcome = self.while_cleared(work).await?;

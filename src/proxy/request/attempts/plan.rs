@@ -9,14 +9,14 @@ use crate::engine::snapshot::Moment;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::transport::dial::Server;
-use crate::upstreams::{Busy, Taken, Upstream};
+use crate::upstreams::{Outstanding, Selection, Upstream};
 
 use super::super::context::Context;
 use super::forward::Sent;
 
 /// Where the next attempt goes.
 pub(super) enum Target {
-    Upstream(Stop, Arc<Upstream>, Option<Busy>),
+    Upstream(Stop, Arc<Upstream>, Option<Outstanding>),
     Peer(Stop, Server),
 }
 
@@ -89,10 +89,10 @@ impl Attempts {
                 context.worker.load.retries.deposit();
             }
             let upstreams = &context.snapshot.upstreams;
-            match context.worker.load.take_in_turn(upstreams, &self.tried, deadline.map(Instant::into_std)).await {
-                Taken::One(upstream, busy) => return Ok(Target::Upstream(stop, upstream, Some(busy))),
-                Taken::None => self.next_stop(),
-                Taken::Full => {
+            match context.worker.load.select_or_queue(upstreams, &self.tried, deadline.map(Instant::into_std)).await {
+                Selection::Upstream(upstream, busy) => return Ok(Target::Upstream(stop, upstream, Some(busy))),
+                Selection::None => self.next_stop(),
+                Selection::Full => {
                     refusal = Code::Overloaded;
                     self.next_stop();
                 }

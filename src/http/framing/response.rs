@@ -20,11 +20,11 @@ const MAX_HEAD: usize = 64 << 10;
 const MAX_FIELDS: usize = 256;
 
 /// Maximum number of informational responses before the final response.
-pub const MOST_INTERIM: usize = 16;
+pub const MAX_INFORMATIONAL: usize = 16;
 
 /// The kind of request, on which the framing of its response depends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Asked {
+pub enum RequestKind {
     /// A HEAD request: the response has no body.
     Head,
     /// An upgrade: 101 is a valid final response.
@@ -40,14 +40,14 @@ const MAX_BODY_READ: usize = (64 << 10) - 1;
 
 /// State that the pool and the gate of one connection share.
 #[derive(Default)]
-pub struct Link {
-    asked: Cell<Option<Asked>>,
+pub struct ExchangeState {
+    asked: Cell<Option<RequestKind>>,
     faulty: Cell<bool>,
 }
 
-impl Link {
+impl ExchangeState {
     /// Records that a request is about to be sent.
-    pub fn ask(&self, asked: Asked) {
+    pub fn ask(&self, asked: RequestKind) {
         self.asked.set(Some(asked));
     }
 
@@ -79,9 +79,9 @@ enum State {
 ///
 /// A clone is another handle to the same connection: hyper holds one, and the pool holds one, to check before reuse that the
 /// connection is idle.
-pub struct AnswerGate<S>(Rc<RefCell<Inner<S>>>);
+pub struct ResponseGate<S>(Rc<RefCell<Inner<S>>>);
 
-impl<S> Clone for AnswerGate<S> {
+impl<S> Clone for ResponseGate<S> {
     fn clone(&self) -> Self {
         Self(Rc::clone(&self.0))
     }
@@ -89,7 +89,7 @@ impl<S> Clone for AnswerGate<S> {
 
 struct Inner<S> {
     io: S,
-    link: Rc<Link>,
+    link: Rc<ExchangeState>,
     raw: BytesMut,
     /// How many bytes at the start of `raw` are checked and may be read.
     passed: usize,
@@ -97,15 +97,15 @@ struct Inner<S> {
     stall: Stall,
 }
 
-impl<S> AnswerGate<S> {
+impl<S> ResponseGate<S> {
     /// Wraps a connection. A write fails when the upstream does not read for `stall`.
-    pub fn new(io: S, link: Rc<Link>, stall: Duration) -> Self {
+    pub fn new(io: S, link: Rc<ExchangeState>, stall: Duration) -> Self {
         let stall = Stall::after(stall);
         Self(Rc::new(RefCell::new(Inner { io, link, raw: BytesMut::new(), passed: 0, state: State::Idle, stall })))
     }
 }
 
-impl<S: AsyncRead + Unpin> AnswerGate<S> {
+impl<S: AsyncRead + Unpin> ResponseGate<S> {
     /// Whether the connection is open and has received nothing since the last response ended. Unread bytes would be taken
     /// for the response to the next request.
     pub fn is_quiet(&self) -> bool {
@@ -173,16 +173,16 @@ impl<S> Inner<S> {
         let is_unframed = framing.is_none();
         let is_empty = matches!(framing, None | Some(Framing::Length(0)));
         match status {
-            101 if asked == Asked::Upgrade && is_unframed => return Some(State::Tunnel),
-            100 | 102..=199 if is_unframed && interim < MOST_INTERIM => {
+            101 if asked == RequestKind::Upgrade && is_unframed => return Some(State::Tunnel),
+            100 | 102..=199 if is_unframed && interim < MAX_INFORMATIONAL => {
                 return Some(State::Head { seen: 0, interim: interim + 1 });
             }
             100..=199 => return None,
-            200..=299 if asked == Asked::Connect => return is_unframed.then_some(State::Tunnel),
+            200..=299 if asked == RequestKind::Connect => return is_unframed.then_some(State::Tunnel),
             204 if !is_empty => return None,
             _ => {}
         }
-        let has_no_body = asked == Asked::Head || matches!(status, 204 | 304);
+        let has_no_body = asked == RequestKind::Head || matches!(status, 204 | 304);
         let state = match framing {
             _ if has_no_body => State::Idle,
             Some(Framing::Length(0)) => State::Idle,
@@ -263,13 +263,13 @@ impl<S: AsyncRead + Unpin> Inner<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for AnswerGate<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ResponseGate<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_read(cx, buf)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for AnswerGate<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ResponseGate<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let inner = &mut *self.0.borrow_mut();
         let written = Pin::new(&mut inner.io).poll_write(cx, buf);
