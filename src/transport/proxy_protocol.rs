@@ -13,8 +13,15 @@ const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The maximum length of a version 1 line, CRLF included.
 const MAX_LINE: usize = 107;
 
-/// The maximum length of a version 2 header after its first 16 bytes: addresses and a few fields. A longer header is an attack.
-const MAX_BINARY: usize = 4096;
+/// Version 2, command LOCAL: the load balancer connects for itself.
+const LOCAL: u8 = 0x20;
+
+/// The address family of a version 2 header whose addresses are unknown or of a family that the sender does not support.
+const UNSPECIFIED: u8 = 0;
+
+/// The maximum length of a version 2 header after its first 16 bytes: addresses and fields, the largest of which is a client
+/// certificate. A longer header is an attack.
+const MAX_BINARY: usize = 16 << 10;
 
 /// The version of the header that is sent to an upstream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,7 +31,8 @@ pub enum Version {
 }
 
 /// Reads the header that a connection must begin with, and not a byte more. `None` if the load balancer connects for itself, for
-/// example for a health check.
+/// example for a health check, and if the client has no IP address (a Unix socket) or an unspecified one: the specification then
+/// lets the addresses of the connection itself count.
 pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
     let mut header = vec![0; SIGNATURE.len()];
     stream.read_exact(&mut header).await?;
@@ -54,26 +62,49 @@ fn malformed() -> io::Error {
 
 /// Parses a complete header. The outer `None` means that it is malformed.
 fn parse(header: &[u8]) -> Option<Option<SocketAddr>> {
+    if header.starts_with(SIGNATURE) { parse_binary(header) } else { parse_line(header) }
+}
+
+fn parse_line(header: &[u8]) -> Option<Option<SocketAddr>> {
     // Text after `UNKNOWN` and a space is ignored; text without the space makes it a different word.
-    if header.strip_prefix(b"PROXY UNKNOWN").is_some_and(|rest| !matches!(rest[0], b' ' | b'\r')) {
+    if header.strip_prefix(b"PROXY UNKNOWN").is_some_and(|rest| !matches!(rest.first(), Some(b' ' | b'\r'))) {
         return None;
     }
     let (parsed, length) = ProxyHeader::parse(header, ParseConfig::default()).ok()?;
-    let is_whole = length == header.len();
+    (length == header.len()).then(|| parsed.proxied_address().map(|address| address.source))
+}
+
+/// Section 2.2 of the specification.
+fn parse_binary(header: &[u8]) -> Option<Option<SocketAddr>> {
+    let [command, family] = *header.get(12..14)?.as_array()?;
+    if command == LOCAL {
+        // The receiver discards everything after a LOCAL command, its address family included.
+        return Some(None);
+    }
+    let (parsed, length) = ProxyHeader::parse(header, ParseConfig::default()).ok()?;
+    if length != header.len() {
+        return None;
+    }
     let fields: Result<Vec<_>, _> = parsed.tlvs().collect();
-    let declared = fields.ok()?.into_iter().find_map(|field| match field {
+    let Ok(fields) = fields else {
+        // What follows an unspecified address is of an unknown form.
+        return (family == UNSPECIFIED).then_some(None);
+    };
+    let declared = fields.into_iter().find_map(|field| match field {
         Tlv::Crc32c(sum) => Some(sum),
         _ => None,
     });
     let is_sound = declared.is_none_or(|sum| checksum_without_itself(header).is_some_and(|computed| computed == sum));
-    (is_whole && is_sound).then(|| parsed.proxied_address().map(|address| address.source))
+    is_sound.then(|| parsed.proxied_address().map(|address| address.source))
 }
 
 /// The checksum of a version 2 header, computed with the checksum field set to zero.
 fn checksum_without_itself(header: &[u8]) -> Option<u32> {
     let addresses = match header.get(13)? >> 4 {
+        0 => 0,
         1 => 12,
         2 => 36,
+        3 => 216,
         _ => return None,
     };
     let mut zeroed = header.to_vec();
@@ -176,6 +207,67 @@ mod tests {
                 assert_eq!(block_on(read_all(&write(version, client, local))).0.unwrap(), Some(client));
                 assert_eq!(block_on(read_all(&write_own(version))).0.unwrap(), None);
             }
+        }
+    }
+
+    /// A version 2 header with this command, family and content.
+    fn binary(command: u8, family: u8, content: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+        [&SIGNATURE[..], &[command, family], &length, content].concat()
+    }
+
+    /// Adds the CRC-32C field, with a sum that is right.
+    fn with_checksum(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
+        let mut header = binary(command, family, &[addresses, &[3, 0, 4, 0, 0, 0, 0]].concat());
+        let sum = crc32c(&header).to_be_bytes();
+        let at = header.len() - 4;
+        header[at..].copy_from_slice(&sum);
+        header
+    }
+
+    #[test]
+    fn the_checksum_is_castagnolis() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283, "the check value of the CRC catalogue");
+    }
+
+    #[test]
+    fn every_family_and_command_is_read_with_and_without_a_checksum() {
+        let ipv4 = [81, 2, 69, 142, 10, 0, 0, 1, 0x12, 0x34, 0, 80];
+        let mut ipv6 = [0; 36];
+        ipv6[..4].copy_from_slice(&[0x20, 1, 2, 0x18]);
+        ipv6[15] = 1;
+        ipv6[32..34].copy_from_slice(&[0x12, 0x34]);
+        let v4: Option<SocketAddr> = Some("81.2.69.142:4660".parse().unwrap());
+        let v6: Option<SocketAddr> = Some("[2001:218::1]:4660".parse().unwrap());
+        let families: [(u8, &[u8], Option<SocketAddr>); 7] = [
+            (0x11, &ipv4, v4),
+            (0x12, &ipv4, v4),
+            (0x21, &ipv6, v6),
+            (0x22, &ipv6, v6),
+            (0x31, &[7; 216], None),
+            (0x32, &[7; 216], None),
+            (0, &[], None),
+        ];
+        for (family, addresses, source) in families {
+            for header in [binary(0x21, family, addresses), with_checksum(0x21, family, addresses)] {
+                assert_eq!(block_on(read_all(&header)).0.unwrap(), source, "family {family:#x}");
+                let mut local = header;
+                local[12] = LOCAL;
+                assert_eq!(block_on(read_all(&local)).0.unwrap(), None, "LOCAL with family {family:#x}");
+            }
+            let mut wrong = with_checksum(0x21, family, addresses);
+            *wrong.last_mut().unwrap() ^= 1;
+            assert!(block_on(read_all(&wrong)).0.is_err(), "a wrong checksum with family {family:#x}");
+        }
+        // Content of an unknown form is ignored where the specification says so, and refused elsewhere.
+        assert_eq!(block_on(read_all(&binary(LOCAL, 0x99, b"??"))).0.unwrap(), None);
+        assert_eq!(block_on(read_all(&binary(0x21, UNSPECIFIED, b"??"))).0.unwrap(), None);
+        for (family, addresses, _) in &families[..6] {
+            assert!(block_on(read_all(&binary(0x21, *family, &[*addresses, b"??"].concat()))).0.is_err(), "{family:#x}");
+            assert!(block_on(read_all(&binary(0x21, *family, &addresses[1..]))).0.is_err(), "{family:#x} cut short");
+        }
+        for family in [0x01, 0x10, 0x13, 0x41, 0xff] {
+            assert!(block_on(read_all(&binary(0x21, family, &[0; 216]))).0.is_err(), "reserved family {family:#x}");
         }
     }
 
