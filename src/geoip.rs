@@ -47,17 +47,14 @@ enum Layout {
     FlatCountry,
 }
 
-/// How many records are read to detect the layout.
-const SAMPLE: usize = 2000;
-
 impl GeoIp {
     /// Reads a database into memory, checks it, and detects its layout.
     pub fn open(file: &Path) -> Result<Self, GeoIpError> {
         let refuse = |reason: String| GeoIpError { file: file.into(), reason };
         let bytes = std::fs::read(file).map_err(|error| refuse(format!("cannot read the GeoIP database: {error}")))?;
         let reader = Reader::from_source(bytes).map_err(|error| refuse(format!("is not an MMDB database: {error}")))?;
-        check(&reader).map_err(|error| refuse(format!("is damaged; download it again: {error}")))?;
-        let layout = Layout::of(&reader).ok_or_else(|| {
+        let layout = examine(&reader).map_err(|error| refuse(format!("is damaged; download it again: {error}")))?;
+        let layout = layout.ok_or_else(|| {
             let kind = &reader.metadata().database_type;
             refuse(format!("is a database of type `{kind}` without countries in `country.iso_code`, `country_code` or `country`; name a country or city database"))
         })?;
@@ -111,28 +108,31 @@ impl Layout {
         }
     }
 
-    /// The layout of the first record that contains a country.
-    fn of(reader: &Reader<Vec<u8>>) -> Option<Self> {
-        let networks = reader.networks(WithinOptions::default()).ok()?;
-        networks.take(SAMPLE).flatten().find_map(|record| {
-            let holds = |path: &[&'static str]| decode::<&str>(&record, path).and_then(CountryCode::parse).is_some();
-            Self::ALL.into_iter().find(|layout| layout.country_paths().iter().any(|path| holds(path)))
-        })
+    fn has_country(self, record: &maxminddb::LookupResult<'_, Vec<u8>>) -> bool {
+        let is_country = |path: &&[&'static str]| decode::<&str>(record, path).and_then(CountryCode::parse).is_some();
+        self.country_paths().iter().any(|path| is_country(path))
     }
 }
 
-/// Walks every network and decodes every record. The reader's own `verify` is too strict: it also requires metadata that a
-/// lookup does not need, such as a description, which databases in use do not have.
-fn check(reader: &Reader<Vec<u8>>) -> Result<(), maxminddb::MaxMindDbError> {
+/// Walks every network, decodes every record, and returns the layout in which the most records contain a country; `None` if no
+/// record contains one. The reader's own `verify` is too strict: it also requires metadata that a lookup does not need, such as a
+/// description, which databases in use do not have.
+fn examine(reader: &Reader<Vec<u8>>) -> Result<Option<Layout>, maxminddb::MaxMindDbError> {
     let mut checked = std::collections::HashSet::new();
+    let mut counts = Layout::ALL.map(|layout| (0_usize, layout));
     for record in reader.networks(WithinOptions::default())? {
         let record = record?;
         // Many networks share a record.
         if record.offset().is_some_and(|offset| checked.insert(offset)) {
             record.decode::<serde::de::IgnoredAny>()?;
+            for (count, layout) in &mut counts {
+                *count += usize::from(layout.has_country(&record));
+            }
         }
     }
-    Ok(())
+    // The first of equals is the most specific layout.
+    let best = counts.into_iter().rev().max_by_key(|(count, _)| *count);
+    Ok(best.filter(|(count, _)| *count > 0).map(|(_, layout)| layout))
 }
 
 /// One value of a record; `None` if it is absent or has another type.
@@ -224,6 +224,116 @@ mod tests {
                 GeoIp::open(&vector(&format!("{name}.mmdb"))).err().unwrap_or_else(|| panic!("{name} was taken")).to_string();
             assert!(error.contains("name a country or city database") || error.contains("damaged"), "{error}");
         }
+    }
+
+    /// A value of a record, as the format encodes it (MaxMind DB 2.0).
+    enum Value {
+        Text(&'static str),
+        Map(Vec<(&'static str, Value)>),
+        Short(u16),
+        Number(u32),
+        Long(u64),
+        EmptyList,
+    }
+
+    impl Value {
+        fn write(&self, out: &mut Vec<u8>) {
+            match self {
+                Self::Text(text) => {
+                    out.push((2 << 5) | text.len() as u8);
+                    out.extend_from_slice(text.as_bytes());
+                }
+                Self::Map(pairs) => {
+                    out.push((7 << 5) | pairs.len() as u8);
+                    for (key, value) in pairs {
+                        Self::Text(key).write(out);
+                        value.write(out);
+                    }
+                }
+                Self::Short(number) => {
+                    out.push((5 << 5) | 2);
+                    out.extend_from_slice(&number.to_be_bytes());
+                }
+                // The type of these is extended: 0 in the first byte, then the type less 7.
+                Self::EmptyList => out.extend_from_slice(&[0, 4]),
+                Self::Long(number) => {
+                    out.extend_from_slice(&[8, 2]);
+                    out.extend_from_slice(&number.to_be_bytes());
+                }
+                Self::Number(number) => {
+                    out.push((6 << 5) | 4);
+                    out.extend_from_slice(&number.to_be_bytes());
+                }
+            }
+        }
+    }
+
+    /// An IPv4 database with one record for each of the first octets from 0, and 255 networks at most.
+    fn database(records: Vec<Value>) -> Vec<u8> {
+        const NODES: u32 = 255;
+        let mut data = Vec::new();
+        let offsets: Vec<u32> = records
+            .iter()
+            .map(|record| {
+                let at = data.len() as u32;
+                record.write(&mut data);
+                at
+            })
+            .collect();
+        // A complete binary tree of depth 8 in breadth-first order: the children of node n are 2n + 1 and 2n + 2.
+        let pointer = |child: u32| match child.checked_sub(NODES) {
+            None => child,
+            Some(octet) => offsets.get(octet as usize).map_or(NODES, |offset| NODES + 16 + offset),
+        };
+        let mut out = Vec::new();
+        for node in 0..NODES {
+            for child in [2 * node + 1, 2 * node + 2] {
+                out.extend_from_slice(&pointer(child).to_be_bytes()[1..]);
+            }
+        }
+        out.extend_from_slice(&[0; 16]);
+        out.extend_from_slice(&data);
+        out.extend_from_slice(b"\xab\xcd\xefMaxMind.com");
+        let metadata = Value::Map(vec![
+            ("binary_format_major_version", Value::Short(2)),
+            ("binary_format_minor_version", Value::Short(0)),
+            ("build_epoch", Value::Long(1_700_000_000)),
+            ("database_type", Value::Text("Test")),
+            ("description", Value::Map(vec![])),
+            ("languages", Value::EmptyList),
+            ("ip_version", Value::Short(4)),
+            ("node_count", Value::Number(NODES)),
+            ("record_size", Value::Short(24)),
+        ]);
+        metadata.write(&mut out);
+        out
+    }
+
+    #[test]
+    fn the_layout_is_that_of_most_records_and_not_of_the_first() {
+        let nested = |code| Value::Map(vec![("country", Value::Map(vec![("iso_code", Value::Text(code))]))]);
+        let flat = |code| Value::Map(vec![("country", Value::Text(code))]);
+        let without = || Value::Map(vec![("asn", Value::Number(64496))]);
+        let scratch = tempfile::tempdir().unwrap();
+        let open = |records| {
+            let file = scratch.path().join("some.mmdb");
+            std::fs::write(&file, database(records)).unwrap();
+            GeoIp::open(&file)
+        };
+        let country = |geoip: &GeoIp, address: &str| {
+            geoip.place(address.parse().unwrap()).and_then(|place| place.country).map(|code| code.as_str().to_owned())
+        };
+
+        let geoip = open(vec![flat("US"), nested("DE"), nested("FR")]).unwrap();
+        assert_eq!(geoip.layout, Layout::Nested);
+        assert_eq!(country(&geoip, "1.0.0.1").as_deref(), Some("DE"));
+        assert_eq!(country(&geoip, "0.0.0.1"), None, "a record of another layout has no place");
+
+        let mut late: Vec<_> = (0..200).map(|_| without()).collect();
+        late.push(flat("JP"));
+        let geoip = open(late).unwrap();
+        assert_eq!((geoip.layout, country(&geoip, "200.1.1.1").as_deref()), (Layout::FlatCountry, Some("JP")));
+        assert!(open(vec![without()]).is_err());
     }
 
     #[test]
