@@ -254,6 +254,7 @@ fn reason(code: Code) -> &'static str {
         | Code::MethodNotAllowed
         | Code::WrongSite
         | Code::UpgradeRefused
+        | Code::WebSocketVersion
         | Code::Overloaded
         | Code::DeadlineExceeded => code.as_str(),
     }

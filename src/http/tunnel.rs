@@ -41,6 +41,9 @@ pub enum Ending {
 /// Stands for a plain CONNECT (RFC 9110 section 9.3.6) in place of the protocol name of an upgrade.
 pub const CONNECT: &str = "connect";
 
+/// The only version of the WebSocket protocol (RFC 6455 section 4.1).
+pub const WEBSOCKET_VERSION: &str = "13";
+
 /// Read buffer sizes. The buffer starts small, because most tunnels carry little data and many of them stay open.
 const INITIAL_BUFFER: usize = 1 << 10;
 const MAX_BUFFER: usize = 16 << 10;

@@ -82,6 +82,8 @@ codes! {
     WrongSite = "request.wrong_site",
     /// The route does not allow an upgrade to this protocol.
     UpgradeRefused = "request.upgrade_refused",
+    /// A WebSocket handshake asks for another version than 13, the only one of RFC 6455.
+    WebSocketVersion = "request.websocket_version",
     /// There are more connections or requests than the limits allow.
     Overloaded = "proxy.overloaded",
     /// The whole request took longer than the limit.

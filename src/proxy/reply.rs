@@ -5,6 +5,7 @@ use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::json;
 
 use crate::http::body::Body;
+use crate::http::tunnel::WEBSOCKET_VERSION;
 use crate::model::outcome::Code;
 use crate::peer::fields;
 
@@ -39,6 +40,7 @@ pub const fn status_of(code: Code) -> StatusCode {
         Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::UpgradeRefused => StatusCode::NOT_IMPLEMENTED,
+        Code::WebSocketVersion => StatusCode::UPGRADE_REQUIRED,
     }
 }
 
@@ -77,6 +79,7 @@ const fn sentence(code: Code) -> &'static str {
         Code::MethodNotAllowed => "This method is not served here.",
         Code::WrongSite => "This connection was made for another host. Open one for this host.",
         Code::UpgradeRefused => "This protocol is not spoken here.",
+        Code::WebSocketVersion => "Only version 13 of the WebSocket protocol is supported.",
     }
 }
 
@@ -109,6 +112,7 @@ const fn proxy_error(code: Code) -> &'static str {
         | Code::CredentialUnread
         | Code::WrongSite
         | Code::UpgradeRefused
+        | Code::WebSocketVersion
         | Code::MethodNotAllowed => "http_request_denied",
         Code::LedgerUnavailable | Code::Overloaded => "proxy_internal_error",
     }
@@ -145,6 +149,9 @@ fn problem(code: Code, request_id: &str) -> Response<Body> {
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(header::ALLOW, METHODS);
     }
+    if code == Code::WebSocketVersion {
+        headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static(WEBSOCKET_VERSION));
+    }
     if let Some(challenge) = challenge(code) {
         headers.insert(header::WWW_AUTHENTICATE, challenge);
     }
@@ -167,6 +174,8 @@ pub struct Recipient<'a> {
     pub grpc: Option<&'a HeaderValue>,
     /// A peer reads the code from a header field.
     pub is_peer: bool,
+    /// HTTP/1 has header fields for the connection, which HTTP/2 forbids.
+    pub is_http1: bool,
     /// The connection closes after the response, because the rest of the request is not read.
     pub closes: bool,
 }
@@ -182,6 +191,11 @@ pub fn refusal(code: Code, recipient: &Recipient<'_>) -> Response<Body> {
     }
     if recipient.closes {
         close(&mut response);
+    }
+    if code == Code::WebSocketVersion && recipient.is_http1 {
+        response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        let options = if recipient.closes { "close, upgrade" } else { "upgrade" };
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static(options));
     }
     response
 }
@@ -254,7 +268,7 @@ const fn call_status(code: Code) -> u16 {
         | Code::NoLongerCleared => PERMISSION_DENIED,
         Code::BodyTooLarge | Code::HeadTooLarge | Code::TargetTooLong => RESOURCE_EXHAUSTED,
         Code::WrongSite => FAILED_PRECONDITION,
-        Code::RouteNone | Code::MethodNotAllowed | Code::UpgradeRefused => UNIMPLEMENTED,
+        Code::RouteNone | Code::MethodNotAllowed | Code::UpgradeRefused | Code::WebSocketVersion => UNIMPLEMENTED,
         Code::RequestMalformed | Code::Loop | Code::Misdirected | Code::PeerMalformed => INTERNAL,
         Code::DirectoryUnavailable
         | Code::HomeUnknown

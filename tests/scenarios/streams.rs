@@ -175,7 +175,7 @@ fn nothing_but_a_plain_get_of_http11_becomes_a_tunnel() {
         (format!("GET {path} HTTP/1.1\r\n{}\r\n", asks.replace("Connection: Upgrade\r\n", "")), "200"),
         (format!("GET {path} HTTP/1.1\r\n{}\r\n", asks.replace("websocket\r\n", "h2c\r\n")), "200"),
         (format!("GET {path} HTTP/1.1\r\n{}\r\n", asks.replace("dGhlIHNhbXBsZSBub25jZQ==", "short")), "400"),
-        (format!("GET {path} HTTP/1.1\r\n{}\r\n", asks.replace("Version: 13", "Version: 8")), "400"),
+        (format!("GET {path} HTTP/1.1\r\n{}\r\n", asks.replace("Version: 13", "Version: 8")), "426"),
         (format!("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\nGET {path} HTTP/1.1\r\nHost: a\r\n\r\n"), "405"),
     ] {
         let mut stream = TcpStream::connect(world.eu().http).unwrap();
@@ -188,6 +188,35 @@ fn nothing_but_a_plain_get_of_http11_becomes_a_tunnel() {
         assert_eq!(answer.matches("HTTP/1.").count(), 1, "{answer}");
     }
     assert!(world.eu().upstream().seen().iter().all(|seen| !seen.headers.contains_key("upgrade")));
+}
+
+#[test]
+fn another_websocket_version_is_answered_with_the_supported_one() {
+    let world = World::planned(echoing(Wire::Http1));
+    let handshake = "Host: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let versions = ["", "Sec-WebSocket-Version: 14\r\n", "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Version: 8\r\n"];
+    for version in versions {
+        let ask = format!("GET /users/alice/orders/1 HTTP/1.1\r\n{handshake}{version}\r\n");
+        let answer = raw(world.eu().http, ask.as_bytes()).to_lowercase();
+        assert!(answer.starts_with("http/1.1 426 "), "{version}: {answer}");
+        for field in
+            ["sec-websocket-version: 13", "upgrade: websocket", "connection: close, upgrade", "request.websocket_version"]
+        {
+            assert!(answer.contains(field), "{field}: {answer}");
+        }
+    }
+    runtime().block_on(async {
+        let mut sender = http2(&world, world.eu().https, "localhost").await;
+        sender.send_request(request(Method::GET, "https://localhost/", "", &[], whole(""))).await.unwrap();
+        let version = [("sec-websocket-version", "8")];
+        let mut ask = request(Method::CONNECT, "https://localhost/users/alice/orders/live", "", &version, whole(""));
+        ask.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+        let response = sender.send_request(ask).await.unwrap();
+        assert_eq!(response.status(), StatusCode::UPGRADE_REQUIRED);
+        assert_eq!(response.headers()["sec-websocket-version"], "13");
+    });
+    let seen = world.eu().upstream().seen();
+    assert!(seen.iter().all(|seen| seen.target == "/"), "{seen:?}");
 }
 
 #[test]

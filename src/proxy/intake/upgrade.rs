@@ -2,14 +2,16 @@
 //! CONNECT over HTTP/2 (RFC 8441). Both are judged as the GET that they are; CONNECT itself as what it is.
 
 use h2::ext::Protocol;
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{Method, Version};
 
-use crate::http::tunnel::CONNECT;
+use crate::http::tunnel::{CONNECT, WEBSOCKET_VERSION};
 use crate::model::outcome::Code;
 
 use super::super::headers::members;
+
+const WEBSOCKET: &str = "websocket";
 
 /// The protocol to which a request asks to upgrade its connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,7 +35,12 @@ pub(super) fn wanted(parts: &Parts) -> Result<Option<Upgrade>, Code> {
         let protocol = parts.extensions.get::<Protocol>().map(|protocol| protocol.as_str().to_ascii_lowercase());
         return match protocol {
             Some(name) if name == CONNECT => Err(Code::UpgradeRefused),
-            Some(name) => Ok(Some(Upgrade { protocol: name.into(), key: None })),
+            Some(name) => {
+                if name == WEBSOCKET {
+                    check_version(parts)?;
+                }
+                Ok(Some(Upgrade { protocol: name.into(), key: None }))
+            }
             None => Ok(Some(Upgrade { protocol: CONNECT.into(), key: None })),
         };
     }
@@ -47,11 +54,16 @@ pub(super) fn wanted(parts: &Parts) -> Result<Option<Upgrade>, Code> {
     }
     let offers = members(&parts.headers, &UPGRADE).filter_map(|offer| std::str::from_utf8(offer).ok());
     let offers: Vec<String> = offers.map(str::to_ascii_lowercase).collect();
-    let is_websocket = |offer: &&String| *offer == "websocket";
+    let is_websocket = |offer: &&String| *offer == WEBSOCKET;
     let Some(protocol) = offers.iter().find(is_websocket).or_else(|| offers.iter().find(|offer| is_tunnel(offer))) else {
         return Ok(None);
     };
-    let key = if protocol == "websocket" { Some(websocket_key(parts)?) } else { None };
+    let key = if protocol == WEBSOCKET {
+        check_version(parts)?;
+        Some(websocket_key(parts)?)
+    } else {
+        None
+    };
     Ok(Some(Upgrade { protocol: protocol.as_str().into(), key }))
 }
 
@@ -64,13 +76,19 @@ fn is_tunnel(offer: &str) -> bool {
     !offer.is_empty() && offer != CONNECT && offer != "h2c" && !offer.starts_with("http/") && !offer.starts_with("tls/")
 }
 
-/// RFC 6455 section 4.2.1: one version, one nonce of 16 bytes in base64.
+/// RFC 6455 section 4.2.1: one nonce of 16 bytes in base64.
 fn websocket_key(parts: &Parts) -> Result<HeaderValue, Code> {
     let only = |name| {
         let mut values = parts.headers.get_all(name).iter();
         values.next().filter(|_| values.next().is_none())
     };
-    let has_version = only("sec-websocket-version").is_some_and(|version| version == "13");
     let key = only("sec-websocket-key").filter(|key| key.len() == 24 && key.as_bytes().ends_with(b"=="));
-    key.filter(|_| has_version).cloned().ok_or(Code::RequestMalformed)
+    key.cloned().ok_or(Code::RequestMalformed)
+}
+
+/// RFC 6455 section 4.4: the response to another version names the supported one.
+fn check_version(parts: &Parts) -> Result<(), Code> {
+    let mut versions = parts.headers.get_all(SEC_WEBSOCKET_VERSION).iter();
+    let is_only = versions.next().is_some_and(|version| version == WEBSOCKET_VERSION) && versions.next().is_none();
+    if is_only { Ok(()) } else { Err(Code::WebSocketVersion) }
 }

@@ -109,6 +109,7 @@ impl Context {
             request_id: &self.log.id,
             grpc: self.call.as_ref().map(|call| &call.kind),
             is_peer: self.is_peer(),
+            is_http1: self.is_http1,
             // The rest of a refused request is not read, and after a malformed head nothing is.
             closes: self.is_http1 && (self.has_body || question.is_none()),
         };
