@@ -110,7 +110,7 @@ impl Layout {
 
     fn has_country(self, record: &maxminddb::LookupResult<'_, Vec<u8>>) -> bool {
         let is_country = |path: &&[&'static str]| decode::<&str>(record, path).and_then(CountryCode::parse).is_some();
-        self.country_paths().iter().any(|path| is_country(path))
+        self.country_paths().iter().any(is_country)
     }
 }
 

@@ -46,7 +46,7 @@ impl Pseudonyms {
 
     pub fn of(&self, user: &str) -> String {
         let tag = hmac::sign(&self.key, user.as_bytes());
-        hex(&tag.as_ref()[..16])
+        hex::encode(&tag.as_ref()[..16])
     }
 }
 
@@ -61,21 +61,11 @@ fn create(file: &Path, key: &[u8]) -> io::Result<()> {
         std::fs::create_dir_all(directory)?;
     }
     let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
-    writeln!(out, "{}", hex(key))?;
+    writeln!(out, "{}", hex::encode(key))?;
     out.sync_all()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn parse(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
     let mut key = [0; 32];
-    for (index, byte) in key.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[index * 2..index * 2 + 2], 16).ok()?;
-    }
-    Some(key)
+    hex::decode_to_slice(text, &mut key).ok().map(|()| key)
 }

@@ -88,22 +88,9 @@ pub fn suggestion<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -> 
     }
 }
 
-/// Damerau-Levenshtein distance: a transposition of adjacent characters counts as one edit.
+/// The number of edits that turn one word into another; a transposition of adjacent characters counts as one edit.
 fn edits(from: &str, to: &str) -> usize {
-    let (from, to): (Vec<char>, Vec<char>) = (from.to_lowercase().chars().collect(), to.to_lowercase().chars().collect());
-    let mut rows = vec![(0..=to.len()).collect::<Vec<usize>>()];
-    for (i, a) in from.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, b) in to.iter().enumerate() {
-            let mut best = (rows[i][j] + usize::from(a != b)).min(rows[i][j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && *a == to[j - 1] && from[i - 1] == *b {
-                best = best.min(rows[i - 1][j - 1] + 1);
-            }
-            row.push(best);
-        }
-        rows.push(row);
-    }
-    rows[from.len()][to.len()]
+    strsim::damerau_levenshtein(&from.to_lowercase(), &to.to_lowercase())
 }
 
 #[cfg(test)]

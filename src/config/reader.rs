@@ -146,7 +146,7 @@ impl<'n> Field<'n> {
     pub fn bytes(&self) -> Option<u64> {
         let text = self.text()?;
         parse_bytes(text)
-            .or_else(|| self.wrong(format!("`{text}` is not a valid size; write bytes such as `8192`, `32KiB` or `10MiB`")))
+            .or_else(|| self.wrong(format!("`{text}` is not a valid size; write bytes, such as `8192`, `32KiB` or `10MB`")))
     }
 
     /// A size, or `unlimited`.
@@ -223,32 +223,16 @@ impl<'n> Section<'n> {
     }
 }
 
+/// The longest duration that is accepted, a century: a longer one could overflow when it is added to an `Instant`.
+const MAX_DURATION: Duration = Duration::from_secs(100 * 366 * 86_400);
+
 pub fn parse_duration(text: &str) -> Option<Duration> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().ok()?;
-    let millis = match &text[digits..] {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return None,
-    };
-    // At most a century: longer values could overflow when added to an `Instant`.
-    number.checked_mul(millis).filter(|millis| *millis <= 100 * 366 * 86_400_000).map(Duration::from_millis)
+    humantime::parse_duration(text).ok().filter(|duration| *duration <= MAX_DURATION)
 }
 
 pub fn parse_bytes(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().ok()?;
-    let unit = match text[digits..].trim_start() {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return None,
-    };
-    number.checked_mul(unit)
+    // The parser clips what does not fit, and a clipped size would mean "unlimited".
+    text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64()).filter(|bytes| *bytes < u64::MAX)
 }
 
 #[cfg(test)]
@@ -259,12 +243,14 @@ mod tests {
     fn times_and_sizes_need_their_units() {
         assert_eq!(parse_duration("90d"), Some(Duration::from_secs(7_776_000)));
         assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
-        for bad in ["5", "s", "-1s", "1.5s", "5 s", "99999999999d", ""] {
+        assert_eq!(parse_duration("1h 30m"), Some(Duration::from_secs(5400)));
+        for bad in ["5", "s", "-1s", "5 parsecs", "101years", "99999999999d", "99999999999999999999s", ""] {
             assert_eq!(parse_duration(bad), None, "{bad}");
         }
         assert_eq!(parse_bytes("32KiB"), Some(32768));
         assert_eq!(parse_bytes("8192"), Some(8192));
-        for bad in ["KiB", "10MB", "-1", "1.5MiB", "99999999999GiB"] {
+        assert_eq!(parse_bytes("10MB"), Some(10_000_000));
+        for bad in ["KiB", "10 lots", "-1", "-1KiB", "99999999999GiB", "99999999999999999999", "NaN", "inf", ""] {
             assert_eq!(parse_bytes(bad), None, "{bad}");
         }
     }

@@ -113,7 +113,7 @@ fn every_mistake_is_reported_with_its_position_and_a_correction() {
             "geoip: { database: country.mmdb, continents: { EUR: eu-west } }",
             "unknown continent `EUR`",
         ),
-        ("geoip: { database: country.mmdb }", "limits: { body: 10MB }", "`10MB` is not a valid size"),
+        ("geoip: { database: country.mmdb }", "limits: { body: 10 loads }", "`10 loads` is not a valid size"),
         ("region: eu-west", "region: eu-west\nregion: us-east", "`region` is set twice, first in line 1"),
         ("region: eu-west", "region: [eu", "this is not valid YAML"),
     ] {
@@ -139,7 +139,7 @@ fn one_mistake_hides_no_other() {
     let broken = VALID
         .replace("  - { name: rest,", "  - { name: late, match: { path: /feed/x }, data: public, home: [latency] }\n  - { name: rest,")
         .replace("data: restricted, home", "data: secret, home")
-        .replace("audit: { directory: ledger }", "audit: { directory: ledger }\nlimits: { body: 10MB, drain: soon, headers: none }\nclient_address: { trust: [nobody] }");
+        .replace("audit: { directory: ledger }", "audit: { directory: ledger }\nlimits: { body: 10 loads, drain: soon, headers: none }\nclient_address: { trust: [nobody] }");
     let found = problems(&broken);
     for part in [
         "`late` can never match",

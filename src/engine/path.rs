@@ -44,7 +44,9 @@ fn decode(path: &str) -> Option<String> {
         let (octet, is_escaped) = match byte {
             b'%' => {
                 let digits = [bytes.next()?, bytes.next()?];
-                (hex(digits)?, true)
+                let mut octet = [0];
+                hex::decode_to_slice(digits, &mut octet).ok()?;
+                (octet[0], true)
             }
             byte => (byte, false),
         };
@@ -69,11 +71,6 @@ fn push_octet(out: &mut String, octet: u8) {
     } else {
         out.push_str(&format!("%{octet:02X}"));
     }
-}
-
-fn hex(digits: [u8; 2]) -> Option<u8> {
-    let value = |digit: u8| (digit as char).to_digit(16);
-    Some((value(digits[0])? * 16 + value(digits[1])?) as u8)
 }
 
 fn resolve(path: &str, slashes: Slashes) -> Option<String> {

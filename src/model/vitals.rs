@@ -47,14 +47,14 @@ macro_rules! fingerprints {
         impl $name {
             /// Reads the 32 hexadecimal digits that `Display` writes.
             pub fn parse(text: &str) -> Option<Self> {
-                let is_plain = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-                is_plain.then(|| u128::from_str_radix(text, 16).ok().map(|bits| Self(bits.to_be_bytes())))?
+                let mut bytes = [0; 16];
+                hex::decode_to_slice(text, &mut bytes).ok().map(|()| Self(bytes))
             }
         }
 
         impl std::fmt::Display for $name {
             fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(out, "{:032x}", u128::from_be_bytes(self.0))
+                out.write_str(&hex::encode(self.0))
             }
         }
     )*};

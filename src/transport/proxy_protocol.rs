@@ -172,10 +172,6 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
     }
 
-    fn unhex(text: &str) -> Vec<u8> {
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
-    }
-
     #[test]
     fn headers_written_by_haproxy_are_read() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/haproxy_proxy_protocol.json");
@@ -184,7 +180,7 @@ mod tests {
         let vectors = document["vectors"].as_array().unwrap();
         assert_eq!(vectors.len(), 23);
         for vector in vectors {
-            let (read, rest) = block_on(read_all(&unhex(vector["hex"].as_str().unwrap())));
+            let (read, rest) = block_on(read_all(&hex::decode(vector["hex"].as_str().unwrap()).unwrap()));
             let expect = &vector["expect"];
             let source = expect["source"].as_str().or_else(|| expect["raw"][2].as_str());
             let port = expect["source_port"].as_u64().or_else(|| expect["raw"][4].as_str()?.parse().ok());
