@@ -4,6 +4,20 @@
 //! error, so that no transfer goes unrecorded; users appear as keyed pseudonyms. Never: a raw user key, a path, an address.
 //! Refusals and movements of unrestricted data are counted in one line a minute, so that a flood of them cannot fill the disk.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::wildcard_enum_match_arm
+    )
+)]
+
 mod pseudonym;
 mod record;
 mod sink;

@@ -46,7 +46,7 @@ impl Pseudonyms {
 
     pub fn of(&self, user: &str) -> String {
         let tag = hmac::sign(&self.key, user.as_bytes());
-        hex::encode(&tag.as_ref()[..16])
+        hex::encode(tag.as_ref().first_chunk::<16>().expect("HMAC-SHA256 has 32 bytes"))
     }
 }
 

@@ -83,13 +83,18 @@ pub(super) struct Counts {
 
 impl Counts {
     pub(super) fn add(&mut self, event: Count) {
-        *self.counts.entry(event).or_default() += 1;
+        self.add_many(event, 1);
+    }
+
+    fn add_many(&mut self, event: Count, more: u64) {
+        let count = self.counts.entry(event).or_default();
+        *count = count.saturating_add(more);
     }
 
     /// Puts back counts that could not be written.
     pub(super) fn restore(&mut self, taken: Self) {
         for (event, count) in taken.counts {
-            *self.counts.entry(event).or_default() += count;
+            self.add_many(event, count);
         }
     }
 

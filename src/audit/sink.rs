@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::MissedTickBehavior;
 
 use super::record::Counts;
 use super::{Entry, LedgerError, Tally};
@@ -44,16 +44,20 @@ pub(super) fn start(
 
 async fn run(mut sink: Sink, mut entries: mpsc::Receiver<Entry>, counts: &Mutex<Counts>, tally: &Tally) {
     let mut batch = Vec::with_capacity(BATCH);
-    let mut next_counts = Instant::now() + COUNTS_EVERY;
+    let mut next_counts = tokio::time::interval(COUNTS_EVERY);
+    next_counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first tick is immediate.
+    next_counts.tick().await;
     loop {
-        let received = tokio::time::timeout_at(next_counts, entries.recv_many(&mut batch, BATCH)).await;
+        let (is_due, ended) = tokio::select! {
+            received = entries.recv_many(&mut batch, BATCH) => (false, received == 0),
+            _ = next_counts.tick() => (true, false),
+        };
         if !batch.is_empty() {
             sink.write_batch(&mut batch, tally);
         }
-        let ended = matches!(received, Ok(0));
-        if ended || Instant::now() >= next_counts {
+        if ended || is_due {
             sink.write_counts(counts, tally);
-            next_counts = Instant::now() + COUNTS_EVERY;
         }
         if ended {
             return;
@@ -118,7 +122,7 @@ impl Sink {
         let outcome = self.file.write_all(text).and_then(|()| self.file.sync_data());
         match outcome {
             Ok(()) => {
-                self.length += text.len() as u64;
+                self.length = self.length.saturating_add(text.len() as u64);
                 Ok(())
             }
             Err(error) => {
@@ -156,16 +160,17 @@ impl Sink {
 
 /// The length of the file up to its last line feed.
 fn whole_lines(file: &mut File) -> io::Result<u64> {
+    const BLOCK: u64 = 4096;
     let mut end = file.metadata()?.len();
-    let mut block = [0; 4096];
     while end > 0 {
-        let size = end.min(block.len() as u64) as usize;
-        file.seek(SeekFrom::Start(end - size as u64))?;
-        file.read_exact(&mut block[..size])?;
-        if let Some(at) = block[..size].iter().rposition(|byte| *byte == b'\n') {
-            return Ok(end - (size - at - 1) as u64);
+        let start = end.saturating_sub(BLOCK);
+        file.seek(SeekFrom::Start(start))?;
+        let mut part = Vec::new();
+        Read::by_ref(file).take(end.saturating_sub(start)).read_to_end(&mut part)?;
+        if let Some(at) = part.iter().rposition(|byte| *byte == b'\n') {
+            return Ok(start.saturating_add(at as u64).saturating_add(1));
         }
-        end -= size as u64;
+        end = start;
     }
     Ok(0)
 }

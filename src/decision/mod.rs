@@ -4,6 +4,20 @@
 //! the clearance, `failover` orders what is left of it. Never: async, a clock, a log line, an error of the world (those
 //! arrive as facts). Start reading at [`decide`].
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::wildcard_enum_match_arm
+    )
+)]
+
 pub mod facts;
 mod failover;
 pub mod home;

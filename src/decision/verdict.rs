@@ -38,7 +38,7 @@ impl Verdict {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Itinerary {
     stops: [Stop; MAX_REGIONS],
-    len: u8,
+    len: usize,
 }
 
 /// A region that a request may be sent to: a permit is made of one.
@@ -64,8 +64,7 @@ impl Itinerary {
         for region in regions.filter(|region| clearance.contains(*region)) {
             if left.contains(region) {
                 left = left.without(region);
-                itinerary.stops[itinerary.len as usize] = Stop { region };
-                itinerary.len += 1;
+                itinerary.push(Stop { region });
             }
         }
         (itinerary.len > 0).then_some(itinerary)
@@ -75,14 +74,20 @@ impl Itinerary {
     pub(super) fn only(&self, is_kept: impl Fn(RegionId) -> bool) -> Option<Self> {
         let mut kept = Self { len: 0, ..self.clone() };
         for stop in self.stops().iter().filter(|stop| is_kept(stop.region)) {
-            kept.stops[kept.len as usize] = *stop;
-            kept.len += 1;
+            kept.push(*stop);
         }
         (kept.len > 0).then_some(kept)
     }
 
+    /// INVARIANT: every region is pushed at most once, so that there is always room.
+    fn push(&mut self, stop: Stop) {
+        let slot = self.stops.get_mut(self.len).expect("no more stops than regions");
+        *slot = stop;
+        self.len = self.len.saturating_add(1);
+    }
+
     pub fn stops(&self) -> &[Stop] {
-        &self.stops[..self.len as usize]
+        self.stops.get(..self.len).expect("no more stops than slots")
     }
 
     pub fn regions(&self) -> impl Iterator<Item = RegionId> {

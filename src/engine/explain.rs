@@ -172,7 +172,7 @@ fn wall_clock(day: Option<&str>) -> Result<SystemTime, String> {
     let date: jiff::civil::Date = text.parse().map_err(|_| wrong())?;
     let noon = date.at(12, 0, 0, 0).to_zoned(jiff::tz::TimeZone::UTC).map_err(|_| wrong())?;
     let seconds = u64::try_from(noon.timestamp().as_second()).map_err(|_| wrong())?;
-    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or_else(wrong)
 }
 
 fn facts(decision: &Decision, policy: &Policy, query: &Query) -> Value {
@@ -225,7 +225,10 @@ impl Explanation {
     /// The same for a program.
     pub fn json(&self) -> String {
         let mut facts = self.facts.clone();
-        facts["story"] = self.lines.iter().map(|line| json!({ "heading": line.heading, "text": line.text })).collect();
+        if let Value::Object(fields) = &mut facts {
+            let story = self.lines.iter().map(|line| json!({ "heading": line.heading, "text": line.text })).collect();
+            fields.insert("story".into(), story);
+        }
         format!("{facts:#}\n")
     }
 }

@@ -194,7 +194,7 @@ fn narrowed(segment: &str) -> Cow<'_, str> {
     }
     let mut out = String::with_capacity(segment.len());
     for c in text.chars() {
-        let c = if is_wide(c) { char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c) } else { c };
+        let c = if is_wide(c) { char::from_u32(u32::from(c).saturating_sub(0xfee0)).unwrap_or(c) } else { c };
         match c {
             '/' | '\\' => out.push('/'),
             c => c.encode_utf8(&mut [0; 4]).bytes().for_each(|octet| push_octet(&mut out, octet)),

@@ -4,6 +4,20 @@
 //! understood whole is not believed in part. Never: read from anyone but a peer whose certificate proved its region.
 //! `docs/peer-protocol.md` describes it for other implementations. Start reading at `envelope`.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::wildcard_enum_match_arm
+    )
+)]
+
 pub mod envelope;
 pub mod fields;
 pub mod probe;

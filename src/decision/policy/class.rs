@@ -5,15 +5,15 @@ pub const MAX_CLASSES: usize = 64;
 
 /// A data class's number in one policy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ClassId(u8);
+pub struct ClassId(usize);
 
 impl ClassId {
     pub const fn new(index: usize) -> Option<Self> {
-        if index < MAX_CLASSES { Some(Self(index as u8)) } else { None }
+        if index < MAX_CLASSES { Some(Self(index)) } else { None }
     }
 
     pub const fn index(self) -> usize {
-        self.0 as usize
+        self.0
     }
 }
 
@@ -38,6 +38,6 @@ impl ClassSet {
     }
 
     pub fn iter(self) -> impl Iterator<Item = ClassId> {
-        (0..MAX_CLASSES as u8).map(ClassId).filter(move |class| self.contains(*class))
+        (0..MAX_CLASSES).map(ClassId).filter(move |class| self.contains(*class))
     }
 }

@@ -44,8 +44,8 @@ pub struct Networks {
 impl Networks {
     /// Builds the table from addresses and prefix lengths in bits of their own family.
     pub fn build(networks: impl IntoIterator<Item = (IpAddr, u8, Network)>) -> Self {
-        let entry = |(address, length, network)| {
-            let length = if matches!(address, IpAddr::V4(_)) { length + 96 } else { length };
+        let entry = |(address, length, network): (IpAddr, u8, Network)| {
+            let length = if matches!(address, IpAddr::V4(_)) { length.saturating_add(96) } else { length };
             ((length, bits(address) & mask(length)), network)
         };
         let mut networks: Vec<_> = networks.into_iter().map(entry).collect();
@@ -66,7 +66,8 @@ impl Networks {
         let address = bits(address);
         self.lengths.iter().find_map(|length| {
             let key = (*length, address & mask(*length));
-            self.networks.binary_search_by_key(&key, |(key, _)| *key).ok().map(|index| &self.networks[index].1)
+            let index = self.networks.binary_search_by_key(&key, |(key, _)| *key).ok()?;
+            self.networks.get(index).map(|(_, network)| network)
         })
     }
 }
@@ -79,7 +80,11 @@ fn bits(address: IpAddr) -> u128 {
 }
 
 const fn mask(length: u8) -> u128 {
-    if length == 0 { 0 } else { u128::MAX << (128 - length) }
+    match 128_u32.checked_sub(length as u32) {
+        Some(128) => 0,
+        Some(host_bits) => u128::MAX << host_bits,
+        None => u128::MAX,
+    }
 }
 
 #[cfg(test)]

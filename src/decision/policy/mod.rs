@@ -84,7 +84,7 @@ impl Policy {
         let mut country_jurisdictions = Box::new([None; CountryCode::SLOTS]);
         for (id, _, countries) in &draft.jurisdictions {
             for country in countries {
-                country_jurisdictions[country.slot()] = Some(*id);
+                *country_jurisdictions.get_mut(country.slot()).expect("every country has a slot") = Some(*id);
             }
         }
         let mut region_slots = Box::new([const { None }; MAX_REGIONS]);
@@ -94,7 +94,7 @@ impl Policy {
         let jurisdictions =
             draft.jurisdictions.into_iter().map(|(id, name, _)| JurisdictionEntry { id, name, regions: inside(id) }).collect();
         for (id, region) in draft.regions {
-            region_slots[id.index()] = Some(region);
+            *region_slots.get_mut(id.index()).expect("every region number has a slot") = Some(region);
         }
         let mut policy = Self {
             local: draft.local,
@@ -115,12 +115,16 @@ impl Policy {
 
     /// A region of this policy.
     pub fn region(&self, id: RegionId) -> &Region {
-        self.region_slots[id.index()].as_ref().expect("a policy only names regions it has")
+        self.known_region(id).expect("a policy only names regions it has")
+    }
+
+    fn known_region(&self, id: RegionId) -> Option<&Region> {
+        self.region_slots.get(id.index())?.as_ref()
     }
 
     /// The region's name, or `?` for a region that this policy no longer has.
     pub fn region_name(&self, id: RegionId) -> &str {
-        self.region_slots[id.index()].as_ref().map_or("?", |region| &region.name)
+        self.known_region(id).map_or("?", |region| &region.name)
     }
 
     pub fn find_region(&self, name: &str) -> Option<RegionId> {
@@ -128,7 +132,7 @@ impl Policy {
     }
 
     pub fn class(&self, id: ClassId) -> &DataClass {
-        &self.classes[id.index()]
+        self.classes.get(id.index()).expect("a class number comes from this policy")
     }
 
     pub fn class_ids(&self) -> impl Iterator<Item = ClassId> {
@@ -170,7 +174,10 @@ impl Policy {
     pub fn jurisdiction_of_country(&self, country: Option<CountryCode>) -> Jurisdiction {
         match country {
             None => Jurisdiction::Unknown,
-            Some(code) => self.country_jurisdictions[code.slot()].map_or(Jurisdiction::Elsewhere, Jurisdiction::Named),
+            Some(code) => {
+                let listed = self.country_jurisdictions.get(code.slot()).copied().flatten();
+                listed.map_or(Jurisdiction::Elsewhere, Jurisdiction::Named)
+            }
         }
     }
 

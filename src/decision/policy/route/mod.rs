@@ -25,11 +25,11 @@ pub struct Head<'a> {
 
 /// A route's place in the operator's order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct RouteId(u32);
+pub struct RouteId(usize);
 
 impl RouteId {
     pub const fn index(self) -> usize {
-        self.0 as usize
+        self.0
     }
 }
 
@@ -77,14 +77,14 @@ impl RouteTable {
                 HostPattern::Exact(host) => table.exact.entry(host.clone()).or_default(),
                 HostPattern::Below(domain) => table.suffix.entry(domain.clone()).or_default(),
             };
-            trie.insert(&route.pattern, index as u32);
+            trie.insert(&route.pattern, index);
         }
         table.routes = routes;
         table
     }
 
     pub fn route(&self, id: RouteId) -> &Route {
-        &self.routes[id.index()]
+        self.routes.get(id.index()).expect("a route number comes from this table")
     }
 
     pub fn all(&self) -> &[Route] {
@@ -93,23 +93,23 @@ impl RouteTable {
 
     /// The first route that matches, and the user it names.
     pub fn find<'a>(&self, head: &Head<'a>) -> RouteMatch<'a> {
-        let mut best = u32::MAX;
+        let mut best = usize::MAX;
         let path = head.path.strip_prefix('/').unwrap_or(head.path);
         // Most servers serve `/a/` as `/a`: a slash at the end must not lead past a rule.
         let path = path.strip_suffix('/').unwrap_or(path);
         if let Some(trie) = self.exact.get(head.host) {
             trie.search(path, head.method, &mut best);
         }
-        for (dot, _) in head.host.match_indices('.') {
-            if let Some(trie) = self.suffix.get(&head.host[dot + 1..]) {
+        let mut domain = head.host;
+        while let Some((_, parent)) = domain.split_once('.') {
+            if let Some(trie) = self.suffix.get(parent) {
                 trie.search(path, head.method, &mut best);
             }
+            domain = parent;
         }
         self.any.search(path, head.method, &mut best);
-        if best == u32::MAX {
-            return RouteMatch { id: None, user: None };
-        }
-        let place = self.routes[best as usize].pattern.path.user_segment();
+        let Some(route) = self.routes.get(best) else { return RouteMatch { id: None, user: None } };
+        let place = route.pattern.path.user_segment();
         RouteMatch { id: Some(RouteId(best)), user: place.and_then(|place| path.split('/').nth(place)) }
     }
 }
@@ -121,55 +121,61 @@ struct Trie {
 
 #[derive(Default)]
 struct Node {
-    literals: HashMap<Box<str>, u32>,
-    any_segment: Option<u32>,
+    literals: HashMap<Box<str>, usize>,
+    any_segment: Option<usize>,
     /// Routes whose pattern ends here.
-    ends: Vec<(u32, MethodSet)>,
+    ends: Vec<(usize, MethodSet)>,
     /// Routes whose pattern goes on with `/**`.
-    tails: Vec<(u32, MethodSet)>,
+    tails: Vec<(usize, MethodSet)>,
     /// The first route at or below this node: nothing below is worth a look if a better one is known.
-    first: u32,
+    first: usize,
 }
 
 impl Default for Trie {
     fn default() -> Self {
-        Self { nodes: vec![Node { first: u32::MAX, ..Node::default() }] }
+        Self { nodes: vec![Node { first: usize::MAX, ..Node::default() }] }
     }
 }
 
 impl Trie {
-    fn insert(&mut self, pattern: &Pattern, route: u32) {
+    fn insert(&mut self, pattern: &Pattern, route: usize) {
         let mut at = 0;
-        self.nodes[0].first = self.nodes[0].first.min(route);
+        let improve = |node: &mut Node| node.first = node.first.min(route);
+        improve(self.node(at));
         for segment in &pattern.path.segments {
             at = self.child(at, segment);
-            self.nodes[at].first = self.nodes[at].first.min(route);
+            improve(self.node(at));
         }
-        let list = if pattern.path.open_ended { &mut self.nodes[at].tails } else { &mut self.nodes[at].ends };
+        let node = self.node(at);
+        let list = if pattern.path.open_ended { &mut node.tails } else { &mut node.ends };
         list.push((route, pattern.methods));
     }
 
     fn child(&mut self, parent: usize, segment: &Segment) -> usize {
-        let next = self.nodes.len() as u32;
-        let node = &mut self.nodes[parent];
+        let next = self.nodes.len();
+        let node = self.node(parent);
         let child = match segment {
             Segment::Literal(text) => *node.literals.entry(text.clone()).or_insert(next),
             Segment::Any | Segment::User => *node.any_segment.get_or_insert(next),
         };
         if child == next {
-            self.nodes.push(Node { first: u32::MAX, ..Node::default() });
+            self.nodes.push(Node { first: usize::MAX, ..Node::default() });
         }
-        child as usize
+        child
     }
 
-    fn search(&self, path: &str, method: Method, best: &mut u32) {
+    fn node(&mut self, at: usize) -> &mut Node {
+        self.nodes.get_mut(at).expect("node numbers come from this trie")
+    }
+
+    fn search(&self, path: &str, method: Method, best: &mut usize) {
         // `/` has one empty segment for a pattern to match, and none where a pattern has none.
         self.visit(0, Some(path), method, best);
     }
 
     /// Descends at most as deep as the longest pattern, whatever the path's length.
-    fn visit(&self, at: usize, rest: Option<&str>, method: Method, best: &mut u32) {
-        let node = &self.nodes[at];
+    fn visit(&self, at: usize, rest: Option<&str>, method: Method, best: &mut usize) {
+        let Some(node) = self.nodes.get(at) else { return };
         if node.first >= *best {
             return;
         }
@@ -186,17 +192,17 @@ impl Trie {
             None => (rest, None),
         };
         if let Some(child) = node.literals.get(segment) {
-            self.visit(*child as usize, rest, method, best);
+            self.visit(*child, rest, method, best);
         }
         if let Some(child) = node.any_segment
             && !segment.is_empty()
         {
-            self.visit(child as usize, rest, method, best);
+            self.visit(child, rest, method, best);
         }
     }
 }
 
-fn improve(list: &[(u32, MethodSet)], method: Method, best: &mut u32) {
+fn improve(list: &[(usize, MethodSet)], method: Method, best: &mut usize) {
     // Routes are inserted in order, so the first that takes the method is the best of the list.
     if let Some((route, _)) = list.iter().find(|(_, methods)| methods.contains(method)) {
         *best = (*best).min(*route);
