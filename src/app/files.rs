@@ -29,6 +29,7 @@ struct Identity {
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
+    is_regular: bool,
 }
 
 impl Stamp {
@@ -40,6 +41,7 @@ impl Stamp {
             size: meta.size(),
             modified: (meta.mtime(), meta.mtime_nsec()),
             changed: (meta.ctime(), meta.ctime_nsec()),
+            is_regular: meta.is_file(),
         });
         Self { file: file.into(), identity }
     }
@@ -53,11 +55,14 @@ impl Stamp {
     }
 }
 
-/// A file keeps changing.
+/// Why a file was not read.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("`{}`: this file keeps changing and was not read; write it elsewhere and rename it into place", file.display())]
-pub struct Unsettled {
-    file: PathBuf,
+pub enum Unsettled {
+    #[error("`{}`: this file keeps changing and was not read; write it elsewhere and rename it into place", .0.display())]
+    Changing(PathBuf),
+    /// Reading a pipe or a device may never end.
+    #[error("`{}`: this is not a regular file; write its content to a file, because it is read again at every reload", .0.display())]
+    Special(PathBuf),
 }
 
 /// Waits until every file has stood still; returns their stamps.
@@ -68,9 +73,12 @@ pub fn settle(files: &[PathBuf]) -> Result<Vec<Stamp>, Unsettled> {
         let now = SystemTime::now();
         // The clock of a file system may differ from ours: what has not changed under our eyes is still as well.
         let noisy = before.iter().find(|stamp| !stamp.is_quiet(now));
+        if let Some(special) = before.iter().find(|stamp| stamp.identity.is_some_and(|identity| !identity.is_regular)) {
+            return Err(Unsettled::Special(special.file.clone()));
+        }
         let Some(noisy) = noisy.filter(|_| since.elapsed() < QUIET) else { return Ok(before) };
         if started.elapsed() > SETTLE_TIMEOUT {
-            return Err(Unsettled { file: noisy.file.clone() });
+            return Err(Unsettled::Changing(noisy.file.clone()));
         }
         std::thread::sleep(QUIET / 5);
         let after = stamps(files);
@@ -82,7 +90,7 @@ pub fn settle(files: &[PathBuf]) -> Result<Vec<Stamp>, Unsettled> {
 
 /// Waits until one file has stood still; returns its stamp.
 pub fn settle_one(file: &Path) -> Result<Stamp, Unsettled> {
-    settle(&[file.to_owned()])?.pop().ok_or_else(|| Unsettled { file: file.to_owned() })
+    settle(&[file.to_owned()])?.pop().ok_or_else(|| Unsettled::Changing(file.to_owned()))
 }
 
 /// The state of these files now, read or not.
@@ -93,7 +101,7 @@ pub fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
 /// Fails if any file is another than when it was stamped.
 pub fn check_unchanged(stamps: &[Stamp]) -> Result<(), Unsettled> {
     match stamps.iter().find(|stamp| Stamp::of(&stamp.file) != **stamp) {
-        Some(changed) => Err(Unsettled { file: changed.file.clone() }),
+        Some(changed) => Err(Unsettled::Changing(changed.file.clone())),
         None => Ok(()),
     }
 }
