@@ -22,11 +22,13 @@ mod pseudonym;
 mod record;
 mod sink;
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 pub use pseudonym::{KeyError, Pseudonyms};
@@ -51,6 +53,11 @@ pub struct LedgerError {
 /// The maximum number of queued lines. One sync takes about a millisecond and covers many lines, so a full queue means that
 /// the disk does not respond.
 const QUEUE: usize = 8192;
+
+/// How long a request waits for its line. A healthy disk needs milliseconds; a client waits about this long for a page.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+const WRITER_ENDED: &str = "the writer thread has ended; restart the process";
 
 struct Entry {
     line: String,
@@ -85,7 +92,10 @@ fn guard(directory: &Path, is_successor: bool) -> Result<Arc<File>, LedgerError>
     let locked = if is_successor { file.try_lock_shared() } else { file.try_lock() };
     match locked {
         Ok(()) => Ok(Arc::new(file)),
-        Err(_) => Err(failed("another process writes this ledger; give each region a directory of its own".into())),
+        Err(TryLockError::WouldBlock) => {
+            Err(failed("another process writes this ledger; give each region a directory of its own".into()))
+        }
+        Err(TryLockError::Error(error)) => Err(failed(format!("cannot be locked: {error}"))),
     }
 }
 
@@ -115,11 +125,16 @@ impl Ledger {
         let (written, outcome) = oneshot::channel();
         let entry = Entry { line: movement.line(), written };
         // Fail instead of waiting, because a full queue means that the disk does not respond.
-        if self.queue.try_send(entry).is_err() {
-            (self.tally.failures)();
-            return Err(self.failed("the queue is full because the disk does not respond"));
+        self.queue.try_send(entry).map_err(|error| match error {
+            TrySendError::Full(_) => self.failed("the queue is full because the disk does not respond"),
+            TrySendError::Closed(_) => self.failed(WRITER_ENDED),
+        })?;
+        match tokio::time::timeout(WRITE_TIMEOUT, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(self.failed(WRITER_ENDED)),
+            // The line may still be written; it then records a transfer that did not happen.
+            Err(_) => Err(self.failed("the disk does not respond")),
         }
-        outcome.await.unwrap_or_else(|_| Err(self.failed("the writer thread has ended")))
     }
 
     /// Counts an event that gets no line of its own.
@@ -128,7 +143,9 @@ impl Ledger {
         counts.add(event);
     }
 
+    /// Counts a line that the writer has not counted.
     fn failed(&self, reason: &str) -> LedgerError {
+        (self.tally.failures)();
         LedgerError { file: self.file.clone(), reason: reason.into() }
     }
 }
