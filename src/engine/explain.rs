@@ -91,7 +91,10 @@ pub async fn explain(snapshot: &Arc<Snapshot>, vitals: &Vitals, query: &Query) -
     let policy = &snapshot.policy;
     let question = question(snapshot, query)?;
     let vitals = with_down(vitals, policy, &query.down)?;
-    let moment = Moment::at(Arc::clone(snapshot), wall_clock(query.day.as_deref())?);
+    let moment = match &query.day {
+        None => Moment::live(Arc::clone(snapshot), SystemTime::now()),
+        Some(day) => Moment::at(Arc::clone(snapshot), noon_of(day)?),
+    };
     let decision = judge(&question, &[], moment, &vitals).await.decision;
     let route = route_of(&decision.trail, policy);
     let opens_connect = || route.is_some_and(|route| route.upgrades.iter().any(|upgrade| **upgrade == *CONNECT));
@@ -165,8 +168,7 @@ fn with_down(vitals: &Vitals, policy: &Policy, down: &[String]) -> Result<Vitals
     Ok(vitals)
 }
 
-fn wall_clock(day: Option<&str>) -> Result<SystemTime, String> {
-    let Some(text) = day else { return Ok(SystemTime::now()) };
+fn noon_of(text: &str) -> Result<SystemTime, String> {
     let wrong = || format!("`{text}` is not a valid date; write it as `2027-12-31`");
     Day::parse(text).ok_or_else(wrong)?;
     let date: jiff::civil::Date = text.parse().map_err(|_| wrong())?;

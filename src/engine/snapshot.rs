@@ -45,6 +45,14 @@ pub struct Moment {
 }
 
 impl Moment {
+    /// The moment of live traffic. A clock that is behind the day on which the GeoIP database was built is wrong, and must not
+    /// revive a transfer that has ended; that day then counts.
+    pub fn live(snapshot: Arc<Snapshot>, clock: SystemTime) -> Self {
+        let now = snapshot.geoip.as_ref().map_or(clock, |geoip| clock.max(geoip.built()));
+        Self::at(snapshot, now)
+    }
+
+    /// The moment of any day, past ones included.
     pub fn at(snapshot: Arc<Snapshot>, now: SystemTime) -> Self {
         let geoip_is_stale = snapshot.geoip_is_stale(now);
         Self { snapshot, today: Day::of(now), geoip_is_stale }

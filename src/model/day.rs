@@ -8,10 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct Day(i32);
 
 impl Day {
-    /// The day of `now`; a time before 1970 counts as 1970-01-01.
+    /// 9999-12-31, the last day that four digits of a year can name.
+    const LAST: Self = Self(2_932_896);
+
+    /// The day of `now`. A time before 1970 counts as 1970-01-01, and one after 9999 as the last day of 9999.
     pub fn of(now: SystemTime) -> Self {
         let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        Self((since.as_secs() / 86_400) as i32)
+        i32::try_from(since.as_secs() / 86_400).map_or(Self::LAST, |days| Self(days).min(Self::LAST))
     }
 
     /// Reads `YYYY-MM-DD`; `None` for any other form and for a date that does not exist.

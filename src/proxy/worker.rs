@@ -66,7 +66,7 @@ pub struct Worker {
 
 impl Worker {
     pub fn new(shared: Arc<Shared>, metrics: WorkerMetrics) -> Self {
-        let moment = Moment::at(Arc::clone(&shared.snapshot.load().judging), SystemTime::now());
+        let moment = Moment::live(Arc::clone(&shared.snapshot.load().judging), SystemTime::now());
         Self {
             snapshot: RefCell::new(arc_swap::Cache::new(Arc::clone(&shared.snapshot))),
             vitals: RefCell::new(arc_swap::Cache::new(Arc::clone(&shared.vitals))),
@@ -98,7 +98,7 @@ impl Worker {
         let judging = Arc::clone(&self.snapshot().judging);
         let mut moment = self.moment.borrow_mut();
         if !Arc::ptr_eq(&moment.snapshot, &judging) {
-            *moment = Moment::at(judging, SystemTime::now());
+            *moment = Moment::live(judging, SystemTime::now());
         }
         moment.clone()
     }
@@ -106,7 +106,7 @@ impl Worker {
     /// Looks at the clock: transfers expire at midnight, and a GeoIP database becomes too old. Returns whether the moment
     /// is another, so that everything open has to be judged again.
     pub fn note_clock(&self, now: SystemTime) -> bool {
-        let fresh = Moment::at(Arc::clone(&self.snapshot().judging), now);
+        let fresh = Moment::live(Arc::clone(&self.snapshot().judging), now);
         let is_news = !self.moment.borrow().is_same(&fresh);
         self.moment.replace(fresh);
         is_news

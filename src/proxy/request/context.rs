@@ -78,7 +78,7 @@ impl Context {
         let newest = self.worker.moment();
         let judging = &self.snapshot.judging;
         let is_newest = Arc::ptr_eq(&newest.snapshot, judging);
-        let moment = if is_newest { newest } else { Moment::at(Arc::clone(judging), SystemTime::now()) };
+        let moment = if is_newest { newest } else { Moment::live(Arc::clone(judging), SystemTime::now()) };
         let judged = judge(&intake.question, &[], moment, &self.worker.vitals()).await;
         for result in [judged.lookups.directory, judged.lookups.caller].into_iter().flatten() {
             self.worker.metrics.directory_lookup(result);
