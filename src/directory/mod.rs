@@ -9,6 +9,7 @@ mod file;
 mod contract;
 
 use std::path::PathBuf;
+use std::pin::Pin;
 
 use crate::model::region::Registry;
 use crate::model::user::Record;
@@ -69,9 +70,24 @@ pub enum Answer {
     Unavailable,
 }
 
+/// The future of a look-up in a [`RemoteTable`].
+pub type Lookup<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
+
+/// A user table outside this process. It may fail, and it may take its time: the caller sets a deadline.
+pub trait RemoteTable: Send + Sync {
+    fn find<'a>(&'a self, key: &'a str) -> Lookup<'a>;
+
+    /// Equal versions mean equal records.
+    fn version(&self) -> TableVersion;
+
+    /// How many users it knows.
+    fn user_count(&self) -> usize;
+}
+
 /// The table, by backend.
 pub enum Directory {
     File(FileTable),
+    Remote(Box<dyn RemoteTable>),
 }
 
 impl Directory {
@@ -81,10 +97,10 @@ impl Directory {
     }
 
     /// Looks a user up. It may take as long as the backend takes: the caller sets a deadline.
-    #[expect(clippy::unused_async, reason = "a table in memory answers at once; a remote one will not")]
     pub async fn find(&self, key: &str) -> Answer {
         match self {
             Self::File(table) => table.find(key).map_or(Answer::Absent, Answer::Found),
+            Self::Remote(table) => table.find(key).await,
         }
     }
 
@@ -92,6 +108,7 @@ impl Directory {
     pub fn version(&self) -> TableVersion {
         match self {
             Self::File(table) => table.version(),
+            Self::Remote(table) => table.version(),
         }
     }
 
@@ -99,6 +116,7 @@ impl Directory {
     pub fn len(&self) -> usize {
         match self {
             Self::File(table) => table.len(),
+            Self::Remote(table) => table.user_count(),
         }
     }
 

@@ -46,7 +46,7 @@ const WITHOUT_BOB: &str = "user,home\nalice,eu-west\nchika,ap-northeast\n";
 const CONFIRMED: [(&str, &str); 1] = [("domicile-command", "reload")];
 
 #[test]
-fn a_user_table_that_lost_users_is_used_only_after_an_operator_accepts_the_loss() {
+pub fn a_user_table_that_lost_users_is_used_only_after_an_operator_accepts_the_loss() {
     let world = World::start();
     std::fs::write(world.folder.path().join("users-eu-west.csv"), WITHOUT_BOB).unwrap();
     let bob = || get(world.eu().http, "/users/bob/orders/1", &[]);

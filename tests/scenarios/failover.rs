@@ -39,7 +39,7 @@ fn a_dead_home_is_no_reason_to_leave_the_law() {
 }
 
 #[test]
-fn a_region_that_vanishes_is_noticed_and_unowned_requests_move_on() {
+pub fn a_region_that_vanishes_is_noticed_and_unowned_requests_move_on() {
     let mut world = World::start();
     assert_eq!(get(world.us().http, "/feed/1", &[]).text(), "us-east");
     let app = world.regions[0].app.take().unwrap();

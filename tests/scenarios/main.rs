@@ -7,6 +7,7 @@ mod support;
 mod doors;
 mod exits;
 mod failover;
+mod faults;
 mod forwarding;
 mod framing;
 mod hostile;

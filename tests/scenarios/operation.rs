@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 #[test]
-fn a_changed_user_table_is_swapped_in_and_a_broken_one_is_not() {
+pub fn a_changed_user_table_is_swapped_in_and_a_broken_one_is_not() {
     let world = World::start();
     let users = world.folder.path().join("users-eu-west.csv");
     let home = || get(world.eu().http, "/users/dora/orders/1", &[]).status;
@@ -120,7 +120,7 @@ fn certificates_follow_the_name_and_are_replaced_without_a_restart() {
 }
 
 #[test]
-fn a_corrupt_geoip_database_is_not_swapped_in() {
+pub fn a_corrupt_geoip_database_is_not_swapped_in() {
     let world = World::start();
     let (bundled, own) =
         (std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("geoip/country.mmdb"), world.folder.path().join("own.mmdb"));

@@ -85,7 +85,7 @@ pub fn showing(world: &World, region: &str) -> std::sync::Arc<rustls::ClientConf
 }
 
 #[test]
-fn a_peer_that_negotiates_nothing_gets_no_http1() {
+pub fn a_peer_that_negotiates_nothing_gets_no_http1() {
     // Only connections of HTTP/2 end when their certificate is revoked.
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let world = World::start();

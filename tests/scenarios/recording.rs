@@ -71,7 +71,7 @@ fn on_a_full_disk(region: &str) -> World {
 }
 
 #[test]
-fn a_full_disk_under_the_ledger_stops_what_needs_a_line_and_nothing_else() {
+pub fn a_full_disk_under_the_ledger_stops_what_needs_a_line_and_nothing_else() {
     let world = on_a_full_disk("us-east");
     for answer in [get(world.us().http, "/users/alice/orders/1", &[]), post(world.us().http, "/users/alice/orders/1", &[], "x")] {
         assert_eq!((answer.status, answer.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "ledger.unavailable"));
@@ -83,7 +83,7 @@ fn a_full_disk_under_the_ledger_stops_what_needs_a_line_and_nothing_else() {
 }
 
 #[test]
-fn an_owner_that_cannot_record_gives_no_answer() {
+pub fn an_owner_that_cannot_record_gives_no_answer() {
     let world = on_a_full_disk("eu-west");
     let answer = get(world.us().http, "/users/alice/orders/1", &[]);
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "ledger.unavailable"));
