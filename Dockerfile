@@ -1,5 +1,5 @@
-# Builds a small image whose entry point is `domicile`. It reads /etc/domicile/domicile.yaml and works in /var/lib/domicile,
-# where relative paths begin: `geoip/country.mmdb` is there, and `ledger/` goes on a volume.
+# Builds a small image whose entry point is `domicile`. It reads /etc/domicile/domicile.yaml. Its working directory, to which
+# relative paths refer, is /var/lib/domicile. That directory contains `geoip/country.mmdb`; mount a volume for `ledger/`.
 #   docker build -t domicile .
 #   docker run -v "$PWD/my-config:/etc/domicile:ro" -v ledger:/var/lib/domicile/ledger -p 8443:8443 -p 9443:9443 domicile
 FROM rust:1.95-bookworm AS build
@@ -12,7 +12,7 @@ RUN useradd --system --home-dir /var/lib/domicile --create-home domicile && inst
 COPY --from=build /src/target/release/domicile /usr/local/bin/domicile
 COPY --from=build /src/geoip /var/lib/domicile/geoip
 COPY config/minimal.yaml /etc/domicile/domicile.yaml
-# Inside a container loopback reaches nobody.
+# Clients outside the container cannot connect to its loopback address.
 RUN sed -i 's|- address: "127.0.0.1:8080"|- { address: "0.0.0.0:8080", cleartext: true }|' /etc/domicile/domicile.yaml
 WORKDIR /var/lib/domicile
 USER domicile

@@ -2,8 +2,8 @@
 //!
 //!     cargo bench --bench decide
 //!
-//! Each figure is the median of 31 batches of 2,000 requests, with the fastest and the slowest batch. The requests draw
-//! their routes from the whole table, so that the CPU caches are not warm for a single route.
+//! Each figure is the median of 31 batches of 2,000 requests, with the fastest and the slowest batch. Each request uses a
+//! random route of the whole table, so that the CPU caches are not warm for a single route.
 #![allow(unsafe_code, reason = "counting allocations needs a global allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -112,7 +112,7 @@ fn policy(regions: usize, routes: usize) -> Policy {
     Policy::compile(draft, |_| PolicyHash::default())
 }
 
-/// Median, fastest and slowest batch in nanoseconds a request, and allocations a request.
+/// Median, fastest and slowest batch in nanoseconds per request, and allocations per request.
 fn measure(regions: usize, routes: usize) -> (f64, f64, f64, f64) {
     let policy = policy(regions, routes);
     let vitals = Vitals::unmeasured(policy.nearest_first());
@@ -169,7 +169,7 @@ fn main() {
         for routes in [10, 1_000, 10_000] {
             let (median, fastest, slowest, allocations) = measure(regions, routes);
             println!("{regions:>8} {routes:>8} {median:>12.0} {:>20} {allocations:>14.3}", format!("{fastest:.0}-{slowest:.0}"));
-            assert_eq!(allocations, 0.0, "a decision allocates");
+            assert_eq!(allocations, 0.0, "a decision must not allocate");
         }
     }
 }

@@ -2,10 +2,10 @@
 //!
 //!     cargo bench --bench distance
 //!
-//! Each figure comes from the difference in time between a longer and a shorter body, so that connecting and the first round
-//! trips do not count. It is the median of three pairs, with the slowest and the fastest. `computed` is two thirds of a wide
-//! window (a quarter of `limits.connection_buffer`) per round trip: `h2` returns capacity in thirds of a window, so up to a third
-//! of it is idle. A body that does not arrive completely ends the benchmark with an error.
+//! Each figure is computed from the time difference between a longer and a shorter body, so that connection setup and the
+//! first round trips do not count. It is the median of three pairs, with the slowest and the fastest. `computed` is two thirds
+//! of a wide window (a quarter of `limits.connection_buffer`) per round trip: `h2` returns capacity in thirds of a window, so
+//! up to a third of it is idle. A body that does not arrive completely ends the benchmark with an error.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,8 +23,8 @@ const PAIRS: usize = 3;
 const MIB: usize = 1 << 20;
 const BUFFERS: [usize; 2] = [4 * MIB, 16 * MIB];
 
-/// The region that is asked, the user, and the round trip to the user's home region in the demo, in milliseconds.
-const LINES: [(&str, &str, u64); 3] = [("eu-west", "bob", 72), ("us-east", "chika", 164), ("eu-west", "chika", 232)];
+/// The region that receives the request, the user, and the round trip to the user's home region in the demo, in milliseconds.
+const DISTANCES: [(&str, &str, u64); 3] = [("eu-west", "bob", 72), ("us-east", "chika", 164), ("eu-west", "chika", 232)];
 
 fn main() -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
@@ -34,7 +34,7 @@ fn main() -> Result<(), String> {
             Path::new("geoip/country.mmdb"),
             &format!("limits: {{ body: unlimited, connection_buffer: {}MiB }}\n", buffer / MIB),
         )?;
-        for (region, user, millis) in LINES {
+        for (region, user, millis) in DISTANCES {
             let address = world.region(region).http;
             let round_trip = Duration::from_millis(millis);
             for is_upload in [false, true] {
@@ -87,11 +87,11 @@ async fn time(address: SocketAddr, user: &str, is_upload: bool, size: usize) -> 
     let status = answer.status();
     let body = answer.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
     let taken = started.elapsed();
-    let is_whole = if is_upload {
-        let told: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        told["body_bytes"] == size
+    let is_complete = if is_upload {
+        let report: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        report["body_bytes"] == size
     } else {
         body.len() == size
     };
-    if status.is_success() && is_whole { Ok(taken) } else { Err(format!("{status}: {}", String::from_utf8_lossy(&body))) }
+    if status.is_success() && is_complete { Ok(taken) } else { Err(format!("{status}: {}", String::from_utf8_lossy(&body))) }
 }

@@ -1,7 +1,8 @@
 //! Domicile: a geo-routing reverse proxy.
 //!
-//! It finds each request's home region, serves it there, and refuses what residency rules forbid. The five-minute tour:
-//! `model` holds the nouns, `decision` the judgement, `proxy::request` the life of one request, `app` the wiring.
+//! It finds each request's home region, serves the request there, and refuses requests that residency rules forbid. Start
+//! reading at `proxy::request`, the life of one request. `model` defines the domain types, `decision` decides where a request
+//! may go, and `app` connects the modules.
 
 pub mod acme;
 pub mod admin;

@@ -1,4 +1,4 @@
-//! The binary: argv in, exit code out.
+//! The binary. It only calls the command line.
 
 use std::process::ExitCode;
 

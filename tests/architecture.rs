@@ -1,11 +1,12 @@
-//! The house rules, kept by a test: who may import whom, what stays out of which room, how large things may grow.
+//! Checks of the source code: the modules that a module may import, texts that a module must not contain, and limits on the
+//! size of files and functions. A module is here a top-level module of the crate, in a file or a folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The rooms by floor, the highest first: a room imports only from floors below its own.
-const FLOORS: &[&[&str]] = &[
+/// The modules by layer, the highest first. A module imports only from layers below its own.
+const LAYERS: &[&[&str]] = &[
     &["main"],
     &["cli"],
     &["demo"],
@@ -21,36 +22,36 @@ const FLOORS: &[&[&str]] = &[
     &["model"],
 ];
 
-/// Rooms on floors below that a room must not import from all the same, and why.
-const APART: &[(&str, &[&str], &str)] = &[
-    ("admin", &["engine", "decision", "audit", "directory", "peer"], "the control plane asks the app by a command"),
-    ("demo", &["config", "proxy", "engine", "decision", "directory", "audit"], "the demo plays the world around the product"),
+/// Modules on lower layers that a module must not import, and the reason.
+const FORBIDDEN_IMPORTS: &[(&str, &[&str], &str)] = &[
+    ("admin", &["engine", "decision", "audit", "directory", "peer"], "the control plane sends commands to the app"),
+    ("demo", &["config", "proxy", "engine", "decision", "directory", "audit"], "the demo only simulates the proxy's environment"),
     ("tokens", &["http", "transport", "decision"], "a token is verified without a connection or a policy"),
     ("session", &["http", "transport", "decision"], "a seal needs no connection and no policy"),
-    ("audit", &["http", "transport", "decision"], "the ledger writes what it is given"),
-    ("directory", &["http", "transport", "decision"], "a file needs no connection, and a record no policy"),
+    ("audit", &["http", "transport", "decision"], "the ledger only writes the lines that it receives"),
+    ("directory", &["http", "transport", "decision"], "a user table needs no connection and no policy"),
     ("geoip", &["http", "transport", "decision"], "a database needs no connection and no policy"),
-    ("metrics", &["http", "transport", "decision"], "labels are text"),
+    ("metrics", &["http", "transport", "decision"], "labels are plain text"),
     ("transport", &[], ""),
 ];
 
-/// Texts that must not occur in some rooms, and why. A room given as `!x` is every room but x (and those after it).
-const FORBIDDEN: &[(&[&str], &[&str], &str)] = &[
+/// Texts that must not occur in some modules, and the reason. `!x` means every module except x and the modules listed after it.
+const FORBIDDEN_TEXTS: &[(&[&str], &[&str], &str)] = &[
     (
         &["model", "decision"],
         &["tokio", "hyper", "serde", "tracing", "jiff", "async ", ".await", "::now(", "std::fs", "std::io", "std::thread"],
-        "judgement is pure: the world arrives as facts",
+        "judgement is pure: all input from outside arrives as facts",
     ),
     (
         &["!transport", "demo"],
         &["TcpStream::connect", "TcpListener::bind", "Socket::new", "UdpSocket", "UnixListener"],
-        "transport is the only room that opens connections and ports",
+        "only `transport` opens connections and ports",
     ),
-    (&["!config", "directory"], &["serde_yaml"], "YAML stays inside config, and in the directory's own file format"),
+    (&["!config", "directory"], &["serde_yaml"], "only `config` reads YAML, and `directory` for its own file format"),
     (
         &["!nobody"],
         &["lazy_static", "static mut", "thread_local!", "LazyLock", "OnceLock"],
-        "no global state: two apps live in one process",
+        "no global state, because two apps may run in one process",
     ),
     (
         &["!peer", "http"],
@@ -66,19 +67,19 @@ const CALLERS: &[(&str, &[&str], &str)] = &[
     (
         "Permitted::without_user_data(",
         &["probes/prober.rs", "upstreams/health.rs", "cli/reload.rs"],
-        "only requests of our own need no stop",
+        "only requests without user data need no stop",
     ),
 ];
 
-const NO_HOMES: &[&str] = &["util", "utils", "common", "helpers", "misc", "manager", "types"];
-const MOST_FILES_IN_A_ROOM: usize = 9;
-const MOST_LINES_IN_A_FILE: usize = 500;
-const MOST_LINES_IN_A_FUNCTION: usize = 70;
+const FORBIDDEN_FILE_NAMES: &[&str] = &["util", "utils", "common", "helpers", "misc", "manager", "types"];
+const MAX_FILES_IN_A_FOLDER: usize = 9;
+const MAX_LINES_IN_A_FILE: usize = 500;
+const MAX_LINES_IN_A_FUNCTION: usize = 70;
 
 struct Source {
     path: PathBuf,
-    room: String,
-    /// Without its tests.
+    module: String,
+    /// The text of the file without its tests.
     code: String,
 }
 
@@ -97,16 +98,16 @@ fn sources() -> Vec<Source> {
             } else if path.extension().is_some_and(|ending| ending == "rs") {
                 let inside = path.strip_prefix(root()).unwrap();
                 let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
-                let room = first.trim_end_matches(".rs").to_owned();
+                let module = first.trim_end_matches(".rs").to_owned();
                 let text = fs::read_to_string(&path).unwrap();
                 let is_test = path.file_name().is_some_and(|name| name == "tests.rs" || name == "contract.rs");
                 let code =
                     if is_test { String::new() } else { text.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned() };
-                found.push(Source { path, room, code });
+                found.push(Source { path, module, code });
             }
         }
     }
-    assert!(found.len() > 60, "the sources were found");
+    assert!(found.len() > 60, "not all source files were found");
     found
 }
 
@@ -115,30 +116,30 @@ fn lines(source: &Source) -> impl Iterator<Item = (usize, &str)> {
     code.filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
-fn floor_of(room: &str) -> usize {
-    FLOORS.iter().position(|rooms| rooms.contains(&room)).unwrap_or_else(|| panic!("{room} is on no floor"))
+fn layer_of(module: &str) -> usize {
+    LAYERS.iter().position(|modules| modules.contains(&module)).unwrap_or_else(|| panic!("`{module}` is on no layer"))
 }
 
-/// The rooms that a line names, as `crate::room`.
-fn rooms_named(line: &str) -> impl Iterator<Item = String> {
+/// The modules that a line names as `crate::module`.
+fn modules_named(line: &str) -> impl Iterator<Item = String> {
     let named = line.match_indices("crate::").filter(|(at, _)| !line[..*at].ends_with('_'));
     named.map(|(at, _)| line[at + "crate::".len()..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
 }
 
 #[test]
-fn a_room_imports_only_from_floors_below() {
+fn a_module_imports_only_from_layers_below() {
     let mut wrong = Vec::new();
-    for source in sources().iter().filter(|source| source.room != "lib") {
-        let own = floor_of(&source.room);
-        let apart = APART.iter().find(|(room, ..)| *room == source.room);
+    for source in sources().iter().filter(|source| source.module != "lib") {
+        let own = layer_of(&source.module);
+        let forbidden = FORBIDDEN_IMPORTS.iter().find(|(module, ..)| *module == source.module);
         for (line, text) in lines(source) {
-            for target in rooms_named(text).filter(|target| *target != source.room) {
-                let place = format!("{}:{line}: {}", source.path.display(), source.room);
-                if floor_of(&target) <= own {
-                    wrong.push(format!("{place} may not import from {target}: it is not on a floor below"));
+            for target in modules_named(text).filter(|target| *target != source.module) {
+                let location = format!("{}:{line}: {}", source.path.display(), source.module);
+                if layer_of(&target) <= own {
+                    wrong.push(format!("{location} may not import from {target}: it is not on a lower layer"));
                 }
-                if let Some((_, _, reason)) = apart.filter(|(_, rooms, _)| rooms.contains(&target.as_str())) {
-                    wrong.push(format!("{place} may not import from {target}: {reason}"));
+                if let Some((_, _, reason)) = forbidden.filter(|(_, modules, _)| modules.contains(&target.as_str())) {
+                    wrong.push(format!("{location} may not import from {target}: {reason}"));
                 }
             }
         }
@@ -146,7 +147,7 @@ fn a_room_imports_only_from_floors_below() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The parts of a folder: its files and its subfolders, `mod.rs` aside, which is the folder's front door.
+/// The file or subfolder of `folder` that contains `path`; `None` for `mod.rs`, which is the folder's own module, and for tests.
 fn part_of<'p>(path: &'p Path, folder: &Path) -> Option<&'p str> {
     let first = path.strip_prefix(folder).ok()?.components().next()?.as_os_str().to_str()?;
     let part = first.trim_end_matches(".rs");
@@ -156,12 +157,12 @@ fn part_of<'p>(path: &'p Path, folder: &Path) -> Option<&'p str> {
 /// The parts of `folder` that a source in it names, as `super::part`, `super::super::part` or `crate::…::part`.
 fn parts_named(source: &Source, folder: &Path, parts: &BTreeSet<String>) -> BTreeSet<String> {
     let inside = source.path.strip_prefix(folder).unwrap();
-    let is_front_door = source.path.file_name().is_some_and(|name| name == "mod.rs");
-    // A file two folders down names a part of this one by `super::super::part`; `mod.rs` stands for its folder.
-    let depth = inside.components().count() - usize::from(is_front_door);
+    let is_mod_file = source.path.file_name().is_some_and(|name| name == "mod.rs");
+    // A file in a subfolder names a part of `folder` as `super::super::part`. `mod.rs` counts as its folder.
+    let depth = inside.components().count() - usize::from(is_mod_file);
     let up = "super::".repeat(depth);
-    let room: Vec<_> = folder.strip_prefix(root()).unwrap().components().map(|part| part.as_os_str().to_str().unwrap()).collect();
-    let absolute = room.iter().fold("crate::".to_owned(), |path, part| path + part + "::");
+    let path: Vec<_> = folder.strip_prefix(root()).unwrap().components().map(|part| part.as_os_str().to_str().unwrap()).collect();
+    let absolute = path.iter().fold("crate::".to_owned(), |path, part| path + part + "::");
     let mut named = BTreeSet::new();
     for (_, text) in lines(source) {
         for (at, prefix) in text.match_indices(&*up).chain(text.match_indices(&*absolute)) {
@@ -185,11 +186,11 @@ fn parts_named(source: &Source, folder: &Path, parts: &BTreeSet<String>) -> BTre
 }
 
 #[test]
-fn the_parts_of_a_room_form_no_circle() {
+fn the_imports_within_a_module_form_no_cycle() {
     let sources = sources();
     let folders: BTreeSet<PathBuf> = sources.iter().filter_map(|source| source.path.parent().map(Path::to_owned)).collect();
     let mut wrong = Vec::new();
-    let mut arrows = 0;
+    let mut imports = 0;
     for folder in folders.iter().filter(|folder| **folder != root()) {
         let inside = || sources.iter().filter(|source| source.path.starts_with(folder));
         let parts: BTreeSet<String> = inside().filter_map(|source| part_of(&source.path, folder)).map(str::to_owned).collect();
@@ -199,7 +200,7 @@ fn the_parts_of_a_room_form_no_circle() {
             let named = parts_named(source, folder, &parts).into_iter().filter(|other| other != part);
             graph.entry(part.to_owned()).or_default().extend(named);
         }
-        arrows += graph.values().map(BTreeSet::len).sum::<usize>();
+        imports += graph.values().map(BTreeSet::len).sum::<usize>();
         for part in &parts {
             let mut reach = BTreeSet::new();
             let mut queue: Vec<&String> = graph.get(part).into_iter().flatten().collect();
@@ -209,16 +210,16 @@ fn the_parts_of_a_room_form_no_circle() {
                 }
             }
             if reach.contains(part) {
-                wrong.push(format!("{}: {part} reaches itself through {:?}", folder.display(), graph[part]));
+                wrong.push(format!("{}: {part} imports itself through {:?}", folder.display(), graph[part]));
             }
         }
     }
-    assert!(arrows > 100, "the arrows were found: {arrows}");
+    assert!(imports > 100, "not all imports were found: {imports}");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
-fn what_needs_a_reason_has_few_callers() {
+fn restricted_functions_have_a_fixed_set_of_callers() {
     for (call, callers, reason) in CALLERS {
         let mut found = BTreeSet::new();
         for source in &sources() {
@@ -228,7 +229,7 @@ fn what_needs_a_reason_has_few_callers() {
                 found.insert(*caller);
             }
         }
-        assert_eq!(found.len(), callers.len(), "{call}: the table names callers that are none");
+        assert_eq!(found.len(), callers.len(), "{call}: the table lists a file that does not call it");
     }
 }
 
@@ -251,28 +252,28 @@ fn a_function_fits_on_a_page() {
             let is_end = text.trim_end() == format!("{}}}", " ".repeat(*depth))
                 || (index == *begin && text.trim_end().ends_with(['}', ';']));
             if is_end {
-                if index - begin + 1 > MOST_LINES_IN_A_FUNCTION {
+                if index - begin + 1 > MAX_LINES_IN_A_FUNCTION {
                     wrong.push(format!("{}:{}: {} lines: {name}", source.path.display(), begin + 1, index - begin + 1));
                 }
                 open = None;
             }
         }
     }
-    assert!(wrong.is_empty(), "cut these:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "these functions are too long, split them:\n{}", wrong.join("\n"));
 }
 
 #[test]
-fn what_is_kept_out_of_a_room_stays_out() {
+fn forbidden_texts_do_not_occur() {
     let mut wrong = Vec::new();
     for source in &sources() {
-        for (rooms, words, reason) in FORBIDDEN {
-            let applies = match rooms[0].strip_prefix('!') {
-                Some(free) => source.room != free && !rooms[1..].contains(&source.room.as_str()),
-                None => rooms.contains(&source.room.as_str()),
+        for (modules, texts, reason) in FORBIDDEN_TEXTS {
+            let applies = match modules[0].strip_prefix('!') {
+                Some(exempt) => source.module != exempt && !modules[1..].contains(&source.module.as_str()),
+                None => modules.contains(&source.module.as_str()),
             };
             for (line, text) in lines(source).filter(|_| applies) {
-                for word in words.iter().filter(|word| text.contains(**word)) {
-                    wrong.push(format!("{}:{line}: `{word}`: {reason}", source.path.display()));
+                for found in texts.iter().filter(|forbidden| text.contains(**forbidden)) {
+                    wrong.push(format!("{}:{line}: `{found}`: {reason}", source.path.display()));
                 }
             }
         }
@@ -290,23 +291,23 @@ fn a_clearance_has_one_maker() {
 }
 
 #[test]
-fn every_file_has_a_home_a_word_and_a_size() {
-    let mut rooms: BTreeMap<PathBuf, usize> = BTreeMap::new();
+fn every_file_has_a_specific_name_a_module_comment_and_a_limited_size() {
+    let mut folders: BTreeMap<PathBuf, usize> = BTreeMap::new();
     for source in &sources() {
         let (path, text) = (source.path.display(), fs::read_to_string(&source.path).unwrap());
         let stem = source.path.file_stem().unwrap().to_str().unwrap();
-        assert!(!NO_HOMES.contains(&stem), "{path}: what is called `{stem}` has no home yet");
+        assert!(!FORBIDDEN_FILE_NAMES.contains(&stem), "{path}: `{stem}` is too general, name the file after its content");
         let is_test = stem == "tests" || stem == "contract";
-        assert!(is_test || text.starts_with("//!"), "{path}: says nothing of what it promises");
-        assert!(source.code.lines().count() <= MOST_LINES_IN_A_FILE, "{path}: wants to be a folder");
+        assert!(is_test || text.starts_with("//!"), "{path}: the module comment (`//!`) is missing");
+        assert!(source.code.lines().count() <= MAX_LINES_IN_A_FILE, "{path}: the file is too long, split it into a folder");
         for (line, text) in lines(source) {
-            assert!(!text.contains(".unwrap()"), "{path}:{line}: say why it holds, with `expect`");
+            assert!(!text.contains(".unwrap()"), "{path}:{line}: use `expect` with the reason instead of `unwrap`");
         }
         if !is_test {
-            *rooms.entry(source.path.parent().unwrap().into()).or_default() += 1;
+            *folders.entry(source.path.parent().unwrap().into()).or_default() += 1;
         }
     }
-    for (room, files) in rooms.iter().filter(|(room, _)| **room != root()) {
-        assert!(*files <= MOST_FILES_IN_A_ROOM, "{}: {files} files are too many for one room", room.display());
+    for (folder, files) in folders.iter().filter(|(folder, _)| **folder != root()) {
+        assert!(*files <= MAX_FILES_IN_A_FOLDER, "{}: {files} files are too many for one folder", folder.display());
     }
 }

@@ -1,4 +1,4 @@
-//! From a configuration to everything that serves it: certificates, databases, tables, one snapshot.
+//! Builds everything that a configuration describes: certificates, databases, tables, one snapshot.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ use crate::upstreams::Upstreams;
 use super::files::{self, Stamp};
 use super::{StartError, descriptors};
 
-/// How each listener treats its connections, by configured address.
+/// The configuration of each listener, by configured address.
 pub type ListenerConfigs = HashMap<SocketAddr, ListenerConfig>;
 
 /// Everything that was built from a configuration.
@@ -37,16 +37,16 @@ pub struct Built {
     pub snapshot: Arc<Snapshot>,
     pub listener_configs: Arc<ListenerConfigs>,
     pub settings: Settings,
-    /// The files it was made of, as they were then.
+    /// The stamps of the files that it was built from.
     pub files: Files,
     peers: Option<Arc<PeerTls>>,
     pub challenges: Arc<Challenges>,
-    /// Tables that could not be read again, and why: the old ones are still in use.
+    /// The tables that could not be read again, with the reason. Their previous contents are still in use.
     pub kept: Vec<String>,
 }
 
 impl Built {
-    /// The same state once more; everything large is shared.
+    /// A copy that shares everything large.
     pub fn share(&self) -> Self {
         Self {
             snapshot: Arc::clone(&self.snapshot),
@@ -60,7 +60,7 @@ impl Built {
     }
 }
 
-/// The state of the files that large tables were read from.
+/// The stamps of the files that were read, by the part that is built from them.
 #[derive(Clone, Default)]
 pub struct Files {
     pub geoip: Option<Stamp>,
@@ -68,29 +68,29 @@ pub struct Files {
     pub tokens: Option<(Stamp, tokens::Settings)>,
     pub peers: Vec<Stamp>,
     pub upstreams: Vec<Stamp>,
-    /// Every file of the configuration, as it was before it was read.
+    /// Every file of the configuration, stamped before it was read.
     pub all: Vec<Stamp>,
 }
 
 /// The input of a build.
 pub struct Sources<'a> {
-    /// The configuration file, as it was before it was read.
+    /// The stamp of the configuration file, taken before it was read.
     pub file: Stamp,
     pub config: Config,
     pub registry: &'a Registry,
     /// The previous build; its unchanged parts are reused.
     pub before: Option<&'a Built>,
-    /// An operator has confirmed that the user table may lose as many users as it does.
+    /// Whether an operator has confirmed a loss of users beyond `max_loss`.
     pub accepts_loss: bool,
 }
 
-/// Builds everything; nothing is put to work here.
+/// Builds everything without putting it into use.
 pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
     let Sources { file, config: Config { policy, settings }, registry, before, accepts_loss } = sources;
     for note in config::notes(&policy, Day::of(SystemTime::now())) {
         tracing::warn!("{note}");
     }
-    // Before the files are stamped: it writes the certificates that are yet to be fetched.
+    // Before the files are stamped, because it writes placeholders for certificates that are not fetched yet.
     for files in settings.acme() {
         acme::prepare(files)?;
     }
@@ -150,7 +150,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
     Ok(Built { snapshot, listener_configs, settings, files, peers, challenges, kept })
 }
 
-/// Reads a file once it has stood still; what was read counts only if the file is still the same.
+/// Waits until a file stops changing and reads it; fails if the file changes while it is read.
 fn settled<T>(file: &Path, read: impl FnOnce() -> Result<T, StartError>) -> Result<(T, Stamp), StartError> {
     let stamp = files::settle_one(file)?;
     let table = read()?;
@@ -158,7 +158,7 @@ fn settled<T>(file: &Path, read: impl FnOnce() -> Result<T, StartError>) -> Resu
     Ok((table, stamp))
 }
 
-/// A table that cannot be read is kept as it was, so that it does not hold up the rest of a reload.
+/// Falls back to the previous table if the new one cannot be read, so that the rest of a reload can proceed.
 fn or_before<T, S>(
     opened: Result<Opened<T, S>, StartError>,
     before: Option<Opened<T, S>>,
@@ -200,7 +200,7 @@ fn upstreams(settings: &Settings, before: Option<&Built>) -> Result<(Arc<Upstrea
     Ok((upstreams, stamps))
 }
 
-/// Everything that judging needs, without sockets and certificates.
+/// Loads everything that judgement needs, without sockets and certificates.
 pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Arc<engine::snapshot::Snapshot>, StartError> {
     let mut registry = Registry::default();
     let Config { policy, settings } = config::load(file, region, &mut registry, today).map_err(StartError::Config)?;
@@ -210,7 +210,7 @@ pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Arc<engi
     Ok(Arc::new(engine::snapshot::Snapshot { policy, slashes: settings.slashes, geoip, geoip_max_age, directory }))
 }
 
-/// Opens every file that a configuration names, and says which cannot be used.
+/// Opens every file that a configuration names; the errors are those of all unusable files.
 pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), Vec<StartError>> {
     let mut registry = Registry::default();
     let config = config::load(file, region, &mut registry, today).map_err(|problems| vec![StartError::Config(problems)])?;
@@ -223,7 +223,7 @@ pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), 
     }
     let challenges = Arc::default();
     for mut files in settings.listeners.iter().filter_map(|listener| listener.tls.clone()) {
-        // A certificate that ACME has yet to fetch is not a mistake, and `check` writes nothing.
+        // A certificate that ACME has not fetched yet is not an error, and `check` writes no placeholder.
         let fetched = files.acme.as_ref().map(|acme| acme.pair()).filter(|pair| !pair.certificate.exists());
         files.certificates.retain(|pair| fetched.as_ref() != Some(pair));
         wrong.extend(ClientTls::load(&files, &challenges).err().map(StartError::from));
@@ -256,17 +256,17 @@ fn listener_configs(
     for listener in &settings.listeners {
         let security = match (listener.accepts, &listener.tls, peers) {
             (Accepts::Peers, _, Some(peers)) => Security::Peers(Arc::clone(&peers.server)),
-            (Accepts::Peers, _, None) => unreachable!("the configuration demands `peer_tls` for a listener of peers"),
+            (Accepts::Peers, _, None) => unreachable!("the configuration requires `peer_tls` for a peer listener"),
             (Accepts::Clients, Some(files), _) => Security::Clients(ClientTls::load(files, challenges)?),
             (Accepts::Clients, None, _) => Security::Cleartext,
         };
         let hsts =
-            listener.hsts.map(|age| HeaderValue::from_str(&format!("max-age={}", age.as_secs())).expect("digits are fine"));
-        let answers = (listener.accepts == Accepts::Clients && listener.tls.is_none()).then(|| Arc::clone(challenges));
+            listener.hsts.map(|age| HeaderValue::from_str(&format!("max-age={}", age.as_secs())).expect("digits are valid"));
+        let acme_challenges = (listener.accepts == Accepts::Clients && listener.tls.is_none()).then(|| Arc::clone(challenges));
         let (proxy_protocol, redirect) = (listener.proxy_protocol.clone(), listener.redirect);
         let listener_config = ListenerConfig {
             security,
-            options: Arc::new(ListenerOptions { proxy_protocol, redirect, hsts, challenges: answers }),
+            options: Arc::new(ListenerOptions { proxy_protocol, redirect, hsts, challenges: acme_challenges }),
         };
         listener_configs.insert(listener.address, listener_config);
     }
@@ -281,7 +281,8 @@ fn sites_of(listener_configs: &ListenerConfigs) -> Vec<Arc<ClientTls>> {
     listener_configs.values().filter_map(site).collect()
 }
 
-/// How to reach the other regions. With the same certificates their connections are kept.
+/// The gateways of the other regions. With unchanged certificates they keep their TLS configuration, and so their
+/// connections.
 fn gateways(
     settings: &Settings,
     policy: &Policy,
@@ -315,12 +316,12 @@ fn geoip(settings: &Settings, before: Option<&Built>) -> Result<Opened<GeoIp, St
     }
     let (geoip, stamp) = settled(&settings.database, || Ok(GeoIp::open(&settings.database)?))?;
     if settings.max_age.is_some_and(|most| geoip.age(SystemTime::now()) > most) {
-        tracing::warn!(file = %settings.database.display(), "the GeoIP database is older than `max_age`: it steers, but proves no jurisdiction; fetch a newer one");
+        tracing::warn!(file = %settings.database.display(), "the GeoIP database is older than `max_age`; it still selects regions, but proves no jurisdiction; install a newer one");
     }
     Ok((Some(Arc::new(geoip)), Some(stamp)))
 }
 
-/// With the same keys, what was verified stays remembered.
+/// With unchanged keys, the cache of verified tokens stays in use.
 fn tokens(settings: &Settings, before: Option<&Built>) -> Result<Opened<Tokens, (Stamp, tokens::Settings)>, StartError> {
     let Some(settings) = &settings.tokens else { return Ok((None, None)) };
     let stamp = (Stamp::of(settings.file()), settings.clone());
@@ -338,7 +339,7 @@ fn directory(
     accepts_loss: bool,
 ) -> Result<Opened<Directory, (Stamp, String)>, StartError> {
     let Some(settings) = &settings.directory else { return Ok((None, None)) };
-    // A table's rows are numbers of names: with another set of names it is read again.
+    // Rows contain the numbers of names, so the table is read again when the set of names changes.
     let stamp = (Stamp::of(&settings.file), format!("{registry:?}"));
     if let Some(before) = before.filter(|before| before.files.directory.as_ref() == Some(&stamp)) {
         return Ok((before.snapshot.judging.directory.clone(), Some(stamp)));
@@ -349,7 +350,7 @@ fn directory(
         if !accepts_loss {
             settings.check_loss(users_before, directory.len())?;
         }
-        tracing::info!(file = %settings.file.display(), users_before, users = directory.len(), "user table read");
+        tracing::info!(file = %settings.file.display(), users_before, users = directory.len(), "user table loaded");
     }
     Ok((Some(Arc::new(directory)), Some((read, stamp.1))))
 }

@@ -1,4 +1,4 @@
-//! The control thread: answers the control plane, probes the regions, watches files, swaps snapshots.
+//! The control thread: serves the control plane, probes the regions, watches files, swaps snapshots.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,9 +43,9 @@ pub struct Control {
     pub workers: Vec<WorkerHandle>,
     pub worker_count: usize,
     pub phase: channel::Receiver<Phase>,
-    /// Reloads that were asked for while one was under way.
+    /// The replies to reloads that were requested during another reload.
     pub deferred: Vec<oneshot::Sender<Result<(), String>>>,
-    /// One of them confirms that the user table may lose as many users as it does.
+    /// Whether one of the deferred reloads confirms a loss of users beyond `max_loss`.
     pub deferred_accepts_loss: bool,
     pub handover: SocketHandover,
     /// The stamps of the files that the last reload read.
@@ -92,8 +92,8 @@ impl Control {
         let (targets, targeted) = channel::channel(targets(&self.built));
         tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals)));
         let mut health = tokio::task::spawn_local(watch_upstreams(&self.built));
-        // Dropped, it ends its tasks.
-        let mut _certificates = keep_certificates(&self.built);
+        // Dropping the set ends its tasks.
+        let mut _certificates = renew_certificates(&self.built);
         let (mut watcher, mut changed) = watch::start(self.built.files.all.clone());
         let _ = started.send(Ok(()));
         loop {
@@ -114,22 +114,22 @@ impl Control {
                     }
                     watcher = watcher.retarget(std::mem::take(&mut self.read));
                     if acme_before != self.built.settings.acme().cloned().collect::<Vec<_>>() {
-                        _certificates = keep_certificates(&self.built);
+                        _certificates = renew_certificates(&self.built);
                     }
                     if !Arc::ptr_eq(&upstreams_before, &self.built.snapshot.upstreams) {
                         health.abort();
                         health = tokio::task::spawn_local(watch_upstreams(&self.built));
                     }
                     let _ = reply.send(outcome);
-                    self.turn_to_deferred(&sender);
+                    self.run_deferred(&sender);
                 }
                 Some(command) => self.answer(command).await,
             }
         }
     }
 
-    /// Asks for one more reload on behalf of all that were asked for during the last.
-    fn turn_to_deferred(&mut self, commands: &mpsc::Sender<Command>) {
+    /// Requests one more reload for all that were requested during the last one.
+    fn run_deferred(&mut self, commands: &mpsc::Sender<Command>) {
         let deferred = std::mem::take(&mut self.deferred);
         let accepts_loss = std::mem::take(&mut self.deferred_accepts_loss);
         if deferred.is_empty() {
@@ -146,18 +146,18 @@ impl Control {
         });
     }
 
-    /// Answers what changes nothing.
+    /// Answers a command that changes nothing.
     async fn answer(&self, command: Command) {
         match command {
             Command::Metrics(reply) => drop(reply.send(self.scrape().await)),
             Command::Ready(reply) => drop(reply.send(self.readiness())),
             Command::Explain { query, reply } => drop(reply.send(self.explain(&query).await)),
-            Command::Reload { .. } | Command::Retire => unreachable!("these change something"),
+            Command::Reload { .. } | Command::Retire => unreachable!("`run` handles the commands that change the state"),
         }
     }
 
-    /// Reads all files again and puts the new state to work. A configuration or certificate that is refused changes
-    /// nothing; a table that cannot be read is kept as it was, so that it does not hold up the rest.
+    /// Reads all files again and puts the new state into use. A refused configuration or certificate changes nothing. A table
+    /// that cannot be read keeps its previous contents, so that the rest of the reload can proceed.
     async fn reload(&mut self, commands: &mut mpsc::Receiver<Command>, accepts_loss: bool) -> Result<(), String> {
         let metrics = Arc::clone(&self.metrics);
         let count = |result| metrics.reloads.with_label_values(&[result]).inc();
@@ -170,13 +170,13 @@ impl Control {
             }
             Ok(kept) => {
                 count("partly");
-                kept.iter().for_each(|problem| tracing::error!(problem, "reloaded, but for this"));
+                kept.iter().for_each(|problem| tracing::error!(problem, "reload applied in part"));
                 Err(kept.join("\n"))
             }
             Err(error) => {
                 count("refused");
-                error.to_string().lines().for_each(|problem| tracing::error!(problem, "the reload was refused"));
-                tracing::error!("what was there before the reload stays in force");
+                error.to_string().lines().for_each(|problem| tracing::error!(problem, "reload refused"));
+                tracing::error!("keeping the previous configuration");
                 Err(error.to_string())
             }
         }
@@ -189,7 +189,7 @@ impl Control {
     ) -> Result<Vec<String>, StartError> {
         let (built, registry) = self.rebuild(commands, accepts_loss).await?;
         let fresh = self.bind_new(&built)?;
-        self.note_what_waits_for_a_restart(&built);
+        self.warn_of_restart_settings(&built);
         let gone: Vec<_> = self
             .listener_configs
             .load()
@@ -197,7 +197,7 @@ impl Control {
             .filter(|address| !built.listener_configs.contains_key(address))
             .copied()
             .collect();
-        // Listener configurations first: a connection must never find its listener without one.
+        // Listener configurations first, because a connection must never find its listener without one.
         self.listener_configs.store(Arc::clone(&built.listener_configs));
         self.shared.snapshot.store(Arc::clone(&built.snapshot));
         self.workers.iter().for_each(|worker| drop(worker.send(WorkerCommand::Changed)));
@@ -210,7 +210,7 @@ impl Control {
         }
         self.registry = registry;
         let settings_before = std::mem::replace(&mut self.built, built).settings;
-        // These settings change at a start alone, so a later reload must compare with the old values.
+        // These settings take effect only at a start, so the next reload must compare with the values in use.
         self.built.settings.admin = settings_before.admin;
         self.built.settings.audit = settings_before.audit;
         self.built.settings.workers = settings_before.workers;
@@ -218,7 +218,7 @@ impl Control {
         Ok(std::mem::take(&mut self.built.kept))
     }
 
-    /// Reads everything again, off this thread: large tables take their time, and the control plane answers meanwhile.
+    /// Reads everything again on another thread, so that the control plane responds while large tables are read.
     async fn rebuild(
         &mut self,
         commands: &mut mpsc::Receiver<Command>,
@@ -228,7 +228,7 @@ impl Control {
         let before = self.built.share();
         let known: Vec<_> = before.files.all.iter().map(|stamp| stamp.file.clone()).collect();
         let mut building = tokio::task::spawn_blocking(move || {
-            // The stamps of what is read are known also where reading fails: only a further change is a reason to try again.
+            // Stamped before reading, so that after a failure only a further change of a file triggers a reload.
             let stamps = files::stamps(&known);
             let mut build = || {
                 let stamp = files::settle_one(&file)?;
@@ -245,7 +245,7 @@ impl Control {
             tokio::select! {
                 finished = &mut building => break finished,
                 Some(command) = commands.recv() => match command {
-                    // The next reload reads the files that change while this one reads.
+                    // Deferred, because files may have changed after this reload read them.
                     Command::Reload { accepts_loss, reply } => {
                         self.deferred_accepts_loss |= accepts_loss;
                         self.deferred.push(reply);
@@ -255,7 +255,7 @@ impl Control {
                 },
             }
         };
-        // Where the build panicked, the files that were known stay watched.
+        // If the build panicked, the known files stay watched.
         self.read.clone_from(&self.built.files.all);
         let (stamps, built) = finished.map_err(|error| std::io::Error::other(error.to_string()))?;
         self.read = built.as_ref().map_or(stamps, |(built, _)| built.files.all.clone());
@@ -270,7 +270,8 @@ impl Control {
 
     fn listen(&self, address: SocketAddr, port: BoundPort) {
         self.handover.put(address, &port.sockets);
-        // A predecessor may have had more workers, or fewer: every socket has a queue of its own, and every worker work.
+        // A predecessor may have had more or fewer workers. Every socket needs a worker, because it has its own accept
+        // queue, and every worker needs a socket.
         let count = port.sockets.len().max(self.workers.len());
         let copies: Vec<_> = (0..count).filter_map(|index| port.sockets[index % port.sockets.len()].try_clone().ok()).collect();
         for (index, socket) in copies.into_iter().enumerate() {
@@ -278,7 +279,7 @@ impl Control {
         }
     }
 
-    fn note_what_waits_for_a_restart(&self, built: &Built) {
+    fn warn_of_restart_settings(&self, built: &Built) {
         let (old, new) = (&self.built.settings, &built.settings);
         for (name, changed) in [
             ("admin", old.admin != new.admin),
@@ -287,7 +288,7 @@ impl Control {
             ("log.format", old.log.json != new.log.json),
         ] {
             if changed {
-                tracing::warn!("`{name}` has changed; it takes effect at the next start");
+                tracing::warn!("`{name}` changed; restart the process to apply it");
             }
         }
     }
@@ -310,7 +311,7 @@ impl Control {
         Ok(if query.json { explanation.json() } else { explanation.text() })
     }
 
-    /// Adds the workers' counts up, sets the gauges, and writes all metrics.
+    /// Flushes the workers' counts, sets the gauges, and encodes all metrics.
     async fn scrape(&self) -> String {
         for worker in &self.workers {
             let (done, flushed) = oneshot::channel();
@@ -348,7 +349,7 @@ impl Control {
     }
 }
 
-/// The region of a process does not change while it runs.
+/// Refuses a change of the local region.
 fn check_region(was: &Policy, is: &Policy) -> Result<(), StartError> {
     if was.local == is.local {
         return Ok(());
@@ -356,8 +357,8 @@ fn check_region(was: &Policy, is: &Policy) -> Result<(), StartError> {
     Err(StartError::RegionChanged { was: was.region_name(was.local).into(), is: is.region_name(is.local).into() })
 }
 
-/// Keeps the certificates from ACME servers fresh until it is dropped.
-fn keep_certificates(built: &Built) -> tokio::task::JoinSet<()> {
+/// Renews the certificates from ACME servers until the returned set is dropped.
+fn renew_certificates(built: &Built) -> tokio::task::JoinSet<()> {
     let mut tasks = tokio::task::JoinSet::new();
     for files in built.settings.acme() {
         tasks.spawn_local(acme::keep(files.clone(), Arc::clone(&built.challenges)));
@@ -365,7 +366,7 @@ fn keep_certificates(built: &Built) -> tokio::task::JoinSet<()> {
     tasks
 }
 
-/// The targets of the prober in this state.
+/// The targets of the prober.
 fn targets(built: &Built) -> Targets {
     let snapshot: &Snapshot = &built.snapshot;
     let target = |region| {
@@ -382,12 +383,12 @@ fn targets(built: &Built) -> Targets {
     }
 }
 
-/// The local region is at distance zero, and needs no probe.
+/// The local region needs no probe, because its round trip is zero.
 fn local_observation(snapshot: &Snapshot) -> Observation {
     Observation::Answered { round_trip: std::time::Duration::ZERO, report: report_of(snapshot, false) }
 }
 
-/// Checks the health of the upstreams until it is dropped.
+/// Checks the health of the upstreams until the future is dropped.
 async fn watch_upstreams_of(snapshot: Arc<Snapshot>) {
     upstreams::watch(Arc::clone(&snapshot.upstreams), snapshot.policy().local).await;
 }

@@ -1,38 +1,38 @@
-//! File descriptors: as many as the system allows, and no more connections of clients than these carry.
+//! File descriptors: raises the limit of the process, and fits the limit on client connections to it.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::proxy::Limits;
 
 /// The descriptors reserved for everything except clients: control plane, peers, listeners, files, idle upstream connections.
-const KEPT: u64 = 128;
+const RESERVED: u64 = 128;
 
-/// A client's connection, and the one to whoever serves it.
-const EACH: u64 = 2;
+/// The descriptors of a client's connection and of the connection to the upstream or peer.
+const PER_CONNECTION: u64 = 2;
 
-/// The limits that this process can keep.
+/// Lowers the limit on connections to the number that the file descriptors suffice for.
 pub(super) fn fit(limits: Limits) -> Limits {
     let most = connections_of(raised());
     if most >= limits.connections {
         return limits;
     }
     if most >= limits.connections / 10 * 9 {
-        tracing::info!(configured = limits.connections, used = most, "file descriptors carry a few connections fewer");
+        tracing::info!(configured = limits.connections, used = most, "connection limit lowered to fit the file descriptors");
         return Limits { connections: most, ..limits };
     }
     tracing::warn!(
         configured = limits.connections,
         used = most,
-        "`limits.connections` is more than this process has file descriptors for: raise its limit (`ulimit -Hn`, or `LimitNOFILE` of systemd)"
+        "`limits.connections` is more than this process has file descriptors for; raise the limit (`ulimit -Hn`, or `LimitNOFILE` of systemd)"
     );
     Limits { connections: most, ..limits }
 }
 
 fn connections_of(descriptors: u64) -> usize {
-    usize::try_from(descriptors.saturating_sub(KEPT) / EACH).unwrap_or(usize::MAX).max(1)
+    usize::try_from(descriptors.saturating_sub(RESERVED) / PER_CONNECTION).unwrap_or(usize::MAX).max(1)
 }
 
-/// How many descriptors this process may have, once it has asked for all that it may ask for.
+/// Raises the soft limit on descriptors to the hard limit; returns the limit in force.
 fn raised() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let most = maximum.unwrap_or(u64::MAX);

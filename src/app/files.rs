@@ -1,7 +1,7 @@
-//! The files of a configuration: which there are, whether they have stood still, and whether they have changed.
+//! The files of a configuration: lists them, waits until they stop changing, and detects changes.
 //!
-//! A file that is still being written can parse and mean something weaker, so files are read only after they have stood
-//! still, and what was read counts only if they are still the same afterwards.
+//! A partly written file can be valid and have weaker rules. Therefore files are read only after they have stopped changing,
+//! and their contents count only if the files are unchanged afterwards.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::config::Settings;
 use crate::transport::tls::CertificateFiles;
 
-/// How long a file must not have changed before it is read: longer than the pause between two writes of one program.
+/// Time without a change before a file is read; longer than the pause between two writes of one program.
 const QUIET: Duration = Duration::from_millis(250);
 
-/// How long to wait for a file that keeps changing.
+/// Maximum time to wait for a file that keeps changing.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Enough of a file's metadata to tell that it is another, or has other contents. Links are followed.
+/// The metadata that shows whether a file was replaced or changed. Symbolic links are followed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stamp {
     pub file: PathBuf,
@@ -46,7 +46,7 @@ impl Stamp {
         Self { file: file.into(), identity }
     }
 
-    /// Whether the file has not been written for a while; a file that is absent is still.
+    /// Whether the file has not changed for [`QUIET`]; an absent file is quiet.
     fn is_quiet(&self, now: SystemTime) -> bool {
         let Some(Identity { changed: (seconds, nanos), .. }) = self.identity else { return true };
         let (Ok(seconds), Ok(nanos)) = (u64::try_from(seconds), u32::try_from(nanos)) else { return true };
@@ -65,13 +65,13 @@ pub enum Unsettled {
     Special(PathBuf),
 }
 
-/// Waits until every file has stood still; returns their stamps.
+/// Waits until no file changes any more; returns their stamps.
 pub fn settle(files: &[PathBuf]) -> Result<Vec<Stamp>, Unsettled> {
     let started = Instant::now();
     let (mut before, mut since) = (stamps(files), Instant::now());
     loop {
         let now = SystemTime::now();
-        // The clock of a file system may differ from ours: what has not changed under our eyes is still as well.
+        // The clock of a file system may differ from ours, so a file that did not change during the wait is quiet as well.
         let noisy = before.iter().find(|stamp| !stamp.is_quiet(now));
         if let Some(special) = before.iter().find(|stamp| stamp.identity.is_some_and(|identity| !identity.is_regular)) {
             return Err(Unsettled::Special(special.file.clone()));
@@ -88,17 +88,17 @@ pub fn settle(files: &[PathBuf]) -> Result<Vec<Stamp>, Unsettled> {
     }
 }
 
-/// Waits until one file has stood still; returns its stamp.
+/// Waits until one file stops changing; returns its stamp.
 pub fn settle_one(file: &Path) -> Result<Stamp, Unsettled> {
     settle(&[file.to_owned()])?.pop().ok_or_else(|| Unsettled::Changing(file.to_owned()))
 }
 
-/// The state of these files now, read or not.
+/// The current stamps of the files.
 pub fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
     files.iter().map(|file| Stamp::of(file)).collect()
 }
 
-/// Fails if any file is another than when it was stamped.
+/// Fails if a file has changed since it was stamped.
 pub fn check_unchanged(stamps: &[Stamp]) -> Result<(), Unsettled> {
     match stamps.iter().find(|stamp| Stamp::of(&stamp.file) != **stamp) {
         Some(changed) => Err(Unsettled::Changing(changed.file.clone())),
@@ -106,7 +106,7 @@ pub fn check_unchanged(stamps: &[Stamp]) -> Result<(), Unsettled> {
     }
 }
 
-/// The tables: one that keeps changing, or that cannot be read, does not hold up the rest of a reload.
+/// The tables. A reload proceeds without a table that keeps changing or that cannot be read.
 pub fn tables_of(settings: &Settings) -> Vec<PathBuf> {
     let geoip = settings.geoip.as_ref().map(|settings| settings.database.clone());
     let tokens = settings.tokens.as_ref().map(|settings| settings.file().to_owned());
@@ -114,7 +114,7 @@ pub fn tables_of(settings: &Settings) -> Vec<PathBuf> {
     geoip.into_iter().chain(tokens).chain(directory).collect()
 }
 
-/// The files that a reload needs all of, or nothing changes.
+/// The files that a reload requires. If one of them is unusable, the reload changes nothing.
 pub fn of_settings(settings: &Settings) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let pair = |pair: &CertificateFiles| [pair.certificate.clone(), pair.key.clone()];

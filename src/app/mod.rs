@@ -1,8 +1,7 @@
-//! Wiring: builds the rooms, starts both planes, swaps snapshots, drains.
+//! Wiring: builds the parts of the process, starts the data plane and the control plane, swaps snapshots, drains.
 //!
-//! Promises: what is running keeps running: a reload that fails anywhere changes nothing, and one that succeeds is seen
-//! by the next request whole. Several apps may live in one process. Never: a decision, a global. Start reading at
-//! [`App::start`].
+//! Promises: a refused reload changes nothing, and an applied reload takes effect as a whole with the next request. Several
+//! apps may run in one process. Never: a decision about a request, global state. Start reading at [`App::start`].
 
 mod build;
 mod control;
@@ -52,17 +51,17 @@ pub use build::{check_files, offline};
 #[derive(Default)]
 pub struct Launch {
     pub config: PathBuf,
-    /// Replaces `region:` of the file.
+    /// Overrides `region:` of the file.
     pub region: Option<String>,
-    /// Ports that are open already; the others are bound at the start.
+    /// Ports that are already open. The other ports are bound at the start.
     pub inherited: Vec<BoundPort>,
-    /// Replaces `workers:` of the file.
+    /// Overrides `workers:` of the file.
     pub workers: Option<usize>,
-    /// Another process still runs that this one takes over from.
+    /// Whether this process takes over from a process that still runs.
     pub is_successor: bool,
 }
 
-/// Why nothing was started, or a reload changed nothing.
+/// The reason that a start or a reload failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("{}", list(.0))]
@@ -87,11 +86,11 @@ pub enum StartError {
     Bind(#[from] BindError),
     #[error(transparent)]
     Unsettled(#[from] Unsettled),
-    #[error("`{}`: this certificate names {found}, and this process runs in `{region}`; it needs the URI `domicile://region/{region}`", file.display())]
+    #[error("`{}`: this certificate names {found}, but this process runs in `{region}`; use a certificate with the URI `domicile://region/{region}`", file.display())]
     OwnRegion { file: PathBuf, found: String, region: String },
-    #[error("`region` cannot change while the process runs: it was `{was}` and is `{is}` now; restart it")]
+    #[error("`region` cannot change while the process runs: it was `{was}` and is `{is}` now; restart the process")]
     RegionChanged { was: String, is: String },
-    #[error("the system refused a thread or a timer: {0}")]
+    #[error("system error: {0}")]
     System(#[from] std::io::Error),
 }
 
@@ -102,11 +101,12 @@ fn list(problems: &[Problem]) -> String {
 
 /// A running Domicile.
 pub struct App {
-    /// Configured addresses, and those the kernel gave.
+    /// The bound address of each configured address; they differ where the configured port is 0.
     pub listeners: HashMap<SocketAddr, SocketAddr>,
     pub admin: SocketAddr,
-    /// The region it runs in, and the hash of the policy it started with.
+    /// The local region.
     pub region: String,
+    /// The hash of the policy at the start.
     pub policy: String,
     commands: mpsc::Sender<admin::Command>,
     phase: channel::Sender<Phase>,
@@ -118,7 +118,7 @@ pub struct App {
 }
 
 impl App {
-    /// Starts everything; returns when every port accepts.
+    /// Starts everything; returns when every port accepts connections.
     pub fn start(mut launch: Launch) -> Result<Self, StartError> {
         let mut registry = Registry::default();
         let file = files::settle_one(&launch.config)?;
@@ -180,34 +180,34 @@ impl App {
         })
     }
 
-    /// Reads all files again; the error says what was refused and stays as it was.
+    /// Reads all files again. The error lists the parts that were refused and keep their previous state.
     pub async fn reload(&self) -> Result<(), String> {
-        let (reply, answer) = oneshot::channel();
-        let gone = || "the process is shutting down".to_owned();
-        self.commands.send(admin::Command::Reload { accepts_loss: false, reply }).await.map_err(|_| gone())?;
-        answer.await.unwrap_or_else(|_| Err(gone()))
+        let (reply, outcome) = oneshot::channel();
+        let stopped = || "the process is shutting down".to_owned();
+        self.commands.send(admin::Command::Reload { accepts_loss: false, reply }).await.map_err(|_| stopped())?;
+        outcome.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    /// Takes nothing new from now on: readiness goes red, listeners close, connections end with what they have.
+    /// Starts the drain: readiness fails, listeners close, and connections close after their requests in flight.
     pub fn drain(&self) {
-        self.leave(Phase::Draining);
+        self.stop_serving(Phase::Draining);
     }
 
-    /// The first reason to leave is the one that counts.
-    fn leave(&self, phase: Phase) {
-        // A listening socket that nobody serves must not take connections.
+    /// Ends the serving phase; later calls have no effect.
+    fn stop_serving(&self, phase: Phase) {
+        // A copy would keep a listening socket open on which no worker accepts connections.
         self.handover.clear();
         self.phase.send_if_modified(|now| {
-            let is_news = *now == Phase::Serving;
-            if is_news {
+            let was_serving = *now == Phase::Serving;
+            if was_serving {
                 *now = phase;
             }
-            is_news
+            was_serving
         });
     }
 
-    /// Leaves all ports, and a part in the ledger, to a process that is about to be started. The sockets have to live until
-    /// it has been.
+    /// Prepares a command to start a successor that takes over all ports and shares the ledger. The returned sockets must
+    /// stay open until the successor has started.
     pub fn share(&self, command: &mut Command) -> std::io::Result<Vec<TcpListener>> {
         let sockets = self.handover.copies()?;
         inherit::leave(command, &sockets)?;
@@ -215,22 +215,22 @@ impl App {
         Ok(sockets)
     }
 
-    /// The process that was to take over did not.
+    /// Ends the sharing of the ledger, after a successor failed to take over.
     pub fn keep(&self) {
         self.shared.ledger.iter().for_each(|ledger| ledger.share(false));
     }
 
-    /// Gives way to a successor, which serves: on the control plane at once, elsewhere with what is under way.
+    /// Makes way for a successor that serves: ends the control plane at once, and drains the data plane.
     pub async fn retire(&self) {
         let _ = self.commands.send(admin::Command::Retire).await;
-        self.leave(Phase::Succeeded);
+        self.stop_serving(Phase::Succeeded);
     }
 
-    /// Drains and waits until the last request is over, or the drain's deadline.
+    /// Drains, and waits until the last request has ended or the drain timeout has passed.
     pub fn shut_down(mut self) {
         self.drain();
         for worker in self.workers.drain(..) {
-            // A worker that panicked has said so already.
+            // If the worker panicked, its message has already been printed.
             let _ = worker.join();
         }
         self.stop_control.take();
@@ -240,7 +240,7 @@ impl App {
     }
 }
 
-/// The ports of the configuration, those that a predecessor left included.
+/// Takes over or binds the ports of the configuration.
 fn ports(launch: &mut Launch, settings: &Settings, workers: usize) -> Result<Vec<(SocketAddr, BoundPort)>, BindError> {
     let addresses = settings.listeners.iter().map(|listener| listener.address);
     addresses.map(|address| Ok((address, take_port(&mut launch.inherited, address, workers)?))).collect()
@@ -292,5 +292,5 @@ fn tally(metrics: &Arc<Metrics>) -> Tally {
     }
 }
 
-/// How long a scrape waits for a worker to add up its counts: a stuck worker must not make the others invisible.
+/// Maximum time that a scrape waits for a worker to flush its counts, so that a stuck worker does not hide the others.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);

@@ -1,7 +1,7 @@
-//! Notices when a file has changed: at once where the kernel reports events in its folder, and within a second otherwise.
+//! Detects file changes: at once if the kernel reports events in the file's folder, otherwise within a second.
 //!
-//! Events alone are not enough: files behind links, folders that are replaced whole and folders that are made anew have no
-//! events in the folder that is watched. So the stamps of all files are compared once a second as well.
+//! Events are not enough: a change behind a symbolic link, or of a folder that was replaced or created again, causes no event
+//! in the watched folder. Therefore the stamps of all files are compared every second as well.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use tokio::sync::mpsc;
 
 use super::files::Stamp;
 
-/// Editors write in several steps: events within this time are one change.
+/// Events within this time count as one change, because editors write in several steps.
 const SETTLE: Duration = Duration::from_millis(150);
 
-/// How often the stamps are compared without an event.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Interval at which the stamps are compared without an event.
+const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
-/// Watches until it is dropped.
+/// Watches files until it is dropped.
 pub struct Watcher {
     watcher: Option<RecommendedWatcher>,
     folders: BTreeSet<PathBuf>,
@@ -36,7 +36,7 @@ pub fn start(stamps: Vec<Stamp>) -> (Watcher, mpsc::Receiver<()>) {
         loop {
             tokio::select! {
                 event = seen.recv() => if event.is_none() { return },
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(COMPARE_EVERY) => {}
                 () = changes.closed() => return,
             }
             if !has_changed(&compared) {
@@ -56,7 +56,7 @@ pub fn start(stamps: Vec<Stamp>) -> (Watcher, mpsc::Receiver<()>) {
         }
     });
     if let Err(error) = &watcher {
-        tracing::warn!(%error, "file events are not available; changes are noticed within a second");
+        tracing::warn!(%error, "file events are not available; checking the files every second");
     }
     let watcher = Watcher { watcher: watcher.ok(), folders: BTreeSet::new(), stamps: known };
     (watcher.retarget(stamps), changed)
@@ -73,8 +73,8 @@ fn restamp(stamps: &Mutex<Vec<Stamp>>) {
 }
 
 impl Watcher {
-    /// Watches another set of files. The stamps are those under which the files were read: a change since then is noticed,
-    /// also one that happened while they were being read.
+    /// Watches another set of files. The stamps must be older than the read of the files, so that a change during the read
+    /// is detected.
     #[must_use]
     pub fn retarget(mut self, stamps: Vec<Stamp>) -> Self {
         let folders: BTreeSet<PathBuf> = stamps.iter().map(|stamp| folder_of(&stamp.file)).collect();
@@ -84,7 +84,7 @@ impl Watcher {
                 let _ = watcher.unwatch(gone);
             }
             for new in folders.difference(&self.folders) {
-                // Without events, changes are noticed within a second.
+                // Without events, the comparison of stamps detects changes.
                 if let Err(error) = watcher.watch(new, RecursiveMode::NonRecursive) {
                     tracing::debug!(%error, folder = %new.display(), "no file events for this folder");
                 }

@@ -1,4 +1,4 @@
-//! One thread of the data plane: a runtime, its share of every listener, its connections.
+//! One thread of the data plane: a runtime, its sockets of every listener, its connections.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -25,21 +25,21 @@ use crate::transport::listener::Acceptor;
 
 use super::build::ListenerConfigs;
 
-/// A command of the control plane to a worker.
+/// A command of the control thread to a worker.
 pub enum WorkerCommand {
-    /// Accept on this share of a listener, configured under this address.
+    /// Accept on this socket of the listener with this configured address.
     Listen(SocketAddr, std::net::TcpListener),
     /// Empty the accept queue of a listener and close it.
     Close(SocketAddr),
-    /// The snapshot is another: what is under way is judged again.
+    /// The snapshot has changed: judge the open requests again.
     Changed,
-    /// Add the counts up.
+    /// Add the worker's counts to the metrics.
     Flush(oneshot::Sender<()>),
 }
 
 pub type WorkerHandle = mpsc::UnboundedSender<WorkerCommand>;
 
-/// How often connections are looked over: idle ones to upstreams closed, missing ones to peers opened.
+/// Interval at which idle upstream connections are closed and missing peer connections are opened.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 pub fn spawn(
@@ -48,16 +48,16 @@ pub fn spawn(
     listener_configs: Arc<ArcSwap<ListenerConfigs>>,
     metrics: Arc<Metrics>,
 ) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
-    let (orders, received) = mpsc::unbounded_channel();
+    let (commands, received) = mpsc::unbounded_channel();
     let work = move || match LocalRuntime::new() {
         Ok(runtime) => runtime.block_on(run(shared, listener_configs, metrics, received)),
-        Err(error) => tracing::error!(%error, "a worker cannot start"),
+        Err(error) => tracing::error!(%error, "worker cannot start"),
     };
     let handle = std::thread::Builder::new().name(format!("worker-{index}")).spawn(work)?;
-    Ok((orders, handle))
+    Ok((commands, handle))
 }
 
-/// Everything the tasks of one worker share.
+/// The state that the tasks of one worker share.
 struct Local {
     worker: Rc<Worker>,
     listener_configs: Arc<ArcSwap<ListenerConfigs>>,
@@ -70,7 +70,7 @@ async fn run(
     shared: Arc<Shared>,
     listener_configs: Arc<ArcSwap<ListenerConfigs>>,
     metrics: Arc<Metrics>,
-    mut orders: mpsc::UnboundedReceiver<WorkerCommand>,
+    mut commands: mpsc::UnboundedReceiver<WorkerCommand>,
 ) {
     let worker = Rc::new(Worker::new(Arc::clone(&shared), metrics.worker()));
     let local = Rc::new(Local { worker, listener_configs, metrics, open: Cell::new(0), all_closed: Notify::new() });
@@ -79,14 +79,14 @@ async fn run(
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     loop {
         tokio::select! {
-            order = orders.recv() => match order {
+            command = commands.recv() => match command {
                 Some(WorkerCommand::Listen(address, socket)) => match Acceptor::adopt(socket) {
                     Ok(acceptor) => {
                         let (close, closed) = watch::channel(false);
                         listeners.entry(address).or_default().push(close);
                         tokio::task::spawn_local(accept(Rc::clone(&local), address, acceptor, closed));
                     }
-                    Err(error) => tracing::error!(%error, %address, "a worker cannot listen"),
+                    Err(error) => tracing::error!(%error, %address, "worker cannot listen"),
                 },
                 Some(WorkerCommand::Close(address)) => {
                     for close in listeners.remove(&address).into_iter().flatten() {
@@ -100,34 +100,34 @@ async fn run(
                 }
                 None => break,
             },
-            _ = sweep.tick() => look_over_connections(&local.worker),
+            _ = sweep.tick() => sweep_connections(&local.worker),
             _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
         }
     }
     for close in listeners.values().flatten() {
         close.send_replace(true);
     }
-    drain(&local, &mut orders).await;
+    drain(&local, &mut commands).await;
     local.worker.metrics.flush();
 }
 
-/// Judges everything that is open again.
+/// Judges all open requests again.
 fn recheck(worker: &Rc<Worker>) {
     worker.changed.notify_waiters();
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(async move { worker.recheck().await });
 }
 
-/// Looks at the clock: a new day, or a GeoIP database that has become too old, changes what is cleared.
-fn look_at_clock(worker: &Rc<Worker>) {
+/// Judges all open requests again on a new day, or once the GeoIP database is too old.
+fn check_clock(worker: &Rc<Worker>) {
     if worker.note_clock(SystemTime::now()) {
         recheck(worker);
     }
     worker.deliveries.sweep();
 }
 
-fn look_over_connections(worker: &Rc<Worker>) {
-    look_at_clock(worker);
+fn sweep_connections(worker: &Rc<Worker>) {
+    check_clock(worker);
     let (snapshot, vitals) = (worker.snapshot(), worker.vitals());
     let limits = snapshot.limits;
     let windows = limits.windows();
@@ -148,23 +148,23 @@ fn look_over_connections(worker: &Rc<Worker>) {
     }
 }
 
-/// Waits for the connections to end by themselves, or for the deadline.
-async fn drain(local: &Rc<Local>, orders: &mut mpsc::UnboundedReceiver<WorkerCommand>) {
+/// Waits until all connections have closed or the drain timeout has passed.
+async fn drain(local: &Rc<Local>, commands: &mut mpsc::UnboundedReceiver<WorkerCommand>) {
     let limit = local.worker.snapshot().limits.drain;
     let deadline = tokio::time::sleep(limit);
     tokio::pin!(deadline);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
-    // The accept loops still owe an answer to what is queued: let them run before counting.
+    // Let the accept loops take the queued connections before the open connections are counted.
     tokio::task::yield_now().await;
     while local.open.get() > 0 {
         tokio::select! {
             () = local.all_closed.notified() => {}
-            _ = sweep.tick() => look_at_clock(&local.worker),
+            _ = sweep.tick() => check_clock(&local.worker),
             () = &mut deadline => {
-                tracing::warn!(connections = local.open.get(), "connections were cut at the end of the drain");
+                tracing::warn!(connections = local.open.get(), "drain timeout exceeded; closing the remaining connections");
                 return;
             }
-            Some(order) = orders.recv() => match order {
+            Some(command) = commands.recv() => match command {
                 WorkerCommand::Flush(done) => {
                     local.worker.metrics.flush();
                     let _ = done.send(());
@@ -176,7 +176,7 @@ async fn drain(local: &Rc<Local>, orders: &mut mpsc::UnboundedReceiver<WorkerCom
     }
 }
 
-/// Accepts until told to stop, then what is queued already.
+/// Accepts connections until the listener closes, then serves the connections that are already queued.
 async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut closed: watch::Receiver<bool>) {
     let _open = Open::count(&local);
     let config_now = || local.listener_configs.load().get(&address).cloned();
@@ -193,7 +193,7 @@ async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut c
             }
         }
     }
-    // Peers ask until they have heard that this region drains.
+    // Peers send requests until a probe reports the drain.
     if listener_config.as_ref().is_some_and(|listener_config| matches!(listener_config.security, Security::Peers(_)))
         && local.worker.is_draining()
     {
@@ -218,10 +218,10 @@ async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut c
 }
 
 fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: SocketAddr, listener_config: ListenerConfig) {
-    // Peers are few and proven; limits on clients must not cut a region off.
+    // Peers are few and authenticated, and limits on clients must not disconnect a region.
     let counted = match listener_config.security {
         Security::Peers(_) => None,
-        // The region or client behind the connection is not known yet.
+        // The client's address is not known before the PROXY protocol header has been read.
         Security::Cleartext | Security::Clients(_) if listener_config.options.proxy_protocol.is_some() => None,
         Security::Cleartext | Security::Clients(_) => match Counted::enter(&local.worker, remote.ip().to_canonical()) {
             Ok(counted) => Some(counted),
@@ -243,7 +243,7 @@ fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: Sock
     });
 }
 
-/// Counts a task as open until it is dropped.
+/// Counts a task as open until this value is dropped.
 struct Open(Rc<Local>);
 
 impl Open {

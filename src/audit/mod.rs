@@ -82,7 +82,7 @@ pub struct Tally {
     pub failures: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// Locks the ledger, so that two processes do not write it; only a successor shares the lock with its predecessor.
+/// Locks the ledger, so that two processes do not both write it; only a successor shares the lock with its predecessor.
 fn guard(directory: &Path, is_successor: bool) -> Result<Arc<File>, LedgerError> {
     let path = directory.join("ledger.lock");
     let failed = |reason: String| LedgerError { file: path.clone(), reason };

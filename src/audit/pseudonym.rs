@@ -25,7 +25,7 @@ impl Pseudonyms {
     pub fn open(file: &Path) -> Result<Self, KeyError> {
         let failed = |reason: String| KeyError { file: file.into(), reason };
         match std::fs::read_to_string(file) {
-            Ok(text) => parse(text.trim()).map(Self::with_key).ok_or_else(|| failed("is not a valid key".into())),
+            Ok(text) => parse(text.trim()).map(Self::with_key).ok_or_else(|| failed("the pseudonym key is not valid".into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let key = random_key();
                 create(file, &key).map_err(|error| failed(format!("cannot create the pseudonym key: {error}")))?;

@@ -64,7 +64,7 @@ impl Movement<'_> {
     }
 }
 
-/// A kind of event that is counted; contains no user, path or address.
+/// A kind of event that is counted; it contains no user, path or address.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Count {
     /// `refusal`, `redirect` or `movement`.

@@ -1,4 +1,4 @@
-//! `domicile certificates`: makes trial certificates, with which regions on one machine authenticate to each other.
+//! `domicile certificates`: creates test certificates, with which the regions authenticate to each other.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ pub(super) struct Options {
     /// The host names in `site.pem`, the certificate for clients.
     #[arg(long, default_values_t = ["localhost".to_owned(), "127.0.0.1".to_owned()])]
     host: Vec<String>,
-    /// The names of the regions; each region gets its own certificate.
+    /// The names of the regions; each region gets one certificate.
     #[arg(required = true)]
     regions: Vec<String>,
 }

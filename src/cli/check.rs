@@ -16,7 +16,7 @@ use super::{Outcome, Source, say};
 pub(super) struct Options {
     #[command(flatten)]
     source: Source,
-    /// Open the certificates, the GeoIP database and the user table as well.
+    /// Also open the certificates, the GeoIP database and the user table.
     #[arg(long)]
     files: bool,
 }

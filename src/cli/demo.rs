@@ -1,4 +1,4 @@
-//! `domicile demo`: runs three regions in one process, to try things out.
+//! `domicile demo`: runs three regions in one process.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,18 +69,18 @@ fn print(world: &World) {
         "a redirect: no other region may carry restricted data, so the client must connect to eu-west itself",
         format!("curl -si -H 'X-User-Id: alice' http://{}/account/1", us.http),
     );
-    show("public data: the nearest region serves", format!("curl -s http://{}/feed/1", jp.http));
+    show("public data: the nearest region serves the request", format!("curl -s http://{}/feed/1", jp.http));
     let down: Vec<_> = us.apps.iter().map(|app| format!("curl -s http://{app}/demo/down")).collect();
     let up: Vec<_> = us.apps.iter().map(|app| format!("curl -s http://{app}/demo/up")).collect();
     show(
-        "a failover: take us-east's app servers down; a read of bob's orders moves to eu-west (a transfer allows it) ...",
+        "a failover: stop us-east's app servers; reads of bob's orders go to eu-west, because a transfer allows it",
         down.join("; "),
     );
     show(
-        "... a write never moves; wait a second for the health checks first",
+        "a write is never served elsewhere; wait a second for the health checks first",
         format!("curl -s http://{0}/users/bob/orders/1; curl -s -X POST http://{0}/users/bob/orders/1", us.http),
     );
-    show("bring the app servers back up", up.join("; "));
+    show("start the app servers again", up.join("; "));
     show(
         "why did the request go there?",
         format!("curl -s 'http://{}/explain?url=http://{}/users/alice/orders/1&ip=91.64.0.1'", us.admin, us.http),

@@ -20,10 +20,10 @@ pub(super) struct Options {
     /// The client's address.
     #[arg(long, default_value = "0.0.0.0")]
     ip: IpAddr,
-    /// The user's key, as if a trusted hop had sent it.
+    /// The user's key, treated as proven, as in a header from a trusted hop.
     #[arg(long)]
     user: Option<String>,
-    /// Treat the user's key as claimed only, as in a plain cookie.
+    /// Treat the user's key as claimed but not proven, as in a plain cookie.
     #[arg(long)]
     claimed: bool,
     /// A claim of a verified token; may be given several times.

@@ -1,7 +1,7 @@
 //! The command line, with one file per subcommand.
 //!
-//! Promises: an error message on standard error says what is wrong and what to do, and the exit code is 1; wrong usage exits
-//! with 2. Never: panics on bad input.
+//! Promises: an error is reported on standard error, with what to do next, and the exit code is 1; for wrong usage it is 2.
+//! Never: panics on bad input.
 
 mod certificates;
 mod check;
@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-/// A geo-routing reverse proxy that keeps data where it belongs.
+/// A geo-routing reverse proxy that enforces data residency rules.
 #[derive(Parser)]
 #[command(name = "domicile", version, max_term_width = 120)]
 struct Cli {
@@ -32,11 +32,11 @@ enum Verb {
     Check(check::Options),
     /// Show where a request would go, and why.
     Explain(explain::Options),
-    /// Have the running process read its configuration and all files again.
+    /// Reload the configuration and all files of the running process.
     Reload(reload::Options),
-    /// Run three regions in one process, to try things out.
+    /// Run a demo: three regions in one process.
     Demo(demo::Options),
-    /// Make certificates for trying out several regions; not for production.
+    /// Create test certificates for several regions; not for production.
     Certificates(certificates::Options),
 }
 
@@ -70,11 +70,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints to standard output. A pipe that its reader has closed, as `head` does, is not an error.
+/// Prints to standard output. A closed pipe is not an error, because readers such as `head` close it early.
 fn say(text: &str) -> Result<(), String> {
     use std::io::Write;
     match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("cannot print: {error}")),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("cannot write to standard output: {error}")),
         Ok(()) | Err(_) => Ok(()),
     }
 }

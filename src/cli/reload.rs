@@ -1,4 +1,4 @@
-//! `domicile reload`: have the running process read all its files again.
+//! `domicile reload`: reloads the configuration and all files of the running process.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -18,7 +18,7 @@ use crate::transport::dial::{HttpVersion, Server};
 
 use super::{Outcome, Source, say};
 
-/// A table of millions of rows takes seconds.
+/// Maximum time of a reload; a user table of millions of rows takes seconds to load.
 const TIMEOUT: Duration = Duration::from_secs(150);
 
 #[derive(Args)]
@@ -44,7 +44,7 @@ pub(super) fn run(options: &Options) -> Outcome {
     let (status, answer) = runtime.block_on(async {
         let permitted = Permitted::without_user_data(config.policy.local, request);
         let sent = UpstreamPool::default().send(&server, permitted, &SendOptions::within(TIMEOUT)).await;
-        let failed = "the control plane of the running process did not answer; is it running, and is `admin.address` right?";
+        let failed = "cannot reach the control plane; check that Domicile runs and that `admin.address` is correct";
         let (response, _) = sent.map_err(|error| format!("{failed} ({})", error.cause))?;
         let (head, body) = response.into_parts();
         let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();

@@ -31,11 +31,12 @@ pub(super) fn run(options: Options) -> Outcome {
     let is_successor = succession::is_successor();
     let no_signals = |error: std::io::Error| format!("cannot listen for signals: {error}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-    // Install these handlers before the process is seen to serve, because without a handler SIGHUP and SIGUSR2 end the process.
+    // Install these handlers before the process reports that it is ready, because without a handler SIGHUP and SIGUSR2 end it.
     let mut controls = runtime.block_on(async { ControlSignals::listen() }).map_err(no_signals)?;
     let launch = Launch { config, region, inherited, is_successor, ..Launch::default() };
     let app = App::start(launch).map_err(|error| with_folder(&error))?;
-    // Install these handlers only now, so that SIGTERM and SIGINT end a start at once, even while a large user table loads.
+    // Install these handlers only after the start, so that SIGTERM and SIGINT end the start at once, even while a large user
+    // table loads.
     let mut stops = runtime.block_on(async { StopSignals::listen() }).map_err(no_signals)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), region = app.region, policy = app.policy, config = file, "started");
     for (configured, address) in &app.listeners {
@@ -53,7 +54,7 @@ pub(super) fn run(options: Options) -> Outcome {
         app.shut_down();
         let _ = done.send(());
     });
-    // A second stop signal ends the drain and the requests still in flight.
+    // A second stop signal ends the process without waiting for requests in flight.
     let was_drained = runtime.block_on(async {
         tokio::select! {
             _ = drained => true,
@@ -61,7 +62,7 @@ pub(super) fn run(options: Options) -> Outcome {
         }
     });
     if !was_drained {
-        tracing::warn!("stopped while requests were in flight");
+        tracing::warn!("second stop signal; stopping with requests in flight");
         return Ok(ExitCode::FAILURE);
     }
     tracing::info!("drained");
@@ -75,7 +76,7 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Handles signals until this process should drain: on a stop signal, or when a successor serves.
+/// Handles signals until this process must drain: on a stop signal, or when a successor serves.
 async fn run_until_stopped(app: &App, controls: &mut ControlSignals, stops: &mut StopSignals) {
     loop {
         tokio::select! {
@@ -93,11 +94,11 @@ async fn run_until_stopped(app: &App, controls: &mut ControlSignals, stops: &mut
             _ = controls.succeed.recv() => tokio::select! {
                 succeeded = succession::start(app) => match succeeded {
                     Ok(pid) => {
-                        tracing::info!(pid, "a successor serves");
+                        tracing::info!(pid, "handover complete; a successor serves");
                         app.retire().await;
                         return;
                     }
-                    Err(error) => tracing::error!(error, "the successor did not start serving; this process continues"),
+                    Err(error) => tracing::error!(error, "handover failed; this process continues to serve"),
                 },
                 () = stops.next() => break,
             },
@@ -106,7 +107,7 @@ async fn run_until_stopped(app: &App, controls: &mut ControlSignals, stops: &mut
     notify(&[NotifyState::Stopping]);
 }
 
-/// SIGHUP, which reloads, and SIGUSR2, which hands over to a successor.
+/// SIGHUP starts a reload, SIGUSR2 a handover to a successor.
 struct ControlSignals {
     reload: Signal,
     succeed: Signal,
@@ -118,7 +119,7 @@ impl ControlSignals {
     }
 }
 
-/// SIGTERM and SIGINT. A signal that arrives while another signal is handled is not lost.
+/// SIGTERM and SIGINT. A signal that arrives during a reload or a handover is not lost.
 struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
@@ -142,20 +143,21 @@ fn with_folder(error: &StartError) -> String {
     let text = error.to_string();
     match std::env::current_dir() {
         Ok(folder) if text.contains("No such file") => {
-            format!("{text}\nrelative paths start at the working directory, `{}`", folder.display())
+            format!("{text}\nrelative paths refer to the working directory, `{}`", folder.display())
         }
         _ => text,
     }
 }
 
-/// Whether the log is JSON. The log starts before `App::start` loads the configuration and reports its mistakes.
+/// Whether the log is JSON. Reads the configuration, because the log starts before `App::start` loads it. Mistakes are ignored
+/// here, because `App::start` reports them.
 fn is_json(file: &std::path::Path, region: Option<&str>) -> bool {
     let config = config::load(file, region, &mut Registry::default(), Day::of(SystemTime::now()));
     config.is_ok_and(|config| config.settings.log.json)
 }
 
-/// Starts the log on standard error. A separate thread writes the lines, so that a slow terminal does not slow requests; if
-/// its queue is full, lines are dropped without a count.
+/// Starts the log on standard error. A separate thread writes the lines, so that a slow terminal does not slow requests down. If
+/// its queue is full, lines are dropped and not counted.
 pub(super) fn start_log(json: bool, default_filter: &str) -> tracing_appender::non_blocking::WorkerGuard {
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
     let filter = EnvFilter::try_from_env("DOMICILE_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));

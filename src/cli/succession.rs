@@ -1,4 +1,4 @@
-//! Handover to a successor: starts the current binary with this process's sockets, and reports when the successor serves.
+//! Handover to a successor: starts the binary at this process's path with this process's sockets, and waits until it serves.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::app::App;
 
-/// Environment variable that marks a process as the successor of a process that still runs.
+/// Environment variable of a process that takes over from a running process.
 const SUCCESSOR: &str = "DOMICILE_SUCCESSOR";
 
 /// The line that a successor prints when it serves; its standard output is a pipe to its predecessor.
@@ -47,7 +47,7 @@ pub(super) async fn start(app: &App) -> Result<u32, String> {
             candidate.serves = true;
             Ok(pid)
         }
-        Ok(_) => Err("the successor exited before it served; see its messages above".into()),
+        Ok(_) => Err("the successor exited before it served; see its messages in the log above".into()),
         Err(_) => Err(format!("the successor did not serve within {} s and was killed", SERVING_TIMEOUT.as_secs())),
     }
 }

@@ -33,7 +33,7 @@ pub struct Key {
 }
 
 impl Node {
-    /// The name of this kind of value in messages.
+    /// The kind of this value, for messages.
     pub const fn kind(&self) -> &'static str {
         match self.value {
             Value::Null => "nothing",
@@ -125,7 +125,7 @@ impl Builder<'_> {
 
     fn open(&mut self, at: Position, value: Value, anchor: usize) -> Option<()> {
         if self.open.len() == MAX_DEPTH {
-            return self.stop(at, "this is nested too deeply");
+            return self.stop(at, &format!("more than {MAX_DEPTH} levels of nesting; use fewer"));
         }
         self.open.push(Open { node: Node { at, value }, anchor, key: None });
         Some(())
@@ -134,7 +134,7 @@ impl Builder<'_> {
     fn close(&mut self, node: Node, anchor: usize) -> Option<()> {
         self.values += 1;
         if self.values > MAX_VALUES {
-            return self.stop(node.at, "the file contains too many values");
+            return self.stop(node.at, "the file contains too many values (aliases are expanded)");
         }
         if anchor != 0 {
             self.anchors.push((anchor, node.clone()));

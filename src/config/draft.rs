@@ -1,4 +1,4 @@
-//! The policy between the file and its compiled form, with the fields that give later checks their positions.
+//! The policy while it is read: between the file and its compiled form.
 
 use aws_lc_rs::digest;
 
@@ -14,7 +14,7 @@ use crate::model::vitals::PolicyHash;
 use super::problem::suggestion;
 use super::reader::Field;
 
-/// The policy as far as it could be read, with the fields it was read from; those give later checks their positions.
+/// The policy as far as it could be read, with the fields that contain its parts, so that later checks can report positions.
 pub struct PolicyDraft<'n> {
     pub local: Option<RegionId>,
     pub regions: Vec<RegionDraft<'n>>,
@@ -26,7 +26,7 @@ pub struct PolicyDraft<'n> {
     pub has_tokens: bool,
 }
 
-/// A region, with the fields that `settings` reads.
+/// A region, as far as it could be read, with the fields that `settings` reads.
 pub struct RegionDraft<'n> {
     pub id: RegionId,
     pub name: &'n str,
@@ -41,14 +41,15 @@ pub struct RegionDraft<'n> {
     pub admin: Option<Field<'n>>,
 }
 
-/// A route, if it could be read, and its field.
+/// A route, if it could be read, with its field.
 pub struct RouteDraft<'n> {
     pub route: Option<Route>,
     pub field: Field<'n>,
 }
 
 impl<'n> PolicyDraft<'n> {
-    /// The compiled policy, if every part could be read. `identification` says how paths and users are read.
+    /// The compiled policy; `None` if a part could not be read. `identification` lists the settings that determine how paths and
+    /// users are read.
     pub fn compile(&self, identification: Vec<Box<str>>, refuses_unread_credentials: bool) -> Option<Policy> {
         let regions = self.regions.iter().map(|draft| Some((draft.id, draft.region.clone()?))).collect::<Option<Vec<_>>>()?;
         let draft = Draft {

@@ -1,4 +1,4 @@
-//! Mistakes that show only in the policy as a whole, such as routes that can never match.
+//! Checks of the policy as a whole, for example for routes that can never match.
 
 use crate::decision::policy::Policy;
 use crate::decision::policy::chain::Step;
@@ -26,7 +26,7 @@ pub fn report_shadowed(draft: &PolicyDraft<'_>) {
     }
 }
 
-/// Reports mistakes that only the compiled policy shows.
+/// Reports mistakes that need the compiled policy to be detected.
 pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
     for (index, route) in policy.routes.all().iter().enumerate() {
         let field = &draft.routes[index].field;
@@ -65,7 +65,7 @@ fn class_name(policy: &Policy, class: ClassId) -> &str {
     &policy.class(class).name
 }
 
-/// The earlier route that, with the routes before it, matches every request that route `index` matches.
+/// The earlier route that, together with the routes before it, matches every request that route `index` matches.
 fn shadow(routes: &[Route], index: usize) -> Option<&str> {
     let pattern = &routes[index].pattern;
     let mut taken = MethodSet::NONE;
@@ -85,8 +85,8 @@ fn escape_by_method(policy: &Policy, index: usize, today: Day) -> Option<(&'stat
     let routes = policy.routes.all();
     let route = &routes[index];
     for method in MethodSet::ALL.without(route.pattern.methods).iter() {
-        // An earlier route for more hosts or paths than this one is a catch-all and is checked like the later ones. An earlier
-        // route for exactly the same hosts and paths is intended.
+        // An earlier route for more hosts or paths is a catch-all, and is checked like a later route. An earlier route for the
+        // same hosts and paths is intended.
         let catches = |other: &&Route| {
             other.pattern.methods.contains(method)
                 && other.pattern.covers_place_of(&route.pattern)
@@ -128,12 +128,12 @@ fn is_wider(policy: &Policy, one: ClassId, other: ClassId, today: Day) -> bool {
     })
 }
 
-/// Every jurisdiction in which a user can be, including `Elsewhere` and `Unknown`.
+/// All jurisdictions that a user can have, including `Elsewhere` and `Unknown`.
 pub fn everybody(policy: &Policy) -> impl Iterator<Item = Jurisdiction> {
     policy.jurisdictions().map(|(id, _)| Jurisdiction::Named(id)).chain([Jurisdiction::Elsewhere, Jurisdiction::Unknown])
 }
 
-/// A region's URL at which a redirected request of this route would match a route of another class.
+/// The URL of a region at which a redirected request of this route would match a route of another class, and that route.
 fn escape_by_redirect<'p>(policy: &'p Policy, draft: &PolicyDraft<'_>, index: usize, today: Day) -> Option<(String, &'p Route)> {
     let route = &policy.routes.all()[index];
     let rule = &policy.class(route.class).rule;
@@ -185,7 +185,8 @@ fn dead_end(policy: &Policy, route: &Route, today: Day) -> Option<RegionId> {
     (!cleared).then_some(*region)
 }
 
-/// Warnings about valid settings that cause refusals which an operator may not expect.
+/// Warnings about valid settings that may not be intended: unexpected refusals, expired transfers, and paths with similar
+/// spellings.
 pub fn notes(policy: &Policy, today: Day) -> Vec<String> {
     let mut notes = Vec::new();
     for (country, region) in &policy.geo.countries {
@@ -222,7 +223,7 @@ pub fn notes(policy: &Policy, today: Day) -> Vec<String> {
     notes
 }
 
-/// A note about other spellings of a guarded route's path that match a route with a wider clearance.
+/// A note about other spellings of the route's path (letter case, file extension) that match a route with a wider clearance.
 fn spelling_note(policy: &Policy, route: &Route, today: Day) -> Option<String> {
     if policy.class(route.class).rule.stays == Stays::Anywhere {
         return None;
@@ -260,7 +261,7 @@ fn route_at<'p>(policy: &'p Policy, route: &Route, path: &str) -> Option<&'p Rou
     policy.routes.find(&Head { method, host: &host, path }).id.map(|id| policy.routes.route(id))
 }
 
-/// A path that the pattern would match if the case of its last literal segment with a letter did not count.
+/// A path that matches the pattern except for the case of one letter, in the last literal segment with a letter.
 fn other_case(pattern: &PathPattern) -> Option<String> {
     let mut segments = examples(pattern);
     let is_literal = |index: usize| matches!(pattern.segments.get(index), Some(Segment::Literal(_)));

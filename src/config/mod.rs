@@ -1,8 +1,8 @@
 //! Reads the YAML configuration into validated types.
 //!
-//! Promises: one report lists every mistake, each with its position and a correction; a configuration that loads needs no
-//! further checks. There are two tiers: `document` holds the file as written, `policy` and `settings` hold what it means.
-//! Never: guesses a value that residency depends on. Start reading at [`load`].
+//! Promises: all mistakes are reported at once, each with its position and a correction; a loaded configuration needs no further
+//! checks. There are two stages: `document` represents the file as written, `policy` and `settings` convert it to types. Never: a
+//! default for a value that residency depends on. Start reading at [`load`].
 
 mod document;
 mod draft;
@@ -30,9 +30,9 @@ pub struct Config {
     pub settings: Settings,
 }
 
-/// Reads a configuration file. `region` overrides the file's `region:`; `today` decides which transfers are still valid.
+/// Reads a configuration file. `region` overrides the file's `region:`; `today` determines which transfers are still valid.
 ///
-/// New names are numbered in `registry` only if the whole file is valid.
+/// `registry` assigns numbers to new names only if the whole file is valid.
 pub fn load(path: &Path, region: Option<&str>, registry: &mut Registry, today: Day) -> Result<Config, Vec<Problem>> {
     match std::fs::read_to_string(path) {
         Ok(text) => parse(&text, path, region, registry, today),

@@ -1,4 +1,4 @@
-//! Reads the sections that routing decisions depend on: jurisdictions, regions, data classes and geography.
+//! Reads the sections on which decisions depend: jurisdictions, regions, data classes and GeoIP rules.
 
 use ipnet::IpNet;
 
@@ -65,7 +65,7 @@ impl<'n> PolicyDraft<'n> {
             });
         }
         let Some(field) = field else {
-            return section.wrong("`region` is missing: name the region this process runs in, or set DOMICILE_REGION");
+            return section.wrong("`region` is missing: name the region that this process runs in, or set DOMICILE_REGION");
         };
         self.region(&field)
     }
@@ -189,7 +189,7 @@ impl<'n> PolicyDraft<'n> {
                 field.wrong::<()>("the limit is 64 data classes; remove some");
                 return;
             }
-            // A class with mistakes keeps its name, so that routes that use it are not reported as mistakes too.
+            // Keep the name of a class with mistakes, so that routes that use it are not reported too.
             let rule = self.read_rule(&field).unwrap_or(ResidencyRule {
                 stays: Stays::Home,
                 needs: Evidence::Recorded,

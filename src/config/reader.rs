@@ -1,4 +1,4 @@
-//! Reads typed values from the tree. A value that does not fit is reported with its position, and reading continues.
+//! Reads typed values from the tree. An invalid value is reported with its position, and reading continues.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -173,8 +173,8 @@ impl<'n> Field<'n> {
         let fits = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme)) && uri.query().is_none();
         let plain_authority =
             uri.authority().is_some_and(|authority| !authority.as_str().contains('@') && !authority.host().is_empty());
-        // The `http` crate accepts ports such as 99999, so a port that is written must also parse. Colons inside the brackets
-        // of an IPv6 address are no port.
+        // The `http` crate accepts ports such as 99999, so a port in the URL must also parse. Colons inside the brackets of an
+        // IPv6 address do not start a port.
         let host_and_port = uri
             .authority()
             .map_or("", |authority| authority.as_str())
@@ -200,7 +200,7 @@ impl<'n> Section<'n> {
         Some(Field { node, path: join(&self.path, key), problems: self.problems })
     }
 
-    /// The value of a mandatory key; `what` tells the operator what to write.
+    /// The value of a mandatory key; `what` is the correction to report if it is missing.
     pub fn required(&self, key: &'static str, what: &str) -> Option<Field<'n>> {
         self.optional(key).or_else(|| self.wrong(format!("`{key}` is missing: {what}")))
     }

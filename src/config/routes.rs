@@ -16,7 +16,7 @@ use super::reader::{Field, Section};
 
 pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Vec<RouteDraft<'n>> {
     let default = section.optional("failover").map_or(Some(Failover::NEVER), |field| read_failover(&field));
-    let Some(field) = section.required("routes", "list at least one; the first that matches decides") else { return Vec::new() };
+    let Some(field) = section.required("routes", "list at least one; the first match decides") else { return Vec::new() };
     let mut names = std::collections::HashSet::new();
     let items = field.list();
     if items.is_empty() {
@@ -97,7 +97,7 @@ fn read_pattern(field: &Field<'_>) -> Option<Pattern> {
     Some(Pattern { host: host?, path: path?, methods: methods? })
 }
 
-/// `{ me: [me, self] }`: the segments that stand for the caller where the path says `{user}`.
+/// Reads `{ me: [me, self] }`: the path segments that mean the caller in place of `{user}`.
 fn read_aliases(field: &Field<'_>, pattern: Option<&Pattern>) -> Option<Vec<Box<str>>> {
     let section = field.section()?;
     let me = section.required("me", "list the path segments that stand for the caller, such as `[me, self]`")?;
@@ -147,7 +147,7 @@ fn read_upgrades(field: &Field<'_>) -> Option<Vec<Box<str>>> {
         }
         let known = [WEBSOCKET, CONNECT];
         let meant = suggestion(&name, known);
-        // Any other name may be the operator's own protocol, but a near miss of a known name is a misspelling.
+        // Other names may be custom protocols, but a name similar to a known one is a misspelling.
         if !known.contains(&name.as_str()) && meant.contains("did you mean") {
             return item.wrong(format!("unknown protocol `{name}`{meant}"));
         }

@@ -1,5 +1,5 @@
-//! The summary that `check` prints: for every data class and jurisdiction of users, the regions in which the data may be
-//! processed and the regions through which it may be carried.
+//! The summary that `check` prints: for each data class and jurisdiction of a user, the regions that may process the data, and
+//! the regions whose proxies may carry it.
 
 use std::fmt::Write;
 
@@ -14,7 +14,7 @@ use crate::model::region::{RegionId, RegionSet};
 
 use super::lint::everybody;
 
-/// The whole summary, with one paragraph per data class.
+/// The summary, with one paragraph per data class.
 pub fn print(policy: &Policy, today: Day) -> String {
     let mut out = String::new();
     let local = policy.region(policy.local);

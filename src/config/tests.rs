@@ -76,7 +76,7 @@ fn every_mistake_is_reported_with_its_position_and_a_correction() {
         ("directory: { file: users.csv }", "", "this step needs a directory"),
         ("{ name: rest, match: {},", "{ name: rest, ", "routes[1]: `match` is missing"),
         ("data: restricted, home", "home", "routes[1]: `data` is missing: every route needs a data class"),
-        ("match: {}", "match: { path: feed }", "routes[1].match.path: `feed` is no path pattern; it starts with `/`"),
+        ("match: {}", "match: { path: feed }", "routes[1].match.path: `feed` is not a valid path pattern; start it with `/`"),
         ("match: {}", "match: { methods: [GTE] }", "unknown method `GTE`; did you mean `GET`?"),
         ("match: {}", "match: {}, upgrades: [websockets]", "unknown protocol `websockets`; did you mean `websocket`?"),
         ("match: {}", "match: {}, upgrades: [conect]", "did you mean `connect`?"),

@@ -1,4 +1,4 @@
-//! The facts about one request when it is judged.
+//! The facts about one request that a decision depends on.
 
 use std::net::IpAddr;
 
@@ -19,25 +19,25 @@ pub enum Ingress {
     Peer(RegionId),
 }
 
-/// The result of looking one thing up: errors of the world arrive as facts.
+/// The result of one lookup. A failed lookup is also a fact, so that every request gets a decision.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Lookup<T> {
-    /// Nothing in the chain needs it.
+    /// No lookup was made, because the decision does not need it or GeoIP is not configured.
     NotAsked,
-    /// The request names no user.
+    /// The request names no user, or has no verified token.
     NoKey,
     Absent,
-    /// It could not be asked: never the same as absent.
+    /// The lookup failed. Never the same as `Absent`, because a record may exist.
     Unavailable,
-    /// The request presents it in a form that cannot be read or verified.
+    /// The request contains the key in a form that cannot be decoded or verified.
     Unverifiable,
     Found(T),
 }
 
-/// The home and the country that the sending peer found; believed only under its certificate.
+/// The home and the country that the sending peer found; trusted only under the peer's certificate.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct PeerStatement {
-    /// `None` when nobody owns the request.
+    /// `None` if no region owns the request.
     pub home: Option<RegionId>,
     pub evidence: Option<Evidence>,
     pub country: Option<CountryCode>,
@@ -52,7 +52,7 @@ pub enum Credential {
     Verified,
     /// A token that does not verify: expired, unknown key, presented twice or malformed.
     Unverifiable,
-    /// A credential of another kind, such as Basic: the app may read it, this process cannot.
+    /// A credential of another kind, such as Basic, which the app can verify and this process cannot.
     Unread,
 }
 
@@ -61,37 +61,37 @@ pub enum Credential {
 pub struct Facts<'a> {
     pub route: RouteMatch<'a>,
     pub ingress: Ingress,
-    /// A GET or HEAD without an upgrade: what may be repeated and moved.
+    /// A GET or HEAD without an upgrade. Only a read may be repeated or fail over to another region.
     pub is_read: bool,
-    /// One reading of the wall clock.
+    /// The current day in UTC.
     pub today: Day,
-    /// The client's true address.
+    /// The client's own address, not that of a proxy in front of this one.
     pub client: IpAddr,
     /// The record of the user whose data is touched: the route's `{user}`, else the caller. `Unverifiable` for a `{user}`
     /// segment that cannot be decoded.
     pub directory: Lookup<Record>,
-    /// The caller's own record, asked where the path names a user whom the directory does not have.
+    /// The caller's own record, looked up only if the path names a user who is not in the directory.
     pub caller: Lookup<Record>,
     pub caller_proof: Proof,
-    /// The region that the chain's claim of a verified token names; `Unavailable` if the claim names no region.
+    /// The region that the route's claim of a verified token names; `Unavailable` if the claim names no region.
     pub token: Lookup<RegionId>,
     pub credential: Credential,
-    /// The directory record in our own sealed cookie. Where the directory was not asked, the record still holds unchanged.
+    /// The directory record in our own sealed cookie. If the directory was not asked, the record is still current.
     pub hint: Option<Record>,
     /// How well the key of the user in `directory` is proven.
     pub proof: Proof,
     pub place: Lookup<Place>,
-    /// The GeoIP database is older than its `max_age`: good for latency, not for residency.
+    /// The GeoIP database is older than its `max_age`: it still selects a region, but proves no jurisdiction.
     pub place_is_stale: bool,
     pub peer: Option<&'a PeerStatement>,
-    /// The classes claimed besides the route's: by the peer, and by the label of a response. `None` if one of them is not
-    /// a class of this policy.
+    /// The classes claimed in addition to the route's, by the peer and by the labels of a response. `None` if one of them
+    /// is not a class of this policy.
     pub claimed: Option<ClassSet>,
     pub vitals: &'a Vitals,
 }
 
 impl Facts<'_> {
-    /// The country of the client: the peer's word for a peer's request, else what GeoIP found.
+    /// The country of the client: from the peer for a peer's request, otherwise from GeoIP.
     pub fn country(&self) -> Option<CountryCode> {
         match (self.peer, self.place) {
             (Some(statement), _) => statement.country,

@@ -1,4 +1,4 @@
-//! Orders the cleared regions that are alive: a clearance becomes an itinerary.
+//! Turns a clearance into an itinerary: orders the cleared regions that take requests.
 
 use crate::model::outcome::Code;
 use crate::model::region::RegionSet;
@@ -9,12 +9,12 @@ use super::policy::chain::{Failover, Reads, Writes};
 use super::residency::Clearance;
 use super::verdict::Itinerary;
 
-/// Orders what is alive of the clearance: an owned request's home first, then what its failover setting allows; an
-/// unowned request's regions by what they cost to reach.
+/// Orders the cleared regions that take requests. An owned request goes to its home first, then to the regions that its
+/// failover setting allows; an unowned request goes to the nearest region first.
 pub(super) fn plan(clearance: Clearance, home: &Home, facts: &Facts<'_>, failover: Failover) -> Result<Itinerary, Code> {
     let vitals = facts.vitals;
     let alive = clearance.narrow(vitals.taking_requests(clearance.regions()));
-    // A region that a reload has just added has no place in the order yet: it comes last.
+    // A region that a reload has just added is not in the measured order yet, so it comes last.
     let nearest = || vitals.nearest_first().iter().copied().chain(clearance.regions().iter());
     let Home::Owned { region, .. } = *home else {
         return alive.and_then(|alive| Itinerary::through(alive, nearest())).ok_or(Code::AllDown);

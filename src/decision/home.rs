@@ -10,10 +10,10 @@ pub enum Home {
     Owned {
         region: RegionId,
         evidence: Evidence,
-        /// The user's, which need not be the region's.
+        /// The user's jurisdiction, which may differ from the region's.
         jurisdiction: Jurisdiction,
     },
-    /// Nobody: any cleared region may serve.
+    /// No region owns the request, so any cleared region may serve it.
     Unowned { jurisdiction: Jurisdiction },
 }
 

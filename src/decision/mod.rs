@@ -1,8 +1,8 @@
-//! Judgement: from facts and a policy to a verdict, the same for live traffic, `explain` and the tests.
+//! Judgement: makes a decision from facts and a policy, the same for live traffic, `explain` and the tests.
 //!
-//! Promises: pure, total and allocation-free. The candidates only shrink: `resolve` finds the home, `residency` makes
-//! the clearance, `failover` orders what is left of it. Never: async, a clock, a log line, an error of the world (those
-//! arrive as facts). Start reading at [`decide`].
+//! Promises: pure, total and allocation-free. Each step can only remove regions: `resolve` finds the home, `residency`
+//! makes the clearance, `failover` orders the remaining regions. Never: async, a clock, a log line, an I/O error (failed
+//! lookups arrive as facts). Start reading at [`decide`].
 
 #![cfg_attr(
     not(test),
@@ -38,12 +38,12 @@ use policy::class::ClassSet;
 use policy::route::{Head, Route, RouteMatch};
 use verdict::{Decision, Itinerary, Trail, Verdict};
 
-/// Finds the route of a request: the first in the policy's order that matches.
+/// Finds the route of a request: the first match in the policy's order.
 pub fn match_route<'a>(head: &Head<'a>, policy: &Policy) -> RouteMatch<'a> {
     policy.routes.find(head)
 }
 
-/// Decides where a request may go, on its head alone.
+/// Decides where a request may go, from its head alone.
 pub fn decide(facts: &Facts<'_>, policy: &Policy) -> Decision {
     let mut trail = Trail::of(facts, policy.local);
     let verdict = judge(facts, policy, &mut trail).unwrap_or_else(Verdict::Refuse);
@@ -72,13 +72,14 @@ fn judge(facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdic
     match facts.ingress {
         Ingress::Client => {
             let itinerary = failover::plan(clearance, &home, facts, route.failover)?;
-            hand_over(itinerary, carriers, &home, policy)
+            forward_or_redirect(itinerary, carriers, &home, policy)
         }
         Ingress::Peer(peer) => serve_peer(peer, clearance, carriers, &home, facts, policy),
     }
 }
 
-/// A credential that the app may read and this process could not verify is no missing identity.
+/// Refuses a token that does not verify and, if the policy says so, a credential of another kind. Such a caller is not
+/// anonymous, because the app may accept the credential. Requests for data that may be anywhere are exempt.
 fn check_credential(credential: Credential, policy: &Policy, classes: ClassSet) -> Result<(), Code> {
     match credential {
         Credential::Absent | Credential::Verified => Ok(()),
@@ -89,9 +90,9 @@ fn check_credential(credential: Credential, policy: &Policy, classes: ClassSet) 
     }
 }
 
-/// Hands a client's request over, unless the local proxy may not carry it, or cannot reach the proxy of its owner: then the
-/// client goes itself, to the owner, or to the best region for a request that nobody owns.
-fn hand_over(itinerary: Itinerary, carriers: RegionSet, home: &Home, policy: &Policy) -> Result<Verdict, Code> {
+/// Forwards a client's request if the local proxy may carry it and can reach the owner's proxy. Otherwise redirects the
+/// client to the owner or, for an unowned request, to the first cleared region with a public URL.
+fn forward_or_redirect(itinerary: Itinerary, carriers: RegionSet, home: &Home, policy: &Policy) -> Result<Verdict, Code> {
     let is_reachable = |region| region == policy.local || policy.region(region).has_gateway;
     let may_skip = home.region().is_none();
     if carriers.contains(policy.local)
@@ -105,7 +106,7 @@ fn hand_over(itinerary: Itinerary, carriers: RegionSet, home: &Home, policy: &Po
     itinerary.regions().find(may_be_sent).map(Verdict::Redirect).ok_or(Code::CarrierNotCleared)
 }
 
-/// Serves a peer's request here or nowhere: narrowed to the local region, a loop cannot be expressed.
+/// Serves a peer's request in the local region or refuses it. The itinerary has no other region, so the request cannot loop.
 fn serve_peer(
     peer: RegionId,
     clearance: residency::Clearance,
@@ -125,8 +126,8 @@ fn serve_peer(
     Ok(Verdict::Proceed(Itinerary::through(here, [policy.local].into_iter()).expect("the clearance holds the local region")))
 }
 
-/// The trail of a response that is labelled with further classes: they join those of the request before everything that
-/// classes decide. `None` if the response may not come from `region` through the request's carrier.
+/// The trail of a request whose response is labelled with more data classes. The labels count as classes of the request
+/// in everything that depends on classes. `None` if the response may not come from `region` through the request's carrier.
 pub fn label(trail: &Trail, labels: ClassSet, region: RegionId, policy: &Policy) -> Option<Trail> {
     let mut labelled = trail.clone();
     labelled.classes = trail.classes.union(labels);
@@ -135,7 +136,7 @@ pub fn label(trail: &Trail, labels: ClassSet, region: RegionId, policy: &Policy)
     (labelled.home.is_some() && labelled.is_cleared(region)).then_some(labelled)
 }
 
-/// The route of a decision, where one matched.
+/// The route of a decision, if one matched.
 pub fn route_of<'p>(trail: &Trail, policy: &'p Policy) -> Option<&'p Route> {
     trail.route.map(|id| policy.routes.route(id))
 }

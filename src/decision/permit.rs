@@ -4,10 +4,10 @@ use crate::model::region::RegionId;
 
 use super::verdict::Stop;
 
-/// The only thing that the connection pools accept.
+/// A permit: a request that may be sent to one region. The connection pools accept nothing else.
 ///
-/// INVARIANT: it cannot be cloned, and whoever makes one has written the ledger line that the crossing needs:
-/// `engine::permit` binds requests to stops, and `tests/architecture.rs` keeps it alone in that.
+/// INVARIANT: a permit cannot be cloned, and its ledger line is written before it is made. Only `engine::permit` binds
+/// requests to stops, which `tests/architecture.rs` checks.
 #[derive(Debug)]
 pub struct Permitted<R> {
     request: R,
@@ -22,7 +22,7 @@ impl Stop {
 }
 
 impl<R> Permitted<R> {
-    /// A request of our own to a region, without anything of a user in it: a probe, or a health check.
+    /// Permits a request of this process that contains no user data, such as a probe or a health check.
     pub const fn without_user_data(region: RegionId, request: R) -> Self {
         Self { request, region }
     }
@@ -36,17 +36,17 @@ impl<R> Permitted<R> {
         &self.request
     }
 
-    /// The request, to write the fields that its stop needs.
+    /// The request, for the header fields that its stop needs.
     pub const fn request_mut(&mut self) -> &mut R {
         &mut self.request
     }
 
-    /// Permits a question about this very request beside it: the same stop, and the same ledger line.
+    /// Permits a question about this request to the same stop, under the same ledger line.
     pub fn beside<Q>(&self, question: Q) -> Permitted<Q> {
         Permitted { request: question, region: self.region }
     }
 
-    /// Takes the request out, to be written to a connection of that region.
+    /// Takes the request out, so that it can be written to a connection to its region.
     pub fn into_request(self) -> R {
         self.request
     }

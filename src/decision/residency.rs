@@ -1,4 +1,4 @@
-//! Where a request's data may be processed, and through whom it may be carried.
+//! Where a request's data may be processed, and which proxies may carry it.
 //!
 //! INVARIANT: a [`Clearance`] is made here and nowhere else, and there is no way to add a region to one.
 
@@ -12,7 +12,7 @@ use super::policy::Policy;
 use super::policy::class::ClassSet;
 use super::policy::rule::Mode;
 
-/// The regions a request may be processed in: it can only shrink, and it is never empty.
+/// The regions that may process a request. A clearance can only shrink, and it is never empty.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Clearance {
     regions: RegionSet,
@@ -37,17 +37,17 @@ impl Clearance {
     }
 }
 
-/// The result of a request's classes taken together.
+/// The combined result of the rules of a request's classes.
 pub struct Ruling {
     /// `None` if the classes clear no region.
     pub clearance: Option<Clearance>,
-    /// Why there is none.
+    /// The reason if there is no clearance.
     pub cause: Code,
     /// The regions that would be cleared if no class were in report-only mode.
     pub enforced: RegionSet,
-    /// The regions whose proxies may carry the classes besides.
+    /// The regions whose proxies may carry the classes, in addition to the cleared regions.
     pub carriers: RegionSet,
-    /// The same if no class were in report-only mode.
+    /// The regions that would be carriers if no class were in report-only mode.
     pub enforced_carriers: RegionSet,
 }
 
@@ -62,7 +62,7 @@ impl Ruling {
         }
     }
 
-    /// Both rulings hold: deny wins.
+    /// Combines two rulings: a region must be allowed by both.
     fn intersect(self, other: Self) -> Self {
         let both = |one: Clearance| other.clearance.and_then(|other| one.narrow(other.regions));
         Self {
@@ -75,13 +75,13 @@ impl Ruling {
     }
 }
 
-/// The regions that every one of `classes` clears for every one of `homes`: deny wins.
+/// The regions that every one of `classes` clears for every one of `homes`.
 pub fn clear<'h>(policy: &Policy, classes: ClassSet, homes: impl IntoIterator<Item = &'h Home>, today: Day) -> Ruling {
     homes.into_iter().map(|home| clear_for_home(policy, classes, home, today)).fold(Ruling::everywhere(policy), Ruling::intersect)
 }
 
 fn clear_for_home(policy: &Policy, classes: ClassSet, home: &Home, today: Day) -> Ruling {
-    // A request that nobody owns is as well known as a guess.
+    // An unowned request counts as inferred.
     let evidence = home.evidence().unwrap_or(Evidence::Inferred);
     let of_class = |class| {
         let rule = &policy.class(class).rule;

@@ -17,7 +17,7 @@ use super::residency::{Clearance, Ruling};
 #[derive(Clone, PartialEq, Debug)]
 pub enum Verdict {
     Proceed(Itinerary),
-    /// The client must go to this region's public URL itself.
+    /// The client is redirected to this region's public URL.
     Redirect(RegionId),
     Refuse(Code),
 }
@@ -34,16 +34,16 @@ impl Verdict {
 
 /// The cleared regions to try, in order.
 ///
-/// INVARIANT: never empty, and every stop was in the clearance it was made from: it cannot be made without one.
+/// INVARIANT: an itinerary is never empty, and every stop is in the clearance that the itinerary was made from.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Itinerary {
     stops: [Stop; MAX_REGIONS],
     len: usize,
 }
 
-/// A region that a request may be sent to: a permit is made of one.
+/// A region that a request may be sent to. A permit is made from a stop.
 ///
-/// INVARIANT: only an itinerary makes one.
+/// INVARIANT: only an itinerary makes stops.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stop {
     region: RegionId,
@@ -56,7 +56,7 @@ impl Stop {
 }
 
 impl Itinerary {
-    /// Those of `regions` that the clearance holds, in their order; `None` if it holds none.
+    /// The `regions` that are in the clearance, in their order; `None` if there are none.
     pub(super) fn through(clearance: Clearance, regions: impl Iterator<Item = RegionId>) -> Option<Self> {
         let nowhere = Stop { region: RegionId::new(0)? };
         let mut itinerary = Self { stops: [nowhere; MAX_REGIONS], len: 0 };
@@ -70,7 +70,7 @@ impl Itinerary {
         (itinerary.len > 0).then_some(itinerary)
     }
 
-    /// The same stops without those that `is_kept` rejects; `None` if none is left.
+    /// The stops for which `is_kept` holds, in the same order; `None` if there are none.
     pub(super) fn only(&self, is_kept: impl Fn(RegionId) -> bool) -> Option<Self> {
         let mut kept = Self { len: 0, ..self.clone() };
         for stop in self.stops().iter().filter(|stop| is_kept(stop.region)) {
@@ -104,7 +104,7 @@ impl Itinerary {
 pub enum Finding {
     NoKey,
     Absent,
-    /// It could not be asked; `goes_on` if the data is such that the next step may guess.
+    /// The directory lookup failed, or the recorded home is not in the policy; `goes_on` if the next step may guess.
     Unavailable {
         goes_on: bool,
     },
@@ -113,7 +113,7 @@ pub enum Finding {
         home: RegionId,
         evidence: Evidence,
     },
-    /// Our own sealed cookie remembers the record: it still stands, or the directory cannot be asked.
+    /// The record in our own sealed cookie, because it is current or the directory is unavailable (`is_asked`).
     Hinted {
         home: RegionId,
         is_asked: bool,
@@ -156,15 +156,15 @@ pub enum Finding {
         country: Option<CountryCode>,
         home: RegionId,
     },
-    /// The region for addresses that cannot be placed.
+    /// The region for addresses without a known location.
     UnknownPlace {
         home: RegionId,
     },
-    /// The address cannot be placed, or its place names no region.
+    /// The address has no known location, or no table gives a region for it.
     Unplaced {
         country: Option<CountryCode>,
     },
-    /// The cleared region that is nearest by measurement.
+    /// No region owns the request; the nearest cleared region serves it.
     Unowned,
     /// The chain names the region.
     Fixed {
@@ -174,7 +174,7 @@ pub enum Finding {
     Refused,
 }
 
-/// The small data from which `explain`, the audit line and the dashboard make their sentences.
+/// The data about a decision from which `explain`, the ledger and the logs describe it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Trail {
     pub route: Option<RouteId>,
@@ -185,14 +185,14 @@ pub struct Trail {
     pub place_is_stale: bool,
     steps: [Option<(Step, Finding)>; MAX_CHAIN],
     pub home: Option<Home>,
-    /// The home of the second user, where two are judged: the one whom the path names, beside the caller.
+    /// The home of the user that the path names, if the request is judged for this user and for the caller.
     pub other_home: Option<Home>,
     pub classes: ClassSet,
-    /// The regions that judgement worked with; in report-only mode wider than `enforced`.
+    /// The cleared regions; in report-only mode more than `enforced`.
     pub clearance: RegionSet,
-    /// The regions that the rules clear when they are enforced.
+    /// The regions that the rules would clear without report-only mode.
     pub enforced: RegionSet,
-    /// Regions outside the clearance whose proxies may carry the data.
+    /// The regions whose proxies may carry the data, in addition to the cleared regions.
     pub carriers: RegionSet,
     enforced_carriers: RegionSet,
     /// The region whose proxy carries the request and its response: the local one for a client, the sender for a peer.
@@ -229,7 +229,7 @@ impl Trail {
         }
     }
 
-    /// The homes that were judged: one, or two where the path names a user whom the directory does not have.
+    /// The homes that were judged: one, or two if the path names a user who is not in the directory.
     pub fn homes(&self) -> impl Iterator<Item = &Home> {
         self.home.iter().chain(&self.other_home)
     }
@@ -241,20 +241,21 @@ impl Trail {
         self.enforced_carriers = ruling.enforced_carriers;
     }
 
-    /// Whether the data may be processed in `region` and carried by this request's carrier, report-only mode included.
+    /// Whether the data may be processed in `region` and carried by this request's carrier, also if only report-only mode
+    /// allows it.
     pub fn is_cleared(&self, region: RegionId) -> bool {
         let owner_is_cleared = self.home.and_then(|home| home.region()).is_none_or(|owner| self.clearance.contains(owner));
         owner_is_cleared && self.clearance.contains(region) && self.carriers.union(self.clearance).contains(self.carrier)
     }
 
-    /// Whether only report-only mode lets the data be processed in `region`: enforced, the rules would refuse.
+    /// Whether only report-only mode allows the data to be processed in `region`.
     pub fn is_reported(&self, region: RegionId) -> bool {
         let owner_is_cleared = self.home.and_then(|home| home.region()).is_none_or(|owner| self.enforced.contains(owner));
         let carriers = self.enforced.union(self.enforced_carriers);
         !(owner_is_cleared && self.enforced.contains(region) && carriers.contains(self.carrier))
     }
 
-    /// Whether only report-only mode lets the client be sent to `region`.
+    /// Whether only report-only mode allows a redirect of the client to `region`.
     pub fn is_reported_redirect(&self, region: RegionId) -> bool {
         let owner_is_cleared = self.home.and_then(|home| home.region()).is_none_or(|owner| self.enforced.contains(owner));
         !(owner_is_cleared && self.enforced.contains(region))
@@ -266,7 +267,7 @@ impl Trail {
     }
 }
 
-/// The answer to one request.
+/// The verdict on one request, and the trail that led to it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Decision {
     pub verdict: Verdict,
@@ -274,7 +275,7 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// Why it was refused, if it was.
+    /// The reason for the refusal, if the request is refused.
     pub const fn refusal(&self) -> Option<Code> {
         match self.verdict {
             Verdict::Refuse(code) => Some(code),

@@ -1,4 +1,4 @@
-//! Generates certificates: an authority, one certificate per region, and one for listeners for clients.
+//! Generates certificates: a certificate authority, one certificate per region, and one for client listeners.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -39,7 +39,7 @@ impl Authority {
         std::fs::write(file, self.issuer.pem())
     }
 
-    /// Writes `NAME.pem` and `NAME.key` for the proxy of a region.
+    /// Writes `REGION.pem` and `REGION.key` for the proxy of a region.
     pub fn write_region(&self, folder: &Path, region: &str) -> io::Result<()> {
         let uri = format!("{REGION_URI}{region}").try_into().map_err(failed)?;
         self.write_leaf(folder, region, vec![SanType::URI(uri)])

@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Chunks in flight in one direction: 256 of 64 KiB are 16 MiB, as much as the widest flow-control window.
+/// Maximum chunks in flight in one direction: 256 chunks of 64 KiB are 16 MiB, the size of the largest flow-control window.
 const IN_FLIGHT: usize = 256;
 
 /// Relays connections to `target` with a delay of `one_way` in each direction; returns the address to connect to.

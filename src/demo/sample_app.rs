@@ -1,6 +1,6 @@
-//! A sample app server. Its response describes the server and the request, or has N bytes for `?bytes=N`.
+//! A sample app server. Its response describes the server and the request; with `?bytes=N` it is N bytes long.
 //!
-//! `/demo/down` makes it fail every request until `/demo/up`.
+//! After a request for `/demo/down`, it responds with 503 until a request for `/demo/up`.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

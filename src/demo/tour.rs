@@ -1,4 +1,4 @@
-//! The tour: sample requests that show each feature, with their results and whether these are as expected.
+//! The tour: sends sample requests that show each feature, and prints each result and whether it is the expected one.
 
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,8 @@ enum Expect {
 }
 
 /// One request of the tour.
-struct Stop {
-    who: &'static str,
+struct Sample {
+    name: &'static str,
     /// The region whose proxy receives the request.
     at: &'static str,
     from: &'static str,
@@ -32,14 +32,14 @@ struct Stop {
 }
 
 const fn get(
-    who: &'static str,
+    name: &'static str,
     at: &'static str,
     from: &'static str,
     user: Option<&'static str>,
     path: &'static str,
     expect: Expect,
-) -> Stop {
-    Stop { who, at, from, user, method: Method::GET, path, expect }
+) -> Sample {
+    Sample { name, at, from, user, method: Method::GET, path, expect }
 }
 
 const GERMANY: &str = "91.64.0.1";
@@ -47,81 +47,81 @@ const AMERICA: &str = "8.8.8.8";
 const JAPAN: &str = "133.11.0.1";
 const BRAZIL: &str = "177.1.1.1";
 
-fn with_all_regions_up() -> Vec<Stop> {
+fn with_all_regions_up() -> Vec<Sample> {
     use Expect::{Redirected, Refused, ServedBy};
     vec![
         get("a user at home", "eu-west", GERMANY, None, "/users/alice/orders/1", ServedBy("eu-west")),
         get("the same user abroad", "us-east", AMERICA, None, "/users/alice/orders/1", ServedBy("eu-west")),
-        Stop {
+        Sample {
             method: Method::POST,
             ..get("a write from abroad", "us-east", AMERICA, None, "/users/alice/orders/1", ServedBy("eu-west"))
         },
-        get("a user from far away", "eu-west", GERMANY, None, "/users/chika/orders/1", ServedBy("ap-northeast")),
-        get("a stranger, by country", "us-east", GERMANY, None, "/profile/me", ServedBy("eu-west")),
-        get("a stranger, by country", "eu-west", JAPAN, None, "/profile/me", ServedBy("ap-northeast")),
+        get("a user of another region", "eu-west", GERMANY, None, "/users/chika/orders/1", ServedBy("ap-northeast")),
+        get("unknown user, by country", "us-east", GERMANY, None, "/profile/me", ServedBy("eu-west")),
+        get("unknown user, by country", "eu-west", JAPAN, None, "/profile/me", ServedBy("ap-northeast")),
         get("a country without a home", "us-east", BRAZIL, None, "/profile/me", Refused(451, "residency.nowhere_cleared")),
         get("public data, anyone", "ap-northeast", BRAZIL, None, "/feed/1", ServedBy("ap-northeast")),
         get("restricted data, at home", "eu-west", GERMANY, Some("alice"), "/account/1", ServedBy("eu-west")),
         get("restricted data, abroad", "us-east", AMERICA, Some("alice"), "/account/1", Redirected("eu-west")),
-        get("restricted data, stranger", "us-east", AMERICA, None, "/account/1", Refused(403, "home.unresolved")),
-        get("home outside the law", "us-east", AMERICA, None, "/users/erin/orders/1", Refused(451, "residency.home_not_cleared")),
+        get("restricted, unknown user", "us-east", AMERICA, None, "/account/1", Refused(403, "home.unresolved")),
+        get("home not cleared", "us-east", AMERICA, None, "/users/erin/orders/1", Refused(451, "residency.home_not_cleared")),
     ]
 }
 
-fn with_us_east_down() -> Vec<Stop> {
+fn with_us_east_down() -> Vec<Sample> {
     use Expect::{Refused, ServedBy};
     vec![
         get("failover of a read", "us-east", AMERICA, None, "/users/bob/orders/1", ServedBy("eu-west")),
-        Stop {
+        Sample {
             method: Method::POST,
-            ..get("a write never moves", "us-east", AMERICA, None, "/users/bob/orders/1", Refused(503, "failover.home_down"))
+            ..get("no failover of a write", "us-east", AMERICA, None, "/users/bob/orders/1", Refused(503, "failover.home_down"))
         },
-        get("no failover allowed", "us-east", AMERICA, None, "/profile/me", Refused(503, "failover.home_down")),
-        get("public data moves on", "us-east", AMERICA, None, "/feed/1", ServedBy("eu-west")),
+        get("no failover on this route", "us-east", AMERICA, None, "/profile/me", Refused(503, "failover.home_down")),
+        get("public data, other region", "us-east", AMERICA, None, "/feed/1", ServedBy("eu-west")),
     ]
 }
 
-/// Sends the requests of the tour and prints a line for each. Returns whether all results are as expected.
+/// Sends the sample requests and prints one line for each. Returns whether all results are the expected ones.
 pub async fn tour(world: &World) -> Result<bool, String> {
     for region in &world.regions {
         wait_for_health(world, region.name, "up").await?;
     }
     println!(
         "{:<26} {:<13} {:<13} {:<13} {:<9} {:<13} {:<34} {:>6}",
-        "who", "arrives at", "from", "home", "evidence", "served by", "verdict", "ms"
+        "request", "arrives at", "from", "home", "evidence", "served by", "verdict", "ms"
     );
-    let mut good = true;
-    for stop in with_all_regions_up() {
-        good &= show(world, &stop).await?;
+    let mut all_expected = true;
+    for sample in with_all_regions_up() {
+        all_expected &= show(world, &sample).await?;
     }
     switch(world, "us-east", "down").await?;
     println!("  -- the app servers of us-east go down --");
-    for stop in with_us_east_down() {
-        good &= show(world, &stop).await?;
+    for sample in with_us_east_down() {
+        all_expected &= show(world, &sample).await?;
     }
     switch(world, "us-east", "up").await?;
-    println!("  -- they are back --");
-    good &=
+    println!("  -- the app servers of us-east are up again --");
+    all_expected &=
         show(world, &get("a user at home again", "us-east", AMERICA, None, "/users/bob/orders/1", Expect::ServedBy("us-east")))
             .await?;
-    Ok(good)
+    Ok(all_expected)
 }
 
-async fn show(world: &World, stop: &Stop) -> Result<bool, String> {
-    let explained = explain(world, stop).await?;
-    let mut fields = vec![("x-forwarded-for", stop.from)];
-    fields.extend(stop.user.map(|user| ("x-user-id", user)));
+async fn show(world: &World, sample: &Sample) -> Result<bool, String> {
+    let explained = explain(world, sample).await?;
+    let mut fields = vec![("x-forwarded-for", sample.from)];
+    fields.extend(sample.user.map(|user| ("x-user-id", user)));
     let started = Instant::now();
-    let mut response = client::send(world.region(stop.at).http, stop.method.clone(), stop.path, &fields).await?;
+    let mut response = client::send(world.region(sample.at).http, sample.method.clone(), sample.path, &fields).await?;
     let was_redirected = response.status == StatusCode::TEMPORARY_REDIRECT;
     if was_redirected {
-        response = follow(&response, stop, &fields).await?;
+        response = follow(&response, sample, &fields).await?;
     }
     let took = started.elapsed();
     let body = response.json();
     let served_by = body["region"].as_str().filter(|_| response.status.is_success()).unwrap_or("-");
     let code = body["code"].as_str().unwrap_or_default();
-    let is_right = match stop.expect {
+    let is_expected = match sample.expect {
         Expect::ServedBy(region) => !was_redirected && served_by == region,
         Expect::Redirected(region) => was_redirected && served_by == region,
         Expect::Refused(status, expected) => response.status.as_u16() == status && code == expected,
@@ -134,21 +134,21 @@ async fn show(world: &World, stop: &Stop) -> Result<bool, String> {
     let text = |name: &str| explained["home"][name].as_str().unwrap_or("-").to_owned();
     println!(
         "{:<26} {:<13} {:<13} {:<13} {:<9} {:<13} {:<34} {:>6.1}{}",
-        stop.who,
-        stop.at,
-        stop.from,
+        sample.name,
+        sample.at,
+        sample.from,
         text("region"),
         text("evidence"),
         served_by,
         verdict,
         took.as_secs_f64() * 1000.0,
-        if is_right { "" } else { "  WRONG" }
+        if is_expected { "" } else { "  WRONG" }
     );
-    Ok(is_right)
+    Ok(is_expected)
 }
 
-/// Follows a redirect, as a browser does.
-async fn follow(redirect: &Answer, stop: &Stop, fields: &[(&str, &str)]) -> Result<Answer, String> {
+/// Follows a redirect.
+async fn follow(redirect: &Answer, sample: &Sample, fields: &[(&str, &str)]) -> Result<Answer, String> {
     let location = redirect.headers.get("location").and_then(|value| value.to_str().ok());
     let location = location.ok_or("the redirect has no valid `Location` header")?;
     let url: http::Uri = location.parse().map_err(|_| format!("`{location}` is not a valid URL"))?;
@@ -156,15 +156,17 @@ async fn follow(redirect: &Answer, stop: &Stop, fields: &[(&str, &str)]) -> Resu
         .authority()
         .and_then(|authority| authority.as_str().parse().ok())
         .ok_or_else(|| format!("`{location}` has no IP address and port"))?;
-    client::send(address, stop.method.clone(), url.path(), fields).await
+    client::send(address, sample.method.clone(), url.path(), fields).await
 }
 
-/// Fetches the proxy's own explanation of the request.
-async fn explain(world: &World, stop: &Stop) -> Result<serde_json::Value, String> {
-    let region = world.region(stop.at);
-    let user = stop.user.map_or(String::new(), |user| format!("&user={user}"));
-    let target =
-        format!("/explain?format=json&method={}&ip={}&url=http://{}{}{user}", stop.method, stop.from, region.http, stop.path);
+/// Fetches the proxy's explanation of the request.
+async fn explain(world: &World, sample: &Sample) -> Result<serde_json::Value, String> {
+    let region = world.region(sample.at);
+    let user = sample.user.map_or(String::new(), |user| format!("&user={user}"));
+    let target = format!(
+        "/explain?format=json&method={}&ip={}&url=http://{}{}{user}",
+        sample.method, sample.from, region.http, sample.path
+    );
     Ok(client::send(region.admin, Method::GET, &target, &[]).await?.json())
 }
 

@@ -1,4 +1,4 @@
-//! The demo's world: the app servers, relays, certificates and configurations of three regions, and their proxies.
+//! The environment of the demo: app servers, relays, certificates, configurations and proxies of three regions.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ const NAMES: [&str; 3] = ["eu-west", "us-east", "ap-northeast"];
 /// Azure network round-trip latency statistics, CC BY 4.0).
 const ROUND_TRIPS: [(usize, usize, u64); 3] = [(0, 1, 72), (1, 2, 164), (0, 2, 232)];
 
-/// The running demo. Call [`World::stop`] to end it: dropping it neither drains the proxies nor removes the folder.
+/// The running demo. Call [`World::stop`] to end it, because dropping it neither drains the proxies nor removes the folder.
 pub struct World {
     pub regions: Vec<Region>,
     /// Holds certificates, configurations and ledgers; [`World::stop`] removes it.
@@ -89,7 +89,7 @@ impl World {
     }
 
     pub fn region(&self, name: &str) -> &Region {
-        self.regions.iter().find(|region| region.name == name).expect("the demo names its own regions")
+        self.regions.iter().find(|region| region.name == name).expect("the demo has a region of this name")
     }
 }
 
@@ -115,7 +115,7 @@ async fn start_apps(region: &'static str) -> io::Result<Vec<SocketAddr>> {
     Ok(vec![sample_app::start(region, format!("{region}-a")).await?, sample_app::start(region, format!("{region}-b")).await?])
 }
 
-/// The addresses at which region `from` reaches the gateways: directly for its own, through a relay for the others.
+/// The addresses at which region `from` connects to the gateways: its own directly, the others through relays.
 async fn start_relays(regions: &[Region], from: usize) -> io::Result<Vec<SocketAddr>> {
     let mut gateways = Vec::new();
     for (to, region) in regions.iter().enumerate() {

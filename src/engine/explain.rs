@@ -1,4 +1,4 @@
-//! "Where would this request go, and why?": the same gathering and the same judgement as for live requests.
+//! Explains where a request would go, and why: with the same lookups and the same judgement as for live requests.
 
 use std::cell::Cell;
 use std::net::IpAddr;
@@ -28,27 +28,27 @@ use super::path::{canonical_path, is_ambiguous};
 use super::question::{Identity, Question};
 use super::snapshot::{Moment, Snapshot};
 
-/// A request that somebody asks about.
+/// A request to explain.
 #[derive(Clone, Debug)]
 pub struct Query {
     pub method: String,
-    /// Absolute, or a path alone.
+    /// An absolute URL or a path.
     pub url: String,
     pub ip: IpAddr,
     pub user: Option<String>,
-    /// The user's key is only claimed, as by a plain cookie.
+    /// The user's key is not proven, as in a plain cookie.
     pub claimed: bool,
     /// The claims of a verified token.
     pub claims: Vec<(String, String)>,
-    /// The day to judge by, instead of today.
+    /// The day to use instead of today.
     pub day: Option<String>,
-    /// Regions to take as down.
+    /// Regions to treat as down.
     pub down: Vec<String>,
     pub json: bool,
 }
 
 impl Query {
-    /// Reads the query of `/explain`: `url`, and as needed `method ip user claimed claim day down format`.
+    /// Reads the query of `/explain`: `url`, and optionally `method ip user claimed claim day down format`.
     pub fn from_pairs(pairs: &[(String, String)]) -> Result<Self, String> {
         const KNOWN: [&str; 9] = ["url", "method", "ip", "user", "claimed", "claim", "day", "down", "format"];
         if let Some((name, _)) = pairs.iter().find(|(name, _)| !KNOWN.contains(&name.as_str())) {
@@ -58,7 +58,7 @@ impl Query {
         let ip = get("ip").unwrap_or_else(|| "0.0.0.0".into());
         Ok(Self {
             method: get("method").unwrap_or_else(|| "GET".into()),
-            url: get("url").ok_or("the parameter `url` is missing, such as `/explain?url=https://api.example.com/account/1`")?,
+            url: get("url").ok_or("the parameter `url` is missing; try `/explain?url=https://api.example.com/account/1`")?,
             ip: ip.parse().map_err(|_| format!("`{ip}` is not a valid IP address"))?,
             user: get("user"),
             claimed: get("claimed").is_some_and(|value| value != "false"),
@@ -76,17 +76,17 @@ pub fn claim(text: &str) -> Result<(String, String), String> {
     Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
-/// A decision with its story.
+/// A decision with its description.
 pub struct Explanation {
     title: String,
     client: String,
     lines: Vec<Line>,
     facts: Value,
-    /// The request would be served.
+    /// Whether the request would be served.
     pub proceeds: bool,
 }
 
-/// Judges the request asked about, as live traffic is judged.
+/// Judges the request of a query as live traffic is judged.
 pub async fn explain(snapshot: &Arc<Snapshot>, vitals: &Vitals, query: &Query) -> Result<Explanation, String> {
     let policy = &snapshot.policy;
     let question = question(snapshot, query)?;
@@ -100,7 +100,7 @@ pub async fn explain(snapshot: &Arc<Snapshot>, vitals: &Vitals, query: &Query) -
     let opens_connect = || route.is_some_and(|route| route.upgrades.iter().any(|upgrade| **upgrade == *CONNECT));
     if question.method == Method::Connect && !opens_connect() {
         let name = route.map_or("no route matches it", |route| &route.name);
-        return Err(format!("CONNECT is answered 405: `connect` is not among the `upgrades` of its route ({name})"));
+        return Err(format!("CONNECT gets a 405 response: the `upgrades` of its route ({name}) do not contain `connect`"));
     }
     let country = decision.trail.country;
     let client = format!(
@@ -120,14 +120,14 @@ pub async fn explain(snapshot: &Arc<Snapshot>, vitals: &Vitals, query: &Query) -
 
 /// The request that a query describes.
 fn question(snapshot: &Snapshot, query: &Query) -> Result<Question, String> {
-    let uri: http::Uri = query.url.parse().map_err(|_| format!("`{}` is not a valid URL", query.url))?;
+    let uri: http::Uri = query.url.parse().map_err(|_| format!("`{}` is not a valid URL or path", query.url))?;
     let host = uri.host().unwrap_or("localhost").trim_end_matches('.').to_ascii_lowercase();
     let method = Method::of(&query.method);
-    // CONNECT has no path: it is judged at the root.
+    // CONNECT has no path, so it is judged with the path `/`.
     let path = if method == Method::Connect { "/" } else { uri.path() };
     let path = canonical_path(path, snapshot.slashes)
         .filter(|path| !is_ambiguous(&Head { method, host: &host, path }, &snapshot.policy))
-        .ok_or_else(|| format!("the path `{}` is ambiguous or malformed: such a request is answered 400", uri.path()))?;
+        .ok_or_else(|| format!("the path `{}` is ambiguous or malformed; such a request gets a 400 response", uri.path()))?;
     let caller = query.user.clone().map(|user| (user, if query.claimed { Proof::Claimed } else { Proof::Proven }));
     let token = (!query.claims.is_empty()).then(|| Arc::new(Verified::saying(&query.claims)));
     let credential = if token.is_some() { Credential::Verified } else { Credential::Absent };
@@ -144,7 +144,7 @@ fn question(snapshot: &Snapshot, query: &Query) -> Result<Question, String> {
     })
 }
 
-/// The pairs of a URL's query, decoded as those of a form.
+/// The pairs of a URL query, decoded like a form; `None` if they are not UTF-8.
 pub fn query_pairs(query: &str) -> Option<Vec<(String, String)>> {
     let decode = |text: &str| {
         let spaced = text.replace('+', " ");
@@ -215,7 +215,7 @@ fn facts(decision: &Decision, policy: &Policy, query: &Query) -> Value {
 }
 
 impl Explanation {
-    /// A story for a person.
+    /// The explanation as text.
     pub fn text(&self) -> String {
         let mut out = format!("{}\n\n  {:<10} {}\n", self.title, "client", self.client);
         for line in &self.lines {
@@ -224,7 +224,7 @@ impl Explanation {
         out
     }
 
-    /// The same for a program.
+    /// The explanation as JSON.
     pub fn json(&self) -> String {
         let mut facts = self.facts.clone();
         if let Value::Object(fields) = &mut facts {

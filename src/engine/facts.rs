@@ -1,4 +1,4 @@
-//! Makes the facts of a decision: the only maker, for live requests, `explain`, the case book, properties and benches.
+//! Makes the facts of a decision, for live requests, `explain`, the case book, the property tests and the benches alike.
 
 use std::net::IpAddr;
 use std::pin::pin;
@@ -23,10 +23,10 @@ use super::path::decode_segment;
 use super::question::Question;
 use super::snapshot::{Moment, Snapshot};
 
-/// How long a directory may take to answer; a longer wait counts as unavailable.
+/// Maximum time of a directory lookup; a slower directory counts as unavailable.
 pub const DIRECTORY_DEADLINE: Duration = Duration::from_secs(1);
 
-/// The results of all look-ups for one request. The facts borrow from them.
+/// The results of all lookups for one request. The facts borrow from them.
 pub struct Findings<'q> {
     question: &'q Question,
     route: RouteMatch<'q>,
@@ -34,9 +34,9 @@ pub struct Findings<'q> {
     /// The user whose data is touched: the route's `{user}`, else the caller.
     pub user: Option<(String, Proof)>,
     pub directory: Lookup<Record>,
-    /// The caller's own record, asked where the path names a user whom the directory does not have.
+    /// The caller's own record, looked up only if the path names a user who is not in the directory.
     pub caller: Lookup<Record>,
-    /// The directory was not asked, because the sealed cookie was issued from this very table.
+    /// The directory was not asked, because the sealed cookie was issued from the current table.
     pub is_remembered: bool,
     token: Lookup<RegionId>,
     hint: Option<Record>,
@@ -46,17 +46,17 @@ pub struct Findings<'q> {
     claimed: Option<ClassSet>,
 }
 
-/// The user whom a request is about.
+/// The user whose data a request touches.
 enum Subject {
-    /// The path names them.
+    /// The user that the path names.
     Named(String),
     Caller,
-    /// The path names somebody in a form that cannot be decoded.
+    /// The path has a user segment that cannot be decoded.
     Undecodable,
 }
 
-/// Looks up everything that the decision about a request depends on. `labels` are the data classes of its response, once
-/// that is there.
+/// Looks up everything that the decision about a request depends on. `labels` are the data classes of the response; they
+/// are empty before there is a response.
 pub async fn find<'q>(question: &'q Question, labels: &[Box<str>], moment: &Moment) -> Findings<'q> {
     let snapshot = &*moment.snapshot;
     let policy = &snapshot.policy;
@@ -136,12 +136,12 @@ fn subject(segment: Option<&str>, route: Option<&Route>) -> Subject {
     if is_alias { Subject::Caller } else { Subject::Named(name) }
 }
 
-/// Asks the directory for one key, no longer than [`DIRECTORY_DEADLINE`].
+/// Looks up one key in the directory, for at most [`DIRECTORY_DEADLINE`].
 async fn ask(directory: Option<&Directory>, key: Option<&str>) -> Lookup<Record> {
     let Some(key) = key else { return Lookup::NoKey };
     let Some(directory) = directory else { return Lookup::Unavailable };
     let mut answer = pin!(directory.find(key));
-    // A table in memory answers at once, and needs no timer.
+    // A table in memory responds at once, and needs no timer.
     let answer = match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(answer) => answer,
         Poll::Pending => tokio::time::timeout(DIRECTORY_DEADLINE, answer).await.unwrap_or(Answer::Unavailable),
@@ -153,7 +153,7 @@ async fn ask(directory: Option<&Directory>, key: Option<&str>) -> Lookup<Record>
     }
 }
 
-/// The region that the route's claim names.
+/// The region that the route's claim of the token names.
 fn token(question: &Question, route: Option<&Route>, policy: &Policy) -> Lookup<RegionId> {
     let Some(claim) = route.and_then(|route| route.claim.as_deref()) else { return Lookup::NotAsked };
     let Some(token) = &question.identity.token else { return Lookup::NoKey };
@@ -173,8 +173,8 @@ fn hint(question: &Question, key: Option<&str>, policy: &Policy) -> Option<Recor
     Some(Record { home: policy.find_region(&hint.home)?, jurisdiction })
 }
 
-/// Whether the directory need not be asked, because the hint was issued from the table that is in use and the data needs no
-/// more evidence than the assertion that a sealed cookie is.
+/// Whether the hint replaces the directory lookup: it was issued from the current table, and the evidence `Asserted` is
+/// enough for the data.
 fn saves_lookup(question: &Question, route: Option<&Route>, snapshot: &Snapshot) -> bool {
     let table = snapshot.table_version();
     let is_current = question.identity.hint.as_ref().is_some_and(|hint| Some(hint.table) == table);
@@ -187,7 +187,7 @@ fn place(client: IpAddr, statement: Option<&PeerStatement>, snapshot: &Snapshot)
     if let Some(statement) = statement {
         return (statement.country.map_or(Lookup::Absent, |country| Lookup::Found(Place::in_country(country))), false);
     }
-    // An operator's own statement about a network outranks the database.
+    // The country that the operator gives for a network outranks the database.
     if let Some(country) = snapshot.policy.geo.networks.find(client).and_then(|network| network.country) {
         return (Lookup::Found(Place::in_country(country)), false);
     }
@@ -197,7 +197,7 @@ fn place(client: IpAddr, statement: Option<&PeerStatement>, snapshot: &Snapshot)
     }
 }
 
-/// A peer's names in this policy's numbers.
+/// The peer's statement, with the names resolved to the numbers of this policy.
 fn statement(envelope: &Envelope, policy: &Policy) -> PeerStatement {
     PeerStatement {
         home: envelope.home.as_deref().and_then(|name| policy.find_region(name)),
@@ -206,7 +206,7 @@ fn statement(envelope: &Envelope, policy: &Policy) -> PeerStatement {
     }
 }
 
-/// The classes claimed besides the route's; `None` if one of them is not a class of this policy.
+/// The classes claimed in addition to the route's; `None` if one of them is not a class of this policy.
 fn claimed(envelope: Option<&Envelope>, labels: &[Box<str>], policy: &Policy) -> Option<ClassSet> {
     let by_peer = envelope.into_iter().flat_map(|envelope| envelope.classes.iter().map(String::as_str));
     let names = by_peer.chain(labels.iter().map(|label| &**label));

@@ -1,4 +1,4 @@
-//! Judges one request: facts, then the decision.
+//! Judges one request: makes the facts, then decides.
 
 use crate::decision::verdict::Decision;
 use crate::decision::{decide, route_of};
@@ -11,30 +11,30 @@ use super::facts;
 use super::question::Question;
 use super::snapshot::Moment;
 
-/// A decision, and what it was made from.
+/// A decision, and the inputs that it was made from.
 pub struct Judged {
     pub decision: Decision,
-    /// The moment under which it was made.
+    /// The moment under which the decision was made.
     pub moment: Moment,
     /// The user whose data is touched.
     pub user: Option<(String, Proof)>,
-    /// The user's record, where the directory has one.
+    /// The user's record, if the directory has one.
     pub record: Option<Record>,
-    /// The segment of the path that names the user, where one does.
+    /// The index of the path segment that names the user, if there is one.
     pub user_segment: Option<usize>,
     pub lookups: Lookups,
 }
 
-/// The results of the look-ups, as metric labels; `None` for a look-up that was not made.
+/// The results of the lookups, as metric labels; `None` for a lookup that was not made.
 #[derive(Clone, Copy, Default)]
 pub struct Lookups {
     pub directory: Option<&'static str>,
-    /// The second look-up, of the caller beside the user whom the path names.
+    /// The second lookup, of the caller, if the user in the path is not in the directory.
     pub caller: Option<&'static str>,
     pub geoip: Option<&'static str>,
 }
 
-/// Judges a request under one moment. `labels` are the data classes of its response, once that is there.
+/// Judges a request under one moment. `labels` are the data classes of the response, if there is one.
 pub async fn judge(question: &Question, labels: &[Box<str>], moment: Moment, vitals: &Vitals) -> Judged {
     let findings = facts::find(question, labels, &moment).await;
     let decision = decide(&findings.facts(vitals), moment.policy());

@@ -1,7 +1,7 @@
-//! Judging live: from a request to a decision, a permit, and the end of either.
+//! Judging live: makes decisions and permits for requests, and ends them when they are no longer valid.
 //!
 //! Promises: facts are made in one place, asynchronously and with a deadline, for live traffic, `explain` and the tests alike;
-//! a request leaves only under a permit whose ledger line is written; whatever is open is judged again when the policy, the
+//! a request is sent only under a permit whose ledger line is written; every open request is judged again when the policy, the
 //! user table, the day or the age of the GeoIP database changes, and ends when it is no longer cleared. Never: a socket, a
 //! header. Start reading at `judge`.
 

@@ -1,4 +1,4 @@
-//! Paths in the one form in which they are judged and forwarded (RFC 3986 section 6), and the users whom they name.
+//! The canonical form of paths, in which they are judged and forwarded (RFC 3986 section 6), and the users that they name.
 
 use std::borrow::Cow;
 
@@ -8,23 +8,24 @@ use crate::decision::policy::Policy;
 use crate::decision::policy::class::ClassSet;
 use crate::decision::policy::route::Head;
 
-/// The longest key of a user, in bytes; no directory has a longer one.
+/// Maximum length of a user key in bytes; a directory refuses longer ones.
 pub const MAX_USER_KEY: usize = 256;
 
 /// The treatment of repeated slashes in a path.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Slashes {
-    /// They mean one to nearly every server.
+    /// They become one slash, as nearly every server treats them.
     #[default]
     Merge,
-    /// They are empty segments, which no `{name}` and no literal of a route matches.
+    /// They stay, as empty segments, which no `{name}` and no literal of a route matches.
     Keep,
     Refuse,
 }
 
-/// The canonical form of a path: what may stand in a segment as it is, is decoded; all else is escaped, in upper case; dot
-/// segments are resolved, repeated slashes as they are to be. `None` for what two servers may read differently: escaped slashes and backslashes, control
-/// characters, bytes that are no UTF-8, a second layer of escapes, path parameters, or a way out at the top.
+/// The canonical form of a path: characters that RFC 3986 allows in a segment are decoded, all others are escaped in upper
+/// case, dot segments are resolved, and repeated slashes are treated as `slashes` says. `None` for a path that two servers
+/// may read differently: with escaped slashes, backslashes, control characters, invalid UTF-8, a second layer of escapes,
+/// path parameters, or dot segments that lead above the root.
 pub fn canonical_path(path: &str, slashes: Slashes) -> Option<Cow<'_, str>> {
     if !path.starts_with('/') || (slashes == Slashes::Refuse && path.contains("//")) {
         return None;
@@ -63,8 +64,8 @@ fn decode(path: &str) -> Option<String> {
     std::str::from_utf8(&octets).ok().map(|_| out)
 }
 
-/// Appends an octet of a segment in canonical form. Where RFC 3986 allows a character in a segment, its escape means the same to
-/// nearly every server.
+/// Appends an octet of a segment in canonical form. A character that RFC 3986 allows in a segment is not escaped, because its
+/// escape means the same to nearly every server.
 fn push_octet(out: &mut String, octet: u8) {
     if octet.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&octet) {
         out.push(octet as char);
@@ -80,7 +81,7 @@ fn resolve(path: &str, slashes: Slashes) -> Option<String> {
     while let Some(segment) = rest.next() {
         ends_in_slash = matches!(segment, "" | "." | "..");
         match segment {
-            // The empty text after the last slash is not a segment.
+            // The empty string after the last slash is not a segment.
             "" if slashes == Slashes::Keep && rest.peek().is_some() => segments.push(""),
             "" | "." => {}
             ".." => drop(segments.pop()?),
@@ -98,20 +99,19 @@ fn resolve(path: &str, slashes: Slashes) -> Option<String> {
     Some(out)
 }
 
-/// The user whom a path segment names: its escapes are decoded, because the directory's keys have none. `None` if the
-/// segment cannot be decoded to a usable key.
+/// The user key in a path segment, decoded because the directory's keys have no escapes. `None` if the segment cannot be
+/// decoded to a usable key.
 pub fn decode_segment(segment: &str) -> Option<String> {
     usable_key(&percent_decode_str(segment).decode_utf8().ok()?)
 }
 
-/// A key that may be looked up: not empty, not too long, without control characters.
+/// The key, if it may be looked up: it is not empty, not too long, and has no control characters.
 pub fn usable_key(key: &str) -> Option<String> {
     let fits = !key.is_empty() && key.len() <= MAX_USER_KEY && !key.contains(char::is_control);
     fits.then(|| key.to_owned())
 }
 
-/// Whether some server may read a request's path as another path, where the data of either may not be anywhere. The path is in
-/// canonical form.
+/// Whether a server may read a canonical path as another path, and the data of one of the two paths may not be anywhere.
 pub fn is_ambiguous(head: &Head<'_>, policy: &Policy) -> bool {
     let is_guarded = |path: &str| {
         let found = policy.routes.find(&Head { method: head.method, host: head.host, path });
@@ -121,8 +121,8 @@ pub fn is_ambiguous(head: &Head<'_>, policy: &Policy) -> bool {
     folded.peek().is_some() && (is_guarded(head.path) || folded.any(|path| is_guarded(&path)))
 }
 
-/// The other paths that servers read in a canonical path. Every combination of foldings counts, because a server may apply some
-/// of them and not the others.
+/// The other paths that servers may read a canonical path as. Every combination of foldings counts, because a server may apply
+/// only some of them.
 fn folded_paths(path: &str) -> impl Iterator<Item = String> {
     let is_foldable = path.contains('%') || path.split('/').any(|segment| segment.ends_with('.'));
     let combinations = if is_foldable { 1..8_u8 } else { 1..1 };
@@ -130,10 +130,10 @@ fn folded_paths(path: &str) -> impl Iterator<Item = String> {
         .filter_map(move |bits| Folding { width: bits & 1 != 0, parameters: bits & 2 != 0, ends: bits & 4 != 0 }.apply(path))
 }
 
-/// Blanks as they stand in a canonical path: a space, a no-break space and an ideographic space.
+/// The escaped blanks of a canonical path: a space, a no-break space and an ideographic space.
 const BLANKS: [&str; 3] = ["%20", "%C2%A0", "%E3%80%80"];
 
-/// The changes that a server makes to a path before it looks for a resource.
+/// The changes that a server may make to a path before it looks for a resource.
 #[derive(Clone, Copy)]
 struct Folding {
     /// Full-width characters (U+FF01 to U+FF5E) become ASCII.
@@ -228,7 +228,7 @@ mod tests {
         for path in ["/", "/account/1", "/account/1/", "/a.b/.c/..d", "/zo%C3%AB", "/a%20b", "/a/b%7C", "/.well-known/x"] {
             assert_eq!(folded(path), Vec::<String>::new(), "{path}");
         }
-        assert_eq!(folded_paths("/a//b%C3%AB/").count(), 0, "empty segments that are kept are no folding");
+        assert_eq!(folded_paths("/a//b%C3%AB/").count(), 0, "empty segments are not a folding");
         assert_eq!(folded_paths("*").count(), 0);
     }
 

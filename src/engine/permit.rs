@@ -1,4 +1,4 @@
-//! Issues permits: a request may leave for one stop, now, because its ledger line is written.
+//! Issues permits: a request may be sent to one stop once its ledger line is written.
 
 use crate::audit::{Count, Direction, Ledger, Movement, Pseudonyms};
 use crate::decision::facts::Ingress;
@@ -15,24 +15,23 @@ use crate::model::region::RegionId;
 
 use super::recheck::Lease;
 
-/// Writes what must be written before a request or a response leaves.
+/// Writes the ledger lines that must precede a request or a response.
 pub struct Registrar<'a> {
     pub ledger: Option<&'a Ledger>,
     pub pseudonyms: &'a Pseudonyms,
     pub metrics: &'a WorkerMetrics,
-    /// The request's id, in the ledger of both sides.
+    /// The request's id, which is the same in the ledgers of both regions.
     pub request_id: &'a str,
     /// The user whose data is touched.
     pub user: Option<&'a str>,
 }
 
 impl Registrar<'_> {
-    /// Permits a request to leave for one stop of its itinerary. Its movements are in the ledger when this returns: one line
-    /// for each region and judgement, however many app servers of that region are tried.
+    /// Permits sending a request to one stop of its itinerary. Its movements are in the ledger when this returns: one line for
+    /// each region and judgement, regardless of how many upstreams of that region are tried.
     ///
     /// # Errors
-    /// `NoLongerCleared` where the last judgement does not clear the region, `LedgerUnavailable` where the line could not be
-    /// written.
+    /// `NoLongerCleared` if the last judgement does not clear the region, `LedgerUnavailable` if the line could not be written.
     pub async fn permit<R>(&self, lease: &Lease, stop: Stop, request: R) -> Result<Permitted<R>, Code> {
         let (moment, trail) = (lease.moment(), lease.trail());
         let (policy, region) = (moment.policy(), stop.region());
@@ -56,17 +55,17 @@ impl Registrar<'_> {
         if lease.is_current(&moment) {
             lease.note_recorded(region);
         }
-        // Only now: while the ledger is written, the request is nowhere, and a new judgement may send it elsewhere.
+        // Only after the ledger is written: until then no region processes the request, so a new judgement does not end it.
         lease.move_to(region);
         Ok(stop.bind(request))
     }
 
-    /// Records a response that its upstream labelled with classes that the request did not have, before its head leaves.
+    /// Records a response that its upstream labelled with more data classes than the request has, before its head is sent.
     pub async fn record_label(&self, lease: &Lease, before: ClassSet) -> Result<(), Code> {
         let (moment, trail) = (lease.moment(), lease.trail());
         let policy = moment.policy();
-        let is_news = trail.classes.iter().any(|class| !before.contains(class) && !is_free(policy, class));
-        if !is_news {
+        let needs_line = trail.classes.iter().any(|class| !before.contains(class) && !may_be_anywhere(policy, class));
+        if !needs_line {
             return Ok(());
         }
         self.count_reported(policy, &trail, policy.local);
@@ -77,14 +76,14 @@ impl Registrar<'_> {
         }
     }
 
-    /// Counts what report-only mode lets through.
+    /// Counts a request that only report-only mode allows.
     fn count_reported(&self, policy: &Policy, trail: &Trail, region: RegionId) {
         if trail.is_reported(region) {
             self.report(policy, trail, region);
         }
     }
 
-    /// The same for a client that is sent to a region.
+    /// Counts a redirect that only report-only mode allows.
     pub fn count_reported_redirect(&self, policy: &Policy, trail: &Trail, region: RegionId) {
         if trail.is_reported_redirect(region) {
             self.report(policy, trail, region);
@@ -96,7 +95,7 @@ impl Registrar<'_> {
         self.metrics.reported(&class_label(policy, trail.classes), from, to);
     }
 
-    /// A line for data that crosses a border and may not be anywhere; a count for data that may.
+    /// Records data that crosses a border: with a line, or with a count if the data may be anywhere.
     async fn record(
         &self,
         policy: &Policy,
@@ -118,12 +117,12 @@ impl Registrar<'_> {
         self.write(policy, trail, direction, names, bases(policy, trail, to), trail.is_reported(to)).await
     }
 
-    /// A line for data of another jurisdiction's user that is processed here because a transfer allows it, or because its
-    /// rule only reports: it has moved.
+    /// Records data of another jurisdiction's user that a transfer or report-only mode allows to be processed here, because
+    /// such data has crossed a border.
     async fn record_processing(&self, policy: &Policy, trail: &Trail) -> Result<(), Code> {
         let (bases, is_reported) = (bases(policy, trail, policy.local), trail.is_reported(policy.local));
-        let is_news = !bases.is_empty() || (is_reported && self.ledger.is_some());
-        if !is_news || policy.may_be_anywhere(trail.classes) {
+        let needs_line = !bases.is_empty() || (is_reported && self.ledger.is_some());
+        if !needs_line || policy.may_be_anywhere(trail.classes) {
             return Ok(());
         }
         let place = policy.jurisdiction_of(policy.local);
@@ -141,7 +140,7 @@ impl Registrar<'_> {
         bases: Vec<&str>,
         reported: bool,
     ) -> Result<(), Code> {
-        // A reload may have brought borders to a process that was started without a ledger.
+        // A process without a ledger gets here if a reload added a second jurisdiction.
         let ledger = self.ledger.ok_or(Code::LedgerUnavailable)?;
         let movement = Movement {
             request: self.request_id,
@@ -165,17 +164,17 @@ fn user_of(trail: &Trail) -> Jurisdiction {
     trail.home.map_or(Jurisdiction::Unknown, |home| home.jurisdiction())
 }
 
-/// The jurisdictions of every user whom the request was judged for: one, or two.
+/// The jurisdictions of the users that the request was judged for: one, or two.
 fn users_of(trail: &Trail) -> impl Iterator<Item = Jurisdiction> {
     let first = trail.homes().next().is_none().then_some(Jurisdiction::Unknown);
     first.into_iter().chain(trail.homes().map(|home| home.jurisdiction()))
 }
 
-fn is_free(policy: &Policy, class: ClassId) -> bool {
+fn may_be_anywhere(policy: &Policy, class: ClassId) -> bool {
     policy.class(class).rule.stays == Stays::Anywhere
 }
 
-/// The legal bases without which the data could not be processed in `region`.
+/// The legal bases of the transfers without which the data could not be processed in `region`.
 fn bases<'p>(policy: &'p Policy, trail: &Trail, region: RegionId) -> Vec<&'p str> {
     let (place, today) = (policy.jurisdiction_of(region), trail.today);
     let of_class = |(class, user)| {
@@ -198,7 +197,7 @@ fn bases<'p>(policy: &'p Policy, trail: &Trail, region: RegionId) -> Vec<&'p str
     bases
 }
 
-/// The classes of a message as one label: their names joined by `+`, `none` where there is none.
+/// The classes of a message as one label: their names joined by `+`, `none` if there are none.
 pub fn class_label(policy: &Policy, classes: ClassSet) -> String {
     let names: Vec<_> = classes.iter().map(|class| &*policy.class(class).name).collect();
     if names.is_empty() { "none".to_owned() } else { names.join("+") }

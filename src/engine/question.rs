@@ -1,4 +1,4 @@
-//! A request as it is judged: everything that judgement reads of it, and nothing else.
+//! The parts of a request that judgement reads.
 
 use std::cell::Cell;
 use std::net::IpAddr;
@@ -11,10 +11,11 @@ use crate::peer::Envelope;
 use crate::session::Hint;
 use crate::tokens::Verified;
 
-/// The question of one request: where may it go?
+/// The parts of one request that judgement reads.
 pub struct Question {
     pub ingress: Ingress,
-    /// The method of the request; of a CORS preflight the method that it asks about, because it is judged as that request.
+    /// The method of the request. For a CORS preflight it is the method of the announced request, because the preflight is
+    /// judged as that request.
     pub method: Method,
     /// In lower case, without port or trailing dot.
     pub host: String,
@@ -24,7 +25,7 @@ pub struct Question {
     pub is_read: bool,
     pub client: IpAddr,
     pub identity: Identity,
-    /// A peer disagreed with what the sealed cookie remembers: from then on the cookie does not count.
+    /// Ignore the sealed cookie, because a peer disagreed with its record.
     pub ignores_hint: Cell<bool>,
     /// The peer's envelope, for a peer's request.
     pub envelope: Option<Envelope>,
@@ -37,8 +38,8 @@ pub struct Identity {
     pub caller: Option<(String, Proof)>,
     pub token: Option<Arc<Verified>>,
     pub credential: Credential,
-    /// Our sealed cookie, if it is this caller's.
+    /// The contents of our sealed cookie, if it belongs to this caller.
     pub hint: Option<Hint>,
-    /// The key was proven by something else than the hint: then a new hint may be issued.
+    /// The key was proven without the hint, so that a new hint may be issued.
     pub is_fresh: bool,
 }

@@ -1,7 +1,7 @@
-//! Judges whatever is open again when the policy, the user table, the day or the age of the GeoIP database has changed.
+//! Judges all open requests again when the policy, the user table, the day or the age of the GeoIP database has changed.
 //!
-//! A worker notices a reload at once, and a new day or a database that has become too old within a second. A request that is
-//! no longer cleared ends then: its upload, the wait for its response, its download or its tunnel.
+//! A worker detects a reload at once, and a new day or an outdated database within a second. A request that is no longer
+//! cleared then ends: its upload, the wait for its response, its download or its tunnel.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -24,9 +24,9 @@ pub struct Lease {
     at: Cell<Option<RegionId>>,
     moment: RefCell<Moment>,
     trail: RefCell<Trail>,
-    /// The data classes of the response, by name: numbers change with the policy.
+    /// The data classes of the response, by name, because their numbers change with the policy.
     labels: RefCell<Vec<Box<str>>>,
-    /// The regions whose ledger lines this judgement has.
+    /// The regions whose ledger lines are written under the last judgement.
     recorded: RefCell<Vec<RegionId>>,
     has_ended: Cell<bool>,
     wakers: RefCell<Vec<Waker>>,
@@ -103,12 +103,12 @@ impl Lease {
         self.at.set(Some(region));
     }
 
-    /// Notes that the attempt at a region is over: until the next attempt, the request is nowhere.
+    /// Notes that the attempt at a region has ended. Until the next attempt, no region processes the request.
     pub fn leave(&self) {
         self.at.set(None);
     }
 
-    /// Whether the ledger line for an attempt at this region has been written under this judgement.
+    /// Whether the ledger line for an attempt at this region has been written under the last judgement.
     pub(super) fn is_recorded(&self, region: RegionId) -> bool {
         self.recorded.borrow().contains(&region)
     }
@@ -117,20 +117,20 @@ impl Lease {
         self.recorded.borrow_mut().push(region);
     }
 
-    /// Replaces the judgement: the request was judged once more as a whole.
+    /// Replaces the judgement, after the request was judged again as a whole.
     pub fn adopt(&self, judged: &Judged) {
         self.moment.replace(judged.moment.clone());
         self.trail.replace(judged.decision.trail.clone());
         self.recorded.borrow_mut().clear();
     }
 
-    /// Notes the data classes of the response: from now on they belong to the request.
+    /// Adds the data classes of the response to those of the request.
     pub fn add_labels(&self, labels: &[Box<str>], labelled: Trail) {
         self.labels.borrow_mut().extend(labels.iter().cloned());
         self.trail.replace(labelled);
     }
 
-    /// Judges the request again if the moment is another. Returns whether it may stay open; regions' health ends nothing.
+    /// Judges the request again if the moment has changed. Returns whether it may stay open; the health of regions is ignored.
     pub async fn renew(&self, moment: &Moment, vitals: &Vitals) -> bool {
         if self.has_ended.get() {
             return false;
@@ -153,7 +153,7 @@ impl Lease {
         self.wakers.borrow_mut().drain(..).for_each(Waker::wake);
     }
 
-    /// Ready once the request may not stay open.
+    /// Ready when the request may no longer stay open.
     pub fn poll_ended(&self, cx: &Context<'_>) -> Poll<()> {
         if self.has_ended.get() {
             return Poll::Ready(());

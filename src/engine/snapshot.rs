@@ -11,7 +11,7 @@ use crate::model::vitals::TableVersion;
 
 use super::path::Slashes;
 
-/// The policy and the tables of one configuration; never changed.
+/// The policy and the tables of one configuration; immutable.
 pub struct Snapshot {
     pub policy: Policy,
     pub slashes: Slashes,
@@ -35,8 +35,8 @@ impl Snapshot {
     }
 }
 
-/// Everything besides the request that a judgement depends on, regions' health aside: when it changes, whatever is open is
-/// judged again.
+/// Everything that a judgement depends on, except the request and the health of the regions. When it changes, all open
+/// requests are judged again.
 #[derive(Clone)]
 pub struct Moment {
     pub snapshot: Arc<Snapshot>,
@@ -58,7 +58,7 @@ impl Moment {
         Self { snapshot, today: Day::of(now), geoip_is_stale }
     }
 
-    /// Whether a judgement made under the one holds under the other.
+    /// Whether a judgement made under one of the two moments is valid under the other.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.snapshot, &other.snapshot) && self.today == other.today && self.geoip_is_stale == other.geoip_is_stale
     }

@@ -34,15 +34,15 @@ codes! {
     HomeNotCleared = "residency.home_not_cleared",
     /// The proxy that the client reached cannot or may not carry this data, and the client cannot be redirected.
     CarrierNotCleared = "residency.carrier_not_cleared",
-    /// A token was presented and does not verify.
+    /// The request has a token that does not verify.
     TokenUnverified = "token.unverified",
-    /// A credential was presented that the app may read and this proxy cannot.
+    /// The request has a credential that the app may read and this proxy cannot.
     CredentialUnread = "token.other_credential",
     /// A peer names a data class that is not in the policy.
     ClassUnknown = "residency.class_unknown",
     /// The upstream labelled its response with a data class that the requesting region may not receive.
     AnswerNotCleared = "residency.answer_not_cleared",
-    /// As `AnswerNotCleared`, for a write, which the upstream has already made.
+    /// As `AnswerNotCleared`, for a write that the upstream has already processed.
     AnswerWithheld = "residency.answer_withheld",
     /// The policy changed while the request was in flight and no longer allows it.
     NoLongerCleared = "residency.no_longer_cleared",

@@ -8,7 +8,7 @@ use super::region::RegionId;
 pub enum Proof {
     /// The key comes from a plain cookie, which any client could have written.
     Claimed,
-    /// A peer says that it was proven there, and this region cannot verify it.
+    /// A peer states that the key is proven, and this region cannot verify it.
     Vouched,
     /// A trusted hop, a verified token or our own sealed cookie proves it to this process.
     Proven,

@@ -77,7 +77,7 @@ pub struct RegionVitals {
     pub upstream_time: Option<Duration>,
     /// The policy that the region uses; `None` until the region has reported it.
     pub policy: Option<PolicyHash>,
-    /// The version of its user table, once it has reported one.
+    /// The version of the region's user table; `None` until the region has reported it.
     pub directory: Option<TableVersion>,
 }
 

@@ -1,4 +1,4 @@
-//! The envelope: what the sending proxy says of a request that it hands over, in the field `Domicile-Request` (RFC 9651).
+//! The envelope: the sending proxy's statement about a request that it forwards, in the header `Domicile-Request` (RFC 9651).
 
 use std::net::IpAddr;
 
@@ -10,47 +10,47 @@ use crate::model::vitals::{PolicyHash, TableVersion};
 
 use super::VERSION;
 
-/// The longest id of a request, in bytes.
+/// Maximum length of a request's id, in bytes.
 const MAX_ID: usize = 64;
 
-/// The sender's knowledge of a request. It names regions and classes, because numbers differ between processes.
+/// The sender's statement about a request. It has names of regions and classes, because numbers differ between processes.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Envelope {
     /// The request's id, for the logs of both sides.
     pub id: String,
     pub client: IpAddr,
-    /// The caller, and how well its key is proven to the sender.
+    /// The caller's key, and how well it is proven to the sender.
     pub user: Option<(String, Proof)>,
-    /// The home's region; `None` for a request that nobody owns.
+    /// The home region; `None` for an unowned request.
     pub home: Option<String>,
     pub evidence: Option<Evidence>,
-    /// Left out where the sender does not trust it.
+    /// `None` if the sender's GeoIP database gives no country or is too old.
     pub country: Option<CountryCode>,
     pub classes: Vec<String>,
     pub policy: PolicyHash,
     /// The version of the sender's user table, if it has one.
     pub directory: Option<TableVersion>,
-    /// The certificate that the client has proven (DER), where it has.
+    /// The client's verified certificate (DER), if it presented one.
     pub certificate: Option<Vec<u8>>,
-    /// The client came by HTTPS.
+    /// The client uses HTTPS.
     pub is_https: bool,
-    /// Only asks whether the request would be taken: no body follows, and no upstream is asked.
+    /// Asks whether the receiver would accept the request. No body follows, and no upstream gets the request.
     pub is_question: bool,
-    /// The sender has seen a 421 for this request and asked its directory again.
+    /// The sender has received a 421 for this request and repeated its directory lookup.
     pub is_second_try: bool,
 }
 
-/// The peer's field is not what this version writes.
+/// The header is not an envelope of this version.
 #[derive(Debug, thiserror::Error)]
-#[error("the field `Domicile-Request` is malformed: {0}")]
+#[error("the header `Domicile-Request` is malformed: {0}")]
 pub struct EnvelopeError(&'static str);
 
 fn key(name: &'static str) -> &'static KeyRef {
-    KeyRef::from_str(name).expect("the names of this field are keys")
+    KeyRef::from_str(name).expect("the member names are valid keys")
 }
 
 impl Envelope {
-    /// The field's value.
+    /// The value of the header.
     pub fn write(&self) -> String {
         let mut out = sfv::DictSerializer::new();
         let text = |text: &str| sfv::String::from_string(text.to_owned()).map(BareItem::from).ok();
@@ -63,7 +63,7 @@ impl Envelope {
         put("id", text(&self.id));
         put("client", text(&self.client.to_string()));
         if let Some((user, proof)) = &self.user {
-            // Bytes, because a key may hold what a structured string may not.
+            // A byte sequence, because a key may contain characters that a structured string may not.
             put("user", Some(BareItem::ByteSequence(user.as_bytes().to_vec())));
             put("proof", text(proof.as_str()));
         }
@@ -77,12 +77,12 @@ impl Envelope {
         put("https", Some(BareItem::Boolean(self.is_https)));
         put("question", Some(BareItem::Boolean(self.is_question)));
         put("again", Some(BareItem::Boolean(self.is_second_try)));
-        out.finish().expect("a dictionary with members has a form")
+        out.finish().expect("a dictionary with members can be serialized")
     }
 
-    /// Reads what [`Envelope::write`] writes.
+    /// Reads a header that [`Envelope::write`] wrote.
     pub fn read(value: &str) -> Result<Self, EnvelopeError> {
-        let fields: Dictionary = Parser::new(value).parse().map_err(|_| EnvelopeError("it is no dictionary"))?;
+        let fields: Dictionary = Parser::new(value).parse().map_err(|_| EnvelopeError("it is not a dictionary"))?;
         let item = |name: &'static str| match fields.get(key(name)) {
             Some(ListEntry::Item(item)) => Some(&item.bare_item),
             Some(ListEntry::InnerList(_)) | None => None,
@@ -90,7 +90,7 @@ impl Envelope {
         let text = |name| item(name).and_then(BareItem::as_string).map(sfv::StringRef::as_str);
         let flag = |name| item(name).and_then(BareItem::as_boolean).ok_or(EnvelopeError("a flag is missing"));
         if item("v").and_then(BareItem::as_integer) != Some(sfv::Integer::constant(VERSION)) {
-            return Err(EnvelopeError("it is of another version"));
+            return Err(EnvelopeError("the version is not supported"));
         }
         let user = match item("user") {
             None => None,
@@ -125,7 +125,7 @@ impl Envelope {
     }
 }
 
-/// An id goes into logs, the ledger and the app server's headers: letters, digits and `-` alone.
+/// Whether an id has only letters, digits and `-`, because ids are written to logs, the ledger and the app server's headers.
 fn is_plain_id(id: &str) -> bool {
     !id.is_empty() && id.len() <= MAX_ID && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_back_the_same() {
+    fn an_envelope_reads_back_as_it_was_written() {
         let whole = envelope();
         assert_eq!(Envelope::read(&whole.write()).unwrap(), whole);
         let bare =
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_whole_is_not_believed_in_part() {
+    fn a_partly_valid_envelope_is_refused() {
         let good = envelope().write();
         for bad in [
             "",

@@ -1,4 +1,4 @@
-//! The response to a probe: how a region is, in its own words.
+//! The response to a probe: a region's report about itself.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ use super::fields;
 /// The report of a region about itself.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Report {
-    /// It takes no new requests.
+    /// The region accepts no new requests.
     pub is_draining: bool,
-    /// Any upstream is up.
+    /// At least one upstream is up.
     pub is_serving: bool,
     pub upstream_time: Option<Duration>,
     pub policy: Option<PolicyHash>,
-    /// The version of its user table; `None` if it has none.
+    /// The version of the region's user table; `None` if it has none.
     pub directory: Option<TableVersion>,
 }
 
 impl Report {
-    /// The header fields of the response.
+    /// Adds the report to the header fields of a response.
     pub fn write(&self, headers: &mut HeaderMap) {
         let mut put = |name: HeaderName, text: String| {
             if let Ok(value) = HeaderValue::from_str(&text) {

@@ -1,20 +1,20 @@
-//! Counters that decide who is admitted: requests, handshakes, and connections by address.
+//! Counters that limit requests, handshakes, and connections in total and per address.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use dashmap::DashMap;
 
-/// How many of something are under way in the whole process.
+/// The number of requests or handshakes in flight in the whole process.
 #[derive(Default)]
 pub struct Gauge(std::sync::atomic::AtomicUsize);
 
 impl Gauge {
-    /// Counts one more in, unless there are `most` already.
-    pub fn enter(&self, most: usize) -> Option<Entered<'_>> {
+    /// Adds one until the result is dropped; `None` if there are `max` already.
+    pub fn enter(&self, max: usize) -> Option<Entered<'_>> {
         use std::sync::atomic::Ordering::Relaxed;
         let entered = Entered(self);
-        (self.0.fetch_add(1, Relaxed) < most).then_some(entered)
+        (self.0.fetch_add(1, Relaxed) < max).then_some(entered)
     }
 
     fn leave(&self) {
@@ -22,7 +22,7 @@ impl Gauge {
     }
 }
 
-/// Counts out when it is dropped.
+/// Counts as one in the gauge until it is dropped.
 pub struct Entered<'a>(&'a Gauge);
 
 impl Drop for Entered<'_> {
@@ -31,13 +31,13 @@ impl Drop for Entered<'_> {
     }
 }
 
-/// A request that is counted until its response or its tunnel has ended.
+/// Counts a request until its response or tunnel has ended.
 pub struct Admitted(Arc<Gauge>);
 
 impl Admitted {
-    /// Counts one more request in, unless there are `most` already.
-    pub fn enter(gauge: &Arc<Gauge>, most: usize) -> Option<Self> {
-        let entered = gauge.enter(most)?;
+    /// Counts a request; `None` if there are `max` already.
+    pub fn enter(gauge: &Arc<Gauge>, max: usize) -> Option<Self> {
+        let entered = gauge.enter(max)?;
         std::mem::forget(entered);
         Some(Self(Arc::clone(gauge)))
     }
@@ -49,7 +49,8 @@ impl Drop for Admitted {
     }
 }
 
-/// Open connections, by address and in all. An address of IPv6 stands for its /64, which is what one customer has.
+/// The number of open connections, per address and in total. IPv6 addresses are counted by /64, because one customer usually
+/// has a whole /64.
 #[derive(Default)]
 pub struct Connections {
     by_address: DashMap<IpAddr, usize>,
@@ -57,15 +58,15 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// Counts a connection in, unless a limit says no; the reason is a metric label.
-    pub fn enter(&self, address: IpAddr, most: usize, most_per_address: usize) -> Result<(), &'static str> {
+    /// Counts a connection if the limits allow it. The error is the metric label of the limit.
+    pub fn enter(&self, address: IpAddr, max: usize, max_per_address: usize) -> Result<(), &'static str> {
         use std::sync::atomic::Ordering::Relaxed;
-        if self.total.fetch_add(1, Relaxed) >= most {
+        if self.total.fetch_add(1, Relaxed) >= max {
             self.total.fetch_sub(1, Relaxed);
             return Err("connections");
         }
-        let mut count = self.by_address.entry(customer(address)).or_default();
-        if *count >= most_per_address {
+        let mut count = self.by_address.entry(counted_as(address)).or_default();
+        if *count >= max_per_address {
             self.total.fetch_sub(1, Relaxed);
             return Err("connections_per_address");
         }
@@ -74,7 +75,7 @@ impl Connections {
     }
 
     pub fn leave(&self, address: IpAddr) {
-        let address = customer(address);
+        let address = counted_as(address);
         self.total.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         if let Some(mut count) = self.by_address.get_mut(&address) {
             *count -= 1;
@@ -87,7 +88,8 @@ impl Connections {
     }
 }
 
-fn customer(address: IpAddr) -> IpAddr {
+/// The address itself, or the /64 of an IPv6 address.
+fn counted_as(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
@@ -99,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_customers_addresses_count_as_one() {
+    fn addresses_of_one_ipv6_prefix_count_as_one() {
         let connections = Connections::default();
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         assert_eq!(connections.enter(address("2001:db8::1"), 10, 2), Ok(()));

@@ -1,4 +1,5 @@
-//! Bodies on their way: counted, limited, and never waited for too long.
+//! Request and response bodies in transit: counted, and aborted when a limit on size, idle time or rate is exceeded, or when
+//! the request is no longer cleared.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -15,53 +16,53 @@ use tokio::time::{Instant, Sleep};
 use crate::engine::recheck::Lease;
 use crate::http::body::{Body, BodyError};
 
-use super::delivery::{Delivery, Pace};
+use super::delivery::{Delivery, MinRate};
 
-/// Why we broke a body off.
+/// The reason why a body or a tunnel ended early.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Broken {
+pub enum BodyFailure {
     #[error("the body is larger than the limit")]
     TooLarge,
-    #[error("the sender of the body fell silent")]
-    Silent,
-    #[error("the sender of the body was slower than the least rate")]
+    #[error("no data arrived within the idle timeout")]
+    IdleTimeout,
+    #[error("the body arrived more slowly than the minimum rate")]
     TooSlow,
-    #[error("the sender of the body broke it off")]
-    BrokenOff,
-    #[error("the rules changed and no longer clear it")]
+    #[error("the sender aborted the body")]
+    SenderFailed,
+    #[error("the request is no longer cleared")]
     NoLongerCleared,
-    #[error("the caller's deadline is over")]
-    OutOfTime,
+    #[error("the caller's deadline has passed")]
+    DeadlineExceeded,
 }
 
-/// The progress of a body, visible to others while the body is open.
+/// The progress of a body, shared with the code that waits for the body or logs it.
 #[derive(Default)]
 pub struct Progress {
     pub bytes: Cell<u64>,
-    pub broken: Cell<Option<Broken>>,
+    pub failure: Cell<Option<BodyFailure>>,
     ended: Cell<bool>,
-    /// When the last piece was handed over, while the next has not been asked for.
-    handed: Cell<Option<Instant>>,
+    /// When the last frame was returned; `None` once the next frame is polled.
+    sending_since: Cell<Option<Instant>>,
     changed: Notify,
 }
 
 impl Progress {
-    /// Waits until the body has ended, or was given up.
+    /// Waits until the body has ended or was dropped.
     pub async fn ended(&self) {
         if !self.ended.get() {
             self.changed.notified().await;
         }
     }
 
-    /// Whether the body has ended, or was given up.
+    /// Whether the body has ended or was dropped.
     pub const fn has_ended(&self) -> bool {
         self.ended.get()
     }
 
-    /// Waits until a piece has been left lying for so long.
-    pub async fn left_lying(&self, limit: Duration) {
+    /// Waits until the receiver has not polled the body for `limit` after a frame.
+    pub async fn send_stalled(&self, limit: Duration) {
         loop {
-            let since = self.handed.get().unwrap_or_else(Instant::now);
+            let since = self.sending_since.get().unwrap_or_else(Instant::now);
             if since.elapsed() >= limit {
                 return;
             }
@@ -71,55 +72,56 @@ impl Progress {
 
     fn end(&self) {
         self.ended.set(true);
-        self.handed.set(None);
+        self.sending_since.set(None);
         self.changed.notify_waiters();
     }
 }
 
 /// The limits on a body.
 #[derive(Clone, Copy)]
-pub struct Allowance {
-    pub most_bytes: u64,
-    /// Between two frames.
-    pub idle: Duration,
-    /// The least rate, for what has a pace of its own there is none.
-    pub pace: Option<Pace>,
+pub struct BodyLimits {
+    pub max_bytes: u64,
+    /// Maximum time between two frames.
+    pub idle_timeout: Duration,
+    /// Minimum rate; `None` for streams.
+    pub min_rate: Option<MinRate>,
 }
 
-/// How often a body that is waited for is looked at, once its grace is over.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Time between checks of the rate of a slow body, once earlier waits have used up its grace period.
+const RATE_CHECK_EVERY: Duration = Duration::from_secs(1);
 
 type Scrub = Box<dyn Fn(&mut HeaderMap)>;
 
 /// A body that is counted and limited.
 pub struct Metered {
     inner: Body,
-    allowance: Allowance,
+    limits: BodyLimits,
     progress: Rc<Progress>,
-    /// Runs while a frame is waited for.
+    /// Runs while the next frame has not arrived.
     timer: Pin<Box<Sleep>>,
-    /// Since when a frame is waited for, and how long others were.
-    waiting: Option<Instant>,
+    /// Start of the current wait for a frame.
+    waiting_since: Option<Instant>,
+    /// Total time of all earlier waits.
     waited: Duration,
-    /// Whether it may still go on by the rules.
+    /// Ends the body when the request is no longer cleared.
     lease: Option<Rc<Lease>>,
-    /// Whether the taker keeps a pace.
+    /// Measures how fast the client reads a response.
     delivery: Option<Rc<Delivery>>,
-    /// Takes out of trailers what no head may hold either.
+    /// Removes fields that must not appear in trailers.
     scrub: Option<Scrub>,
-    /// Called when the body has ended, or was given up.
+    /// Called once, when the body has ended or is dropped.
     done: Option<Box<dyn FnOnce()>>,
 }
 
 impl Metered {
-    pub fn new(inner: Body, allowance: Allowance, progress: Rc<Progress>) -> Self {
-        let timer = Box::pin(tokio::time::sleep(allowance.idle));
+    pub fn new(inner: Body, limits: BodyLimits, progress: Rc<Progress>) -> Self {
+        let timer = Box::pin(tokio::time::sleep(limits.idle_timeout));
         Self {
             inner,
-            allowance,
+            limits,
             progress,
             timer,
-            waiting: None,
+            waiting_since: None,
             waited: Duration::ZERO,
             lease: None,
             delivery: None,
@@ -128,21 +130,21 @@ impl Metered {
         }
     }
 
-    /// Breaks off when the rules no longer clear what is under way.
+    /// Aborts the body when the lease ends, because the request is no longer cleared.
     #[must_use]
-    pub fn under(mut self, lease: Rc<Lease>) -> Self {
+    pub fn with_lease(mut self, lease: Rc<Lease>) -> Self {
         self.lease = Some(lease);
         self
     }
 
-    /// Is watched over for who takes it.
+    /// Reports each frame and each poll to `delivery`, which measures how fast the client reads.
     #[must_use]
-    pub fn delivered(mut self, delivery: Rc<Delivery>) -> Self {
+    pub fn with_delivery(mut self, delivery: Rc<Delivery>) -> Self {
         self.delivery = Some(delivery);
         self
     }
 
-    /// Lets trailers through only as `scrub` leaves them.
+    /// Applies `scrub` to the trailers.
     #[must_use]
     pub fn scrubbed(mut self, scrub: impl Fn(&mut HeaderMap) + 'static) -> Self {
         self.scrub = Some(Box::new(scrub));
@@ -151,31 +153,31 @@ impl Metered {
 
     /// Calls `done` once, when the body has ended or is dropped.
     #[must_use]
-    pub fn then(mut self, done: impl FnOnce() + 'static) -> Self {
+    pub fn on_end(mut self, done: impl FnOnce() + 'static) -> Self {
         self.done = Some(Box::new(done));
         self
     }
 
-    /// When the wait has to be looked at again.
-    fn next_look(&self, now: Instant) -> Instant {
-        let silent = self.waiting.unwrap_or(now) + self.allowance.idle;
-        // A drip keeps a body from being silent; how slow it is shows when the grace is over.
-        let slow = self.allowance.pace.map_or(silent, |pace| now + pace.grace.saturating_sub(self.waited) + LOOK_AGAIN);
-        silent.min(slow)
+    /// When to check the idle timeout and the minimum rate again.
+    fn next_check(&self, now: Instant) -> Instant {
+        let idle = self.waiting_since.unwrap_or(now) + self.limits.idle_timeout;
+        // A body that arrives byte by byte never reaches the idle timeout, so its rate is checked after the grace period.
+        let slow = self.limits.min_rate.map_or(idle, |rate| now + rate.grace.saturating_sub(self.waited) + RATE_CHECK_EVERY);
+        idle.min(slow)
     }
 
-    fn fault_of_waiting(&self, since: Instant, now: Instant) -> Option<Broken> {
+    fn check_wait(&self, since: Instant, now: Instant) -> Option<BodyFailure> {
         let waited = self.waited + (now - since);
-        if now - since >= self.allowance.idle {
-            return Some(Broken::Silent);
+        if now - since >= self.limits.idle_timeout {
+            return Some(BodyFailure::IdleTimeout);
         }
-        let pace = self.allowance.pace?;
-        (!pace.is_kept(self.progress.bytes.get(), waited)).then_some(Broken::TooSlow)
+        let min_rate = self.limits.min_rate?;
+        (!min_rate.is_met(self.progress.bytes.get(), waited)).then_some(BodyFailure::TooSlow)
     }
 
-    fn broken(&self, how: Broken) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.progress.broken.set(Some(how));
-        Poll::Ready(Some(Err(how.into())))
+    fn fail(&self, failure: BodyFailure) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.progress.failure.set(Some(failure));
+        Poll::Ready(Some(Err(failure.into())))
     }
 }
 
@@ -185,34 +187,34 @@ impl HttpBody for Metered {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let body = self.get_mut();
-        body.progress.handed.set(None);
+        body.progress.sending_since.set(None);
         if let Some(delivery) = &body.delivery {
-            delivery.asked();
+            delivery.polled();
         }
         match Pin::new(&mut body.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
-                if let Some(since) = body.waiting.take() {
+                if let Some(since) = body.waiting_since.take() {
                     body.waited += since.elapsed();
                 }
                 if body.lease.as_ref().is_some_and(|lease| lease.has_ended()) {
-                    return body.broken(Broken::NoLongerCleared);
+                    return body.fail(BodyFailure::NoLongerCleared);
                 }
                 if let (Some(trailers), Some(scrub)) = (frame.trailers_mut(), &body.scrub) {
                     scrub(trailers);
                 }
-                if body.allowance.pace.is_some_and(|pace| !pace.is_kept(body.progress.bytes.get(), body.waited)) {
-                    return body.broken(Broken::TooSlow);
+                if body.limits.min_rate.is_some_and(|rate| !rate.is_met(body.progress.bytes.get(), body.waited)) {
+                    return body.fail(BodyFailure::TooSlow);
                 }
                 let bytes = body.progress.bytes.get() + frame.data_ref().map_or(0, |data| data.len() as u64);
                 body.progress.bytes.set(bytes);
-                body.progress.handed.set(Some(Instant::now()));
+                body.progress.sending_since.set(Some(Instant::now()));
                 if let (Some(delivery), Some(data)) = (&body.delivery, frame.data_ref()) {
-                    delivery.handed(data.len());
+                    delivery.frame_returned(data.len());
                 }
-                if bytes > body.allowance.most_bytes { body.broken(Broken::TooLarge) } else { Poll::Ready(Some(Ok(frame))) }
+                if bytes > body.limits.max_bytes { body.fail(BodyFailure::TooLarge) } else { Poll::Ready(Some(Ok(frame))) }
             }
             Poll::Ready(Some(Err(error))) => {
-                body.progress.broken.set(Some(Broken::BrokenOff));
+                body.progress.failure.set(Some(BodyFailure::SenderFailed));
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(None) => {
@@ -223,23 +225,23 @@ impl HttpBody for Metered {
             }
             Poll::Pending => {
                 if body.lease.as_ref().is_some_and(|lease| lease.poll_ended(cx).is_ready()) {
-                    return body.broken(Broken::NoLongerCleared);
+                    return body.fail(BodyFailure::NoLongerCleared);
                 }
                 let now = Instant::now();
-                let since = match body.waiting {
+                let since = match body.waiting_since {
                     Some(since) => since,
                     None => {
-                        body.waiting = Some(now);
-                        let next = body.next_look(now);
+                        body.waiting_since = Some(now);
+                        let next = body.next_check(now);
                         body.timer.as_mut().reset(next);
                         now
                     }
                 };
                 while body.timer.as_mut().poll(cx).is_ready() {
-                    if let Some(broken) = body.fault_of_waiting(since, now) {
-                        return body.broken(broken);
+                    if let Some(failure) = body.check_wait(since, now) {
+                        return body.fail(failure);
                     }
-                    let next = body.next_look(now);
+                    let next = body.next_check(now);
                     body.timer.as_mut().reset(next);
                 }
                 Poll::Pending
@@ -263,7 +265,7 @@ impl Drop for Metered {
     }
 }
 
-/// A body that ends at a deadline with these trailers, whether or not it is whole.
+/// A body that ends with these trailers at a deadline, even if it is incomplete.
 pub struct Until {
     body: Option<Body>,
     deadline: Pin<Box<Sleep>>,
@@ -272,7 +274,7 @@ pub struct Until {
 }
 
 impl Until {
-    /// `progress` is changed when the deadline was first.
+    /// `progress` records [`BodyFailure::DeadlineExceeded`] if the deadline passes before the body ends.
     pub fn new(body: Body, deadline: Instant, trailers: HeaderMap, progress: Rc<Progress>) -> Self {
         Self { body: Some(body), deadline: Box::pin(tokio::time::sleep_until(deadline)), trailers, progress }
     }
@@ -289,9 +291,9 @@ impl HttpBody for Until {
             return Poll::Ready(polled);
         }
         ready!(until.deadline.as_mut().poll(cx));
-        // Dropping the body tells its sender that nobody waits.
+        // Drop the body at once, so that its stream or connection is closed.
         until.body = None;
-        until.progress.broken.set(Some(Broken::OutOfTime));
+        until.progress.failure.set(Some(BodyFailure::DeadlineExceeded));
         Poll::Ready(Some(Ok(Frame::trailers(std::mem::take(&mut until.trailers)))))
     }
 
@@ -299,7 +301,7 @@ impl HttpBody for Until {
         self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
-    /// Nobody knows: it may end before its time.
+    /// Unknown, because the deadline may end the body early.
     fn size_hint(&self) -> SizeHint {
         if self.is_end_stream() { SizeHint::with_exact(0) } else { SizeHint::default() }
     }

@@ -1,7 +1,8 @@
-//! Answers on their way out: a client that takes too little of one for too long is cut off, on any version of HTTP.
+//! Slow clients: aborts a response whose client reads below the minimum rate or stops reading, on any version of HTTP.
 //!
-//! hyper asks for the next piece of a body only when the last one is on its way, so how long it leaves a piece lying is how
-//! slowly the client reads. Who stops reading altogether never asks again: that is found by looking now and then.
+//! hyper polls for the next frame of a body only after it has sent the last one, so the time between a frame and the next poll
+//! is the time that the client takes to read. A client that stops reading causes no further poll, so a periodic sweep detects
+//! it.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -9,71 +10,72 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The least rate at which a body must come, once it has been waited for longer than the grace.
+/// The minimum rate of a body. It applies once the total waiting time exceeds the grace period.
 #[derive(Clone, Copy)]
-pub struct Pace {
+pub struct MinRate {
     pub bytes_per_second: u64,
     pub grace: Duration,
 }
 
-impl Pace {
-    pub fn is_kept(self, bytes: u64, waited: Duration) -> bool {
+impl MinRate {
+    pub fn is_met(self, bytes: u64, waited: Duration) -> bool {
         waited <= self.grace || bytes as f64 >= self.bytes_per_second as f64 * waited.as_secs_f64()
     }
 }
 
-/// One answer, seen from both sides.
+/// The delivery of one response to its client.
 pub struct Delivery {
-    /// When the last piece was handed over, while the next has not been asked for.
-    handed: Cell<Option<Instant>>,
-    /// How long pieces have lain in all, and how much they were.
-    lain: Cell<Duration>,
+    /// When the last frame was returned; `None` once the next frame is polled.
+    sending_since: Cell<Option<Instant>>,
+    /// Total time that earlier frames took to send.
+    send_time: Cell<Duration>,
     bytes: Cell<u64>,
-    idle: Duration,
-    pace: Option<Pace>,
-    cut: Box<dyn Fn()>,
+    idle_timeout: Duration,
+    min_rate: Option<MinRate>,
+    abort: Box<dyn Fn()>,
 }
 
 impl Delivery {
-    /// The next piece is asked for.
-    pub fn asked(&self) {
-        if let Some(handed) = self.handed.take() {
-            self.lain.set(self.lain.get() + handed.elapsed());
+    /// Records a poll for the next frame: the last one has been sent.
+    pub fn polled(&self) {
+        if let Some(since) = self.sending_since.take() {
+            self.send_time.set(self.send_time.get() + since.elapsed());
         }
     }
 
-    pub fn handed(&self, bytes: usize) {
-        self.handed.set(Some(Instant::now()));
+    /// Records a frame that is returned to be sent.
+    pub fn frame_returned(&self, bytes: usize) {
+        self.sending_since.set(Some(Instant::now()));
         self.bytes.set(self.bytes.get() + bytes as u64);
     }
 
-    /// Nothing more is to be taken.
+    /// Records the end of the body.
     pub fn ended(&self) {
-        self.handed.set(None);
+        self.sending_since.set(None);
     }
 
     fn is_too_slow(&self, now: Instant) -> bool {
-        let Some(handed) = self.handed.get() else { return false };
-        let lies = now - handed;
-        let pace = self.pace.is_some_and(|pace| !pace.is_kept(self.bytes.get(), self.lain.get() + lies));
-        lies >= self.idle || pace
+        let Some(since) = self.sending_since.get() else { return false };
+        let sending = now - since;
+        let is_below_rate = self.min_rate.is_some_and(|rate| !rate.is_met(self.bytes.get(), self.send_time.get() + sending));
+        sending >= self.idle_timeout || is_below_rate
     }
 }
 
-/// One worker's answers under way.
+/// The open responses of one worker.
 #[derive(Default)]
 pub struct Deliveries(RefCell<Vec<Weak<Delivery>>>);
 
 impl Deliveries {
-    /// Watches over an answer; `cut` ends it.
-    pub fn watch(&self, idle: Duration, pace: Option<Pace>, cut: Box<dyn Fn()>) -> Rc<Delivery> {
-        let (handed, lain, bytes) = (Cell::new(None), Cell::new(Duration::ZERO), Cell::new(0));
-        let delivery = Rc::new(Delivery { handed, lain, bytes, idle, pace, cut });
+    /// Adds a response, which `abort` ends.
+    pub fn watch(&self, idle_timeout: Duration, min_rate: Option<MinRate>, abort: Box<dyn Fn()>) -> Rc<Delivery> {
+        let (sending_since, send_time, bytes) = (Cell::new(None), Cell::new(Duration::ZERO), Cell::new(0));
+        let delivery = Rc::new(Delivery { sending_since, send_time, bytes, idle_timeout, min_rate, abort });
         self.0.borrow_mut().push(Rc::downgrade(&delivery));
         delivery
     }
 
-    /// Cuts off what is too slow, and forgets what has ended; called now and then by the worker.
+    /// Aborts the responses of slow clients and removes ended responses. The worker calls it periodically.
     pub fn sweep(&self) {
         let now = Instant::now();
         let mut slow = Vec::new();
@@ -85,8 +87,8 @@ impl Deliveries {
             other => other.is_some(),
         });
         for delivery in slow {
-            tracing::debug!("a client took too little of an answer and is cut off");
-            (delivery.cut)();
+            tracing::debug!("client reads too slowly; aborting the response");
+            (delivery.abort)();
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A connection, as its requests see it: whose it is, what was shown on it, which rules hold for all that come in there.
+//! The connection of a request: its client or peer, its certificates, the options of its listener, and the way to send an
+//! informational response or open a tunnel.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,27 +15,27 @@ use crate::transport::tls::{Challenges, Site};
 
 use super::intake::Arrival;
 
-/// The options of a listener, which hold for all its connections.
+/// The options of a listener, which apply to all its connections.
 #[derive(Clone, Default)]
 pub struct ListenerOptions {
-    /// Networks whose connections begin with a header of the PROXY protocol; then all have to.
+    /// `Some` requires a PROXY protocol header on every connection, and accepts connections from these networks only.
     pub proxy_protocol: Option<Vec<IpNet>>,
-    /// The port of HTTPS that every client is sent to.
+    /// Redirects every request to HTTPS on this port.
     pub redirect: Option<u16>,
-    /// `Strict-Transport-Security`, said with every answer.
+    /// The `Strict-Transport-Security` header of every response.
     pub hsts: Option<HeaderValue>,
-    /// Answers to an ACME server, on listeners in the clear.
+    /// Responses to ACME HTTP-01 challenges, on cleartext listeners.
     pub challenges: Option<Arc<Challenges>>,
 }
 
-/// A connection, as its requests see it.
+/// The connection of a request.
 pub struct ConnectionContext {
     pub arrival: Arrival,
-    /// The certificate that was shown; `None` without TLS, and for peers.
+    /// The certificate that the proxy presented; `None` without TLS, and for peers.
     pub site: Option<Site>,
-    /// The certificate that a client has proven (DER).
+    /// The verified client certificate (DER).
     pub client_certificate: Option<Vec<u8>>,
-    /// By what a peer has proven its region.
+    /// The certificate chain with which a peer proved its region.
     pub peer_chain: Vec<CertificateDer<'static>>,
     pub options: Arc<ListenerOptions>,
     pub connection_state: Rc<ConnectionState>,
@@ -42,7 +43,7 @@ pub struct ConnectionContext {
     pub buffers: Rc<Buffers>,
 }
 
-/// The way back to whoever made a request, besides the answer itself.
+/// Sends informational responses to the client of a request, opens its tunnel, or aborts its response.
 #[derive(Clone)]
 pub enum ResponseChannel {
     /// HTTP/1: the connection, which serves one request at a time.
@@ -52,24 +53,25 @@ pub enum ResponseChannel {
 }
 
 impl ResponseChannel {
-    /// Sends an interim answer before the answer.
-    pub async fn inform(&self, answer: Response<()>) {
+    /// Sends an informational response. Over HTTP/1, waits until it is written.
+    pub async fn inform(&self, response: Response<()>) {
         match self {
-            Self::Connection(connection_state) => connection_state.inform(&answer).await,
-            Self::Stream(exchange) => exchange.inform(answer),
+            Self::Connection(connection_state) => connection_state.inform(&response).await,
+            Self::Stream(exchange) => exchange.inform(response),
         }
     }
 
-    /// Asks for the body that a client holds back until then (`Expect`). Over HTTP/1 hyper asks when the body is read.
-    pub fn ask_for_body(&self) {
+    /// Sends `100 Continue` over HTTP/2, for a client that waits for it before it sends the body (`Expect`). Over HTTP/1, hyper
+    /// sends it when the body is first read.
+    pub fn send_continue(&self) {
         if let Self::Stream(exchange) = self {
-            let mut answer = Response::new(());
-            *answer.status_mut() = StatusCode::CONTINUE;
-            exchange.inform(answer);
+            let mut response = Response::new(());
+            *response.status_mut() = StatusCode::CONTINUE;
+            exchange.inform(response);
         }
     }
 
-    /// Has the bytes that follow the answer given to `handover`: it opens a tunnel.
+    /// Opens a tunnel: `handover` gets the byte stream after the response.
     pub fn hand_over(&self, handover: Handover) {
         match self {
             Self::Connection(connection_state) => connection_state.hand_over(handover),
@@ -77,7 +79,7 @@ impl ResponseChannel {
         }
     }
 
-    /// Breaks the answer off, wherever it stands.
+    /// Returns a function that aborts the response in any state.
     pub fn cutter(&self) -> Box<dyn Fn()> {
         match self {
             Self::Connection(connection_state) => {

@@ -8,58 +8,60 @@ use crate::http::window::{Buffers, Window};
 /// The limits on one request, one connection and one process.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Limits {
-    /// Bytes of a request's head.
+    /// Bytes of a request head.
     pub header_bytes: usize,
-    /// Fields of a request's head.
+    /// Header lines of a request.
     pub headers: usize,
     pub target_bytes: usize,
-    /// Bytes of a request's body.
+    /// Bytes of a request body.
     pub body: u64,
-    /// Connections of clients in all, and from one address.
+    /// Client connections in total.
     pub connections: usize,
+    /// Client connections from one IPv4 address or IPv6 /64.
     pub connections_per_address: usize,
-    /// From the first byte of a head to its last; the TLS handshake the same.
+    /// From the first byte of a request head to its last; also for the TLS handshake.
     pub header_timeout: Duration,
-    /// Between an answer and the next request on the same connection.
+    /// Between a response and the next request on the same connection.
     pub keep_alive: Duration,
     pub connect_timeout: Duration,
-    /// From the end of a request to the head of its answer.
+    /// From the end of a request to the head of its response.
     pub response_timeout: Duration,
-    /// Between two pieces of a body, and for a client that takes nothing of an answer.
+    /// Between two frames of a body, and for a client that reads nothing of a response.
     pub idle_timeout: Duration,
-    /// From a request's head to the head of its answer.
+    /// From the head of a request without a body to the head of its response, over all attempts.
     pub request_timeout: Duration,
-    /// Between two pieces of what may be quiet for long: tunnels, gRPC, event streams.
+    /// Between two frames of a tunnel, a gRPC call or an event stream.
     pub tunnel_idle: Duration,
-    /// Bytes a second that a body must move at the least, once it has been waited for longer than the grace.
+    /// Minimum bytes per second of a body, once the total waiting time exceeds the grace period; 0 disables it.
     pub body_rate: u64,
     pub body_rate_grace: Duration,
-    /// Bytes of bodies that the requests on one connection of a client may have under way, each way, beyond what each may have.
+    /// Bytes of bodies in flight on one client connection, in each direction, beyond one narrow window per request.
     pub connection_buffer: usize,
-    /// Requests at once on one HTTP/2 connection of a client.
+    /// Concurrent streams on one HTTP/2 client connection.
     pub streams: usize,
-    /// Requests on one connection of a client, one after the other; then it is to open another.
+    /// Requests on one client connection; then it is closed.
     pub requests_per_connection: usize,
-    /// Requests under way in all; more are answered 503.
+    /// Requests in flight in total, until their responses or tunnels end; more get 503.
     pub requests: usize,
-    /// TLS handshakes of clients under way in all; more are closed.
+    /// TLS handshakes of clients in progress in total, and as many connections that have not proven a peer's region yet; more
+    /// connections are closed.
     pub handshakes: usize,
-    /// Streams that an HTTP/2 client may reset before they were looked at; more end the connection.
+    /// Rapid resets on one HTTP/2 client connection (CVE-2023-44487); more cause GOAWAY.
     pub resets: usize,
-    /// Frames a second that neither ask for, nor carry, nor make room for something, on one HTTP/2 connection of a client.
+    /// Frames per second on one HTTP/2 client connection other than headers, non-empty DATA and WINDOW_UPDATE.
     pub control_frames: usize,
     /// How long requests in flight may take to finish at shutdown.
     pub drain: Duration,
-    /// How often a request may be tried, the first included.
+    /// Attempts per request, including the first.
     pub attempts: usize,
-    /// HTTP/2 connections to each peer, for each worker.
+    /// HTTP/2 connections to each peer, per worker and per window size.
     pub peer_connections: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // Where nginx (4 x 8 KiB), Envoy (60 KiB, 100 fields) and HAProxy (16 KiB, 101 fields) meet.
+            // Between the defaults of nginx (4 x 8 KiB), Envoy (60 KiB, 100 headers) and HAProxy (16 KiB, 101 headers).
             header_bytes: 32 << 10,
             headers: 100,
             target_bytes: 8 << 10,
@@ -73,17 +75,17 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(60),
             tunnel_idle: Duration::from_secs(300),
-            // A person on a bad line still reaches this rate. nginx, HAProxy and Envoy have no minimum rate by default.
+            // Clients with bad connectivity still reach this rate. nginx, HAProxy and Envoy have no minimum rate by default.
             body_rate: 256,
             body_rate_grace: Duration::from_secs(10),
-            // A megabyte for each of four bodies: over 160 ms, 6.5 MB/s each.
+            // 1 MiB for each of four bodies: 6.5 MB/s each at a round-trip time of 160 ms.
             connection_buffer: 4 << 20,
             streams: 100,
             requests_per_connection: 10_000,
             requests: 10_000,
             handshakes: 1_000,
             resets: 50,
-            // Clients of gRPC measure the line with some tens of PING a second; floods have a hundred thousand.
+            // gRPC clients send tens of PING frames per second to measure bandwidth; floods send a hundred thousand.
             control_frames: 1_000,
             drain: Duration::from_secs(30),
             attempts: 2,
@@ -93,7 +95,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The windows that bodies may have.
+    /// The flow-control windows that bodies may have.
     pub fn windows(&self) -> [Window; 2] {
         [Buffers::wide(self.connection_buffer), Window::NARROW]
     }

@@ -1,7 +1,7 @@
 //! The data plane: from a connection to a response.
 //!
-//! Promises: a request is judged on its head before its body is touched, served start to end on one thread, and leaves
-//! this region only as its itinerary says. Never: a header field that a stranger could have forged reaches an upstream.
+//! Promises: a request is judged on its head before its body is read, served from start to end on one thread, and leaves this
+//! region only as its itinerary says. Never: a header that a client could have forged reaches an upstream.
 //! Start reading at `request`.
 
 pub mod admission;
@@ -33,14 +33,14 @@ use crate::upstreams::Upstreams;
 
 pub use limits::Limits;
 
-/// Everything that requests are served by; replaced whole, never changed.
+/// The configuration and the tables that requests are served with. A reload replaces the whole snapshot and never modifies it.
 pub struct Snapshot {
-    /// The basis of judgement.
+    /// The policy and the tables that decisions are made from.
     pub judging: Arc<engine::snapshot::Snapshot>,
     pub intake: intake::Settings,
     pub limits: Limits,
     pub privacy: Privacy,
-    /// Origins whose CORS preflights this proxy answers where the user cannot be known; see `request`.
+    /// Origins whose CORS preflights this proxy answers itself if the user cannot be determined; see `request`.
     pub cors_origins: Vec<Box<str>>,
     pub tokens: Option<Arc<Tokens>>,
     pub seal: Option<Arc<Seal>>,
@@ -48,11 +48,11 @@ pub struct Snapshot {
     pub gateways: HashMap<RegionId, Server>,
     /// The certificates of every listener for clients.
     pub sites: Vec<Arc<ClientTls>>,
-    /// The certificates by which peers prove their regions.
+    /// The certificates with which peers prove their regions.
     pub peers: Option<Arc<PeerTls>>,
     pub urls: HashMap<RegionId, http::Uri>,
     pub log_requests: bool,
-    /// How long the port for peers stays open at the drain, so that their probes learn of it.
+    /// How long the listener for peers stays open during a drain, so that the probes of peers detect the drain.
     pub drain_notice: Duration,
 }
 
@@ -62,21 +62,21 @@ impl Snapshot {
     }
 }
 
-/// The rules on what the proxy reveals to clients and peers.
+/// Limits on what the proxy reveals to clients and peers.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Privacy {
-    /// Refusals and redirects that depend on a user's record look the same to callers who have not proven who they are.
+    /// Unauthenticated callers get the same response for all refusals and redirects that depend on a user's record.
     pub uniform_refusals: bool,
-    /// Tracing header fields that cross a border all the same.
+    /// Tracing headers that are not removed at a border.
     pub tracing_across_borders: Vec<HeaderName>,
 }
 
-/// The life of a process.
+/// The state of the process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
     Serving,
-    /// It takes no new requests, and no other process serves the region.
+    /// The process accepts no new requests, and no other process serves the region.
     Draining,
-    /// It takes no new requests, because a successor does.
+    /// The process accepts no new requests, because its successor does.
     Succeeded,
 }

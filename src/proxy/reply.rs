@@ -1,4 +1,4 @@
-//! The answers we give ourselves: problems (RFC 9457) and redirects.
+//! Responses that the proxy generates itself: problem details (RFC 9457) and redirects.
 
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Uri};
@@ -47,17 +47,17 @@ pub const fn status_of(code: Code) -> StatusCode {
 /// One neutral sentence for the client: no region, no rule, no address.
 const fn sentence(code: Code) -> &'static str {
     match code {
-        Code::RouteNone => "Nothing is served here under this address.",
-        Code::HomeUnresolved => "It is not known where this request belongs.",
-        Code::TokenUnverified => "The token of this request does not verify. Get a new one and try again.",
-        Code::CredentialUnread => "Credentials of this kind are not accepted here. Use a bearer token.",
-        Code::EvidenceTooWeak => "This data is only served to users who are known. Sign in and try again.",
+        Code::RouteNone => "There is no service at this address.",
+        Code::HomeUnresolved => "The region of this request could not be determined.",
+        Code::TokenUnverified => "The token of this request is not valid. Get a new one and try again.",
+        Code::CredentialUnread => "Credentials of this kind are not supported. Use a bearer token.",
+        Code::EvidenceTooWeak => "This data is only served to authenticated users. Sign in and try again.",
         Code::NowhereCleared | Code::HomeNotCleared | Code::CarrierNotCleared | Code::ClassUnknown | Code::NoLongerCleared => {
             "Rules on where data may be processed do not allow this request to be served."
         }
-        Code::AnswerNotCleared => "Rules on where data may be processed do not allow this answer to be given here.",
+        Code::AnswerNotCleared => "Rules on where data may be processed do not allow this response to be sent.",
         Code::AnswerWithheld => {
-            "The request was carried out, but rules on where data may be processed do not allow its answer to be given here. Do not repeat it."
+            "The request was carried out, but rules on where data may be processed do not allow its response to be sent. Do not repeat the request."
         }
         Code::DirectoryUnavailable
         | Code::HomeUnknown
@@ -65,25 +65,25 @@ const fn sentence(code: Code) -> &'static str {
         | Code::AllDown
         | Code::PeersDisagree
         | Code::LedgerUnavailable
-        | Code::Overloaded => "The service cannot answer at the moment. Try again later.",
+        | Code::Overloaded => "The service is temporarily unavailable. Try again later.",
         Code::Misdirected | Code::PeerMalformed => "This region does not own the request.",
         Code::Loop => "Request loop detected.",
         Code::UpstreamUnreachable => "The application could not be reached.",
-        Code::UpstreamBad => "The application gave no usable answer.",
-        Code::UpstreamTimeout | Code::DeadlineExceeded => "The application did not answer in time.",
+        Code::UpstreamBad => "The application sent an invalid response.",
+        Code::UpstreamTimeout | Code::DeadlineExceeded => "The application did not respond in time.",
         Code::RequestMalformed => "The request is malformed or ambiguous.",
         Code::BodyTooLarge => "The request's body is too large.",
-        Code::HeadTooLarge => "The request's head is too large.",
-        Code::TargetTooLong => "The request's address is too long.",
+        Code::HeadTooLarge => "The request's headers are too large.",
+        Code::TargetTooLong => "The request's URL is too long.",
         Code::RequestTimeout => "The request took too long to arrive.",
-        Code::MethodNotAllowed => "This method is not served here.",
-        Code::WrongSite => "This connection was made for another host. Open one for this host.",
-        Code::UpgradeRefused => "This protocol is not spoken here.",
+        Code::MethodNotAllowed => "This method is not allowed.",
+        Code::WrongSite => "This connection was opened for another host. Open a new one for this host.",
+        Code::UpgradeRefused => "This protocol is not supported.",
         Code::WebSocketVersion => "Only version 13 of the WebSocket protocol is supported.",
     }
 }
 
-/// The type of error for `Proxy-Status` (RFC 9209 section 2.3), where it names one.
+/// The error type for `Proxy-Status` (RFC 9209 section 2.3).
 const fn proxy_error(code: Code) -> &'static str {
     match code {
         Code::Loop => "proxy_loop_detected",
@@ -118,10 +118,10 @@ const fn proxy_error(code: Code) -> &'static str {
     }
 }
 
-/// The `blocked-by` link of a legal block (RFC 7725): the operator, under a stable name.
+/// The `blocked-by` link of a legal block (RFC 7725), which identifies the operator by a stable name.
 const BLOCKED_BY: &str = "<urn:domicile:residency>; rel=\"blocked-by\"";
 
-/// A refusal as a problem document.
+/// A refusal as problem details.
 fn problem(code: Code, request_id: &str) -> Response<Body> {
     let status = status_of(code);
     let document = json!({
@@ -158,7 +158,7 @@ fn problem(code: Code, request_id: &str) -> Response<Body> {
     response
 }
 
-/// RFC 6750 section 3.
+/// The `WWW-Authenticate` challenge (RFC 6750 section 3).
 const fn challenge(code: Code) -> Option<HeaderValue> {
     match code {
         Code::TokenUnverified => Some(HeaderValue::from_static("Bearer error=\"invalid_token\"")),
@@ -170,9 +170,9 @@ const fn challenge(code: Code) -> Option<HeaderValue> {
 /// The recipient of a refusal, which determines its form.
 pub struct Recipient<'a> {
     pub request_id: &'a str,
-    /// The media type of a gRPC call, whose client understands nothing but gRPC.
+    /// The media type of a gRPC call, whose client only understands gRPC responses.
     pub grpc: Option<&'a HeaderValue>,
-    /// A peer reads the code from a header field.
+    /// Peers get the code in a header.
     pub is_peer: bool,
     /// HTTP/1 has header fields for the connection, which HTTP/2 forbids.
     pub is_http1: bool,
@@ -180,7 +180,7 @@ pub struct Recipient<'a> {
     pub closes: bool,
 }
 
-/// A refusal in the form that its recipient understands.
+/// A refusal as problem details, or as a gRPC status for a gRPC call.
 pub fn refusal(code: Code, recipient: &Recipient<'_>) -> Response<Body> {
     let mut response = match recipient.grpc {
         Some(kind) => call_problem(code, recipient.request_id, kind),
@@ -205,8 +205,8 @@ pub fn close(response: &mut Response<Body>) {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
-/// Allows a cross-origin request that its browser asks about, for one origin (Fetch standard, CORS protocol). Nothing may
-/// remember it: the permission is that of the moment.
+/// The response to a CORS preflight, which allows the requested method and headers for one origin (Fetch standard, CORS
+/// protocol). It must not be cached, because the allowed origins can change.
 pub fn preflight(origin: &HeaderValue, asked: &HeaderMap) -> Response<Body> {
     let mut response = bare(StatusCode::NO_CONTENT);
     let headers = response.headers_mut();
@@ -225,8 +225,8 @@ pub fn preflight(origin: &HeaderValue, asked: &HeaderMap) -> Response<Body> {
     response
 }
 
-/// The same for a gRPC call, whose clients look for a status of their own: an answer of nothing but trailers, in its head (gRPC over
-/// HTTP/2, Responses). The code stands at the message's end, for people, and in `Proxy-Status`, for programs.
+/// A refusal of a gRPC call: a trailers-only response, with the gRPC status in its headers (gRPC over HTTP/2, Responses). The
+/// code is at the end of `grpc-message` for people, and in `Proxy-Status` for programs.
 fn call_problem(code: Code, request_id: &str, kind: &HeaderValue) -> Response<Body> {
     let (mut head, _) = problem(code, request_id).into_parts();
     head.status = StatusCode::OK;
@@ -235,7 +235,7 @@ fn call_problem(code: Code, request_id: &str, kind: &HeaderValue) -> Response<Bo
     Response::from_parts(head, Body::empty())
 }
 
-/// The end of a gRPC call's answer that says what became of it.
+/// The trailers of a gRPC response, which carry its status.
 pub fn call_trailers(code: Code) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from(call_status(code)));
@@ -245,7 +245,8 @@ pub fn call_trailers(code: Code) -> HeaderMap {
     trailers
 }
 
-/// The status of a refused gRPC call. Only what a second try may mend is `UNAVAILABLE`: clients repeat that by themselves.
+/// The status of a refused gRPC call. `UNAVAILABLE` is only for refusals that a retry may resolve, because clients retry it
+/// automatically.
 const fn call_status(code: Code) -> u16 {
     const DEADLINE_EXCEEDED: u16 = 4;
     const PERMISSION_DENIED: u16 = 7;
@@ -282,7 +283,7 @@ const fn call_status(code: Code) -> u16 {
     }
 }
 
-/// An answer that says no more than its status.
+/// A response with a status only.
 pub fn bare(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
@@ -298,7 +299,7 @@ pub fn options() -> Response<Body> {
     response
 }
 
-/// Sends the client to the same place over HTTPS: 308, for good, and with method and body.
+/// Redirects to the same URL over HTTPS. The status 308 is permanent and keeps the method and the body.
 pub fn to_https(host: &str, port: u16, target: &str) -> Option<Response<Body>> {
     let port = if port == 443 { String::new() } else { format!(":{port}") };
     let mut response = bare(StatusCode::PERMANENT_REDIRECT);
@@ -307,7 +308,7 @@ pub fn to_https(host: &str, port: u16, target: &str) -> Option<Response<Body>> {
     Some(response)
 }
 
-/// Sends the client to a region's public URL: 307, so that its method and body go along, and nothing is remembered.
+/// Redirects to a region's public URL. The status 307 is temporary and keeps the method and the body.
 pub fn redirect(region: &Uri, path: &str, query: Option<&str>) -> Option<Response<Body>> {
     let base = region.to_string();
     let base = base.trim_end_matches('/');

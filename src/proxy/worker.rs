@@ -1,4 +1,4 @@
-//! One thread of the data plane, and what all of them share.
+//! One thread of the data plane, and the state that all threads share.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -21,7 +21,7 @@ use super::admission::{Admitted, Connections, Gauge};
 use super::delivery::Deliveries;
 use super::{Phase, Snapshot};
 
-/// The state that all workers share: snapshots with one writer each, and counters off the request path.
+/// The state that all workers share: snapshots with one writer each, and counters.
 pub struct Shared {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub vitals: Arc<ArcSwap<Vitals>>,
@@ -33,18 +33,18 @@ pub struct Shared {
     pub requests: Arc<Gauge>,
     /// TLS handshakes in progress.
     pub handshakes: Gauge,
-    /// Connections to the port for peers that have not proven a region yet.
+    /// Connections to a listener for peers that have not proven a region yet.
     pub unproven: Connections,
 }
 
 impl Shared {
-    /// Admits a request, unless `most` are open already.
-    pub fn enter_request(&self, most: usize) -> Option<Admitted> {
-        Admitted::enter(&self.requests, most)
+    /// Admits a request; `None` if `max` are in flight already.
+    pub fn enter_request(&self, max: usize) -> Option<Admitted> {
+        Admitted::enter(&self.requests, max)
     }
 }
 
-/// One thread of the data plane, with everything that it alone uses.
+/// One thread of the data plane, and the state that it does not share.
 pub struct Worker {
     pub shared: Arc<Shared>,
     pub metrics: WorkerMetrics,
@@ -53,9 +53,9 @@ pub struct Worker {
     pub load: Load,
     pub tokens: RefCell<tokens::Cache>,
     pub deliveries: Deliveries,
-    /// Every request that is open: judged again when the moment changes.
+    /// The open requests, which are judged again when the moment changes.
     pub leases: Rc<Leases>,
-    /// When a failed handshake of a peer was last logged: repeated failures must not flood the log.
+    /// When a failed handshake of a peer was last logged, so that repeated failures do not flood the log.
     pub warned: Cell<Option<Instant>>,
     /// Notified when the snapshot has changed.
     pub changed: Arc<Notify>,
@@ -84,7 +84,7 @@ impl Worker {
         }
     }
 
-    /// The snapshot of this moment; a request takes one at its start and keeps it.
+    /// The current snapshot.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(self.snapshot.borrow_mut().load())
     }
@@ -93,7 +93,7 @@ impl Worker {
         Arc::clone(self.vitals.borrow_mut().load())
     }
 
-    /// The moment to judge by: the newest policy and tables, and the day as of the last look at the clock.
+    /// The moment to judge by: the newest policy and tables, and the day that [`Self::note_clock`] last recorded.
     pub fn moment(&self) -> Moment {
         let judging = Arc::clone(&self.snapshot().judging);
         let mut moment = self.moment.borrow_mut();
@@ -103,28 +103,28 @@ impl Worker {
         moment.clone()
     }
 
-    /// Looks at the clock: transfers expire at midnight, and a GeoIP database becomes too old. Returns whether the moment
-    /// is another, so that everything open has to be judged again.
+    /// Updates the moment, because transfers expire at midnight and a GeoIP database can become too old. Returns whether the
+    /// moment has changed, so that open requests must be judged again.
     pub fn note_clock(&self, now: SystemTime) -> bool {
         let fresh = Moment::live(Arc::clone(&self.snapshot().judging), now);
-        let is_news = !self.moment.borrow().is_same(&fresh);
+        let has_changed = !self.moment.borrow().is_same(&fresh);
         self.moment.replace(fresh);
-        is_news
+        has_changed
     }
 
-    /// Judges everything that is open once more, and closes the connections of peers that are no longer trusted.
+    /// Judges all open requests again, and closes the connections to peers that are no longer trusted.
     pub async fn recheck(&self) {
         let snapshot = self.snapshot();
         self.peer_pool.close_untrusted(|chain| snapshot.peers.as_ref().is_some_and(|peers| peers.still_proves(chain)));
         self.leases.renew_all(&self.moment(), &self.vitals()).await;
     }
 
-    /// Whether the region takes no new requests: probes report it, so that peers go elsewhere.
+    /// Whether the region drains. Probes report it, so that peers send their requests to other regions.
     pub fn is_draining(&self) -> bool {
         *self.shared.phase.borrow() == Phase::Draining
     }
 
-    /// How long the port for peers stays open at the drain. A region with a successor does not drain.
+    /// How long the listener for peers stays open: zero unless the region drains. With a successor, the region does not drain.
     pub fn drain_notice(&self) -> Duration {
         if self.is_draining() { self.snapshot().drain_notice } else { Duration::ZERO }
     }

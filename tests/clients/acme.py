@@ -6,7 +6,7 @@ needs: pebble (Debian's package)
 """
 import http.client, http.server, json, os, socket, ssl, subprocess, sys, tempfile, threading, urllib.request
 
-from regions import PATIENCE, eventually, free_port
+from regions import TIMEOUT, eventually, free_port
 
 BINARY = os.path.abspath(sys.argv[1])
 NAME = "www.example.test"
@@ -87,7 +87,7 @@ routes: [{{ name: all, match: {{}}, data: public, home: [{{ region: here }}] }}]
         for process in self.processes:
             process.terminate()
         for process in self.processes:
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT)
 
 
 def main():
@@ -102,7 +102,7 @@ def main():
                 account = open(folder + "/store/account.json").read()
                 for gone in (False, True):
                     world.domicile.terminate()
-                    world.domicile.wait(PATIENCE)
+                    world.domicile.wait(TIMEOUT)
                     if gone:
                         os.remove(folder + "/store/certificate.pem")
                     world.start()

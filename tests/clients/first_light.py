@@ -9,7 +9,7 @@ import csv, gzip, http.client, http.server, ipaddress, json, os, random, re, sig
 
 import maxminddb
 
-from regions import PATIENCE, eventually, free_port
+from regions import TIMEOUT, eventually, free_port
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SHARED = os.path.join(ROOT, "..", "shared", "data", "test")
@@ -100,11 +100,11 @@ class World:
             if process.poll() is None:
                 process.terminate()
         for process in self.processes.values():
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT)
 
 
 def run(command, **more):
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE, **more).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT, **more).stdout
 
 
 def curl(*arguments):
@@ -149,21 +149,21 @@ def curl_is_refused_and_redirected(world):
 
 def prometheus_takes_the_metrics(world):
     for region in REGIONS:
-        subprocess.run([PROMTOOL, "check", "metrics"], input=world.metrics(region), text=True, check=True, timeout=PATIENCE)
+        subprocess.run([PROMTOOL, "check", "metrics"], input=world.metrics(region), text=True, check=True, timeout=TIMEOUT)
 
 
-def the_log_names_no_household(world):
+def the_log_contains_no_full_address_and_no_user(world):
     curl("-H", "X-Forwarded-For: 91.64.17.99", "http://127.0.0.1:%d/profile/secret-path" % world.port("us-east", "01"))
     curl("-H", "X-User-Id: alice", "http://127.0.0.1:%d/account/secret-path" % world.port("us-east", "01"))
     eventually("the log is written", lambda: "91.64.17.0/24" in world.log("us-east"))
     log = world.log("us-east")
     assert "91.64.17.99" not in log and "alice" not in log
     accounts = [line for line in log.splitlines() if "account" in line]
-    assert accounts and not any("secret-path" in line for line in accounts), "the route is logged instead of a path that may not be carried"
+    assert accounts and not any("secret-path" in line for line in accounts), "where the path may not be logged, the route is logged instead"
 
 
 def a_second_process_on_the_same_port_fails(world):
-    second = subprocess.run([BINARY, "run", "--config", world.config], cwd=world.folder, env=dict(os.environ, DOMICILE_REGION="eu-west"), capture_output=True, text=True, timeout=PATIENCE)
+    second = subprocess.run([BINARY, "run", "--config", world.config], cwd=world.folder, env=dict(os.environ, DOMICILE_REGION="eu-west"), capture_output=True, text=True, timeout=TIMEOUT)
     assert second.returncode == 1 and "another process listens there" in second.stderr, second
 
 
@@ -178,7 +178,7 @@ def hangup_reloads_and_terminate_drains(world):
     open(world.config, "w").write(good)
     assert json.loads(curl("http://127.0.0.1:%d/users/chika/orders/1" % world.port(region, "01")))["region"] == region
     process.terminate()
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(TIMEOUT) == 0
     assert "drained" in world.log(region)
     world.start(region)
 
@@ -221,7 +221,7 @@ def ten_thousand_addresses_agree_with_pythons_reader():
     with tempfile.TemporaryDirectory() as folder:
         world = World(folder, rules)
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", world.port("us-east", "01"), timeout=PATIENCE)
+            connection = http.client.HTTPConnection("127.0.0.1", world.port("us-east", "01"), timeout=TIMEOUT)
             wrong, placed, sample = [], 0, addresses(10_000)
             for address in sample:
                 connection.request("GET", "/catalogue/1", headers={"X-Forwarded-For": address})
@@ -246,7 +246,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         world = World(folder)
         steps = [curl_speaks_every_protocol, curl_uploads, curl_is_refused_and_redirected, prometheus_takes_the_metrics,
-                 the_log_names_no_household, a_second_process_on_the_same_port_fails, hangup_reloads_and_terminate_drains]
+                 the_log_contains_no_full_address_and_no_user, a_second_process_on_the_same_port_fails, hangup_reloads_and_terminate_drains]
         steps = [(step, lambda step=step: step(world)) for step in steps]
         steps.append((ten_thousand_addresses_agree_with_pythons_reader, ten_thousand_addresses_agree_with_pythons_reader))
         try:

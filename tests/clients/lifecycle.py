@@ -9,7 +9,7 @@ import http.client, http.server, os, queue, re, resource, shutil, signal, socket
 import grpc
 
 import calls
-from regions import PATIENCE, Regions, eventually, free_port
+from regions import TIMEOUT, Regions, eventually, free_port
 
 BINARY = os.path.abspath(sys.argv[1])
 RELOADS, SWAPS = 100, 20
@@ -92,12 +92,12 @@ log: {{ requests: false }}
 
 
 class Load:
-    """Clients that send requests all the time: reads and writes on a new connection each, and reads on a keep-alive connection. Like
-    any client, they retry on a new connection when the keep-alive connection was closed before a byte of the response."""
+    """Clients that send requests without pause: reads and writes on new connections, and reads on a keep-alive connection. Like any
+    client, they retry on a new connection if the keep-alive connection is closed before the first byte of the response."""
 
     def __init__(self, port):
         self.port, self.served, self.lost, self.stop = port, 0, [], False
-        self.threads = [threading.Thread(target=work) for work in (self.fresh, self.kept, self.fresh, self.kept)]
+        self.threads = [threading.Thread(target=work) for work in (self.fresh, self.reused, self.fresh, self.reused)]
         for thread in self.threads:
             thread.start()
 
@@ -112,20 +112,20 @@ class Load:
             except Exception as error:
                 self.lost.append(repr(error))
 
-    def kept(self):
+    def reused(self):
         c = None
         while not self.stop:
-            was_kept = c is not None
+            is_reused = c is not None
             try:
                 c = c or http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-                c.request("GET", "/kept")
+                c.request("GET", "/reused")
                 answer = c.getresponse()
                 assert answer.read() == b"ok"
                 self.served += 1
                 c = None if answer.will_close else c
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
                 c = None
-                if not was_kept:
+                if not is_reused:
                     self.lost.append(repr(error))
             except Exception as error:
                 c = None
@@ -140,9 +140,9 @@ class Load:
         return self.served
 
 
-class LoadOfAllKinds:
-    """TLS, HTTP/2 and gRPC clients of us-east whose requests eu-west and ap-northeast own. Every lost request counts, because HTTP/2
-    clients themselves repeat the requests that GOAWAY marks as not processed (RFC 9113 section 6.8)."""
+class MixedLoad:
+    """TLS, HTTP/2 and gRPC clients that connect to us-east; eu-west and ap-northeast own their requests. Every failed request counts as
+    lost, because HTTP/2 clients themselves repeat requests that GOAWAY marks as not processed (RFC 9113 section 6.8)."""
 
     def __init__(self, regions):
         self.regions, self.served, self.lost, self.stop = regions, {}, [], False
@@ -164,8 +164,8 @@ class LoadOfAllKinds:
         c = http.client.HTTPSConnection("localhost", self.regions.ports["us-east"]["https"], timeout=30, context=self.trust)
         c.request("POST", "/fresh", b"x" * 20_000, {"Connection": "close"})
         answer = c.getresponse()
-        said = answer.read()
-        assert said == b"ok", (answer.status, said)
+        body = answer.read()
+        assert body == b"ok", (answer.status, body)
         return 1
 
     def http2(self):
@@ -184,12 +184,12 @@ class LoadOfAllKinds:
 
     def chat(self):
         words = queue.Queue()
-        heard = self.channel.stream_stream("/demo.Echo/Chat")(iter(words.get, None), timeout=30)
+        replies = self.channel.stream_stream("/demo.Echo/Chat")(iter(words.get, None), timeout=30)
         for number in range(50):
             words.put(b"%d" % number)
-            assert next(heard) == b"heard:%d" % number
+            assert next(replies) == b"heard:%d" % number
         words.put(None)
-        assert list(heard) == []
+        assert list(replies) == []
         return 1
 
     def finish(self):
@@ -203,7 +203,7 @@ class LoadOfAllKinds:
 
 
 def regions_lose_nothing(world):
-    """The same with three regions: in each round all of them reload, and one of them is replaced by a new binary."""
+    """Three regions: in each round, all of them reload, and one of them is replaced by a new binary."""
     server, address = calls.serve()
     web = "http://127.0.0.1:%d" % world.app.server_address[1]
     routes = """
@@ -218,7 +218,7 @@ def regions_lose_nothing(world):
     open(regions.authority, "w").write(authorities)
     pids = {region: process.pid for region, process in regions.processes.items()}
     serving = lambda region: re.findall(r"a successor serves pid=(\d+)", regions.log(region))
-    load = LoadOfAllKinds(regions)
+    load = MixedLoad(regions)
     try:
         for count in range(SWAPS):
             region, swaps = regions.names[count % 3], count // 3 + 1
@@ -253,7 +253,7 @@ def reloads_lose_nothing(world):
         eventually("reload %d" % count, lambda: 'result="applied"} %d\n' % count in world.answer(world.admin, "/metrics")[1])
     print("  %d reloads, %d requests, none lost" % (RELOADS, load.finish()))
     process.terminate()
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(TIMEOUT) == 0
 
 
 def new_binaries_lose_nothing(world):
@@ -272,22 +272,22 @@ def new_binaries_lose_nothing(world):
     good = open(world.config).read()
     open(world.config, "w").write(good.replace("data: public", "data: pubic"))
     os.kill(pid, signal.SIGUSR2)
-    eventually("the mistake is logged", lambda: "did not start serving; this process continues" in world.log())
+    eventually("the mistake is logged", lambda: "handover failed; this process continues to serve" in world.log())
     assert world.answer(world.port, "/") == (200, "ok")
     open(world.config, "w").write(good)
-    # In a file of its own: the running process would reload the other, and open its ports first.
+    # Use a separate file, because the running process would reload the original file and open these ports first.
     second = world.folder + "/second.yaml"
     open(second, "w").write(good.replace(str(world.port), str(free_port())).replace(str(world.admin), str(free_port())))
-    other = world.start(second)
-    assert other.wait(PATIENCE) == 1 and "another process writes this ledger" in world.log()
+    second_process = world.start(second)
+    assert second_process.wait(TIMEOUT) == 1 and "another process writes this ledger" in world.log()
     os.kill(pid, signal.SIGTERM)
     eventually("the port is closed", lambda: world.answer(world.port, "/")[0] == 0)
 
 
 def systemd_is_notified_and_its_sockets_are_used(world):
-    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    told.bind(world.folder + "/notify")
-    told.settimeout(PATIENCE)
+    notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notifications.bind(world.folder + "/notify")
+    notifications.settimeout(TIMEOUT)
     listening = socket.create_server(("127.0.0.1", world.port))
     listening.set_inheritable(True)
     environment = dict(os.environ, NOTIFY_SOCKET=world.folder + "/notify", LISTEN_FDS="1")
@@ -295,14 +295,14 @@ def systemd_is_notified_and_its_sockets_are_used(world):
     command = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$0" run --config "$1"', world.binary, world.config]
     process = subprocess.Popen(command, env=environment, stderr=open(world.folder + "/log", "a"), preexec_fn=lambda: os.dup2(listening.fileno(), 3), close_fds=False)
     world.started.append(process)
-    assert "READY=1" in told.recv(4096).decode()
+    assert "READY=1" in notifications.recv(4096).decode()
     listening.close()
     assert world.answer(world.port, "/") == (200, "ok")
     process.send_signal(signal.SIGHUP)
-    assert "RELOADING=1" in told.recv(4096).decode() and "READY=1" in told.recv(4096).decode()
+    assert "RELOADING=1" in notifications.recv(4096).decode() and "READY=1" in notifications.recv(4096).decode()
     process.terminate()
-    assert "STOPPING=1" in told.recv(4096).decode()
-    assert process.wait(PATIENCE) == 0
+    assert "STOPPING=1" in notifications.recv(4096).decode()
+    assert process.wait(TIMEOUT) == 0
 
 
 def descriptors_run_out_and_nothing_dies(world):
@@ -311,43 +311,43 @@ def descriptors_run_out_and_nothing_dies(world):
     assert world.answer(world.port, "/") == (200, "ok")
     # Allow 8 file descriptors more than are open now, far fewer than the configured limit on connections needs.
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (len(os.listdir("/proc/%d/fd" % process.pid)) + 8,) * 2)
-    clients = [socket.create_connection(("127.0.0.1", world.port), timeout=PATIENCE) for _ in range(40)]
+    clients = [socket.create_connection(("127.0.0.1", world.port), timeout=TIMEOUT) for _ in range(40)]
     for client in clients:
         client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     eventually("accepting pauses", lambda: "cannot accept connections" in world.log())
-    # Accepted clients get 200 or 503; the others wait in the accept queue and are served when descriptors are free.
+    # Accepted clients get 200 or 503. All other clients wait in the accept queue and are served when descriptors are free.
     for client in clients:
         answer = b""
-        while piece := client.recv(4096):
-            answer += piece
+        while data := client.recv(4096):
+            answer += data
         assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503")), answer
         client.close()
     eventually("requests are served again", lambda: world.answer(world.port, "/") == (200, "ok"))
     metrics = world.answer(world.admin, "/metrics")[1]
     assert "domicile_upstream_ejected" in metrics and not re.search(r"domicile_upstream_ejected\{.*\} 1", metrics), metrics
-    assert re.search(r"domicile_upstream_up\{.*\} 1", metrics), "a lack of descriptors fails no health check"
+    assert re.search(r"domicile_upstream_up\{.*\} 1", metrics), "a lack of descriptors must not fail a health check"
     process.terminate()
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(TIMEOUT) == 0
     # A limit on connections that needs more descriptors than the process may open is reported at start.
     limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
     process = world.start(preexec_fn=limit)
     eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
     assert "more than this process has file descriptors for" in world.log()
     process.terminate()
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(TIMEOUT) == 0
 
 
-def a_second_signal_ends_it_at_once(world):
+def a_second_signal_ends_the_process_at_once(world):
     process = world.start()
     eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
-    held = socket.create_connection(("127.0.0.1", world.port), timeout=PATIENCE)
+    held = socket.create_connection(("127.0.0.1", world.port), timeout=TIMEOUT)
     held.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
     eventually("the request is in flight", lambda: world.app.held == 1)
     process.terminate()
     eventually("the process drains", lambda: world.answer(world.admin, "/readyz")[0] == 503)
     assert process.poll() is None, "a request is still in flight"
     process.terminate()
-    assert process.wait(PATIENCE) == 1 and "stopped while requests were in flight" in world.log()
+    assert process.wait(TIMEOUT) == 1 and "second stop signal; stopping with requests in flight" in world.log()
     held.close()
 
 
@@ -360,15 +360,15 @@ def a_successor_that_hangs_holds_nobody_up(world):
     process.send_signal(signal.SIGUSR2)
     eventually("the successor hangs", lambda: os.path.exists(world.folder + "/hanging") and open(world.folder + "/hanging").read().endswith("\n"))
     process.terminate()
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(TIMEOUT) == 0
     hanging = int(open(world.folder + "/hanging").read())
-    assert not os.path.exists("/proc/%d" % hanging), "the hanging successor ended together with its predecessor"
+    assert not os.path.exists("/proc/%d" % hanging), "the hanging successor must end with its predecessor"
 
 
 def main():
     failed = 0
     steps = (reloads_lose_nothing, new_binaries_lose_nothing, regions_lose_nothing, systemd_is_notified_and_its_sockets_are_used,
-             descriptors_run_out_and_nothing_dies, a_second_signal_ends_it_at_once, a_successor_that_hangs_holds_nobody_up)
+             descriptors_run_out_and_nothing_dies, a_second_signal_ends_the_process_at_once, a_successor_that_hangs_holds_nobody_up)
     for step in steps:
         with tempfile.TemporaryDirectory() as folder:
             world = World(folder)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Common protocols with real clients and servers, through two regions: WebSocket, event streams, gRPC,
-curl, Node's fetch, a browser, and a scan of our TLS.
+"""Common protocols between real clients and servers, through two regions: WebSocket, event streams, gRPC, curl,
+Node's fetch and a browser. Also scans the TLS configuration.
 
 usage: manners.py BINARY
 needs: python3-aiohttp, python3-websockets, python3-grpcio, curl, nodejs, chromium, sslscan (Debian's packages)
@@ -10,19 +10,19 @@ import asyncio, gzip, http.client, json, os, queue, shutil, signal, socket, ssl,
 import aiohttp.web, grpc, websockets
 
 import calls
-from regions import PATIENCE, Regions, eventually, free_port
+from regions import TIMEOUT, Regions, eventually, free_port
 
 BINARY = os.path.abspath(sys.argv[1])
 PAGE = """<!doctype html><title>page</title><script>
-const said = {};
-const tell = (what, value) => { said[what] = value; if (Object.keys(said).length == 3) fetch("/report", {method: "POST", body: JSON.stringify(said)}); };
+const results = {};
+const report = (name, value) => { results[name] = value; if (Object.keys(results).length == 3) fetch("/report", {method: "POST", body: JSON.stringify(results)}); };
 const socket = new WebSocket(`ws://${location.host}/socket`);
 socket.onopen = () => socket.send("from the browser");
-socket.onmessage = event => tell("socket", event.data);
+socket.onmessage = event => report("socket", event.data);
 const events = new EventSource("/events");
-const heard = [];
-events.onmessage = event => { heard.push(event.data); if (heard.length == 3) { events.close(); tell("events", heard.join()); } };
-fetch("/json").then(answer => answer.json()).then(value => tell("fetch", value.region));
+const received = [];
+events.onmessage = event => { received.push(event.data); if (received.length == 3) { events.close(); report("events", received.join()); } };
+fetch("/json").then(answer => answer.json()).then(value => report("fetch", value.region));
 </script>"""
 
 
@@ -36,7 +36,7 @@ class App:
         open(self.file, "wb").write(bytes(range(256)) * 4096)
         started = threading.Event()
         threading.Thread(target=lambda: asyncio.run(self.run(started)), daemon=True).start()
-        assert started.wait(PATIENCE)
+        assert started.wait(TIMEOUT)
 
     async def run(self, started):
         app = aiohttp.web.Application(client_max_size=1 << 30)
@@ -92,8 +92,8 @@ class App:
 
     async def upload(self, request):
         size = 0
-        async for piece in request.content.iter_any():
-            size += len(piece)
+        async for chunk in request.content.iter_any():
+            size += len(chunk)
         return await self.note(request, aiohttp.web.json_response({"region": self.region, "bytes": size}))
 
 
@@ -102,7 +102,7 @@ ROUTES = "  - { name: all, match: {}, data: public, home: [{ region: eu-west }],
 
 
 def curl(*arguments):
-    return subprocess.run(["curl", "-sS", "--max-time", "60", *arguments], check=True, capture_output=True, timeout=PATIENCE).stdout
+    return subprocess.run(["curl", "-sS", "--max-time", "60", *arguments], check=True, capture_output=True, timeout=TIMEOUT).stdout
 
 
 def websockets_talk(world, app):
@@ -116,7 +116,7 @@ def websockets_talk(world, app):
                 assert await connection.recv() == "eu-west: " + word
             await connection.send(os.urandom(3_000_000))
             assert len(await connection.recv()) == 3_000_000
-            await asyncio.wait_for(await connection.ping(), PATIENCE)
+            await asyncio.wait_for(await connection.ping(), TIMEOUT)
 
     for region in ("eu-west", "us-east"):
         asyncio.run(talk(world.url(region, "ws")))
@@ -126,7 +126,7 @@ def websockets_talk(world, app):
 def event_streams_are_not_buffered(world, app):
     for region in ("eu-west", "us-east"):
         app.release.clear()
-        c = http.client.HTTPConnection("127.0.0.1", world.ports[region]["http"], timeout=PATIENCE)
+        c = http.client.HTTPConnection("127.0.0.1", world.ports[region]["http"], timeout=TIMEOUT)
         c.request("GET", "/events")
         answer = c.getresponse()
         # The stream is still open, so these events were not buffered.
@@ -148,8 +148,8 @@ def curl_does_everything(world, app):
     body = world.folder + "/body"
     open(body, "wb").truncate(size)
     for more in (["--http1.1"], ["--http2"], ["--http1.1", "-H", "Transfer-Encoding: chunked"], ["--http1.1", "-H", "Expect: 100-continue"]):
-        said = curl("--cacert", world.authority, *more, "-w", "\\n%{http_version}", "--data-binary", "@" + body, world.url("us-east", "https", "localhost") + "/upload")
-        answer, version = said.decode().rsplit("\n", 1)
+        output = curl("--cacert", world.authority, *more, "-w", "\\n%{http_version}", "--data-binary", "@" + body, world.url("us-east", "https", "localhost") + "/upload")
+        answer, version = output.decode().rsplit("\n", 1)
         assert json.loads(answer) == {"region": "eu-west", "bytes": size}, (more, answer)
         assert version == ("2" if "--http2" in more else "1.1"), (more, version)
 
@@ -174,7 +174,7 @@ def nodes_fetch_streams(world, app):
         stop.abort();
     """
     app.release.clear()
-    subprocess.run(["node", "--input-type=module", "-e", script, world.url("us-east")], check=True, capture_output=True, timeout=PATIENCE)
+    subprocess.run(["node", "--input-type=module", "-e", script, world.url("us-east")], check=True, capture_output=True, timeout=TIMEOUT)
     app.release.set()
 
 
@@ -201,7 +201,7 @@ def nothing_is_left_open(world, app):
 
 
 def tls_has_nothing_weak(world, app):
-    report = subprocess.run(["sslscan", "--no-colour", "--no-check-certificate", "127.0.0.1:%d" % world.ports["eu-west"]["https"]], check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+    report = subprocess.run(["sslscan", "--no-colour", "--no-check-certificate", "127.0.0.1:%d" % world.ports["eu-west"]["https"]], check=True, capture_output=True, text=True, timeout=TIMEOUT).stdout
     for weak in ("SSLv2", "SSLv3", "TLSv1.0", "TLSv1.1"):
         assert any(line.split() == [weak, "disabled"] for line in report.splitlines()), report
     ciphers = [line for line in report.splitlines() if line.startswith(("Preferred", "Accepted"))]
@@ -220,19 +220,19 @@ def grpc_calls(folder):
         for region in ("eu-west", "us-east"):
             with grpc.secure_channel("localhost:%d" % world.ports[region]["https"], grpc.ssl_channel_credentials(roots)) as channel:
                 unary, chat = channel.unary_unary("/demo.Echo/Unary"), channel.stream_stream("/demo.Echo/Chat")
-                assert unary(b"hello", timeout=PATIENCE) == b"echo:hello"
-                assert unary(b"x" * 3_000_000, timeout=PATIENCE) == b"echo:" + b"x" * 3_000_000
-                assert list(channel.unary_stream("/demo.Echo/Count")(b"1000", timeout=PATIENCE)) == [b"%d" % n for n in range(1000)]
+                assert unary(b"hello", timeout=TIMEOUT) == b"echo:hello"
+                assert unary(b"x" * 3_000_000, timeout=TIMEOUT) == b"echo:" + b"x" * 3_000_000
+                assert list(channel.unary_stream("/demo.Echo/Count")(b"1000", timeout=TIMEOUT)) == [b"%d" % n for n in range(1000)]
                 # Each message waits for the reply to the previous one. The minimum rate of bodies does not apply to gRPC streams.
                 words = queue.Queue()
-                heard = chat(iter(words.get, None), timeout=PATIENCE)
+                replies = chat(iter(words.get, None), timeout=TIMEOUT)
                 for word in (b"one", b"two"):
                     words.put(word)
-                    assert next(heard) == b"heard:" + word
+                    assert next(replies) == b"heard:" + word
                 words.put(None)
-                assert list(heard) == []
+                assert list(replies) == []
                 try:
-                    channel.unary_unary("/demo.Echo/Fail")(b"", timeout=PATIENCE)
+                    channel.unary_unary("/demo.Echo/Fail")(b"", timeout=TIMEOUT)
                     assert False, "the call must fail"
                 except grpc.RpcError as error:
                     assert (error.code(), error.details()) == (grpc.StatusCode.FAILED_PRECONDITION, "not today"), error
@@ -247,7 +247,7 @@ def grpc_calls(folder):
         for region in ("eu-west", "us-east"):
             with grpc.secure_channel("localhost:%d" % world.ports[region]["https"], grpc.ssl_channel_credentials(roots)) as channel:
                 try:
-                    channel.unary_unary("/demo.Echo/Unary")(b"hello", timeout=PATIENCE)
+                    channel.unary_unary("/demo.Echo/Unary")(b"hello", timeout=TIMEOUT)
                     assert False, "the call must fail without a server"
                 except grpc.RpcError as error:
                     assert error.code() == grpc.StatusCode.UNAVAILABLE and any(code in error.details() for code in ("upstream.unreachable", "failover.home_down")), error

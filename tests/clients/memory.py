@@ -1,26 +1,26 @@
-"""The memory that one connection costs in real processes: clients request large responses and read nothing, and app servers do not
-read uploads. Meanwhile, another client is served.
+"""The memory that one connection uses in real processes: clients request large responses and read nothing, and app servers do not
+read uploads. Each experiment also checks that another client is served.
 
 usage: memory.py BINARY [NUMBER ...]
 Runs all experiments, or only those with the given numbers.
 """
 import base64, hashlib, http.client, itertools, os, re, shutil, socket, struct, sys, tempfile, threading, time
 
-from regions import PATIENCE, Regions, eventually
+from regions import TIMEOUT, Regions, eventually
 
 BINARY, ONLY, NUMBERS = os.path.abspath(sys.argv[1]), set(map(int, sys.argv[2:])), itertools.count(1)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 4, 6, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 KIB, MIB = 1 << 10, 1 << 20
-# Bytes that are sent at once, and the length of a response, which exceeds every window here.
+# The number of bytes per write, and the length of a response, which exceeds every window in this file.
 BATCH, LARGE = 16000, 5000000
 # SETTINGS_INITIAL_WINDOW_SIZE at its maximum.
 WIDE = struct.pack(">HI", 4, 0x7FFFFFFF)
 
 ROUTES = """  - { name: far, match: { path: "/far/**" }, data: public, home: [{ region: us-east }] }
   - { name: all, match: {}, data: public, home: [{ region: eu-west }] }"""
-# Slow connections are not cut off, so that buffered data can be measured. The drain at the end is short.
+# Timeouts are long and no minimum rate applies, so that slow connections stay open while memory is measured. The drain is short.
 LIMITS = "body_rate: 0B, idle_timeout: 300s, request_timeout: 300s, response_timeout: 300s, tunnel_idle: 300s, body: unlimited, drain: 1s"
 
 
@@ -30,9 +30,9 @@ def frame(kind, flags, stream, payload=b""):
 
 def frames_of(connection):
     """Yields the received frames, until the connection ends."""
-    come = connection.makefile("rb")
-    while len(head := come.read(9)) == 9:
-        payload = come.read(int.from_bytes(head[:3], "big"))
+    reader = connection.makefile("rb")
+    while len(head := reader.read(9)) == 9:
+        payload = reader.read(int.from_bytes(head[:3], "big"))
         yield head[3], head[4], int.from_bytes(head[5:], "big"), payload
 
 
@@ -40,10 +40,10 @@ def settings_of(payload):
     return dict(struct.unpack_from(">HI", payload, at) for at in range(0, len(payload), 6))
 
 
-def data_frames(stream, size, piece):
-    """DATA frames of `size` bytes in total, with at most `piece` bytes each."""
-    whole, rest = divmod(size, piece)
-    return frame(DATA, 0, stream, b"x" * piece) * whole + (frame(DATA, 0, stream, b"x" * rest) if rest else b"")
+def data_frames(stream, size, chunk_size):
+    """DATA frames of `size` bytes in total, with at most `chunk_size` bytes each."""
+    whole, rest = divmod(size, chunk_size)
+    return frame(DATA, 0, stream, b"x" * chunk_size) * whole + (frame(DATA, 0, stream, b"x" * rest) if rest else b"")
 
 
 class Windows:
@@ -69,14 +69,14 @@ class Windows:
 
 
 class App:
-    """Responds with large bodies in chunks of `piece` bytes, and reads no request bodies.
+    """Responds with large bodies in chunks of `chunk_size` bytes, and reads no request bodies.
 
-    Counts the requests and the response bytes that were sent; `faults` are the errors of connections that it could not serve to the end.
+    Counts the requests and the response bytes that it sends. `faults` has the errors of connections that failed.
     """
 
-    def __init__(self, piece):
+    def __init__(self, chunk_size):
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        self.port, self.piece, self.seen, self.sent, self.faults = self.listener.getsockname()[1], piece, 0, 0, []
+        self.port, self.chunk_size, self.seen, self.sent, self.faults = self.listener.getsockname()[1], chunk_size, 0, 0, []
         self.counting = threading.Lock()
         threading.Thread(target=self.accept, daemon=True).start()
 
@@ -107,24 +107,24 @@ class Http1App(App):
                 head += byte
             self.count(seen=1)
             if b"/silent" in head:
-                return time.sleep(10 * PATIENCE)
+                return time.sleep(10 * TIMEOUT)
             if b"/tunnel" in head:
                 key = re.search(rb"(?i)sec-websocket-key: *(\S+)", head).group(1)
                 accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
                 connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n")
                 connection.sendall(b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n")
                 self.send(connection, lambda size: b"x" * size)
-                return time.sleep(10 * PATIENCE)
+                return time.sleep(10 * TIMEOUT)
             connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
             self.send(connection, self.chunks)
             connection.sendall(b"0\r\n\r\n")
 
     def chunks(self, size):
-        chunk = b"%x\r\n" % self.piece + b"x" * self.piece + b"\r\n"
-        return chunk * (size // self.piece)
+        chunk = b"%x\r\n" % self.chunk_size + b"x" * self.chunk_size + b"\r\n"
+        return chunk * (size // self.chunk_size)
 
     def send(self, connection, batch_of):
-        size = BATCH // self.piece * self.piece
+        size = BATCH // self.chunk_size * self.chunk_size
         for _ in range(LARGE // size):
             connection.sendall(batch_of(size))
             self.count(sent=size)
@@ -145,7 +145,7 @@ class Http2App(App):
                 connection.sendall(frame(HEADERS, END_HEADERS, stream, b"\x88"))
             for stream in list(left):
                 while size := min(windows.take(stream), left[stream]):
-                    connection.sendall(data_frames(stream, size, self.piece))
+                    connection.sendall(data_frames(stream, size, self.chunk_size))
                     self.count(sent=size)
                     left[stream] -= size
                 if not left[stream]:
@@ -225,11 +225,11 @@ def memory_of(process):
 
 
 def settled(processes):
-    """The memory of each process, once none of them grows any more."""
+    """The memory of each process, once none of them has grown for three seconds."""
     measure = lambda: [memory_of(process) for process in processes]
-    last, since, deadline = measure(), time.monotonic(), time.monotonic() + PATIENCE
+    last, since, deadline = measure(), time.monotonic(), time.monotonic() + TIMEOUT
     while time.monotonic() - since < 3:
-        assert time.monotonic() < deadline, "memory grows without end"
+        assert time.monotonic() < deadline, "memory does not stop growing"
         time.sleep(0.1)
         now = measure()
         if any(size > was + MIB // 4 for size, was in zip(now, last)):
@@ -239,16 +239,16 @@ def settled(processes):
 
 def serves_another_client(regions, path):
     """Asserts that another client gets a complete response."""
-    client = http.client.HTTPConnection("127.0.0.1", regions.ports["eu-west"]["http"], timeout=PATIENCE)
+    client = http.client.HTTPConnection("127.0.0.1", regions.ports["eu-west"]["http"], timeout=TIMEOUT)
     client.request("GET", path)
     read = len(client.getresponse().read())
     assert LARGE - BATCH < read <= LARGE, f"another client was not served: {read} bytes"
 
 
-def hold(name, ask, method, path, app, connections, requests, least, piece=BATCH, buffer=4 * MIB, most=None):
+def hold(name, ask, method, path, app, connections, requests, least, chunk_size=BATCH, buffer=4 * MIB, most=None):
     """Measures the memory of a connection, in the region that the client is connected to and in the other one.
 
-    The app must send at least `least` bytes of each response on average, because a connection without data would cost nothing.
+    The app must send at least `least` bytes of each response on average, because a connection without data would use no memory.
     """
     number = next(NUMBERS)
     if ONLY and number not in ONLY:
@@ -256,7 +256,7 @@ def hold(name, ask, method, path, app, connections, requests, least, piece=BATCH
     # The README promises at most `connection_buffer` and 192 KiB for each request.
     most = most or buffer + requests * 192 * KIB
     folder = tempfile.mkdtemp(prefix="domicile-memory-")
-    app, far = app(piece), Http1App(piece)
+    app, far = app(chunk_size), Http1App(chunk_size)
     scheme = "h2c" if isinstance(app, Http2App) else "http"
     upstreams = {"eu-west": [f"{scheme}://127.0.0.1:{app.port}"], "us-east": [f"http://127.0.0.1:{far.port}"]}
     limits = f"limits: {{ {LIMITS}, connection_buffer: {buffer // MIB}MiB }}"
@@ -274,7 +274,7 @@ def hold(name, ask, method, path, app, connections, requests, least, piece=BATCH
         print(f"{number} {name}: {costs[0] / MIB:.2f} MiB per connection, and {costs[1] / MIB:.2f} MiB in the other region,"
               f" of {sent / MIB:.1f} MiB sent", flush=True)
         assert max(costs) > requests * 16 * KIB, f"{name}: almost nothing was buffered"
-        assert max(costs) < most, f"{name}: a connection may cost {most / MIB:.2f} MiB"
+        assert max(costs) < most, f"{name}: a connection may use at most {most / MIB:.2f} MiB"
         serves_another_client(regions, path.decode().replace("silent", "a").replace("tunnel", "a"))
         for connection in held:
             connection.shutdown(socket.SHUT_RDWR)
@@ -286,19 +286,19 @@ def hold(name, ask, method, path, app, connections, requests, least, piece=BATCH
 if __name__ == "__main__":
     many, narrow, get, post = (10, 100), 64 * KIB, b"GET", b"POST"
     hold("HTTP/1.1 responses to HTTP/2 clients", ask_http2, get, b"/near/a", Http1App, *many, least=16 * KIB)
-    hold("the same in tiny chunks", ask_http2, get, b"/near/a", Http1App, *many, least=4 * KIB, piece=20)
+    hold("the same in tiny chunks", ask_http2, get, b"/near/a", Http1App, *many, least=4 * KIB, chunk_size=20)
     hold("HTTP/2 responses to HTTP/2 clients", ask_http2, get, b"/near/a", Http2App, *many, least=narrow)
-    hold("the same in small frames", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=1000)
-    hold("the same in medium frames", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=4096)
-    hold("the same in tiny frames", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, piece=20)
+    hold("the same in small frames", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, chunk_size=1000)
+    hold("the same in medium frames", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, chunk_size=4096)
+    hold("the same in tiny frames", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, chunk_size=20)
     hold("the same with a large buffer", ask_http2, get, b"/near/a", Http2App, *many, least=narrow, buffer=16 * MIB)
     hold("responses of another region to HTTP/2 clients", ask_http2, get, b"/far/a", Http1App, *many, least=narrow)
-    hold("the same in tiny chunks", ask_http2, get, b"/far/a", Http1App, *many, least=narrow, piece=20)
+    hold("the same in tiny chunks", ask_http2, get, b"/far/a", Http1App, *many, least=narrow, chunk_size=20)
     hold("HTTP/2 uploads", ask_http2, post, b"/near/silent", Http1App, *many, least=0)
     hold("HTTP/2 uploads to another region", ask_http2, post, b"/far/silent", Http1App, *many, least=0)
     hold("responses before the end of uploads", ask_http2, post, b"/near/a", Http2App, *many, least=narrow)
     hold("HTTP/2 tunnels", ask_http2, b"CONNECT", b"/near/tunnel", Http1App, *many, least=16 * KIB)
-    hold("HTTP/2 tunnels to another region", ask_http2, b"CONNECT", b"/far/tunnel", Http1App, *many, least=16 * KIB, piece=20)
+    hold("HTTP/2 tunnels to another region", ask_http2, b"CONNECT", b"/far/tunnel", Http1App, *many, least=16 * KIB, chunk_size=20)
     one = {"connections": 50, "requests": 1, "most": 2 * MIB}
     hold("responses of another region to HTTP/1.1 clients", ask_http1, get, b"/far/a", Http1App, least=MIB, **one)
     hold("HTTP/1.1 uploads to another region", ask_http1, post, b"/far/silent", Http1App, least=0, **one)

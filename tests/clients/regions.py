@@ -1,7 +1,7 @@
 """Regions for the tests with real clients, as an operator runs them: a process each, one configuration file, TLS between them."""
 import http.client, os, signal, socket, subprocess, time
 
-PATIENCE = 90
+TIMEOUT = 90
 PLACES = {"eu-west": ("eu", "[53, -6]"), "us-east": ("us", "[39, -77]"), "ap-northeast": ("jp", "[36, 140]")}
 
 
@@ -12,7 +12,7 @@ def free_port():
 
 
 def eventually(what, is_so):
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not is_so():
         assert time.monotonic() < deadline, "not in time: " + what
         time.sleep(0.02)
@@ -83,4 +83,4 @@ routes:
         """Stops the processes and returns their exit codes."""
         for process in self.processes.values():
             process.terminate()
-        return [process.wait(PATIENCE) for process in self.processes.values()]
+        return [process.wait(TIMEOUT) for process in self.processes.values()]

@@ -24,7 +24,7 @@ use serde::Deserialize;
 
 use crate::support::{Table, World, address_in, noon};
 
-/// The number of cases when one was added last: a book that is not found must not pass.
+/// The minimum number of cases, so that the test fails if it does not find the case files.
 const CASES: usize = 146;
 
 #[derive(Deserialize)]
@@ -116,9 +116,9 @@ pub fn load_policy(file: &Path, region: &str, registry: &mut Registry) -> Policy
     }
 }
 
-/// The user table of the people in a book, as its file has it.
+/// The user table of a book's people, as CSV.
 fn table(people: &BTreeMap<String, Person>) -> String {
-    // A table without users is refused.
+    // Domicile refuses a table without users.
     let somebody = "user,home,jurisdiction\nsomebody-else,dublin,\n";
     people.iter().fold(somebody.into(), |text, (key, person)| {
         format!("{text}{key},{},{}\n", person.home, person.jurisdiction.as_deref().unwrap_or_default())
@@ -213,7 +213,7 @@ fn outcome(decision: &Decision, policy: &Policy) -> String {
     }
 }
 
-/// Whether only report-only mode lets the request go where it goes.
+/// Whether the request may go to its destination only because of report-only mode.
 fn reported(decision: &Decision) -> bool {
     match &decision.verdict {
         Verdict::Proceed(itinerary) => decision.trail.is_reported(itinerary.first()),

@@ -148,7 +148,7 @@ pub enum Step {
 #[derive(PartialEq, Eq, PartialOrd, Ord, Clone, Copy, Debug)]
 pub enum Proof {
     Claimed,
-    /// Only a peer's word supports the key.
+    /// Only a peer states that the key is proven.
     Vouched,
     Proven,
 }
@@ -183,7 +183,7 @@ pub struct Situation {
     pub statement: Option<Statement>,
     /// Further classes claimed for the message.
     pub labels: Vec<String>,
-    /// Regions that take no requests.
+    /// Regions that accept no requests.
     pub down: Vec<usize>,
     /// All regions in the order of their cost to reach, cheapest first.
     pub nearest: Vec<usize>,
@@ -216,11 +216,11 @@ pub enum Outcome {
 #[derive(Clone, Debug)]
 pub struct Judgement {
     pub outcome: Outcome,
-    /// Report-only classes, taken as enforced, object to the outcome. Always false for a refusal.
+    /// The outcome would break a rule if report-only classes were enforced. Always false for a refusal.
     pub reported: bool,
 }
 
-/// Decides what happens to the request: the one function that the comparison calls.
+/// Decides what happens to the request. This is the function that the comparison calls.
 pub fn judge(world: &World, situation: &Situation) -> Judgement {
     match judge_until_refused(world, situation) {
         Ok(judgement) => judgement,
@@ -228,9 +228,9 @@ pub fn judge(world: &World, situation: &Situation) -> Judgement {
     }
 }
 
-/// The limits of a request, before anybody's health is looked at.
+/// The limits of a request, before the health of regions is considered.
 pub struct Limits {
-    /// `None`: nobody owns the request.
+    /// `None`: no region owns the request.
     pub owner: Option<usize>,
     /// The regions that may process the request.
     pub clearance: Vec<usize>,
@@ -258,8 +258,9 @@ pub fn limits(world: &World, situation: &Situation) -> Option<Limits> {
     Some(Limits { owner, clearance, carriers, evidence, judges_two_users: homes.len() > 1 })
 }
 
-/// Whether the request depends on the directory alone: its chain asks the directory first, the request names a user, and no
-/// hint answers for the directory. `None` if the request is refused before its chain is walked.
+/// Whether the request depends on the directory alone: its chain asks the directory first, the request names a user, no hint
+/// replaces the lookup, and the request is not a read of data that stays anywhere. `None` if the request is refused before the
+/// program walks its chain.
 pub fn needs_directory(world: &World, situation: &Situation) -> Option<bool> {
     let request = request_of(world, situation).ok()?;
     let asks_first = matches!(request.route.chain.first(), Some(Step::Directory));
@@ -284,13 +285,13 @@ struct Request<'a> {
 
 /// A region that owns the request, or the finding that no region owns it.
 struct Home {
-    /// `None`: nobody owns the request.
+    /// `None`: no region owns the request.
     region: Option<usize>,
     evidence: Evidence,
     user: User,
 }
 
-/// The order of these lines is the order of the checks: the first one that refuses gives the code.
+/// The lines are in the order of the checks. The first check that fails gives the code of the refusal.
 fn judge_until_refused(world: &World, situation: &Situation) -> Result<Judgement, Code> {
     let request = request_of(world, situation)?;
     let homes = homes_of(&request)?;
@@ -416,7 +417,7 @@ fn class_named<'a>(world: &'a World, name: &str) -> Option<&'a Class> {
     world.classes.iter().find(|class| class.name == name)
 }
 
-/// A statement counts only if a peer sent the request: section 5 strips our own headers from everybody else.
+/// A statement counts only if a peer sent the request: section 5 removes our own headers from all other requests.
 fn statement_of_peer(situation: &Situation) -> Option<&Statement> {
     match situation.peer {
         Some(_) => situation.statement.as_ref(),
@@ -442,10 +443,10 @@ fn check_credential(world: &World, situation: &Situation, classes: &[&Class]) ->
     }
 }
 
-// Checks 5 to 7: whose record, the hint, and the second user.
+// Checks 5 to 7: the user whose record counts, the hint, and the second user.
 
-/// The answer to "where does this user live?".
-enum Answer {
+/// The result of looking up a user's home.
+enum HomeLookup {
     NoKey,
     /// The directory was asked and does not have the user.
     Absent,
@@ -462,7 +463,7 @@ fn homes_of(request: &Request) -> Result<Vec<Home>, Code> {
     })
 }
 
-/// The recorded home of the caller, where the path names another user that the directory was asked for and lacks.
+/// The recorded home of the caller, if the path names another user and the directory has no record of that user.
 fn home_of_second_user(request: &Request) -> Option<Home> {
     let path_user = request.path_user.as_ref()?;
     let (caller, proof) = request.situation.caller.as_ref()?;
@@ -470,13 +471,13 @@ fn home_of_second_user(request: &Request) -> Option<Home> {
     if caller == path_user || !asks_directory {
         return None;
     }
-    match answer_about_subject(request) {
-        Answer::Absent => home_in_directory(request.world, caller, *proof),
-        Answer::NoKey | Answer::Unavailable | Answer::Found(_) => None,
+    match home_of_subject(request) {
+        HomeLookup::Absent => home_in_directory(request.world, caller, *proof),
+        HomeLookup::NoKey | HomeLookup::Unavailable | HomeLookup::Found(_) => None,
     }
 }
 
-/// The key of the user whose record is asked: the path's user if there is one, else the caller.
+/// The key of the user whose record is looked up: the path's user if there is one, else the caller.
 fn subject_of<'a>(request: &'a Request) -> Option<(&'a str, Proof)> {
     if let Some(key) = &request.path_user {
         return Some((key, Proof::Proven));
@@ -486,24 +487,24 @@ fn subject_of<'a>(request: &'a Request) -> Option<(&'a str, Proof)> {
 }
 
 /// Combines the directory and the hint. Meaningful only for a route whose chain has the `Directory` step.
-fn answer_about_subject(request: &Request) -> Answer {
+fn home_of_subject(request: &Request) -> HomeLookup {
     let Some((key, proof)) = subject_of(request) else {
-        return Answer::NoKey;
+        return HomeLookup::NoKey;
     };
     let hint = request.situation.hint.as_ref().filter(|hint| hint.user == key);
     if let Some(hint) = hint {
         let hint_suffices = request.world.classes[request.route.class].needs <= Evidence::Asserted;
         let spares_directory = hint.is_current && hint_suffices;
         if spares_directory || !request.world.directory_available {
-            return Answer::Found(home_in_hint(request.world, hint));
+            return HomeLookup::Found(home_in_hint(request.world, hint));
         }
     }
     if !request.world.directory_available {
-        return Answer::Unavailable;
+        return HomeLookup::Unavailable;
     }
     match home_in_directory(request.world, key, proof) {
-        Some(home) => Answer::Found(home),
-        None => Answer::Absent,
+        Some(home) => HomeLookup::Found(home),
+        None => HomeLookup::Absent,
     }
 }
 
@@ -547,10 +548,10 @@ fn home_found_by_chain(request: &Request) -> Result<Home, Code> {
 }
 
 fn directory_step(request: &Request) -> Result<Option<Home>, Code> {
-    match answer_about_subject(request) {
-        Answer::NoKey | Answer::Absent => Ok(None),
-        Answer::Found(home) => Ok(Some(home)),
-        Answer::Unavailable => {
+    match home_of_subject(request) {
+        HomeLookup::NoKey | HomeLookup::Absent => Ok(None),
+        HomeLookup::Found(home) => Ok(Some(home)),
+        HomeLookup::Unavailable => {
             let may_go_on = request.situation.is_read && all_stay_anywhere(&request.classes);
             if may_go_on { Ok(None) } else { Err("directory.unavailable") }
         }
@@ -647,7 +648,7 @@ fn great_circle_angle(one: (f32, f32), other: (f32, f32)) -> f64 {
     2.0 * haversine.sqrt().min(1.0).asin()
 }
 
-/// Of the same network stated twice, the first wins.
+/// If a network is listed twice, the first entry wins.
 fn longest_matching_network(world: &World, client: IpAddr) -> Option<&Network> {
     let mut longest: Option<(&Network, u32)> = None;
     for network in &world.networks {
@@ -689,7 +690,7 @@ enum CountrySource {
 }
 
 fn country_of_client<'a>(world: &'a World, situation: &'a Situation) -> Option<(&'a str, CountrySource)> {
-    // A peer that states no country knows none that it trusts: that is no reason to ask another database.
+    // A peer that states no country has found none that it trusts, so our own database is not asked.
     if let Some(statement) = statement_of_peer(situation) {
         return statement.country.as_ref().map(|country| (country.as_str(), CountrySource::Peer));
     }
@@ -721,7 +722,7 @@ fn lists_country(countries: &[String], country: &str) -> bool {
 
 // Check 9: the clearance.
 
-/// Report-only classes clear every region and let anyone carry, so they are left out of every enforced question.
+/// Report-only classes clear every region and let every region carry, so the enforced checks ignore them.
 fn enforced_classes<'a>(classes: &[&'a Class]) -> Vec<&'a Class> {
     classes.iter().copied().filter(|class| !class.report_only).collect()
 }
@@ -812,14 +813,14 @@ fn outcome_for_client(
             reachable.push(*stop);
         }
     }
-    // An unowned request may skip unreachable regions. An owned one may not skip the first: another region would serve it
-    // although that one takes requests.
+    // An unowned request may skip unreachable regions. An owned request may not skip its first stop, because another region
+    // would then serve it although the first one accepts requests.
     let may_start = if owner.is_none() { !reachable.is_empty() } else { is_reachable(itinerary[0]) };
     if may_start && may_carry(world, world.local, clearance, enforced) {
         return Ok(Outcome::Proceed(reachable));
     }
     for stop in itinerary {
-        // The client is here already, so a redirect to the local region would be a loop.
+        // The client has already reached the local region, so a redirect to it would be a loop.
         let may_be_target = stop != world.local && (owner.is_none() || owner == Some(stop));
         if may_be_target && world.regions[stop].has_url {
             return Ok(Outcome::Redirect(stop));
@@ -828,7 +829,7 @@ fn outcome_for_client(
     Err("residency.carrier_not_cleared")
 }
 
-/// The cleared regions to try, in order: never empty.
+/// The cleared regions to try, in order. Never empty.
 fn itinerary_of(request: &Request, owner: Option<usize>, clearance: &[usize]) -> Result<Vec<usize>, Code> {
     let situation = request.situation;
     let mut order = Vec::new();
@@ -874,8 +875,8 @@ fn outcome_for_peer(
 
 // Report-only classes.
 
-/// Whether the outcome would break a rule if every report-only class were enforced. The local region does not carry what it
-/// redirects, so a redirect breaks no rule about carriers.
+/// Whether the outcome would break a rule if every report-only class were enforced. The local region does not carry a request
+/// that it redirects, so a redirect breaks no rule about carriers.
 fn is_reported(request: &Request, homes: &[Home], outcome: &Outcome) -> bool {
     let world = request.world;
     let strict = cleared_regions(world, &request.classes, homes);

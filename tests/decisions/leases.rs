@@ -1,5 +1,5 @@
-//! A request that is open is judged again when its moment changes: the day, the age of the GeoIP database, the user table, the
-//! policy. It ends where the region that processes it is no longer cleared, and nowhere else.
+//! An open request is judged again when the day, the age of the GeoIP database, the user table or the policy changes. It ends
+//! if its region may no longer process or carry the data, and otherwise stays open.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::support::{Table, World, address_in, noon};
 
 const USERS: &str = "user,home\nanna,dublin\nben,ashburn\nchika,tokyo\n";
 
-/// One open request in dublin, its permit and everything that judging it again needs.
+/// One open request in dublin, with its permit and the inputs for judging it again.
 struct Open {
     runtime: Runtime,
     vitals: Vitals,
@@ -51,14 +51,14 @@ fn moment_under(users: &str, policy: impl FnOnce(&mut Registry) -> Policy) -> (M
     let mut registry = Registry::default();
     let policy = policy(&mut registry);
     let mut vitals = Vitals::unmeasured(policy.nearest_first());
-    // So that dublin serves the reads of Japanese users under the transfer.
+    // tokyo is down, so that dublin serves the reads of Japanese users under the transfer.
     vitals.set(policy.find_region("tokyo").unwrap(), RegionVitals { health: Health::Down, ..RegionVitals::default() });
     let world = World::new(policy, &registry, &Table::Text(users.into()), false, noon(DAY), vitals.clone());
     (world.moment(), vitals)
 }
 
 impl Open {
-    /// A request for a path by a caller, from an address in a country, judged and not yet permitted.
+    /// A request that is judged and not yet permitted.
     fn judged(path: &str, user: Option<&str>, country: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (moment, vitals) = moment_of(USERS);
@@ -96,14 +96,14 @@ impl Open {
         self.runtime.block_on(registrar.permit(&self.lease, self.stop, ())).map(drop)
     }
 
-    /// The same request after its permit: dublin processes it.
+    /// The same request after its permit, which lets dublin process it.
     fn permitted(path: &str, user: Option<&str>, country: &str) -> Self {
         let open = Self::judged(path, user, country);
         open.permit().unwrap();
         open
     }
 
-    /// Judges everything open again. Returns whether the request is still open, and whoever waits for its end knows.
+    /// Judges all open requests again. Returns whether this request is still open, and checks that `poll_ended` agrees.
     fn is_open_under(&self, moment: Moment) -> bool {
         self.runtime.block_on(self.leases.renew_all(&moment, &self.vitals));
         let end = self.lease.poll_ended(&Context::from_waker(Waker::noop()));
@@ -112,7 +112,7 @@ impl Open {
         !self.lease.has_ended()
     }
 
-    /// The same policy and tables on a day, with a GeoIP database that is too old or not.
+    /// The same policy and tables on another day, with a current or a stale GeoIP database.
     fn on(&self, day: &str, geoip_is_stale: bool) -> Moment {
         Moment { geoip_is_stale, ..Moment::at(self.lease.moment().snapshot, noon(day)) }
     }
@@ -183,10 +183,10 @@ fn both_users_of_a_request_are_judged_again() {
 }
 
 #[test]
-fn a_request_that_is_nowhere_yet_does_not_end_and_gets_no_permit() {
+fn a_request_that_no_region_processes_yet_does_not_end_and_gets_no_permit() {
     let open = Open::judged("/billing/1", Some("chika"), "JP");
-    assert!(open.is_open_under(open.on("2026-07-01", false)), "no region has it");
-    assert_eq!(open.permit(), Err(Code::NoLongerCleared), "its stop is that of the day before");
+    assert!(open.is_open_under(open.on("2026-07-01", false)), "no region processes the request yet");
+    assert_eq!(open.permit(), Err(Code::NoLongerCleared), "its stop was cleared for the day before");
     assert_eq!(open.lines(), 0);
 }
 
@@ -197,15 +197,15 @@ fn one_judgement_writes_one_line_however_often_its_region_is_tried() {
     assert_eq!(open.lines(), 1);
     assert!(open.is_open_under(open.with_users("user,home\nanna,dublin\nchika,tokyo\n")));
     open.permit().unwrap();
-    assert_eq!(open.lines(), 2, "another judgement has a line of its own");
+    assert_eq!(open.lines(), 2, "a new judgement writes a new line");
     open.lease.leave();
-    assert!(open.is_open_under(open.on("2026-07-01", false)), "after an attempt the request is nowhere");
+    assert!(open.is_open_under(open.on("2026-07-01", false)), "after an attempt no region processes the request");
 }
 
 #[test]
 fn an_ended_lease_stays_ended() {
     let open = Open::permitted("/account/1", Some("anna"), "IE");
     assert!(!open.is_open_under(open.with_users("user,home\nben,ashburn\n")));
-    assert!(!open.is_open_under(open.with_users(USERS)), "the table is right again");
+    assert!(!open.is_open_under(open.with_users(USERS)), "the original table is restored");
     assert_eq!(open.permit(), Err(Code::NoLongerCleared));
 }

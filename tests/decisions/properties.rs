@@ -1,7 +1,7 @@
-//! Random policies and situations, judged as live traffic is judged.
+//! Random policies and situations, judged by the functions that judge live traffic.
 //!
-//! An independent checker judges each of them too, and promises hold in all of them. Homes, classes and clearances are computed
-//! from the situation, never read from the decision under test. Everything follows from a seed, which a failure names.
+//! An independent checker judges each of them too, and properties must hold in all of them. Homes, classes and clearances are
+//! computed from the situation, never read from the decision under test. Every case derives from a seed, which a failure prints.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,9 @@ use crate::checker::{self, Evidence, Limits, Outcome, Proof, Situation, limits, 
 use crate::support;
 use crate::worlds::{self, is_reported, outcome};
 
-/// The policies that the checker judges too.
+/// The number of policies that the checker judges too.
 const JUDGED_WORLDS: u64 = 10_000;
-/// The policies of every other property.
+/// The number of policies for each of the other properties.
 const WORLDS: u64 = 1_000;
 const SITUATIONS_IN_EACH: usize = 4;
 
@@ -40,10 +40,10 @@ impl Case<'_> {
     /// The limits of a request that is not refused.
     fn limits(&self) -> Limits {
         limits(self.world, self.situation)
-            .unwrap_or_else(|| panic!("a request is refused before its route ends\n{}", self.story()))
+            .unwrap_or_else(|| panic!("the checker refuses this request before its limits are known\n{}", self.story()))
     }
 
-    /// The same world and another situation.
+    /// Judges another situation in the same world.
     fn judged_as(&self, situation: &Situation) -> Decision {
         worlds::judge(self.program, situation)
     }
@@ -87,18 +87,18 @@ fn count_cases(worlds: u64, mut check: impl FnMut(&Case) -> bool) -> usize {
     count
 }
 
-/// Fails unless `property` holds wherever it says something, which must be in at least `least` cases. The property returns
-/// `None` where it says nothing.
+/// Fails unless `property` returns `Some(true)` in at least `least` cases and never `Some(false)`. It returns `None` for a case
+/// to which it does not apply.
 fn holds_in_every_world(least: usize, property: impl Fn(&Case) -> Option<bool>) {
     let count = count_cases(WORLDS, |case| match property(case) {
         Some(true) => true,
         Some(false) => panic!("{}", case.story()),
         None => false,
     });
-    assert!(count >= least, "the property says something about {count} cases only");
+    assert!(count >= least, "the property applies to only {count} cases");
 }
 
-/// The kinds of a case, each of which must be reached often enough.
+/// The kinds of a case. The comparison must reach each kind often enough ([`LEAST`]).
 fn kinds_of(case: &Case, outcome: &Outcome, is_reported: bool) -> Vec<&'static str> {
     let mut kinds = match outcome {
         Outcome::Proceed(stops) if stops[0] == case.world.local => vec!["served here"],
@@ -132,7 +132,7 @@ fn kinds_of(case: &Case, outcome: &Outcome, is_reported: bool) -> Vec<&'static s
     kinds
 }
 
-/// How many cases of each kind the comparison must reach, about half of what it reaches.
+/// The minimum number of cases of each kind in the comparison, about half of the actual number.
 const LEAST: [(&str, usize); 28] = [
     ("served here", 3000),
     ("forwarded", 2500),

@@ -1,4 +1,4 @@
-//! A judging engine for tests: the maker of facts of live traffic, a real user table and a real GeoIP database.
+//! The engine for tests: it makes facts as for live traffic, from a real user table and a real GeoIP database.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -21,12 +21,12 @@ use domicile::model::vitals::{TableVersion, Vitals};
 
 /// The user table of a world.
 pub enum Table {
-    /// CSV, as its file has it.
+    /// The text of a CSV file.
     Text(String),
     Unavailable,
 }
 
-/// Everything that judging needs.
+/// The inputs of judging.
 pub struct World {
     moment: Moment,
     pub vitals: Vitals,
@@ -44,7 +44,7 @@ impl World {
                 Table::Unavailable => None,
             },
         };
-        // The database has one age; whether that is too old is for the test to say.
+        // The test decides whether the database counts as too old.
         Self { moment: Moment { geoip_is_stale: stale, ..Moment::at(Arc::new(snapshot), now) }, vitals }
     }
 
@@ -60,7 +60,7 @@ impl World {
         self.moment.snapshot.table_version().unwrap_or_default()
     }
 
-    /// Judges as live traffic is judged.
+    /// Judges with the function that judges live traffic.
     pub fn judge(&self, question: &Question, labels: &[Box<str>]) -> Decision {
         self.judge_with(question, labels, &self.vitals)
     }

@@ -1,7 +1,7 @@
-//! Random policies and situations in the terms of the checker, and the same in the terms of the program.
+//! Random policies and situations as types of the checker, and their conversion to types of the program.
 //!
-//! Everything follows from a seed. A policy has overlapping routes, disjoint jurisdictions, and data classes with every kind of
-//! rule. A situation may contradict itself where the program reads its parts one by one.
+//! Every value derives from a seed. A policy has overlapping routes, disjoint jurisdictions, and data classes with every kind of
+//! rule. Parts of a situation that the program reads separately may contradict each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,11 +34,11 @@ use crate::support::{self, Table, address_in, noon};
 /// The countries of clients: the bundled database has addresses in each of them.
 const COUNTRIES: [&str; 8] = ["DE", "FR", "US", "JP", "BR", "GB", "ZA", "IN"];
 
-/// A country without a centre: no region is the nearest to it.
+/// A country without a centre, to which no region is the nearest.
 const WITHOUT_CENTRE: &str = "BV";
 
-/// Regions are in different cities, and no two of them are about as far from the centre of one of the countries: the program
-/// measures in `f32`, the checker in `f64`.
+/// The coordinates of regions. No two cities are almost equally far from the centre of a country, because the program computes
+/// distances in `f32` and the checker in `f64`.
 const CITIES: [(f32, f32); 10] = [
     (53.35, -6.26),
     (50.11, 8.68),
@@ -52,7 +52,7 @@ const CITIES: [(f32, f32); 10] = [
     (-33.87, 151.21),
 ];
 
-/// The keys of users as the directory has them, and as a path has them.
+/// The keys of users, as written in the directory and in a path.
 const USERS: [(&str, &str); 5] = [("u1", "u1"), ("u2", "u2"), ("u3", "u3"), ("zoë", "zo%C3%AB"), ("ann b", "ann%20b")];
 
 /// Segments that name no usable user: bytes that are not UTF-8, and a control character.
@@ -290,7 +290,7 @@ pub fn situation(random: &mut Rng, world: &checker::World) -> Situation {
             jurisdiction: maybe(random, |random| random.usize(..world.jurisdictions.len())),
             is_current: random.bool(),
         }),
-        // Every peer sends an envelope, and nobody else's is read.
+        // Every peer sends an envelope. The program ignores an envelope in a client's request.
         statement: peer.map(|_| checker::Statement {
             home: (random.usize(..4) < 3).then(|| region(random)),
             evidence: (random.usize(..4) < 3).then(|| evidence(random)),
@@ -319,7 +319,7 @@ fn labels(random: &mut Rng, world: &checker::World) -> Vec<String> {
     (0..random.usize(..3)).map(|_| one_of(random, &world.classes).name).collect()
 }
 
-/// Mostly a path of one of the routes, sometimes any path.
+/// Usually a path of one of the routes, sometimes any path.
 fn path(random: &mut Rng, world: &checker::World) -> String {
     let mut segments: Vec<String> = Vec::new();
     if once_in(random, 8) {
@@ -335,8 +335,8 @@ fn path(random: &mut Rng, world: &checker::World) -> String {
         }
     }
     if segments.is_empty() {
-        // The path `//` is left out: the program takes it for `/`, the checker for one empty segment. Only a policy that keeps
-        // repeated slashes ever judges it.
+        // The path `//` is left out, because the program reads it as `/` and the checker as one empty segment. The program
+        // judges it only under a policy that keeps repeated slashes.
         return "/".to_owned();
     }
     if once_in(random, 40) {
@@ -355,7 +355,7 @@ fn user_segment(random: &mut Rng) -> String {
     }
 }
 
-// The same in the terms of the program.
+// Conversion to the types of the program.
 
 fn code_of(country: &str) -> CountryCode {
     CountryCode::parse(country).expect("a country of the bundled table")
@@ -381,7 +381,7 @@ fn program_evidence(evidence: checker::Evidence) -> Evidence {
     }
 }
 
-/// The world as the program holds it.
+/// The world in the types of the program.
 pub fn program(world: &checker::World) -> support::World {
     let mut registry = Registry::default();
     for index in 0..world.regions.len() {
@@ -505,7 +505,7 @@ fn geo_rules(world: &checker::World) -> GeoRules {
     }
 }
 
-/// Judges the situation as live traffic is judged.
+/// Judges the situation with the function that judges live traffic.
 pub fn judge(program: &support::World, situation: &Situation) -> Decision {
     let labels: Vec<Box<str>> = situation.labels.iter().map(|label| label.as_str().into()).collect();
     program.judge_with(&question(situation, program.table_version()), &labels, &vitals(situation))
@@ -585,7 +585,7 @@ fn envelope(statement: &checker::Statement, client: IpAddr, caller: Option<(Stri
     }
 }
 
-/// The program's verdict in the terms of the checker.
+/// The program's verdict as a type of the checker.
 pub fn outcome(decision: &Decision) -> Outcome {
     match &decision.verdict {
         Verdict::Proceed(itinerary) => Outcome::Proceed(itinerary.regions().map(RegionId::index).collect()),
@@ -594,7 +594,7 @@ pub fn outcome(decision: &Decision) -> Outcome {
     }
 }
 
-/// Whether only report-only mode lets the request go where it goes.
+/// Whether the request may go to its destination only because of report-only mode.
 pub fn is_reported(decision: &Decision) -> bool {
     match &decision.verdict {
         Verdict::Proceed(itinerary) => decision.trail.is_reported(itinerary.first()),
@@ -604,7 +604,7 @@ pub fn is_reported(decision: &Decision) -> bool {
 }
 
 #[test]
-fn no_two_cities_are_about_as_far_from_a_country() {
+fn no_two_cities_are_almost_equally_far_from_a_country() {
     for code in COUNTRIES {
         let centre = code_of(code).country().centre.expect("a centre");
         let mut distances: Vec<_> = CITIES

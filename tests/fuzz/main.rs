@@ -1,20 +1,20 @@
 //! Fuzz tests: arbitrary input against checks that must hold for every input, among them comparisons with independent parsers.
 //!
 //! Each test run checks the corpus (`corpus/`, one input per line with Rust's escapes), all past findings (`found.txt`, against
-//! every target), and some thousands of random mutations from a fixed seed. `tests/fuzz/guide TARGET SECONDS` continues the
+//! every target), and thousands of random mutations from a fixed seed. `tests/fuzz/guide TARGET SECONDS` continues the
 //! search, guided by coverage (libFuzzer), and adds to the corpus.
 
 mod targets;
 
 use targets::Target;
 
-/// The number of random mutations.
+/// The number of random mutations per target.
 const MUTATIONS: usize = 4_000;
 
 fn holds(target: &Target, corpus: &str) {
-    let kept: Vec<_> = corpus.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(unescaped).collect();
+    let corpus: Vec<_> = corpus.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(unescaped).collect();
     let found = include_str!("found.txt").lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(unescaped);
-    let seeds: Vec<_> = (target.seeds)().into_iter().chain(kept).collect();
+    let seeds: Vec<_> = (target.seeds)().into_iter().chain(corpus).collect();
     let mut random = fastrand::Rng::with_seed(7);
     let mutated = std::iter::repeat_with(|| mutated(&mut random, &seeds, target.words)).take(MUTATIONS);
     for input in found.chain(seeds.iter().cloned()).chain(mutated) {
@@ -81,8 +81,8 @@ fn unescaped(line: &str) -> Vec<u8> {
     out
 }
 
-/// Applies one to six mutations: sets a byte, flips a bit, removes a range, repeats a range, inserts a word, or replaces the
-/// tail by that of another input.
+/// Applies one to six mutations. Each sets a byte, flips a bit, removes a range, repeats a range, inserts a word, or replaces the
+/// tail by the tail of another input.
 fn mutated(random: &mut fastrand::Rng, seeds: &[Vec<u8>], words: &[&[u8]]) -> Vec<u8> {
     let mut input = seeds[random.usize(..seeds.len())].clone();
     for _ in 0..random.usize(1..=6) {
@@ -93,8 +93,8 @@ fn mutated(random: &mut fastrand::Rng, seeds: &[Vec<u8>], words: &[&[u8]]) -> Ve
             1 if at < input.len() => input[at] ^= 1 << random.u8(..8),
             2 => drop(input.drain(at..end)),
             3 => {
-                let stretch = input[at..end].to_vec();
-                input.splice(at..at, stretch);
+                let range = input[at..end].to_vec();
+                input.splice(at..at, range);
             }
             4 => drop(input.splice(at..at, words[random.usize(..words.len())].iter().copied())),
             _ => {

@@ -22,7 +22,7 @@ fn with_listeners(plan: &Plan, change: impl Fn(&World, String) -> String) -> Wor
 }
 
 #[test]
-fn the_proxy_protocol_says_whose_connection_it_is_and_is_demanded() {
+fn the_proxy_protocol_header_gives_the_client_address_and_is_required() {
     let world = with_listeners(&Plan::default(), |world, text| {
         let old = format!("  - address: \"{}\"\n", world.eu().http);
         let text = text.replace(&old, &format!("{old}    proxy_protocol: {{ from: [127.0.0.1] }}\n"));
@@ -102,10 +102,10 @@ fn an_upstream_gets_the_client_address_by_the_proxy_protocol() {
                 seen[1].target
             );
         } else {
-            let told = |seen: &&crate::support::Seen| {
+            let is_complete = |seen: &&crate::support::Seen| {
                 seen.target.contains("QUIT\n!\u{11}\0\u{c}Q\u{2}E") && seen.target.contains("GET /users")
             };
-            assert_eq!(seen.iter().filter(told).count(), 2, "{seen:?}");
+            assert_eq!(seen.iter().filter(is_complete).count(), 2, "{seen:?}");
         }
     }
 }
@@ -115,14 +115,14 @@ type RecordedConnections = Arc<Mutex<Vec<(String, String)>>>;
 
 /// A TLS upstream that reads a PROXY header line before the handshake, and records that line and the request head.
 fn reading_proxy_header_before_tls(config: rustls::ServerConfig) -> (SocketAddr, RecordedConnections) {
-    let told = RecordedConnections::default();
+    let recorded = RecordedConnections::default();
     let listener = runtime().block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
-    let (acceptor, noted) = (tokio_rustls::TlsAcceptor::from(Arc::new(config)), Arc::clone(&told));
+    let (acceptor, records) = (tokio_rustls::TlsAcceptor::from(Arc::new(config)), Arc::clone(&recorded));
     runtime().spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let (acceptor, noted) = (acceptor.clone(), Arc::clone(&noted));
+            let (acceptor, records) = (acceptor.clone(), Arc::clone(&records));
             tokio::spawn(async move {
                 let mut line = Vec::new();
                 while !line.ends_with(b"\r\n") {
@@ -133,13 +133,13 @@ fn reading_proxy_header_before_tls(config: rustls::ServerConfig) -> (SocketAddr,
                 while !head.ends_with(b"\r\n\r\n") {
                     head.push(stream.read_u8().await.unwrap());
                 }
-                let told = [line, head].map(|bytes| String::from_utf8(bytes).unwrap());
-                noted.lock().unwrap().push(told.into());
+                let texts = [line, head].map(|bytes| String::from_utf8(bytes).unwrap());
+                records.lock().unwrap().push(texts.into());
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok").await.unwrap();
             });
         }
     });
-    (address, told)
+    (address, recorded)
 }
 
 #[test]
@@ -150,10 +150,10 @@ fn a_tls_upstream_gets_the_proxy_header_before_the_handshake_for_ipv4_and_ipv6()
     authority.write_site(folder.path(), "app", &["app.internal"]).unwrap();
     let mut config = crate::streams::server_config(folder.path());
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let (address, told) = reading_proxy_header_before_tls(config);
+    let (address, recorded) = reading_proxy_header_before_tls(config);
     let ca = folder.path().join("ca.pem");
     let upstreams = move |_: &'static str| {
-        let mut recorder = Recorder::start("told");
+        let mut recorder = Recorder::start("app");
         let tls = format!("tls: {{ authority: \"{}\", name: app.internal }}", ca.display());
         recorder.entry = format!("{{ url: \"https://{address}\", {tls}, proxy_protocol: v1 }}");
         vec![recorder]
@@ -162,9 +162,9 @@ fn a_tls_upstream_gets_the_proxy_header_before_the_handshake_for_ipv4_and_ipv6()
     for client in ["81.2.69.142", "2001:218::1"] {
         assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[("x-forwarded-for", client)]).status, StatusCode::OK);
     }
-    let told = told.lock().unwrap();
-    let lines: Vec<_> = told.iter().map(|(line, head)| (line.as_str(), head.starts_with("GET /users/alice/orders/1 "))).collect();
-    let [(first, true), (second, true)] = lines[..] else { panic!("{told:?}") };
+    let seen = recorded.lock().unwrap();
+    let lines: Vec<_> = seen.iter().map(|(line, head)| (line.as_str(), head.starts_with("GET /users/alice/orders/1 "))).collect();
+    let [(first, true), (second, true)] = lines[..] else { panic!("{seen:?}") };
     assert!(first.starts_with("PROXY TCP4 81.2.69.142 127.0.0.1 0 "), "{first}");
     // The listener's address is IPv4, which a TCP6 header cannot hold, so the header has `::` instead.
     assert!(second.starts_with("PROXY TCP6 2001:218::1 :: 0 "), "{second}");
@@ -229,7 +229,7 @@ fn a_client_may_prove_itself_by_certificate_and_nobody_forges_it() {
         let shown = world.eu().upstream().seen().last().unwrap().headers["client-cert"].clone();
         assert!(shown.as_bytes().starts_with(b":MII") && shown != ":Zm9yZ2Vk:", "{shown:?}");
         assert_eq!(ask(None).starts_with("HTTP/1.1 200"), !required);
-        assert_eq!(ask(Some("site")), "", "signed by another authority");
+        assert_eq!(ask(Some("site")), "", "the certificate is signed by another authority");
         let seen = world.eu().upstream().seen();
         assert_eq!(seen.len(), if required { 1 } else { 2 });
         assert!(seen[1..].iter().all(|seen| !seen.headers.contains_key("client-cert")));

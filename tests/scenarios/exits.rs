@@ -1,4 +1,4 @@
-//! Exits: every way by which data could leave its region, or a request could escape its judgement, is closed.
+//! Exits: data does not leave its region, and no request escapes its judgement, by reloads, labels, trailers or tunnels.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -26,7 +26,7 @@ const AMERICAN: [(&str, &str); 1] = [("x-forwarded-for", "8.8.8.8")];
 const BRAZILIAN: [(&str, &str); 1] = [("x-forwarded-for", "177.1.1.1")];
 
 /// A plan in which every region has these rules.
-fn ruled(rules: &str) -> Plan {
+fn with_rules(rules: &str) -> Plan {
     Plan { rules: NAMES.map(|name| (name, rules.to_owned())).into(), ..Plan::default() }
 }
 
@@ -79,18 +79,18 @@ pub fn a_user_table_that_lost_users_is_used_only_after_an_operator_accepts_the_l
 fn a_loss_that_is_accepted_while_another_reload_runs_is_accepted() {
     let world = World::start();
     std::fs::write(world.folder.path().join("users-eu-west.csv"), WITHOUT_BOB).unwrap();
-    // A reload waits until the file has not changed for a while, so the first one still runs when the second one is asked for.
+    // A reload waits until the file has not changed for a while, so the first one still runs when the second one is requested.
     let mut first = TcpStream::connect(world.eu().admin).unwrap();
     first.set_read_timeout(Some(TIMEOUT)).unwrap();
     first.write_all(b"POST /reload HTTP/1.1\r\nHost: a\r\nDomicile-Command: reload\r\nContent-Length: 0\r\n\r\n").unwrap();
-    assert_eq!(get(world.eu().admin, "/readyz", &[]).status, StatusCode::OK, "the control thread answers meanwhile");
+    assert_eq!(get(world.eu().admin, "/readyz", &[]).status, StatusCode::OK, "the control thread responds meanwhile");
     let accepting = reload_by_admin(world.eu(), "?accept_loss=true", &CONFIRMED);
     assert_eq!((accepting.status, accepting.text()), (StatusCode::OK, "reloaded\n"));
-    assert!(first.read(&mut [0; 100]).unwrap() > 0, "the first reload is answered as well");
+    assert!(first.read(&mut [0; 100]).unwrap() > 0, "the first reload gets a response as well");
     assert_eq!(get(world.eu().http, "/users/bob/orders/1", &[]).code(), "home.unresolved");
 }
 
-/// A world whose proxy in eu-west reads its users from this file in the world's folder.
+/// A world in which eu-west reads its user table from this file in the world's folder.
 fn with_table_at(file: &str, make: impl Fn(&Path)) -> World {
     let world = World::prepare(&Plan::default());
     make(world.folder.path());
@@ -99,7 +99,7 @@ fn with_table_at(file: &str, make: impl Fn(&Path)) -> World {
     start_all(world)
 }
 
-/// Asserts that a table with one user more is used after `put` has put it in place, and that nothing triggers a reload.
+/// Asserts that eu-west uses a table with one more user after `put` has replaced the file. The test requests no reload.
 fn assert_followed(world: &World, put: impl Fn(&str)) {
     let mut table = USERS.to_owned();
     for user in ["dora", "erin", "fred"] {
@@ -116,7 +116,7 @@ fn assert_followed(world: &World, put: impl Fn(&str)) {
 
 #[test]
 fn a_user_table_behind_a_link_that_is_swapped_is_followed() {
-    // Kubernetes mounts a ConfigMap like this: `users.csv` leads to `..data/users.csv`, and `..data` is replaced by a rename.
+    // Kubernetes mounts a ConfigMap like this: `users.csv` links to `..data/users.csv`, and a rename replaces `..data`.
     let mount = |folder: &Path, table: &str| {
         let mounted = folder.join("mounted");
         let version = format!("..{}", table.len());
@@ -164,7 +164,7 @@ fn a_user_in_the_path_that_cannot_be_decoded_is_answered_400() {
 #[test]
 fn an_alias_in_the_path_stands_for_the_caller() {
     let orders = "match: { path: \"/users/{user}/orders/**\" },";
-    let world = World::planned(ruled(&RULES.replace(orders, &format!("{orders} user: {{ me: [me] }},"))));
+    let world = World::planned(with_rules(&RULES.replace(orders, &format!("{orders} user: {{ me: [me] }},"))));
     let ask = |fields: &[(&str, &str)]| get(world.us().http, "/users/me/orders/1", fields);
     assert_eq!(ask(&[]).code(), "home.unresolved");
     world.us().upstream().assert_saw_nothing();
@@ -177,7 +177,7 @@ fn an_alias_in_the_path_stands_for_the_caller() {
     world.assert_saw_nothing(&["ap-northeast"]);
 }
 
-/// App servers that label a response with the class that the query of its request names.
+/// App servers that label each response with the class in the query of the request.
 fn labelling(_: &'static str) -> Vec<Recorder> {
     vec![Recorder::with(Arc::new(|request, seen| {
         let label = request.uri().query().map(|query| HeaderValue::from_str(query).unwrap());
@@ -192,7 +192,7 @@ fn labelling(_: &'static str) -> Vec<Recorder> {
     }))]
 }
 
-/// The lines of a region's ledger about movements.
+/// The lines about movements in a region's ledger.
 fn movements(world: &World, region: &Region) -> Vec<serde_json::Value> {
     region.ledger(world).into_iter().filter(|line| line["kind"] == "movement").collect()
 }
@@ -204,7 +204,7 @@ fn assert_no_own_field(headers: &HeaderMap) {
 #[test]
 fn an_answer_whose_label_needs_a_record_is_withheld_where_nobody_owns_the_request() {
     let rules = RULES.replace("    needs: inferred\n", "    needs: recorded\n");
-    let world = World::planned(Plan { upstreams: Box::new(labelling), ..ruled(&rules) });
+    let world = World::planned(Plan { upstreams: Box::new(labelling), ..with_rules(&rules) });
     for label in ["personal", "restricted"] {
         let answer = get(world.eu().http, &format!("/feed/1?{label}"), &GERMAN);
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (451, "residency.answer_not_cleared"), "{label}");
@@ -218,7 +218,7 @@ fn an_answer_whose_label_needs_a_record_is_withheld_where_nobody_owns_the_reques
 
     let inferred = World::planned(Plan { upstreams: Box::new(labelling), ..Plan::default() });
     let answer = get(inferred.eu().http, "/feed/1?personal", &GERMAN);
-    assert_eq!(answer.text(), "the answer itself", "a guess is enough for a class that needs no more");
+    assert_eq!(answer.text(), "the answer itself", "inferred evidence is enough for this class");
     assert_no_own_field(&answer.headers);
 }
 
@@ -230,7 +230,7 @@ fn with_press() -> String {
 
 #[test]
 fn a_public_request_whose_answer_is_labelled_personal_crosses_the_border_with_its_lines() {
-    let world = World::planned(Plan { upstreams: Box::new(labelling), ..ruled(&with_press()) });
+    let world = World::planned(Plan { upstreams: Box::new(labelling), ..with_rules(&with_press()) });
     let ask = |target: &str, client: &[(&str, &str)]| {
         let answer = get(world.us().http, target, client);
         assert_no_own_field(&answer.headers);
@@ -238,7 +238,7 @@ fn a_public_request_whose_answer_is_labelled_personal_crosses_the_border_with_it
     };
     assert_eq!(ask("/press/1", &GERMAN).text(), "the answer itself");
     assert_eq!(ask("/press/1?public", &GERMAN).text(), "the answer itself");
-    assert!(movements(&world, world.eu()).is_empty(), "public data needs no line");
+    assert!(movements(&world, world.eu()).is_empty(), "public data needs no ledger line");
     assert_eq!(ask("/press/1?personal", &GERMAN).text(), "the answer itself");
     let lines = movements(&world, world.eu());
     let [line] = &lines[..] else { panic!("{lines:?}") };
@@ -262,7 +262,7 @@ fn a_public_request_whose_answer_is_labelled_personal_crosses_the_border_with_it
 
 #[test]
 fn a_labelled_answer_without_its_line_does_not_leave() {
-    let world = World::prepare(&Plan { upstreams: Box::new(labelling), ..ruled(&with_press()) });
+    let world = World::prepare(&Plan { upstreams: Box::new(labelling), ..with_rules(&with_press()) });
     let folder = world.folder.path().join("ledger-eu-west");
     std::fs::create_dir(&folder).unwrap();
     std::os::unix::fs::symlink("/dev/full", folder.join("ledger.jsonl")).unwrap();
@@ -271,14 +271,14 @@ fn a_labelled_answer_without_its_line_does_not_leave() {
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "ledger.unavailable"));
     assert!(!answer.text().contains("itself"));
     assert_no_own_field(&answer.headers);
-    assert_eq!(get(world.us().http, "/press/1", &GERMAN).text(), "the answer itself", "public data needs no line");
+    assert_eq!(get(world.us().http, "/press/1", &GERMAN).text(), "the answer itself", "public data needs no ledger line");
     world.us().upstream().assert_saw_nothing();
 }
 
-type Feed = tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>;
+type BodySender = tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>;
 
-/// App servers whose responses under `/users/alice/orders/NAME` do not end before the sender for NAME is dropped.
-fn downloads<const N: usize>(names: [&'static str; N]) -> (impl Fn(&'static str) -> Vec<Recorder>, [Feed; N]) {
+/// App servers whose response to `/users/alice/orders/NAME` ends when the sender for NAME is dropped.
+fn downloads<const N: usize>(names: [&'static str; N]) -> (impl Fn(&'static str) -> Vec<Recorder>, [BodySender; N]) {
     let (senders, bodies): (Vec<_>, Vec<_>) = names.iter().map(|_| pieces()).unzip();
     let bodies: Vec<_> = names.into_iter().zip(bodies).collect();
     let bodies = Arc::new(Mutex::new(bodies));
@@ -314,14 +314,14 @@ impl Download {
 
     fn read_until(&mut self, text: &str) {
         while !self.received.contains(text) {
-            let mut piece = [0; 1000];
-            let size = self.stream.read(&mut piece).unwrap();
+            let mut buffer = [0; 1000];
+            let size = self.stream.read(&mut buffer).unwrap();
             assert!(size > 0, "{}", self.received);
-            self.received.push_str(&String::from_utf8_lossy(&piece[..size]));
+            self.received.push_str(&String::from_utf8_lossy(&buffer[..size]));
         }
     }
 
-    /// Reads to the end; returns whether the body was complete.
+    /// Reads to the end. Returns whether the body was complete.
     fn ends_complete(mut self) -> bool {
         let mut rest = Vec::new();
         let is_closed_cleanly = self.stream.read_to_end(&mut rest).is_ok();
@@ -329,13 +329,13 @@ impl Download {
     }
 }
 
-fn send(sender: &Feed, text: &'static str) {
+fn send(sender: &BodySender, text: &'static str) {
     sender.send(Frame::data(Bytes::from_static(text.as_bytes()))).unwrap();
 }
 
 #[test]
 fn a_download_ends_when_the_certificate_of_its_peer_is_revoked() {
-    // The owner revokes the region that carries the download, and the other way round.
+    // First the owner revokes the region that carries the download, then the carrying region revokes the owner.
     revoke_while_downloading("eu-west", "us-east");
     revoke_while_downloading("us-east", "eu-west");
 }
@@ -375,7 +375,7 @@ fn revoke_while_downloading(revoking: &str, revoked: &str) {
 fn failover_that_only_report_mode_allows_is_counted() {
     const HEALTH: &str = "{ path: /healthz, every: 20ms, timeout: 5s, rise: 1, fall: 1 }";
     let report = RULES.replace("    needs: inferred\n", "    needs: inferred\n    mode: report\n");
-    let world = World::planned(Plan { health: HEALTH, ..ruled(&report) });
+    let world = World::planned(Plan { health: HEALTH, ..with_rules(&report) });
     let reported = |region: &Region| region.sum_of("domicile_residency_reported_total");
     let ask = |region: &Region| get(region.http, "/users/alice/orders/1", &[]);
     assert_eq!((ask(world.eu()).text(), ask(world.us()).text()), ("eu-west", "eu-west"));
@@ -409,7 +409,7 @@ const TRACING: [(&str, &str); 8] = [
 ];
 const TRACEPARENT: (&str, &str) = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
 
-/// The tracing header fields with which alice's request arrives at her app server, `traceparent` aside, and `traceparent`.
+/// The tracing header fields that alice's app server receives, without `traceparent`, and the value of `traceparent`.
 fn tracing_from(region: &Region, world: &World) -> (Vec<&'static str>, String) {
     let fields = [&TRACING[..], &[TRACEPARENT]].concat();
     assert_eq!(get(region.http, "/users/alice/orders/1", &fields).text(), "eu-west");
@@ -424,7 +424,7 @@ fn tracing_from(region: &Region, world: &World) -> (Vec<&'static str>, String) {
 fn tracing_header_fields_do_not_cross_a_border_and_the_trace_id_does() {
     let world = World::start();
     let (arrived, traceparent) = tracing_from(world.eu(), &world);
-    assert_eq!((arrived, &*traceparent), (TRACING.map(|(name, _)| name).to_vec(), TRACEPARENT.1), "no border, no change");
+    assert_eq!((arrived, &*traceparent), (TRACING.map(|(name, _)| name).to_vec(), TRACEPARENT.1), "nothing changes at home");
     let (arrived, traceparent) = tracing_from(world.us(), &world);
     assert!(arrived.is_empty(), "{arrived:?}");
     let [version, trace, parent, flags] = traceparent.split('-').collect::<Vec<_>>()[..] else { panic!("{traceparent}") };
@@ -495,7 +495,7 @@ fn an_upgrade_that_the_owner_declines_opens_no_tunnel() {
             assert_eq!(after.text(), "eu-west", "the connection serves the next request");
         });
     }
-    assert_eq!(world.eu().upstream().seen().len(), 8, "the app server was asked, and got no byte of a tunnel");
+    assert_eq!(world.eu().upstream().seen().len(), 8, "the app server received the requests, and no byte of a tunnel");
     world.us().upstream().assert_saw_nothing();
     world.assert_saw_nothing(&["ap-northeast"]);
 }
@@ -512,7 +512,7 @@ fn a_request_is_counted_until_its_body_has_ended() {
         let refused = get(world.eu().http, "/users/alice/orders/1", &[]);
         assert_eq!((refused.status, refused.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "proxy.overloaded"));
     }
-    assert_eq!(world.eu().upstream().seen().len(), 1, "the app server saw the download alone");
+    assert_eq!(world.eu().upstream().seen().len(), 1, "the app server saw only the download");
     send(&slow, "two");
     download.read_until("two");
     drop(slow);
@@ -529,7 +529,7 @@ fn a_tunnel_is_counted_until_it_has_ended() {
     assert!(answer.starts_with("http/1.1 101 "), "{answer}");
     speak(&mut tunnel, b"hello");
     assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).code(), "proxy.overloaded");
-    assert_eq!(world.eu().upstream().seen().len(), 1, "the app server saw the tunnel alone");
+    assert_eq!(world.eu().upstream().seen().len(), 1, "the app server saw only the tunnel");
     drop(tunnel);
     eventually("the next request is served", || get(world.eu().http, "/users/alice/orders/1", &[]).status == StatusCode::OK);
 }
@@ -542,10 +542,10 @@ fn with_tokens() -> (World, tempfile::TempDir) {
     let old = "  key: [{ header: x-user-id }, { cookie: uid }]\n";
     let token = format!("{{ keys: \"{}\", issuer: \"https://id.test\", audience: api }}", file.display());
     let new = format!("  token: {token}\n  key: [{{ token: sub }}, {{ header: x-user-id }}]\n");
-    (World::planned(ruled(&RULES.replace(old, &new))), folder)
+    (World::planned(with_rules(&RULES.replace(old, &new))), folder)
 }
 
-/// The users that `x-user-id` names at alice's app server, where the request has her token and the header names bob.
+/// The values of `x-user-id` at alice's app server, for a request with her token and a header that names bob.
 fn users_named(world: &World, region: &Region) -> Vec<HeaderValue> {
     let fields = [("authorization", &*token("alice", "", SECRET)), ("x-user-id", "bob")];
     assert_eq!(get(region.http, "/profile/1", &fields).text(), "eu-west");
@@ -567,7 +567,7 @@ fn a_header_that_names_the_user_is_rebuilt_at_home() {
     world.assert_saw_nothing(&["us-east", "ap-northeast"]);
 }
 
-/// Asks eu-west's gateway for a profile, as the peer us-east does for a caller whom it names and vouches for.
+/// Requests a profile from eu-west's gateway as the peer us-east, with an envelope that names `user` as the proven caller.
 fn ask_as_peer(world: &World, user: &str, fields: &[(&str, &str)]) -> Answer {
     let envelope = Envelope {
         id: "1".into(),
@@ -612,7 +612,7 @@ fn a_peer_does_not_name_one_user_with_the_token_of_another() {
 }
 
 #[test]
-fn a_peers_user_header_says_whom_its_envelope_names() {
+fn the_user_header_of_a_peers_request_is_rebuilt_from_its_envelope() {
     let world = World::start();
     assert_eq!(ask_as_peer(&world, "alice", &[("x-user-id", "bob"), ("x_user_id", "bob")]).text(), "eu-west");
     let seen = world.eu().upstream().seen().pop().unwrap().headers;

@@ -28,7 +28,7 @@ fn a_read_moves_within_its_clearance_and_a_write_does_not_move() {
 }
 
 #[test]
-fn a_dead_home_is_no_reason_to_leave_the_law() {
+fn a_read_does_not_leave_its_clearance_when_its_home_is_down() {
     let world = World::planned(Plan { health: CHECKS, ..Plan::default() });
     world.eu().upstream().crash();
     world.us().wait_for_health("eu-west", "down");
@@ -67,10 +67,10 @@ fn a_dead_upstream_is_passed_over_without_a_lost_request() {
 }
 
 #[test]
-fn with_no_upstream_left_the_answer_is_502_and_readiness_is_red() {
+fn with_no_upstream_left_the_response_is_502_and_readiness_fails() {
     let world = World::planned(Plan { health: CHECKS, ..Plan::default() });
     world.eu().upstream().crash();
-    eventually("readiness is red", || get(world.eu().admin, "/readyz", &[]).status == StatusCode::SERVICE_UNAVAILABLE);
+    eventually("readiness fails", || get(world.eu().admin, "/readyz", &[]).status == StatusCode::SERVICE_UNAVAILABLE);
     assert!(get(world.eu().admin, "/readyz", &[]).text().contains("no upstream is up"));
     assert_eq!(get(world.eu().admin, "/livez", &[]).status, StatusCode::OK);
 
@@ -136,14 +136,14 @@ fn a_failover_follows_the_policy_of_its_own_moment() {
         std::thread::scope(|scope| {
             let address = world.us().http;
             let read = scope.spawn(move || get(address, "/users/bob/orders/1", &[]));
-            eventually("the read is at its home", || world.us().upstream().seen().len() == 1);
+            eventually("the home's upstream has the read", || world.us().upstream().seen().len() == 1);
             if is_swapped {
-                // The transfer that lets the read move to the EU ends while its home is silent.
+                // The transfer that lets the read move to the EU ends while the home's upstream holds the request.
                 let rules = RULES.replace("transfers: [{ from: us, to: eu, basis: contract, until: 2099-12-31 }]", "");
                 let index = world.regions.iter().position(|region| region.name == "us-east").unwrap();
                 world.write_config(index, &Plan { rules: [("us-east", rules)].into(), ..Plan::default() });
                 world.us().reload().unwrap();
-                // The worker serves these after it has judged the open read again.
+                // The worker judges the open read again before it serves these requests.
                 (0..3).for_each(|_| drop(get(address, "/account/1", &[])));
             }
             gate.add_permits(1);
@@ -209,7 +209,7 @@ fn name_server(leads_to: &std::sync::Arc<std::sync::Mutex<[u8; 4]>>) -> std::net
 #[test]
 fn an_upstreams_name_is_looked_up_again_when_its_ttl_is_over() {
     use crate::support::{Plan, Recorder, Wire, World, eventually, get, remember, whole};
-    let says = |name: &'static str| -> crate::support::Handler {
+    let responding = |name: &'static str| -> crate::support::Handler {
         std::sync::Arc::new(move |request, seen| {
             Box::pin(async move {
                 remember(request, &seen).await;
@@ -219,7 +219,7 @@ fn an_upstreams_name_is_looked_up_again_when_its_ttl_is_over() {
     };
     let leads_to = std::sync::Arc::new(std::sync::Mutex::new([127, 0, 0, 1]));
     let server = name_server(&leads_to);
-    let (one, two) = (says("one"), says("two"));
+    let (one, two) = (responding("one"), responding("two"));
     let upstreams = move |name: &'static str| {
         let mut first = Recorder::speaking(Wire::Http1, std::sync::Arc::clone(&one));
         let second = Recorder::at(

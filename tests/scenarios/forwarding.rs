@@ -1,4 +1,4 @@
-//! Forwarding: requests and responses arrive completely, directly or through a peer, and at no other region.
+//! Forwarding: requests and responses arrive completely, directly or through a peer, and no other region receives them.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ fn a_large_body_arrives_byte_for_byte_in_both_directions() {
     for region in [world.eu(), world.us()] {
         let answer = post(region.http, "/users/alice/orders/1", &[], body.clone());
         assert_eq!(answer.status, StatusCode::OK);
-        assert!(answer.body == body, "{} bytes came back of {}", answer.body.len(), body.len());
+        assert!(answer.body == body, "{} of {} bytes were returned", answer.body.len(), body.len());
     }
     assert_eq!(world.us().sum_of("domicile_border_bytes_total"), body.len() as f64, "the sender counts the request");
     assert_eq!(world.eu().sum_of("domicile_border_bytes_total"), body.len() as f64, "the owner counts the response");
@@ -148,7 +148,7 @@ fn trailers_cross_regions_in_both_directions() {
 }
 
 #[test]
-fn the_certificate_follows_the_name_and_the_protocol_the_offer() {
+fn the_server_name_selects_the_certificate_and_alpn_the_protocol() {
     let world = World::start();
     runtime().block_on(async {
         for (alpn, expected) in
@@ -265,7 +265,7 @@ fn a_head_that_passes_at_home_passes_abroad() {
 }
 
 #[test]
-fn repeated_slashes_are_what_the_operator_says() {
+fn repeated_slashes_are_handled_as_configured() {
     for (setting, status, path) in
         [("merge", 200, "/users/alice/orders/1"), ("keep", 200, "/users/alice/orders//1"), ("refuse", 400, "")]
     {

@@ -56,7 +56,7 @@ fn paths_that_two_servers_read_differently_are_answered_400() {
 }
 
 #[test]
-fn a_stranger_names_no_user_and_no_address_to_us_or_to_an_upstream() {
+fn headers_of_an_untrusted_client_name_no_user_and_no_address() {
     let rules = RULES.replace("trust: [127.0.0.0/8]", "trust: []");
     let world = World::planned(Plan { rules: NAMES.map(|name| (name, rules.clone())).into(), ..Plan::default() });
     let forged =
@@ -73,7 +73,7 @@ fn a_stranger_names_no_user_and_no_address_to_us_or_to_an_upstream() {
 }
 
 #[test]
-fn a_pipelined_fault_waits_its_turn_and_ends_the_connection() {
+fn a_malformed_pipelined_request_is_answered_in_order_and_ends_the_connection() {
     let world = World::start();
     let good = "GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n";
     let answer = raw(world.eu().http, format!("{good}{good}GET /third HTTP/1.1\r\n\r\n{good}").as_bytes());
@@ -82,7 +82,7 @@ fn a_pipelined_fault_waits_its_turn_and_ends_the_connection() {
 }
 
 #[test]
-fn limits_have_their_own_answers() {
+fn each_limit_has_its_own_status() {
     let world = World::planned(Plan {
         extra: "limits: { header_bytes: 8KiB, target_bytes: 1KiB, body: 1KiB }\n".into(),
         ..Plan::default()

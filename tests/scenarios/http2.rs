@@ -79,7 +79,7 @@ impl Frames {
 
     /// Waits for the response on a stream and returns the first byte of its header block, which encodes the status; `None` if the
     /// stream is reset or the connection ends.
-    fn fate(&mut self, stream: u32) -> Option<u8> {
+    fn status_byte(&mut self, stream: u32) -> Option<u8> {
         loop {
             match self.next()? {
                 (HEADERS, _, at, payload) if at == stream => return Some(payload[0]),
@@ -180,8 +180,8 @@ fn requests_that_http1_cannot_express_reach_no_upstream() {
     for (it, fields) in cases {
         let mut frames = Frames::open(world.eu().http);
         frames.head(1, END_STREAM, &fields);
-        let fate = frames.fate(1);
-        assert_ne!(fate, Some(STATUS_200), "{it}");
+        let status = frames.status_byte(1);
+        assert_ne!(status, Some(STATUS_200), "{it}");
         assert!(world.eu().upstream().seen().is_empty(), "{it}: {:?}", world.eu().upstream().seen());
     }
     // Valid but unusual requests are served.
@@ -194,7 +194,7 @@ fn requests_that_http1_cannot_express_reach_no_upstream() {
     ] {
         let mut frames = Frames::open(world.eu().http);
         frames.head(1, END_STREAM, &fields);
-        assert_eq!(frames.fate(1), Some(STATUS_200), "{it}");
+        assert_eq!(frames.status_byte(1), Some(STATUS_200), "{it}");
     }
     assert_eq!(world.eu().upstream().seen().last().unwrap().headers["cookie"], "a=b; c=d");
 }
@@ -211,7 +211,7 @@ fn a_body_that_is_incomplete_or_of_the_wrong_length_is_not_forwarded_as_complete
         let mut frames = Frames::open(world.eu().http);
         frames.head(1, 0, &order(post(length)));
         frames.send(DATA, END_STREAM, 1, body);
-        assert_ne!(frames.fate(1), Some(STATUS_200), "{length} {body:?}");
+        assert_ne!(frames.status_byte(1), Some(STATUS_200), "{length} {body:?}");
     }
     // A body that ends in RST_STREAM, with and without Content-Length, is never forwarded as complete.
     for fields in [order(post("10")), [&[(":method", "POST")], &GET[1..]].concat()] {
@@ -222,7 +222,7 @@ fn a_body_that_is_incomplete_or_of_the_wrong_length_is_not_forwarded_as_complete
             frames.send(RST_STREAM, 0, 1, &reason.to_be_bytes());
             // The next request on this connection is served. By then the proxy has read the reset.
             frames.head(3, END_STREAM, &GET);
-            assert_eq!(frames.fate(3), Some(STATUS_200));
+            assert_eq!(frames.status_byte(3), Some(STATUS_200));
         }
     }
     let seen = world.eu().upstream().seen();
@@ -243,14 +243,14 @@ fn a_preflight_with_a_body_is_not_treated_as_a_preflight() {
     let mut frames = Frames::open(world.eu().http);
     frames.head(1, 0, &fields);
     frames.send(DATA, END_STREAM, 1, b"smuggled");
-    assert_ne!(frames.fate(1), Some(STATUS_200));
+    assert_ne!(frames.status_byte(1), Some(STATUS_200));
     world.eu().upstream().assert_saw_nothing();
     frames.head(
         3,
         END_STREAM,
         &fields.map(|(name, value)| (name, if name == ":path" { "/users/alice/orders/1" } else { value })),
     );
-    assert_eq!(frames.fate(3), Some(STATUS_200), "without a body it is judged as the request that it asks about");
+    assert_eq!(frames.status_byte(3), Some(STATUS_200), "without a body it is judged as the request that it asks about");
 }
 
 #[test]
@@ -315,7 +315,7 @@ fn interim_answers_cross_regions_and_versions() {
     let early = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\nDomicile-Code: x\r\n\r\nHTTP/1.1 103 Early Hints\r\nDomicile-Data-Class: restricted\r\nLink: </secret.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(early)]), ..Plan::default() });
     for region in [world.eu(), world.us()] {
-        // The hint that is labelled `restricted` adds a data class, which the ledger would have to know first.
+        // The 103 response labelled `restricted` is dropped, because its data class would need a ledger line first.
         let answer = raw(region.http, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         assert_eq!(answer.matches("HTTP/1.1 103").count(), 1, "{answer}");
         assert!(
@@ -343,7 +343,7 @@ fn interim_answers_cross_regions_and_versions() {
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "ok");
 }
 
-/// An HTTP/2 upstream that calls `answer` for each stream, with the number of streams before it.
+/// An HTTP/2 upstream that calls `answer` for each stream, with the number of earlier streams.
 fn scripted(answer: fn(usize, h2::server::SendResponse<Bytes>)) -> Recorder {
     let mut recorder = Recorder::start("scripted");
     recorder.crash();
@@ -357,8 +357,8 @@ fn scripted(answer: fn(usize, h2::server::SendResponse<Bytes>)) -> Recorder {
             let count = Arc::clone(&count);
             tokio::spawn(async move {
                 let Ok(mut connection) = h2::server::handshake(stream).await else { return };
-                while let Some(Ok((_, way_back))) = connection.accept().await {
-                    answer(count.fetch_add(1, Ordering::Relaxed), way_back);
+                while let Some(Ok((_, respond))) = connection.accept().await {
+                    answer(count.fetch_add(1, Ordering::Relaxed), respond);
                 }
             });
         }
@@ -368,8 +368,8 @@ fn scripted(answer: fn(usize, h2::server::SendResponse<Bytes>)) -> Recorder {
 
 #[test]
 fn an_answer_that_is_reset_is_incomplete_whatever_the_error_code() {
-    let half = |_, mut way_back: h2::server::SendResponse<Bytes>| {
-        let mut body = way_back.send_response(Response::new(()), false).unwrap();
+    let half = |_, mut respond: h2::server::SendResponse<Bytes>| {
+        let mut body = respond.send_response(Response::new(()), false).unwrap();
         body.send_data(Bytes::from_static(b"half"), false).unwrap();
         tokio::spawn(async move {
             // Yield, so that the data is sent before the reset.
@@ -393,11 +393,11 @@ fn an_answer_that_is_reset_is_incomplete_whatever_the_error_code() {
 
 #[test]
 fn a_request_that_is_reset_by_refused_stream_is_sent_again() {
-    let refused_once = |count, mut way_back: h2::server::SendResponse<Bytes>| {
+    let refused_once = |count, mut respond: h2::server::SendResponse<Bytes>| {
         if count == 0 {
-            way_back.send_reset(h2::Reason::REFUSED_STREAM);
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
         } else {
-            way_back.send_response(Response::new(()), true).unwrap();
+            respond.send_response(Response::new(()), true).unwrap();
         }
     };
     let world = World::planned(Plan { upstreams: Box::new(move |_| vec![scripted(refused_once)]), ..Plan::default() });
@@ -406,11 +406,11 @@ fn a_request_that_is_reset_by_refused_stream_is_sent_again() {
 
 #[test]
 fn an_upstream_that_switches_protocols_over_http2_is_malformed() {
-    let switches = |_, mut way_back: h2::server::SendResponse<Bytes>| {
+    let switches = |_, mut respond: h2::server::SendResponse<Bytes>| {
         let mut interim = Response::new(());
         *interim.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
-        let _ = way_back.send_informational(interim);
-        let _ = way_back.send_response(Response::new(()), true);
+        let _ = respond.send_informational(interim);
+        let _ = respond.send_response(Response::new(()), true);
     };
     let world = World::planned(Plan { upstreams: Box::new(move |_| vec![scripted(switches)]), ..Plan::default() });
     let answer = get(world.eu().http, "/users/alice/orders/1", &[]);
@@ -427,9 +427,9 @@ fn over_http2_a_request_that_expects_100_continue_gets_it() {
             tokio::spawn(connection);
             let request = Request::post("http://a.test/users/alice/orders/1").header("expect", "100-continue").body(()).unwrap();
             let (mut answer, mut body) = sender.ready().await.unwrap().send_request(request, false).unwrap();
-            let asked = std::future::poll_fn(|cx| answer.poll_informational(cx));
-            let asked = tokio::time::timeout(TIMEOUT, asked).await.expect("100 Continue in time").unwrap().unwrap();
-            assert_eq!(asked.status(), 100);
+            let informational = std::future::poll_fn(|cx| answer.poll_informational(cx));
+            let informational = tokio::time::timeout(TIMEOUT, informational).await.expect("100 Continue in time");
+            assert_eq!(informational.unwrap().unwrap().status(), 100);
             body.send_data(Bytes::from_static(b"held back"), true).unwrap();
             answer.await.unwrap()
         });
@@ -449,9 +449,9 @@ fn over_http1_100_continue_is_sent_only_if_the_body_is_wanted() {
             |path: &str| format!("POST {path} HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n");
         stream.write_all(head("/users/alice/orders/1").as_bytes()).unwrap();
         // The client sends no byte of the body before 100 Continue.
-        let mut asked = [0; 25];
-        stream.read_exact(&mut asked).unwrap();
-        assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
+        let mut informational = [0; 25];
+        stream.read_exact(&mut informational).unwrap();
+        assert_eq!(&informational, b"HTTP/1.1 100 Continue\r\n\r\n");
         stream.write_all(b"held back").unwrap();
         let mut answer = [0; 15];
         stream.read_exact(&mut answer).unwrap();
@@ -503,9 +503,9 @@ fn floods_end_their_own_connection_and_no_other() {
         let mut frames = Frames::open(world.eu().http);
         flood(&mut frames);
         assert!(frames.is_ended(), "{it}");
-        let mut innocent = Frames::open(world.eu().http);
-        innocent.head(1, END_STREAM, &GET);
-        assert_eq!(innocent.fate(1), Some(STATUS_200), "{it}");
+        let mut ordinary = Frames::open(world.eu().http);
+        ordinary.head(1, END_STREAM, &GET);
+        assert_eq!(ordinary.status_byte(1), Some(STATUS_200), "{it}");
     }
 }
 
@@ -514,11 +514,11 @@ fn a_flood_of_control_frames_ends_its_connection_and_holds_up_nobody_else() {
     let world = World::start();
     for (it, kind, payload) in [("SETTINGS", SETTINGS, &b""[..]), ("PING", 6, b"12345678")] {
         let mut frames = Frames::open(world.eu().http);
-        // A number that an ordinary client may reach is allowed.
+        // An ordinary client may send this many.
         (0..100).for_each(|_| frames.send(kind, 0, 0, payload));
         frames.head(1, END_STREAM, &GET);
-        assert_eq!(frames.fate(1), Some(STATUS_200), "{it}");
-        // Read all responses, so that only the limit, and not backpressure, stops the flood.
+        assert_eq!(frames.status_byte(1), Some(STATUS_200), "{it}");
+        // Read all responses, so that the flood ends because of the limit, and not because of backpressure.
         let mut answers = frames.0.try_clone().unwrap();
         let reader = std::thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
         let mut flood = Vec::new();
@@ -527,17 +527,17 @@ fn a_flood_of_control_frames_ends_its_connection_and_holds_up_nobody_else() {
             flood.extend(payload);
         }
         let written = (0..100_000).take_while(|_| frames.0.write_all(&flood).is_ok()).count();
-        assert!(written < 100_000, "{it}: the connection is ended");
+        assert!(written < 100_000, "{it}: the connection must end");
         drop(reader.join());
-        let mut innocent = Frames::open(world.eu().http);
-        innocent.head(1, END_STREAM, &GET);
-        assert_eq!(innocent.fate(1), Some(STATUS_200), "{it}");
+        let mut ordinary = Frames::open(world.eu().http);
+        ordinary.head(1, END_STREAM, &GET);
+        assert_eq!(ordinary.status_byte(1), Some(STATUS_200), "{it}");
     }
 }
 
-/// Reads one request with its body on the first connection, then sends GOAWAY with last stream 0: the request was not processed.
+/// Reads one request with its body on the first connection, then sends GOAWAY with last stream 0: it did not process the request.
 /// Forwards all later connections to `behind`.
-fn refuses_once(behind: SocketAddr, taken: Arc<AtomicUsize>) -> SocketAddr {
+fn refuses_once(behind: SocketAddr, received: Arc<AtomicUsize>) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -549,7 +549,7 @@ fn refuses_once(behind: SocketAddr, taken: Arc<AtomicUsize>) -> SocketAddr {
         frames.send(WINDOW_UPDATE, 0, 0, &[0, 0x10, 0, 0]);
         while let Some((kind, flags, _, payload)) = frames.next() {
             if kind == DATA {
-                taken.fetch_add(payload.len(), Ordering::Relaxed);
+                received.fetch_add(payload.len(), Ordering::Relaxed);
             }
             if kind == DATA && flags & END_STREAM != 0 {
                 // Last stream 0, NO_ERROR.
@@ -569,13 +569,13 @@ fn refuses_once(behind: SocketAddr, taken: Arc<AtomicUsize>) -> SocketAddr {
 #[test]
 fn an_upload_that_an_upstream_did_not_process_is_sent_again_if_it_is_in_the_replay_buffer() {
     for (size, is_buffered) in [(50_000, true), (200_000, false)] {
-        let taken = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&taken);
+        let received = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&received);
         let upstream = move |name| {
             let handler = Arc::new(move |request, seen: Arc<std::sync::Mutex<Vec<_>>>| -> crate::support::Reply {
                 Box::pin(async move {
                     remember(request, &seen).await;
-                    Response::new(whole("taken"))
+                    Response::new(whole("received"))
                 })
             });
             let mut recorder = Recorder::speaking(crate::support::Wire::Http2, handler);
@@ -588,9 +588,9 @@ fn an_upload_that_an_upstream_did_not_process_is_sent_again_if_it_is_in_the_repl
         let body: String = "0123456789".chars().cycle().take(size).collect();
         let answer = crate::support::send(world.us().http, http::Method::POST, "/users/alice/orders/1", &[], whole(body.clone()));
         let seen = world.eu().upstream().seen();
-        assert_eq!(taken.load(Ordering::Relaxed), size, "the first connection received the whole body");
+        assert_eq!(received.load(Ordering::Relaxed), size, "the first connection received the whole body");
         if is_buffered {
-            assert_eq!((answer.text(), seen.len(), &seen[0].body[..]), ("taken", 1, body.as_bytes()));
+            assert_eq!((answer.text(), seen.len(), &seen[0].body[..]), ("received", 1, body.as_bytes()));
         } else {
             // The body exceeds the replay buffer, so the write is not repeated.
             assert_eq!((answer.code().as_str(), seen.len()), ("upstream.bad_response", 0));
@@ -641,7 +641,7 @@ fn limits_on_heads_and_streams_hold_over_http2() {
     let ask = |fields: &[(&str, &str)]| {
         let mut frames = Frames::open(world.eu().http);
         frames.head(1, END_STREAM, fields);
-        frames.fate(1)
+        frames.status_byte(1)
     };
     // HPACK encodes status 200 as one indexed byte, and a status outside the static table as text after the name's index.
     let ok = Some(0x88);
@@ -694,13 +694,13 @@ fn an_answer_that_is_read_below_the_minimum_rate_is_reset() {
         // The initial stream window is zero, and the client opens it one byte at a time.
         frames.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
         frames.head(1, END_STREAM, &GET);
-        let mut taken = 0;
+        let mut received = 0;
         let is_reset = loop {
             match frames.next() {
                 Some((RST_STREAM, _, 1, _)) => break true,
                 Some((HEADERS, ..)) => frames.send(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes()),
                 Some((DATA, flags, _, payload)) => {
-                    taken += payload.len();
+                    received += payload.len();
                     assert!(flags & END_STREAM == 0, "the whole response was read");
                     frames.send(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes());
                 }
@@ -708,10 +708,10 @@ fn an_answer_that_is_read_below_the_minimum_rate_is_reset() {
                 None => break false,
             }
         };
-        assert!(is_reset && taken < 1 << 20, "{taken} bytes taken at {}", region.name);
+        assert!(is_reset && received < 1 << 20, "{received} bytes received at {}", region.name);
         // The connection stays open and serves other streams.
         frames.send(SETTINGS, 0, 0, &[0, 4, 0, 0x20, 0, 0]);
         frames.head(3, END_STREAM, &GET);
-        assert_eq!(frames.fate(3), Some(STATUS_200));
+        assert_eq!(frames.status_byte(3), Some(STATUS_200));
     }
 }

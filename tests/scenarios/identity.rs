@@ -49,11 +49,11 @@ fn world() -> World {
 fn a_verified_token_names_the_user_and_any_other_is_refused() {
     let world = world();
     let ask = |authorization: &str| get(world.eu().http, "/account/1", &[("authorization", authorization)]);
-    let sound = token("alice", "", SECRET);
-    assert_eq!((ask(&sound).text(), ask(&sound).text()), ("eu-west", "eu-west"));
-    assert_eq!(ask("").code(), "home.unresolved", "an empty field presents nothing");
+    let valid = token("alice", "", SECRET);
+    assert_eq!((ask(&valid).text(), ask(&valid).text()), ("eu-west", "eu-west"));
+    assert_eq!(ask("").code(), "home.unresolved", "an empty field presents no credential");
     let forged = token("alice", "", b"another secret of forty bytes or more...");
-    for bad in [&*forged, "Bearer x", &format!("Bearer  {}", &sound[7..]), &format!("{sound}, Basic eA==")] {
+    for bad in [&*forged, "Bearer x", &format!("Bearer  {}", &valid[7..]), &format!("{valid}, Basic eA==")] {
         let answer = ask(bad);
         assert_eq!((answer.status, answer.code().as_str()), (StatusCode::UNAUTHORIZED, "token.unverified"), "{bad}");
         assert_eq!(answer.headers["www-authenticate"], "Bearer error=\"invalid_token\"");
@@ -61,12 +61,12 @@ fn a_verified_token_names_the_user_and_any_other_is_refused() {
     // The `uid` cookie does not stand in for a token that does not verify.
     let fields = [("authorization", "Bearer x"), ("cookie", "uid=alice")];
     assert_eq!(get(world.eu().http, "/profile/1", &fields).code(), "token.unverified");
-    let twice = [("authorization", &*sound), ("authorization", &*sound)];
+    let twice = [("authorization", &*valid), ("authorization", &*valid)];
     assert_eq!(get(world.eu().http, "/account/1", &twice).code(), "token.unverified");
     let basic = ask("Basic dXNlcjpwYXNz");
     assert_eq!((basic.status, basic.code().as_str()), (StatusCode::UNAUTHORIZED, "token.other_credential"));
-    assert_eq!(world.eu().upstream().seen().len(), 2, "the app server saw the requests with a sound token alone");
-    // Data that may be anywhere is served, but the app server does not see a token that does not verify.
+    assert_eq!(world.eu().upstream().seen().len(), 2, "the app server saw only the requests with a valid token");
+    // Data that stays `anywhere` is served, but a token that does not verify is removed from the request.
     assert_eq!(get(world.eu().http, "/feed/1", &[("authorization", &forged)]).text(), "eu-west");
     assert!(!world.eu().upstream().seen()[2].headers.contains_key("authorization"));
     assert_eq!(get(world.eu().http, "/feed/1", &[("authorization", "Basic eA==")]).text(), "eu-west");
@@ -139,8 +139,8 @@ fn a_sealed_cookie_remembers_who_was_proven_and_serves_nobody_else() {
     // A token or a `uid` cookie of another user outranks the sealed cookie.
     assert_ne!(ask(&[("cookie", sealed), ("authorization", &token("bob", "", SECRET))]).status, StatusCode::OK);
     assert_eq!(ask(&[("cookie", &format!("{sealed}; uid=bob"))]).code(), "residency.evidence_too_weak");
-    assert_eq!(first.headers["cache-control"], "private", "shared caches must not store it");
-    // A sealed cookie does not count beside a token that does not verify.
+    assert_eq!(first.headers["cache-control"], "private", "shared caches must not store the response");
+    // A sealed cookie does not count if the request also has a token that does not verify.
     for bad in [token("alice", "", b"another secret that is long enough!"), "a.b.c".into()] {
         let bad = if bad.starts_with("Bearer") { bad } else { format!("Bearer {bad}") };
         assert_eq!(ask(&[("cookie", sealed), ("authorization", &bad)]).status, StatusCode::UNAUTHORIZED);
@@ -187,7 +187,7 @@ fn a_sealed_cookie_saves_the_next_lookup_until_the_table_says_something_else() {
         let again = ask("/profile/1", fields);
         assert_eq!((again.text(), again.headers.get("set-cookie")), ("eu-west", None));
     }
-    assert_eq!(lookups(), [1, 2], "the directory was not asked");
+    assert_eq!(lookups(), [1, 2], "the cookie replaces the directory lookup");
     // A class that needs a record, and a path that names another user, cause a lookup.
     assert_eq!(ask("/account/1", &[("cookie", &sealed)]).text(), "eu-west");
     assert_eq!(ask("/users/bob/orders/1", &[("cookie", &sealed)]).text(), "us-east");

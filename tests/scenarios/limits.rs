@@ -64,7 +64,7 @@ fn a_slow_reader_is_cut_by_the_minimum_rate() {
 }
 
 #[test]
-fn a_connection_serves_so_many_requests_and_no_more() {
+fn the_number_of_requests_per_connection_is_limited() {
     let world = World::planned(Plan { extra: "limits: { requests_per_connection: 2 }\n".into(), ..Plan::default() });
     let ask = "GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n";
     let answer = crate::support::raw(world.eu().http, ask.repeat(3).as_bytes());
@@ -161,14 +161,14 @@ fn an_upstream_that_keeps_failing_is_ejected() {
 }
 
 #[test]
-fn so_many_connections_are_served_and_no_more() {
+fn the_number_of_connections_is_limited() {
     let world = World::planned(Plan { extra: "limits: { connections: 2 }\n".into(), ..Plan::default() });
     let held: Vec<_> = (0..2).map(|_| TcpStream::connect(world.eu().http).unwrap()).collect();
     let two = format!("domicile_connections{{listener=\"{}\"}} 2", world.eu().http);
     eventually("both connections are open", || world.eu().metrics().contains(&two));
     let mut third = TcpStream::connect(world.eu().http).unwrap();
     third.set_read_timeout(Some(TIMEOUT)).unwrap();
-    assert_eq!(third.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed without a response");
+    assert_eq!(third.read(&mut [0; 1]).unwrap_or(0), 0, "the third connection is closed without a response");
     assert_eq!(world.us().metrics().matches("connections_refused_total{reason=\"connections\"} 1").count(), 0);
     assert!(world.eu().metrics().contains("domicile_connections_refused_total{reason=\"connections\"} 1"));
     drop(held);
@@ -182,12 +182,12 @@ fn so_many_connections_are_served_and_no_more() {
 #[test]
 fn a_handshake_that_stands_still_is_not_waited_for() {
     let world = World::planned(Plan { extra: "limits: { header_timeout: 200ms }\n".into(), ..Plan::default() });
-    // On the ports for clients and for peers: a client that sends nothing, and one that sends an incomplete TLS record.
+    // Each port gets a client that sends nothing, and a client that sends an incomplete TLS record.
     for address in [world.eu().https, world.eu().peers] {
-        for said in [&b""[..], b"\x16\x03\x01\x02"] {
+        for sent in [&b""[..], b"\x16\x03\x01\x02"] {
             let mut silent = TcpStream::connect(address).unwrap();
             silent.set_read_timeout(Some(TIMEOUT)).unwrap();
-            silent.write_all(said).unwrap();
+            silent.write_all(sent).unwrap();
             let end = silent.read(&mut [0; 1]);
             assert!(
                 matches!(end, Ok(0)) || end.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset),
@@ -198,7 +198,7 @@ fn a_handshake_that_stands_still_is_not_waited_for() {
 }
 
 #[test]
-fn so_many_handshakes_are_in_progress_and_no_more() {
+fn the_number_of_handshakes_in_progress_is_limited() {
     let world = World::planned(Plan { extra: "limits: { handshakes: 1, header_timeout: 60s }\n".into(), ..Plan::default() });
     // This client sends nothing, so its handshake stays in progress.
     let silent = TcpStream::connect(world.eu().https).unwrap();
@@ -228,7 +228,7 @@ fn an_answer_that_does_not_come_is_not_waited_for() {
 }
 
 #[test]
-fn one_connection_holds_so_much_and_no_more() {
+fn the_connection_buffer_limits_the_window_of_a_connection() {
     let extra = "limits: { connection_buffer: 128KiB }\n".to_owned();
     let world = World::planned(Plan { extra, ..Plan::default() });
     let mut stream = TcpStream::connect(world.eu().http).unwrap();
@@ -237,10 +237,10 @@ fn one_connection_holds_so_much_and_no_more() {
     // The first WINDOW_UPDATE of the connection adds to the initial window of 65,535 bytes.
     let mut frames = Vec::new();
     let window = loop {
-        let mut piece = [0; 4096];
-        let size = stream.read(&mut piece).unwrap();
+        let mut buffer = [0; 4096];
+        let size = stream.read(&mut buffer).unwrap();
         assert!(size > 0, "{frames:?}");
-        frames.extend_from_slice(&piece[..size]);
+        frames.extend_from_slice(&buffer[..size]);
         let update = frames.windows(13).find(|frame| frame.starts_with(b"\x00\x00\x04\x08\x00\x00\x00\x00\x00"));
         if let Some(update) = update {
             break u32::from_be_bytes(update[9..].try_into().unwrap()) + 65_535;

@@ -1,4 +1,4 @@
-//! Operation: reload, drain, start with a wrong configuration, metrics.
+//! Operation: reloads, drain, start with an invalid configuration, metrics.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,7 +18,7 @@ pub fn a_changed_user_table_is_swapped_in_and_a_broken_one_is_not() {
     let users = world.folder.path().join("users-eu-west.csv");
     let home = || get(world.eu().http, "/users/dora/orders/1", &[]).status;
     assert_eq!(home(), StatusCode::FORBIDDEN);
-    // The test triggers no reload: the file is watched.
+    // The proxy watches the file, so the test requests no reload.
     std::fs::write(&users, format!("{USERS}dora,eu-west\n")).unwrap();
     eventually("dora is known", || home() == StatusCode::OK);
     std::fs::write(&users, "user,home\ndora,atlantis\n").unwrap();
@@ -78,7 +78,7 @@ fn no_request_is_lost_in_twenty_reloads() {
             client.await.unwrap();
         }
     });
-    assert_eq!(lost.load(Ordering::Relaxed), 0, "of {}", served.load(Ordering::Relaxed));
+    assert_eq!(lost.load(Ordering::Relaxed), 0, "lost requests, with {} served", served.load(Ordering::Relaxed));
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
     app.drain();
     world.us().wait_for_health("eu-west", "draining");
     assert_eq!(get(world.us().http, "/users/alice/orders/3", &[]).code(), "failover.all_down", "a draining region is not tried");
-    eventually("readiness is red", || get(admin, "/readyz", &[]).status == StatusCode::SERVICE_UNAVAILABLE);
+    eventually("readiness fails", || get(admin, "/readyz", &[]).status == StatusCode::SERVICE_UNAVAILABLE);
     assert!(get(admin, "/readyz", &[]).text().contains("draining"));
     eventually("the port is closed", || TcpStream::connect(http).is_err());
     eventually("the HTTP/2 connection gets GOAWAY", || {
@@ -221,7 +221,7 @@ fn a_configuration_that_cannot_be_served_is_refused_at_start() {
     std::fs::write(folder.join("corrupt.mmdb"), b"\0\xab\xcd\xefMaxMind.com\xe0").unwrap();
     std::fs::write(folder.join("strangers.csv"), "user,home\nzoe,atlantis\n").unwrap();
     std::fs::write(folder.join("garbage.pem"), "-----BEGIN CERTIFICATE-----\nnot base64\n-----END CERTIFICATE-----\n").unwrap();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let occupied = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let geoip = config.split("database: \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
     let plain = format!("- address: \"{}\"", sound.regions[0].http);
     let (http, folder_text) = (sound.regions[0].http.to_string(), folder.display().to_string());
@@ -234,7 +234,7 @@ fn a_configuration_that_cannot_be_served_is_refused_at_start() {
         ("site.key", "absent.key".into(), "absent.key`: cannot read the private key"),
         (
             http.as_str(),
-            taken.local_addr().unwrap().to_string(),
+            occupied.local_addr().unwrap().to_string(),
             "another process listens there; stop it, or choose another port",
         ),
         (
@@ -244,7 +244,7 @@ fn a_configuration_that_cannot_be_served_is_refused_at_start() {
         ),
     ] {
         let file = folder.join("mistake.yaml");
-        // The ports of the world are already claimed, so the kernel chooses other ones.
+        // The ports of the world are already bound, so the kernel chooses others.
         let text = config
             .replacen(old, &new, 1)
             .replace(&format!("admin: {{ address: \"{}\" }}", sound.regions[0].admin), "admin: { address: \"127.0.0.1:0\" }");
@@ -284,14 +284,14 @@ fn metrics_add_up_to_what_happened() {
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
-    assert!(!metrics.contains("alice") && !metrics.contains("/users/"), "no user, no path");
+    assert!(!metrics.contains("alice") && !metrics.contains("/users/"), "metrics name no user and no path");
 }
 
 #[test]
 fn the_control_plane_explains_what_the_data_plane_does() {
     let world = World::start();
     let answer = get(world.us().admin, "/explain?url=http://app.example.com/users/alice/orders/1&ip=8.8.8.8", &[]);
-    for part in ["`orders`, the first that matches", "the user lives in eu-west", "handed to eu-west"] {
+    for part in ["`orders`, the first that matches", "the user lives in eu-west", "forwarded to eu-west"] {
         assert!(answer.text().contains(part), "{}", answer.text());
     }
     for (query, expected) in [

@@ -1,4 +1,4 @@
-//! Peers: how they prove themselves, and what happens when two disagree.
+//! Peers: authentication by certificate, and disagreement about the home of a user.
 
 use std::collections::BTreeMap;
 
@@ -42,13 +42,13 @@ fn a_certificate_of_another_region_is_refused_at_start() {
         }
     });
     let error = started.unwrap_err().to_string();
-    assert!(error.contains("names the region `ap-northeast`, and this process runs in `us-east`"), "{error}");
+    assert!(error.contains("names the region `ap-northeast`, but this process runs in `us-east`"), "{error}");
     drop(world);
 }
 
 #[test]
 fn a_gateway_that_proves_to_be_another_region_gets_nothing() {
-    // us-east has the gateway of ap-northeast, whose certificate is genuine, configured as that of eu-west.
+    // In us-east, the gateway of eu-west has the address of ap-northeast, whose certificate is genuine.
     let world = World::start();
     let text = std::fs::read_to_string(&world.us().config).unwrap();
     let misled = text
@@ -86,7 +86,7 @@ pub fn showing(world: &World, region: &str) -> std::sync::Arc<rustls::ClientConf
 
 #[test]
 pub fn a_peer_that_negotiates_nothing_gets_no_http1() {
-    // Only connections of HTTP/2 end when their certificate is revoked.
+    // A revocation closes only HTTP/2 connections of peers, so peers must not use HTTP/1.1.
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let world = World::start();
     let mut config = (*showing(&world, "us-east")).clone();
@@ -110,9 +110,9 @@ fn the_port_for_peers_is_for_peers_of_this_policy() {
     assert_eq!(raw(world.eu().peers, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").len(), 7, "only a TLS alert");
     world.authority.write_region(world.folder.path(), "atlantis").unwrap();
     assert_eq!(ask_gateway(&world, showing(&world, "atlantis")), None, "a region that is not configured");
-    assert_eq!(ask_gateway(&world, showing(&world, "eu-west")), None, "a peer that claims to be the region it connects to");
+    assert_eq!(ask_gateway(&world, showing(&world, "eu-west")), None, "a peer with the certificate of eu-west itself");
     world.authority.write_site(world.folder.path(), "nobody", &["localhost"]).unwrap();
-    assert_eq!(ask_gateway(&world, showing(&world, "nobody")), None, "a certificate of our authority that names no region");
+    assert_eq!(ask_gateway(&world, showing(&world, "nobody")), None, "a certificate of the same authority that names no region");
     let mut anonymous = (*showing(&world, "us-east")).clone();
     anonymous.client_auth_cert_resolver = std::sync::Arc::new(NoCertificate);
     assert_eq!(ask_gateway(&world, std::sync::Arc::new(anonymous)), None, "no certificate at all");
@@ -125,7 +125,7 @@ fn the_port_for_peers_is_for_peers_of_this_policy() {
 fn window_for_peer(world: &World, own: u32) -> u32 {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    const CONFIRMED: &[u8] = &[0, 0, 0, 4, 1, 0, 0, 0, 0];
+    const SETTINGS_ACK: &[u8] = &[0, 0, 0, 4, 1, 0, 0, 0, 0];
     runtime().block_on(async {
         let stream = tokio::net::TcpStream::connect(world.eu().peers).await.unwrap();
         let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
@@ -139,9 +139,9 @@ fn window_for_peer(world: &World, own: u32) -> u32 {
             let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
             stream.read_exact(&mut payload).await.unwrap();
             if let [.., 4, 0, _, _, _, _] = head {
-                let said = payload.chunks(6).find(|setting| setting[..2] == [0, 4]);
-                windows.push(u32::from_be_bytes(said.expect("an initial window")[2..].try_into().unwrap()));
-                stream.write_all(CONFIRMED).await.unwrap();
+                let setting = payload.chunks(6).find(|setting| setting[..2] == [0, 4]);
+                windows.push(u32::from_be_bytes(setting.expect("an initial window")[2..].try_into().unwrap()));
+                stream.write_all(SETTINGS_ACK).await.unwrap();
             }
         }
         assert_eq!(windows[0], 64 << 10, "the peer's settings are not known yet");
@@ -309,19 +309,19 @@ fn silent_connections_to_the_port_for_peers_leave_room_for_peers() {
     use std::net::TcpStream;
     let world = World::planned(Plan { extra: "limits: { handshakes: 10, header_timeout: 30s }\n".into(), ..Plan::default() });
     // More silent connections than one address may have.
-    let knock = |_| {
+    let connect_silently = |_| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&"127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
         socket.connect(&world.eu().peers.into()).unwrap();
         TcpStream::from(socket)
     };
-    let knocking: Vec<_> = (0..20).map(knock).collect();
+    let silent: Vec<_> = (0..20).map(connect_silently).collect();
     let open = format!("domicile_connections{{listener=\"{}\"}} ", world.eu().peers);
     let count = || {
         let metrics = world.eu().metrics();
         metrics.lines().find_map(|line| line.strip_prefix(&open)?.parse::<usize>().ok()).unwrap_or(0)
     };
-    eventually("all but one are closed", || knocking.iter().filter(|stream| is_open(stream)).count() <= 1);
+    eventually("all but one are closed", || silent.iter().filter(|stream| is_open(stream)).count() <= 1);
     assert!(count() >= 1);
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "eu-west");
 }

@@ -1,4 +1,4 @@
-//! The ledger: every cross-border movement has a line, which is written before the data moves.
+//! The ledger has a line for every cross-border movement, which is written before the data moves.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -31,7 +31,7 @@ fn the_line_is_on_disk_before_the_request_arrives() {
     };
     let world = World::planned(plan);
     std::fs::write(scratch.path().join("world"), world.folder.path().to_str().unwrap()).unwrap();
-    assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "1 1", "both ledgers were written first");
+    assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "1 1", "both lines precede the request");
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "2 2");
     assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "2 2", "a request at home crosses no border");
     let line = &world.us().ledger(&world)[0];
@@ -43,7 +43,7 @@ fn the_line_is_on_disk_before_the_request_arrives() {
     assert!(!line.to_string().contains("alice"));
     let answer = &world.eu().ledger(&world)[0];
     assert_eq!((&answer["what"], &answer["from"], &answer["to"]), (&"answer".into(), &"eu-west".into(), &"us-east".into()));
-    assert_eq!(line["request"], answer["request"], "one request, one id on both sides");
+    assert_eq!(line["request"], answer["request"], "both lines have the same request id");
 }
 
 #[test]
@@ -78,7 +78,7 @@ pub fn a_full_disk_under_the_ledger_stops_what_needs_a_line_and_nothing_else() {
     }
     world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
     assert!(world.us().sum_of("domicile_ledger_failures_total") >= 2.0);
-    assert_eq!(get(world.us().http, "/users/bob/orders/1", &[]).text(), "us-east", "a local request needs no line");
+    assert_eq!(get(world.us().http, "/users/bob/orders/1", &[]).text(), "us-east", "a local request needs no ledger line");
     assert_eq!(get(world.us().http, "/feed/1", &[]).text(), "us-east");
 }
 
@@ -90,7 +90,7 @@ pub fn an_owner_that_cannot_record_gives_no_answer() {
     world.eu().upstream().assert_saw_nothing();
 }
 
-/// The lines of the request log, of every proxy in this process.
+/// The lines of the request logs of all proxies in this process.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -123,7 +123,7 @@ fn a_region_that_only_carries_logs_no_path_and_no_log_has_a_whole_address() {
         let all = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
         all.map(|line| line["fields"].clone()).filter(|fields| fields["id"] == *id).collect()
     };
-    eventually("both proxies have logged it", || of_request().len() == 2);
+    eventually("both proxies have logged the request", || of_request().len() == 2);
     let (owner, carrier): (Vec<_>, Vec<_>) = of_request().into_iter().partition(|line| line["peer"].is_string());
     assert_eq!(owner[0]["path"], "/users/{user}/orders/secret-order");
     assert_eq!((&carrier[0]["path"], &carrier[0]["route"]), (&serde_json::Value::Null, &"orders".into()));

@@ -16,7 +16,7 @@ fn a_request_that_no_region_is_cleared_for_reaches_no_region() {
     assert_eq!(answer.headers["cache-control"], "no-store");
     assert!(answer.headers["link"].to_str().unwrap().contains("rel=\"blocked-by\""));
     for name in NAMES {
-        assert!(!answer.text().contains(name), "no topology: {}", answer.text());
+        assert!(!answer.text().contains(name), "the response names a region: {}", answer.text());
     }
     world.us().upstream().assert_saw_nothing();
     world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
@@ -25,7 +25,7 @@ fn a_request_that_no_region_is_cleared_for_reaches_no_region() {
 }
 
 #[test]
-fn restricted_data_sends_its_client_home_without_a_word_to_anyone() {
+fn a_request_for_restricted_data_is_redirected_home_and_reaches_no_region() {
     let world = World::start();
     let answer = post(world.us().http, "/account/1?x=y", &[("x-user-id", "alice")], "secret");
     assert_eq!(answer.status, StatusCode::TEMPORARY_REDIRECT);
@@ -71,7 +71,7 @@ fn the_owner_judges_again_and_a_stricter_policy_there_stops_the_body() {
     let answer = post(world.us().http, "/users/alice/orders/1", &[], vec![b'x'; 1 << 20]);
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (451, "residency.carrier_not_cleared"));
     world.eu().upstream().assert_saw_nothing();
-    assert_eq!(world.us().sum_of("domicile_border_bytes_total"), 0.0, "not a byte of the body was sent");
+    assert_eq!(world.us().sum_of("domicile_border_bytes_total"), 0.0, "no byte of the body was sent");
     let read = get(world.us().http, "/users/alice/orders/1", &[]);
     assert_eq!((read.status.as_u16(), read.code().as_str()), (451, "residency.carrier_not_cleared"));
     world.eu().upstream().assert_saw_nothing();
@@ -84,14 +84,14 @@ fn an_owner_whose_policy_is_not_known_yet_is_asked_before_it_gets_a_body() {
     let mut world = World::prepare(&Plan { rules: BTreeMap::from([("eu-west", strict)]), extra, ..Plan::default() });
     let index = |name: &str| NAMES.iter().position(|known| *known == name).unwrap();
     world.start_region(index("us-east")).unwrap();
-    // The port of eu-west accepts, and nobody serves it: the request waits for the handshake.
+    // The port of eu-west is bound, but its proxy does not run yet, so the request waits for the handshake.
     let address = world.us().http;
     let upload = std::thread::spawn(move || post(address, "/users/alice/orders/1", &[], vec![b'x'; 1 << 20]));
     eventually("the line for the crossing is written", || world.us().sum_of("domicile_ledger_lines_total") >= 1.0);
     world.start_region(index("eu-west")).unwrap();
     let answer = upload.join().unwrap();
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (451, "residency.carrier_not_cleared"));
-    assert_eq!(world.us().sum_of("domicile_border_bytes_total"), 0.0, "not a byte of the body was sent");
+    assert_eq!(world.us().sum_of("domicile_border_bytes_total"), 0.0, "no byte of the body was sent");
     world.eu().upstream().assert_saw_nothing();
 }
 
@@ -102,7 +102,7 @@ fn an_owner_with_another_user_table_is_asked_before_it_gets_a_body() {
     let world = World::planned(Plan { users: BTreeMap::from([("eu-west", moved)]), ..Plan::default() });
     let answer = post(world.us().http, "/users/alice/orders/1", &[], vec![b'x'; 1 << 20]);
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "peer.disagree"));
-    assert_eq!(world.us().sum_of("domicile_border_bytes_total"), 0.0, "not a byte of the body was sent");
+    assert_eq!(world.us().sum_of("domicile_border_bytes_total"), 0.0, "no byte of the body was sent");
     world.us().upstream().assert_saw_nothing();
     world.eu().upstream().assert_saw_nothing();
     world.assert_saw_nothing(&["ap-northeast"]);
@@ -115,7 +115,7 @@ fn where_policies_differ_but_agree_on_the_request_it_passes() {
     let answer = post(world.us().http, "/users/alice/orders/1", &[], "body");
     assert_eq!(answer.text(), "eu-west");
     let seen = world.eu().upstream().seen();
-    assert_eq!((seen.len(), &seen[0].body[..]), (1, &b"body"[..]), "the exchange without a body reached no upstream");
+    assert_eq!((seen.len(), &seen[0].body[..]), (1, &b"body"[..]), "the bodiless exchange reached no upstream");
 }
 
 /// Upstreams that label their responses with a data class.
@@ -159,7 +159,7 @@ fn an_unknown_label_withholds_and_a_harmless_one_does_not() {
 }
 
 #[test]
-fn report_only_lets_through_and_counts() {
+fn report_only_mode_lets_a_request_pass_and_counts_it() {
     let report = RULES.replace("  restricted: { stays: home }", "  restricted: { stays: home, mode: report }");
     let world = World::planned(Plan { rules: NAMES.map(|name| (name, report.clone())).into(), ..Plan::default() });
     assert_eq!(get(world.us().http, "/account/1", &[("x-user-id", "alice")]).text(), "eu-west");
@@ -177,16 +177,16 @@ fn preflight(region: &crate::support::Region, path: &str, method: &str, more: &[
 #[test]
 fn a_preflight_is_judged_as_the_request_that_it_asks_about() {
     let world = World::start();
-    // The path names the user: the preflight goes where the request would go, and nowhere else.
+    // The path names the user, so the preflight goes only to the region that would process the request.
     assert_eq!(preflight(world.us(), "/users/alice/orders/1", "PUT", &[]).text(), "eu-west");
     world.us().upstream().assert_saw_nothing();
     assert_eq!(preflight(world.us(), "/feed/1", "GET", &[]).text(), "us-east");
-    // Nobody knows whose restricted data this is about: no app server sees it.
+    // No app server receives a preflight about restricted data without a proven user.
     assert_eq!(preflight(world.us(), "/account/1?secret=x", "PUT", &[]).code(), "home.unresolved");
     assert_eq!(preflight(world.us(), "/account/1", "PUT", &[("cookie", "uid=alice")]).code(), "residency.evidence_too_weak");
     assert_eq!(preflight(world.us(), "/account/1", "PUT", &[("x-user-id", "alice")]).status, StatusCode::TEMPORARY_REDIRECT);
-    assert_eq!(world.us().upstream().seen().len(), 1, "the feed alone");
-    assert_eq!(world.eu().upstream().seen().len(), 1, "the orders alone");
+    assert_eq!(world.us().upstream().seen().len(), 1, "only the preflight for the feed");
+    assert_eq!(world.eu().upstream().seen().len(), 1, "only the preflight for the orders");
     let star = crate::support::raw(world.us().http, b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     assert!(star.starts_with("HTTP/1.1 204") && star.to_lowercase().contains("allow: get"), "{star}");
     world.assert_saw_nothing(&["ap-northeast"]);
@@ -215,23 +215,23 @@ fn a_preflight_of_a_configured_origin_is_answered_without_an_app_server() {
 #[test]
 fn uniform_refusals_hide_who_has_a_record_and_where() {
     let rules = RULES.replace("users:\n", "users:\n  uniform_refusals: true\n");
-    let told = |rules: &str| {
+    let refusals = |rules: &str| {
         let world = World::planned(Plan { rules: NAMES.map(|name| (name, rules.to_owned())).into(), ..Plan::default() });
-        // ap-northeast may not carry alice's data, and nobody knows zoe.
+        // ap-northeast may not carry alice's data, and zoe has no record.
         let answers = ["/users/alice/orders/1", "/users/zoe/orders/1"].map(|path| {
             let answer = get(world.jp().http, path, &[]);
             let location = answer.headers.get("location").cloned();
             (answer.status, answer.code(), location)
         });
         world.assert_saw_nothing(&["eu-west", "us-east"]);
-        // A caller with a proven key is told where to go.
+        // A caller with a proven key still gets a redirect.
         let proven = get(world.jp().http, "/account/1", &[("x-user-id", "alice")]);
         assert_eq!(proven.status, StatusCode::TEMPORARY_REDIRECT);
         answers
     };
-    let [recorded, unknown] = told(&rules);
+    let [recorded, unknown] = refusals(&rules);
     assert_eq!(recorded, unknown);
     assert_eq!((recorded.0, &*recorded.1), (StatusCode::FORBIDDEN, "home.unresolved"));
-    let [recorded, unknown] = told(RULES);
-    assert_ne!(recorded, unknown, "without the option they differ");
+    let [recorded, unknown] = refusals(RULES);
+    assert_ne!(recorded, unknown, "without the option, the responses differ");
 }

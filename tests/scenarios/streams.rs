@@ -1,4 +1,4 @@
-//! Tunnels, streams and gRPC: judged like every request, also across regions, and cut off when the rules change.
+//! Tunnels, streams and gRPC calls are judged like every request, also across regions, and end when the rules change.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -87,9 +87,9 @@ fn head_of_answer(stream: &mut TcpStream) -> String {
 
 pub fn speak(stream: &mut TcpStream, text: &[u8]) {
     stream.write_all(text).unwrap();
-    let mut heard = vec![0; text.len()];
-    stream.read_exact(&mut heard).unwrap();
-    assert_eq!(heard, text);
+    let mut echoed = vec![0; text.len()];
+    stream.read_exact(&mut echoed).unwrap();
+    assert_eq!(echoed, text);
 }
 
 #[test]
@@ -135,9 +135,9 @@ fn a_websocket_opens_over_http2() {
         assert_eq!(answer.status(), StatusCode::OK);
         let mut tunnel = TokioIo::new(hyper::upgrade::on(&mut answer).await.unwrap());
         tunnel.write_all(b"hello").await.unwrap();
-        let mut heard = [0; 5];
-        tunnel.read_exact(&mut heard).await.unwrap();
-        assert_eq!(&heard, b"hello");
+        let mut echoed = [0; 5];
+        tunnel.read_exact(&mut echoed).await.unwrap();
+        assert_eq!(&echoed, b"hello");
         let mut other = request(Method::CONNECT, "https://localhost/users/alice/orders/live", "", &[], whole(""));
         other.extensions_mut().insert(hyper::ext::Protocol::from_static("connect-udp"));
         assert_eq!(sender.send_request(other).await.unwrap().status(), StatusCode::NOT_IMPLEMENTED);
@@ -151,7 +151,7 @@ fn a_websocket_opens_over_http2() {
 fn an_upgrade_escapes_no_rule() {
     let world = World::planned(echoing(Wire::Http1));
     let (_, answer) = open_http1(world.us().http, "/account/1", "X-User-Id: alice\r\n");
-    assert!(answer.starts_with("http/1.1 307"), "a tunnel does not carry restricted data: {answer}");
+    assert!(answer.starts_with("http/1.1 307"), "us-east must not carry restricted data in a tunnel: {answer}");
     let (_, answer) = open_http1(world.us().http, "/users/nobody/orders/1", "");
     assert!(answer.starts_with("http/1.1 403"), "{answer}");
     // Failover of reads does not apply to tunnels.
@@ -241,7 +241,7 @@ fn there_is_no_tunnel_before_the_upstream_agrees() {
     }
 }
 
-/// Moves alice to Japan, so that no other region may process her data.
+/// Moves alice to Japan, so that only ap-northeast may process her data.
 fn move_alice(world: &World) {
     let moved = USERS.replace("alice,eu-west", "alice,ap-northeast");
     for region in &world.regions {
@@ -264,7 +264,7 @@ fn a_tunnel_is_cut_when_its_region_is_no_longer_cleared() {
     world.us().reload().unwrap();
     let mut rest = Vec::new();
     if let Err(error) = restricted.read_to_end(&mut rest) {
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "it is cut, and not only quiet");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "the tunnel must be closed, not only idle");
     }
     assert!(rest.is_empty());
     speak(&mut other, b"still here");
@@ -302,7 +302,7 @@ fn an_upload_is_cut_when_its_region_is_no_longer_cleared() {
     let _ = upload.read_to_end(&mut answer);
     assert!(answer.starts_with(b"HTTP/1.1 451"), "{}", String::from_utf8_lossy(&answer));
     eventually("the app server sees the end", || ended.load(Ordering::SeqCst) == 1);
-    assert_eq!(began.load(Ordering::SeqCst), 1, "nothing followed the first bytes");
+    assert_eq!(began.load(Ordering::SeqCst), 1, "no byte followed the first ones");
 }
 
 #[test]
@@ -335,8 +335,8 @@ fn an_upload_that_has_been_answered_is_cut_as_well() {
         let (answer, mut upload) = sender.ready().await.unwrap().send_request(request, false).unwrap();
         upload.send_data(Bytes::from_static(b"first"), false).unwrap();
         let mut body = answer.await.unwrap().into_body();
-        while let Some(piece) = body.data().await {
-            piece.unwrap();
+        while let Some(data) = body.data().await {
+            data.unwrap();
         }
         upload
     });
@@ -346,7 +346,7 @@ fn an_upload_that_has_been_answered_is_cut_as_well() {
     world.us().reload().unwrap();
     let _ = upload.send_data(Bytes::from_static(b"second"), true);
     eventually("the app server sees the end", || ended.load(Ordering::SeqCst) == 1);
-    assert_eq!(received.load(Ordering::SeqCst), 1, "nothing followed the first bytes");
+    assert_eq!(received.load(Ordering::SeqCst), 1, "no byte followed the first ones");
 }
 
 #[test]
@@ -372,22 +372,22 @@ fn endless_bodies_are_cut_when_the_rules_change_and_others_go_on() {
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(b"GET /users/alice/orders/events HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     sender.send(Frame::data(Bytes::from_static(b"data: one\n\n"))).unwrap();
-    let mut heard = String::new();
-    while !heard.contains("data: one") {
-        let mut piece = [0; 1000];
-        let size = stream.read(&mut piece).unwrap();
-        assert!(size > 0, "{heard}");
-        heard.push_str(&String::from_utf8_lossy(&piece[..size]));
+    let mut received = String::new();
+    while !received.contains("data: one") {
+        let mut buffer = [0; 1000];
+        let size = stream.read(&mut buffer).unwrap();
+        assert!(size > 0, "{received}");
+        received.push_str(&String::from_utf8_lossy(&buffer[..size]));
     }
     // A reload that does not affect the stream does not end it.
     world.us().reload().unwrap();
     world.eu().reload().unwrap();
     sender.send(Frame::data(Bytes::from_static(b"data: two\n\n"))).unwrap();
-    while !heard.contains("data: two") {
-        let mut piece = [0; 1000];
-        let size = stream.read(&mut piece).unwrap();
-        assert!(size > 0, "{heard}");
-        heard.push_str(&String::from_utf8_lossy(&piece[..size]));
+    while !received.contains("data: two") {
+        let mut buffer = [0; 1000];
+        let size = stream.read(&mut buffer).unwrap();
+        assert!(size > 0, "{received}");
+        received.push_str(&String::from_utf8_lossy(&buffer[..size]));
     }
     move_alice(&world);
     let mut rest = Vec::new();
@@ -410,7 +410,7 @@ fn a_slow_body_is_cut_and_a_stream_may_be_quiet() {
 }
 
 #[test]
-fn upstreams_that_break_the_rules_are_answered_for_with_502() {
+fn malformed_responses_of_upstreams_become_502() {
     for answer in [
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 4\r\n\r\nhello",
@@ -499,9 +499,9 @@ fn grpc_calls_stream_both_ways_and_end_in_trailers() {
 #[test]
 fn a_grpc_call_is_refused_in_terms_of_grpc() {
     // The app server of eu-west closes every connection at once.
-    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = deaf.local_addr().unwrap();
-    std::thread::spawn(move || deaf.incoming().for_each(drop));
+    let closing = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = closing.local_addr().unwrap();
+    std::thread::spawn(move || closing.incoming().for_each(drop));
     let upstreams = move |name| {
         let mut recorder = Recorder::start(name);
         if name == "eu-west" {
@@ -527,12 +527,12 @@ fn a_grpc_call_is_refused_in_terms_of_grpc() {
     };
     let refused = |status: &str, code: &str| (status.to_owned(), code.to_owned());
     assert_eq!(call(world.eu(), "/account/Call", &[]), refused("7", "home.unresolved"));
-    // gRPC clients do not follow redirects, so they get a refusal where others are redirected.
+    // gRPC clients do not follow redirects, so they get a refusal where other clients get a redirect.
     let alice = [("cookie", "uid=alice")];
     assert_eq!(call(world.us(), "/account/Call", &alice), refused("16", "residency.evidence_too_weak"));
     let by_trusted_hop = [("x-user-id", "alice")];
     assert_eq!(call(world.us(), "/account/Call", &by_trusted_hop), refused("7", "residency.carrier_not_cleared"));
-    // The owner's refusal has the same form, also when a peer passes it on.
+    // The owner's refusal has the same form, also when a peer forwards it.
     for region in [world.eu(), world.us()] {
         let (status, code) = call(region, "/users/alice/orders/Call", &[]);
         assert!(status == "14" && code.starts_with("upstream."), "{}: {status} {code}", region.name);
@@ -542,14 +542,14 @@ fn a_grpc_call_is_refused_in_terms_of_grpc() {
 
 /// Presents its certificate only to clients that send the expected server name (SNI).
 #[derive(Debug)]
-struct AskedFor {
+struct SniResolver {
     name: &'static str,
-    shown: Arc<rustls::sign::CertifiedKey>,
+    certificate: Arc<rustls::sign::CertifiedKey>,
 }
 
-impl rustls::server::ResolvesServerCert for AskedFor {
+impl rustls::server::ResolvesServerCert for SniResolver {
     fn resolve(&self, hello: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
-        (hello.server_name() == Some(self.name)).then(|| Arc::clone(&self.shown))
+        (hello.server_name() == Some(self.name)).then(|| Arc::clone(&self.certificate))
     }
 }
 
@@ -560,12 +560,12 @@ pub fn server_config(folder: &std::path::Path) -> rustls::ServerConfig {
     let key = rustls_pki_types::PrivateKeyDer::from_pem_file(folder.join("app.key")).unwrap();
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let key = provider.key_provider.load_private_key(key).unwrap();
-    let shown = AskedFor { name: "app.internal", shown: Arc::new(rustls::sign::CertifiedKey::new(chain, key)) };
+    let resolver = SniResolver { name: "app.internal", certificate: Arc::new(rustls::sign::CertifiedKey::new(chain, key)) };
     let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(shown));
+        .with_cert_resolver(Arc::new(resolver));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config
 }
@@ -661,7 +661,7 @@ fn connect_http1(address: SocketAddr, target: &str, fields: &str, behind: &[u8])
 }
 
 #[test]
-fn connect_opens_what_a_route_says_and_nothing_else() {
+fn connect_opens_a_tunnel_only_where_a_route_allows_it() {
     let rules = RULES.replace(
         "routes:\n",
         "routes:\n  - { name: tunnels, match: { path: /, methods: [CONNECT] }, data: personal, home: [directory, geoip, refuse], upgrades: [connect] }\n",
@@ -691,9 +691,9 @@ fn connect_opens_what_a_route_says_and_nothing_else() {
                 assert_eq!(answer.status(), StatusCode::OK);
                 let mut tunnel = TokioIo::new(hyper::upgrade::on(&mut answer).await.unwrap());
                 tunnel.write_all(b"over HTTP/2").await.unwrap();
-                let mut heard = [0; 11];
-                tunnel.read_exact(&mut heard).await.unwrap();
-                assert_eq!(&heard, b"over HTTP/2");
+                let mut echoed = [0; 11];
+                tunnel.read_exact(&mut echoed).await.unwrap();
+                assert_eq!(&echoed, b"over HTTP/2");
             });
         }
         let seen = world.eu().upstream().seen();
@@ -739,8 +739,8 @@ fn a_tunnel_that_is_quiet_for_too_long_is_closed() {
 #[test]
 fn a_grpc_call_ends_at_its_deadline_in_the_middle_of_its_answer() {
     // The upstream begins a response and never ends it.
-    let (given_up, told) = (Arc::new(tokio::sync::Notify::new()), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
-    let (notify, count) = (Arc::clone(&given_up), Arc::clone(&told));
+    let (cancelled, cancelled_calls) = (Arc::new(tokio::sync::Notify::new()), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+    let (notify, count) = (Arc::clone(&cancelled), Arc::clone(&cancelled_calls));
     let upstreams = move |_: &'static str| {
         let (notify, count) = (Arc::clone(&notify), Arc::clone(&count));
         let call: crate::support::Handler = Arc::new(move |request: Request<hyper::body::Incoming>, seen| {
@@ -773,11 +773,11 @@ fn a_grpc_call_ends_at_its_deadline_in_the_middle_of_its_answer() {
             let trailers = answer.trailers.unwrap();
             assert_eq!(trailers["grpc-status"], "4", "DEADLINE_EXCEEDED");
             assert!(trailers["grpc-message"].to_str().unwrap().ends_with("(proxy.deadline_exceeded)"), "{trailers:?}");
-            let cancelled = tokio::time::timeout(crate::support::TIMEOUT, given_up.notified()).await;
-            cancelled.expect("the upstream's call is cancelled");
+            let notified = tokio::time::timeout(crate::support::TIMEOUT, cancelled.notified()).await;
+            notified.expect("the upstream's call is cancelled");
         }
     });
-    assert_eq!(told.load(std::sync::atomic::Ordering::SeqCst), 2);
+    assert_eq!(cancelled_calls.load(std::sync::atomic::Ordering::SeqCst), 2);
     for region in [world.eu(), world.us()] {
         let late = "domicile_failures_total{code=\"proxy.deadline_exceeded\"} 1";
         eventually("the failure is counted under its code", || region.metrics().contains(late));

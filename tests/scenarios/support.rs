@@ -1,4 +1,4 @@
-//! The world that scenarios run in: regions, recording upstreams, clients.
+//! The environment of scenarios: regions, recording upstreams and clients.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
-/// The timeout for events that should happen at once; generous, because the machine may be busy.
+/// The timeout for events that should happen at once. It is long, because the machine may be busy.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One runtime for the clients and upstreams of all scenarios.
@@ -71,7 +71,7 @@ where
 /// An upstream that records the requests that it receives.
 pub struct Recorder {
     pub address: SocketAddr,
-    /// Its entry in the configuration.
+    /// The entry of this upstream in the configuration.
     pub entry: String,
     seen: Arc<Mutex<Vec<Seen>>>,
     accepting: tokio::task::JoinHandle<()>,
@@ -81,14 +81,14 @@ pub fn whole(text: impl Into<Bytes>) -> AnyBody {
     Full::new(text.into()).map_err(|never| match never {}).boxed()
 }
 
-/// Reads a request to its end and records it.
+/// Reads a request to its end and adds it to the recorded requests.
 pub async fn remember(request: Request<Incoming>, seen: &Mutex<Vec<Seen>>) {
     let (parts, body) = request.into_parts();
     let body = body.collect().await;
     let Ok(body) = body else { return };
     let trailers = body.trailers().cloned();
-    let seen_now = Seen { target: parts.uri.to_string(), headers: parts.headers, body: body.to_bytes(), trailers };
-    seen.lock().unwrap().push(seen_now);
+    let request = Seen { target: parts.uri.to_string(), headers: parts.headers, body: body.to_bytes(), trailers };
+    seen.lock().unwrap().push(request);
 }
 
 impl Recorder {
@@ -116,7 +116,7 @@ impl Recorder {
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let listener = runtime().block_on(TcpListener::bind(address)).unwrap();
         let address = listener.local_addr().unwrap();
-        let remembered = Arc::clone(&seen);
+        let recorded = Arc::clone(&seen);
         let scheme = match &wire {
             Wire::Http1 => "http",
             Wire::Http2 => "h2c",
@@ -126,7 +126,7 @@ impl Recorder {
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let (handler, seen) = (Arc::clone(&handler), Arc::clone(&remembered));
+                let (handler, seen) = (Arc::clone(&handler), Arc::clone(&recorded));
                 let service = service_fn(move |request| {
                     let reply = handler(request, Arc::clone(&seen));
                     async move { Ok::<_, std::convert::Infallible>(reply.await) }
@@ -157,11 +157,11 @@ impl Recorder {
         let (seen, answer): (Arc<Mutex<Vec<Seen>>>, Bytes) = (Arc::default(), answer.into());
         let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        let remembered = Arc::clone(&seen);
+        let recorded = Arc::clone(&seen);
         let accepting = runtime().spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                let (answer, seen) = (answer.clone(), Arc::clone(&remembered));
+                let (answer, seen) = (answer.clone(), Arc::clone(&recorded));
                 tokio::spawn(async move {
                     let mut head = Vec::new();
                     loop {
@@ -283,7 +283,7 @@ impl World {
         world
     }
 
-    /// Prepares everything, and does not start the proxies.
+    /// Prepares everything without starting the proxies.
     pub fn prepare(plan: &Plan) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new("test").unwrap();
@@ -349,7 +349,7 @@ impl World {
         Ok(())
     }
 
-    /// Waits until every region has measured every other, because unmeasured regions are tried even if they are down.
+    /// Waits until every region has measured all regions, because an unmeasured region is tried even if it is down.
     pub fn wait_until_measured(&self) {
         for region in &self.regions {
             for other in NAMES {
@@ -497,15 +497,15 @@ pub fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// A body of the frames that are sent into the channel; the body ends when the sender is dropped.
+/// A body whose frames come from a channel. The body ends when the sender is dropped.
 pub fn pieces() -> (tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>, AnyBody) {
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-    (sender, Pieces(receiver).boxed())
+    (sender, ChannelBody(receiver).boxed())
 }
 
-struct Pieces(tokio::sync::mpsc::UnboundedReceiver<Frame<Bytes>>);
+struct ChannelBody(tokio::sync::mpsc::UnboundedReceiver<Frame<Bytes>>);
 
-impl http_body::Body for Pieces {
+impl http_body::Body for ChannelBody {
     type Data = Bytes;
     type Error = std::io::Error;
 

@@ -1,4 +1,4 @@
-//! Failing upstreams: a failure is attributed to the client or to the upstream, and retries have a budget.
+//! Failing upstreams: each failure is attributed to the client or to the upstream, and retries have a budget.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -39,11 +39,11 @@ fn retries_of_what_was_sent_stay_within_their_budget() {
     for _ in 0..requests {
         assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).status, StatusCode::BAD_GATEWAY);
     }
-    // The budget: 100 saved retries, a fifth of the requests, and ten a second.
+    // The retry budget: 100 retries at the start, a fifth of the requests, and ten per second.
     let budget = 100 + requests / 5 + (started.elapsed().as_secs() as usize + 1) * 10;
-    let tries: usize = world.eu().upstreams.iter().map(|upstream| upstream.seen().len()).sum();
-    assert!(tries > requests, "some requests are retried: {tries}");
-    assert!(tries <= requests + budget, "{tries} attempts for {requests} requests");
+    let attempts: usize = world.eu().upstreams.iter().map(|upstream| upstream.seen().len()).sum();
+    assert!(attempts > requests, "some requests are retried: {attempts}");
+    assert!(attempts <= requests + budget, "{attempts} attempts for {requests} requests");
 }
 
 #[test]
@@ -166,12 +166,12 @@ fn a_stream_that_nobody_reads_holds_no_connection_for_ever() {
     // GET https://a/: indexed fields and a literal `:authority`.
     stream.write_all(b"\x00\x00\x06\x01\x05\x00\x00\x00\x01\x82\x87\x84\x41\x01a").unwrap();
     let mut frames = Vec::new();
-    let mut piece = [0; 4096];
+    let mut buffer = [0; 4096];
     // RST_STREAM for stream 1.
     while !frames.windows(9).any(|frame| frame == b"\x00\x00\x04\x03\x00\x00\x00\x00\x01") {
-        let size = stream.read(&mut piece).unwrap();
+        let size = stream.read(&mut buffer).unwrap();
         assert!(size > 0, "{frames:?}");
-        frames.extend_from_slice(&piece[..size]);
+        frames.extend_from_slice(&buffer[..size]);
     }
 }
 
@@ -199,7 +199,7 @@ fn an_upstream_that_speaks_http2_alone_opens_tunnels_and_is_not_ejected_for_it()
     assert_eq!(world.eu().sum_of("domicile_upstream_ejected"), 0.0);
 }
 
-/// The upstream responds to one request on each connection, and closes the connection when the test reaches the barrier.
+/// The upstream responds to one request per connection, and closes the connection when the test reaches the barrier.
 #[test]
 fn a_pooled_connection_that_was_closed_loses_no_request_and_repeats_none() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -228,7 +228,7 @@ fn a_pooled_connection_that_was_closed_loses_no_request_and_repeats_none() {
         }
     });
     let upstreams = move |_: &'static str| {
-        let mut recorder = Recorder::start("kept");
+        let mut recorder = Recorder::start("closing");
         recorder.crash();
         recorder.entry = format!("\"http://{address}\"");
         vec![recorder]
@@ -282,9 +282,9 @@ fn the_wait_for_an_answer_begins_at_the_end_of_the_upload_over_http2_as_well() {
     let asked = |world: &World, region: &crate::support::Region, path: &str| {
         let asking = async {
             let mut sender = http2(world, region.https, "localhost").await;
-            let (pieces, body) = pieces();
-            pieces.send(Frame::data(Bytes::from_static(b"piece"))).unwrap();
-            drop(pieces);
+            let (sends, body) = pieces();
+            sends.send(Frame::data(Bytes::from_static(b"data"))).unwrap();
+            drop(sends);
             let ask = request(Method::POST, &format!("https://localhost{path}"), "", &[], body);
             let streamed = read(sender.send_request(ask).await.unwrap()).await.unwrap();
             let whole = crate::support::try_send(region.http, Method::POST, path, &[], whole("whole")).await.unwrap();

@@ -1,4 +1,4 @@
-//! Flow-control windows of bodies that are not read.
+//! Flow-control windows of bodies that nobody reads.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,34 +12,34 @@ use crate::support::{Plan, Recorder, World, eventually, runtime};
 
 /// An upstream that responds to uploads at once and to all other requests with an endless body. It records the window of each
 /// endless body before any of it is read, and counts the bodies that are reset.
-fn endless(windows: &Arc<Mutex<Vec<usize>>>, given_up: &Arc<AtomicUsize>) -> Recorder {
+fn endless(windows: &Arc<Mutex<Vec<usize>>>, resets: &Arc<AtomicUsize>) -> Recorder {
     let mut recorder = Recorder::start("endless");
     recorder.crash();
     let listener = runtime().block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     recorder.address = listener.local_addr().unwrap();
     recorder.entry = format!("\"h2c://{}\"", recorder.address);
-    let (windows, given_up) = (Arc::clone(windows), Arc::clone(given_up));
+    let (windows, resets) = (Arc::clone(windows), Arc::clone(resets));
     runtime().spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let (windows, given_up) = (Arc::clone(&windows), Arc::clone(&given_up));
+            let (windows, resets) = (Arc::clone(&windows), Arc::clone(&resets));
             tokio::spawn(async move {
                 let handshake = h2::server::Builder::new().max_send_buffer_size(1 << 30).handshake::<_, Bytes>(stream).await;
                 let Ok(mut connection) = handshake else { return };
                 let mut uploads = Vec::new();
-                while let Some(Ok((request, mut way_back))) = connection.accept().await {
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
                     if request.method() == Method::POST {
-                        way_back.send_response(Response::new(()), true).unwrap();
+                        respond.send_response(Response::new(()), true).unwrap();
                         uploads.push(request.into_body());
                         continue;
                     }
-                    let mut body = way_back.send_response(Response::new(()), false).unwrap();
+                    let mut body = respond.send_response(Response::new(()), false).unwrap();
                     let index = {
                         let mut windows = windows.lock().unwrap();
                         windows.push(0);
                         windows.len() - 1
                     };
-                    let (windows, given_up) = (Arc::clone(&windows), Arc::clone(&given_up));
+                    let (windows, resets) = (Arc::clone(&windows), Arc::clone(&resets));
                     tokio::spawn(async move {
                         body.reserve_capacity(1 << 29);
                         let next = |body: &mut h2::SendStream<Bytes>, cx: &mut std::task::Context<'_>| match body.poll_reset(cx) {
@@ -49,7 +49,7 @@ fn endless(windows: &Arc<Mutex<Vec<usize>>>, given_up: &Arc<AtomicUsize>) -> Rec
                         while let Some(Ok(window)) = std::future::poll_fn(|cx| next(&mut body, cx)).await {
                             windows.lock().unwrap()[index] = window;
                         }
-                        given_up.fetch_add(1, Ordering::Relaxed);
+                        resets.fetch_add(1, Ordering::Relaxed);
                     });
                 }
             });
@@ -69,7 +69,7 @@ fn begin(sender: &mut h2::client::SendRequest<Bytes>) -> Response<h2::RecvStream
 }
 
 /// A client that reads no response: its stream windows are zero.
-fn taking_nothing(address: SocketAddr) -> h2::client::SendRequest<Bytes> {
+fn client_with_zero_windows(address: SocketAddr) -> h2::client::SendRequest<Bytes> {
     runtime().block_on(async {
         let stream = tokio::net::TcpStream::connect(address).await.unwrap();
         let handshake = h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(stream).await;
@@ -79,16 +79,16 @@ fn taking_nothing(address: SocketAddr) -> h2::client::SendRequest<Bytes> {
     })
 }
 
-/// A world in which the responses of `eu-west` are endless; the window of each, and the number of those that were reset.
+/// A world in which the responses of `eu-west` are endless, with the window of each response and the number of resets.
 fn endless_world() -> (World, Arc<Mutex<Vec<usize>>>, Arc<AtomicUsize>) {
-    let (windows, given_up): (Arc<Mutex<Vec<usize>>>, Arc<AtomicUsize>) = Default::default();
-    let (seen, ended) = (Arc::clone(&windows), Arc::clone(&given_up));
+    let (windows, resets): (Arc<Mutex<Vec<usize>>>, Arc<AtomicUsize>) = Default::default();
+    let (seen, ended) = (Arc::clone(&windows), Arc::clone(&resets));
     let upstreams = Box::new(move |name| match name {
         "eu-west" => vec![endless(&seen, &ended)],
         _ => vec![Recorder::start(name)],
     });
     let extra = "limits: { connection_buffer: 1MiB }\n".to_owned();
-    (World::planned(Plan { upstreams, extra, ..Plan::default() }), windows, given_up)
+    (World::planned(Plan { upstreams, extra, ..Plan::default() }), windows, resets)
 }
 
 const WIDE: usize = 256 << 10;
@@ -97,13 +97,13 @@ const NARROW: usize = 64 << 10;
 #[test]
 fn unread_responses_get_narrow_windows_once_the_connection_buffer_is_used_up() {
     for asked in ["eu-west", "us-east"] {
-        let (world, windows, given_up) = endless_world();
-        let mut sender = taking_nothing(if asked == "eu-west" { world.eu().http } else { world.us().http });
+        let (world, windows, resets) = endless_world();
+        let mut sender = client_with_zero_windows(if asked == "eu-west" { world.eu().http } else { world.us().http });
         let mut answers: Vec<_> = (0..6).map(|_| begin(&mut sender)).collect();
         let expected = [WIDE, WIDE, WIDE, WIDE, NARROW, NARROW];
         eventually("four wide windows and two narrow ones", || *windows.lock().unwrap() == expected);
         answers.remove(0);
-        eventually("one response is reset", || given_up.load(Ordering::Relaxed) == 1);
+        eventually("one response is reset", || resets.load(Ordering::Relaxed) == 1);
         answers.push(begin(&mut sender));
         eventually("the next response gets a wide window", || windows.lock().unwrap().get(6) == Some(&WIDE));
     }
@@ -113,7 +113,7 @@ fn unread_responses_get_narrow_windows_once_the_connection_buffer_is_used_up() {
 fn an_upload_keeps_its_window_when_it_has_been_answered() {
     for asked in ["eu-west", "us-east"] {
         let (world, windows, _) = endless_world();
-        let mut sender = taking_nothing(if asked == "eu-west" { world.eu().http } else { world.us().http });
+        let mut sender = client_with_zero_windows(if asked == "eu-west" { world.eu().http } else { world.us().http });
         let mut uploads: Vec<_> = (0..4)
             .map(|_| {
                 let request = Request::post("http://a.test/users/alice/orders").body(()).unwrap();

@@ -39,7 +39,7 @@ pub struct Settings {
     /// The treatment of repeated slashes in a path.
     pub slashes: Slashes,
     pub privacy: Privacy,
-    /// Origins whose CORS preflights are answered here where the user cannot be known.
+    /// Origins whose CORS preflights Domicile responds to itself if the user cannot be determined.
     pub cors_origins: Vec<Box<str>>,
     pub upstreams: crate::upstreams::Settings,
     /// The other regions that have a gateway.
@@ -58,7 +58,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// How paths and users are read, a line for each setting: it can change what is judged, so it counts in the policy's hash.
+    /// One line for each setting that determines how paths and users are read. The lines are part of the policy's hash, because
+    /// these settings can change a decision.
     pub fn identification(&self) -> Vec<Box<str>> {
         let mut lines = vec![format!("paths.repeated_slashes {:?}", self.slashes)];
         lines.extend(self.intake.keys.iter().enumerate().map(|(index, key)| format!("users.key {index} {key:?}")));
@@ -74,7 +75,7 @@ impl Settings {
         lines.into_iter().map(Into::into).collect()
     }
 
-    /// Whether a credential that this process cannot read refuses a request for data that may not be anywhere.
+    /// Whether a request with a credential that this process cannot read is refused, except for data that may be anywhere.
     pub fn refuses_unread_credentials(&self) -> bool {
         self.tokens.as_ref().is_none_or(|tokens| tokens.others == tokens::Others::Refuse)
     }
@@ -93,7 +94,7 @@ fn read_paths(field: &Field<'_>) -> Option<Slashes> {
     slashes
 }
 
-/// `{ origins: [https://app.example.com] }`.
+/// Reads `{ origins: [https://app.example.com] }`.
 fn read_cors(field: &Field<'_>) -> Option<Vec<Box<str>>> {
     let section = field.section()?;
     let origins =
@@ -113,10 +114,10 @@ fn read_cors(field: &Field<'_>) -> Option<Vec<Box<str>>> {
     Some(list)
 }
 
-/// `{ tracing: [tracestate] }`: tracing fields that may cross a border.
+/// Reads `{ tracing: [tracestate] }`: tracing headers that may cross a border.
 fn read_borders(field: &Field<'_>) -> Option<Vec<http::HeaderName>> {
     let section = field.section()?;
-    let names = section.required("tracing", "list the tracing header fields that may cross a border, such as `[tracestate]`");
+    let names = section.required("tracing", "list the tracing headers that may cross a border, such as `[tracestate]`");
     section.finish();
     names?.one_or_many().iter().map(header_name).collect()
 }
@@ -228,7 +229,7 @@ fn read_log(field: &Field<'_>) -> Option<Log> {
     Some(Log { json: json?, requests: requests? })
 }
 
-/// Checks that every other region can be reached, by its gateway or by a redirect to its URL, and that peers have certificates.
+/// Checks that every other region has a gateway or a URL for redirects, and that connections between peers have certificates.
 fn check_peers(section: &Section<'_>, draft: &PolicyDraft<'_>, listeners: &[listener::Settings], has_peer_tls: bool) {
     let needs_tls = others(draft).any(|region| region.gateway.is_some())
         || listeners.iter().any(|listener| listener.accepts == Accepts::Peers);
@@ -244,7 +245,7 @@ fn check_peers(section: &Section<'_>, draft: &PolicyDraft<'_>, listeners: &[list
     }
 }
 
-/// Checks that there is a ledger if residency-bound data can cross a border, because every such movement is recorded.
+/// Checks that there is a ledger if residency-bound data can cross a border, because each such movement needs a ledger line.
 fn check_ledger(section: &Section<'_>, draft: &PolicyDraft<'_>, has_ledger: bool) {
     use crate::decision::policy::rule::Stays;
     let crosses = draft.regions.len() > 1 && draft.classes.iter().any(|class| class.rule.stays != Stays::Anywhere);
@@ -267,5 +268,5 @@ fn regional_path(field: &Field<'_>, local: &str) -> Option<PathBuf> {
 
 fn path(field: &Field<'_>) -> Option<PathBuf> {
     let text = field.text()?;
-    if text.is_empty() { field.wrong("this path is empty") } else { Some(text.into()) }
+    if text.is_empty() { field.wrong("this path is empty; write a path") } else { Some(text.into()) }
 }

@@ -1,5 +1,5 @@
-//! The app servers of the local region. Those of other regions are checked as well, so that a file is valid in every region
-//! or in none.
+//! The app servers of the local region. The app servers of other regions are checked too, so that a file is valid either in all
+//! regions or in none.
 
 use crate::transport::dial::{HttpVersion, authority_of};
 use crate::transport::proxy_protocol::Version;
@@ -102,7 +102,7 @@ fn read_target(field: &Field<'_>) -> Option<Target> {
 fn read_url(field: &Field<'_>) -> Option<Target> {
     let uri = field.base_url(&["http", "https", "h2c"])?;
     if uri.path() != "/" {
-        return field.wrong("an upstream URL has no path; write for example `http://10.1.0.10:3000`");
+        return field.wrong("an upstream URL must not have a path; write for example `http://10.1.0.10:3000`");
     }
     let (http_version, tls) = match uri.scheme_str() {
         Some("https") => (HttpVersion::Negotiated, Some(UpstreamFiles::default())),

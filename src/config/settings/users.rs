@@ -1,4 +1,4 @@
-//! The sections that identify the client and the user.
+//! The sections about the client and the user.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ pub(super) fn read_users(field: &Field<'_>) -> Option<Users> {
     section.finish();
     if !has_tokens && keys.iter().any(|key| matches!(key, KeySource::Token(_))) {
         return field
-            .wrong("`key` reads a token, but no issuer is trusted; add `token: { keys: jwks.json, issuer: …, audience: … }`");
+            .wrong("`key` reads a token, but no issuer is configured; add `token: { keys: jwks.json, issuer: …, audience: … }`");
     }
     Some(Users {
         keys,
@@ -91,7 +91,11 @@ fn read_hint(field: &Field<'_>) -> Option<session::Settings> {
 fn cookie_name(field: &Field<'_>) -> Option<String> {
     let name = field.text()?;
     let token = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte));
-    if token { Some(name.to_owned()) } else { field.wrong(format!("`{name}` is not a valid cookie name")) }
+    if token {
+        Some(name.to_owned())
+    } else {
+        field.wrong(format!("`{name}` is not a valid cookie name; write a name such as `uid`"))
+    }
 }
 
 fn read_key(field: &Field<'_>) -> Option<KeySource> {

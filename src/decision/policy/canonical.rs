@@ -1,6 +1,7 @@
-//! The canonical text of a policy: the same in every process that judges the same, whatever order the file has.
+//! The canonical text of a policy: equal in all processes that judge alike, regardless of the order in the file.
 //!
-//! Names stand for numbers, which differ between processes. `local` is left out: the regions of one fleet differ in it.
+//! The text contains names instead of numbers, because numbers differ between processes. It omits `local`, which differs
+//! between the regions of one fleet.
 
 use std::fmt::Write;
 
@@ -13,12 +14,12 @@ use super::geography::Otherwise;
 use super::route::{HostPattern, Route, Segment};
 use super::rule::{Carriers, Mode, ResidencyRule, Stays};
 
-/// The version of the rules by which this program judges: it grows with every change of `decision` that can change a
-/// judgement, so that two releases that judge differently never have the same hash.
+/// The version of the judgement code. It increases with every change of `decision` that can change a judgement, so that two
+/// releases that judge differently never have the same hash.
 const RULES_VERSION: u32 = 2;
 
 impl Policy {
-    /// Everything that can change a judgement, a line for each thing.
+    /// Everything that can change a judgement, one item per line.
     pub(super) fn canonical_text(&self) -> String {
         let mut lines: Vec<String> = Vec::new();
         for (id, name) in self.jurisdictions() {
@@ -37,7 +38,7 @@ impl Policy {
         }
         lines.extend(self.identification.iter().map(|line| format!("identification {line:?}")));
         lines.push(format!("unread credentials {}", self.refuses_unread_credentials));
-        // The order of these sections means nothing; that of routes and of the map's tables does.
+        // The order of the lines so far has no effect, so they are sorted. The order of the routes has an effect.
         lines.sort();
         lines.extend(self.routes.all().iter().map(|route| self.route_text(route)));
         lines.extend(self.geography_lines());
@@ -126,7 +127,7 @@ impl Policy {
     }
 }
 
-/// Members of a set, in one order.
+/// The members of a set, sorted.
 fn sorted(mut members: Vec<String>) -> String {
     members.sort();
     members.dedup();

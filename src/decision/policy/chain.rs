@@ -2,10 +2,10 @@
 
 use crate::model::region::RegionId;
 
-/// The most steps a chain may have.
+/// Maximum number of steps in a chain.
 pub const MAX_CHAIN: usize = 8;
 
-/// One way of finding a home.
+/// A method of finding a home.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     Directory,
@@ -14,11 +14,11 @@ pub enum Step {
     GeoIp,
     Latency,
     Region(RegionId),
-    /// The end of a chain that may find no home.
+    /// Ends the chain without a home.
     Refuse,
 }
 
-/// Whether an owned request may leave a home that cannot serve it. Health alone moves nothing.
+/// Whether an owned request may go to another region while its home cannot serve it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Failover {
     pub reads: Reads,
@@ -36,7 +36,7 @@ pub enum Reads {
     Nearest,
 }
 
-/// Writes move only by an operator's word.
+/// Writes never fail over by themselves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Writes {
     Never,

@@ -1,6 +1,6 @@
-//! Data classes: a number in one policy, and sets of them.
+//! Data class numbers, and sets of data classes.
 
-/// The most data classes a policy may have: a set of them is one `u64`.
+/// Maximum number of data classes in a policy, because a set of them is one `u64`.
 pub const MAX_CLASSES: usize = 64;
 
 /// A data class's number in one policy.

@@ -1,38 +1,40 @@
-//! The operator's map of the world: networks, countries and continents, and the regions they belong to.
+//! The operator's geographic tables: networks, countries and continents, and the regions they belong to.
 
 use std::net::IpAddr;
 
 use crate::model::country::{Continent, CountryCode};
 use crate::model::region::RegionId;
 
-/// The operator's map of the world.
+/// The operator's geographic tables.
 #[derive(Clone, Default)]
 pub struct GeoRules {
     pub networks: Networks,
     pub countries: Vec<(CountryCode, RegionId)>,
     pub continents: Vec<(Continent, RegionId)>,
     pub otherwise: Otherwise,
-    /// The region for addresses that cannot be placed; `None` passes to the next step.
+    /// The region for addresses without a known location; `None` passes to the next step of the chain.
     pub unknown: Option<RegionId>,
 }
 
-/// The treatment of a country that no table names.
+/// The region for a country that no table lists.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Otherwise {
+    /// The nearest region, preferring the country's own jurisdiction.
     #[default]
     Nearest,
     Region(RegionId),
+    /// No region: the next step of the chain follows.
     Next,
 }
 
-/// An operator's network: the region that owns it and, where the operator says so, the country it is in.
+/// A network in the operator's table: the region that owns it and, if the operator gives one, its country.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Network {
     pub home: RegionId,
     pub country: Option<CountryCode>,
 }
 
-/// Networks by longest prefix. IPv4 addresses are kept as IPv4-mapped IPv6, so that one table serves both.
+/// Networks by longest prefix. IPv4 addresses are stored as IPv4-mapped IPv6, so that one table serves both.
 #[derive(Clone, Default)]
 pub struct Networks {
     /// The prefix lengths in use, longest first.
@@ -42,7 +44,7 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Builds the table from addresses and prefix lengths in bits of their own family.
+    /// Builds the table from addresses and prefix lengths. A length counts bits of the address's own family.
     pub fn build(networks: impl IntoIterator<Item = (IpAddr, u8, Network)>) -> Self {
         let entry = |(address, length, network): (IpAddr, u8, Network)| {
             let length = if matches!(address, IpAddr::V4(_)) { length.saturating_add(96) } else { length };
@@ -56,12 +58,12 @@ impl Networks {
         Self { lengths, networks }
     }
 
-    /// Every network with its prefix: length in bits and address, both of IPv6.
+    /// Every network with its prefix: the length in bits and the address, both as IPv6.
     pub fn all(&self) -> impl Iterator<Item = ((u8, u128), &Network)> {
         self.networks.iter().map(|(prefix, network)| (*prefix, network))
     }
 
-    /// The network with the longest prefix that holds `address`.
+    /// The network with the longest prefix that contains `address`.
     pub fn find(&self, address: IpAddr) -> Option<&Network> {
         let address = bits(address);
         self.lengths.iter().find_map(|length| {

@@ -32,13 +32,13 @@ pub struct Region {
     pub name: Box<str>,
     pub jurisdiction: JurisdictionId,
     pub at: Coordinates,
-    /// Whether a client can be sent there.
+    /// Whether a client can be redirected to the region.
     pub has_url: bool,
-    /// Whether its proxy can be reached from here.
+    /// Whether the local proxy can reach the region's proxy.
     pub has_gateway: bool,
 }
 
-/// The rules by which one region judges; they differ between regions only in `local`.
+/// The rules by which one region judges. The policies of different regions differ only in `local`.
 pub struct Policy {
     /// The region this process runs in.
     pub local: RegionId,
@@ -49,9 +49,9 @@ pub struct Policy {
     classes: Vec<DataClass>,
     pub routes: RouteTable,
     pub geo: GeoRules,
-    /// Whether a credential that this process cannot read refuses a request for data that may not be anywhere.
+    /// Whether a request with a credential that this process cannot read is refused, unless its data may be anywhere.
     pub refuses_unread_credentials: bool,
-    /// Settings of other rooms that decide what is judged, in canonical text: they count in the hash.
+    /// Settings of other modules that change what is judged, as canonical text. They are part of the hash.
     identification: Vec<Box<str>>,
     /// Equal hashes mean equal judgement.
     pub hash: PolicyHash,
@@ -73,13 +73,13 @@ pub struct Draft {
     pub routes: Vec<Route>,
     pub geo: GeoRules,
     pub refuses_unread_credentials: bool,
-    /// How the path and the user of a request are read, a line for each setting: whatever changes what is judged.
+    /// The settings that change how the path and the user of a request are read, one per line.
     pub identification: Vec<Box<str>>,
 }
 
 impl Policy {
-    /// Compiles a draft; `digest` makes the hash of the policy's canonical text. The caller has checked that whatever the
-    /// draft names is in it.
+    /// Compiles a draft; `digest` computes the hash of the policy's canonical text. The caller has checked that every region,
+    /// class and jurisdiction that the draft refers to is defined in it.
     pub fn compile(draft: Draft, digest: impl FnOnce(&str) -> PolicyHash) -> Self {
         let mut country_jurisdictions = Box::new([None; CountryCode::SLOTS]);
         for (id, _, countries) in &draft.jurisdictions {
@@ -152,7 +152,7 @@ impl Policy {
         self.jurisdictions.iter().map(|entry| (entry.id, &*entry.name))
     }
 
-    /// How an operator calls the jurisdiction.
+    /// The jurisdiction's name in the configuration.
     pub fn jurisdiction_name(&self, jurisdiction: Jurisdiction) -> &str {
         match jurisdiction {
             Jurisdiction::Named(id) => self.jurisdictions().find(|(known, _)| *known == id).map_or("?", |(_, name)| name),
@@ -161,7 +161,7 @@ impl Policy {
         }
     }
 
-    /// Reads what [`Policy::jurisdiction_name`] writes.
+    /// The jurisdiction with a name that [`Policy::jurisdiction_name`] returns.
     pub fn find_jurisdiction(&self, name: &str) -> Option<Jurisdiction> {
         match name {
             "elsewhere" => Some(Jurisdiction::Elsewhere),
@@ -191,7 +191,7 @@ impl Policy {
         passing.fold(RegionSet::EMPTY, |regions, entry| regions.union(entry.regions))
     }
 
-    /// The regions by distance from the local one, itself first.
+    /// All regions by distance from the local region, which is the first.
     pub fn nearest_first(&self) -> Vec<RegionId> {
         let here = self.region(self.local).at;
         let mut regions: Vec<_> = self.regions.iter().collect();
@@ -201,7 +201,7 @@ impl Policy {
         regions
     }
 
-    /// Whether a home that is this well known unlocks the route's own class.
+    /// Whether evidence of this strength is enough for the route's own class.
     pub fn is_unlocked(&self, route: &Route, evidence: Evidence) -> bool {
         evidence >= self.class(route.class).rule.needs
     }

@@ -1,14 +1,14 @@
-//! Residency rules as the operator writes them: where a data class may be processed, and through whom it may be carried.
+//! Residency rules as the operator writes them: where a data class may be processed, and which proxies may carry it.
 
 use crate::model::day::Day;
 use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
 use crate::model::user::Evidence;
 
-/// Where a data class may be processed, and through whom it may be carried.
+/// Where a data class may be processed, and which proxies may carry it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ResidencyRule {
     pub stays: Stays,
-    /// The least evidence of a home that unlocks the class.
+    /// The weakest evidence of a home that is enough for the class.
     pub needs: Evidence,
     pub carried_by: Carriers,
     pub transfers: Vec<Transfer>,
@@ -23,7 +23,7 @@ pub enum Stays {
     Anywhere,
 }
 
-/// Whose proxies may carry a class through regions where it may not be processed.
+/// The proxies that may carry a class although their regions may not process it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Carriers {
     Anyone,
@@ -38,24 +38,24 @@ pub struct Transfer {
     pub to: JurisdictionSet,
     /// The legal basis, in the operator's words.
     pub basis: Box<str>,
-    /// The last day on which it holds, UTC.
+    /// The last day on which the transfer is valid, UTC.
     pub until: Day,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
     Enforce,
-    /// Clears every region; what would have been cleared is in the trail.
+    /// Clears every region. The trail has the regions that `Enforce` would clear.
     Report,
 }
 
 impl ResidencyRule {
-    /// The transfers that hold on `today` for a user of `from`.
+    /// The transfers that are valid on `today` for a user from `from`.
     pub fn transfers_from(&self, from: Jurisdiction, today: Day) -> impl Iterator<Item = &Transfer> {
         self.transfers.iter().filter(move |transfer| transfer.from == from && today <= transfer.until)
     }
 
-    /// Whether the class may be processed in `place` for a user of `user`.
+    /// Whether the class may be processed in `place` for a user from `user`.
     pub fn admits(&self, user: Jurisdiction, place: Jurisdiction, today: Day) -> bool {
         let stays = match self.stays {
             Stays::Anywhere => true,
@@ -65,7 +65,7 @@ impl ResidencyRule {
         stays || self.transfers_from(user, today).any(|transfer| transfer.to.contains(place))
     }
 
-    /// Whether a proxy in `place` may carry the class although it may not be processed there.
+    /// Whether a proxy in `place` may carry the class although `place` may not process it.
     pub fn carries(&self, place: Jurisdiction) -> bool {
         match self.carried_by {
             Carriers::Anyone => true,

@@ -1,4 +1,4 @@
-//! The user-to-region table's answer.
+//! The `directory` step: the home that the user-to-region table records.
 
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::outcome::Code;
@@ -13,7 +13,7 @@ use super::Answer;
 
 pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> (Finding, Answer) {
     match (facts.directory, facts.hint) {
-        // The home is known, and a region that the policy has dropped: no reason to guess another.
+        // The recorded home is not in this policy. A guess must not replace it.
         (Lookup::NotAsked, Some(record)) | (Lookup::Found(record), _) if !policy.regions.contains(record.home) => {
             (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable))
         }
@@ -32,8 +32,8 @@ pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> (Fin
     }
 }
 
-/// The home of the caller, where the path names a user whom the directory does not have: a guess about that user must not
-/// outrank the caller's record, so both are judged.
+/// The home of the caller, if the path names a user who is not in the directory. The request is judged for both users,
+/// because a guess about the user in the path must not outrank the caller's record.
 pub(super) fn home_of_caller(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> Result<Option<Home>, Code> {
     match facts.caller {
         Lookup::NotAsked | Lookup::NoKey | Lookup::Absent | Lookup::Unverifiable => Ok(None),
@@ -44,7 +44,7 @@ pub(super) fn home_of_caller(facts: &Facts<'_>, policy: &Policy, classes: ClassS
     }
 }
 
-/// Evidence is the weaker of the record and the proof of its key.
+/// A record is only as strong as the proof of its key.
 const fn evidence_of(proof: Proof) -> Evidence {
     match proof {
         Proof::Proven => Evidence::Recorded,
@@ -58,7 +58,7 @@ fn owned(record: Record, evidence: Evidence, policy: &Policy) -> Home {
     Home::Owned { region: record.home, evidence, jurisdiction }
 }
 
-/// Never from a dead directory to a guess, except for reads of data that may be anywhere.
+/// Whether a guess may replace a failed directory lookup: only for reads of data that may be anywhere.
 fn may_guess(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> bool {
     facts.is_read && policy.may_be_anywhere(classes)
 }

@@ -1,4 +1,5 @@
-//! The region for a client's address: an operator's network, then its country, its continent, the nearest region.
+//! The `geoip` step: the region for a client's address, by the operator's networks, countries and continents, in this
+//! order, or else the nearest region.
 
 use std::net::IpAddr;
 
@@ -56,8 +57,8 @@ fn locate(client: IpAddr, place: &Place, policy: &Policy) -> Finding {
     }
 }
 
-/// The region nearest to a place, among those of its own jurisdiction where that has any: a nearer region abroad could
-/// not serve what stays at home.
+/// The nearest region. If the place's own jurisdiction has regions, only these are considered, because a nearer region
+/// elsewhere could not serve data that stays in the user's jurisdiction.
 fn nearest(place: &Place, policy: &Policy) -> Option<RegionId> {
     let point = place.point()?;
     let own = policy.jurisdiction_of_country(place.country);

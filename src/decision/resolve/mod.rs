@@ -1,4 +1,4 @@
-//! Finds the home of a request: walks a route's chain of steps until one answers.
+//! Finds the home of a request: walks a route's chain until a step finds a home or ends the chain.
 
 mod directory;
 mod geoip;
@@ -16,14 +16,14 @@ use super::policy::chain::Step;
 use super::policy::route::Route;
 use super::verdict::{Finding, Trail};
 
-/// The result of a step: an answer that ends the walk, or nothing, so that the next step follows.
+/// The result of a step: a home, the next step, or a refusal that ends the chain.
 enum Answer {
     Home(Home),
     Next,
     End(Code),
 }
 
-/// Walks the route's chain; every step's finding goes into the trail.
+/// Walks the route's chain and adds the finding of each step to the trail.
 pub(super) fn home(facts: &Facts<'_>, policy: &Policy, route: &Route, trail: &mut Trail) -> Result<Home, Code> {
     for step in &route.chain {
         let (finding, answer) = match *step {
@@ -46,12 +46,12 @@ pub(super) fn home(facts: &Facts<'_>, policy: &Policy, route: &Route, trail: &mu
     Err(Code::HomeUnresolved)
 }
 
-/// The home of the caller beside that of the user whom the path names; `None` where one user is judged.
+/// The home of the caller, if the request is judged for the caller as well as for the user that the path names.
 pub(super) fn home_of_caller(facts: &Facts<'_>, policy: &Policy, trail: &Trail) -> Result<Option<Home>, Code> {
     directory::home_of_caller(facts, policy, trail.classes)
 }
 
-/// A home that was guessed: the user's jurisdiction is the one that lists the country, never that of the region.
+/// An inferred home. The user's jurisdiction is the one that lists the country, never the region's.
 fn inferred(region: RegionId, facts: &Facts<'_>, policy: &Policy) -> Home {
     Home::Owned { region, evidence: Evidence::Inferred, jurisdiction: jurisdiction_by_country(facts, policy) }
 }

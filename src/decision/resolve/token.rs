@@ -1,4 +1,4 @@
-//! The home that a verified token names.
+//! The `token` step: the home that a claim of a verified token names.
 
 use crate::model::outcome::Code;
 use crate::model::user::Evidence;
@@ -13,7 +13,7 @@ pub(super) fn ask(facts: &Facts<'_>, policy: &Policy) -> (Finding, Answer) {
     match facts.token {
         Lookup::NotAsked | Lookup::NoKey | Lookup::Unverifiable => (Finding::NoToken, Answer::Next),
         Lookup::Absent => (Finding::NoClaim, Answer::Next),
-        // It names a region that this policy does not have: no reason to guess another.
+        // The claim names a region that is not in this policy. A guess must not replace it.
         Lookup::Unavailable => (Finding::UnknownRegion, Answer::End(Code::HomeUnknown)),
         Lookup::Found(home) if !policy.regions.contains(home) => (Finding::UnknownRegion, Answer::End(Code::HomeUnknown)),
         Lookup::Found(region) => {

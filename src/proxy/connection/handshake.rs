@@ -86,7 +86,7 @@ pub(super) async fn open(
             let (_, tls_state) = stream.get_ref();
             let chain = tls_state.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
             let Some(peer) = peer_of(&worker.snapshot(), &chain) else {
-                warn_of_peer(worker, "the certificate names no other region of this policy");
+                warn_of_peer(worker, "the certificate does not name another region of the policy");
                 return None;
             };
             let is_http2 = Some(chose_http2(tls_state));
@@ -95,7 +95,7 @@ pub(super) async fn open(
     }
 }
 
-/// Reads the client address from the PROXY protocol header. `None` if the remote address may not send one, or sends no valid one.
+/// Reads the client address from the PROXY protocol header. `None` if the remote address is not allowed or the header is invalid.
 async fn read_source(worker: &Worker, stream: &mut TcpStream, remote: SocketAddr, networks: &[IpNet]) -> Option<SocketAddr> {
     let address = remote.ip().to_canonical();
     if !networks.iter().any(|network| network.contains(&address)) {

@@ -22,7 +22,7 @@ use crate::transport::stream::Stream;
 use super::super::ingress::{ConnectionContext, ResponseChannel};
 use super::super::worker::Worker;
 use super::super::{Limits, request};
-use super::{leaving, linger};
+use super::{drain_started, linger};
 
 pub(super) async fn serve(
     worker: Rc<Worker>,
@@ -34,8 +34,8 @@ pub(super) async fn serve(
     let connection_state = Rc::clone(&context.connection_state);
     let io = TokioIo::new(RequestGate::new(stream, first, limits.head(), Rc::clone(&connection_state)));
     let (draining_worker, state) = (Rc::clone(&worker), Rc::clone(&connection_state));
-    // The gate ends idle connections.
-    let mut end = pin!(async move { leaving(&draining_worker, &state).await });
+    // `RequestGate` ends idle connections.
+    let mut end = pin!(async move { drain_started(&draining_worker, &state).await });
     let requests_per_connection = limits.requests_per_connection as u64;
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let (worker, context, in_flight) = (Rc::clone(&worker), Rc::clone(&context), InFlight::count(&context.connection_state));
@@ -89,7 +89,7 @@ async fn close(gate: &mut RequestGate<Stream>, connection_state: &ConnectionStat
 
 fn builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
-    // The gate enforces timeouts and sizes; these values only limit hyper's own memory.
+    // `RequestGate` enforces timeouts and sizes; these values only limit hyper's own memory.
     builder.timer(TokioTimer::new()).header_read_timeout(None).max_headers(limits.headers + 8);
     builder.max_buf_size((limits.header_bytes + 8192).max(limits.connection_buffer.min(256 << 10))).half_close(true);
     builder

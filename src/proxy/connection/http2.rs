@@ -22,7 +22,7 @@ use crate::transport::stream::Stream;
 use super::super::ingress::{ConnectionContext, ResponseChannel};
 use super::super::worker::Worker;
 use super::super::{Limits, request};
-use super::{handshake, leaving, linger};
+use super::{drain_started, handshake, linger};
 
 /// The flow-control window of a client's connection.
 const CLIENT_WINDOW: usize = 1 << 20;
@@ -47,7 +47,7 @@ const SEND_BUFFERS: std::ops::RangeInclusive<usize> = 16 << 10..=64 << 10;
 /// An idle connection stays open this many times longer than over HTTP/1, because it replaces several connections.
 const KEEP_ALIVE_FACTOR: u32 = 5;
 
-/// A silent connection is closed after the sum of the two.
+/// A connection without PING responses is closed after the sum of the two.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(40);
 
@@ -61,7 +61,7 @@ pub(super) async fn serve(
     context: Rc<ConnectionContext>,
     limits: &Limits,
 ) {
-    // HTTP/2 has its own framing: the gate only returns the bytes that were read ahead.
+    // HTTP/2 has its own framing, so the gate only replays the bytes that were read ahead.
     let io = RequestGate::new(stream, first, limits.head(), Rc::clone(&context.connection_state));
     let bounds = Bounds::of(&context, limits);
     let io = FrameGuard::new(io, limits.header_timeout, bounds.control_frames);
@@ -87,14 +87,14 @@ pub(super) async fn serve(
         () = lost => None,
     };
     drop(connection);
-    let Some(most) = after else { return };
+    let Some(max) = after else { return };
     if let Some(mut io) = remains.take() {
         // Requests may arrive after GOAWAY. Discard them, because unread bytes reset the connection and GOAWAY would be lost.
-        linger(io.get_mut().stream(), most).await;
+        linger(io.get_mut().stream(), max).await;
     }
 }
 
-/// The limits of one connection. Those of clients do not apply to peers, whose connections are few and stay open.
+/// The limits of one client connection. A peer's connection has none of them, because such connections are few and stay open.
 struct Bounds {
     is_peer: bool,
     control_frames: u64,
@@ -138,8 +138,8 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     let shutdown_begun = Notify::new();
     let mut stuck = pin!(async {
         shutdown_begun.notified().await;
-        // Without requests in flight, only frames remain that the client does not read.
-        quiet(&context.connection_state, limits.idle_timeout).await;
+        // With no request in flight, the connection stays open only because the client does not read the last frames.
+        idle_for(&context.connection_state, limits.idle_timeout).await;
     });
     loop {
         tokio::select! {
@@ -196,10 +196,10 @@ fn window_of(peer_settings: &PeerSettings) -> Window {
 }
 
 /// Counts requests that the client resets within [`RAPID_RESET_WITHIN`] (rapid reset, CVE-2023-44487), because each of them costs
-/// an upstream work. The limit is exceeded by more than `most` such requests that are also more than half of all requests.
+/// an upstream work. The limit is exceeded by more than `max` such requests that are also more than half of all requests.
 /// Requests in flight are still served.
 struct RapidResetLimit {
-    most: u64,
+    max: u64,
     count: Cell<u64>,
     exceeded: Notify,
 }
@@ -208,20 +208,20 @@ struct RapidResetLimit {
 const RAPID_RESET_WITHIN: Duration = Duration::from_secs(1);
 
 impl RapidResetLimit {
-    fn new(most: u64) -> Self {
-        Self { most, count: Cell::new(0), exceeded: Notify::new() }
+    fn new(max: u64) -> Self {
+        Self { max, count: Cell::new(0), exceeded: Notify::new() }
     }
 
     fn count(&self, requests: u64) {
         let count = self.count.get() + 1;
         self.count.set(count);
-        if count > self.most && count > requests / 2 {
+        if count > self.max && count > requests / 2 {
             self.exceeded.notify_one();
         }
     }
 }
 
-/// Serves one stream in a task that can be aborted: a stream whose client does not read ends in no other way.
+/// Serves one stream in a task that can be aborted, because nothing else ends a stream whose client does not read.
 fn serve_stream(
     worker: &Rc<Worker>,
     context: &Rc<ConnectionContext>,
@@ -260,7 +260,7 @@ fn serve_stream(
 async fn end(worker: &Worker, connection_state: Rc<ConnectionState>, bounds: &Bounds) {
     let idle = async {
         match bounds.idle {
-            Some(limit) => quiet(&connection_state, limit).await,
+            Some(limit) => idle_for(&connection_state, limit).await,
             None => std::future::pending().await,
         }
     };
@@ -270,7 +270,7 @@ async fn end(worker: &Worker, connection_state: Rc<ConnectionState>, bounds: &Bo
         }
     };
     tokio::select! {
-        () = leaving(worker, &connection_state) => if bounds.is_peer {
+        () = drain_started(worker, &connection_state) => if bounds.is_peer {
             tokio::time::sleep(worker.drain_notice()).await;
         },
         () = idle => {}
@@ -279,7 +279,7 @@ async fn end(worker: &Worker, connection_state: Rc<ConnectionState>, bounds: &Bo
 }
 
 /// Waits until no request has been in flight for `limit`.
-async fn quiet(connection_state: &ConnectionState, limit: Duration) {
+async fn idle_for(connection_state: &ConnectionState, limit: Duration) {
     loop {
         if connection_state.in_flight() > 0 {
             connection_state.idle.notified().await;
@@ -295,8 +295,8 @@ fn builder(is_peer: bool, limits: &Limits) -> h2::server::Builder {
     let (streams, window, buffer, header_bytes) = if is_peer {
         (PEER_STREAMS, PEER_WINDOW, PEER_WINDOW, header_bytes * PEER_HEAD_GROWTH)
     } else {
-        let most = limits.connection_buffer;
-        (limits.streams as u32, most.min(CLIENT_WINDOW), most, header_bytes)
+        let max = limits.connection_buffer;
+        (limits.streams as u32, max.min(CLIENT_WINDOW), max, header_bytes)
     };
     let send_buffer = (buffer / 4 / streams as usize).clamp(*SEND_BUFFERS.start(), *SEND_BUFFERS.end());
     let mut builder = h2::server::Builder::new();

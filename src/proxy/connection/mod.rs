@@ -43,7 +43,7 @@ pub enum Security {
     Peers(Arc<ServerConfig>),
 }
 
-/// The number of addresses that it takes to use up all places of connections that have not proven a region yet.
+/// One address may open a tenth of the connections that have not proven a region yet, so that it cannot use up all of them.
 const UNPROVEN_ADDRESSES: usize = 10;
 
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
@@ -63,11 +63,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
         local,
         is_tls: opened.is_http2.is_some(),
     };
-    // A client that negotiated HTTP/2 must send its preface in time, because hyper itself would wait forever.
+    // A client that negotiated HTTP/2 must send its preface in time, because `h2` itself would wait forever.
     let begun = Instant::now();
     let Some((stream, first, begins_http2)) = find_protocol(opened.stream, limits.header_timeout).await else { return };
     let is_peer = matches!(arrival.ingress, Ingress::Peer(_));
-    // Peers speak HTTP/2 alone: only there is a connection closed whose certificate is revoked.
+    // Peers must use HTTP/2, because only an HTTP/2 connection is closed when its certificate is revoked.
     if opened.is_http2.is_some_and(|agreed| agreed != begins_http2) || (is_peer && !begins_http2) {
         return;
     }
@@ -116,10 +116,10 @@ const LINGER: Duration = Duration::from_secs(10);
 const LINGER_QUIET: Duration = Duration::from_secs(2);
 
 /// Waits until the client closes its side, because closing a socket with unread bytes resets it and the client loses the last
-/// response. Discards up to `most` received bytes.
-async fn linger(stream: &mut Stream, most: u64) {
+/// response. Discards up to `max` received bytes.
+async fn linger(stream: &mut Stream, max: u64) {
     let rest = async {
-        let (mut space, mut stream) = (vec![0; 4 << 10], stream.take(most));
+        let (mut space, mut stream) = (vec![0; 4 << 10], stream.take(max));
         while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_QUIET, stream.read(&mut space)).await {}
     };
     let _ = tokio::time::timeout(LINGER, rest).await;
@@ -129,7 +129,7 @@ async fn linger(stream: &mut Stream, most: u64) {
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// Waits until a connection must accept no further requests, because the process drains.
-async fn leaving(worker: &Worker, connection_state: &ConnectionState) {
+async fn drain_started(worker: &Worker, connection_state: &ConnectionState) {
     // Drop the value at once: it holds the lock of the watch channel, which must not be held while sleeping.
     drop(worker.shared.phase.clone().wait_for(|phase| *phase != Phase::Serving).await);
     if !connection_state.has_request() {
@@ -154,9 +154,9 @@ impl Counted {
 
     /// Counts a connection that has not proven a region yet.
     fn enter_unproven(worker: &Rc<Worker>, address: IpAddr) -> Option<Self> {
-        let most = worker.snapshot().limits.handshakes;
-        let most_per_address = (most / UNPROVEN_ADDRESSES).max(1);
-        worker.shared.unproven.enter(address, most, most_per_address).ok()?;
+        let max = worker.snapshot().limits.handshakes;
+        let max_per_address = (max / UNPROVEN_ADDRESSES).max(1);
+        worker.shared.unproven.enter(address, max, max_per_address).ok()?;
         Some(Self { worker: Rc::clone(worker), address, counter: |shared| &shared.unproven })
     }
 }

@@ -1,4 +1,5 @@
-//! The client's true address: read from the right, through the hops that are trusted, and no further.
+//! Finds the client's address: reads the forwarding header from right to left, and stops at the first address that is
+//! not trusted, because the client could have written everything to its left.
 
 use std::net::IpAddr;
 
@@ -9,34 +10,34 @@ use crate::http::lists;
 
 use super::{AddressSource, Settings};
 
-/// The most hops that are looked at: a longer chain is no chain but an attack.
+/// The maximum number of hops that are read, because a longer chain is an attack.
 const MAX_HOPS: usize = 32;
 
-/// The address of the client: the first from the right that no trusted hop has.
+/// The address of the client: the first address from the right that is not in a trusted network.
 ///
-/// Where a trusted hop's word cannot be read, that hop is as far as anyone can see.
+/// If the element that a trusted hop wrote is malformed, this is the address of that hop.
 pub(super) fn address(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> IpAddr {
     find(headers, remote, settings).0
 }
 
-/// The address of the client, and by how many elements from the right the one that names it is away.
+/// The address of the client, and the position of its element, counted from the right.
 fn find(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> (IpAddr, usize) {
     let trusted = |address: IpAddr| settings.trust.iter().any(|network| network.contains(&address));
-    let (mut client, mut away) = (remote.to_canonical(), 0);
+    let (mut client, mut position) = (remote.to_canonical(), 0);
     if !trusted(client) {
         return (client, 0);
     }
     for (index, hop) in hops(headers, &settings.source).into_iter().take(MAX_HOPS).enumerate() {
         let Some(address) = hop else { break };
-        (client, away) = (address, index);
+        (client, position) = (address, index);
         if !trusted(client) {
             break;
         }
     }
-    (client, away)
+    (client, position)
 }
 
-/// The addresses that hops wrote, the nearest first; `None` for one that is no address.
+/// The addresses that the hops wrote, nearest hop first; `None` for an element that is not an address.
 pub(super) fn hops(headers: &HeaderMap, source: &AddressSource) -> Vec<Option<IpAddr>> {
     let mut hops: Vec<Option<IpAddr>> = match source {
         AddressSource::XForwardedFor => {
@@ -46,7 +47,7 @@ pub(super) fn hops(headers: &HeaderMap, source: &AddressSource) -> Vec<Option<Ip
         AddressSource::Forwarded => {
             values(headers, "forwarded").flat_map(elements).map(|element| element.and_then(forwarded_for)).collect()
         }
-        // The connection itself said it, before the first request.
+        // The PROXY protocol header has already set the address of the connection.
         AddressSource::ProxyProtocol => Vec::new(),
         AddressSource::Header(name) => {
             let mut values = values(headers, name.as_str());
@@ -60,23 +61,23 @@ pub(super) fn hops(headers: &HeaderMap, source: &AddressSource) -> Vec<Option<Ip
     hops
 }
 
-/// An address as `X-Forwarded-For` and `Forwarded` write it: bare or in brackets, with or without a zone and a port. The
-/// address that stands for none is none.
+/// Parses an address in the forms of `X-Forwarded-For` and `Forwarded`: bare or in brackets, with or without a zone and
+/// a port. Returns `None` for the unspecified address.
 pub(super) fn read_address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bare = match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?.0,
-        // One colon comes before a port, several belong to the address.
+        // A single colon precedes a port; several colons belong to an IPv6 address.
         None if text.matches(':').count() == 1 => text.split_once(':')?.0,
         None => text,
     };
-    // A zone means something on the host that wrote it, and nowhere else.
+    // A zone is only meaningful on the host that wrote it.
     let bare = bare.split_once('%').map_or(bare, |(address, _)| address);
     let address = bare.parse::<IpAddr>().ok()?.to_canonical();
     (!address.is_unspecified()).then_some(address)
 }
 
-/// A network of IPv4 addresses that is written in IPv6, as one of IPv4: addresses are compared unfolded.
+/// Converts a network of IPv4-mapped IPv6 addresses to an IPv4 network, because addresses are compared in that form.
 pub fn unfolded(network: IpNet) -> IpNet {
     match network {
         IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.addr().to_ipv4_mapped() {
@@ -87,13 +88,14 @@ pub fn unfolded(network: IpNet) -> IpNet {
     }
 }
 
-/// The values of a field, from the left. A value with other bytes than visible ASCII becomes one that no reader understands.
+/// The values of a header field, from left to right. A value that is not visible ASCII is replaced by `?`, which no
+/// parser accepts.
 fn values<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &'h [u8]> + use<'h> {
     headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?").as_bytes())
 }
 
-/// The elements of one value of `Forwarded`, each written by one hop. A value whose quotes do not match counts as one element
-/// that cannot be read: neither it nor any element to its left is believed.
+/// The elements of one value of `Forwarded`, each written by one hop. A value with unmatched quotes is one malformed
+/// element (`None`), so that neither it nor any element to its left is used.
 fn elements(value: &[u8]) -> Vec<Option<&[u8]>> {
     match lists::members(value) {
         Ok(elements) => elements.into_iter().map(Some).collect(),
@@ -111,31 +113,32 @@ fn parameter(element: &[u8], name: &str) -> Option<String> {
     String::from_utf8(lists::unquote(value)?.into_owned()).ok()
 }
 
-/// The first `for` of one element of `Forwarded`, if it is an address. Brackets and quotes may be missing, as many hops leave
-/// them out.
+/// The first `for` parameter of one element of `Forwarded`, if it is an address. Brackets and quotes are optional,
+/// because many proxies omit them.
 pub(super) fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
     read_address(&parameter(element, "for")?)
 }
 
-/// Whether the hop that took the client's connection says that it came by HTTPS, in the field that trusted hops are trusted to write:
-/// the element that stands as far from the right as the one that names the client, or the last on the way there.
+/// Whether the hop that accepted the client's connection reports HTTPS. Reads only the header that trusted hops are
+/// configured to write: the element at the position of the client's address, or the leftmost one if there are fewer
+/// elements.
 pub(super) fn came_by_https(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> bool {
-    let (_, away) = find(headers, remote, settings);
+    let (_, position) = find(headers, remote, settings);
     let proto = match settings.source {
         AddressSource::Forwarded => {
             let elements: Vec<_> = values(headers, "forwarded").flat_map(elements).collect();
-            from_right(&elements, away).flatten().and_then(|element| parameter(element, "proto"))
+            from_right(&elements, position).flatten().and_then(|element| parameter(element, "proto"))
         }
         AddressSource::XForwardedFor | AddressSource::Header(_) => {
             let protos: Vec<_> = values(headers, "x-forwarded-proto").flat_map(lists::tokens).collect();
-            from_right(&protos, away).and_then(lists::unquote).and_then(|proto| String::from_utf8(proto.into_owned()).ok())
+            from_right(&protos, position).and_then(lists::unquote).and_then(|proto| String::from_utf8(proto.into_owned()).ok())
         }
         AddressSource::ProxyProtocol => None,
     };
     proto.is_some_and(|proto| proto.eq_ignore_ascii_case("https"))
 }
 
-/// The item that is `away` from the last one, or the first if there are fewer.
-fn from_right<T: Copy>(items: &[T], away: usize) -> Option<T> {
-    items.iter().rev().take(away + 1).last().copied()
+/// The item at `position`, counted from the right, or the leftmost item if there are fewer.
+fn from_right<T: Copy>(items: &[T], position: usize) -> Option<T> {
+    items.iter().rev().take(position + 1).last().copied()
 }

@@ -1,4 +1,4 @@
-//! Finds the caller: by a verified token, a trusted hop's header, our own sealed cookie, or a plain cookie's claim.
+//! Finds the caller from a verified token, a trusted hop's header, our own sealed cookie, or a plain cookie.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::tokens::{self, TokenLocation, Tokens, Verified};
 use super::super::Snapshot;
 use super::{KeySource, Settings, user};
 
-/// Whatever verifies what a request presents.
+/// The state that is needed to verify the credentials of a request.
 pub struct Verifiers<'a> {
     pub snapshot: &'a Snapshot,
     pub tokens: &'a RefCell<tokens::Cache>,
@@ -31,7 +31,7 @@ pub struct Verifiers<'a> {
 enum Presented<'h> {
     Nothing,
     Token(&'h str),
-    /// A token in a form that nobody can verify: presented twice, in a list, or with odd whitespace.
+    /// A token in an invalid form: presented twice, in a list, or with other whitespace than one space after `Bearer`.
     Malformed,
     /// A credential of another kind.
     Other,
@@ -45,13 +45,13 @@ impl Verifiers<'_> {
         };
         let caller = user::key(headers, is_trusted, token.as_deref(), &self.snapshot.intake.keys)?;
         let is_fresh = matches!(caller, Some((_, Proof::Proven)));
-        // The hint is issued over HTTPS alone; and it does not count beside a token that proves nothing.
+        // A hint counts only over HTTPS, because it is issued only there, and not beside a token that does not verify.
         let counts = is_https && credential != Credential::Unverifiable;
         let hint = self.snapshot.seal.as_ref().filter(|_| counts).and_then(|seal| {
             let value = user::cookies(headers, session::COOKIE).next()?;
             seal.open(std::str::from_utf8(value).ok()?, self.now)
         });
-        // The hint is bound to its user: beside another key it does not count.
+        // The hint is bound to its user, so it does not count if the request names another user.
         let hint = hint.filter(|hint| caller.as_ref().is_none_or(|(key, _)| *key == hint.user));
         let caller = match &hint {
             Some(hint) => Some((hint.user.clone(), Proof::Proven)),
@@ -79,7 +79,7 @@ impl Verifiers<'_> {
             Err(fault) => fault.as_str(),
         });
         match outcome {
-            // The app may read the other credential, and take the caller for somebody else.
+            // The app may read the other credential and identify another user.
             Ok((verified, _)) if has_other => (Some(verified), Credential::Unread),
             Ok((verified, _)) => (Some(verified), Credential::Verified),
             Err(_) => (None, Credential::Unverifiable),
@@ -87,8 +87,7 @@ impl Verifiers<'_> {
     }
 }
 
-/// The token where the configuration looks for it, and whether `Authorization` holds another credential beside it, which the
-/// app may read.
+/// The token at the configured location, and whether `Authorization` contains another credential that the app may read.
 fn presented<'h>(headers: &'h HeaderMap, location: &'h TokenLocation) -> (Presented<'h>, bool) {
     let found = match location {
         TokenLocation::Cookie(name) => in_cookie(headers, name),
@@ -139,8 +138,8 @@ fn is_compact(token: &str) -> bool {
     token.split('.').count() == 3 && token.split('.').all(is_part)
 }
 
-/// Prepares the identity of a request for an app server: our cookie stays between the client and the proxies, a token that
-/// does not verify is removed, and a header that names the user says what was judged.
+/// Prepares the credentials of a request for an app server: removes our own cookie and a token that does not verify,
+/// and writes the judged caller into the headers that name the user.
 pub fn forward_identity(headers: &mut HeaderMap, question: &Question, settings: &Settings, tokens: Option<&Tokens>) {
     drop_cookies(headers, |name| name == session::COOKIE.as_bytes());
     if let (Credential::Unverifiable, Some(tokens)) = (question.identity.credential, tokens) {
@@ -152,7 +151,8 @@ pub fn forward_identity(headers: &mut HeaderMap, question: &Question, settings: 
     rebuild_user_headers(headers, question, settings);
 }
 
-/// Replaces the user that a trusted hop or a peer wrote into these headers by the judged caller, so that the two never differ.
+/// Replaces the user in headers that a trusted hop or a peer wrote by the judged caller, so that the app server and the
+/// proxy use the same user.
 fn rebuild_user_headers(headers: &mut HeaderMap, question: &Question, settings: &Settings) {
     let caller = question.identity.caller.as_ref().filter(|(_, proof)| *proof > Proof::Claimed);
     if caller.is_none() && question.ingress == Ingress::Client {
@@ -169,7 +169,7 @@ fn rebuild_user_headers(headers: &mut HeaderMap, question: &Question, settings: 
     }
 }
 
-/// Removes the cookies whose names `is_dropped` picks; the others keep their order and form.
+/// Removes the cookies for whose names `is_dropped` is true. The other cookies keep their order and form.
 fn drop_cookies(headers: &mut HeaderMap, is_dropped: impl Fn(&[u8]) -> bool) {
     let name_of = |pair: &[u8]| pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii().to_vec();
     let is_there = headers

@@ -1,4 +1,4 @@
-//! Reads a request, and removes everything from it that must not be believed.
+//! Reads a request, and removes header fields that only trusted hops may send.
 
 mod client;
 mod identity;
@@ -28,83 +28,84 @@ use crate::model::outcome::Code;
 use crate::model::user::Proof;
 use crate::peer::{Envelope, fields};
 
-use super::headers::folded;
+use super::headers::normalized_name;
 use super::{Limits, Snapshot};
 
 pub use client::unfolded;
 pub use identity::{Verifiers, forward_identity};
 pub use upgrade::Upgrade;
 
-/// The sources that are believed about clients and users.
+/// The trusted sources for the client's address and the user's key.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Settings {
-    /// Networks of the hops that may speak for a client; nobody by default.
+    /// Networks of the hops that are trusted to report the client and the user; none by default.
     pub trust: Vec<IpNet>,
     pub source: AddressSource,
-    /// Where the user's key is; the first that is present names the user.
+    /// The locations of the user's key, in order of precedence.
     pub keys: Vec<KeySource>,
 }
 
-/// Where trusted hops write the client's address.
+/// The way in which trusted hops report the client's address.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub enum AddressSource {
     /// RFC 7239.
     #[default]
     Forwarded,
     XForwardedFor,
-    /// The header of the PROXY protocol, on listeners that demand it.
+    /// The header of the PROXY protocol, on listeners that require it.
     ProxyProtocol,
-    /// A field that holds one address.
+    /// A header field that contains one address.
     Header(HeaderName),
 }
 
-/// Where a user's key may stand.
+/// A location of the user's key.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum KeySource {
-    /// Counts only from trusted hops.
+    /// Used only if the request comes from a trusted hop.
     Header(HeaderName),
-    /// BoundPort, not proven.
+    /// Claimed, not proven.
     Cookie(String),
     /// A claim of a verified token.
     Token(String),
 }
 
-/// A request, read: what judgement needs of it, and what forwarding needs besides.
+/// The result of reading a request: the question for judgement, and the data for forwarding.
 pub struct Intake {
     pub id: String,
     pub question: Rc<Question>,
-    /// The host with its port, where one was named: it is forwarded.
+    /// The host, with the port if the request names one; forwarded as `Host`.
     pub authority: String,
-    /// The origin that asks, if this is a CORS preflight.
+    /// The `Origin` of the request, if it is a CORS preflight.
     pub preflight: Option<http::HeaderValue>,
     pub upgrade: Option<Upgrade>,
     pub is_https: bool,
-    /// The certificate that the client has proven to the sending peer (DER).
+    /// The certificate (DER) with which the client authenticated to the sending peer.
     pub certificate: Option<Vec<u8>>,
-    /// A peer only asks whether the request would be taken.
+    /// The sending peer only asks whether this region accepts the request.
     pub is_peer_question: bool,
 }
 
-/// Where a request came in.
+/// The connection on which a request arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     pub ingress: Ingress,
-    /// The other end of the connection, or whom it speaks for (PROXY protocol).
+    /// The remote address of the connection, or the source address in its PROXY protocol header.
     pub remote: IpAddr,
     pub port: u16,
-    /// The end that is ours.
+    /// The local address of the connection.
     pub local: SocketAddr,
     pub is_tls: bool,
 }
 
 impl Arrival {
-    /// A client with its port, where that is known: it is the connection's own.
+    /// Adds the port to a client's address. The port is 0 if a hop forwarded the request, because the client's port is
+    /// then unknown.
     pub fn client(&self, address: IpAddr) -> SocketAddr {
         SocketAddr::new(address, if address == self.remote { self.port } else { 0 })
     }
 }
 
-/// Reads a request, and removes from its headers what no stranger may tell an upstream.
+/// Reads a request, and removes the headers about the client and the user that did not come from a trusted hop.
 pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Verifiers<'_>) -> Result<Intake, Code> {
     let snapshot = verifiers.snapshot;
     check_message(parts, arrival, &snapshot.limits)?;
@@ -121,14 +122,14 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
     }
     let path = read_path(parts, method, is_connect, snapshot)?;
     let is_upgrade = upgrade.is_some() || parts.headers.contains_key(http::header::UPGRADE);
-    let sender = Sender::of(parts, arrival, envelope.as_ref(), &snapshot.intake);
-    let mut identity = verifiers.identify(&parts.headers, sender.is_trusted, sender.is_https)?;
+    let client = OriginatingClient::of(parts, arrival, envelope.as_ref(), &snapshot.intake);
+    let mut identity = verifiers.identify(&parts.headers, client.is_from_trusted_hop, client.is_https)?;
     if let Some(envelope) = &envelope {
         identity.caller = vouched_for(envelope, identity.caller.take())?;
     }
-    strip_user_headers(&mut parts.headers, sender.is_trusted || envelope.is_some(), &snapshot.intake);
+    strip_user_headers(&mut parts.headers, client.is_from_trusted_hop || envelope.is_some(), &snapshot.intake);
     let preflight = read_preflight(&parts.headers, method, has_body, &identity);
-    // A preflight is judged as the request that it asks about.
+    // A preflight is judged as the request that it announces.
     let method = preflight.as_ref().map_or(method, |preflight| preflight.method);
     if is_ambiguous(&Head { method, host: &authority.host, path: &path }, snapshot.policy()) {
         return Err(Code::RequestMalformed);
@@ -140,7 +141,7 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
         host: authority.host.clone(),
         path,
         is_read,
-        client: sender.client,
+        client: client.address,
         identity,
         ignores_hint: Cell::new(false),
         envelope,
@@ -155,13 +156,13 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
         authority: authority.to_string(),
         preflight: preflight.map(|preflight| preflight.origin),
         upgrade,
-        is_https: sender.is_https,
+        is_https: client.is_https,
         certificate,
         is_peer_question,
     })
 }
 
-/// Checks what the gate of HTTP/1 checks as well, and the sizes of a client's request.
+/// Reports the error that the HTTP/1 gate found, and checks the size limits and the grammar of the head.
 fn check_message(parts: &Parts, arrival: &Arrival, limits: &Limits) -> Result<(), Code> {
     if let Some(fault) = parts.headers.get(FAULT_HEADER) {
         let code = Code::ALL.iter().find(|code| fault == code.as_str() && code.as_str().starts_with("request."));
@@ -185,10 +186,10 @@ fn read_upgrade(parts: &mut Parts, policy: &Policy) -> Result<Option<Upgrade>, C
     Ok(upgrade)
 }
 
-/// The canonical path, which replaces the path of the request.
+/// Replaces the path of the request by its canonical form, and returns it.
 fn read_path(parts: &mut Parts, method: Method, is_connect: bool, snapshot: &Snapshot) -> Result<String, Code> {
     let path = match parts.uri.path() {
-        // CONNECT has no path: it is judged at the root.
+        // CONNECT has no path, so it is judged with the path `/`.
         "" | "/" if is_connect => Cow::Borrowed("/"),
         "*" if method == Method::Options => Cow::Borrowed("*"),
         path => canonical_path(path, snapshot.judging.slashes).ok_or(Code::RequestMalformed)?,
@@ -202,27 +203,27 @@ fn read_path(parts: &mut Parts, method: Method, is_connect: bool, snapshot: &Sna
     }
 }
 
-/// The client behind the connection, as far as it can be known.
-struct Sender {
-    client: IpAddr,
+/// The client that sent the request, possibly through other hops.
+struct OriginatingClient {
+    address: IpAddr,
     is_https: bool,
-    /// The connection comes from a hop that may speak for clients.
-    is_trusted: bool,
+    /// The connection comes from a hop that is trusted to report the client.
+    is_from_trusted_hop: bool,
 }
 
-impl Sender {
+impl OriginatingClient {
     fn of(parts: &Parts, arrival: &Arrival, envelope: Option<&Envelope>, settings: &Settings) -> Self {
         if let Some(envelope) = envelope {
-            return Self { client: envelope.client, is_https: envelope.is_https, is_trusted: false };
+            return Self { address: envelope.client, is_https: envelope.is_https, is_from_trusted_hop: false };
         }
-        let is_trusted = settings.trust.iter().any(|network| network.contains(&arrival.remote));
-        let is_https = arrival.is_tls || (is_trusted && client::came_by_https(&parts.headers, arrival.remote, settings));
-        Self { client: client::address(&parts.headers, arrival.remote, settings), is_https, is_trusted }
+        let is_from_trusted_hop = settings.trust.iter().any(|network| network.contains(&arrival.remote));
+        let is_https = arrival.is_tls || (is_from_trusted_hop && client::came_by_https(&parts.headers, arrival.remote, settings));
+        Self { address: client::address(&parts.headers, arrival.remote, settings), is_https, is_from_trusted_hop }
     }
 }
 
-/// The caller of a peer's request: whom this region verifies itself is proven; a peer's mere word counts less, and it must
-/// not contradict what was verified.
+/// The caller of a peer's request. A key that this region verifies is proven. A key that only the peer states is at
+/// most vouched for, and must not contradict a verified key.
 fn vouched_for(envelope: &Envelope, own: Option<(String, Proof)>) -> Result<Option<(String, Proof)>, Code> {
     let verified = own.filter(|(_, proof)| *proof == Proof::Proven);
     match (verified, &envelope.user) {
@@ -232,7 +233,7 @@ fn vouched_for(envelope: &Envelope, own: Option<(String, Proof)>) -> Result<Opti
     }
 }
 
-/// A CORS preflight: the Fetch standard sends it without body, cookies and credentials.
+/// A CORS preflight. Browsers send it without a body, cookies or credentials (Fetch standard).
 struct Preflight {
     method: Method,
     origin: http::HeaderValue,
@@ -248,7 +249,7 @@ fn read_preflight(headers: &HeaderMap, method: Method, has_body: bool, identity:
     Some(Preflight { method: Method::of(asked), origin: headers.get(ORIGIN)?.clone() })
 }
 
-/// Whether any route opens what CONNECT asks for.
+/// Whether any route allows CONNECT.
 fn opens_connect(policy: &Policy) -> bool {
     policy.routes.all().iter().any(|route| route.upgrades.iter().any(|upgrade| **upgrade == *CONNECT))
 }
@@ -260,17 +261,18 @@ fn read_envelope(headers: &HeaderMap) -> Result<Envelope, Code> {
 }
 
 impl Settings {
-    /// Whether a field names the user or the client's address, in any spelling.
+    /// Whether a header field is configured to contain the user or the client's address, in any spelling, such as
+    /// `x_user_id` for `x-user-id`.
     pub fn names_a_client(&self, field: &str) -> bool {
-        let field = folded(field);
-        let is = |name: &HeaderName| folded(name.as_str()) == field;
+        let field = normalized_name(field);
+        let is = |name: &HeaderName| normalized_name(name.as_str()) == field;
         let by_key = self.keys.iter().any(|key| matches!(key, KeySource::Header(name) if is(name)));
         by_key || matches!(&self.source, AddressSource::Header(name) if is(name))
     }
 }
 
-/// A header that names the user counts from trusted hops; from anyone else it would deceive the upstream as well. From
-/// trusted hops, the one spelling that was read is kept.
+/// Removes the headers that name the user or the client's address, because a forged one would deceive the upstream.
+/// From a trusted hop, the header that names the user is kept in the spelling that was read.
 fn strip_user_headers(headers: &mut HeaderMap, is_trusted: bool, settings: &Settings) {
     let is_read = |name: &HeaderName| settings.keys.iter().any(|key| matches!(key, KeySource::Header(key) if key == name));
     let forged: Vec<HeaderName> =
@@ -280,7 +282,8 @@ fn strip_user_headers(headers: &mut HeaderMap, is_trusted: bool, settings: &Sett
     }
 }
 
-/// A peer's request has grown on its way, and was measured where it came in.
+/// Checks the size of a client's request. Peers' requests are exempt, because the sending peer has checked the size and
+/// then added headers.
 fn check_size(parts: &Parts, limits: &Limits) -> Result<(), Code> {
     if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > limits.target_bytes) {
         return Err(Code::TargetTooLong);
@@ -292,7 +295,7 @@ fn check_size(parts: &Parts, limits: &Limits) -> Result<(), Code> {
 fn check_grammar(parts: &Parts) -> Result<(), Code> {
     let is_visible = |target: &PathAndQuery| target.as_str().bytes().all(|byte| matches!(byte, 0x21..=0x7e));
     let is_look_alike = |name: &HeaderName| {
-        let plain = folded(name.as_str());
+        let plain = normalized_name(name.as_str());
         plain != name.as_str() && matches!(&*plain, "content-length" | "transfer-encoding")
     };
     let one_length = parts.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none();
@@ -300,7 +303,7 @@ fn check_grammar(parts: &Parts) -> Result<(), Code> {
     if is_sound { Ok(()) } else { Err(Code::RequestMalformed) }
 }
 
-/// 128 random bits: unique without asking anyone, and telling nothing.
+/// A request id of 128 random bits: unique without coordination, and it reveals nothing.
 pub fn new_id() -> String {
     format!("{:032x}", fastrand::u128(..))
 }

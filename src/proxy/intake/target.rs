@@ -1,4 +1,4 @@
-//! Hosts and paths in the one form in which they are judged and forwarded (RFC 3986 section 6).
+//! The canonical form of hosts and paths, in which they are judged and forwarded (RFC 3986 section 6).
 
 use http::Uri;
 use http::request::Parts;
@@ -20,8 +20,8 @@ impl std::fmt::Display for Authority {
     }
 }
 
-/// The authority of a request: from its target, else from its `Host` (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1); `None` if
-/// there is none, or if there are two.
+/// The authority of a request: from its target, else from its `Host` (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1).
+/// `None` if there is none, if it is malformed, if there are two `Host` fields, or if the target and `Host` differ.
 pub(super) fn authority_of(parts: &Parts) -> Option<Authority> {
     let mut fields = parts.headers.get_all(http::header::HOST).iter();
     let (field, second) = (fields.next(), fields.next());
@@ -69,14 +69,14 @@ fn plain_authority(text: &str) -> Option<Authority> {
     is_sound.then(|| Authority { host: host.to_ascii_lowercase(), port })
 }
 
-/// Puts the canonical path into the target, its query kept.
+/// Replaces the path of the request target by the canonical path, and keeps the query.
 pub(super) fn replace_path(parts: &mut Parts, path: &str) -> Option<()> {
     let target = match parts.uri.query() {
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     };
-    let mut pieces = std::mem::take(&mut parts.uri).into_parts();
-    pieces.path_and_query = Some(target.parse().ok()?);
-    parts.uri = Uri::from_parts(pieces).ok()?;
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.path_and_query = Some(target.parse().ok()?);
+    parts.uri = Uri::from_parts(uri).ok()?;
     Some(())
 }

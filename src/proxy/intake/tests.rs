@@ -5,7 +5,7 @@ use crate::engine::path::Slashes;
 use crate::model::user::Proof;
 
 #[test]
-fn what_is_judged_is_what_is_forwarded() {
+fn a_path_is_judged_and_forwarded_in_canonical_form() {
     for (path, canonical) in [
         ("/", "/"),
         ("/account/1", "/account/1"),
@@ -24,7 +24,7 @@ fn what_is_judged_is_what_is_forwarded() {
 }
 
 #[test]
-fn what_two_servers_may_read_differently_is_refused() {
+fn a_path_that_two_servers_may_read_differently_is_refused() {
     for path in [
         "account",
         "*",
@@ -57,7 +57,7 @@ fn repeated_slashes_are_what_the_operator_says() {
     {
         assert_eq!(canonical_path(path, Slashes::Keep).as_deref(), Some(kept), "{path}");
         let again = canonical_path(kept, Slashes::Keep);
-        assert_eq!(again.as_deref(), Some(kept), "once is enough");
+        assert_eq!(again.as_deref(), Some(kept), "the canonical form is stable");
         assert_eq!(canonical_path(path, Slashes::Refuse).is_none(), path.contains("//"), "{path}");
     }
 }
@@ -90,9 +90,9 @@ fn a_request_has_one_host_in_one_form() {
 }
 
 #[test]
-fn the_hop_that_took_the_client_says_how_it_came() {
+fn the_hop_that_accepted_the_client_reports_its_scheme() {
     use AddressSource::{Forwarded, ProxyProtocol, XForwardedFor};
-    let says = |source: &AddressSource, fields: &[(&str, &str)]| {
+    let is_https = |source: &AddressSource, fields: &[(&str, &str)]| {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
@@ -102,23 +102,23 @@ fn the_hop_that_took_the_client_says_how_it_came() {
         client::came_by_https(&headers, "10.0.0.1".parse().unwrap(), &settings)
     };
     let (by_x, by_forwarded) = (("x-forwarded-proto", "http, https"), ("forwarded", "for=a;proto=http, for=b; Proto=\"HTTPS\""));
-    assert!(says(&XForwardedFor, &[by_x]) && !says(&XForwardedFor, &[by_forwarded]));
-    assert!(says(&Forwarded, &[by_forwarded]) && !says(&Forwarded, &[by_x]));
-    assert!(!says(&Forwarded, &[("forwarded", "for=\"proto=https\";proto=http")]));
-    assert!(!says(&Forwarded, &[("forwarded", "for=\"a;proto=https\";proto=http")]), "a parameter inside a quoted string");
-    assert!(!says(&Forwarded, &[("forwarded", "for=1.1.1.1;proto=http;host=\"x, for=1.1.1.1;proto=https\"")]));
-    assert!(!says(&Forwarded, &[("forwarded", "for=\"x, for=1.1.1.1;proto=https")]), "quotes that do not match");
-    assert!(says(&Forwarded, &[("forwarded", "for=1.1.1.1;proto=http, for=\"[2001:db8::1]:4711\";proto=https,")]));
-    assert!(says(&XForwardedFor, &[("x-forwarded-proto", "http, https, ,")]));
-    assert!(!says(&XForwardedFor, &[("x-forwarded-proto", "https, http")]), "the client's own word");
-    assert!(!says(&ProxyProtocol, &[by_x, by_forwarded]));
-    // Two trusted hops: the farther one took the client's connection, the nearer one that of the farther.
-    assert!(says(&Forwarded, &[("forwarded", "for=1.1.1.1;proto=http, for=2.2.2.2;proto=https, for=10.0.0.2;proto=http")]));
-    assert!(!says(&Forwarded, &[("forwarded", "for=1.1.1.1;proto=https, for=2.2.2.2;proto=http, for=10.0.0.2;proto=https")]));
+    assert!(is_https(&XForwardedFor, &[by_x]) && !is_https(&XForwardedFor, &[by_forwarded]));
+    assert!(is_https(&Forwarded, &[by_forwarded]) && !is_https(&Forwarded, &[by_x]));
+    assert!(!is_https(&Forwarded, &[("forwarded", "for=\"proto=https\";proto=http")]));
+    assert!(!is_https(&Forwarded, &[("forwarded", "for=\"a;proto=https\";proto=http")]), "a parameter inside a quoted string");
+    assert!(!is_https(&Forwarded, &[("forwarded", "for=1.1.1.1;proto=http;host=\"x, for=1.1.1.1;proto=https\"")]));
+    assert!(!is_https(&Forwarded, &[("forwarded", "for=\"x, for=1.1.1.1;proto=https")]), "unmatched quotes");
+    assert!(is_https(&Forwarded, &[("forwarded", "for=1.1.1.1;proto=http, for=\"[2001:db8::1]:4711\";proto=https,")]));
+    assert!(is_https(&XForwardedFor, &[("x-forwarded-proto", "http, https, ,")]));
+    assert!(!is_https(&XForwardedFor, &[("x-forwarded-proto", "https, http")]), "the element that the client wrote");
+    assert!(!is_https(&ProxyProtocol, &[by_x, by_forwarded]));
+    // Two trusted hops: the client connected to the farther one, which connected to the nearer one.
+    assert!(is_https(&Forwarded, &[("forwarded", "for=1.1.1.1;proto=http, for=2.2.2.2;proto=https, for=10.0.0.2;proto=http")]));
+    assert!(!is_https(&Forwarded, &[("forwarded", "for=1.1.1.1;proto=https, for=2.2.2.2;proto=http, for=10.0.0.2;proto=https")]));
     let chain = ("x-forwarded-for", "1.1.1.1, 2.2.2.2, 10.0.0.2");
-    assert!(says(&XForwardedFor, &[chain, ("x-forwarded-proto", "http, https, http")]));
-    assert!(says(&XForwardedFor, &[chain, ("x-forwarded-proto", "https")]), "set once, and passed on");
-    assert!(!says(&XForwardedFor, &[chain, ("x-forwarded-proto", "https, http, https")]));
+    assert!(is_https(&XForwardedFor, &[chain, ("x-forwarded-proto", "http, https, http")]));
+    assert!(is_https(&XForwardedFor, &[chain, ("x-forwarded-proto", "https")]), "only the farther hop wrote it");
+    assert!(!is_https(&XForwardedFor, &[chain, ("x-forwarded-proto", "https, http, https")]));
 }
 
 fn client(remote: &str, trust: &str, source: AddressSource, fields: &[(&str, &str)]) -> String {
@@ -135,24 +135,24 @@ fn nobody_speaks_for_a_client_unless_trusted() {
     use AddressSource::{Forwarded, XForwardedFor};
     let xff = |remote, value| client(remote, "10.0.0.0/8", XForwardedFor, &[("x-forwarded-for", value)]);
     assert_eq!(xff("203.0.113.9", "1.1.1.1"), "203.0.113.9");
-    assert_eq!(xff("10.0.0.1", "6.6.6.6, 1.1.1.1, 10.0.0.2"), "1.1.1.1", "from the right, to the first that is not ours");
-    assert_eq!(xff("10.0.0.1", "6.6.6.6, junk, 10.0.0.2"), "10.0.0.2", "no further than can be read");
+    assert_eq!(xff("10.0.0.1", "6.6.6.6, 1.1.1.1, 10.0.0.2"), "1.1.1.1", "the first address from the right that is not trusted");
+    assert_eq!(xff("10.0.0.1", "6.6.6.6, junk, 10.0.0.2"), "10.0.0.2", "stops at a malformed element");
     assert_eq!(xff("10.0.0.1", "::ffff:81.2.69.142"), "81.2.69.142");
     assert_eq!(xff("::ffff:10.0.0.1", "1.1.1.1:4711"), "1.1.1.1");
     let forwarded = |value| client("10.0.0.1", "10.0.0.0/8", Forwarded, &[("forwarded", value)]);
     assert_eq!(forwarded("for=1.1.1.1;proto=https, for=10.0.0.3"), "1.1.1.1");
     assert_eq!(forwarded("for=\"[2001:db8::1]:80\""), "2001:db8::1");
     assert_eq!(forwarded("for=1.1.1.1, for=\"_hidden\""), "10.0.0.1");
-    assert_eq!(forwarded("for=\"a, for=9.9.9.9\""), "10.0.0.1", "what stands in quotes is no address");
+    assert_eq!(forwarded("for=\"a, for=9.9.9.9\""), "10.0.0.1", "a quoted list is not an address");
     assert_eq!(forwarded("for=\"[::1]:4711\""), "::1");
-    assert_eq!(forwarded("for=1.1.1.1;host=\"x, for=6.6.6.6\""), "1.1.1.1", "a comma in a quoted string begins no element");
-    assert_eq!(forwarded("host=\"x;for=6.6.6.6\";for=1.1.1.1"), "1.1.1.1", "a semicolon in one begins no parameter");
-    assert_eq!(forwarded(r#"host="x\";for=6.6.6.6, \"";for=1.1.1.1"#), "1.1.1.1", "an escaped quote ends no quoted string");
+    assert_eq!(forwarded("for=1.1.1.1;host=\"x, for=6.6.6.6\""), "1.1.1.1", "a quoted comma does not separate elements");
+    assert_eq!(forwarded("host=\"x;for=6.6.6.6\";for=1.1.1.1"), "1.1.1.1", "a quoted semicolon does not separate parameters");
+    assert_eq!(forwarded(r#"host="x\";for=6.6.6.6, \"";for=1.1.1.1"#), "1.1.1.1", "an escaped quote does not end the string");
     assert_eq!(forwarded("for=6.6.6.6, , for=1.1.1.1,, ,"), "1.1.1.1", "empty members are ignored");
-    assert_eq!(forwarded("for=\"x, for=1.1.1.1"), "10.0.0.1", "a value whose quotes do not match is not believed");
+    assert_eq!(forwarded("for=\"x, for=1.1.1.1"), "10.0.0.1", "a value with unmatched quotes is not used");
     assert_eq!(forwarded("for=\"x, for=\"[2001:db8::1]\""), "10.0.0.1");
     let lines = |left, right| client("10.0.0.1", "10.0.0.0/8", Forwarded, &[("forwarded", left), ("forwarded", right)]);
-    assert_eq!(lines("for=\"x", "for=1.1.1.1"), "1.1.1.1", "a value that cannot be read hides nothing to its right");
+    assert_eq!(lines("for=\"x", "for=1.1.1.1"), "1.1.1.1", "a malformed value does not affect the values to its right");
     assert_eq!(lines("for=1.1.1.1, for=\"x", "for=10.0.0.2"), "10.0.0.2");
     assert_eq!(xff("10.0.0.1", "6.6.6.6, 1.1.1.1, , 10.0.0.2,"), "1.1.1.1", "empty members are ignored");
     let real = |fields| client("10.0.0.1", "10.0.0.0/8", AddressSource::Header("x-real-ip".parse().unwrap()), fields);
@@ -172,10 +172,10 @@ fn a_header_names_the_user_only_from_a_trusted_hop() {
     assert_eq!(
         user::key(&headers, false, None, &keys),
         Ok(Some(("bob".into(), Proof::Claimed))),
-        "odd bytes of another cookie hide nobody"
+        "invalid bytes in another cookie do not hide the user"
     );
     headers.append("cookie", "uid=carol".parse().unwrap());
-    assert_eq!(user::key(&headers, false, None, &keys), Err(Code::RequestMalformed), "two users are one too many");
+    assert_eq!(user::key(&headers, false, None, &keys), Err(Code::RequestMalformed), "a request must not name two users");
     headers.append("x-user-id", "mallory".parse().unwrap());
     assert_eq!(user::key(&headers, true, None, &keys), Err(Code::RequestMalformed));
 }
@@ -197,7 +197,7 @@ fn a_forged_name_is_stripped_in_every_spelling() {
     }
 }
 
-/// The cases of realclientip-go: its ways of choosing an address, on top of how we read them.
+/// The cases of realclientip-go: its selection strategies, applied to the addresses that this module reads.
 #[test]
 fn addresses_are_read_as_hops_write_them() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/client_ip_from_headers.json");
@@ -207,7 +207,7 @@ fn addresses_are_read_as_hops_write_them() {
     assert_eq!(cases.len(), 106);
     for case in cases {
         let text = |key: &str| case[key].as_str().unwrap_or_default();
-        // A zone means nothing here, and what is written as nothing is none.
+        // The library keeps zones, this module drops them; an empty address is `None`.
         let address = |text: &str| text.split('%').next().unwrap().parse::<IpAddr>().ok().map(|address| address.to_canonical());
         let want = case["want"].as_str().and_then(address);
         let name = text("header_name").to_lowercase();
@@ -252,7 +252,7 @@ fn addresses_are_read_as_hops_write_them() {
             "parseForwardedListItem" => assert_eq!(client::forwarded_for(text("forwarded_item").as_bytes()), want, "{case}"),
             "forwardedHeaderRFCDeviations" => {
                 let want: Vec<_> = case["want"].as_array().unwrap().iter().map(|want| want.as_str().and_then(address)).collect();
-                // Quoted strings are read as RFC 7239 says, other than by that library.
+                // This module reads quoted strings as RFC 7239 requires; the library does not.
                 let want = match case["headers"]["Forwarded"][0].as_str() {
                     Some("For=\"1.1.1.1, For=2.2.2.2, For=3.3.3.3\", For=\"4.4.4.4\"") => vec![None, address("4.4.4.4")],
                     Some("For=\"1.1.1.1, For=2.2.2.2") => vec![None],
@@ -269,19 +269,19 @@ fn addresses_are_read_as_hops_write_them() {
                 assert_eq!(hops.get(count - 1).copied().flatten(), want, "{case}");
             }
             "RightmostTrustedRangeStrategy" => {
-                // A case without an address means a client that connects directly.
+                // In a case without a remote address, the request comes from a trusted load balancer.
                 let remote = client::read_address(text("remote_addr"));
                 let ranges = case["trusted_ranges"].as_array().cloned().unwrap_or_default();
                 let network = |text: &str| text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
                 let mut trust: Vec<IpNet> =
                     ranges.iter().filter_map(|range| network(range.as_str().unwrap())).map(unfolded).collect();
-                let door: IpAddr = "192.0.2.255".parse().unwrap();
-                trust.push(door.into());
+                let load_balancer: IpAddr = "192.0.2.255".parse().unwrap();
+                trust.push(load_balancer.into());
                 let settings = Settings { trust: trust.clone(), source, keys: vec![] };
-                let found = client::address(&headers, remote.unwrap_or(door), &settings);
+                let found = client::address(&headers, remote.unwrap_or(load_balancer), &settings);
                 match want {
                     Some(want) => assert_eq!(found, want, "{case}"),
-                    // Where a trusted hop's word cannot be read, that hop is as far as anyone can see.
+                    // If the element that a trusted hop wrote is malformed, the result is the address of that hop.
                     None => assert!(trust.iter().any(|network| network.contains(&found)), "{case}: {found}"),
                 }
             }

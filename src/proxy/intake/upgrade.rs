@@ -1,5 +1,5 @@
-//! Requests that want to turn their connection into something else: an upgrade of HTTP/1.1 (RFC 9110 section 7.8), or extended
-//! CONNECT over HTTP/2 (RFC 8441). Both are judged as the GET that they are; CONNECT itself as what it is.
+//! Upgrade requests: HTTP/1.1 upgrades (RFC 9110 section 7.8), extended CONNECT over HTTP/2 (RFC 8441), and plain
+//! CONNECT. The first two are judged as GET requests, plain CONNECT as CONNECT.
 
 use h2::ext::Protocol;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE};
@@ -18,18 +18,18 @@ const WEBSOCKET: &str = "websocket";
 pub struct Upgrade {
     /// In lower case.
     pub protocol: Box<str>,
-    /// The nonce of a WebSocket handshake over HTTP/1.1, which the answer must show to have been read.
+    /// The `Sec-WebSocket-Key` of a handshake over HTTP/1.1, from which the response computes `Sec-WebSocket-Accept`.
     pub key: Option<HeaderValue>,
 }
 
 impl Upgrade {
-    /// Whether it is CONNECT itself: its target is a host and a port, and it can be nothing else.
+    /// Whether this is plain CONNECT, whose target is a host and a port.
     pub fn is_connect(&self) -> bool {
         *self.protocol == *CONNECT
     }
 }
 
-/// The upgrade that a request wants; `None` if it wants none, or asks in a way that may be ignored.
+/// The upgrade that a request asks for; `None` if there is none, or if a server may ignore it.
 pub(super) fn wanted(parts: &Parts) -> Result<Option<Upgrade>, Code> {
     if parts.method == Method::CONNECT {
         let protocol = parts.extensions.get::<Protocol>().map(|protocol| protocol.as_str().to_ascii_lowercase());
@@ -71,12 +71,13 @@ fn nominates_upgrade(parts: &Parts) -> bool {
     members(&parts.headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
 }
 
-/// HTTP itself is no tunnel: what would follow could not be judged.
+/// Whether the proxy may open a tunnel for this protocol. HTTP and TLS are excluded, because requests in the tunnel
+/// could not be judged.
 fn is_tunnel(offer: &str) -> bool {
     !offer.is_empty() && offer != CONNECT && offer != "h2c" && !offer.starts_with("http/") && !offer.starts_with("tls/")
 }
 
-/// RFC 6455 section 4.2.1: one nonce of 16 bytes in base64.
+/// The key of a WebSocket handshake (RFC 6455 section 4.2.1): exactly one key of 16 bytes in base64.
 fn websocket_key(parts: &Parts) -> Result<HeaderValue, Code> {
     let only = |name| {
         let mut values = parts.headers.get_all(name).iter();

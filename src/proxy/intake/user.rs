@@ -9,8 +9,8 @@ use crate::tokens::Verified;
 
 use super::KeySource;
 
-/// The first key that is present, and how well it is proven. A request that names two users is malformed: we and an
-/// upstream could pick different ones.
+/// The first key that is present, and how well it is proven. A request that names two users is malformed, because
+/// the proxy and an upstream could choose different ones.
 pub(super) fn key(
     headers: &HeaderMap,
     is_trusted: bool,
@@ -38,13 +38,13 @@ pub(super) fn key(
     Ok(None)
 }
 
-/// The one value of them all; an error if they differ.
+/// The common value of all items; an error if they differ.
 fn only<'h>(mut values: impl Iterator<Item = &'h [u8]>) -> Result<Option<&'h [u8]>, Code> {
     let Some(first) = values.next() else { return Ok(None) };
     if values.all(|other| other == first) { Ok(Some(first)) } else { Err(Code::RequestMalformed) }
 }
 
-/// The values of a cookie, as bytes: another cookie's odd characters must not hide it.
+/// The values of a cookie, as bytes, so that invalid characters in another cookie do not hide it.
 pub(super) fn cookies<'h>(headers: &'h HeaderMap, name: &'h str) -> impl Iterator<Item = &'h [u8]> {
     let pairs = headers.get_all(http::header::COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
     pairs.filter_map(move |pair| {

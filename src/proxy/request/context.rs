@@ -25,18 +25,18 @@ use super::super::worker::Worker;
 use super::log::RequestLog;
 use super::pacing::Call;
 
-/// One request's surroundings.
+/// The worker, the snapshot, the connection and the log of one request.
 pub(super) struct Context {
     pub worker: Rc<Worker>,
-    /// The snapshot by which the request is served; a newer one where the request was judged again.
+    /// The snapshot under which the request is served; `refresh` replaces it before the request is judged again.
     pub snapshot: Arc<Snapshot>,
     pub connection: Rc<ConnectionContext>,
     pub channel: ResponseChannel,
     pub log: RequestLog,
-    /// A client's gRPC call, which is refused in gRPC's own terms.
+    /// Present for a client's gRPC call: refusals are then sent as gRPC statuses.
     pub call: Option<Call>,
     pub has_body: bool,
-    /// An attempt may have brought the whole request to an app server or to a peer.
+    /// An app server or a peer may have received the request.
     pub may_have_arrived: bool,
     is_http1: bool,
 }
@@ -67,14 +67,14 @@ impl Context {
         matches!(self.connection.arrival.ingress, Ingress::Peer(_))
     }
 
-    /// Serves by the newest snapshot from here on.
+    /// Switches to the newest snapshot.
     pub fn refresh(&mut self) {
         self.snapshot = self.worker.snapshot();
     }
 
-    /// Judges the request for the first time, and counts the look-ups.
+    /// Judges the request for the first time, and counts the look-ups in the metrics.
     pub async fn judge(&mut self, intake: &Intake) -> Judged {
-        // By the snapshot that the request was read under: where a newer one is there, the attempts judge once more.
+        // Judged under the snapshot under which the request was read. If there is a newer one, the attempts judge again.
         let newest = self.worker.moment();
         let judging = &self.snapshot.judging;
         let is_newest = Arc::ptr_eq(&newest.snapshot, judging);
@@ -102,7 +102,7 @@ impl Context {
     /// Refuses the request, and writes its log.
     pub fn refuse(mut self, code: Code, question: Option<&Question>) -> Response<Body> {
         self.log.code = Some(code);
-        // The log shows the status that the code stands for, also where gRPC's own status carries the refusal.
+        // The log contains the HTTP status of the code, even if the client gets a gRPC status in a 200 response.
         self.log.status = Some(reply::status_of(code));
         let shown = if self.is_uniform(question) { uniform(code) } else { code };
         let recipient = Recipient {
@@ -110,7 +110,7 @@ impl Context {
             grpc: self.call.as_ref().map(|call| &call.kind),
             is_peer: self.is_peer(),
             is_http1: self.is_http1,
-            // The rest of a refused request is not read, and after a malformed head nothing is.
+            // The proxy does not read the body of a refused request, and cannot read on after a malformed head.
             closes: self.is_http1 && (self.has_body || question.is_none()),
         };
         let response = reply::refusal(shown, &recipient);
@@ -120,7 +120,7 @@ impl Context {
         response
     }
 
-    /// Whether refusals and redirects must not depend on a user's record, because the caller has proven nothing.
+    /// Whether refusals and redirects must not depend on a user's record, because the caller's identity is not proven.
     pub fn is_uniform(&self, question: Option<&Question>) -> bool {
         let has_proven = |question: &Question| {
             matches!(question.identity.caller, Some((_, proof)) if proof > Proof::Claimed)
@@ -129,7 +129,7 @@ impl Context {
         self.snapshot.privacy.uniform_refusals && !self.is_peer() && question.is_some_and(|question| !has_proven(question))
     }
 
-    /// Responds without asking any app server, and writes the log.
+    /// Sends a response of the proxy itself, and writes the log.
     pub fn finish(mut self, mut response: Response<Body>) -> Response<Body> {
         self.log.status = Some(response.status());
         if self.has_body && self.is_http1 {
@@ -139,27 +139,28 @@ impl Context {
         response
     }
 
-    /// Answers a preflight whose user cannot be known, if the configuration names its origin: the app server never sees it.
+    /// The response to a CORS preflight that is not forwarded, if the configuration contains its origin.
     pub fn preflight_response(&self, intake: &Intake, asked: &HeaderMap) -> Option<Response<Body>> {
         let origin = intake.preflight.as_ref()?;
         let is_known = self.snapshot.cors_origins.iter().any(|known| origin == &**known);
         is_known.then(|| reply::preflight(origin, asked))
     }
 
-    /// Why an exchange ends that is no longer cleared: a write that was sent stands, and its client has to know.
+    /// The code for an exchange that is no longer cleared. The code differs for a write that may have arrived, because
+    /// its client must know that the write may have taken effect.
     pub fn ended_code(&self, intake: &Intake) -> Code {
-        let is_whole = !self.has_body || (self.log.request_body.has_ended() && self.log.request_body.broken.get().is_none());
+        let is_whole = !self.has_body || (self.log.request_body.has_ended() && self.log.request_body.failure.get().is_none());
         let may_stand = !intake.question.is_read && self.may_have_arrived && is_whole;
         if may_stand { Code::AnswerWithheld } else { Code::NoLongerCleared }
     }
 
-    /// When the client of a gRPC call has no more use for a response.
+    /// The time after which the client of a gRPC call no longer waits for a response.
     pub fn call_deadline(&self) -> Option<Instant> {
         self.call.as_ref()?.deadline
     }
 }
 
-/// The one refusal for everything that depends on a user's record.
+/// Replaces every code that depends on a user's record by one code, so that a refusal does not reveal the record.
 const fn uniform(code: Code) -> Code {
     match code {
         Code::NowhereCleared

@@ -13,7 +13,7 @@ use super::super::headers;
 use super::super::intake::Intake;
 use super::context::Context;
 
-/// Seals the directory's record of a proven caller into a cookie, where the response may carry one.
+/// Adds a cookie with the sealed directory record of a proven caller, if the response may contain one user's cookie.
 pub(super) fn issue(context: &Context, intake: &Intake, judged: &Judged, response: &mut HeaderMap) {
     let identity = &intake.question.identity;
     let (Some(seal), Some((caller, _))) = (&context.snapshot.seal, &identity.caller) else { return };
@@ -29,7 +29,7 @@ pub(super) fn issue(context: &Context, intake: &Intake, judged: &Judged, respons
     if identity.hint.as_ref().is_some_and(is_good) || !may_be_private(response) {
         return;
     }
-    // The hint proves no longer than the token for which it was issued.
+    // The hint does not outlive the token for which it is issued.
     let latest = now + seal.settings.lifetime;
     let expires = identity.token.as_ref().map_or(latest, |token| token.expires().min(latest));
     let lifetime = expires.duration_since(now).unwrap_or_default().as_secs();
@@ -44,18 +44,18 @@ pub(super) fn issue(context: &Context, intake: &Intake, judged: &Judged, respons
     }
 }
 
-/// Whether a response may carry one user's cookie: a response without cache directives is made private, a response that
-/// shared caches may keep, or whose directives are malformed, gets no cookie.
+/// Whether a response may contain one user's cookie. A response without cache directives is made private. A response
+/// that shared caches may store, or whose directives are malformed, gets no cookie.
 fn may_be_private(response: &mut HeaderMap) -> bool {
     if !response.contains_key(CACHE_CONTROL) && !response.contains_key(EXPIRES) {
         response.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
     }
     let Ok(directives) = headers::quoted_members(response, &CACHE_CONTROL) else { return false };
-    let said = directives.into_iter().filter_map(|directive| directive.split(|byte| *byte == b'=').next());
-    let said: Vec<_> = said.map(<[u8]>::to_ascii_lowercase).collect();
-    let says = |names: &[&str]| names.iter().any(|name| said.iter().any(|directive| directive == name.as_bytes()));
-    says(&["private", "no-store"])
-        || !response.contains_key(EXPIRES) && !says(&["public", "max-age", "s-maxage", "must-revalidate", "immutable"])
+    let found = directives.into_iter().filter_map(|directive| directive.split(|byte| *byte == b'=').next());
+    let found: Vec<_> = found.map(<[u8]>::to_ascii_lowercase).collect();
+    let has_any = |names: &[&str]| names.iter().any(|name| found.iter().any(|directive| directive == name.as_bytes()));
+    has_any(&["private", "no-store"])
+        || !response.contains_key(EXPIRES) && !has_any(&["public", "max-age", "s-maxage", "must-revalidate", "immutable"])
 }
 
 #[cfg(test)]

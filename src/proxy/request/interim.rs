@@ -1,5 +1,5 @@
 //! Informational responses (RFC 9110 section 15.2): relayed before the final response. `100` is not relayed, because the
-//! proxy itself asked for the body.
+//! proxy itself asks the client for the body.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -22,12 +22,12 @@ pub(super) struct Interim {
 }
 
 impl Interim {
-    /// Receives the informational responses to this request.
+    /// Registers a receiver for the informational responses to this request.
     pub(super) fn of(request: &mut Request<Body>, channel: ResponseChannel) -> Self {
         Self { responses: InformationalSender::put_into(request), channel }
     }
 
-    /// Does the work, and relays the informational responses that arrive meanwhile and are cleared.
+    /// Awaits `work`, and meanwhile relays the informational responses that are cleared.
     pub(super) async fn during<T, W>(mut self, mut work: Pin<&mut W>, lease: &Rc<Lease>) -> T
     where
         W: Future<Output = T>,
@@ -55,13 +55,13 @@ impl Interim {
     }
 }
 
-/// An informational response is relayed if it adds no data class: a new class would need its line in the ledger first, and
-/// the final response can wait for that.
+/// Whether an informational response may be relayed: only if it adds no data class. A new class needs a ledger line
+/// before the response leaves, and only the final response waits for one.
 fn is_cleared(response: &HeaderMap, lease: &Lease) -> bool {
     let (moment, Some(region)) = (lease.moment(), lease.region()) else { return false };
     let Some(labels) = labels_of(response) else { return false };
     let trail = lease.trail();
-    let adds_nothing =
+    let adds_no_class =
         || label(&trail, &labels, region, moment.policy()).is_some_and(|labelled| labelled.classes == trail.classes);
-    !lease.has_ended() && (labels.is_empty() || adds_nothing())
+    !lease.has_ended() && (labels.is_empty() || adds_no_class())
 }

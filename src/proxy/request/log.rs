@@ -1,4 +1,4 @@
-//! The log of one request: metrics, counts of the ledger and the access log line, written once, at its end.
+//! The log of one request: metrics, ledger counts and access log line, written once, when the request ends.
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -32,21 +32,21 @@ pub(super) struct RequestLog {
     snapshot: Arc<Snapshot>,
     arrival: Arrival,
     pub started: Instant,
-    /// The peer's, for a peer's request.
+    /// For a peer's request, the id in the peer's envelope.
     pub id: String,
     client: Option<IpAddr>,
-    /// The pseudonym of the user whose data is touched.
+    /// The pseudonym of the user whose data the request accesses.
     pub user: Option<String>,
     method: http::Method,
-    /// `None` where this region only carries the data: then the route's name has to do.
+    /// `None` if this region only carries the data: the log line then identifies the request by its route alone.
     path: Option<String>,
-    /// The last judgement, response labels included; `None` before there is one.
+    /// The last judgement, response labels included; `None` before the first judgement.
     trail: Option<Trail>,
-    /// The moment of that judgement: the numbers in the trail are those of its policy.
+    /// The moment of that judgement. The ids in the trail belong to the policy of this moment.
     moment: Option<Moment>,
     verdict: Option<&'static str>,
     pub code: Option<Code>,
-    /// The status of the response; `None` while there is none.
+    /// The status of the response; `None` before there is a response.
     pub status: Option<StatusCode>,
     pub served_by: Option<RegionId>,
     /// The region that the body was sent to, whether or not it responded.
@@ -64,7 +64,7 @@ impl RequestLog {
             arrival,
             started: Instant::now(),
             id: new_id(),
-            // Until the peer's envelope, or a trusted hop's header, has been read.
+            // `judged` replaces it by the address from a trusted hop's header, or sets it from the peer's envelope.
             client: (arrival.ingress == Ingress::Client).then_some(arrival.remote),
             user: None,
             method: method.clone(),
@@ -82,7 +82,7 @@ impl RequestLog {
         }
     }
 
-    /// Notes a judgement: the first, or one that replaces it.
+    /// Records the first judgement, or one that replaces it.
     pub fn judged(&mut self, intake: &Intake, judged: &Judged) {
         self.id.clone_from(&intake.id);
         self.client = Some(intake.question.client);
@@ -95,7 +95,7 @@ impl RequestLog {
         self.moment = Some(judged.moment.clone());
     }
 
-    /// Notes the judgement of the response.
+    /// Records the judgement of the response.
     pub fn rejudged(&mut self, trail: Trail, moment: Moment) {
         if !trail.clearance.contains(moment.policy().local) {
             self.path = None;
@@ -117,14 +117,14 @@ impl RequestLog {
         self.trail.as_ref().map_or_else(|| "none".to_owned(), |trail| class_label(self.policy(), trail.classes))
     }
 
-    /// Counts an event where an auditor looks for it.
+    /// Counts an event in the ledger, for auditors.
     pub fn count_in_ledger(&self, what: &'static str, code: &'static str, to: &str) {
         if let Some(ledger) = &self.worker.shared.ledger {
             ledger.count(Count { what, code, class: self.class().into(), from: self.local_name().into(), to: to.into() });
         }
     }
 
-    /// Writes everything, once.
+    /// Writes the metrics, the ledger counts and the access log line, once.
     pub fn write(&mut self) {
         if std::mem::replace(&mut self.is_written, true) {
             return;
@@ -166,7 +166,8 @@ impl RequestLog {
         }
     }
 
-    /// Each proxy counts what it sends to another: the sender the request, the owner the response.
+    /// Counts the bytes that this proxy sends to another region. The sending region counts the request, the owner the
+    /// response.
     fn count_border_bytes(&self) {
         let local = self.policy().local;
         let count = |to: RegionId, bytes: u64| {
@@ -188,7 +189,7 @@ impl RequestLog {
             Ingress::Client => None,
             Ingress::Peer(peer) => Some(self.policy().region_name(peer)),
         };
-        let broken = self.response_body.broken.get().or(self.request_body.broken.get()).map(|broken| broken.to_string());
+        let broken = self.response_body.failure.get().or(self.request_body.failure.get()).map(|broken| broken.to_string());
         tracing::info!(
             target: "domicile::request",
             id = self.id,
@@ -221,7 +222,7 @@ impl Drop for RequestLog {
     }
 }
 
-/// A path as the log may show it: the segment that names a user is replaced.
+/// The path for the log: `{user}` replaces the segment that names a user.
 fn without_user(path: &str, user_segment: Option<usize>) -> String {
     let Some(at) = user_segment else { return path.to_owned() };
     let segments = path.split('/').skip(1).enumerate();

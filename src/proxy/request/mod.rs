@@ -1,7 +1,8 @@
-//! The life of a request, one step a line: guards, intake, judgement, attempts, response, log.
+//! The life of a request, one step a line: intake, guards, judgement, attempts, response, log.
 //!
-//! Judgement sees the head alone. The body is touched only when the request leaves under a permit, and by then it is settled
-//! who may carry it. The steps are in `serve`; `docs/life-of-a-request.md` names the files in their order.
+//! Judgement uses only the request head. The body is read only after a permit has been issued, so that no byte of it
+//! leaves before its destination and its carrier are cleared. The steps are in `serve`; `docs/life-of-a-request.md`
+//! names the files in their order.
 
 mod attempts;
 mod context;
@@ -34,8 +35,8 @@ use crate::peer::fields;
 use crate::peer::probe::Report;
 use crate::transport::tls::ACME_PATH;
 
-use super::body::{Broken, Metered};
-use super::headers::Truth;
+use super::body::{BodyFailure, Metered};
+use super::headers::Forwarded;
 use super::ingress::{ConnectionContext, ResponseChannel};
 use super::intake::{self, Intake, Verifiers};
 use super::worker::Worker;
@@ -49,7 +50,7 @@ use pacing::Pacing;
 
 pub use pacing::response_idle_timeout;
 
-/// Two proxies may hand a request over; a third pass is a loop.
+/// The maximum number of Domicile proxies in `Via` that a request may have passed before. A request with more is in a loop.
 const MAX_PASSES_OF_CLIENT: usize = 1;
 const MAX_PASSES_OF_PEER: usize = 2;
 
@@ -73,7 +74,7 @@ pub async fn handle(
     response
 }
 
-/// The life of a request.
+/// Runs the steps of one request.
 async fn serve(
     worker: Rc<Worker>,
     connection: Rc<ConnectionContext>,
@@ -107,8 +108,8 @@ async fn serve(
     match forward(&mut context, &mut intake, &judged, &lease, itinerary, (parts, body)).await {
         Ok(served) => response::relay(context, intake, judged, lease, served, admitted).await,
         Err(code) => {
-            let broken = context.log.request_body.broken.get().filter(|broken| *broken != Broken::NoLongerCleared);
-            let code = broken.map_or(code, code_of_broken);
+            let failure = context.log.request_body.failure.get().filter(|failure| *failure != BodyFailure::NoLongerCleared);
+            let code = failure.map_or(code, code_of_failure);
             context.refuse(code, Some(&intake.question))
         }
     }
@@ -121,7 +122,8 @@ fn read(parts: &mut Parts, context: &Context) -> Result<Intake, Code> {
     intake::read(parts, context.has_body, &context.connection.arrival, &verifiers)
 }
 
-/// Responses that need no judgement: `OPTIONS *`, ACME challenges, and listeners that send every client to HTTPS.
+/// Responses that need no judgement: to `OPTIONS *` and to ACME challenges, and redirects from listeners that redirect
+/// every client to HTTPS.
 fn own_response(context: &Context, intake: &Intake, parts: &Parts) -> Option<Response<Body>> {
     let (question, options) = (&intake.question, &context.connection.options);
     if question.path == "*" {
@@ -136,7 +138,8 @@ fn own_response(context: &Context, intake: &Intake, parts: &Parts) -> Option<Res
     reply::to_https(&question.host, port, target)
 }
 
-/// Refuses what must not be judged here at all.
+/// Refuses requests before judgement: on a listener that only redirects, for a host that the connection's certificate
+/// does not cover, or in a loop.
 fn guard(context: &Context, intake: &Intake, parts: &Parts) -> Result<(), Code> {
     if context.connection.options.redirect.is_some() {
         return Err(if context.call.is_some() { Code::RouteNone } else { Code::RequestMalformed });
@@ -149,7 +152,7 @@ fn guard(context: &Context, intake: &Intake, parts: &Parts) -> Result<(), Code> 
     if headers::passes(&parts.headers) > most { Err(Code::Loop) } else { Ok(()) }
 }
 
-/// Answers a peer that only asks whether it may send a request.
+/// Responds to a peer that asks whether this region accepts a request.
 fn answer_question(context: Context, intake: &Intake, judged: &Judged) -> Response<Body> {
     match judged.decision.refusal() {
         Some(code) => context.refuse(code, Some(&intake.question)),
@@ -157,9 +160,10 @@ fn answer_question(context: Context, intake: &Intake, judged: &Judged) -> Respon
     }
 }
 
-/// Sends the client to the region that it must go to itself.
+/// Redirects the client to a region to which this proxy may not forward the request.
 fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId, parts: &Parts) -> Response<Body> {
-    // A browser does not follow the redirect of a preflight, and a gRPC client follows none.
+    // Browsers do not follow a redirect of a preflight, gRPC clients follow no redirects, and a uniform refusal must not
+    // reveal the region.
     if intake.preflight.is_some() || context.call.is_some() || context.is_uniform(Some(&intake.question)) {
         return refuse_or_answer_preflight(context, intake, Code::CarrierNotCleared, &parts.headers);
     }
@@ -173,8 +177,8 @@ fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId
     context.finish(response)
 }
 
-/// Refuses a request. A preflight is answered here instead, where the configuration names its origin: no app server may see
-/// it, and the browser needs an answer before it sends the request that can be judged.
+/// Refuses a request. A CORS preflight from a configured origin gets a response from the proxy instead: no app server
+/// may receive the preflight, and the browser needs a response before it sends the actual request, which can be judged.
 fn refuse_or_answer_preflight(context: Context, intake: &Intake, code: Code, asked: &HeaderMap) -> Response<Body> {
     match context.preflight_response(intake, asked) {
         Some(response) => context.finish(response),
@@ -199,18 +203,18 @@ async fn forward(
     }
     check_upgrade(context, intake, route)?;
     let pacing = Pacing::of_request(parts.version, &parts.headers, &limits);
-    let takes_interim = parts.version >= Version::HTTP_11;
+    let takes_informational = parts.version >= Version::HTTP_11;
     if context.has_body && parts.headers.contains_key(EXPECT) {
-        context.channel.ask_for_body();
+        context.channel.send_continue();
     }
     let body = outgoing_body(context, lease, body, &pacing, most_bytes);
     let mut request = outgoing_request(context, intake, parts, body);
-    let interim = takes_interim.then(|| Interim::of(&mut request, context.channel.clone()));
+    let interim = takes_informational.then(|| Interim::of(&mut request, context.channel.clone()));
     let (connection, request_body) = (Rc::clone(&context.connection), Rc::clone(&context.log.request_body));
-    let whole = if context.has_body { pacing.deadline } else { Some(pacing.request_timeout) };
+    let total_timeout = if context.has_body { pacing.deadline } else { Some(pacing.request_timeout) };
     let upgrade = intake.upgrade.as_ref().map(|upgrade| upgrade.protocol.clone());
     let options = AttemptOptions {
-        deadline: whole.map(|whole| context.log.started + whole),
+        deadline: total_timeout.map(|timeout| context.log.started + timeout),
         response_timeout: pacing.response_timeout,
         idle_timeout: pacing.idle,
         is_callers_deadline: pacing.deadline.is_some(),
@@ -229,10 +233,11 @@ async fn forward(
     }
 }
 
-/// Drops an upgrade that the route does not open: over HTTP/1.1 it is an offer that may be ignored, elsewhere it is refused.
+/// Checks the upgrade against the route. An HTTP/1.1 upgrade that the route does not allow is ignored, as RFC 9110
+/// section 7.8 permits; CONNECT and extended CONNECT are refused.
 fn check_upgrade(context: &Context, intake: &mut Intake, route: &Route) -> Result<(), Code> {
     let Some(upgrade) = intake.upgrade.take_if(|upgrade| !route.upgrades.contains(&upgrade.protocol)) else { return Ok(()) };
-    tracing::debug!(protocol = &*upgrade.protocol, "the route does not open tunnels of this protocol");
+    tracing::debug!(protocol = &*upgrade.protocol, "the route does not allow upgrades to this protocol");
     match &context.channel {
         _ if upgrade.is_connect() => Err(Code::MethodNotAllowed),
         ResponseChannel::Stream(_) => Err(Code::UpgradeRefused),
@@ -240,47 +245,47 @@ fn check_upgrade(context: &Context, intake: &mut Intake, route: &Route) -> Resul
     }
 }
 
-/// The request's body on its way: counted, limited, and broken off when the request is no longer cleared.
+/// The body of the forwarded request: counted, limited, and aborted when the request is no longer cleared.
 fn outgoing_body(context: &Context, lease: &Rc<Lease>, body: Body, pacing: &Pacing, most_bytes: u64) -> Body {
     if !context.has_body {
         return Body::empty();
     }
     let snapshot = Arc::clone(&context.snapshot);
-    // Where the trailers go is not known yet, so tracing fields leave with none.
+    // The target is not known yet, so tracing fields are always removed from the trailers.
     let is_unwanted = move |name: &str| {
         snapshot.intake.names_a_client(name) || headers::is_tracing(name) || name.eq_ignore_ascii_case("traceparent")
     };
     let scrub = move |trailers: &mut HeaderMap| headers::scrub_trailers(trailers, &is_unwanted);
     let metered = Metered::new(body, pacing.allowance(most_bytes), Rc::clone(&context.log.request_body));
-    Body::streamed(metered.scrubbed(scrub).under(Rc::clone(lease)))
+    Body::streamed(metered.scrubbed(scrub).with_lease(Rc::clone(lease)))
 }
 
-/// The request as the next hop gets it: the truth about the client in place of whatever could have been forged.
+/// The request for the next hop. Verified values replace every header field that the client could have forged.
 fn outgoing_request(context: &Context, intake: &Intake, parts: Parts, body: Body) -> Request<Body> {
     let mut request = Request::from_parts(parts, body);
     request.extensions_mut().clear();
     let question = &intake.question;
     let host = HeaderValue::from_str(&intake.authority).expect("a canonical host is plain text");
     request.headers_mut().insert(HOST, host);
-    let truth =
-        Truth { request_id: &intake.id, client: question.client, is_https: intake.is_https, authority: &intake.authority };
-    headers::rebuild(request.headers_mut(), &truth);
+    let forwarded =
+        Forwarded { request_id: &intake.id, client: question.client, is_https: intake.is_https, authority: &intake.authority };
+    headers::rebuild(request.headers_mut(), &forwarded);
     let certificate = context.connection.client_certificate.as_deref().or(intake.certificate.as_deref());
     headers::set_client_certificate(request.headers_mut(), certificate);
     request
 }
 
-const fn code_of_broken(broken: Broken) -> Code {
-    match broken {
-        Broken::TooLarge => Code::BodyTooLarge,
-        Broken::Silent | Broken::TooSlow => Code::RequestTimeout,
-        Broken::BrokenOff => Code::RequestMalformed,
-        Broken::NoLongerCleared => Code::NoLongerCleared,
-        Broken::OutOfTime => Code::DeadlineExceeded,
+const fn code_of_failure(failure: BodyFailure) -> Code {
+    match failure {
+        BodyFailure::TooLarge => Code::BodyTooLarge,
+        BodyFailure::IdleTimeout | BodyFailure::TooSlow => Code::RequestTimeout,
+        BodyFailure::SenderFailed => Code::RequestMalformed,
+        BodyFailure::NoLongerCleared => Code::NoLongerCleared,
+        BodyFailure::DeadlineExceeded => Code::DeadlineExceeded,
     }
 }
 
-/// A response to HEAD says how long its body would be, and has none (RFC 9110 section 9.3.2).
+/// Removes the body of a response to HEAD, and keeps its size in `Content-Length` (RFC 9110 section 9.3.2).
 fn drop_body(response: &mut Response<Body>) {
     let length = response.body().size_hint().exact().filter(|_| !response.body().is_end_stream());
     if let Some(length) = length {
@@ -293,7 +298,7 @@ fn is_probe(connection: &ConnectionContext, request: &Request<Body>) -> bool {
     matches!(connection.arrival.ingress, Ingress::Peer(_)) && request.headers().contains_key(fields::PROBE)
 }
 
-/// Reports to a peer how this region is.
+/// Responds to a peer's probe with the state of this region.
 fn answer_probe(worker: &Worker) -> Response<Body> {
     let snapshot = worker.snapshot();
     let mut response = reply::bare(StatusCode::NO_CONTENT);
@@ -301,7 +306,7 @@ fn answer_probe(worker: &Worker) -> Response<Body> {
     response
 }
 
-/// How this region is, for probes.
+/// The state of this region, for probes.
 pub fn report_of(snapshot: &Snapshot, is_draining: bool) -> Report {
     Report {
         is_draining,

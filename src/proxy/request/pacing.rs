@@ -1,4 +1,5 @@
-//! How long what may be waited for: an ordinary message has to keep a pace, a stream may be quiet.
+//! Timeouts and minimum rates, by kind of message: an ordinary message has a minimum rate, a stream may be idle for
+//! longer.
 
 use std::time::Duration;
 
@@ -8,35 +9,36 @@ use http::{HeaderMap, HeaderValue, Method, Version};
 use tokio::time::Instant;
 
 use super::super::Limits;
-use super::super::body::Allowance;
-use super::super::delivery::Pace;
+use super::super::body::BodyLimits;
+use super::super::delivery::MinRate;
 
-/// The patience with one message.
+/// The timeouts and the minimum rate of one message.
 pub(super) struct Pacing {
-    /// For all tries of a request without a body.
+    /// For all attempts at a request without a body, together.
     pub request_timeout: Duration,
-    /// From the end of a request to the head of its answer.
+    /// From the end of a request to the head of its response.
     pub response_timeout: Duration,
-    /// For the whole of a request and the head of its answer, where the caller itself has said so.
+    /// From the start of a request to the head of its response, if the client sets a deadline (`grpc-timeout`).
     pub deadline: Option<Duration>,
-    /// Between two pieces.
+    /// Between two frames of the body.
     pub idle: Duration,
-    pace: Option<Pace>,
+    /// The minimum rate of the body; `None` for streams.
+    pace: Option<MinRate>,
 }
 
 impl Pacing {
-    /// A gRPC call comes when there is something to say, and brings its own deadline. It needs HTTP/2: over HTTP/1 its media type
-    /// would only be a way round the least rate.
+    /// A gRPC call may set its own deadline. It has no minimum rate, because its messages may be far apart. The request must be
+    /// HTTP/2, so that an HTTP/1 client cannot avoid the minimum rate with the media type of gRPC.
     pub(super) fn of_request(version: Version, headers: &HeaderMap, limits: &Limits) -> Self {
         if version != Version::HTTP_2 || !kind_of(headers).starts_with(GRPC) {
             return Self::of_message(limits);
         }
         let deadline = deadline_of(headers);
-        let patience = deadline.map_or(limits.tunnel_idle, |deadline| deadline.min(limits.tunnel_idle));
-        Self { deadline, request_timeout: patience, response_timeout: patience, ..Self::of_stream(limits) }
+        let timeout = deadline.map_or(limits.tunnel_idle, |deadline| deadline.min(limits.tunnel_idle));
+        Self { deadline, request_timeout: timeout, response_timeout: timeout, ..Self::of_stream(limits) }
     }
 
-    /// Answers that come when there is something to say are told by their media type.
+    /// The media type identifies streams: gRPC and server-sent events.
     pub(super) fn of_response(headers: &HeaderMap, limits: &Limits) -> Self {
         let kind = kind_of(headers);
         let is_stream = kind.starts_with(GRPC) || kind.starts_with("text/event-stream");
@@ -44,7 +46,7 @@ impl Pacing {
     }
 
     fn of_message(limits: &Limits) -> Self {
-        let pace = Pace { bytes_per_second: limits.body_rate, grace: limits.body_rate_grace };
+        let pace = MinRate { bytes_per_second: limits.body_rate, grace: limits.body_rate_grace };
         Self {
             request_timeout: limits.request_timeout,
             response_timeout: limits.response_timeout,
@@ -58,31 +60,31 @@ impl Pacing {
         Self { idle: limits.tunnel_idle, pace: None, ..Self::of_message(limits) }
     }
 
-    pub(super) const fn allowance(&self, most_bytes: u64) -> Allowance {
-        Allowance { most_bytes, idle: self.idle, pace: self.pace }
+    pub(super) const fn allowance(&self, max_bytes: u64) -> BodyLimits {
+        BodyLimits { max_bytes, idle_timeout: self.idle, min_rate: self.pace }
     }
 
-    /// The limits on a response: an app server may send little and rarely, whatever the media type.
-    pub(super) const fn allowance_of_response(&self) -> Allowance {
-        Allowance { most_bytes: u64::MAX, idle: self.idle, pace: None }
+    /// The limits on a response. There is no minimum rate, because an app server may send slowly with any media type.
+    pub(super) const fn allowance_of_response(&self) -> BodyLimits {
+        BodyLimits { max_bytes: u64::MAX, idle_timeout: self.idle, min_rate: None }
     }
 
-    /// How fast a client has to take an answer.
-    pub(super) const fn client_pace(&self) -> Option<Pace> {
+    /// The minimum rate at which a client must read the response.
+    pub(super) const fn client_pace(&self) -> Option<MinRate> {
         self.pace
     }
 }
 
 /// How long a response may wait for its client to read it.
-pub fn response_idle_timeout(answer: &HeaderMap, limits: &Limits) -> Duration {
-    Pacing::of_response(answer, limits).idle
+pub fn response_idle_timeout(response: &HeaderMap, limits: &Limits) -> Duration {
+    Pacing::of_response(response, limits).idle
 }
 
-/// A gRPC call, whose client understands nothing but gRPC. What browsers send to gateways of gRPC is none.
+/// A gRPC call. Its client needs a gRPC status instead of a plain HTTP error. gRPC-Web is excluded.
 pub(super) struct Call {
-    /// Its media type, and that of its answer.
+    /// The media type of the request, and of the response.
     pub kind: HeaderValue,
-    /// When its client has no more use for an answer.
+    /// The time after which the client no longer waits for a response.
     pub deadline: Option<Instant>,
 }
 
@@ -146,7 +148,7 @@ mod tests {
             assert!(of(version, plain).pace.is_some());
         }
         let events = [("content-type", "text/event-stream; charset=utf-8")];
-        assert!(of(Version::HTTP_2, &events).pace.is_some(), "no request is an event stream");
+        assert!(of(Version::HTTP_2, &events).pace.is_some(), "a request is never an event stream");
         assert_eq!(Pacing::of_response(&fields(&events), &limits).idle, limits.tunnel_idle);
         for bad in ["", "m", "123456789S", "5x", "-1S", "1.5S"] {
             assert_eq!(grpc_timeout(bad), None, "{bad}");

@@ -1,4 +1,5 @@
-//! The way back: the response is judged with its label, recorded, scrubbed, streamed and counted.
+//! Relays a response: judges it with its data class labels, records it in the ledger, removes headers that must not
+//! leave, streams the body and counts it.
 
 use std::rc::Rc;
 
@@ -19,7 +20,7 @@ use crate::model::region::RegionId;
 use crate::peer::fields;
 
 use super::super::admission::Admitted;
-use super::super::body::{Broken, Metered, Until};
+use super::super::body::{BodyFailure, Metered, Until};
 use super::super::delivery::Delivery;
 use super::super::ingress::ResponseChannel;
 use super::super::intake::Intake;
@@ -30,7 +31,7 @@ use super::context::Context;
 use super::pacing::Pacing;
 use super::{hint, tunnel};
 
-/// Relays a response to the client or peer that waits for it.
+/// Relays a response to the client or peer that sent the request.
 pub(super) async fn relay(
     mut context: Context,
     intake: Intake,
@@ -41,10 +42,10 @@ pub(super) async fn relay(
 ) -> Response<Body> {
     context.log.served_by = Some(region);
     let local = context.snapshot.policy().local;
-    // Only a peer's code counts: an app server could write anything.
+    // Only a peer's code is trusted, because an app server could send any code.
     context.log.code = response.code().filter(|_| region != local);
-    // The owner refuses in terms of HTTP; the client of a gRPC call understands gRPC alone. And where refusals must not depend
-    // on a user's record, neither may the owner's.
+    // The owner's refusal is a plain HTTP response, which a gRPC client does not understand. It also depends on the
+    // user's record, which a uniform refusal must not.
     let rewrites = context.call.is_some() || context.is_uniform(Some(&intake.question));
     if let Some(code) = context.log.code.filter(|_| rewrites) {
         return context.refuse(code, Some(&intake.question));
@@ -76,8 +77,8 @@ pub(super) async fn relay(
     Response::from_parts(head, body)
 }
 
-/// Judges the response: the request must still be cleared, and so must the classes that the response is labelled with. What
-/// a label adds is in the ledger when this returns.
+/// Judges the response: the request must still be cleared, and so must the data classes of the response's label. New
+/// classes are in the ledger when this returns.
 async fn clear(
     context: &mut Context,
     intake: &Intake,
@@ -102,7 +103,7 @@ async fn clear(
         let user = judged.user.as_ref().map(|(user, _)| user.as_str());
         if region == lease.moment().policy().local {
             let recorded = context.registrar(intake, user).record_label(lease, before.classes).await;
-            // A write stands: a refusal that invites the client to repeat it would be wrong.
+            // The upstream has already made the write, so the code must not invite the client to repeat it.
             recorded.map_err(|code| if intake.question.is_read { code } else { Code::AnswerWithheld })?;
         }
         // The moment may have changed while the request was judged again, or while the ledger was written.
@@ -115,7 +116,7 @@ async fn clear(
     Ok(labels)
 }
 
-/// The data classes that a response is labelled with (`Domicile-Data-Class`); `None` if the field cannot be read or names none.
+/// The data classes that a response is labelled with (`Domicile-Data-Class`); `None` if the field is malformed or empty.
 pub(super) fn labels_of(response: &http::HeaderMap) -> Option<Vec<Box<str>>> {
     let mut labels = Vec::new();
     for value in response.get_all(fields::DATA_CLASS) {
@@ -130,8 +131,8 @@ pub(super) fn labels_of(response: &http::HeaderMap) -> Option<Vec<Box<str>>> {
     Some(labels)
 }
 
-/// The trail with the classes of a label; `None` if one of them is unknown, or does not clear the response in `region` and
-/// through the carrier.
+/// Adds the classes of a label to the trail. Returns `None` if a class is unknown, or if the response with these
+/// classes may not come from `region` through the carrier.
 pub(super) fn label(trail: &Trail, labels: &[Box<str>], region: RegionId, policy: &Policy) -> Option<Trail> {
     let mut classes = ClassSet::EMPTY;
     for name in labels {
@@ -140,7 +141,7 @@ pub(super) fn label(trail: &Trail, labels: &[Box<str>], region: RegionId, policy
     decision::label(trail, classes, region, policy)
 }
 
-/// Writes the fields for the sender beside the response.
+/// Writes the header fields that the sending peer reads: refusal code, data classes and declined upgrade.
 fn write_peer_fields(headers: &mut http::HeaderMap, code: Option<Code>, labels: &[Box<str>], is_declined_upgrade: bool) {
     if let Some(code) = code {
         headers.insert(fields::CODE, HeaderValue::from_static(code.as_str()));
@@ -155,7 +156,7 @@ fn write_peer_fields(headers: &mut http::HeaderMap, code: Option<Code>, labels: 
     }
 }
 
-/// The body on its way back: counted, timed, broken off when the request is no longer cleared; at its end the log is written.
+/// The response body: counted, timed, and aborted when the request is no longer cleared. Writes the log when it ends.
 fn outgoing_body(
     mut context: Context,
     lease: Rc<Lease>,
@@ -177,11 +178,11 @@ fn outgoing_body(
     };
     let mut body = Metered::new(body, pacing.allowance_of_response(), Rc::clone(&progress));
     if let Some(delivery) = delivery {
-        body = body.delivered(delivery);
+        body = body.with_delivery(delivery);
     }
-    let body = body.scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).under(lease).then(move || {
+    let body = body.scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).with_lease(lease).on_end(move || {
         drop((hold, admitted));
-        if progress.broken.get() == Some(Broken::OutOfTime) {
+        if progress.failure.get() == Some(BodyFailure::DeadlineExceeded) {
             context.log.code = Some(Code::DeadlineExceeded);
         }
         context.log.write();
@@ -189,7 +190,7 @@ fn outgoing_body(
     Body::streamed(body)
 }
 
-/// Watches how fast a client reads; a peer watches its own clients.
+/// Monitors how fast a client reads. `None` for a peer, which monitors its own clients.
 fn delivery(context: &Context, pacing: &Pacing) -> Option<Rc<Delivery>> {
     let watch = || context.worker.deliveries.watch(pacing.idle, pacing.client_pace(), context.channel.cutter());
     (!context.is_peer()).then(watch)

@@ -1,4 +1,5 @@
-//! An upgraded connection: judged as the request that asked for it, and again whenever the rules change.
+//! Tunnels of upgraded connections. A tunnel runs under the lease of the request that opened it, and closes when the
+//! request is no longer cleared.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -14,14 +15,14 @@ use crate::http::tunnel::{self, Ending, Traffic, Wire};
 use crate::model::outcome::Code;
 
 use super::super::admission::Admitted;
-use super::super::body::Broken;
+use super::super::body::BodyFailure;
 use super::super::headers;
 use super::super::ingress::ResponseChannel;
 use super::super::intake::{Intake, Upgrade};
 use super::attempts::forward::Hold;
 use super::context::Context;
 
-/// Responds to the client and joins both ends.
+/// Accepts the upgrade towards the client, and relays bytes between the client and the server.
 pub(super) fn open(
     mut context: Context,
     intake: &Intake,
@@ -40,7 +41,7 @@ pub(super) fn open(
     let status = match &context.channel {
         ResponseChannel::Connection(_) if upgrade.is_connect() => StatusCode::OK,
         ResponseChannel::Connection(_) => {
-            if announce(response.headers_mut(), upgrade).is_none() {
+            if write_upgrade_fields(response.headers_mut(), upgrade).is_none() {
                 return context.refuse(Code::UpstreamBad, Some(&intake.question));
             }
             StatusCode::SWITCHING_PROTOCOLS
@@ -49,19 +50,19 @@ pub(super) fn open(
     };
     *response.status_mut() = status;
     context.log.status = Some(status);
-    let busy = InFlight::count(&context.connection.connection_state);
+    let in_flight = InFlight::count(&context.connection.connection_state);
     let channel = context.channel.clone();
     channel.hand_over(Box::new(move |client| {
         Box::pin(async move {
             run(context, client, server, hold, lease).await;
-            drop((busy, admitted));
+            drop((in_flight, admitted));
         })
     }));
     response
 }
 
-/// RFC 9110 section 7.8, RFC 6455 section 4.2.2.
-fn announce(headers: &mut HeaderMap, upgrade: &Upgrade) -> Option<()> {
+/// Writes the header fields of a 101 response (RFC 9110 section 7.8, RFC 6455 section 4.2.2).
+fn write_upgrade_fields(headers: &mut HeaderMap, upgrade: &Upgrade) -> Option<()> {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_str(&upgrade.protocol).ok()?);
     if let Some(key) = &upgrade.key {
@@ -73,17 +74,17 @@ fn announce(headers: &mut HeaderMap, upgrade: &Upgrade) -> Option<()> {
 async fn run(mut context: Context, client: Wire, server: Wire, hold: Hold, lease: Rc<Lease>) {
     let traffic = Rc::new(Traffic::default());
     let idle = context.snapshot.limits.tunnel_idle;
-    let broken = tokio::select! {
+    let failure = tokio::select! {
         biased;
-        () = poll_fn(|cx| lease.poll_ended(cx)) => Some(Broken::NoLongerCleared),
+        () = poll_fn(|cx| lease.poll_ended(cx)) => Some(BodyFailure::NoLongerCleared),
         ending = tunnel::join(client, server, idle, Rc::clone(&traffic)) => match ending {
             Ending::Closed | Ending::Broken => None,
-            Ending::Idle => Some(Broken::Silent),
+            Ending::Idle => Some(BodyFailure::IdleTimeout),
         },
     };
     drop(hold);
     context.log.request_body.bytes.set(traffic.up.get());
     context.log.response_body.bytes.set(traffic.down.get());
-    context.log.response_body.broken.set(broken);
+    context.log.response_body.failure.set(failure);
     context.log.write();
 }

@@ -1,4 +1,5 @@
-//! Fuzzes the target that `TARGET` names. Without arguments for libFuzzer, the search ends only at a finding.
+//! Fuzzes the target that the environment variable `TARGET` names. Without arguments for libFuzzer, the search ends only at a
+//! finding.
 #![no_main]
 
 #[path = "../targets/mod.rs"]
@@ -18,7 +19,7 @@ fn target() -> &'static Target {
     })
 }
 
-/// If `SEEDS` names a folder, writes the target's seeds and words there and exits.
+/// If the environment variable `SEEDS` names a folder, writes the target's seeds to it and the words to `SEEDS.words`, and exits.
 fn write_seeds() {
     let Ok(folder) = std::env::var("SEEDS") else { return };
     for (index, seed) in (target().seeds)().iter().enumerate() {

@@ -1,5 +1,5 @@
-//! Configurations: accepted or refused within a time limit, every mistake with its place, and with the same meaning to an
-//! independent parser.
+//! Configurations are accepted or refused within a time limit, every mistake has a location, and an independent parser finds the
+//! same meaning.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,7 +11,7 @@ use domicile::model::day::Day;
 use domicile::model::region::Registry;
 use libyaml_safer::{Event, EventData, Parser, ScalarStyle};
 
-use super::{Target, in_its_reading};
+use super::{Target, catch_panic};
 
 pub const CONFIGURATION: Target = Target { name: "configuration", words: WORDS, seeds, check, most: 8192 };
 
@@ -70,11 +70,11 @@ fn check(bytes: &[u8]) {
             assert!(problem.to_string().len() < 5000, "{problem}");
         }
     }
-    assert!(started.elapsed() < Duration::from_secs(20), "a file of {} bytes", bytes.len());
-    let is_no_yaml =
+    assert!(started.elapsed() < Duration::from_secs(20), "loading {} bytes took too long", bytes.len());
+    let is_invalid_yaml =
         read.as_ref().is_err_and(|problems| problems.iter().any(|problem| problem.message.starts_with("this is not valid YAML")));
     // The parsers may disagree on whether a text is YAML. If both accept it, it must have the same meaning.
-    if let Some(tree) = Tree::read(text).filter(|_| !is_no_yaml) {
+    if let Some(tree) = Tree::read(text).filter(|_| !is_invalid_yaml) {
         let written = tree.to_string();
         assert_eq!(meaning(read), meaning(load(&written)), "an independent parser reads this as {written}");
     }
@@ -85,12 +85,12 @@ fn load(text: &str) -> Result<Config, Vec<Problem>> {
     config::parse(text, Path::new("domicile.yaml"), Some("eu-west"), &mut Registry::default(), today)
 }
 
-/// The result of loading: the hash of the policy, or the mistakes without their places.
+/// The result of loading: the hash of the policy, or the mistakes without line and column numbers.
 fn meaning(read: Result<Config, Vec<Problem>>) -> BTreeSet<String> {
-    let place = |message: &str| message.split(|c: char| c.is_ascii_digit()).collect::<String>();
+    let strip_digits = |message: &str| message.split(|c: char| c.is_ascii_digit()).collect::<String>();
     match read {
         Ok(config) => [config.policy.hash.to_string()].into(),
-        Err(problems) => problems.iter().map(|problem| format!("{}: {}", problem.path, place(&problem.message))).collect(),
+        Err(problems) => problems.iter().map(|problem| format!("{}: {}", problem.path, strip_digits(&problem.message))).collect(),
     }
 }
 
@@ -103,8 +103,9 @@ enum Tree {
 }
 
 impl Tree {
-    /// `None` for documents that the independent parser refuses, for those that Domicile always refuses (tags, a second document,
-    /// deep nesting), and for anchors and question marks, because YAML 1.1 ends anchor names elsewhere and treats `?` as a key.
+    /// `None` for documents that the independent parser refuses, for documents that Domicile always refuses (tags, a second
+    /// document, deep nesting), and for anchors and question marks, because YAML 1.1 ends anchor names at other characters and
+    /// treats `?` as a key.
     fn read(text: &str) -> Option<Self> {
         if text.contains('?') {
             return None;
@@ -113,7 +114,7 @@ impl Tree {
         let mut parser = Parser::new();
         parser.set_input_string(&mut input);
         let mut events = Vec::new();
-        let is_read = in_its_reading(|| {
+        let is_read = catch_panic(|| {
             loop {
                 match parser.parse() {
                     Ok(Event { data: EventData::StreamEnd, .. }) => return true,

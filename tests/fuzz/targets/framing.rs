@@ -13,7 +13,7 @@ use super::Target;
 
 pub const REQUESTS: Target = Target { name: "requests", words: WORDS, seeds: payloads, check: check_request, most: 2048 };
 
-pub const ANSWERS: Target = Target { name: "answers", words: WORDS, seeds: answer_seeds, check: check_answer, most: 2048 };
+pub const ANSWERS: Target = Target { name: "answers", words: WORDS, seeds: response_seeds, check: check_response, most: 2048 };
 
 const WORDS: &[&[u8]] = &[
     b"\r\n",
@@ -54,12 +54,12 @@ fn payloads() -> Vec<Vec<u8>> {
 }
 
 /// A reader that returns at most `step` bytes per read, and then the end.
-struct Pieces<'a> {
+struct SplitReader<'a> {
     rest: &'a [u8],
     step: usize,
 }
 
-impl tokio::io::AsyncRead for Pieces<'_> {
+impl tokio::io::AsyncRead for SplitReader<'_> {
     fn poll_read(
         mut self: std::pin::Pin<&mut Self>,
         _: &mut std::task::Context<'_>,
@@ -73,8 +73,8 @@ impl tokio::io::AsyncRead for Pieces<'_> {
     }
 }
 
-/// The bytes that the gate passes, and whether it ends with an error.
-fn passed(bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
+/// The bytes of the requests that the gate passes, and whether it ends with an error.
+fn passed_requests(bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
     let hour = Duration::from_secs(3600);
     let limits = RequestGateLimits {
         bytes: 32 << 10,
@@ -88,17 +88,17 @@ fn passed(bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
     runtime.block_on(async {
         let connection_state: Rc<ConnectionState> = Rc::default();
         let mut gate = RequestGate::new(
-            Pieces { rest: bytes, step },
+            SplitReader { rest: bytes, step },
             (Instant::now(), BytesMut::new()),
             limits,
             Rc::clone(&connection_state),
         );
         let mut out = Vec::new();
         loop {
-            let mut piece = [0; 4096];
+            let mut buffer = [0; 4096];
             // After an upgrade request, the gate reads nothing before the response, so reading stops there.
             let read = std::future::poll_fn(|cx| {
-                let mut read = tokio::io::ReadBuf::new(&mut piece);
+                let mut read = tokio::io::ReadBuf::new(&mut buffer);
                 match tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut gate), cx, &mut read) {
                     std::task::Poll::Ready(outcome) => std::task::Poll::Ready(outcome.map(|()| read.filled().len())),
                     std::task::Poll::Pending => std::task::Poll::Ready(Ok(0)),
@@ -106,16 +106,16 @@ fn passed(bytes: &[u8], step: usize) -> (Vec<u8>, bool) {
             });
             match read.await {
                 Ok(0) => return (out, false),
-                Ok(size) => out.extend_from_slice(&piece[..size]),
+                Ok(size) => out.extend_from_slice(&buffer[..size]),
                 Err(_) => return (out, true),
             }
         }
     })
 }
 
-/// An independent parser: finds the messages of a stream with httparse and the strictest reading of RFC 9112 section 6.
-/// Returns the number of complete messages; panics if the framing is ambiguous.
-fn read_again(mut bytes: &[u8]) -> usize {
+/// An independent parser: finds the messages of a stream with httparse and the strictest interpretation of RFC 9112 section 6.
+/// Returns the number of complete messages. Panics if the framing is ambiguous.
+fn check_requests(mut bytes: &[u8]) -> usize {
     let mut whole = 0;
     loop {
         bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
@@ -124,7 +124,7 @@ fn read_again(mut bytes: &[u8]) -> usize {
         let head = match request.parse(bytes) {
             Ok(httparse::Status::Complete(head)) => head,
             Ok(httparse::Status::Partial) => return whole,
-            Err(error) => panic!("the gate passes this, and an independent parser reports: {error}"),
+            Err(error) => panic!("the gate passes this, but an independent parser reports: {error}"),
         };
         let all = |name: &str| {
             let fields = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
@@ -136,7 +136,7 @@ fn read_again(mut bytes: &[u8]) -> usize {
         assert!(encodings.is_empty() || request.version == Some(1));
         bytes = &bytes[head..];
         if all("domicile-fault").len() == 1 {
-            assert!(bytes.is_empty(), "nothing follows a fault");
+            assert!(bytes.is_empty(), "no byte may follow a malformed request");
             return whole;
         }
         if let Some(encoding) = encodings.first() {
@@ -153,18 +153,18 @@ fn read_again(mut bytes: &[u8]) -> usize {
 }
 
 fn check_request(bytes: &[u8]) {
-    let (whole, broke) = passed(bytes, usize::MAX);
+    let (whole, has_failed) = passed_requests(bytes, usize::MAX);
     for step in [1, 7] {
-        assert_eq!(passed(bytes, step), (whole.clone(), broke), "in reads of {step} bytes");
+        assert_eq!(passed_requests(bytes, step), (whole.clone(), has_failed), "in reads of {step} bytes");
     }
     // After an error, the output may end within a body.
-    if !broke {
-        read_again(&whole);
+    if !has_failed {
+        check_requests(&whole);
     }
     assert!(whole.len() <= bytes.len() + 200);
 }
 
-fn answer_seeds() -> Vec<Vec<u8>> {
+fn response_seeds() -> Vec<Vec<u8>> {
     let seeds = [
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\n",
@@ -177,39 +177,39 @@ fn answer_seeds() -> Vec<Vec<u8>> {
 }
 
 /// The bytes of a response that the gate passes, and whether it ends with an error.
-fn through(bytes: &[u8], asked: RequestKind, step: usize) -> (Vec<u8>, bool) {
+fn passed_response(bytes: &[u8], asked: RequestKind, step: usize) -> (Vec<u8>, bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let link = Rc::new(ExchangeState::default());
-        let mut gate = ResponseGate::new(Pieces { rest: bytes, step }, Rc::clone(&link), Duration::from_secs(3600));
+        let mut gate = ResponseGate::new(SplitReader { rest: bytes, step }, Rc::clone(&link), Duration::from_secs(3600));
         link.ask(asked);
         let mut out = Vec::new();
-        let broke = gate.read_to_end(&mut out).await.is_err();
-        assert_eq!(broke, link.is_faulty());
-        (out, broke)
+        let has_failed = gate.read_to_end(&mut out).await.is_err();
+        assert_eq!(has_failed, link.is_faulty());
+        (out, has_failed)
     })
 }
 
-fn check_answer(bytes: &[u8]) {
+fn check_response(bytes: &[u8]) {
     for asked in [RequestKind::Other, RequestKind::Head, RequestKind::Upgrade, RequestKind::Connect] {
-        let (whole, broke) = through(bytes, asked, usize::MAX);
+        let (whole, has_failed) = passed_response(bytes, asked, usize::MAX);
         for step in [1, 7] {
-            assert_eq!(through(bytes, asked, step), (whole.clone(), broke), "{asked:?} in reads of {step} bytes");
+            assert_eq!(passed_response(bytes, asked, step), (whole.clone(), has_failed), "{asked:?} in reads of {step} bytes");
         }
-        assert!(bytes.starts_with(&whole), "the gate adds nothing");
-        read_answer_again(&whole, asked);
+        assert!(bytes.starts_with(&whole), "the gate must not add bytes");
+        check_response_framing(&whole, asked);
     }
 }
 
-/// An independent parser for responses: informational responses, one final response, and no byte after its end.
-fn read_answer_again(mut bytes: &[u8], asked: RequestKind) {
+/// An independent parser for responses: expects informational responses, one final response, and no byte after its end.
+fn check_response_framing(mut bytes: &[u8], asked: RequestKind) {
     loop {
         let mut fields = [httparse::EMPTY_HEADER; 300];
         let mut answer = httparse::Response::new(&mut fields);
         let head = match answer.parse(bytes) {
             Ok(httparse::Status::Complete(head)) => head,
             Ok(httparse::Status::Partial) => return,
-            Err(error) => panic!("the gate passes this, and an independent parser reports: {error}"),
+            Err(error) => panic!("the gate passes this, but an independent parser reports: {error}"),
         };
         let all = |name: &str| {
             let fields = answer.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
@@ -222,17 +222,17 @@ fn read_answer_again(mut bytes: &[u8], asked: RequestKind) {
             101 => return assert_eq!(asked, RequestKind::Upgrade),
             100..=199 => continue,
             200..=299 if asked == RequestKind::Connect => return,
-            204 | 304 => return assert!(bytes.is_empty(), "the response has no body"),
-            _ if asked == RequestKind::Head => return assert!(bytes.is_empty(), "the response has no body"),
+            204 | 304 => return assert!(bytes.is_empty(), "the response must not have a body"),
+            _ if asked == RequestKind::Head => return assert!(bytes.is_empty(), "the response must not have a body"),
             _ => {}
         }
         if !encodings.is_empty() {
             return if let Some(rest) = after_chunks(bytes) {
-                assert!(rest.is_empty(), "nothing follows the end")
+                assert!(rest.is_empty(), "no byte may follow the end of the response")
             };
         }
         if let Some(length) = lengths.first() {
-            assert!(bytes.len() <= length.parse().expect("a length is a number"), "nothing follows the end");
+            assert!(bytes.len() <= length.parse().expect("a length is a number"), "no byte may follow the end of the response");
         }
         return;
     }
@@ -256,6 +256,6 @@ fn after_chunks(mut bytes: &[u8]) -> Option<&[u8]> {
     match httparse::parse_headers(bytes, &mut trailers) {
         Ok(httparse::Status::Complete((at, _))) => Some(&bytes[at..]),
         Ok(httparse::Status::Partial) => None,
-        Err(error) => panic!("the gate passes these trailers, and an independent parser reports: {error}"),
+        Err(error) => panic!("the gate passes these trailers, but an independent parser reports: {error}"),
     }
 }

@@ -1,6 +1,6 @@
-//! Headers for the next hop: no forged field is left, in any spelling.
+//! Headers for the next hop contain no forged field, in any spelling.
 
-use domicile::proxy::headers::{Truth, rebuild, scrub_trailers};
+use domicile::proxy::headers::{Forwarded, rebuild, scrub_trailers};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Target;
@@ -29,8 +29,8 @@ const WORDS: &[&[u8]] = &[
     b": ",
 ];
 
-fn truth() -> Truth<'static> {
-    Truth { request_id: "id", client: "192.0.2.1".parse().unwrap(), is_https: true, authority: "a.test" }
+fn forwarded() -> Forwarded<'static> {
+    Forwarded { request_id: "id", client: "192.0.2.1".parse().unwrap(), is_https: true, authority: "a.test" }
 }
 
 fn seeds() -> Vec<Vec<u8>> {
@@ -53,8 +53,8 @@ fn fields(bytes: &[u8]) -> Vec<(HeaderName, HeaderValue)> {
     lines.collect()
 }
 
-/// The fields that an app server reads: the head is serialized, and parsed by httparse.
-fn as_servers_read(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+/// The fields that an app server reads: serializes the head, and parses it with httparse.
+fn fields_at_server(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     let mut head = b"GET / HTTP/1.1\r\n".to_vec();
     for (name, value) in headers {
         head.extend_from_slice(name.as_str().as_bytes());
@@ -71,7 +71,7 @@ fn as_servers_read(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
 }
 
 /// The name of a field in a CGI variable (RFC 3875 section 4.1.18), which does not distinguish `_` from `-`.
-fn as_gateways_call(name: &str) -> String {
+fn cgi_name(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_")
 }
 
@@ -119,8 +119,8 @@ fn check(bytes: &[u8]) {
     let fields = fields(bytes);
     let mut headers: HeaderMap = fields.iter().cloned().collect();
     let mut trailers = headers.clone();
-    rebuild(&mut headers, &truth());
-    let read = as_servers_read(&headers);
+    rebuild(&mut headers, &forwarded());
+    let read = fields_at_server(&headers);
     let ours = [
         ("FORWARDED", "for=192.0.2.1;host=\"a.test\";proto=https"),
         ("X_FORWARDED_FOR", "192.0.2.1"),
@@ -128,30 +128,30 @@ fn check(bytes: &[u8]) {
         ("X_FORWARDED_PROTO", "https"),
         ("X_REQUEST_ID", "id"),
     ];
-    for (name, truth) in ours {
-        let told: Vec<_> = read.iter().filter(|(told, _)| as_gateways_call(told) == name).map(|(_, value)| &**value).collect();
-        assert_eq!(told, [truth.as_bytes()], "{name}");
+    for (name, expected) in ours {
+        let values: Vec<_> = read.iter().filter(|(field, _)| cgi_name(field) == name).map(|(_, value)| &**value).collect();
+        assert_eq!(values, [expected.as_bytes()], "{name}");
     }
     for (name, value) in &read {
-        let is_ours = ours.iter().any(|(ours, _)| as_gateways_call(name) == *ours);
+        let is_ours = ours.iter().any(|(ours, _)| cgi_name(name) == *ours);
         assert!(is_ours || !may_not_pass(name), "{name}: {}", value.escape_ascii());
     }
     let connection_options: Vec<_> = members(&fields, "connection").collect();
     for (name, _) in &fields {
         let sent = fields.iter().filter(|(other, _)| other == name).map(|(_, value)| value.as_bytes());
-        let kept: Vec<_> = read.iter().filter(|(other, _)| other == name.as_str()).map(|(_, value)| &**value).collect();
+        let arrived: Vec<_> = read.iter().filter(|(other, _)| other == name.as_str()).map(|(_, value)| &**value).collect();
         let is_named = connection_options.contains(&name.as_str().as_bytes().to_vec());
         match name.as_str() {
             // `Connection` cannot remove the credentials of a request.
-            "cookie" | "authorization" => assert!(sent.eq(kept), "{name}"),
-            name if is_named && is_end_to_end(name) => assert!(kept.is_empty(), "{name} is hop-by-hop"),
-            name if is_end_to_end(name) => assert!(sent.eq(kept), "{name}"),
+            "cookie" | "authorization" => assert!(sent.eq(arrived), "{name}"),
+            name if is_named && is_end_to_end(name) => assert!(arrived.is_empty(), "{name} is hop-by-hop"),
+            name if is_end_to_end(name) => assert!(sent.eq(arrived), "{name}"),
             _ => {}
         }
     }
     scrub_trailers(&mut trailers, |_| false);
     for name in trailers.keys() {
-        let of_heads = ["host", "content-length", "cookie", "te"];
-        assert!(!of_heads.contains(&name.as_str()) && !may_not_pass(name.as_str()), "{name}");
+        let header_only = ["host", "content-length", "cookie", "te"];
+        assert!(!header_only.contains(&name.as_str()) && !may_not_pass(name.as_str()), "{name}");
     }
 }

@@ -1,4 +1,4 @@
-//! Paths: one canonical form, with the same meaning to every parser.
+//! A path has one canonical form, which has the same meaning to every parser.
 
 use domicile::engine::path::{Slashes, canonical_path};
 
@@ -11,8 +11,8 @@ const WORDS: &[&[u8]] = &[
     b"%c0%af", b"%zz", b"%", b"?", b"#", b".", b"~", b"%7e", b"+", b"@", b":",
 ];
 
-/// The path as the URL standard reads it, with nothing escaped.
-fn as_browsers_read(path: &str) -> Vec<u8> {
+/// The path as a parser of the URL standard reads it, decoded.
+fn decoded_by_url_parser(path: &str) -> Vec<u8> {
     let url = url::Url::parse(&format!("http://a{path}")).expect("a canonical path makes a URL");
     assert_eq!((url.query(), url.fragment(), url.host_str()), (None, None, Some("a")), "{path}");
     let mut out = Vec::new();
@@ -41,7 +41,7 @@ fn check(bytes: &[u8]) {
     assert!(canonical.starts_with('/') && !canonical.contains("//"), "{canonical}");
     assert!(canonical.bytes().all(|byte| byte.is_ascii_graphic() && !b"\\;?#\"<>".contains(&byte)), "{canonical}");
     assert!(canonical.split('/').all(|segment| segment != "." && segment != ".."), "{canonical}");
-    let meaning = as_browsers_read(&canonical);
+    let meaning = decoded_by_url_parser(&canonical);
     assert!(std::str::from_utf8(&meaning).is_ok_and(|text| !text.chars().any(|c| c.is_ascii_control())), "{canonical}");
     // A path without repeated slashes has the same form under every setting; the form with kept slashes is stable.
     for slashes in [Slashes::Keep, Slashes::Refuse] {
@@ -52,11 +52,11 @@ fn check(bytes: &[u8]) {
         }
     }
     // The original path means the same to an independent parser, unless it has repeated slashes, a query or a fragment.
-    // That parser takes a letter and a colon for a drive that `..` does not leave, which is correct only for file URLs.
+    // That parser reads a letter and a colon as a drive that `..` does not leave, which is correct only for file URLs.
     let marks = [":", "|", "%3a", "%7c"];
     let has_drive = (path.contains('.') || path.to_ascii_lowercase().contains("%2e"))
         && marks.iter().any(|mark| path.to_ascii_lowercase().contains(mark));
     if !path.contains("//") && !path.contains(['?', '#']) && !has_drive {
-        assert_eq!(as_browsers_read(path), meaning, "{path} became {canonical}");
+        assert_eq!(decoded_by_url_parser(path), meaning, "{path} became {canonical}");
     }
 }

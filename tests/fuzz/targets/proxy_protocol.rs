@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use domicile::transport::proxy_protocol::{Version, read, write};
 
-use super::{Target, now};
+use super::{Target, poll_once};
 
 pub const PROXY_PROTOCOL: Target = Target { name: "proxy_protocol", words: WORDS, seeds, check, most: 512 };
 
@@ -40,7 +40,7 @@ fn seeds() -> Vec<Vec<u8>> {
 
 fn check(bytes: &[u8]) {
     let mut rest = bytes;
-    let Ok(source) = now(read(&mut rest)) else { return };
+    let Ok(source) = poll_once(read(&mut rest)) else { return };
     let header = &bytes[..bytes.len() - rest.len()];
     assert!(header.len() <= 16 + 4096);
     if header.starts_with(b"PROXY ") {
@@ -57,13 +57,13 @@ fn check(bytes: &[u8]) {
         }
     } else {
         assert_eq!(header.len(), 16 + usize::from(u16::from_be_bytes([header[14], header[15]])));
-        assert_eq!(source, as_the_specification_reads(header), "{}", header.escape_ascii());
+        assert_eq!(source, source_by_specification(header), "{}", header.escape_ascii());
     }
 }
 
 /// An independent parser for the source address of version 2 (section 2.2 of the specification). Only the command PROXY has a
 /// source; its transport may also be UDP (HTTP/3).
-fn as_the_specification_reads(header: &[u8]) -> Option<SocketAddr> {
+fn source_by_specification(header: &[u8]) -> Option<SocketAddr> {
     let (command, family, block) = (header[12], header[13], &header[16..]);
     let port = |at: usize| u16::from_be_bytes(block[at..at + 2].try_into().unwrap());
     match (command, family) {
@@ -76,6 +76,6 @@ fn as_the_specification_reads(header: &[u8]) -> Option<SocketAddr> {
             Some((address, port(32)).into())
         }
         (0x20 | 0x21, _) => None,
-        _ => panic!("neither LOCAL nor PROXY of version 2"),
+        _ => panic!("the command is neither LOCAL nor PROXY of version 2"),
     }
 }

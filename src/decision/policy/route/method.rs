@@ -1,6 +1,6 @@
 //! Request methods, and sets of them.
 
-/// A request method. Methods that HTTP's own documents do not define are one: `Other`.
+/// A request method. `Other` stands for every method that is not listed here.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum Method {

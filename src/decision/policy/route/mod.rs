@@ -1,6 +1,6 @@
-//! Which route a request takes: the first in the operator's order that matches its host, path and method.
+//! Route matching: a request takes the first route, in the operator's order, that matches its host, path and method.
 //!
-//! Matching walks a trie of path segments, so it costs the same with ten routes and with ten thousand.
+//! Matching walks a trie of path segments, so it costs the same with ten routes as with ten thousand.
 
 mod method;
 mod pattern;
@@ -19,11 +19,11 @@ pub struct Head<'a> {
     pub method: Method,
     /// In lower case, without port or trailing dot.
     pub host: &'a str,
-    /// In the one canonical form; starts with a slash.
+    /// In canonical form; starts with a slash.
     pub path: &'a str,
 }
 
-/// A route's place in the operator's order.
+/// A route's position in the operator's order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RouteId(usize);
 
@@ -33,21 +33,21 @@ impl RouteId {
     }
 }
 
-/// The configuration of the requests that match one pattern.
+/// A pattern, and how the requests that match it are judged.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Route {
     pub name: Box<str>,
     pub pattern: Pattern,
     pub class: ClassId,
     pub chain: Vec<Step>,
-    /// Segments that stand for the caller where the path says `{user}`, such as `me`.
+    /// Values of the `{user}` segment that stand for the caller, such as `me`.
     pub aliases: Vec<Box<str>>,
     /// The claim that the chain's `token` step reads.
     pub claim: Option<Box<str>>,
     pub failover: Failover,
-    /// Protocols that a request may turn its connection into, in lower case.
+    /// Protocols that a request may upgrade its connection to, in lower case.
     pub upgrades: Vec<Box<str>>,
-    /// The most bytes of a request's body, where the route differs from the rest.
+    /// Maximum size of a request body in bytes; `None` means the general limit.
     pub body: Option<u64>,
 }
 
@@ -55,7 +55,7 @@ pub struct Route {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RouteMatch<'a> {
     pub id: Option<RouteId>,
-    /// The segment that stands where the route says `{user}`, as it stands in the path.
+    /// The segment at the position of the route's `{user}`, not decoded.
     pub user: Option<&'a str>,
 }
 
@@ -63,7 +63,7 @@ pub struct RouteMatch<'a> {
 pub struct RouteTable {
     routes: Vec<Route>,
     exact: HashMap<Box<str>, Trie>,
-    /// By what follows the `*.`.
+    /// The routes of `*.domain` hosts, by domain.
     suffix: HashMap<Box<str>, Trie>,
     any: Trie,
 }
@@ -91,11 +91,11 @@ impl RouteTable {
         &self.routes
     }
 
-    /// The first route that matches, and the user it names.
+    /// The first route that matches, and the user that the path names.
     pub fn find<'a>(&self, head: &Head<'a>) -> RouteMatch<'a> {
         let mut best = usize::MAX;
         let path = head.path.strip_prefix('/').unwrap_or(head.path);
-        // Most servers serve `/a/` as `/a`: a slash at the end must not lead past a rule.
+        // Most servers serve `/a/` as `/a`, so a trailing slash must not bypass a rule.
         let path = path.strip_suffix('/').unwrap_or(path);
         if let Some(trie) = self.exact.get(head.host) {
             trie.search(path, head.method, &mut best);
@@ -125,9 +125,9 @@ struct Node {
     any_segment: Option<usize>,
     /// Routes whose pattern ends here.
     ends: Vec<(usize, MethodSet)>,
-    /// Routes whose pattern goes on with `/**`.
+    /// Routes whose pattern continues with `/**`.
     tails: Vec<(usize, MethodSet)>,
-    /// The first route at or below this node: nothing below is worth a look if a better one is known.
+    /// The lowest route number at or below this node. The search skips the node if it has found a lower one.
     first: usize,
 }
 
@@ -169,11 +169,11 @@ impl Trie {
     }
 
     fn search(&self, path: &str, method: Method, best: &mut usize) {
-        // `/` has one empty segment for a pattern to match, and none where a pattern has none.
+        // The path `/` arrives as one empty segment; `visit` also matches it with the pattern that has no segments.
         self.visit(0, Some(path), method, best);
     }
 
-    /// Descends at most as deep as the longest pattern, whatever the path's length.
+    /// The depth is limited by the longest pattern, regardless of the path's length.
     fn visit(&self, at: usize, rest: Option<&str>, method: Method, best: &mut usize) {
         let Some(node) = self.nodes.get(at) else { return };
         if node.first >= *best {
@@ -203,7 +203,7 @@ impl Trie {
 }
 
 fn improve(list: &[(usize, MethodSet)], method: Method, best: &mut usize) {
-    // Routes are inserted in order, so the first that takes the method is the best of the list.
+    // Routes are inserted in order, so the first one with the method has the lowest number.
     if let Some((route, _)) = list.iter().find(|(_, methods)| methods.contains(method)) {
         *best = (*best).min(*route);
     }

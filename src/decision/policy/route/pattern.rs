@@ -1,10 +1,10 @@
-//! Patterns of hosts and paths: literals, `{name}` for one segment, `/**` last; exact hosts or `*.domain`.
+//! Patterns of hosts (exact or `*.domain`) and of paths (literals, `{name}` for one segment, `/**` at the end).
 
 use std::fmt;
 
 use super::method::MethodSet;
 
-/// The requests a route is for.
+/// The requests that a route matches.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pattern {
     pub host: HostPattern,
@@ -17,11 +17,11 @@ pub enum HostPattern {
     Any,
     /// In lower case.
     Exact(Box<str>),
-    /// Every host below this domain, at any depth, but not the domain itself.
+    /// Every subdomain of this domain, at any depth, but not the domain itself.
     Below(Box<str>),
 }
 
-/// A path as segments, `/**` at the end being open-ended: `/a/**` matches `/a` and everything below it.
+/// A path pattern as segments. A pattern with `/**` at the end is open-ended: `/a/**` matches `/a` and all paths below it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PathPattern {
     pub segments: Vec<Segment>,
@@ -31,9 +31,9 @@ pub struct PathPattern {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Segment {
     Literal(Box<str>),
-    /// `{name}`: any one segment that is not empty.
+    /// `{name}`: any non-empty segment.
     Any,
-    /// `{user}`: the same, and names whose data is touched.
+    /// `{user}`: as `Any`, and the segment names the user whose data the request touches.
     User,
 }
 
@@ -65,13 +65,14 @@ impl HostPattern {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':' | b'[' | b']');
         if name.is_empty() || !name.bytes().all(plain) || (name.contains(':') && !name.starts_with('[')) {
             return wrong(format!(
-                "`{text}` is no host; write a name such as `api.example.com`, or `*.example.com` for all below it, without a port"
+                "`{text}` is not a valid host pattern; write a name without a port, such as `api.example.com`, or \
+                 `*.example.com` for all subdomains"
             ));
         }
         Ok(if below { Self::Below(name.into()) } else { Self::Exact(name.into()) })
     }
 
-    /// Whether every host that `other` matches is matched by this as well.
+    /// Whether this pattern matches every host that `other` matches.
     pub fn covers(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Any, _) => true,
@@ -82,7 +83,7 @@ impl HostPattern {
         }
     }
 
-    /// Whether some host is matched by both.
+    /// Whether there is a host that both patterns match.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.covers(other) || other.covers(self)
     }
@@ -95,15 +96,15 @@ fn is_below(host: &str, domain: &str) -> bool {
 impl PathPattern {
     pub fn parse(text: &str) -> Result<Self, PatternError> {
         let Some(rest) = text.strip_prefix('/') else {
-            return wrong(format!("`{text}` is no path pattern; it starts with `/`"));
+            return wrong(format!("`{text}` is not a valid path pattern; start it with `/`"));
         };
         let mut parts: Vec<&str> = rest.split('/').collect();
-        // With and without a slash at the end is the same place.
+        // A trailing slash does not change what a pattern matches.
         if parts.len() > 1 && parts.last() == Some(&"") {
             parts.pop();
         }
         if parts.len() > 1 && parts.contains(&"") {
-            return wrong(format!("`{text}` has an empty segment, which no route can name: leave one slash"));
+            return wrong(format!("`{text}` has an empty segment, which no pattern can match; write a single slash"));
         }
         let open_ended = parts.last() == Some(&"**");
         if open_ended {
@@ -114,17 +115,17 @@ impl PathPattern {
         }
         let segments = parts.into_iter().map(Segment::parse).collect::<Result<Vec<_>, _>>()?;
         if segments.iter().filter(|segment| **segment == Segment::User).count() > 1 {
-            return wrong(format!("`{text}` names `{{user}}` twice; a request belongs to one user"));
+            return wrong(format!("`{text}` contains `{{user}}` twice, but a request belongs to one user; use another name"));
         }
         Ok(Self { segments, open_ended })
     }
 
-    /// Which segment names the user, counted from 0.
+    /// The index of the `{user}` segment.
     pub fn user_segment(&self) -> Option<usize> {
         self.segments.iter().position(|segment| *segment == Segment::User)
     }
 
-    /// Whether every path that `other` matches is matched by this as well.
+    /// Whether this pattern matches every path that `other` matches.
     pub fn covers(&self, other: &Self) -> bool {
         let length_fits = if self.open_ended {
             self.segments.len() <= other.segments.len()
@@ -134,7 +135,7 @@ impl PathPattern {
         length_fits && self.segments.iter().zip(&other.segments).all(|(own, theirs)| own.covers(theirs))
     }
 
-    /// Whether some path is matched by both.
+    /// Whether there is a path that both patterns match.
     pub fn overlaps(&self, other: &Self) -> bool {
         let length_fits = match self.segments.len().cmp(&other.segments.len()) {
             std::cmp::Ordering::Less => self.open_ended,
@@ -144,7 +145,7 @@ impl PathPattern {
         length_fits && self.segments.iter().zip(&other.segments).all(|(own, theirs)| own.overlaps(theirs))
     }
 
-    /// The pattern of the same paths below a base path such as `/v2`.
+    /// This pattern with a base path such as `/v2` in front.
     #[must_use]
     pub fn below(&self, base: &str) -> Self {
         let base = base.trim_matches('/');
@@ -162,16 +163,17 @@ impl Segment {
             return match (name, plain) {
                 ("user", _) => Ok(Self::User),
                 (_, true) => Ok(Self::Any),
-                (_, false) => wrong(format!("`{text}` is no placeholder; write `{{name}}` with letters, digits, `-` and `_`")),
+                (_, false) => wrong(format!("`{text}` is not a valid placeholder; name it with letters, digits, `-` and `_`")),
             };
         }
         if text.contains(['*', '{', '}', '?', '#', '\\', ';']) || text.bytes().any(|byte| byte <= b' ' || byte >= 0x7f) {
             return wrong(format!(
-                "`{text}` is no path segment; write literal text, `{{name}}` for one whole segment, or `**` as the last segment"
+                "`{text}` is not a valid path segment; write literal text, `{{name}}` for one whole segment, or `**` as the \
+                 last segment"
             ));
         }
         if text == "." || text == ".." {
-            return wrong("dot segments are resolved before matching: leave them out");
+            return wrong(format!("`{text}` is a dot segment, which is resolved before matching; remove it"));
         }
         Ok(Self::Literal(text.into()))
     }
@@ -191,12 +193,12 @@ impl Segment {
 }
 
 impl Pattern {
-    /// Whether this matches every host and path that `other` matches, methods aside.
+    /// Whether this pattern matches every host and path that `other` matches, regardless of methods.
     pub fn covers_place_of(&self, other: &Self) -> bool {
         self.host.covers(&other.host) && self.path.covers(&other.path)
     }
 
-    /// Whether some host and path is matched by both, methods aside.
+    /// Whether there is a host and path that both patterns match, regardless of methods.
     pub fn overlaps_place_of(&self, other: &Self) -> bool {
         self.host.overlaps(&other.host) && self.path.overlaps(&other.path)
     }

@@ -34,18 +34,18 @@ fn the_first_that_matches_decides() {
     let get = |host, path| find(&table, Method::Get, host, path);
     assert_eq!(get("api.example.com", "/account/1"), (Some(0), None));
     assert_eq!(get("api.example.com", "/account"), (Some(0), None));
-    assert_eq!(get("example.com", "/account/1").0, None, "the domain itself is not below it");
+    assert_eq!(get("example.com", "/account/1").0, None, "a domain is not a subdomain of itself");
     assert_eq!(get("notexample.com", "/account/1").0, None);
     assert_eq!(get("a.b.example.com", "/account/1").0, Some(0));
     assert_eq!(get("x", "/users/alice/orders/7"), (Some(1), Some("alice")));
     assert_eq!(get("x", "/users/me/orders").0, Some(1), "an earlier pattern wins over a later literal");
-    assert_eq!(get("x", "/users//orders/7").0, None, "no segment is empty");
+    assert_eq!(get("x", "/users//orders/7").0, None, "a placeholder does not match an empty segment");
     assert_eq!(get("api.example.com", "/feed/1").0, Some(2));
     assert_eq!(find(&table, Method::Post, "api.example.com", "/feed/1").0, Some(3));
     assert_eq!(find(&table, Method::Post, "api.example.com", "/feed/1/2").0, None);
     assert_eq!(get("x", "/").0, Some(4));
     assert_eq!(get("x", "/accounts").0, None);
-    assert_eq!(get("x", "/users/me/orders/").0, get("x", "/users/me/orders").0, "a slash at the end leads past no rule");
+    assert_eq!(get("x", "/users/me/orders/").0, get("x", "/users/me/orders").0, "a trailing slash does not bypass a rule");
 }
 
 #[test]

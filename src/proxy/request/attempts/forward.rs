@@ -25,11 +25,11 @@ use crate::proxy::body::Progress;
 use crate::proxy::worker::Worker;
 use crate::proxy::{Limits, Snapshot};
 
-/// A response: its head, what follows it, and what it keeps busy until that has ended.
+/// A response: its head, its body or tunnel, and the counters that it holds until it ends.
 pub(in crate::proxy::request) struct Response {
     pub head: Parts,
     pub rest: Rest,
-    /// Dropping it tells the load balancer that the request is over.
+    /// Dropping it reports the end of the request to the load balancer.
     pub hold: Hold,
 }
 
@@ -50,13 +50,13 @@ impl Response {
         }
     }
 
-    /// The code by which a peer says why it refused.
+    /// The refusal code that a peer sent in a header field.
     pub fn code(&self) -> Option<Code> {
         let code = self.head.headers.get(fields::CODE)?;
         Code::ALL.iter().copied().find(|known| code == known.as_str())
     }
 
-    /// Whether a gateway before the app servers says that none of them can serve.
+    /// Whether the status is 502, 503 or 504, with which a gateway in front of the app servers reports that none can serve.
     fn is_gateway_error(&self) -> bool {
         let failing = [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
         matches!(self.rest, Rest::Body(_)) && failing.contains(&self.head.status)
@@ -64,13 +64,13 @@ impl Response {
 }
 
 /// The counters that a response holds until it ends.
-#[expect(dead_code, reason = "they are held for what dropping them does")]
+#[expect(dead_code, reason = "dropping them decrements the counters")]
 pub(in crate::proxy::request) enum Hold {
     Upstream(Outstanding, Option<InFlight>),
     Peer(InFlight),
 }
 
-/// An attempt that brought no response.
+/// An attempt that ended without a response.
 pub(in crate::proxy::request) struct Failure {
     pub code: Code,
     pub sent: Sent,
@@ -78,15 +78,15 @@ pub(in crate::proxy::request) struct Failure {
     pub again: Option<Request<Body>>,
 }
 
-/// Whether an attempt that failed has sent anything.
+/// Whether a failed attempt sent any part of the request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::proxy::request) enum Sent {
     Nothing,
     Something,
 }
 
-/// Whether a failed attempt may be followed by another. Nothing sent is always safe; a read may be repeated while the retry
-/// budget lasts; a write that was sent is never repeated.
+/// Whether another attempt may follow a failed one. If nothing was sent, another attempt is always safe. A read that
+/// was sent may be repeated while the retry budget lasts. A write that was sent is never repeated.
 pub(in crate::proxy::request) fn may_retry(sent: Sent, is_read: bool, has_budget: bool, time_left: Duration) -> bool {
     if time_left.is_zero() {
         return false;
@@ -97,22 +97,24 @@ pub(in crate::proxy::request) fn may_retry(sent: Sent, is_read: bool, has_budget
     }
 }
 
-/// How long an attempt may take, and what its connection must know.
+/// The timeouts of an attempt, and the data that its connection needs.
 pub(in crate::proxy::request) struct AttemptOptions<'a> {
-    /// For all attempts together. A request with a body has its own minimum rate, so it has no deadline unless its caller sets one.
+    /// For all attempts together. A request with a body has a minimum rate instead of a deadline, unless the client
+    /// sets a deadline.
     pub deadline: Option<Instant>,
     /// From the end of the request to the head of its response.
     pub response_timeout: Duration,
     /// How long a chunk of the request's body may wait to be sent.
     pub idle_timeout: Duration,
-    /// The deadline is the caller's own: missing it is no fault of the upstream.
+    /// The client set the deadline, so a timeout is not counted as a failure of the upstream.
     pub is_callers_deadline: bool,
-    /// The progress of the request's body: the wait for a response begins at its end.
+    /// The progress of the request's body. `response_timeout` starts when the body ends.
     pub body: &'a Progress,
-    /// The protocol that the connection is to be upgraded to.
+    /// The protocol of the requested upgrade.
     pub upgrade: Option<&'a str>,
-    /// For upstreams that are told by the PROXY protocol.
+    /// Source address of the PROXY protocol header, for upstreams that expect one.
     pub client: SocketAddr,
+    /// Destination address of that header.
     pub local: SocketAddr,
     /// The flow-control budget of the client's connection.
     pub buffers: &'a Rc<Buffers>,
@@ -129,7 +131,8 @@ impl AttemptOptions<'_> {
     }
 }
 
-/// Sends a request to the gateway of its region. `copy` is what may be sent again if this attempt fails.
+/// Sends a request to the gateway of its region. `copy` is the request for another attempt, if this one fails after
+/// sending.
 pub(in crate::proxy::request) async fn to_peer(
     worker: &Worker,
     snapshot: &Snapshot,
@@ -161,11 +164,11 @@ pub(in crate::proxy::request) async fn to_peer(
     }
 }
 
-/// Sends a request to one upstream, and notes how that went for the upstream.
+/// Sends a request to one upstream, and records success or failure for the ejection of the upstream.
 pub(in crate::proxy::request) async fn to_upstream(
     worker: &Worker,
     snapshot: &Snapshot,
-    (upstream, busy): (&Arc<Upstream>, Outstanding),
+    (upstream, outstanding): (&Arc<Upstream>, Outstanding),
     permitted: Permitted<Request<Body>>,
     copy: Option<Request<Body>>,
     options: &AttemptOptions<'_>,
@@ -188,23 +191,23 @@ pub(in crate::proxy::request) async fn to_upstream(
     match outcome {
         Some(Ok((reply, in_flight))) => {
             count("answered");
-            let response = Response::of(reply, Hold::Upstream(busy, in_flight));
+            let response = Response::of(reply, Hold::Upstream(outstanding, in_flight));
             snapshot.upstreams.note(upstream, !response.is_gateway_error());
             Ok(response)
         }
-        // The client broke its body off: no fault of the upstream.
-        Some(Err(error)) if options.body.broken.get().is_some() => {
+        // The request's body was aborted, so this is not a failure of the upstream.
+        Some(Err(error)) if options.body.failure.get().is_some() => {
             count("abandoned");
             Err(failure(error, None))
         }
-        // This process has no file descriptor left: no fault of the upstream.
+        // This process has no file descriptor left, so this is not a failure of the upstream.
         Some(Err(error)) if matches!(error.cause, SendCause::Dial(DialError::OutOfDescriptors { .. })) => {
             count("unsent");
             Err(failure(error, None))
         }
         Some(Err(error)) => {
             count("failed");
-            // A server that never advertised extended CONNECT has not failed.
+            // The server never advertised extended CONNECT, so this is not a failure of the upstream.
             if !matches!(error.cause, SendCause::Dial(DialError::OtherProtocol { wanted: EXTENDED_CONNECT, .. })) {
                 snapshot.upstreams.note(upstream, false);
             }
@@ -221,14 +224,14 @@ pub(in crate::proxy::request) async fn to_upstream(
     }
 }
 
-/// Waits for the head of a response: no longer than the timeout from the end of the request's body, not for a server that
-/// stops reading the body, and never past the deadline.
+/// Waits for the head of a response. Returns `None` if `response_timeout` has passed since the end of the request's
+/// body, if the server has not read the body for `idle_timeout`, or if the deadline has passed.
 async fn head_of<T>(work: impl Future<Output = T>, options: &AttemptOptions<'_>, has_body: bool) -> Option<T> {
     let too_late = async {
         if has_body {
             tokio::select! {
                 () = options.body.ended() => {}
-                () = options.body.left_lying(options.idle_timeout) => return,
+                () = options.body.send_stalled(options.idle_timeout) => return,
             }
         }
         tokio::time::sleep(options.response_timeout).await;

@@ -1,4 +1,5 @@
-//! The attempts at one request: one after another over (stop, upstream), each under a permit of its own.
+//! The attempts at one request: sends it to the stops of its itinerary, and at the local stop to its upstreams, until
+//! there is a response. Each attempt has its own permit.
 
 pub(super) mod forward;
 mod peer;
@@ -26,20 +27,20 @@ use plan::{Attempts, Target};
 
 /// The copies of a request that another attempt needs, made before the request is sent.
 struct Copies {
-    /// The whole request, if it may be sent again after it was sent.
+    /// The whole request, if it may be repeated after it was sent.
     spare: Option<Request<Body>>,
-    /// Its headers as they were before they were made fit for one target, if another stop is left.
+    /// The headers as they were before `prepare` adapted them to the target, if another stop is left.
     original: Option<HeaderMap>,
     has_another: bool,
 }
 
-/// A response, and the region that gave it.
+/// A response, and the region that sent it.
 pub(super) type Served = (RegionId, Response);
 
 /// Why the attempts ended without a response.
 enum Stopped {
     Refused(Code),
-    /// A peer says that it does not own the request. `spare` is the request, if it may be sent again.
+    /// A peer responded that it does not own the request. `spare` is the request, if it may be sent again.
     Misdirected {
         spare: Option<Box<Request<Body>>>,
     },
@@ -51,13 +52,13 @@ impl From<Code> for Stopped {
     }
 }
 
-/// Everything that the attempts at one request share.
+/// The state that all attempts at one request share.
 pub(super) struct Forwarding<'a> {
     pub context: &'a mut Context,
     pub intake: &'a Intake,
     pub lease: &'a Rc<Lease>,
     pub options: AttemptOptions<'a>,
-    /// The user whose data is touched.
+    /// The user whose data the request accesses.
     pub user: Option<String>,
 }
 
@@ -72,8 +73,8 @@ impl Forwarding<'_> {
         }
     }
 
-    /// A peer said that it does not own the request: it is judged once more on what is known now, without what a cookie
-    /// remembers.
+    /// Judges the request once more, after a peer responded that it does not own it, and sends it again. Ignores the
+    /// home in the sealed cookie, because it may be outdated.
     async fn ask_again(&mut self, spare: Request<Body>) -> Result<Served, Code> {
         self.intake.question.ignores_hint.set(true);
         let judged = self.rejudge().await;
@@ -88,7 +89,7 @@ impl Forwarding<'_> {
         }
     }
 
-    /// Judges the request as a whole once more, by the newest snapshot; the judgement replaces the one before.
+    /// Judges the whole request again under the newest snapshot. The new judgement replaces the previous one.
     async fn rejudge(&mut self) -> Judged {
         self.context.refresh();
         let worker = Rc::clone(&self.context.worker);
@@ -105,7 +106,7 @@ impl Forwarding<'_> {
         is_second: bool,
     ) -> Result<Served, Stopped> {
         let mut attempts = Attempts::along(itinerary, self.lease.moment(), self.context.snapshot.limits.attempts);
-        let (mut last, mut repeats) = (None, false);
+        let (mut last, mut is_retry) = (None, false);
         loop {
             if !self.is_current(&attempts) {
                 if self.lease.has_ended() {
@@ -126,13 +127,13 @@ impl Forwarding<'_> {
             }
             let mut permitted = self.permit(target.stop(), request).await?;
             if !self.is_current(&attempts) {
-                // The moment changed while the ledger was written: the line only says that something was about to happen.
+                // The moment changed while the ledger line was written. The line stays, as it only records an intention.
                 request = permitted.into_request();
                 self.lease.leave();
                 continue;
             }
             let Copies { spare, original, has_another } = self.prepare(&target, permitted.request_mut(), &attempts, is_second);
-            if std::mem::take(&mut repeats) {
+            if std::mem::take(&mut is_retry) {
                 self.context.worker.load.retries.withdraw();
             }
             let failure = match self.attempt(&mut target, permitted, spare, has_another, is_second).await? {
@@ -146,11 +147,11 @@ impl Forwarding<'_> {
             let has_budget = self.context.worker.load.retries.has_some();
             let again = failure.again.filter(|_| may_retry(failure.sent, is_read, has_budget, time_left));
             request = again.ok_or(failure.code)?;
-            // Another target may need fields that were removed for this one.
+            // Another target may need header fields that were removed for this one.
             if let Some(original) = original {
                 *request.headers_mut() = original;
             }
-            repeats = failure.sent == Sent::Something;
+            is_retry = failure.sent == Sent::Something;
         }
     }
 
@@ -160,13 +161,13 @@ impl Forwarding<'_> {
         attempts.moment.is_same(&newest) && self.lease.is_current(&newest) && !self.lease.has_ended()
     }
 
-    /// Makes the request fit for its target; returns what another attempt needs of it.
+    /// Adapts the request to its target, and returns the copies that another attempt needs.
     fn prepare(&self, target: &Target, request: &mut Request<Body>, attempts: &Attempts, is_second: bool) -> Copies {
         let (is_whole, has_another) = (request.body().is_end_stream(), attempts.has_another(target, self.context));
         match target {
             Target::Upstream(..) => {
                 let may_repeat = is_whole && self.intake.question.is_read && has_another;
-                // Before the fields that only an app server gets: another attempt may go to a peer.
+                // Copied before the headers are adapted to an app server, because another attempt may go to a peer.
                 let spare = may_repeat.then(|| copy_head(request));
                 let original = attempts.has_another_stop().then(|| request.headers().clone());
                 let (snapshot, headers) = (&self.context.snapshot, request.headers_mut());
@@ -187,7 +188,7 @@ impl Forwarding<'_> {
         self.context.registrar(self.intake, self.user.as_deref()).permit(self.lease, stop, request).await
     }
 
-    /// One attempt. The outer error ends all attempts.
+    /// Makes one attempt. The outer error ends all attempts.
     async fn attempt(
         &mut self,
         target: &mut Target,
@@ -197,11 +198,11 @@ impl Forwarding<'_> {
         is_second: bool,
     ) -> Result<Result<Response, Failure>, Stopped> {
         match target {
-            Target::Upstream(_, upstream, busy) => {
+            Target::Upstream(_, upstream, outstanding) => {
                 self.context.may_have_arrived = true;
-                let busy = busy.take().expect("an upstream that was selection is attempted once");
+                let outstanding = outstanding.take().expect("a selected upstream is attempted once");
                 let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
-                let work = forward::to_upstream(worker, snapshot, (upstream, busy), permitted, spare, &self.options);
+                let work = forward::to_upstream(worker, snapshot, (upstream, outstanding), permitted, spare, &self.options);
                 let outcome = self.while_cleared(work).await?;
                 self.note_unsent(&outcome);
                 Ok(outcome)
@@ -209,7 +210,7 @@ impl Forwarding<'_> {
             Target::Peer(_, gateway) => {
                 if let Err(stopped) = self.clear_with_peer(gateway, &permitted, is_second).await {
                     return Err(match stopped {
-                        // The request is untouched, so it may be sent again whole.
+                        // Nothing of the request was sent, so all of it can be sent to another region.
                         Stopped::Misdirected { .. } => Stopped::Misdirected { spare: Some(Box::new(permitted.into_request())) },
                         Stopped::Refused(code) => Stopped::Refused(code),
                     });
@@ -223,14 +224,14 @@ impl Forwarding<'_> {
         }
     }
 
-    /// Notes that an attempt sent nothing after all.
+    /// Clears `may_have_arrived` if the attempt sent nothing.
     fn note_unsent(&mut self, outcome: &Result<Response, Failure>) {
         if matches!(outcome, Err(Failure { sent: Sent::Nothing, .. })) {
             self.context.may_have_arrived = false;
         }
     }
 
-    /// Waits as long as the request stays cleared.
+    /// Awaits `work`, and fails as soon as the request is no longer cleared.
     async fn while_cleared<T>(&self, work: impl Future<Output = T>) -> Result<T, Code> {
         tokio::select! {
             biased;

@@ -1,4 +1,5 @@
-//! An attempt at a peer: the envelope, the question before a body, and the peer's own codes.
+//! An attempt at a peer: adds the envelope, asks whether the peer accepts the request before a body is sent, and reads
+//! the peer's refusal code.
 
 use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderName, HeaderValue};
 use http::{Request, StatusCode};
@@ -33,7 +34,8 @@ impl Forwarding<'_> {
         };
         match response.code() {
             Some(Code::Misdirected | Code::PeerMalformed) => Err(Stopped::Misdirected { spare: spare.map(Box::new) }),
-            // A peer that cannot serve a read is a failed attempt, as an upstream would be; the last one's answer stands.
+            // A peer that cannot serve a read is a failed attempt, like a failed upstream. Without another target, the
+            // peer's response is relayed.
             Some(code) if has_another && self.intake.question.is_read && is_failure(code) && spare.is_some() => {
                 Ok(Err(Failure { code, sent: Sent::Something, again: spare }))
             }
@@ -41,7 +43,8 @@ impl Forwarding<'_> {
         }
     }
 
-    /// Adds the envelope that the peer judges by, and drops tracing at the border.
+    /// Adds the envelope, which the peer needs for its judgement, and removes tracing fields if the peer is in another
+    /// jurisdiction.
     pub(super) fn seal(&self, region: RegionId, request: &mut Request<Body>, is_question: bool, is_second_try: bool) {
         let (moment, trail) = (self.lease.moment(), self.lease.trail());
         let (policy, home) = (moment.policy(), trail.home.as_ref());
@@ -69,8 +72,8 @@ impl Forwarding<'_> {
         }
     }
 
-    /// Where the peer judges by another policy or another user table, or by one that is not known yet, no byte of a body is
-    /// sent until the peer has cleared the head.
+    /// Asks the peer whether it accepts the request, before any byte of the body is sent. Only needed if the policy or
+    /// the user table of the peer differs from that of this region, or is not known yet.
     pub(super) async fn clear_with_peer(
         &self,
         gateway: &Server,
@@ -96,12 +99,12 @@ impl Forwarding<'_> {
         self.seal(permitted.region(), &mut question, true, is_second);
         let limits = &self.context.snapshot.limits;
         let (response_timeout, idle_timeout) = (limits.response_timeout, limits.idle_timeout);
-        let nothing = Default::default();
+        let progress = Default::default();
         let options = AttemptOptions {
             response_timeout,
             idle_timeout,
             is_callers_deadline: false,
-            body: &nothing,
+            body: &progress,
             upgrade: None,
             ..self.options
         };
@@ -116,7 +119,8 @@ impl Forwarding<'_> {
         }
     }
 
-    /// The fields by which the peer verifies the caller itself; it may read credentials that this region does not.
+    /// The header fields from which the peer identifies the caller. All credentials are included, because the peer may
+    /// accept kinds that this region does not read.
     fn identifying_fields(&self) -> Vec<HeaderName> {
         let mut names = vec![COOKIE, AUTHORIZATION];
         if let Some(TokenLocation::Header(name)) = self.context.snapshot.tokens.as_ref().map(|tokens| &tokens.settings.location) {
@@ -126,7 +130,7 @@ impl Forwarding<'_> {
     }
 }
 
-/// Whether a peer's refusal means that it could not serve, rather than that it may not.
+/// Whether a peer's code reports that it was unable to serve the request, as opposed to a refusal under its policy.
 const fn is_failure(code: Code) -> bool {
     matches!(
         code,

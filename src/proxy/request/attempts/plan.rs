@@ -1,4 +1,4 @@
-//! The order of the attempts: the stops of the itinerary, and the upstreams of the local one.
+//! The order of the attempts: the stops of the itinerary, and the upstreams of the local stop.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::upstreams::{Outstanding, Selection, Upstream};
 use super::super::context::Context;
 use super::forward::Sent;
 
-/// Where the next attempt goes.
+/// The target of one attempt.
 pub(super) enum Target {
     Upstream(Stop, Arc<Upstream>, Option<Outstanding>),
     Peer(Stop, Server),
@@ -28,29 +28,29 @@ impl Target {
     }
 }
 
-/// The attempts that are left: the stops of the itinerary in order, and the upstreams of the local one.
+/// The attempts that are left, and those that were made.
 pub(super) struct Attempts {
     itinerary: Itinerary,
     /// The moment under which the itinerary was made.
     pub moment: Moment,
-    /// The stop that is tried now.
+    /// The index of the current stop.
     stop: usize,
-    /// The upstreams of that stop that have been tried.
+    /// The upstreams that were tried at the current stop.
     tried: Vec<Arc<Upstream>>,
-    /// Attempts of that stop that sent something.
+    /// The number of attempts at the current stop that sent data.
     spent: usize,
-    /// Regions that were tried under an itinerary that has been replaced.
+    /// The regions that were tried under earlier itineraries.
     tried_before: Vec<RegionId>,
-    /// How often a request may be tried, the first attempt included.
-    most: usize,
+    /// The maximum number of attempts, including the first.
+    limit: usize,
 }
 
 impl Attempts {
-    pub const fn along(itinerary: Itinerary, moment: Moment, most: usize) -> Self {
-        Self { itinerary, moment, stop: 0, tried: Vec::new(), spent: 0, tried_before: Vec::new(), most }
+    pub const fn along(itinerary: Itinerary, moment: Moment, limit: usize) -> Self {
+        Self { itinerary, moment, stop: 0, tried: Vec::new(), spent: 0, tried_before: Vec::new(), limit }
     }
 
-    /// Follows another itinerary from here on: the request was judged again.
+    /// Replaces the itinerary after the request was judged again. The stops before the current one are not tried again.
     pub fn follow(&mut self, itinerary: Itinerary, moment: Moment) {
         let tried = self.itinerary.regions().take(self.stop);
         self.tried_before.extend(tried);
@@ -60,7 +60,7 @@ impl Attempts {
     }
 
     fn current(&self) -> Option<Stop> {
-        self.itinerary.stops().iter().take(self.most).nth(self.stop).copied()
+        self.itinerary.stops().iter().take(self.limit).nth(self.stop).copied()
     }
 
     fn next_stop(&mut self) {
@@ -69,7 +69,7 @@ impl Attempts {
         self.spent = 0;
     }
 
-    /// The target of the next attempt; `Err` if there is none, and why.
+    /// Returns the target of the next attempt, or the refusal if there is none.
     pub async fn next(&mut self, context: &Context, deadline: Option<Instant>) -> Result<Target, Code> {
         let mut refusal = Code::UpstreamUnreachable;
         while let Some(stop) = self.current() {
@@ -90,7 +90,7 @@ impl Attempts {
             }
             let upstreams = &context.snapshot.upstreams;
             match context.worker.load.select_or_queue(upstreams, &self.tried, deadline.map(Instant::into_std)).await {
-                Selection::Upstream(upstream, busy) => return Ok(Target::Upstream(stop, upstream, Some(busy))),
+                Selection::Upstream(upstream, outstanding) => return Ok(Target::Upstream(stop, upstream, Some(outstanding))),
                 Selection::None => self.next_stop(),
                 Selection::Full => {
                     refusal = Code::Overloaded;
@@ -101,27 +101,27 @@ impl Attempts {
         Err(refusal)
     }
 
-    /// Notes that an attempt failed: the next one goes to another upstream, or to the next stop.
+    /// Records a failed attempt, so that the next attempt goes to another upstream or to the next stop.
     pub fn note_failure(&mut self, target: &Target, sent: Sent) {
         match target {
             Target::Peer(..) => self.next_stop(),
             Target::Upstream(_, upstream, _) => {
                 self.tried.push(Arc::clone(upstream));
                 self.spent += usize::from(sent == Sent::Something);
-                // An attempt that sent nothing costs the upstreams nothing: each may be tried.
-                if sent == Sent::Something && self.spent + self.stop >= self.most {
+                // An attempt that sent nothing does not count, because it put no load on an upstream.
+                if sent == Sent::Something && self.spent + self.stop >= self.limit {
                     self.next_stop();
                 }
             }
         }
     }
 
-    /// Whether another stop is left after the one that is tried now.
+    /// Whether another stop is left after the current one.
     pub fn has_another_stop(&self) -> bool {
-        self.stop + 1 < self.itinerary.stops().len().min(self.most)
+        self.stop + 1 < self.itinerary.stops().len().min(self.limit)
     }
 
-    /// Whether another target is left after the one that is tried now.
+    /// Whether another target is left after `target`.
     pub fn has_another(&self, target: &Target, context: &Context) -> bool {
         let has_another_upstream = || match target {
             Target::Peer(..) => false,
@@ -129,7 +129,7 @@ impl Attempts {
                 let is_left = |other: &&Arc<Upstream>| {
                     other.is_up() && !Arc::ptr_eq(other, upstream) && !self.tried.iter().any(|tried| Arc::ptr_eq(tried, other))
                 };
-                self.spent + self.stop + 1 < self.most && context.snapshot.upstreams.all().iter().any(|other| is_left(&other))
+                self.spent + self.stop + 1 < self.limit && context.snapshot.upstreams.all().iter().any(|other| is_left(&other))
             }
         };
         self.has_another_stop() || has_another_upstream()
