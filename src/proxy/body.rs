@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep};
 use crate::engine::recheck::Lease;
 use crate::http::body::{Body, BodyError};
 
-use super::delivery::{Delivery, MinRate};
+use super::delivery::{Delivery, Lag, MinRate};
 
 /// The reason why a body or a tunnel ended early.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -87,9 +87,6 @@ pub struct BodyLimits {
     pub min_rate: Option<MinRate>,
 }
 
-/// Time between checks of the rate of a slow body, once earlier waits have used up its grace period.
-const RATE_CHECK_EVERY: Duration = Duration::from_secs(1);
-
 type Scrub = Box<dyn Fn(&mut HeaderMap)>;
 
 /// A body that is counted and limited.
@@ -101,8 +98,8 @@ pub struct Metered {
     timer: Pin<Box<Sleep>>,
     /// Start of the current wait for a frame.
     waiting_since: Option<Instant>,
-    /// Total time of all earlier waits.
-    waited: Duration,
+    /// How far the body is behind its minimum rate, the current wait aside.
+    lag: Lag,
     /// Ends the body when the request is no longer cleared.
     lease: Option<Rc<Lease>>,
     /// Measures how fast the client reads a response.
@@ -122,7 +119,7 @@ impl Metered {
             progress,
             timer,
             waiting_since: None,
-            waited: Duration::ZERO,
+            lag: Lag::default(),
             lease: None,
             delivery: None,
             scrub: None,
@@ -160,19 +157,17 @@ impl Metered {
 
     /// When to check the idle timeout and the minimum rate again.
     fn next_check(&self, now: Instant) -> Instant {
-        let idle = self.waiting_since.unwrap_or(now) + self.limits.idle_timeout;
-        // A body that arrives byte by byte never reaches the idle timeout, so its rate is checked after the grace period.
-        let slow = self.limits.min_rate.map_or(idle, |rate| now + rate.grace.saturating_sub(self.waited) + RATE_CHECK_EVERY);
-        idle.min(slow)
+        let since = self.waiting_since.unwrap_or(now);
+        let idle = since + self.limits.idle_timeout;
+        self.limits.min_rate.map_or(idle, |rate| idle.min(since + self.lag.left(rate)))
     }
 
     fn check_wait(&self, since: Instant, now: Instant) -> Option<BodyFailure> {
-        let waited = self.waited + (now - since);
-        if now - since >= self.limits.idle_timeout {
+        let waited = now - since;
+        if waited >= self.limits.idle_timeout {
             return Some(BodyFailure::IdleTimeout);
         }
-        let min_rate = self.limits.min_rate?;
-        (!min_rate.is_met(self.progress.bytes.get(), waited)).then_some(BodyFailure::TooSlow)
+        self.limits.min_rate.filter(|rate| waited >= self.lag.left(*rate)).map(|_| BodyFailure::TooSlow)
     }
 
     fn fail(&self, failure: BodyFailure) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -194,7 +189,7 @@ impl HttpBody for Metered {
         match Pin::new(&mut body.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let Some(since) = body.waiting_since.take() {
-                    body.waited += since.elapsed();
+                    body.lag.wait(since.elapsed());
                 }
                 if body.lease.as_ref().is_some_and(|lease| lease.has_ended()) {
                     return body.fail(BodyFailure::NoLongerCleared);
@@ -202,10 +197,14 @@ impl HttpBody for Metered {
                 if let (Some(trailers), Some(scrub)) = (frame.trailers_mut(), &body.scrub) {
                     scrub(trailers);
                 }
-                if body.limits.min_rate.is_some_and(|rate| !rate.is_met(body.progress.bytes.get(), body.waited)) {
-                    return body.fail(BodyFailure::TooSlow);
+                let size = frame.data_ref().map_or(0, |data| data.len() as u64);
+                if let Some(rate) = body.limits.min_rate {
+                    if body.lag.is_too_long(rate) {
+                        return body.fail(BodyFailure::TooSlow);
+                    }
+                    body.lag.make_up(rate, size);
                 }
-                let bytes = body.progress.bytes.get() + frame.data_ref().map_or(0, |data| data.len() as u64);
+                let bytes = body.progress.bytes.get() + size;
                 body.progress.bytes.set(bytes);
                 body.progress.sending_since.set(Some(Instant::now()));
                 if let (Some(delivery), Some(data)) = (&body.delivery, frame.data_ref()) {
@@ -304,5 +303,94 @@ impl HttpBody for Until {
     /// Unknown, because the deadline may end the body early.
     fn size_hint(&self) -> SizeHint {
         if self.is_end_stream() { SizeHint::with_exact(0) } else { SizeHint::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frames and the pauses before them.
+    struct Sender {
+        frames: Vec<(Duration, usize)>,
+        pause: Pin<Box<Sleep>>,
+    }
+
+    impl Sender {
+        fn of(frames: Vec<(Duration, usize)>) -> Body {
+            let pause = Box::pin(tokio::time::sleep(frames[0].0));
+            Body::streamed(Self { frames, pause })
+        }
+    }
+
+    impl HttpBody for Sender {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            let sender = self.get_mut();
+            if sender.frames.is_empty() {
+                return Poll::Ready(None);
+            }
+            ready!(sender.pause.as_mut().poll(cx));
+            let (_, size) = sender.frames.remove(0);
+            if let Some((pause, _)) = sender.frames.first() {
+                sender.pause.as_mut().reset(Instant::now() + *pause);
+            }
+            Poll::Ready(Some(Ok(Frame::data(vec![0; size].into()))))
+        }
+    }
+
+    const GRACE: Duration = Duration::from_secs(10);
+
+    /// Receives the frames under a minimum rate of 256 bytes per second. Returns the failure and the time until the end.
+    fn receive(frames: Vec<(Duration, usize)>) -> (Option<BodyFailure>, Duration) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let min_rate = Some(MinRate { bytes_per_second: 256, grace: GRACE });
+            let limits = BodyLimits { max_bytes: u64::MAX, idle_timeout: Duration::from_secs(60), min_rate };
+            let progress = Rc::new(Progress::default());
+            let mut body = Metered::new(Sender::of(frames), limits, Rc::clone(&progress));
+            let started = Instant::now();
+            while let Some(Ok(_)) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
+            (progress.failure.get(), started.elapsed())
+        })
+    }
+
+    const fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[test]
+    fn a_large_first_frame_earns_no_credit() {
+        let mut frames = vec![(Duration::ZERO, 4 << 20)];
+        frames.extend((0..100).map(|_| (seconds(9), 1)));
+        let (failure, after) = receive(frames);
+        assert_eq!(failure, Some(BodyFailure::TooSlow));
+        assert!((GRACE..GRACE + seconds(2)).contains(&after), "{after:?}");
+    }
+
+    #[test]
+    fn bursts_at_the_minimum_rate_pass_for_any_length_of_time() {
+        let frames = (0..1000).map(|_| (seconds(9), 9 * 256)).collect();
+        assert_eq!(receive(frames), (None, seconds(9000)));
+    }
+
+    #[test]
+    fn a_steady_sender_below_the_minimum_rate_is_cut_once_its_lag_exceeds_the_grace_period() {
+        let frames = (0..1000).map(|_| (seconds(1), 128)).collect();
+        let (failure, after) = receive(frames);
+        assert_eq!(failure, Some(BodyFailure::TooSlow));
+        assert!(
+            (seconds(18)..seconds(23)).contains(&after),
+            "half the rate uses up the grace period in twice its time: {after:?}"
+        );
+    }
+
+    #[test]
+    fn one_long_pause_is_cut_at_the_end_of_the_grace_period() {
+        let (failure, after) = receive(vec![(Duration::ZERO, 1), (seconds(50), 1 << 20)]);
+        assert_eq!(failure, Some(BodyFailure::TooSlow));
+        assert!((GRACE..GRACE + seconds(2)).contains(&after), "{after:?}");
     }
 }

@@ -11,6 +11,7 @@ use rustls_pki_types::CertificateDer;
 use crate::http::framing::{ConnectionState, Handover};
 use crate::http::http2::Exchange;
 use crate::http::window::Buffers;
+use crate::transport::tcp_info::TcpInfo;
 use crate::transport::tls::{Challenges, Site};
 
 use super::intake::Arrival;
@@ -39,6 +40,7 @@ pub struct ConnectionContext {
     pub peer_chain: Vec<CertificateDer<'static>>,
     pub options: Arc<ListenerOptions>,
     pub connection_state: Rc<ConnectionState>,
+    pub tcp_info: TcpInfo,
     /// The flow-control budget that its requests share.
     pub buffers: Rc<Buffers>,
 }

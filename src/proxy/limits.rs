@@ -32,7 +32,7 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// Between two frames of a tunnel, a gRPC call or an event stream.
     pub tunnel_idle: Duration,
-    /// Minimum bytes per second of a body, once the total waiting time exceeds the grace period; 0 disables it.
+    /// Minimum bytes per second of a body in every interval, less the grace period; 0 disables it.
     pub body_rate: u64,
     pub body_rate_grace: Duration,
     /// Bytes of bodies in flight on one client connection, in each direction, beyond one narrow window per request.
@@ -78,7 +78,7 @@ impl Default for Limits {
             // Clients with bad connectivity still reach this rate. nginx, HAProxy and Envoy have no minimum rate by default.
             body_rate: 256,
             body_rate_grace: Duration::from_secs(10),
-            // 1 MiB for each of four bodies: 6.5 MB/s each at a round-trip time of 160 ms.
+            // 1 MiB for each of four bodies: 4.4 MB/s in all at a round-trip time of 160 ms, because two thirds of a window move in each.
             connection_buffer: 4 << 20,
             streams: 100,
             requests_per_connection: 10_000,

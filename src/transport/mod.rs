@@ -8,4 +8,5 @@ pub mod listener;
 pub mod proxy_protocol;
 pub mod resolver;
 pub mod stream;
+pub mod tcp_info;
 pub mod tls;

@@ -39,7 +39,7 @@ impl Stream {
         let _ = (socket.set_tcp_user_timeout(Some(limit)), socket.set_tcp_keepalive(&probes));
     }
 
-    fn socket(&self) -> &TcpStream {
+    pub(super) fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
             Self::Accepted(stream) => stream.get_ref().0,

@@ -64,6 +64,19 @@ fn a_slow_reader_is_cut_by_the_minimum_rate() {
 }
 
 #[test]
+fn bytes_in_the_kernel_earn_a_slow_reader_no_time() {
+    // At this rate, the megabytes that the kernel buffers would be worth an hour.
+    let extra = "limits: { body_rate: 1KiB, body_rate_grace: 500ms, idle_timeout: 1h }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(large), extra, ..Plan::default() });
+    let mut slow = TcpStream::connect(world.eu().http).unwrap();
+    slow.write_all(b"GET /users/alice/orders/large HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    slow.set_read_timeout(Some(TIMEOUT)).unwrap();
+    assert!(slow.read(&mut [0; 64]).unwrap() > 0, "the response has begun");
+    let none = format!("domicile_connections{{listener=\"{}\"}} 0", world.eu().http);
+    eventually("the connection is closed", || world.eu().metrics().contains(&none));
+}
+
+#[test]
 fn the_number_of_requests_per_connection_is_limited() {
     let world = World::planned(Plan { extra: "limits: { requests_per_connection: 2 }\n".into(), ..Plan::default() });
     let ask = "GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n";

@@ -19,6 +19,7 @@ use crate::decision::facts::Ingress;
 use crate::http::framing::ConnectionState;
 use crate::http::window::Buffers;
 use crate::transport::stream::Stream;
+use crate::transport::tcp_info::TcpInfo;
 use crate::transport::tls::ClientTls;
 
 use super::Phase;
@@ -76,6 +77,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
         Ingress::Client => Buffers::of(limits.connection_buffer),
         Ingress::Peer(_) => Buffers::of_peer(),
     };
+    let (tcp_info, open) = TcpInfo::of(&stream);
     let context = ConnectionContext {
         arrival,
         site: opened.site,
@@ -83,6 +85,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
         peer_chain: opened.peer_chain,
         options,
         connection_state,
+        tcp_info,
         buffers,
     };
     let context = Rc::new(context);
@@ -91,7 +94,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
     } else {
         http1::serve(worker, stream, (begun, first), context, &limits).await;
     }
-    drop(opened.counted);
+    drop((open, opened.counted));
 }
 
 /// Reads enough bytes to distinguish HTTP/2 from HTTP/1.

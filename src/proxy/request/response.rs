@@ -21,7 +21,7 @@ use crate::peer::fields;
 
 use super::super::admission::Admitted;
 use super::super::body::{BodyFailure, Metered, Until};
-use super::super::delivery::Delivery;
+use super::super::delivery::{Delivery, DeliveryLimits};
 use super::super::ingress::ResponseChannel;
 use super::super::intake::Intake;
 use super::super::{headers, reply};
@@ -192,6 +192,12 @@ fn outgoing_body(
 
 /// Monitors how fast a client reads. `None` for a peer, which monitors its own clients.
 fn delivery(context: &Context, pacing: &Pacing) -> Option<Rc<Delivery>> {
-    let watch = || context.worker.deliveries.watch(pacing.idle, pacing.client_pace(), context.channel.cutter());
-    (!context.is_peer()).then(watch)
+    if context.is_peer() {
+        return None;
+    }
+    let owns_connection = matches!(context.channel, ResponseChannel::Connection(_));
+    let limits = DeliveryLimits { idle_timeout: pacing.idle, min_rate: pacing.client_pace(), owns_connection };
+    let tcp_info = context.connection.tcp_info.clone();
+    let acknowledged = Box::new(move || tcp_info.acknowledged());
+    Some(context.worker.deliveries.watch(limits, acknowledged, context.channel.cutter()))
 }
