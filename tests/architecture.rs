@@ -63,7 +63,11 @@ const FORBIDDEN_TEXTS: &[(&[&str], &[&str], &str)] = &[
 /// Functions with a fixed set of callers, besides the file that defines them.
 const CALLERS: &[(&str, &[&str], &str)] = &[
     ("bind(request", &["engine/permit.rs"], "a permit is made together with its ledger line"),
-    (".beside(", &["proxy/request/attempts/peer.rs"], "a question beside a permitted request has no ledger line of its own"),
+    (
+        ".with_question(",
+        &["proxy/request/attempts/peer.rs"],
+        "a question beside a permitted request has no ledger line of its own",
+    ),
     (
         "Permitted::without_user_data(",
         &["probes/prober.rs", "upstreams/health.rs", "cli/reload.rs"],

@@ -20,7 +20,7 @@ use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Health;
 use crate::probes::{self, Observation, Target, Targets};
-use crate::proxy::request::report_of;
+use crate::proxy::request::region_report;
 use crate::proxy::worker::Shared;
 use crate::proxy::{Phase, Snapshot};
 use crate::transport::listener::{self, Acceptor, BoundPort};
@@ -385,7 +385,7 @@ fn targets(built: &Built) -> Targets {
 
 /// The local region needs no probe, because its round trip is zero.
 fn local_observation(snapshot: &Snapshot) -> Observation {
-    Observation::Answered { round_trip: std::time::Duration::ZERO, report: report_of(snapshot, false) }
+    Observation::Answered { round_trip: std::time::Duration::ZERO, report: region_report(snapshot, false) }
 }
 
 /// Checks the health of the upstreams until the future is dropped.

@@ -120,7 +120,7 @@ fn recheck(worker: &Rc<Worker>) {
 
 /// Judges all open requests again on a new day, or once the GeoIP database is too old.
 fn check_clock(worker: &Rc<Worker>) {
-    if worker.note_clock(SystemTime::now()) {
+    if worker.update_moment(SystemTime::now()) {
         recheck(worker);
     }
     worker.deliveries.sweep();

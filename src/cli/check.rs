@@ -32,7 +32,7 @@ pub(super) fn run(options: &Options) -> Outcome {
             }
             let notes = config::notes(&config.policy, today);
             let notes: String = notes.iter().map(|note| format!("\nnote: {note}\n")).collect();
-            say(&format!("{}{notes}\n{}: the configuration is valid\n", summary::print(&config.policy, today), file.display()))?;
+            say(&format!("{}{notes}\n{}: the configuration is valid\n", summary::render(&config.policy, today), file.display()))?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -70,7 +70,7 @@ impl<'n> PolicyDraft<'n> {
         let name = field.text()?;
         let found = self.regions.iter().find(|draft| draft.name == name).map(|draft| draft.id);
         let known = self.regions.iter().map(|draft| draft.name);
-        found.or_else(|| field.wrong(format!("unknown region `{name}`{}", suggestion(name, known))))
+        found.or_else(|| field.report(format!("unknown region `{name}`{}", suggestion(name, known))))
     }
 
     /// The data class that a field names.
@@ -78,7 +78,7 @@ impl<'n> PolicyDraft<'n> {
         let name = field.text()?;
         let found = self.classes.iter().position(|class| *class.name == *name).and_then(ClassId::new);
         let known = self.classes.iter().map(|class| &*class.name);
-        found.or_else(|| field.wrong(format!("unknown data class `{name}`{}", suggestion(name, known))))
+        found.or_else(|| field.report(format!("unknown data class `{name}`{}", suggestion(name, known))))
     }
 
     pub fn find_jurisdiction(&self, name: &str) -> Option<JurisdictionId> {
@@ -92,14 +92,14 @@ impl<'n> PolicyDraft<'n> {
     pub fn jurisdiction(&self, field: &Field<'n>) -> Option<JurisdictionId> {
         let name = field.text()?;
         self.find_jurisdiction(name)
-            .or_else(|| field.wrong(format!("unknown jurisdiction `{name}`{}", suggestion(name, self.jurisdiction_names()))))
+            .or_else(|| field.report(format!("unknown jurisdiction `{name}`{}", suggestion(name, self.jurisdiction_names()))))
     }
 
     pub fn jurisdiction_set(&self, field: &Field<'n>) -> Option<JurisdictionSet> {
         let mut set = JurisdictionSet::default();
         let items = field.one_or_many();
         if items.is_empty() {
-            return field.wrong("this list is empty; name at least one jurisdiction");
+            return field.report("this list is empty; name at least one jurisdiction");
         }
         for item in items {
             set = set.with(Jurisdiction::Named(self.jurisdiction(&item)?));

@@ -18,7 +18,7 @@ pub fn report_shadowed(draft: &PolicyDraft<'_>) {
     let routes: Vec<Route> = readable.iter().map(|(route, _)| (*route).clone()).collect();
     for (index, (route, field)) in readable.iter().enumerate() {
         if let Some(earlier) = shadow(&routes, index) {
-            field.wrong::<()>(format!(
+            field.report::<()>(format!(
                 "route `{}` can never match: the routes above it, up to `{earlier}`, already match all of its requests",
                 route.name
             ));
@@ -34,7 +34,7 @@ pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
             continue;
         }
         if let Some((method, wider)) = escape_by_method(policy, index, today) {
-            field.wrong::<()>(format!(
+            field.report::<()>(format!(
                 "a request can avoid this route by changing its method: `{method}` for the same host and path matches route \
                  `{}`, whose class `{}` has a wider clearance than `{}`; let a route of class `{2}` match the other methods",
                 wider.name,
@@ -43,7 +43,7 @@ pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
             ));
         }
         if let Some((url, other)) = escape_by_redirect(policy, draft, index, today) {
-            field.wrong::<()>(format!(
+            field.report::<()>(format!(
                 "Domicile's own redirect changes the data class: at `{url}` the redirected request matches route `{}` of class \
                  `{}` instead of class `{}`; let a route of class `{2}` match that host",
                 other.name,
@@ -52,7 +52,7 @@ pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
             ));
         }
         if let Some(region) = dead_end(policy, route, today) {
-            field.wrong::<()>(format!(
+            field.report::<()>(format!(
                 "the chain ends in `{}`, where `{}` may never be processed; end it with `refuse` or with a cleared region",
                 policy.region_name(region),
                 class_name(policy, route.class)
@@ -70,7 +70,7 @@ fn shadow(routes: &[Route], index: usize) -> Option<&str> {
     let pattern = &routes[index].pattern;
     let mut taken = MethodSet::NONE;
     for earlier in &routes[..index] {
-        if earlier.pattern.covers_place_of(pattern) {
+        if earlier.pattern.covers_target_of(pattern) {
             taken = taken.union(earlier.pattern.methods);
             if pattern.methods.without(taken).is_empty() {
                 return Some(&earlier.name);
@@ -89,8 +89,8 @@ fn escape_by_method(policy: &Policy, index: usize, today: Day) -> Option<(&'stat
         // same hosts and paths is intended.
         let catches = |other: &&Route| {
             other.pattern.methods.contains(method)
-                && other.pattern.covers_place_of(&route.pattern)
-                && !route.pattern.covers_place_of(&other.pattern)
+                && other.pattern.covers_target_of(&route.pattern)
+                && !route.pattern.covers_target_of(&other.pattern)
         };
         if let Some(above) = routes[..index].iter().find(catches) {
             if is_wider(policy, above.class, route.class, today) {
@@ -98,12 +98,12 @@ fn escape_by_method(policy: &Policy, index: usize, today: Day) -> Option<(&'stat
             }
             continue;
         }
-        let takes = |other: &&Route| other.pattern.methods.contains(method) && other.pattern.overlaps_place_of(&route.pattern);
+        let takes = |other: &&Route| other.pattern.methods.contains(method) && other.pattern.overlaps_target_of(&route.pattern);
         for later in routes[index + 1..].iter().filter(takes) {
             if is_wider(policy, later.class, route.class, today) {
                 return Some((method.as_str(), later));
             }
-            if later.pattern.covers_place_of(&route.pattern) {
+            if later.pattern.covers_target_of(&route.pattern) {
                 break;
             }
         }
@@ -118,7 +118,7 @@ fn is_wider(policy: &Policy, one: ClassId, other: ClassId, today: Day) -> bool {
     if needs(one) < needs(other) {
         return true;
     }
-    everybody(policy).any(|user| {
+    user_jurisdictions(policy).any(|user| {
         policy.jurisdictions().any(|(id, _)| {
             let place = Jurisdiction::Named(id);
             let admits = |rule: &ResidencyRule| rule.mode == Mode::Report || rule.admits(user, place, today);
@@ -129,7 +129,7 @@ fn is_wider(policy: &Policy, one: ClassId, other: ClassId, today: Day) -> bool {
 }
 
 /// All jurisdictions that a user can have, including `Elsewhere` and `Unknown`.
-pub fn everybody(policy: &Policy) -> impl Iterator<Item = Jurisdiction> {
+pub fn user_jurisdictions(policy: &Policy) -> impl Iterator<Item = Jurisdiction> {
     policy.jurisdictions().map(|(id, _)| Jurisdiction::Named(id)).chain([Jurisdiction::Elsewhere, Jurisdiction::Unknown])
 }
 
@@ -144,7 +144,7 @@ fn escape_by_redirect<'p>(policy: &'p Policy, draft: &PolicyDraft<'_>, index: us
     let admits = |user, region: &RegionDraft<'_>| {
         region.region.as_ref().is_some_and(|region| rule.admits(user, Jurisdiction::Named(region.jurisdiction), today))
     };
-    let can_be_sent_to = |region: &&RegionDraft<'_>| everybody(policy).any(|user| admits(user, region));
+    let can_be_sent_to = |region: &&RegionDraft<'_>| user_jurisdictions(policy).any(|user| admits(user, region));
     let all_carry = policy.jurisdictions().all(|(id, _)| rule.carries(Jurisdiction::Named(id)));
     if all_carry && draft.regions.iter().all(|region| region.gateway.is_some()) {
         return None;
@@ -160,7 +160,7 @@ fn other_class_at<'p>(policy: &'p Policy, index: usize, url: &http::Uri) -> Opti
     let moved = Pattern { host, path: route.pattern.path.below(url.path()), methods: route.pattern.methods };
     let mut left = moved.methods;
     for (position, other) in routes.iter().enumerate() {
-        if left.intersection(other.pattern.methods).is_empty() || !other.pattern.overlaps_place_of(&moved) {
+        if left.intersection(other.pattern.methods).is_empty() || !other.pattern.overlaps_target_of(&moved) {
             continue;
         }
         // If the path stays the same, an earlier route for the same hosts already matched the request before the redirect.
@@ -168,7 +168,7 @@ fn other_class_at<'p>(policy: &'p Policy, index: usize, url: &http::Uri) -> Opti
         if other.class != route.class && !matched_before {
             return Some(other);
         }
-        if other.pattern.covers_place_of(&moved) {
+        if other.pattern.covers_target_of(&moved) {
             left = left.without(other.pattern.methods);
         }
     }
@@ -181,7 +181,7 @@ fn dead_end(policy: &Policy, route: &Route, today: Day) -> Option<RegionId> {
     let Some(Step::Region(region)) = route.chain.last() else { return None };
     let place = policy.jurisdiction_of(*region);
     let cleared = rule.mode == Mode::Report
-        || (rule.needs == Evidence::Inferred && everybody(policy).any(|user| rule.admits(user, place, today)));
+        || (rule.needs == Evidence::Inferred && user_jurisdictions(policy).any(|user| rule.admits(user, place, today)));
     (!cleared).then_some(*region)
 }
 

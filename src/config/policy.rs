@@ -58,14 +58,14 @@ impl<'n> PolicyDraft<'n> {
             let found = self.regions.iter().find(|draft| draft.name == name).map(|draft| draft.id);
             let known = self.regions.iter().map(|draft| draft.name);
             return found.or_else(|| {
-                section.wrong(format!(
+                section.report(format!(
                     "DOMICILE_REGION or --region names `{name}`, which is not a region in this file{}",
                     suggestion(name, known)
                 ))
             });
         }
         let Some(field) = field else {
-            return section.wrong("`region` is missing: name the region that this process runs in, or set DOMICILE_REGION");
+            return section.report("`region` is missing: name the region that this process runs in, or set DOMICILE_REGION");
         };
         self.region(&field)
     }
@@ -75,7 +75,7 @@ impl<'n> PolicyDraft<'n> {
             if matches!(key.text.as_str(), "elsewhere" | "unknown" | "home" | "anywhere" | "anyone" | "nobody")
                 || !is_plain_name(&key.text)
             {
-                field.wrong::<()>(format!(
+                field.report::<()>(format!(
                     "`{}` is not a valid jurisdiction name; use at most 63 lower-case letters, digits and `-`, a letter first, \
                      and none of the words elsewhere, unknown, home, anywhere, anyone, nobody",
                     key.text
@@ -83,7 +83,7 @@ impl<'n> PolicyDraft<'n> {
                 continue;
             }
             let Some(id) = registry.jurisdictions.number(&key.text).and_then(JurisdictionId::new) else {
-                field.wrong::<()>(
+                field.report::<()>(
                     "this is the 65th jurisdiction; the limit is 64, and removed names count until the process restarts",
                 );
                 continue;
@@ -109,7 +109,7 @@ impl<'n> PolicyDraft<'n> {
             for code in group {
                 let owner = self.jurisdictions.iter().find(|(_, _, listed)| listed.contains(&code));
                 if let Some((_, name, _)) = owner {
-                    item.wrong::<()>(format!(
+                    item.report::<()>(format!(
                         "`{}` is already in jurisdiction `{name}`; list each country in one jurisdiction",
                         code.as_str()
                     ));
@@ -125,20 +125,21 @@ impl<'n> PolicyDraft<'n> {
         for (key, field) in field.entries() {
             let name = key.text.as_str();
             if !is_plain_name(name) {
-                field.wrong::<()>(format!(
+                field.report::<()>(format!(
                     "`{name}` is not a valid region name; use at most 63 lower-case letters, digits and `-`, a letter first"
                 ));
                 continue;
             }
             let Some(id) = registry.regions.number(name).and_then(RegionId::new) else {
-                field.wrong::<()>("this is the 65th region; the limit is 64, and removed names count until the process restarts");
+                field
+                    .report::<()>("this is the 65th region; the limit is 64, and removed names count until the process restarts");
                 continue;
             };
             let draft = self.read_region(id, name, field);
             self.regions.push(draft);
         }
         if self.regions.is_empty() {
-            field.wrong::<()>("no region is listed; list at least one");
+            field.report::<()>("no region is listed; list at least one");
         }
     }
 
@@ -179,14 +180,14 @@ impl<'n> PolicyDraft<'n> {
     fn read_classes(&mut self, field: &Field<'n>) {
         for (key, field) in field.entries() {
             if !is_plain_name(&key.text) {
-                field.wrong::<()>(format!(
+                field.report::<()>(format!(
                     "`{}` is not a valid data class name; use at most 63 lower-case letters, digits and `-`, a letter first",
                     key.text
                 ));
                 continue;
             }
             if self.classes.len() == MAX_CLASSES {
-                field.wrong::<()>("the limit is 64 data classes; remove some");
+                field.report::<()>("the limit is 64 data classes; remove some");
                 return;
             }
             // Keep the name of a class with mistakes, so that routes that use it are not reported too.
@@ -245,7 +246,7 @@ impl<'n> PolicyDraft<'n> {
         let until =
             section.required("until", "write the last day on which it is valid, such as `2027-12-31`").and_then(|field| {
                 let text = field.text()?;
-                Day::parse(text).or_else(|| field.wrong(format!("`{text}` is not a valid date; write it as `2027-12-31`")))
+                Day::parse(text).or_else(|| field.report(format!("`{text}` is not a valid date; write it as `2027-12-31`")))
             });
         section.finish();
         Some(Transfer { from: from?, to: to?, basis: basis?.into(), until: until? })
@@ -280,10 +281,10 @@ impl<'n> PolicyDraft<'n> {
     fn read_network(&self, text: &str, field: &Field<'n>) -> Option<(std::net::IpAddr, u8, Network)> {
         let Ok(network) = text.parse::<IpNet>() else {
             return field
-                .wrong(format!("`{text}` is not a valid network; write an address and a prefix length, such as `10.1.0.0/16`"));
+                .report(format!("`{text}` is not a valid network; write an address and a prefix length, such as `10.1.0.0/16`"));
         };
         if network.trunc() != network {
-            return field.wrong(format!("`{text}` has address bits after its prefix; did you mean `{}`?", network.trunc()));
+            return field.report(format!("`{text}` has address bits after its prefix; did you mean `{}`?", network.trunc()));
         }
         let network_is = |home, country| (network.addr(), network.prefix_len(), Network { home, country });
         if !field.is_section() {
@@ -306,20 +307,20 @@ fn country(field: &Field<'_>, code: &str) -> Option<CountryCode> {
             "EU" | "EEA" => "; the groups EU and EEA belong under `jurisdictions`",
             _ => "; write an ISO 3166 code of two capital letters, such as `DE`",
         };
-        field.wrong(format!("unknown country code `{code}`{hint}"))
+        field.report(format!("unknown country code `{code}`{hint}"))
     })
 }
 
 fn continent(field: &Field<'_>, code: &str) -> Option<Continent> {
     let known = Continent::ALL.map(Continent::code);
     let found = Continent::ALL.into_iter().find(|continent| continent.code() == code);
-    found.or_else(|| field.wrong(format!("unknown continent `{code}`{}", suggestion(code, known))))
+    found.or_else(|| field.report(format!("unknown continent `{code}`{}", suggestion(code, known))))
 }
 
 fn coordinates(field: &Field<'_>) -> Option<Coordinates> {
     let pair = field.one_or_many();
     let [latitude, longitude] = pair.as_slice() else {
-        return field.wrong("write `[latitude, longitude]` in degrees");
+        return field.report("write `[latitude, longitude]` in degrees");
     };
     Some(Coordinates { latitude: latitude.decimal(-90.0, 90.0)?, longitude: longitude.decimal(-180.0, 180.0)? })
 }

@@ -34,13 +34,13 @@ impl<'n> Field<'n> {
     }
 
     /// Reports a mistake at this value.
-    pub fn wrong<T>(&self, message: impl Into<String>) -> Option<T> {
+    pub fn report<T>(&self, message: impl Into<String>) -> Option<T> {
         self.problems.report(self.node.at, &self.path, message);
         None
     }
 
     fn expected<T>(&self, what: &str) -> Option<T> {
-        self.wrong(format!("expected {what}, found {}", self.node.kind()))
+        self.report(format!("expected {what}, found {}", self.node.kind()))
     }
 
     pub fn section(&self) -> Option<Section<'n>> {
@@ -97,7 +97,7 @@ impl<'n> Field<'n> {
         let found = words.iter().find(|(word, _)| *word == text);
         found.map(|(_, value)| *value).or_else(|| {
             let known = words.iter().map(|(word, _)| *word);
-            self.wrong(format!("`{text}` is not a valid value{}", suggestion(text, known)))
+            self.report(format!("`{text}` is not a valid value{}", suggestion(text, known)))
         })
     }
 
@@ -109,7 +109,7 @@ impl<'n> Field<'n> {
     pub fn number(&self, least: u64, most: u64) -> Option<u64> {
         let text = self.text()?;
         let in_range = text.parse().ok().filter(|number| (least..=most).contains(number));
-        in_range.or_else(|| self.wrong(format!("`{text}` is not a valid value; write a whole number from {least} to {most}")))
+        in_range.or_else(|| self.report(format!("`{text}` is not a valid value; write a whole number from {least} to {most}")))
     }
 
     /// A share such as `10 %` or `10%`.
@@ -117,20 +117,20 @@ impl<'n> Field<'n> {
         let text = self.text()?;
         let number = text.strip_suffix('%').map_or(text, str::trim_end);
         let percent = number.parse::<u8>().ok().filter(|percent| *percent <= 100);
-        percent.or_else(|| self.wrong(format!("`{text}` is not a valid percentage; write `0 %` to `100 %`")))
+        percent.or_else(|| self.report(format!("`{text}` is not a valid percentage; write `0 %` to `100 %`")))
     }
 
     pub fn decimal(&self, least: f32, most: f32) -> Option<f32> {
         let text = self.text()?;
         let in_range = text.parse().ok().filter(|number| (least..=most).contains(number));
-        in_range.or_else(|| self.wrong(format!("`{text}` is not a valid value; write a number from {least} to {most}")))
+        in_range.or_else(|| self.report(format!("`{text}` is not a valid value; write a number from {least} to {most}")))
     }
 
     /// A duration such as `500ms`, `5s`, `2m`, `1h` or `90d`.
     pub fn duration(&self) -> Option<Duration> {
         let text = self.text()?;
         parse_duration(text).or_else(|| {
-            self.wrong(format!(
+            self.report(format!(
                 "`{text}` is not a valid duration; write a number with a unit, such as `500ms`, `5s`, `2m`, `1h` or `90d`"
             ))
         })
@@ -139,14 +139,14 @@ impl<'n> Field<'n> {
     /// A duration longer than zero, for intervals and timeouts.
     pub fn positive_duration(&self) -> Option<Duration> {
         let duration = self.duration()?;
-        if duration.is_zero() { self.wrong("this duration must be longer than zero") } else { Some(duration) }
+        if duration.is_zero() { self.report("this duration must be longer than zero") } else { Some(duration) }
     }
 
     /// A size in bytes such as `8192`, `32KiB` or `10MiB`.
     pub fn bytes(&self) -> Option<u64> {
         let text = self.text()?;
         parse_bytes(text)
-            .or_else(|| self.wrong(format!("`{text}` is not a valid size; write bytes, such as `8192`, `32KiB` or `10MB`")))
+            .or_else(|| self.report(format!("`{text}` is not a valid size; write bytes, such as `8192`, `32KiB` or `10MB`")))
     }
 
     /// A size, or `unlimited`.
@@ -157,7 +157,7 @@ impl<'n> Field<'n> {
     pub fn address(&self) -> Option<SocketAddr> {
         let text = self.text()?;
         text.parse().ok().or_else(|| {
-            self.wrong(format!(
+            self.report(format!(
                 "`{text}` is not a valid address; write an IP address and a port, such as `127.0.0.1:8080` or `[::]:8443`"
             ))
         })
@@ -168,7 +168,7 @@ impl<'n> Field<'n> {
         let text = self.text()?;
         let example = format!("write `{}://host:port`", schemes[0]);
         let Ok(uri) = text.parse::<http::Uri>() else {
-            return self.wrong(format!("`{text}` is not a valid URL; {example}"));
+            return self.report(format!("`{text}` is not a valid URL; {example}"));
         };
         let fits = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme)) && uri.query().is_none();
         let plain_authority =
@@ -184,7 +184,7 @@ impl<'n> Field<'n> {
         if fits && plain_authority && good_port {
             Some(uri)
         } else {
-            self.wrong(format!("`{text}` is not a valid base URL; {example}, without user, query or fragment"))
+            self.report(format!("`{text}` is not a valid base URL; {example}, without user, query or fragment"))
         }
     }
 }
@@ -202,11 +202,11 @@ impl<'n> Section<'n> {
 
     /// The value of a mandatory key; `what` is the correction to report if it is missing.
     pub fn required(&self, key: &'static str, what: &str) -> Option<Field<'n>> {
-        self.optional(key).or_else(|| self.wrong(format!("`{key}` is missing: {what}")))
+        self.optional(key).or_else(|| self.report(format!("`{key}` is missing: {what}")))
     }
 
     /// Reports a mistake at this section.
-    pub fn wrong<T>(&self, message: impl Into<String>) -> Option<T> {
+    pub fn report<T>(&self, message: impl Into<String>) -> Option<T> {
         self.problems.report(self.at, &self.path, message);
         None
     }

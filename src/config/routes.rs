@@ -20,7 +20,7 @@ pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Vec<RouteDraf
     let mut names = std::collections::HashSet::new();
     let items = field.list();
     if items.is_empty() {
-        field.wrong::<()>("no route is listed; without a route every request gets a 404 response");
+        field.report::<()>("no route is listed; without a route every request gets a 404 response");
     }
     items
         .into_iter()
@@ -29,7 +29,7 @@ pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Vec<RouteDraf
             if let Some(route) = &route
                 && !names.insert(route.name.clone())
             {
-                field.wrong::<()>(format!(
+                field.report::<()>(format!(
                     "another route above is named `{}`; route names must be unique, because metrics and logs use them",
                     route.name
                 ));
@@ -44,7 +44,11 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
     let name = section.required("name", "it identifies the route in metrics, logs and explanations").and_then(|field| {
         let name = field.text()?;
         let fits = !name.is_empty() && name.len() <= 100 && !name.contains(|c: char| c.is_control() || c == '"' || c == '\\');
-        if fits { Some(name) } else { field.wrong("a route name has 1 to 100 characters, without double quotes and backslashes") }
+        if fits {
+            Some(name)
+        } else {
+            field.report("a route name has 1 to 100 characters, without double quotes and backslashes")
+        }
     });
     let pattern = section.required("match", "write `{}` to match every request").and_then(|field| read_pattern(&field));
     let class = section.required("data", "every route needs a data class").and_then(|field| draft.class(&field));
@@ -71,12 +75,12 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
 fn read_pattern(field: &Field<'_>) -> Option<Pattern> {
     let section = field.section()?;
     let host = section.optional("host").map_or(Some(HostPattern::Any), |field| {
-        HostPattern::parse(field.text()?).map_or_else(|error| field.wrong(error.to_string()), Some)
+        HostPattern::parse(field.text()?).map_or_else(|error| field.report(error.to_string()), Some)
     });
     let everything = PathPattern { segments: Vec::new(), open_ended: true };
     let path = section.optional("path").map_or(Some(everything), |field| {
         let text = field.text()?;
-        let pattern = PathPattern::parse(text).map_or_else(|error| field.wrong(error.to_string()), Some)?;
+        let pattern = PathPattern::parse(text).map_or_else(|error| field.report(error.to_string()), Some)?;
         let literal = |segment: &Segment| match segment {
             Segment::Literal(text) => format!("/{text}"),
             Segment::Any | Segment::User => String::new(),
@@ -84,11 +88,11 @@ fn read_pattern(field: &Field<'_>) -> Option<Pattern> {
         let literals = pattern.segments.iter().map(literal).collect::<String>();
         match canonical_path(if literals.is_empty() { "/" } else { &literals }, Slashes::Merge) {
             Some(canonical) if literals.is_empty() || canonical == literals => Some(pattern),
-            Some(canonical) => field.wrong(format!(
+            Some(canonical) => field.report(format!(
                 "`{text}` can never match: paths are matched in canonical form, and that of its literal segments is `{canonical}`"
             )),
             None => {
-                field.wrong(format!("`{text}` can never match: requests with this path are ambiguous and get a 400 response"))
+                field.report(format!("`{text}` can never match: requests with this path are ambiguous and get a 400 response"))
             }
         }
     });
@@ -103,13 +107,13 @@ fn read_aliases(field: &Field<'_>, pattern: Option<&Pattern>) -> Option<Vec<Box<
     let me = section.required("me", "list the path segments that stand for the caller, such as `[me, self]`")?;
     section.finish();
     if pattern.is_some_and(|pattern| pattern.path.user_segment().is_none()) {
-        return field.wrong("the path of this route does not contain `{user}`, so no segment can stand for the caller");
+        return field.report("the path of this route does not contain `{user}`, so no segment can stand for the caller");
     }
     let mut aliases = Vec::new();
     for item in me.one_or_many() {
         let text = item.text()?;
         if text.is_empty() || text.contains('/') {
-            return item.wrong(format!("`{text}` is not a path segment; write one word, such as `me`"));
+            return item.report(format!("`{text}` is not a path segment; write one word, such as `me`"));
         }
         aliases.push(text.into());
     }
@@ -119,14 +123,14 @@ fn read_aliases(field: &Field<'_>, pattern: Option<&Pattern>) -> Option<Vec<Box<
 fn read_methods(field: &Field<'_>) -> Option<MethodSet> {
     let items = field.one_or_many();
     if items.is_empty() {
-        return field.wrong("this list is empty; remove `methods` to match every method");
+        return field.report("this list is empty; remove `methods` to match every method");
     }
     let mut methods = MethodSet::NONE;
     for item in items {
         let name = item.text()?;
         let known = Method::ALL.into_iter().filter(|method| *method != Method::Other);
         let Some(method) = known.clone().find(|method| method.as_str() == name) else {
-            return item.wrong(format!("unknown method `{name}`{}", suggestion(name, known.map(Method::as_str))));
+            return item.report(format!("unknown method `{name}`{}", suggestion(name, known.map(Method::as_str))));
         };
         methods = methods.with(method);
     }
@@ -143,13 +147,13 @@ fn read_upgrades(field: &Field<'_>) -> Option<Vec<Box<str>>> {
         let is_token =
             !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte));
         if !is_token || name == "h2c" || name.starts_with("http/") {
-            return item.wrong(format!("`{name}` is not a valid upgrade protocol; write `websocket`, or `[]` for none"));
+            return item.report(format!("`{name}` is not a valid upgrade protocol; write `websocket`, or `[]` for none"));
         }
         let known = [WEBSOCKET, CONNECT];
         let meant = suggestion(&name, known);
         // Other names may be custom protocols, but a name similar to a known one is a misspelling.
         if !known.contains(&name.as_str()) && meant.contains("did you mean") {
-            return item.wrong(format!("unknown protocol `{name}`{meant}"));
+            return item.report(format!("unknown protocol `{name}`{meant}"));
         }
         upgrades.push(name.into());
     }
@@ -170,22 +174,22 @@ fn read_failover(field: &Field<'_>) -> Option<Failover> {
 fn read_chain<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, class: Option<ClassId>) -> Option<(Vec<Step>, Option<Box<str>>)> {
     let items = field.list();
     if items.len() > MAX_CHAIN {
-        return field.wrong(format!("a chain has at most {MAX_CHAIN} steps"));
+        return field.report(format!("a chain has at most {MAX_CHAIN} steps"));
     }
     let (mut chain, mut claim) = (Vec::new(), None);
     for item in &items {
         let step = read_step(item, draft, &mut claim)?;
         if chain.contains(&step) {
-            return item.wrong("this step is already in the chain");
+            return item.report("this step is already in the chain");
         }
         if chain.last().is_some_and(|last| is_final(*last)) {
-            return item.wrong("this step is never reached: the step before it always ends the chain");
+            return item.report("this step is never reached: the step before it always ends the chain");
         }
         check_step(step, item, draft, class)?;
         chain.push(step);
     }
     if !chain.last().is_some_and(|last| is_final(*last)) {
-        return field.wrong("the chain has no final step; end it with `refuse`, `region: NAME` or `latency`");
+        return field.report("the chain has no final step; end it with `refuse`, `region: NAME` or `latency`");
     }
     Some((chain, claim))
 }
@@ -215,18 +219,18 @@ fn read_step<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, claim: &mut Option<
 fn check_step(step: Step, field: &Field<'_>, draft: &PolicyDraft<'_>, class: Option<ClassId>) -> Option<()> {
     match step {
         Step::Directory if !draft.has_directory => {
-            field.wrong("this step needs a directory; add one under `users`, such as `directory: { file: users.csv }`")
+            field.report("this step needs a directory; add one under `users`, such as `directory: { file: users.csv }`")
         }
         Step::Token if !draft.has_tokens => {
-            field.wrong("this step needs verified tokens; configure them under `users`, such as `token: { keys: jwks.json, … }`")
+            field.report("this step needs verified tokens; configure them under `users`, such as `token: { keys: jwks.json, … }`")
         }
-        Step::GeoIp if draft.geo.is_none() => field.wrong("this step needs a `geoip` section; add one that names a database"),
+        Step::GeoIp if draft.geo.is_none() => field.report("this step needs a `geoip` section; add one that names a database"),
         Step::Latency => match class.map(|class| &draft.classes[class.index()]) {
-            Some(class) if class.rule.stays == Stays::Home => field.wrong(format!(
+            Some(class) if class.rule.stays == Stays::Home => field.report(format!(
                 "`latency` finds no home, but data of class `{}` stays in its user's jurisdiction; use `directory` or `geoip`",
                 class.name
             )),
-            Some(class) if class.rule.needs > Evidence::Inferred => field.wrong(format!(
+            Some(class) if class.rule.needs > Evidence::Inferred => field.report(format!(
                 "`latency` does not identify the user, but data of class `{}` needs a home that is {}; use `directory`",
                 class.name,
                 class.rule.needs.as_str()

@@ -12,10 +12,10 @@ use crate::model::day::Day;
 use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
 use crate::model::region::{RegionId, RegionSet};
 
-use super::lint::everybody;
+use super::lint::user_jurisdictions;
 
 /// The summary, with one paragraph per data class.
-pub fn print(policy: &Policy, today: Day) -> String {
+pub fn render(policy: &Policy, today: Day) -> String {
     let mut out = String::new();
     let local = policy.region(policy.local);
     let jurisdiction = policy.jurisdiction_name(Jurisdiction::Named(local.jurisdiction));
@@ -30,7 +30,7 @@ pub fn print(policy: &Policy, today: Day) -> String {
         let data = policy.class(class);
         let _ = writeln!(out, "\n{}: {}", data.name, describe(policy, data));
         let _ = writeln!(out, "  {:<14} {:<40} may be carried through", "user is in", "may be processed in");
-        for user in everybody(policy) {
+        for user in user_jurisdictions(policy) {
             let (processed, carried) = reach(policy, ClassSet::only(class), data, user, today);
             let name = policy.jurisdiction_name(user);
             let _ = writeln!(out, "  {name:<14} {:<40} {}", names(policy, processed), names(policy, carried));

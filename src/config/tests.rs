@@ -261,7 +261,7 @@ fn equal_rules_have_equal_hashes_however_they_are_written() {
 #[test]
 fn the_summary_shows_where_every_class_may_be_processed() {
     let config = parse(VALID, Path::new("d"), None, &mut Registry::default(), today()).unwrap();
-    let text = summary::print(&config.policy, today());
+    let text = summary::render(&config.policy, today());
     for line in ["restricted: stays in the user's jurisdiction", "  eu             eu-west  ", "  elsewhere      nowhere  "] {
         assert!(text.contains(line), "{text}");
     }

@@ -234,8 +234,8 @@ fn reason(code: Code) -> &'static str {
         Code::AllDown => "no cleared region accepts requests",
         Code::Misdirected => "a peer sent a request that this region does not own or may not process",
         Code::HomeUnknown => "the token names a region that is not in this policy",
-        Code::AnswerNotCleared
-        | Code::AnswerWithheld
+        Code::ResponseNotCleared
+        | Code::ResponseWithheld
         | Code::NoLongerCleared
         | Code::PeersDisagree
         | Code::PeerMalformed

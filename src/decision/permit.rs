@@ -42,7 +42,7 @@ impl<R> Permitted<R> {
     }
 
     /// Permits a question about this request to the same stop, under the same ledger line.
-    pub fn beside<Q>(&self, question: Q) -> Permitted<Q> {
+    pub fn with_question<Q>(&self, question: Q) -> Permitted<Q> {
         Permitted { request: question, region: self.region }
     }
 

@@ -249,14 +249,14 @@ impl Trail {
     }
 
     /// Whether only report-only mode allows the data to be processed in `region`.
-    pub fn is_reported(&self, region: RegionId) -> bool {
+    pub fn is_only_reported(&self, region: RegionId) -> bool {
         let owner_is_cleared = self.home.and_then(|home| home.region()).is_none_or(|owner| self.enforced.contains(owner));
         let carriers = self.enforced.union(self.enforced_carriers);
         !(owner_is_cleared && self.enforced.contains(region) && carriers.contains(self.carrier))
     }
 
     /// Whether only report-only mode allows a redirect of the client to `region`.
-    pub fn is_reported_redirect(&self, region: RegionId) -> bool {
+    pub fn is_redirect_only_reported(&self, region: RegionId) -> bool {
         let owner_is_cleared = self.home.and_then(|home| home.region()).is_none_or(|owner| self.enforced.contains(owner));
         !(owner_is_cleared && self.enforced.contains(region))
     }

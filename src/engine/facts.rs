@@ -37,7 +37,7 @@ pub struct Findings<'q> {
     /// The caller's own record, looked up only if the path names a user who is not in the directory.
     pub caller: Lookup<Record>,
     /// The directory was not asked, because the sealed cookie was issued from the current table.
-    pub is_remembered: bool,
+    pub is_from_hint: bool,
     token: Lookup<RegionId>,
     hint: Option<Record>,
     pub place: Lookup<Place>,
@@ -72,9 +72,9 @@ pub async fn find<'q>(question: &'q Question, labels: &[Box<str>], moment: &Mome
     };
     let key = user.as_ref().map(|(key, _)| key.as_str());
     let hint = hint(question, key, policy);
-    let is_remembered = hint.is_some() && saves_lookup(question, route, snapshot);
+    let is_from_hint = hint.is_some() && saves_lookup(question, route, snapshot);
     let asks_directory = route.is_some_and(|route| route.chain.contains(&Step::Directory));
-    let directory = match (&subject, asks_directory && !is_remembered) {
+    let directory = match (&subject, asks_directory && !is_from_hint) {
         (Subject::Undecodable, _) => Lookup::Unverifiable,
         (_, false) => Lookup::NotAsked,
         (_, true) => ask(snapshot.directory.as_deref(), key).await,
@@ -92,7 +92,7 @@ pub async fn find<'q>(question: &'q Question, labels: &[Box<str>], moment: &Mome
         today: moment.today,
         directory,
         caller,
-        is_remembered,
+        is_from_hint,
         token: token(question, route, policy),
         hint,
         user,

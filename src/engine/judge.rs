@@ -44,7 +44,7 @@ pub async fn judge(question: &Question, labels: &[Box<str>], moment: Moment, vit
         Lookup::NotAsked | Lookup::NoKey | Lookup::Absent | Lookup::Unavailable | Lookup::Unverifiable => None,
     };
     let lookups = Lookups {
-        directory: if findings.is_remembered { Some("remembered") } else { result_of(&findings.directory) },
+        directory: if findings.is_from_hint { Some("remembered") } else { result_of(&findings.directory) },
         caller: result_of(&findings.caller),
         geoip: result_of(&findings.place),
     };

@@ -78,14 +78,14 @@ impl Registrar<'_> {
 
     /// Counts a request that only report-only mode allows.
     fn count_reported(&self, policy: &Policy, trail: &Trail, region: RegionId) {
-        if trail.is_reported(region) {
+        if trail.is_only_reported(region) {
             self.report(policy, trail, region);
         }
     }
 
     /// Counts a redirect that only report-only mode allows.
     pub fn count_reported_redirect(&self, policy: &Policy, trail: &Trail, region: RegionId) {
-        if trail.is_reported_redirect(region) {
+        if trail.is_redirect_only_reported(region) {
             self.report(policy, trail, region);
         }
     }
@@ -114,13 +114,13 @@ impl Registrar<'_> {
             self.ledger.iter().for_each(|ledger| ledger.count(count.clone()));
             return Ok(());
         }
-        self.write(policy, trail, direction, names, bases(policy, trail, to), trail.is_reported(to)).await
+        self.write(policy, trail, direction, names, bases(policy, trail, to), trail.is_only_reported(to)).await
     }
 
     /// Records data of another jurisdiction's user that a transfer or report-only mode allows to be processed here, because
     /// such data has crossed a border.
     async fn record_processing(&self, policy: &Policy, trail: &Trail) -> Result<(), Code> {
-        let (bases, is_reported) = (bases(policy, trail, policy.local), trail.is_reported(policy.local));
+        let (bases, is_reported) = (bases(policy, trail, policy.local), trail.is_only_reported(policy.local));
         let needs_line = !bases.is_empty() || (is_reported && self.ledger.is_some());
         if !needs_line || policy.may_be_anywhere(trail.classes) {
             return Ok(());

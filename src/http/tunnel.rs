@@ -92,7 +92,7 @@ pub fn fresh_key() -> String {
 }
 
 /// The `Sec-WebSocket-Accept` value for a key (RFC 6455 section 4.2.2). SHA-1 protects no secret here.
-pub fn accept_of(key: &[u8]) -> String {
+pub fn websocket_accept(key: &[u8]) -> String {
     let mut text = key.to_vec();
     text.extend_from_slice(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
     BASE64_STANDARD.encode(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &text))
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn the_accept_of_the_rfcs_example() {
-        assert_eq!(accept_of(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(websocket_accept(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         assert_eq!(fresh_key().len(), 24);
     }
 }

@@ -41,9 +41,9 @@ codes! {
     /// A peer names a data class that is not in the policy.
     ClassUnknown = "residency.class_unknown",
     /// The upstream labelled its response with a data class that the requesting region may not receive.
-    AnswerNotCleared = "residency.answer_not_cleared",
-    /// As `AnswerNotCleared`, for a write that the upstream has already processed.
-    AnswerWithheld = "residency.answer_withheld",
+    ResponseNotCleared = "residency.answer_not_cleared",
+    /// As `ResponseNotCleared`, for a write that the upstream has already processed.
+    ResponseWithheld = "residency.answer_withheld",
     /// The policy changed while the request was in flight and no longer allows it.
     NoLongerCleared = "residency.no_longer_cleared",
     /// The home is down, and the failover setting allows no other region.

@@ -37,7 +37,7 @@ pub struct Envelope {
     /// Asks whether the receiver would accept the request. No body follows, and no upstream gets the request.
     pub is_question: bool,
     /// The sender has received a 421 for this request and repeated its directory lookup.
-    pub is_second_try: bool,
+    pub is_retry: bool,
 }
 
 /// The header is not an envelope of this version.
@@ -76,7 +76,7 @@ impl Envelope {
         put("certificate", self.certificate.clone().map(BareItem::ByteSequence));
         put("https", Some(BareItem::Boolean(self.is_https)));
         put("question", Some(BareItem::Boolean(self.is_question)));
-        put("again", Some(BareItem::Boolean(self.is_second_try)));
+        put("again", Some(BareItem::Boolean(self.is_retry)));
         out.finish().expect("a dictionary with members can be serialized")
     }
 
@@ -120,7 +120,7 @@ impl Envelope {
             certificate: item("certificate").and_then(BareItem::as_byte_sequence).map(<[u8]>::to_vec),
             is_https: flag("https")?,
             is_question: flag("question")?,
-            is_second_try: flag("again")?,
+            is_retry: flag("again")?,
         })
     }
 }
@@ -148,7 +148,7 @@ mod tests {
             certificate: Some(vec![0x30, 0, 0xff]),
             is_https: true,
             is_question: false,
-            is_second_try: true,
+            is_retry: true,
         }
     }
 

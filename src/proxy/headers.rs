@@ -253,11 +253,15 @@ const HEADER_ONLY: [&str; 27] = [
 ];
 
 /// Removes the fields that are not allowed in trailers, in any spelling.
-pub fn scrub_trailers(trailers: &mut HeaderMap, names_a_client: impl Fn(&str) -> bool) {
+pub fn scrub_trailers(trailers: &mut HeaderMap, is_identity_header: impl Fn(&str) -> bool) {
     let is_header_only = |name: &str| {
         let plain = &*normalized_name(name);
         let is_condition = plain.starts_with("if-");
-        is_condition || HEADER_ONLY.contains(&plain) || HOP_BY_HOP.contains(&plain) || is_forgeable(name) || names_a_client(name)
+        is_condition
+            || HEADER_ONLY.contains(&plain)
+            || HOP_BY_HOP.contains(&plain)
+            || is_forgeable(name)
+            || is_identity_header(name)
     };
     let bad: Vec<HeaderName> = trailers.keys().filter(|name| is_header_only(name.as_str())).cloned().collect();
     for name in bad {

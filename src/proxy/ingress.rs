@@ -82,13 +82,13 @@ impl ResponseChannel {
     }
 
     /// Returns a function that aborts the response in any state.
-    pub fn cutter(&self) -> Box<dyn Fn()> {
+    pub fn abort_handle(&self) -> Box<dyn Fn()> {
         match self {
             Self::Connection(connection_state) => {
                 let connection_state = Rc::clone(connection_state);
-                Box::new(move || connection_state.cut.notify_waiters())
+                Box::new(move || connection_state.abort.notify_waiters())
             }
-            Self::Stream(exchange) => exchange.cutter(),
+            Self::Stream(exchange) => exchange.abort_handle(),
         }
     }
 }

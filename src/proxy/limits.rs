@@ -78,7 +78,7 @@ impl Default for Limits {
             // Clients with bad connectivity still reach this rate. nginx, HAProxy and Envoy have no minimum rate by default.
             body_rate: 256,
             body_rate_grace: Duration::from_secs(10),
-            // 1 MiB for each of four bodies: 4.4 MB/s in all at a round-trip time of 160 ms, because two thirds of a window move in each.
+            // 1 MiB for each of four bodies: 4.4 MB/s each at a round-trip time of 160 ms, in which two thirds of a window move.
             connection_buffer: 4 << 20,
             streams: 100,
             requests_per_connection: 10_000,

@@ -20,8 +20,8 @@ pub const fn status_of(code: Code) -> StatusCode {
         | Code::HomeNotCleared
         | Code::CarrierNotCleared
         | Code::ClassUnknown
-        | Code::AnswerNotCleared
-        | Code::AnswerWithheld
+        | Code::ResponseNotCleared
+        | Code::ResponseWithheld
         | Code::NoLongerCleared => StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS,
         Code::DirectoryUnavailable
         | Code::HomeUnknown
@@ -55,8 +55,8 @@ const fn sentence(code: Code) -> &'static str {
         Code::NowhereCleared | Code::HomeNotCleared | Code::CarrierNotCleared | Code::ClassUnknown | Code::NoLongerCleared => {
             "Rules on where data may be processed do not allow this request to be served."
         }
-        Code::AnswerNotCleared => "Rules on where data may be processed do not allow this response to be sent.",
-        Code::AnswerWithheld => {
+        Code::ResponseNotCleared => "Rules on where data may be processed do not allow this response to be sent.",
+        Code::ResponseWithheld => {
             "The request was carried out, but rules on where data may be processed do not allow its response to be sent. Do not repeat the request."
         }
         Code::DirectoryUnavailable
@@ -103,8 +103,8 @@ const fn proxy_error(code: Code) -> &'static str {
         | Code::HomeNotCleared
         | Code::CarrierNotCleared
         | Code::ClassUnknown
-        | Code::AnswerNotCleared
-        | Code::AnswerWithheld
+        | Code::ResponseNotCleared
+        | Code::ResponseWithheld
         | Code::Misdirected
         | Code::PeerMalformed
         | Code::NoLongerCleared
@@ -208,7 +208,7 @@ pub fn close(response: &mut Response<Body>) {
 /// The response to a CORS preflight, which allows the requested method and headers for one origin (Fetch standard, CORS
 /// protocol). It must not be cached, because the allowed origins can change.
 pub fn preflight(origin: &HeaderValue, asked: &HeaderMap) -> Response<Body> {
-    let mut response = bare(StatusCode::NO_CONTENT);
+    let mut response = status_only(StatusCode::NO_CONTENT);
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
@@ -264,8 +264,8 @@ const fn call_status(code: Code) -> u16 {
         | Code::HomeNotCleared
         | Code::CarrierNotCleared
         | Code::ClassUnknown
-        | Code::AnswerNotCleared
-        | Code::AnswerWithheld
+        | Code::ResponseNotCleared
+        | Code::ResponseWithheld
         | Code::NoLongerCleared => PERMISSION_DENIED,
         Code::BodyTooLarge | Code::HeadTooLarge | Code::TargetTooLong => RESOURCE_EXHAUSTED,
         Code::WrongSite => FAILED_PRECONDITION,
@@ -284,7 +284,7 @@ const fn call_status(code: Code) -> u16 {
 }
 
 /// A response with a status only.
-pub fn bare(status: StatusCode) -> Response<Body> {
+pub fn status_only(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     response
@@ -294,7 +294,7 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, DEL
 
 /// The response to `OPTIONS *`: the methods of the server as a whole (RFC 9110 section 9.3.7).
 pub fn options() -> Response<Body> {
-    let mut response = bare(StatusCode::NO_CONTENT);
+    let mut response = status_only(StatusCode::NO_CONTENT);
     response.headers_mut().insert(header::ALLOW, METHODS);
     response
 }
@@ -302,7 +302,7 @@ pub fn options() -> Response<Body> {
 /// Redirects to the same URL over HTTPS. The status 308 is permanent and keeps the method and the body.
 pub fn to_https(host: &str, port: u16, target: &str) -> Option<Response<Body>> {
     let port = if port == 443 { String::new() } else { format!(":{port}") };
-    let mut response = bare(StatusCode::PERMANENT_REDIRECT);
+    let mut response = status_only(StatusCode::PERMANENT_REDIRECT);
     let location = HeaderValue::from_str(&format!("https://{host}{port}{target}")).ok()?;
     response.headers_mut().insert(header::LOCATION, location);
     Some(response)

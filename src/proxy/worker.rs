@@ -56,7 +56,7 @@ pub struct Worker {
     /// The open requests, which are judged again when the moment changes.
     pub leases: Rc<Leases>,
     /// When a failed handshake of a peer was last logged, so that repeated failures do not flood the log.
-    pub warned: Cell<Option<Instant>>,
+    pub peer_warned_at: Cell<Option<Instant>>,
     /// Notified when the snapshot has changed.
     pub changed: Arc<Notify>,
     moment: RefCell<Moment>,
@@ -78,7 +78,7 @@ impl Worker {
             tokens: RefCell::default(),
             deliveries: Deliveries::default(),
             leases: Rc::default(),
-            warned: Cell::default(),
+            peer_warned_at: Cell::default(),
             changed: Arc::default(),
             moment: RefCell::new(moment),
         }
@@ -93,7 +93,7 @@ impl Worker {
         Arc::clone(self.vitals.borrow_mut().load())
     }
 
-    /// The moment to judge by: the newest policy and tables, and the day that [`Self::note_clock`] last recorded.
+    /// The moment to judge by: the newest policy and tables, and the day that [`Self::update_moment`] last recorded.
     pub fn moment(&self) -> Moment {
         let judging = Arc::clone(&self.snapshot().judging);
         let mut moment = self.moment.borrow_mut();
@@ -105,7 +105,7 @@ impl Worker {
 
     /// Updates the moment, because transfers expire at midnight and a GeoIP database can become too old. Returns whether the
     /// moment has changed, so that open requests must be judged again.
-    pub fn note_clock(&self, now: SystemTime) -> bool {
+    pub fn update_moment(&self, now: SystemTime) -> bool {
         let fresh = Moment::live(Arc::clone(&self.snapshot().judging), now);
         let has_changed = !self.moment.borrow().is_same(&fresh);
         self.moment.replace(fresh);

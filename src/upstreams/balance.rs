@@ -42,13 +42,13 @@ pub enum Selection {
 
 /// Limits of each worker: requests in flight at one upstream, and requests that wait for an upstream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Circuit {
+pub struct CircuitLimits {
     pub requests: usize,
     pub queue: usize,
     pub queue_timeout: Duration,
 }
 
-impl Default for Circuit {
+impl Default for CircuitLimits {
     fn default() -> Self {
         Self { requests: 1024, queue: 1024, queue_timeout: Duration::from_secs(1) }
     }
@@ -152,7 +152,7 @@ mod tests {
     fn upstreams(requests: usize) -> Upstreams {
         let target =
             |name: &str| Target { authority: name.into(), http_version: HttpVersion::Http1, tls: None, proxy_protocol: None };
-        let circuit = Circuit { requests, queue: 1, queue_timeout: Duration::from_millis(20) };
+        let circuit = CircuitLimits { requests, queue: 1, queue_timeout: Duration::from_millis(20) };
         let targets = vec![target("a:1"), target("b:1"), target("c:1")];
         Upstreams::new(Settings { targets, check: None, circuit, ..Settings::default() }, None).unwrap()
     }
@@ -239,7 +239,7 @@ mod tests {
             // Capacity grows although no request ends: an upstream that was down comes back while a request waits.
             upstreams.all()[0].state.up.store(false, Ordering::Relaxed);
             let held: Vec<_> = (0..4).map(|_| one(load.select(&upstreams, &[]))).collect();
-            let wide = Circuit { queue: 5, queue_timeout: Duration::from_secs(60), ..upstreams.settings.circuit };
+            let wide = CircuitLimits { queue: 5, queue_timeout: Duration::from_secs(60), ..upstreams.settings.circuit };
             let upstreams =
                 Upstreams { settings: Settings { circuit: wide, ..upstreams.settings.clone() }, list: upstreams.list };
             let (first, second) = tokio::join!(load.select_or_queue(&upstreams, &[], None), async {

@@ -18,7 +18,7 @@ use crate::transport::proxy_protocol;
 use crate::transport::resolver::{self, Addresses};
 use crate::transport::tls::{TlsError, UpstreamFiles};
 
-pub use balance::{Circuit, Load, Outstanding, Selection};
+pub use balance::{CircuitLimits, Load, Outstanding, Selection};
 pub use health::watch;
 pub use outlier::Ejection;
 
@@ -29,7 +29,7 @@ pub struct Settings {
     /// `None` for no active health checks: every upstream counts as up.
     pub check: Option<Check>,
     pub ejection: Ejection,
-    pub circuit: Circuit,
+    pub circuit: CircuitLimits,
     pub names: resolver::Settings,
 }
 

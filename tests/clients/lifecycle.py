@@ -8,7 +8,7 @@ import http.client, http.server, os, queue, re, resource, shutil, signal, socket
 
 import grpc
 
-import calls
+import grpc_server
 from regions import TIMEOUT, Regions, eventually, free_port
 
 BINARY = os.path.abspath(sys.argv[1])
@@ -204,7 +204,7 @@ class MixedLoad:
 
 def regions_lose_nothing(world):
     """Three regions: in each round, all of them reload, and one of them is replaced by a new binary."""
-    server, address = calls.serve()
+    server, address = grpc_server.serve()
     web = "http://127.0.0.1:%d" % world.app.server_address[1]
     routes = """
   - { name: calls, match: { path: "/demo.Echo/**" }, data: public, home: [{ region: ap-northeast }] }

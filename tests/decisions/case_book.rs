@@ -146,12 +146,12 @@ impl Case {
             Some("other") => Credential::Unread,
             Some(other) => panic!("{}: credential `{other}`", self.it),
         };
-        let is_remembered = self.directory.as_deref() == Some("remembered");
+        let is_from_hint = self.directory.as_deref() == Some("remembered");
         let hint = self.hint.as_ref().map(|person| Hint {
             user: self.user.clone().expect("a hint belongs to a user"),
             home: person.home.clone(),
             jurisdiction: person.jurisdiction.clone(),
-            table: if is_remembered { table } else { TableVersion::default() },
+            table: if is_from_hint { table } else { TableVersion::default() },
             expires: noon("2100-01-01"),
         });
         let country = self.from.as_deref().map(|code| CountryCode::parse(code).expect("a country"));
@@ -170,7 +170,7 @@ impl Case {
             certificate: None,
             is_https: true,
             is_question: false,
-            is_second_try: false,
+            is_retry: false,
         });
         Question {
             ingress: self.peer.as_deref().map_or(Ingress::Client, |peer| Ingress::Peer(region(peer))),
@@ -216,8 +216,8 @@ fn outcome(decision: &Decision, policy: &Policy) -> String {
 /// Whether the request may go to its destination only because of report-only mode.
 fn reported(decision: &Decision) -> bool {
     match &decision.verdict {
-        Verdict::Proceed(itinerary) => decision.trail.is_reported(itinerary.first()),
-        Verdict::Redirect(region) => decision.trail.is_reported_redirect(*region),
+        Verdict::Proceed(itinerary) => decision.trail.is_only_reported(itinerary.first()),
+        Verdict::Redirect(region) => decision.trail.is_redirect_only_reported(*region),
         Verdict::Refuse(_) => false,
     }
 }

@@ -304,7 +304,7 @@ fn judge_until_refused(world: &World, situation: &Situation) -> Result<Judgement
         None => outcome_for_client(&request, owner, &clearance, &enforced)?,
         Some(peer) => outcome_for_peer(&request, peer, owner, &clearance, &enforced)?,
     };
-    let reported = is_reported(&request, &homes, &outcome);
+    let reported = is_only_reported(&request, &homes, &outcome);
     Ok(Judgement { outcome, reported })
 }
 
@@ -877,7 +877,7 @@ fn outcome_for_peer(
 
 /// Whether the outcome would break a rule if every report-only class were enforced. The local region does not carry a request
 /// that it redirects, so a redirect breaks no rule about carriers.
-fn is_reported(request: &Request, homes: &[Home], outcome: &Outcome) -> bool {
+fn is_only_reported(request: &Request, homes: &[Home], outcome: &Outcome) -> bool {
     let world = request.world;
     let strict = cleared_regions(world, &request.classes, homes);
     let owner_is_cleared = homes[0].region.is_none_or(|owner| strict.contains(&owner));

@@ -10,7 +10,7 @@ use fastrand::Rng;
 
 use crate::checker::{self, Evidence, Limits, Outcome, Proof, Situation, limits, needs_directory};
 use crate::support;
-use crate::worlds::{self, is_reported, outcome};
+use crate::worlds::{self, is_only_reported, outcome};
 
 /// The number of policies that the checker judges too.
 const JUDGED_WORLDS: u64 = 10_000;
@@ -99,7 +99,7 @@ fn holds_in_every_world(least: usize, property: impl Fn(&Case) -> Option<bool>) 
 }
 
 /// The kinds of a case. The comparison must reach each kind often enough ([`LEAST`]).
-fn kinds_of(case: &Case, outcome: &Outcome, is_reported: bool) -> Vec<&'static str> {
+fn kinds_of(case: &Case, outcome: &Outcome, is_only_reported: bool) -> Vec<&'static str> {
     let mut kinds = match outcome {
         Outcome::Proceed(stops) if stops[0] == case.world.local => vec!["served here"],
         Outcome::Proceed(_) => vec!["forwarded"],
@@ -110,7 +110,7 @@ fn kinds_of(case: &Case, outcome: &Outcome, is_reported: bool) -> Vec<&'static s
     if destinations(outcome).len() > 1 {
         kinds.push("several stops");
     }
-    if is_reported {
+    if is_only_reported {
         kinds.push(if proceeds { "reported" } else { "redirect reported" });
     }
     if proceeds && case.situation.peer.is_some() {
@@ -170,9 +170,9 @@ fn the_program_and_an_independent_checker_agree() {
     let mut wrong = Vec::new();
     let count = count_cases(JUDGED_WORLDS, |case| {
         let expected = checker::judge(case.world, case.situation);
-        let is_reported = is_reported(case.decision);
-        if (case.outcome(), is_reported) != (expected.outcome.clone(), expected.reported) {
-            wrong.push(format!("{}, reported: {is_reported}\nexpected: {expected:?}", case.story()));
+        let is_only_reported = is_only_reported(case.decision);
+        if (case.outcome(), is_only_reported) != (expected.outcome.clone(), expected.reported) {
+            wrong.push(format!("{}, reported: {is_only_reported}\nexpected: {expected:?}", case.story()));
         }
         for kind in kinds_of(case, &expected.outcome, expected.reported) {
             *kinds.entry(kind).or_default() += 1;
@@ -362,6 +362,6 @@ fn a_request_is_reported_exactly_if_enforcing_every_class_changes_its_first_dest
             (Outcome::Redirect(_), Outcome::Redirect(target)) => target == first,
             (_, _) => false,
         };
-        Some(is_reported(case.decision) != goes_the_same_way)
+        Some(is_only_reported(case.decision) != goes_the_same_way)
     });
 }

@@ -581,7 +581,7 @@ fn envelope(statement: &checker::Statement, client: IpAddr, caller: Option<(Stri
         certificate: None,
         is_https: true,
         is_question: false,
-        is_second_try: false,
+        is_retry: false,
     }
 }
 
@@ -595,10 +595,10 @@ pub fn outcome(decision: &Decision) -> Outcome {
 }
 
 /// Whether the request may go to its destination only because of report-only mode.
-pub fn is_reported(decision: &Decision) -> bool {
+pub fn is_only_reported(decision: &Decision) -> bool {
     match &decision.verdict {
-        Verdict::Proceed(itinerary) => decision.trail.is_reported(itinerary.first()),
-        Verdict::Redirect(region) => decision.trail.is_reported_redirect(*region),
+        Verdict::Proceed(itinerary) => decision.trail.is_only_reported(itinerary.first()),
+        Verdict::Redirect(region) => decision.trail.is_redirect_only_reported(*region),
         Verdict::Refuse(_) => false,
     }
 }

@@ -71,8 +71,8 @@ pub fn a_user_table_that_lost_users_is_used_only_after_an_operator_accepts_the_l
     eventually("the command accepts the loss", accept);
     assert_eq!(bob().code(), "home.unresolved");
     assert_eq!(world.us().upstream().seen().len(), before, "bob's home is not known in eu-west any more");
-    world.eu().upstream().assert_saw_nothing();
-    world.assert_saw_nothing(&["ap-northeast"]);
+    world.eu().upstream().assert_no_requests();
+    world.assert_no_requests(&["ap-northeast"]);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn assert_followed(world: &World, put: impl Fn(&str)) {
         put(&table);
         eventually("the new table is used", || ask().status == StatusCode::OK);
     }
-    world.assert_saw_nothing(&["us-east", "ap-northeast"]);
+    world.assert_no_requests(&["us-east", "ap-northeast"]);
 }
 
 #[test]
@@ -157,8 +157,8 @@ fn a_user_in_the_path_that_cannot_be_decoded_is_answered_400() {
             assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_REQUEST, "request.malformed"), "{user}");
         }
     }
-    world.us().upstream().assert_saw_nothing();
-    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+    world.us().upstream().assert_no_requests();
+    world.assert_no_requests(&["eu-west", "ap-northeast"]);
 }
 
 #[test]
@@ -167,14 +167,14 @@ fn an_alias_in_the_path_stands_for_the_caller() {
     let world = World::planned(with_rules(&RULES.replace(orders, &format!("{orders} user: {{ me: [me] }},"))));
     let ask = |fields: &[(&str, &str)]| get(world.us().http, "/users/me/orders/1", fields);
     assert_eq!(ask(&[]).code(), "home.unresolved");
-    world.us().upstream().assert_saw_nothing();
-    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+    world.us().upstream().assert_no_requests();
+    world.assert_no_requests(&["eu-west", "ap-northeast"]);
     assert_eq!(ask(&[("x-user-id", "alice")]).text(), "eu-west");
     assert_eq!(ask(&[("x-user-id", "bob")]).text(), "us-east");
     let seen = world.eu().upstream().seen();
     assert_eq!((seen.len(), &*seen[0].target), (1, "/users/me/orders/1"));
     assert_eq!(world.us().upstream().seen().len(), 1);
-    world.assert_saw_nothing(&["ap-northeast"]);
+    world.assert_no_requests(&["ap-northeast"]);
 }
 
 /// App servers that label each response with the class in the query of the request.
@@ -214,7 +214,7 @@ fn an_answer_whose_label_needs_a_record_is_withheld_where_nobody_owns_the_reques
     assert_eq!(get(world.eu().http, "/feed/1", &GERMAN).text(), "the answer itself");
     assert_eq!(world.eu().upstream().seen().len(), 3);
     assert!(movements(&world, world.eu()).is_empty());
-    world.assert_saw_nothing(&["us-east", "ap-northeast"]);
+    world.assert_no_requests(&["us-east", "ap-northeast"]);
 
     let inferred = World::planned(Plan { upstreams: Box::new(labelling), ..Plan::default() });
     let answer = get(inferred.eu().http, "/feed/1?personal", &GERMAN);
@@ -256,8 +256,8 @@ fn a_public_request_whose_answer_is_labelled_personal_crosses_the_border_with_it
     assert_eq!((refused.status.as_u16(), refused.code().as_str()), (451, "residency.answer_not_cleared"));
     assert!(!refused.text().contains("itself"));
     assert_eq!(movements(&world, world.eu()).len(), 3);
-    world.us().upstream().assert_saw_nothing();
-    world.assert_saw_nothing(&["ap-northeast"]);
+    world.us().upstream().assert_no_requests();
+    world.assert_no_requests(&["ap-northeast"]);
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn a_labelled_answer_without_its_line_does_not_leave() {
     assert!(!answer.text().contains("itself"));
     assert_no_own_field(&answer.headers);
     assert_eq!(get(world.us().http, "/press/1", &GERMAN).text(), "the answer itself", "public data needs no ledger line");
-    world.us().upstream().assert_saw_nothing();
+    world.us().upstream().assert_no_requests();
 }
 
 type BodySender = tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>;
@@ -367,8 +367,8 @@ fn revoke_while_downloading(revoking: &str, revoked: &str) {
     near.read_until("two");
     drop(at_home);
     assert!(near.ends_complete(), "the download of a client in eu-west goes on");
-    world.us().upstream().assert_saw_nothing();
-    world.assert_saw_nothing(&["ap-northeast"]);
+    world.us().upstream().assert_no_requests();
+    world.assert_no_requests(&["ap-northeast"]);
 }
 
 #[test]
@@ -432,8 +432,8 @@ fn tracing_header_fields_do_not_cross_a_border_and_the_trace_id_does() {
     assert!(parent.len() == 16 && parent != "00f067aa0ba902b7", "{traceparent}");
     let (_, again) = tracing_from(world.us(), &world);
     assert_ne!(traceparent, again, "every request has its own parent id");
-    world.us().upstream().assert_saw_nothing();
-    world.assert_saw_nothing(&["ap-northeast"]);
+    world.us().upstream().assert_no_requests();
+    world.assert_no_requests(&["ap-northeast"]);
 }
 
 #[test]
@@ -457,7 +457,7 @@ fn tracing_fields_in_trailers_do_not_cross_a_border() {
     let trailers = [near, far].map(|seen| seen.trailers.clone().unwrap_or_default());
     assert!(trailers.iter().all(|trailers| trailers.contains_key("x-checksum")), "{trailers:?}");
     assert!(!trailers.iter().any(|trailers| trailers.contains_key("baggage")), "{trailers:?}");
-    world.us().upstream().assert_saw_nothing();
+    world.us().upstream().assert_no_requests();
 }
 
 #[test]
@@ -496,8 +496,8 @@ fn an_upgrade_that_the_owner_declines_opens_no_tunnel() {
         });
     }
     assert_eq!(world.eu().upstream().seen().len(), 8, "the app server received the requests, and no byte of a tunnel");
-    world.us().upstream().assert_saw_nothing();
-    world.assert_saw_nothing(&["ap-northeast"]);
+    world.us().upstream().assert_no_requests();
+    world.assert_no_requests(&["ap-northeast"]);
 }
 
 #[test]
@@ -518,7 +518,7 @@ fn a_request_is_counted_until_its_body_has_ended() {
     drop(slow);
     assert!(download.ends_complete());
     eventually("the next request is served", || get(world.eu().http, "/users/alice/orders/1", &[]).text() == "eu-west");
-    world.assert_saw_nothing(&["us-east", "ap-northeast"]);
+    world.assert_no_requests(&["us-east", "ap-northeast"]);
 }
 
 #[test]
@@ -556,15 +556,15 @@ fn users_named(world: &World, region: &Region) -> Vec<HeaderValue> {
 fn a_header_that_names_the_user_is_rebuilt_by_the_owner() {
     let (world, _keys) = with_tokens();
     assert_eq!(users_named(&world, world.us()), ["alice"]);
-    world.us().upstream().assert_saw_nothing();
-    world.assert_saw_nothing(&["ap-northeast"]);
+    world.us().upstream().assert_no_requests();
+    world.assert_no_requests(&["ap-northeast"]);
 }
 
 #[test]
 fn a_header_that_names_the_user_is_rebuilt_at_home() {
     let (world, _keys) = with_tokens();
     assert_eq!(users_named(&world, world.eu()), ["alice"]);
-    world.assert_saw_nothing(&["us-east", "ap-northeast"]);
+    world.assert_no_requests(&["us-east", "ap-northeast"]);
 }
 
 /// Requests a profile from eu-west's gateway as the peer us-east, with an envelope that names `user` as the proven caller.
@@ -582,7 +582,7 @@ fn ask_as_peer(world: &World, user: &str, fields: &[(&str, &str)]) -> Answer {
         certificate: None,
         is_https: true,
         is_question: false,
-        is_second_try: false,
+        is_retry: false,
     };
     let envelope = envelope.write();
     let fields = [fields, &[("domicile-request", &*envelope)]].concat();
@@ -605,10 +605,10 @@ fn a_peer_does_not_name_one_user_with_the_token_of_another() {
     let of_bob = [("authorization", &*token("bob", "", SECRET))];
     let answer = ask_as_peer(&world, "alice", &of_bob);
     assert!(!answer.status.is_success(), "{answer:?}");
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
     let of_alice = [("authorization", &*token("alice", "", SECRET))];
     assert_eq!(ask_as_peer(&world, "alice", &of_alice).text(), "eu-west");
-    world.assert_saw_nothing(&["us-east", "ap-northeast"]);
+    world.assert_no_requests(&["us-east", "ap-northeast"]);
 }
 
 #[test]
@@ -643,5 +643,5 @@ fn a_client_certificate_that_is_only_claimed_reaches_no_app_server() {
     let seen = world.eu().upstream().seen();
     assert_eq!(seen.len(), 2);
     assert!(seen.iter().all(|seen| seen.headers.values().all(|value| value != "forged")), "{seen:?}");
-    world.us().upstream().assert_saw_nothing();
+    world.us().upstream().assert_no_requests();
 }

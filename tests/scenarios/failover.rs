@@ -22,7 +22,7 @@ fn a_read_moves_within_its_clearance_and_a_write_does_not_move() {
     assert_eq!((write.status, write.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "failover.home_down"));
     assert!(write.headers.contains_key("retry-after"));
     assert_eq!(world.eu().upstream().seen().len(), 1, "only the read moved");
-    world.assert_saw_nothing(&["ap-northeast"]);
+    world.assert_no_requests(&["ap-northeast"]);
     // alice's home is up, so her requests still go there.
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "eu-west");
 }
@@ -34,8 +34,8 @@ fn a_read_does_not_leave_its_clearance_when_its_home_is_down() {
     world.us().wait_for_health("eu-west", "down");
     let read = get(world.us().http, "/users/alice/orders/1", &[]);
     assert_eq!((read.status, read.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "failover.all_down"));
-    world.us().upstream().assert_saw_nothing();
-    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+    world.us().upstream().assert_no_requests();
+    world.assert_no_requests(&["eu-west", "ap-northeast"]);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn a_failover_follows_the_policy_of_its_own_moment() {
             let answer = read.join().unwrap();
             if is_swapped {
                 assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
-                world.eu().upstream().assert_saw_nothing();
+                world.eu().upstream().assert_no_requests();
             } else {
                 assert_eq!(answer.text(), "eu-west");
             }
@@ -221,7 +221,7 @@ fn an_upstreams_name_is_looked_up_again_when_its_ttl_is_over() {
     let server = name_server(&leads_to);
     let (one, two) = (responding("one"), responding("two"));
     let upstreams = move |name: &'static str| {
-        let mut first = Recorder::speaking(Wire::Http1, std::sync::Arc::clone(&one));
+        let mut first = Recorder::with_protocol(Wire::Http1, std::sync::Arc::clone(&one));
         let second = Recorder::at(
             format!("127.0.0.2:{}", first.address.port()).parse().unwrap(),
             Wire::Http1,

@@ -32,7 +32,7 @@ use http::{Method, StatusCode};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::support::{Plan, RULES, TIMEOUT, World, eventually, get, post, runtime, try_send, whole};
-use crate::{exits, failover, operation, peers, recording};
+use crate::{exits, failover, ledger, operation, peers};
 
 macro_rules! kinds {
     ($name:ident: $($kind:ident),*) => {
@@ -67,8 +67,8 @@ fn shown_by(dependency: Dependency, fault: Fault) -> Shown {
         },
         Dependency::Ledger => match fault {
             Fault::Error => &[
-                recording::a_full_disk_under_the_ledger_stops_what_needs_a_line_and_nothing_else,
-                recording::an_owner_that_cannot_record_gives_no_answer,
+                ledger::a_full_disk_under_the_ledger_stops_what_needs_a_line_and_nothing_else,
+                ledger::an_owner_that_cannot_record_gives_no_answer,
             ],
             Fault::Hang => &[a_ledger_that_hangs_holds_up_only_what_needs_a_line],
             Fault::Garbage => &[a_line_that_a_crash_cut_off_is_removed_at_the_start],
@@ -93,10 +93,9 @@ fn shown_by(dependency: Dependency, fault: Fault) -> Shown {
             Fault::Panic => &[the_most_extreme_times_neither_panic_nor_revive_a_transfer],
         },
         Dependency::Disk => match fault {
-            Fault::Error => &[
-                a_pseudonym_key_that_cannot_be_written_refuses_the_start,
-                recording::an_owner_that_cannot_record_gives_no_answer,
-            ],
+            Fault::Error => {
+                &[a_pseudonym_key_that_cannot_be_written_refuses_the_start, ledger::an_owner_that_cannot_record_gives_no_answer]
+            }
             Fault::Hang => &[a_ledger_that_hangs_holds_up_only_what_needs_a_line, a_file_that_would_hang_its_reader_is_not_read],
             Fault::Garbage => &[a_configuration_that_was_cut_off_changes_nothing],
             Fault::Panic => &[a_line_that_a_crash_cut_off_is_removed_at_the_start],
@@ -405,7 +404,7 @@ fn a_peer_that_hangs_holds_up_only_its_own_users() {
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).code(), "failover.all_down");
     assert_eq!(get(world.us().http, "/users/bob/orders/1", &[]).text(), "us-east");
     assert_eq!(get(world.us().http, "/feed/1", &[]).text(), "us-east");
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
 }
 
 #[test]
@@ -414,7 +413,7 @@ fn a_peer_that_sends_garbage_gets_no_request() {
     world.us().wait_for_health("eu-west", "down");
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).code(), "failover.all_down");
     assert_eq!(get(world.us().http, "/users/bob/orders/1", &[]).text(), "us-east");
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
 }
 
 #[test]
@@ -440,7 +439,10 @@ fn a_peer_that_dies_within_a_response_ends_it_as_incomplete() {
 }
 
 /// A response of unknown length that does not end.
-fn half(_: http::Request<hyper::body::Incoming>, _: Arc<std::sync::Mutex<Vec<crate::support::Seen>>>) -> crate::support::Reply {
+fn half(
+    _: http::Request<hyper::body::Incoming>,
+    _: Arc<std::sync::Mutex<Vec<crate::support::RecordedRequest>>>,
+) -> crate::support::Reply {
     let (sender, body) = crate::support::pieces();
     sender.send(hyper::body::Frame::data("half".into())).unwrap();
     runtime().spawn(async move { sender.closed().await });

@@ -24,8 +24,8 @@ fn a_user_abroad_is_served_at_home_and_nowhere_else() {
     );
     assert!(headers.keys().all(|name| !name.as_str().starts_with("domicile-")), "{headers:?}");
     assert!(answer.headers.keys().all(|name| !name.as_str().starts_with("domicile-")), "{:?}", answer.headers);
-    world.us().upstream().assert_saw_nothing();
-    world.assert_saw_nothing(&["ap-northeast"]);
+    world.us().upstream().assert_no_requests();
+    world.assert_no_requests(&["ap-northeast"]);
 }
 
 #[test]

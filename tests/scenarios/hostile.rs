@@ -29,7 +29,7 @@ fn ambiguous_requests_are_answered_400_and_reach_nobody() {
         assert!(answer.contains("request.malformed") && answer.to_lowercase().contains("connection: close"), "{answer}");
         assert_eq!(answer.matches("HTTP/1.1").count(), 1, "one response, then the connection closes: {answer}");
     }
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn paths_that_two_servers_read_differently_are_answered_400() {
         let answer = get(world.eu().http, path, &[("x-user-id", "alice")]);
         assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_REQUEST, "request.malformed"), "{path}");
     }
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
     // A path with only one interpretation is judged and forwarded in its canonical form.
     let answer =
         raw(world.eu().http, b"GET /feed/%2e%2e/account/1 HTTP/1.1\r\nHost: a\r\nX-User-Id: alice\r\nConnection: close\r\n\r\n");
@@ -62,7 +62,7 @@ fn headers_of_an_untrusted_client_name_no_user_and_no_address() {
     let forged =
         [("x-user-id", "alice"), ("x-forwarded-for", "91.64.0.1"), ("forwarded", "for=91.64.0.1"), ("x-real-ip", "91.64.0.1")];
     assert_eq!(get(world.eu().http, "/account/1", &forged).code(), "home.unresolved");
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
     assert_eq!(get(world.eu().http, "/users/alice/orders/1", &forged).status, StatusCode::OK);
     let seen = &world.eu().upstream().seen()[0].headers;
     assert!(!seen.contains_key("x-user-id") && !seen.contains_key("x-real-ip"), "{seen:?}");
@@ -98,7 +98,7 @@ fn each_limit_has_its_own_status() {
         "x".repeat(0x2000)
     );
     assert!(status(chunked).contains("413"), "a body of unknown length is cut at the limit");
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
 }
 
 #[test]

@@ -244,7 +244,7 @@ fn a_preflight_with_a_body_is_not_treated_as_a_preflight() {
     frames.head(1, 0, &fields);
     frames.send(DATA, END_STREAM, 1, b"smuggled");
     assert_ne!(frames.status_byte(1), Some(STATUS_200));
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
     frames.head(
         3,
         END_STREAM,
@@ -578,7 +578,7 @@ fn an_upload_that_an_upstream_did_not_process_is_sent_again_if_it_is_in_the_repl
                     Response::new(whole("received"))
                 })
             });
-            let mut recorder = Recorder::speaking(crate::support::Wire::Http2, handler);
+            let mut recorder = Recorder::with_protocol(crate::support::Wire::Http2, handler);
             if name == "eu-west" {
                 recorder.entry = format!("\"h2c://{}\"", refuses_once(recorder.address, Arc::clone(&counted)));
             }

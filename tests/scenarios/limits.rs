@@ -287,5 +287,5 @@ fn a_body_that_stalls_is_cut_off() {
             crate::support::raw(region.http, b"POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf");
         assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("request.timeout"), "{}: {answer}", region.name);
     }
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
 }

@@ -4,7 +4,6 @@
 
 mod support;
 
-mod doors;
 mod exits;
 mod failover;
 mod faults;
@@ -13,10 +12,11 @@ mod framing;
 mod hostile;
 mod http2;
 mod identity;
+mod ledger;
 mod limits;
+mod listeners;
 mod operation;
 mod peers;
-mod recording;
 mod residency;
 mod streams;
 mod upstreams;

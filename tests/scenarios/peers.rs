@@ -29,8 +29,8 @@ fn a_peer_with_a_foreign_certificate_is_refused_in_both_directions() {
     assert_eq!(outward.status.as_u16() / 100, 5, "{outward:?}");
     let inward = post(world.eu().http, "/users/bob/orders/1", &[], "x");
     assert_eq!(inward.status.as_u16() / 100, 5, "{inward:?}");
-    world.eu().upstream().assert_saw_nothing();
-    world.us().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
+    world.us().upstream().assert_no_requests();
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn a_gateway_that_proves_to_be_another_region_gets_nothing() {
     world.us().reload().unwrap();
     let answer = post(world.us().http, "/users/alice/orders/1", &[], "secret");
     assert_eq!(answer.status.as_u16() / 100, 5, "{answer:?}");
-    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+    world.assert_no_requests(&["eu-west", "ap-northeast"]);
 }
 
 /// Requests alice's orders from eu-west's gateway with this TLS configuration; `None` if there is no response.
@@ -101,7 +101,7 @@ pub fn a_peer_that_negotiates_nothing_gets_no_http1() {
         answer
     });
     assert_eq!(String::from_utf8_lossy(&answer), "");
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn the_port_for_peers_is_for_peers_of_this_policy() {
     assert_eq!(ask_gateway(&world, std::sync::Arc::new(anonymous)), None, "no certificate at all");
     // A genuine peer gets a response: 421, because its request has no envelope.
     assert_eq!(ask_gateway(&world, showing(&world, "us-east")), Some(StatusCode::MISDIRECTED_REQUEST));
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
 }
 
 /// The stream window in the second SETTINGS of `eu-west`, for a peer that announces the window `own` and sends no request.
@@ -196,8 +196,8 @@ fn peers_that_disagree_on_an_owner_write_nowhere() {
             "a client never gets a 421"
         );
     }
-    world.eu().upstream().assert_saw_nothing();
-    world.us().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
+    world.us().upstream().assert_no_requests();
 }
 
 #[test]
@@ -270,8 +270,8 @@ fn a_revoked_peer_is_refused_in_both_directions() {
     for answer in [get(world.us().http, "/users/alice/orders/1", &[]), post(world.eu().http, "/users/bob/orders/1", &[], "x")] {
         assert_eq!(answer.status.as_u16() / 100, 5, "{answer:?}");
     }
-    world.eu().upstream().assert_saw_nothing();
-    world.us().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
+    world.us().upstream().assert_no_requests();
     world.eu().wait_for_health("ap-northeast", "up");
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use domicile::http::tunnel::accept_of;
+use domicile::http::tunnel::websocket_accept;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Frame;
@@ -20,7 +20,7 @@ use crate::support::{
 
 /// An app server that echoes the bytes of a tunnel.
 pub fn echo(wire: Wire) -> Recorder {
-    Recorder::speaking(
+    Recorder::with_protocol(
         wire,
         Arc::new(|mut request, seen| {
             Box::pin(async move {
@@ -45,7 +45,7 @@ pub fn echo(wire: Wire) -> Recorder {
                     response.headers_mut().insert("connection", "upgrade".parse().unwrap());
                     response.headers_mut().insert("upgrade", protocol);
                     if let Some(key) = key {
-                        response.headers_mut().insert("sec-websocket-accept", accept_of(key.as_bytes()).parse().unwrap());
+                        response.headers_mut().insert("sec-websocket-accept", websocket_accept(key.as_bytes()).parse().unwrap());
                     }
                 }
                 response
@@ -99,7 +99,10 @@ fn a_websocket_opens_at_home_and_from_abroad() {
         for region in [world.eu(), world.us()] {
             let (mut stream, answer) = open_http1(region.http, "/users/alice/orders/live", "Sec-WebSocket-Protocol: chat\r\n");
             assert!(answer.starts_with("http/1.1 101 ") && answer.contains("upgrade: websocket"), "{answer}");
-            assert!(answer.contains(&format!("sec-websocket-accept: {}", accept_of(KEY.as_bytes()).to_lowercase())), "{answer}");
+            assert!(
+                answer.contains(&format!("sec-websocket-accept: {}", websocket_accept(KEY.as_bytes()).to_lowercase())),
+                "{answer}"
+            );
             speak(&mut stream, b"\x81\x05hello");
             speak(&mut stream, &[7; 100_000]);
             // After the half-close, the other direction stays open until its own end.
@@ -110,8 +113,8 @@ fn a_websocket_opens_at_home_and_from_abroad() {
         assert_eq!(seen.len(), 2);
         assert_eq!(seen[1].headers["sec-websocket-protocol"], "chat");
         assert_ne!(seen[1].headers.get("sec-websocket-key").map(|key| key.as_bytes()), Some(KEY.as_bytes()));
-        world.us().upstream().assert_saw_nothing();
-        world.assert_saw_nothing(&["ap-northeast"]);
+        world.us().upstream().assert_no_requests();
+        world.assert_no_requests(&["ap-northeast"]);
         eventually("the bytes across the border are counted", || world.us().sum_of("domicile_border_bytes_total") >= 100_007.0);
     }
 }
@@ -160,7 +163,7 @@ fn an_upgrade_escapes_no_rule() {
     assert!(answer.starts_with("http/1.1 101"), "{answer}");
     let (_, answer) = open_http1(world.us().http, "/users/alice/orders/1", "");
     assert!(answer.starts_with("http/1.1 502"), "{answer}");
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
 }
 
 #[test]
@@ -323,7 +326,7 @@ fn an_upload_that_has_been_answered_is_cut_as_well() {
                 });
                 Box::pin(async { Response::new(whole("early")) })
             });
-            vec![Recorder::speaking(Wire::Http2, answer_first)]
+            vec![Recorder::with_protocol(Wire::Http2, answer_first)]
         }),
         ..Plan::default()
     });
@@ -472,7 +475,7 @@ fn grpc_calls_stream_both_ways_and_end_in_trailers() {
     for (wire, name) in [(Wire::Http2, ""), (Wire::Tls(config), "app.internal")] {
         let (call, folder) = (Arc::clone(&call), folder.path().to_owned());
         let upstream = move |_: &'static str| {
-            let mut recorder = Recorder::speaking(wire.clone(), Arc::clone(&call));
+            let mut recorder = Recorder::with_protocol(wire.clone(), Arc::clone(&call));
             if !name.is_empty() {
                 let authority = folder.join("ca.pem");
                 recorder.entry =
@@ -585,13 +588,13 @@ fn an_upstream_that_does_not_prove_its_name_gets_nothing() {
                 Response::new(whole("served"))
             })
         });
-        let mut recorder = Recorder::speaking(Wire::Tls(Arc::clone(&config)), handler);
+        let mut recorder = Recorder::with_protocol(Wire::Tls(Arc::clone(&config)), handler);
         recorder.entry = format!("{{ url: {}, tls: {{ authority: \"{}\", name: app.internal }} }}", recorder.entry, ca.display());
         vec![recorder]
     };
     let world = World::planned(Plan { upstreams: Box::new(upstream), ..Plan::default() });
     assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).code(), "upstream.unreachable");
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
 }
 
 #[test]
@@ -706,8 +709,8 @@ fn connect_opens_a_tunnel_only_where_a_route_allows_it() {
         assert!(other.starts_with("http/1.1 400"), "the port is missing: {other}");
         let refused = raw(world.eu().http, b"GET / HTTP/1.1\r\nHost: db.example.com:5432\r\nConnection: upgrade\r\nUpgrade: connect\r\nX-User-Id: alice\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         assert!(!refused.contains("101 Switching"), "an upgrade is not a CONNECT: {refused}");
-        world.us().upstream().assert_saw_nothing();
-        world.assert_saw_nothing(&["ap-northeast"]);
+        world.us().upstream().assert_no_requests();
+        world.assert_no_requests(&["ap-northeast"]);
     }
     // An upstream that refuses the tunnel may send a response with a body.
     let world = World::planned(Plan {
@@ -759,7 +762,7 @@ fn a_grpc_call_ends_at_its_deadline_in_the_middle_of_its_answer() {
                 response
             })
         });
-        vec![Recorder::speaking(Wire::Http2, call)]
+        vec![Recorder::with_protocol(Wire::Http2, call)]
     };
     let world = World::planned(Plan { upstreams: Box::new(upstreams), ..Plan::default() });
     runtime().block_on(async {

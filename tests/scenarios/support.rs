@@ -38,7 +38,7 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// A request as an upstream saw it.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct RecordedRequest {
     pub target: String,
     pub headers: HeaderMap,
     pub body: Bytes,
@@ -46,7 +46,7 @@ pub struct Seen {
 }
 
 pub type AnyBody = BoxBody<Bytes, std::io::Error>;
-pub type Handler = Arc<dyn Fn(Request<Incoming>, Arc<Mutex<Vec<Seen>>>) -> Reply + Send + Sync>;
+pub type Handler = Arc<dyn Fn(Request<Incoming>, Arc<Mutex<Vec<RecordedRequest>>>) -> Reply + Send + Sync>;
 pub type Reply = std::pin::Pin<Box<dyn Future<Output = Response<AnyBody>> + Send>>;
 
 /// The protocol of an upstream.
@@ -73,7 +73,7 @@ pub struct Recorder {
     pub address: SocketAddr,
     /// The entry of this upstream in the configuration.
     pub entry: String,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<Mutex<Vec<RecordedRequest>>>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
@@ -82,12 +82,12 @@ pub fn whole(text: impl Into<Bytes>) -> AnyBody {
 }
 
 /// Reads a request to its end and adds it to the recorded requests.
-pub async fn remember(request: Request<Incoming>, seen: &Mutex<Vec<Seen>>) {
+pub async fn remember(request: Request<Incoming>, seen: &Mutex<Vec<RecordedRequest>>) {
     let (parts, body) = request.into_parts();
     let body = body.collect().await;
     let Ok(body) = body else { return };
     let trailers = body.trailers().cloned();
-    let request = Seen { target: parts.uri.to_string(), headers: parts.headers, body: body.to_bytes(), trailers };
+    let request = RecordedRequest { target: parts.uri.to_string(), headers: parts.headers, body: body.to_bytes(), trailers };
     seen.lock().unwrap().push(request);
 }
 
@@ -105,15 +105,15 @@ impl Recorder {
     }
 
     pub fn with(handler: Handler) -> Self {
-        Self::speaking(Wire::Http1, handler)
+        Self::with_protocol(Wire::Http1, handler)
     }
 
-    pub fn speaking(wire: Wire, handler: Handler) -> Self {
+    pub fn with_protocol(wire: Wire, handler: Handler) -> Self {
         Self::at("127.0.0.1:0".parse().unwrap(), wire, handler)
     }
 
     pub fn at(address: SocketAddr, wire: Wire, handler: Handler) -> Self {
-        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let seen: Arc<Mutex<Vec<RecordedRequest>>> = Arc::default();
         let listener = runtime().block_on(TcpListener::bind(address)).unwrap();
         let address = listener.local_addr().unwrap();
         let recorded = Arc::clone(&seen);
@@ -154,7 +154,7 @@ impl Recorder {
     /// An upstream that responds to every request head with the same bytes, and reads no bodies.
     pub fn raw(answer: impl Into<Bytes>) -> Self {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let (seen, answer): (Arc<Mutex<Vec<Seen>>>, Bytes) = (Arc::default(), answer.into());
+        let (seen, answer): (Arc<Mutex<Vec<RecordedRequest>>>, Bytes) = (Arc::default(), answer.into());
         let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let recorded = Arc::clone(&seen);
@@ -171,7 +171,12 @@ impl Recorder {
                             head.push(byte);
                         }
                         let target = String::from_utf8_lossy(&head).into_owned();
-                        seen.lock().unwrap().push(Seen { target, headers: HeaderMap::new(), body: Bytes::new(), trailers: None });
+                        seen.lock().unwrap().push(RecordedRequest {
+                            target,
+                            headers: HeaderMap::new(),
+                            body: Bytes::new(),
+                            trailers: None,
+                        });
                         head.clear();
                         let _ = stream.write_all(&answer).await;
                     }
@@ -181,11 +186,11 @@ impl Recorder {
         Self { address, entry: format!("\"http://{address}\""), seen, accepting }
     }
 
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn seen(&self) -> Vec<RecordedRequest> {
         self.seen.lock().unwrap().clone()
     }
 
-    pub fn assert_saw_nothing(&self) {
+    pub fn assert_no_requests(&self) {
         assert!(self.seen().is_empty(), "saw {:?}", self.seen());
     }
 
@@ -375,10 +380,10 @@ impl World {
     }
 
     /// Asserts that no proxy and no upstream of these regions has served a request.
-    pub fn assert_saw_nothing(&self, names: &[&str]) {
+    pub fn assert_no_requests(&self, names: &[&str]) {
         for name in names {
             let region = self.region(name);
-            region.upstreams.iter().for_each(Recorder::assert_saw_nothing);
+            region.upstreams.iter().for_each(Recorder::assert_no_requests);
             assert_eq!(region.sum_of("domicile_requests_total"), 0.0, "{name}'s proxy saw a request");
         }
     }

@@ -100,7 +100,7 @@ fn no_media_type_exempts_an_upload_from_the_minimum_rate() {
         let answer = raw(world.eu().http, format!("{head}some").as_bytes());
         assert!(answer.starts_with("HTTP/1.1 408"), "{kind}: {answer}");
     }
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn an_upstream_may_pause_within_an_answer() {
 #[test]
 fn a_call_that_streams_keeps_its_own_deadline() {
     let upstreams = |_: &'static str| {
-        vec![Recorder::speaking(
+        vec![Recorder::with_protocol(
             Wire::Http2,
             Arc::new(|request, seen| {
                 Box::pin(async move {
@@ -247,7 +247,7 @@ fn a_pooled_connection_that_was_closed_loses_no_request_and_repeats_none() {
 fn a_grpc_call_may_be_quiet_where_another_upload_may_not() {
     let extra = "limits: { body_rate: 1MiB, body_rate_grace: 50ms }\n".to_owned();
     let upstreams = |name: &'static str| {
-        vec![Recorder::speaking(
+        vec![Recorder::with_protocol(
             Wire::Http2,
             Arc::new(move |request, seen| {
                 Box::pin(async move {
@@ -304,7 +304,7 @@ fn the_wait_for_an_answer_begins_at_the_end_of_the_upload_over_http2_as_well() {
                     Response::new(whole("late"))
                 })
             });
-            vec![Recorder::speaking(Wire::Http2, handler)]
+            vec![Recorder::with_protocol(Wire::Http2, handler)]
         })
     };
     let extra = "limits: { response_timeout: 200ms, idle_timeout: 1h }\n".to_owned();

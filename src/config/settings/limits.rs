@@ -18,7 +18,7 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     // hyper needs at least 8 KiB to parse a request head.
     let header_bytes = section.optional("header_bytes").map_or(Some(standard.header_bytes), |field| {
         let bytes = field.bytes()?;
-        if (8 << 10..=1 << 20).contains(&bytes) { Some(bytes as usize) } else { field.wrong("write a size from 8KiB to 1MiB") }
+        if (8 << 10..=1 << 20).contains(&bytes) { Some(bytes as usize) } else { field.report("write a size from 8KiB to 1MiB") }
     });
     let headers = count("headers", standard.headers, 1000);
     let target_bytes = size("target_bytes", standard.target_bytes as u64);
@@ -36,7 +36,7 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let body_rate_grace = time("body_rate_grace", standard.body_rate_grace);
     let connection_buffer = section.optional("connection_buffer").map_or(Some(standard.connection_buffer), |field| {
         let bytes = field.bytes()?;
-        if (64 << 10..=1 << 30).contains(&bytes) { Some(bytes as usize) } else { field.wrong("write a size from 64KiB to 1GiB") }
+        if (64 << 10..=1 << 30).contains(&bytes) { Some(bytes as usize) } else { field.report("write a size from 64KiB to 1GiB") }
     });
     let streams = count("streams", standard.streams, 100_000);
     let requests_per_connection = count("requests_per_connection", standard.requests_per_connection, 1_000_000_000);

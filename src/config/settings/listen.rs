@@ -20,7 +20,7 @@ pub(super) fn read_listen(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Vec
     }
     let common = common.map(|field| read_listeners(&field));
     own.or(common).unwrap_or_else(|| {
-        section.wrong::<()>("`listen` is missing: list at least one address, such as `- address: \"127.0.0.1:8080\"`");
+        section.report::<()>("`listen` is missing: list at least one address, such as `- address: \"127.0.0.1:8080\"`");
         Vec::new()
     })
 }
@@ -30,12 +30,12 @@ fn read_listeners(field: &Field<'_>) -> Vec<listener::Settings> {
     for item in field.list() {
         let Some(settings) = read_listener(&item) else { continue };
         if listeners.iter().any(|other| other.address == settings.address && settings.address.port() != 0) {
-            item.wrong::<()>(format!("`{}` is listed twice; remove one of the two listeners", settings.address));
+            item.report::<()>(format!("`{}` is listed twice; remove one of the two listeners", settings.address));
         }
         listeners.push(settings);
     }
     if listeners.iter().all(|listener| listener.accepts == Accepts::Peers) && !field.list().is_empty() {
-        field.wrong::<()>("no listener accepts clients; add one without `peers: true`");
+        field.report::<()>("no listener accepts clients; add one without `peers: true`");
     }
     listeners
 }
@@ -49,7 +49,8 @@ fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
     let cleartext = section.optional("cleartext").map_or(Some(false), |field| field.flag());
     let proxy_protocol = section.optional("proxy_protocol").map_or(Some(None), |field| {
         if !field.is_section() {
-            return field.wrong("both versions are accepted; name the senders instead: `proxy_protocol: { from: [10.0.0.0/8] }`");
+            return field
+                .report("both versions are accepted; name the senders instead: `proxy_protocol: { from: [10.0.0.0/8] }`");
         }
         let section = field.section()?;
         let from = section.required("from", "list the networks that send the header, such as `[10.0.0.0/8]`")?.one_or_many();
@@ -62,17 +63,17 @@ fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
     let (address, tls, peers) = (address?, tls?, peers?);
     let (proxy_protocol, redirect, hsts) = (proxy_protocol?, redirect?.map(|port| port as u16), hsts?);
     if peers && (tls.is_some() || proxy_protocol.is_some() || redirect.is_some() || hsts.is_some()) {
-        return field.wrong("a listener for peers uses the certificate in `peer_tls`; keep only `address` and `peers` here");
+        return field.report("a listener for peers uses the certificate in `peer_tls`; keep only `address` and `peers` here");
     }
     if redirect.is_some() && tls.is_some() {
-        return field.wrong("`redirect_to_https` is for cleartext listeners; remove `tls`");
+        return field.report("`redirect_to_https` is for cleartext listeners; remove `tls`");
     }
     if hsts.is_some() && tls.is_none() {
-        return field.wrong("browsers ignore `hsts` without TLS; give this listener a `tls` section");
+        return field.report("browsers ignore `hsts` without TLS; give this listener a `tls` section");
     }
     if tls.is_none() && !peers && redirect.is_none() && !cleartext? && !address.ip().is_loopback() {
         return field
-            .wrong(format!("cleartext is limited to loopback: give `{address}` a `tls` section, or set `cleartext: true`"));
+            .report(format!("cleartext is limited to loopback: give `{address}` a `tls` section, or set `cleartext: true`"));
     }
     let accepts = if peers { Accepts::Peers } else { Accepts::Clients };
     Some(listener::Settings { address, accepts, tls, proxy_protocol, redirect, hsts })
@@ -84,8 +85,8 @@ fn read_tls(field: &Field<'_>) -> Option<ClientTlsFiles> {
     let has_acme = !matches!(acme, Some(None));
     let certificates = match section.optional("certificates") {
         None if has_acme => Some(Vec::new()),
-        None => section.wrong("`certificates` is missing: list pairs of `certificate` and `key`, or write an `acme` section"),
-        Some(field) if field.list().is_empty() => field.wrong("list at least one certificate"),
+        None => section.report("`certificates` is missing: list pairs of `certificate` and `key`, or write an `acme` section"),
+        Some(field) if field.list().is_empty() => field.report("list at least one certificate"),
         Some(field) => field.list().iter().map(read_certificate).collect::<Option<Vec<_>>>(),
     };
     let clients = section.optional("clients").map_or(Some(None), |field| {
@@ -108,18 +109,18 @@ fn read_acme(field: &Field<'_>) -> Option<AcmeFiles> {
     let contact = section.optional("contact").map_or(Some(Vec::new()), |field| {
         let address = |field: &Field<'_>| match field.text()? {
             text if text.starts_with("mailto:") => Some(text.to_owned()),
-            text => field.wrong(format!("`{text}` is not a valid contact; write `mailto:NAME@HOST`")),
+            text => field.report(format!("`{text}` is not a valid contact; write `mailto:NAME@HOST`")),
         };
         field.one_or_many().iter().map(address).collect::<Option<Vec<_>>>()
     });
     let names = section.required("names", "list the host names of the certificate").and_then(|field| {
         let name = |field: &Field<'_>| match field.text()? {
             text if text.contains('*') => {
-                field.wrong("a wildcard name needs the ACME DNS challenge, which is not supported; list each name")
+                field.report("a wildcard name needs the ACME DNS challenge, which is not supported; list each name")
             }
             text => match rustls_pki_types::DnsName::try_from(text) {
                 Ok(_) => Some(text.to_ascii_lowercase()),
-                Err(_) => field.wrong(format!("`{text}` is not a valid host name; write a name such as `www.example.com`")),
+                Err(_) => field.report(format!("`{text}` is not a valid host name; write a name such as `www.example.com`")),
             },
         };
         field.one_or_many().iter().map(name).collect::<Option<Vec<_>>>()

@@ -105,7 +105,7 @@ fn read_cors(field: &Field<'_>) -> Option<Vec<Box<str>>> {
         let text = item.text()?;
         let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
         if !host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', '*', '@'])) {
-            return item.wrong(format!(
+            return item.report(format!(
                 "`{text}` is not a valid origin; write scheme and host without a path, such as `https://app.example.com`"
             ));
         }
@@ -189,7 +189,7 @@ fn read_admin(field: &Field<'_>, listeners: &[listener::Settings]) -> Option<adm
     if let Some(address) =
         address.filter(|address| listeners.iter().any(|other| other.address == *address && address.port() != 0))
     {
-        return field.wrong(format!("`{address}` is already used by `listen`; give the control plane a different port"));
+        return field.report(format!("`{address}` is already used by `listen`; give the control plane a different port"));
     }
     Some(admin::Settings { address: address? })
 }
@@ -234,14 +234,14 @@ fn check_peers(section: &Section<'_>, draft: &PolicyDraft<'_>, listeners: &[list
     let needs_tls = others(draft).any(|region| region.gateway.is_some())
         || listeners.iter().any(|listener| listener.accepts == Accepts::Peers);
     if needs_tls && !has_peer_tls {
-        section.wrong::<()>(
+        section.report::<()>(
             "`peer_tls` is missing: peers authenticate with certificates; give a `certificate`, `key` and `authority`",
         );
     }
     for region in others(draft).filter(|region| region.gateway.is_none() && region.url.is_none()) {
         region
             .field
-            .wrong::<()>("neither peers nor redirected clients can reach this region: give it a `gateway`, a `url` or both");
+            .report::<()>("neither peers nor redirected clients can reach this region: give it a `gateway`, a `url` or both");
     }
 }
 
@@ -250,7 +250,7 @@ fn check_ledger(section: &Section<'_>, draft: &PolicyDraft<'_>, has_ledger: bool
     use crate::decision::policy::rule::Stays;
     let crosses = draft.regions.len() > 1 && draft.classes.iter().any(|class| class.rule.stays != Stays::Anywhere);
     if crosses && !has_ledger {
-        section.wrong::<()>(
+        section.report::<()>(
             "`audit` is missing: movements of residency-bound data across borders are recorded; write \
              `audit: { directory: ledger/ }`",
         );
@@ -261,12 +261,12 @@ fn check_ledger(section: &Section<'_>, draft: &PolicyDraft<'_>, has_ledger: bool
 fn regional_path(field: &Field<'_>, local: &str) -> Option<PathBuf> {
     let path = path(field)?.to_string_lossy().replace("{region}", local);
     if path.contains(['{', '}']) {
-        return field.wrong("the only placeholder in this path is `{region}`, for the region's name; write that, or no braces");
+        return field.report("the only placeholder in this path is `{region}`, for the region's name; write that, or no braces");
     }
     Some(path.into())
 }
 
 fn path(field: &Field<'_>) -> Option<PathBuf> {
     let text = field.text()?;
-    if text.is_empty() { field.wrong("this path is empty; write a path") } else { Some(text.into()) }
+    if text.is_empty() { field.report("this path is empty; write a path") } else { Some(text.into()) }
 }

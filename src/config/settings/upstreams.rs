@@ -4,7 +4,7 @@
 use crate::transport::dial::{HttpVersion, authority_of};
 use crate::transport::proxy_protocol::Version;
 use crate::transport::tls::UpstreamFiles;
-use crate::upstreams::{Check, Circuit, Ejection, Settings, Target};
+use crate::upstreams::{Check, CircuitLimits, Ejection, Settings, Target};
 
 use super::super::draft::{PolicyDraft, RegionDraft};
 use super::super::reader::{Field, Section};
@@ -32,9 +32,9 @@ pub(super) fn read_upstreams(section: &Section<'_>, draft: &PolicyDraft<'_>) -> 
 }
 
 /// Outlier ejection and circuit breaking, which keep a failing or overloaded upstream from affecting the others.
-fn read_protection(field: &Field<'_>) -> Option<(Ejection, Circuit)> {
+fn read_protection(field: &Field<'_>) -> Option<(Ejection, CircuitLimits)> {
     let section = field.section()?;
-    let (ejection, circuit) = (Ejection::default(), Circuit::default());
+    let (ejection, circuit) = (Ejection::default(), CircuitLimits::default());
     let eject = section.optional("ejection").map_or(Some(ejection), |field| {
         let section = field.section()?;
         let after = section.optional("after").map_or(Some(u64::from(ejection.after)), |field| field.number(0, 1000));
@@ -50,14 +50,14 @@ fn read_protection(field: &Field<'_>) -> Option<(Ejection, Circuit)> {
     let (requests, queue) = (number("requests", circuit.requests, 1), number("queue", circuit.queue, 0));
     let queue_timeout = section.optional("queue_timeout").map_or(Some(circuit.queue_timeout), |field| field.duration());
     section.finish();
-    let circuit = Circuit { requests: requests?, queue: queue?, queue_timeout: queue_timeout? };
+    let circuit = CircuitLimits { requests: requests?, queue: queue?, queue_timeout: queue_timeout? };
     Some((Ejection { slow_start: slow_start?, ..eject? }, circuit))
 }
 
 fn read_targets(field: &Field<'_>) -> Option<Vec<Target>> {
     let items = field.one_or_many();
     if items.is_empty() {
-        return field.wrong("no upstream is listed; a region needs at least one");
+        return field.report("no upstream is listed; a region needs at least one");
     }
     let targets: Vec<_> = items.iter().map(read_target).collect();
     targets.into_iter().collect()
@@ -83,7 +83,7 @@ fn read_target(field: &Field<'_>) -> Option<Target> {
             // The PROXY header names one client for the whole connection, so requests of different clients cannot share it.
             HttpVersion::Http2 => {
                 return field
-                    .wrong("`proxy_protocol` needs an `http` or `https` URL, because an HTTP/2 connection serves many clients");
+                    .report("`proxy_protocol` needs an `http` or `https` URL, because an HTTP/2 connection serves many clients");
             }
             HttpVersion::Http1 | HttpVersion::Negotiated => target.http_version = HttpVersion::Http1,
         }
@@ -91,7 +91,7 @@ fn read_target(field: &Field<'_>) -> Option<Target> {
     if let Some(tls) = tls {
         let (tls, field) = tls?;
         if target.tls.is_none() {
-            return field.wrong("`tls` needs an `https` URL; change the URL, or remove `tls`");
+            return field.report("`tls` needs an `https` URL; change the URL, or remove `tls`");
         }
         target.tls = Some(tls);
     }
@@ -102,7 +102,7 @@ fn read_target(field: &Field<'_>) -> Option<Target> {
 fn read_url(field: &Field<'_>) -> Option<Target> {
     let uri = field.base_url(&["http", "https", "h2c"])?;
     if uri.path() != "/" {
-        return field.wrong("an upstream URL must not have a path; write for example `http://10.1.0.10:3000`");
+        return field.report("an upstream URL must not have a path; write for example `http://10.1.0.10:3000`");
     }
     let (http_version, tls) = match uri.scheme_str() {
         Some("https") => (HttpVersion::Negotiated, Some(UpstreamFiles::default())),
@@ -119,7 +119,7 @@ fn read_tls(field: &Field<'_>) -> Option<UpstreamFiles> {
         let name = field.text()?;
         match rustls_pki_types::ServerName::try_from(name) {
             Ok(_) => Some(Some(name.to_owned())),
-            Err(_) => field.wrong(format!("`{name}` is not a valid host name; write a name such as `app.internal`")),
+            Err(_) => field.report(format!("`{name}` is not a valid host name; write a name such as `app.internal`")),
         }
     });
     let own = section.optional("certificate").map_or(Some(None), |field| read_certificate(&field).map(Some));
@@ -145,5 +145,5 @@ fn read_health(field: &Field<'_>) -> Option<Check> {
 fn health_path<'n>(field: &Field<'n>) -> Option<&'n str> {
     let text = field.text()?;
     let fits = text.starts_with('/') && text.parse::<http::uri::PathAndQuery>().is_ok();
-    if fits { Some(text) } else { field.wrong(format!("`{text}` is not a valid path; write a path that starts with `/`")) }
+    if fits { Some(text) } else { field.report(format!("`{text}` is not a valid path; write a path that starts with `/`")) }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::directory;
-use crate::proxy::intake::{AddressSource, KeySource, unfolded};
+use crate::proxy::intake::{AddressSource, KeySource, canonical_network};
 use crate::session;
 use crate::tokens::{self, TokenLocation};
 
@@ -39,8 +39,9 @@ pub(super) fn read_users(field: &Field<'_>) -> Option<Users> {
     let uniform_refusals = section.optional("uniform_refusals").map_or(Some(false), |field| field.flag());
     section.finish();
     if !has_tokens && keys.iter().any(|key| matches!(key, KeySource::Token(_))) {
-        return field
-            .wrong("`key` reads a token, but no issuer is configured; add `token: { keys: jwks.json, issuer: …, audience: … }`");
+        return field.report(
+            "`key` reads a token, but no issuer is configured; add `token: { keys: jwks.json, issuer: …, audience: … }`",
+        );
     }
     Some(Users {
         keys,
@@ -66,7 +67,7 @@ fn read_token(field: &Field<'_>) -> Option<tokens::Settings> {
     let location = match (header, cookie) {
         (None, None) => Some(TokenLocation::Header(http::header::AUTHORIZATION)),
         (Some(location), None) | (None, Some(location)) => location,
-        (Some(_), Some(_)) => field.wrong("a token is read from one place: write `header` or `cookie`, not both"),
+        (Some(_), Some(_)) => field.report("a token is read from one place: write `header` or `cookie`, not both"),
     };
     Some(tokens::Settings {
         keys: keys?,
@@ -94,7 +95,7 @@ fn cookie_name(field: &Field<'_>) -> Option<String> {
     if token {
         Some(name.to_owned())
     } else {
-        field.wrong(format!("`{name}` is not a valid cookie name; write a name such as `uid`"))
+        field.report(format!("`{name}` is not a valid cookie name; write a name such as `uid`"))
     }
 }
 
@@ -108,14 +109,14 @@ fn read_key(field: &Field<'_>) -> Option<KeySource> {
         (Some(name), None, None) => Some(KeySource::Header(name)),
         (None, Some(name), None) => Some(KeySource::Cookie(name)),
         (None, None, Some(claim)) => Some(KeySource::Token(claim.to_owned())),
-        _ => field.wrong("write exactly one of `token: CLAIM`, `header: NAME` and `cookie: NAME`"),
+        _ => field.report("write exactly one of `token: CLAIM`, `header: NAME` and `cookie: NAME`"),
     }
 }
 
 pub(super) fn header_name(field: &Field<'_>) -> Option<http::HeaderName> {
     let text = field.text()?;
     let name = text.to_ascii_lowercase().parse().ok();
-    name.or_else(|| field.wrong(format!("`{text}` is not a valid header name; write a name such as `x-user-id`")))
+    name.or_else(|| field.report(format!("`{text}` is not a valid header name; write a name such as `x-user-id`")))
 }
 
 pub(super) fn read_client_address(field: &Field<'_>) -> Option<(Vec<IpNet>, AddressSource)> {
@@ -135,9 +136,7 @@ pub(super) fn read_client_address(field: &Field<'_>) -> Option<(Vec<IpNet>, Addr
 pub(super) fn network(field: &Field<'_>) -> Option<IpNet> {
     let text = field.text()?;
     let host = text.parse::<std::net::IpAddr>().ok().map(IpNet::from);
-    text.parse()
-        .ok()
-        .or(host)
-        .map(unfolded)
-        .or_else(|| field.wrong(format!("`{text}` is not a valid network; write a network such as `10.0.0.0/8`, or one address")))
+    text.parse().ok().or(host).map(canonical_network).or_else(|| {
+        field.report(format!("`{text}` is not a valid network; write a network such as `10.0.0.0/8`, or one address"))
+    })
 }

@@ -9,25 +9,27 @@ use super::super::home::Home;
 use super::super::policy::Policy;
 use super::super::policy::class::ClassSet;
 use super::super::verdict::Finding;
-use super::Answer;
+use super::StepResult;
 
-pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> (Finding, Answer) {
+pub(super) fn ask(facts: &Facts<'_>, policy: &Policy, classes: ClassSet) -> (Finding, StepResult) {
     match (facts.directory, facts.hint) {
         // The recorded home is not in this policy. A guess must not replace it.
         (Lookup::NotAsked, Some(record)) | (Lookup::Found(record), _) if !policy.regions.contains(record.home) => {
-            (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable))
+            (Finding::Unavailable { goes_on: false }, StepResult::End(Code::DirectoryUnavailable))
         }
         (Lookup::NotAsked | Lookup::Unavailable, Some(record)) if policy.regions.contains(record.home) => {
             let is_asked = facts.directory != Lookup::NotAsked;
-            (Finding::Hinted { home: record.home, is_asked }, Answer::Home(owned(record, Evidence::Asserted, policy)))
+            (Finding::Hinted { home: record.home, is_asked }, StepResult::Home(owned(record, Evidence::Asserted, policy)))
         }
-        (Lookup::NotAsked | Lookup::NoKey | Lookup::Unverifiable, _) => (Finding::NoKey, Answer::Next),
-        (Lookup::Absent, _) => (Finding::Absent, Answer::Next),
-        (Lookup::Unavailable, _) if may_guess(facts, policy, classes) => (Finding::Unavailable { goes_on: true }, Answer::Next),
-        (Lookup::Unavailable, _) => (Finding::Unavailable { goes_on: false }, Answer::End(Code::DirectoryUnavailable)),
+        (Lookup::NotAsked | Lookup::NoKey | Lookup::Unverifiable, _) => (Finding::NoKey, StepResult::Next),
+        (Lookup::Absent, _) => (Finding::Absent, StepResult::Next),
+        (Lookup::Unavailable, _) if may_guess(facts, policy, classes) => {
+            (Finding::Unavailable { goes_on: true }, StepResult::Next)
+        }
+        (Lookup::Unavailable, _) => (Finding::Unavailable { goes_on: false }, StepResult::End(Code::DirectoryUnavailable)),
         (Lookup::Found(record), _) => {
             let evidence = evidence_of(facts.proof);
-            (Finding::Recorded { home: record.home, evidence }, Answer::Home(owned(record, evidence, policy)))
+            (Finding::Recorded { home: record.home, evidence }, StepResult::Home(owned(record, evidence, policy)))
         }
     }
 }

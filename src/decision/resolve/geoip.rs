@@ -11,13 +11,13 @@ use super::super::facts::{Facts, Lookup};
 use super::super::policy::Policy;
 use super::super::policy::geography::Otherwise;
 use super::super::verdict::Finding;
-use super::{Answer, inferred};
+use super::{StepResult, inferred};
 
-pub(super) fn ask(facts: &Facts<'_>, policy: &Policy) -> (Finding, Answer) {
+pub(super) fn ask(facts: &Facts<'_>, policy: &Policy) -> (Finding, StepResult) {
     let inferred_there = facts.peer.filter(|statement| statement.evidence == Some(Evidence::Inferred));
     let given = inferred_there.and_then(|statement| statement.home);
     if let Some(home) = given.filter(|home| policy.regions.contains(*home)) {
-        return (Finding::Given { home }, Answer::Home(inferred(home, facts, policy)));
+        return (Finding::Given { home }, StepResult::Home(inferred(home, facts, policy)));
     }
     let place = match facts.place {
         Lookup::Found(place) => place,
@@ -25,8 +25,8 @@ pub(super) fn ask(facts: &Facts<'_>, policy: &Policy) -> (Finding, Answer) {
     };
     let finding = locate(facts.client, &place, policy);
     match home_of(finding) {
-        Some(home) => (finding, Answer::Home(inferred(home, facts, policy))),
-        None => (finding, Answer::Next),
+        Some(home) => (finding, StepResult::Home(inferred(home, facts, policy))),
+        None => (finding, StepResult::Next),
     }
 }
 

@@ -17,7 +17,7 @@ use super::policy::route::Route;
 use super::verdict::{Finding, Trail};
 
 /// The result of a step: a home, the next step, or a refusal that ends the chain.
-enum Answer {
+enum StepResult {
     Home(Home),
     Next,
     End(Code),
@@ -31,16 +31,16 @@ pub(super) fn home(facts: &Facts<'_>, policy: &Policy, route: &Route, trail: &mu
             Step::Token => token::ask(facts, policy),
             Step::GeoIp => geoip::ask(facts, policy),
             Step::Latency => {
-                (Finding::Unowned, Answer::Home(Home::Unowned { jurisdiction: jurisdiction_by_country(facts, policy) }))
+                (Finding::Unowned, StepResult::Home(Home::Unowned { jurisdiction: jurisdiction_by_country(facts, policy) }))
             }
-            Step::Region(region) => (Finding::Fixed { home: region }, Answer::Home(inferred(region, facts, policy))),
-            Step::Refuse => (Finding::Refused, Answer::End(Code::HomeUnresolved)),
+            Step::Region(region) => (Finding::Fixed { home: region }, StepResult::Home(inferred(region, facts, policy))),
+            Step::Refuse => (Finding::Refused, StepResult::End(Code::HomeUnresolved)),
         };
         trail.note(*step, finding);
         match answer {
-            Answer::Home(home) => return Ok(home),
-            Answer::Next => {}
-            Answer::End(code) => return Err(code),
+            StepResult::Home(home) => return Ok(home),
+            StepResult::Next => {}
+            StepResult::End(code) => return Err(code),
         }
     }
     Err(Code::HomeUnresolved)

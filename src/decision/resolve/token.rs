@@ -7,18 +7,18 @@ use super::super::facts::{Facts, Lookup};
 use super::super::home::Home;
 use super::super::policy::Policy;
 use super::super::verdict::Finding;
-use super::Answer;
+use super::StepResult;
 
-pub(super) fn ask(facts: &Facts<'_>, policy: &Policy) -> (Finding, Answer) {
+pub(super) fn ask(facts: &Facts<'_>, policy: &Policy) -> (Finding, StepResult) {
     match facts.token {
-        Lookup::NotAsked | Lookup::NoKey | Lookup::Unverifiable => (Finding::NoToken, Answer::Next),
-        Lookup::Absent => (Finding::NoClaim, Answer::Next),
+        Lookup::NotAsked | Lookup::NoKey | Lookup::Unverifiable => (Finding::NoToken, StepResult::Next),
+        Lookup::Absent => (Finding::NoClaim, StepResult::Next),
         // The claim names a region that is not in this policy. A guess must not replace it.
-        Lookup::Unavailable => (Finding::UnknownRegion, Answer::End(Code::HomeUnknown)),
-        Lookup::Found(home) if !policy.regions.contains(home) => (Finding::UnknownRegion, Answer::End(Code::HomeUnknown)),
+        Lookup::Unavailable => (Finding::UnknownRegion, StepResult::End(Code::HomeUnknown)),
+        Lookup::Found(home) if !policy.regions.contains(home) => (Finding::UnknownRegion, StepResult::End(Code::HomeUnknown)),
         Lookup::Found(region) => {
             let home = Home::Owned { region, evidence: Evidence::Asserted, jurisdiction: policy.jurisdiction_of(region) };
-            (Finding::Asserted { home: region }, Answer::Home(home))
+            (Finding::Asserted { home: region }, StepResult::Home(home))
         }
     }
 }

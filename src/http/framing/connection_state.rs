@@ -32,7 +32,7 @@ pub struct ConnectionState {
     reader: RefCell<Option<Waker>>,
     lingers: Cell<bool>,
     /// Notified when the connection must close at once.
-    pub cut: Notify,
+    pub abort: Notify,
     /// Notified when the last request in flight has ended.
     pub idle: Notify,
     /// Notified when a request begins.

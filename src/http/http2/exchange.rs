@@ -46,7 +46,7 @@ impl Exchange {
     }
 
     /// Returns a function that aborts the task of this request, in any state.
-    pub fn cutter(&self) -> Box<dyn Fn()> {
+    pub fn abort_handle(&self) -> Box<dyn Fn()> {
         let task = self.task.get().cloned();
         Box::new(move || task.iter().for_each(AbortHandle::abort))
     }

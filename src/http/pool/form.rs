@@ -8,7 +8,7 @@ use http::{HeaderMap, Request, Uri, Version};
 use http_body::Body as _;
 
 use super::super::body::Body;
-use super::super::tunnel::{CONNECT, accept_of, fresh_key};
+use super::super::tunnel::{CONNECT, fresh_key, websocket_accept};
 
 /// Origin form with `Host`, for HTTP/1.1.
 pub(super) fn for_http1(request: &mut Request<Body>) -> Option<()> {
@@ -62,7 +62,7 @@ pub(super) fn for_upgrade(request: &mut Request<Body>, protocol: &str) -> Option
     let key = fresh_key();
     headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::from_str(&key).ok()?);
     headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-    Some(Some(accept_of(key.as_bytes())))
+    Some(Some(websocket_accept(key.as_bytes())))
 }
 
 /// Whether a 101 response agrees to the requested protocol.

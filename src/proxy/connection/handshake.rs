@@ -143,8 +143,8 @@ fn refused<T>(worker: &Worker, reason: &'static str, why: &str) -> Option<T> {
 fn warn_of_peer(worker: &Worker, why: &str) {
     worker.metrics.connection_refused("peer");
     let now = std::time::Instant::now();
-    if worker.warned.get().is_none_or(|before| now - before >= Duration::from_secs(1)) {
-        worker.warned.set(Some(now));
+    if worker.peer_warned_at.get().is_none_or(|before| now - before >= Duration::from_secs(1)) {
+        worker.peer_warned_at.set(Some(now));
         tracing::warn!(why, "peer connection refused");
     }
 }

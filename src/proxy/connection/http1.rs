@@ -65,7 +65,7 @@ pub(super) async fn serve(
     let ended = tokio::select! {
         ended = ended => ended,
         // Cutting off the response ends the connection.
-        () = connection_state.cut.notified() => return,
+        () = connection_state.abort.notified() => return,
     };
     match ended {
         Ok(()) => {

@@ -78,7 +78,7 @@ pub(super) fn read_address(text: &str) -> Option<IpAddr> {
 }
 
 /// Converts a network of IPv4-mapped IPv6 addresses to an IPv4 network, because addresses are compared in that form.
-pub fn unfolded(network: IpNet) -> IpNet {
+pub fn canonical_network(network: IpNet) -> IpNet {
     match network {
         IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.addr().to_ipv4_mapped() {
             Some(address) => IpNet::new(address.into(), v6.prefix_len() - 96).unwrap_or(network),
@@ -122,7 +122,7 @@ pub(super) fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
 /// Whether the hop that accepted the client's connection reports HTTPS. Reads only the header that trusted hops are
 /// configured to write: the element at the position of the client's address, or the leftmost one if there are fewer
 /// elements.
-pub(super) fn came_by_https(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> bool {
+pub(super) fn client_used_https(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> bool {
     let (_, position) = find(headers, remote, settings);
     let proto = match settings.source {
         AddressSource::Forwarded => {

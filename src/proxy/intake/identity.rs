@@ -28,7 +28,7 @@ pub struct Verifiers<'a> {
 
 /// A credential as a request presents it.
 #[derive(PartialEq, Eq, Debug)]
-enum Presented<'h> {
+enum PresentedToken<'h> {
     Nothing,
     Token(&'h str),
     /// A token in an invalid form: presented twice, in a list, or with other whitespace than one space after `Bearer`.
@@ -63,14 +63,14 @@ impl Verifiers<'_> {
     fn credential(&self, headers: &HeaderMap, tokens: &Arc<Tokens>) -> (Option<Arc<Verified>>, Credential) {
         let (found, has_other) = presented(headers, &tokens.settings.location);
         let text = match found {
-            Presented::Nothing if has_other => return (None, Credential::Unread),
-            Presented::Nothing => return (None, Credential::Absent),
-            Presented::Other => return (None, Credential::Unread),
-            Presented::Malformed => {
+            PresentedToken::Nothing if has_other => return (None, Credential::Unread),
+            PresentedToken::Nothing => return (None, Credential::Absent),
+            PresentedToken::Other => return (None, Credential::Unread),
+            PresentedToken::Malformed => {
                 self.metrics.token(tokens::Fault::Malformed.as_str());
                 return (None, Credential::Unverifiable);
             }
-            Presented::Token(text) => text,
+            PresentedToken::Token(text) => text,
         };
         let outcome = self.tokens.borrow_mut().verify(tokens, text, self.now);
         self.metrics.token(match &outcome {
@@ -88,7 +88,7 @@ impl Verifiers<'_> {
 }
 
 /// The token at the configured location, and whether `Authorization` contains another credential that the app may read.
-fn presented<'h>(headers: &'h HeaderMap, location: &'h TokenLocation) -> (Presented<'h>, bool) {
+fn presented<'h>(headers: &'h HeaderMap, location: &'h TokenLocation) -> (PresentedToken<'h>, bool) {
     let found = match location {
         TokenLocation::Cookie(name) => in_cookie(headers, name),
         TokenLocation::Header(name) => in_header(headers, name),
@@ -97,39 +97,39 @@ fn presented<'h>(headers: &'h HeaderMap, location: &'h TokenLocation) -> (Presen
     (found, is_elsewhere && headers.get_all(AUTHORIZATION).iter().any(|value| !value.is_empty()))
 }
 
-fn in_cookie<'h>(headers: &'h HeaderMap, name: &'h str) -> Presented<'h> {
+fn in_cookie<'h>(headers: &'h HeaderMap, name: &'h str) -> PresentedToken<'h> {
     let mut values = user::cookies(headers, name).filter(|value| !value.is_empty());
     match (values.next().map(std::str::from_utf8), values.next()) {
-        (None, _) => Presented::Nothing,
-        (Some(Ok(token)), None) if is_compact(token) => Presented::Token(token),
-        (Some(_), _) => Presented::Malformed,
+        (None, _) => PresentedToken::Nothing,
+        (Some(Ok(token)), None) if is_compact(token) => PresentedToken::Token(token),
+        (Some(_), _) => PresentedToken::Malformed,
     }
 }
 
 /// `NAME: Bearer TOKEN` (RFC 6750 section 2.1), or the token alone.
-fn in_header<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> Presented<'h> {
+fn in_header<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> PresentedToken<'h> {
     let mut values = headers.get_all(name).iter();
     let (first, second) = (values.next(), values.next());
-    let Some(first) = first else { return Presented::Nothing };
+    let Some(first) = first else { return PresentedToken::Nothing };
     if second.is_some() {
-        return Presented::Malformed;
+        return PresentedToken::Malformed;
     }
-    let Ok(value) = first.to_str() else { return Presented::Malformed };
+    let Ok(value) = first.to_str() else { return PresentedToken::Malformed };
     if value.is_empty() {
-        return Presented::Nothing;
+        return PresentedToken::Nothing;
     }
     let scheme_end = value.bytes().position(|byte| !byte.is_ascii_alphanumeric() && byte != b'-').unwrap_or(value.len());
     let (scheme, rest) = value.split_at(scheme_end);
     if scheme.eq_ignore_ascii_case("bearer") {
         return match rest.strip_prefix(' ') {
-            Some(token) if is_compact(token) => Presented::Token(token),
-            _ => Presented::Malformed,
+            Some(token) if is_compact(token) => PresentedToken::Token(token),
+            _ => PresentedToken::Malformed,
         };
     }
     if is_compact(value) {
-        return Presented::Token(value);
+        return PresentedToken::Token(value);
     }
-    Presented::Other
+    PresentedToken::Other
 }
 
 /// Whether a text has the form of a compact JWS (RFC 7515 section 3.1): three parts of base64url.
@@ -213,10 +213,10 @@ mod tests {
                 headers.append(AUTHORIZATION, value.parse().unwrap());
             }
             match presented(&headers, &TokenLocation::Header(AUTHORIZATION)).0 {
-                Presented::Nothing => "nothing",
-                Presented::Token("a.b.c") => "token",
-                Presented::Token(_) | Presented::Malformed => "malformed",
-                Presented::Other => "other",
+                PresentedToken::Nothing => "nothing",
+                PresentedToken::Token("a.b.c") => "token",
+                PresentedToken::Token(_) | PresentedToken::Malformed => "malformed",
+                PresentedToken::Other => "other",
             }
         };
         for (values, found) in [
@@ -244,12 +244,12 @@ mod tests {
     fn a_credential_beside_the_token_cookie_is_another_credential() {
         let mut headers = HeaderMap::new();
         let location = TokenLocation::Cookie("session".into());
-        assert_eq!(presented(&headers, &location), (Presented::Nothing, false));
+        assert_eq!(presented(&headers, &location), (PresentedToken::Nothing, false));
         headers.insert(AUTHORIZATION, "Basic dXNlcjpwYXNz".parse().unwrap());
-        assert_eq!(presented(&headers, &location), (Presented::Nothing, true));
+        assert_eq!(presented(&headers, &location), (PresentedToken::Nothing, true));
         headers.insert(COOKIE, "session=a.b.c".parse().unwrap());
-        assert_eq!(presented(&headers, &location), (Presented::Token("a.b.c"), true));
+        assert_eq!(presented(&headers, &location), (PresentedToken::Token("a.b.c"), true));
         headers.append(COOKIE, "session=d.e.f".parse().unwrap());
-        assert_eq!(presented(&headers, &location), (Presented::Malformed, true));
+        assert_eq!(presented(&headers, &location), (PresentedToken::Malformed, true));
     }
 }

@@ -31,7 +31,7 @@ use crate::peer::{Envelope, fields};
 use super::headers::normalized_name;
 use super::{Limits, Snapshot};
 
-pub use client::unfolded;
+pub use client::canonical_network;
 pub use identity::{Verifiers, forward_identity};
 pub use upgrade::Upgrade;
 
@@ -175,7 +175,7 @@ fn check_message(parts: &Parts, arrival: &Arrival, limits: &Limits) -> Result<()
 }
 
 fn read_upgrade(parts: &mut Parts, policy: &Policy) -> Result<Option<Upgrade>, Code> {
-    let upgrade = upgrade::wanted(parts)?;
+    let upgrade = upgrade::requested_upgrade(parts)?;
     let is_connect = upgrade.as_ref().is_some_and(Upgrade::is_connect);
     if is_connect && !opens_connect(policy) {
         return Err(Code::MethodNotAllowed);
@@ -217,7 +217,8 @@ impl OriginatingClient {
             return Self { address: envelope.client, is_https: envelope.is_https, is_from_trusted_hop: false };
         }
         let is_from_trusted_hop = settings.trust.iter().any(|network| network.contains(&arrival.remote));
-        let is_https = arrival.is_tls || (is_from_trusted_hop && client::came_by_https(&parts.headers, arrival.remote, settings));
+        let is_https =
+            arrival.is_tls || (is_from_trusted_hop && client::client_used_https(&parts.headers, arrival.remote, settings));
         Self { address: client::address(&parts.headers, arrival.remote, settings), is_https, is_from_trusted_hop }
     }
 }
@@ -263,7 +264,7 @@ fn read_envelope(headers: &HeaderMap) -> Result<Envelope, Code> {
 impl Settings {
     /// Whether a header field is configured to contain the user or the client's address, in any spelling, such as
     /// `x_user_id` for `x-user-id`.
-    pub fn names_a_client(&self, field: &str) -> bool {
+    pub fn is_identity_header(&self, field: &str) -> bool {
         let field = normalized_name(field);
         let is = |name: &HeaderName| normalized_name(name.as_str()) == field;
         let by_key = self.keys.iter().any(|key| matches!(key, KeySource::Header(name) if is(name)));
@@ -275,8 +276,11 @@ impl Settings {
 /// From a trusted hop, the header that names the user is kept in the spelling that was read.
 fn strip_user_headers(headers: &mut HeaderMap, is_trusted: bool, settings: &Settings) {
     let is_read = |name: &HeaderName| settings.keys.iter().any(|key| matches!(key, KeySource::Header(key) if key == name));
-    let forged: Vec<HeaderName> =
-        headers.keys().filter(|name| settings.names_a_client(name.as_str()) && !(is_trusted && is_read(name))).cloned().collect();
+    let forged: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| settings.is_identity_header(name.as_str()) && !(is_trusted && is_read(name)))
+        .cloned()
+        .collect();
     for name in forged {
         headers.remove(name);
     }

@@ -99,7 +99,7 @@ fn the_hop_that_accepted_the_client_reports_its_scheme() {
         }
         let trust = vec!["10.0.0.0/8".parse().unwrap()];
         let settings = Settings { trust, source: source.clone(), keys: vec![] };
-        client::came_by_https(&headers, "10.0.0.1".parse().unwrap(), &settings)
+        client::client_used_https(&headers, "10.0.0.1".parse().unwrap(), &settings)
     };
     let (by_x, by_forwarded) = (("x-forwarded-proto", "http, https"), ("forwarded", "for=a;proto=http, for=b; Proto=\"HTTPS\""));
     assert!(is_https(&XForwardedFor, &[by_x]) && !is_https(&XForwardedFor, &[by_forwarded]));
@@ -274,7 +274,7 @@ fn addresses_are_read_as_hops_write_them() {
                 let ranges = case["trusted_ranges"].as_array().cloned().unwrap_or_default();
                 let network = |text: &str| text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
                 let mut trust: Vec<IpNet> =
-                    ranges.iter().filter_map(|range| network(range.as_str().unwrap())).map(unfolded).collect();
+                    ranges.iter().filter_map(|range| network(range.as_str().unwrap())).map(canonical_network).collect();
                 let load_balancer: IpAddr = "192.0.2.255".parse().unwrap();
                 trust.push(load_balancer.into());
                 let settings = Settings { trust: trust.clone(), source, keys: vec![] };

@@ -30,7 +30,7 @@ impl Upgrade {
 }
 
 /// The upgrade that a request asks for; `None` if there is none, or if a server may ignore it.
-pub(super) fn wanted(parts: &Parts) -> Result<Option<Upgrade>, Code> {
+pub(super) fn requested_upgrade(parts: &Parts) -> Result<Option<Upgrade>, Code> {
     if parts.method == Method::CONNECT {
         let protocol = parts.extensions.get::<Protocol>().map(|protocol| protocol.as_str().to_ascii_lowercase());
         return match protocol {

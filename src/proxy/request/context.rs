@@ -23,7 +23,7 @@ use super::super::intake::Intake;
 use super::super::reply::{self, Recipient};
 use super::super::worker::Worker;
 use super::log::RequestLog;
-use super::pacing::Call;
+use super::timeouts::GrpcCall;
 
 /// The worker, the snapshot, the connection and the log of one request.
 pub(super) struct Context {
@@ -33,8 +33,8 @@ pub(super) struct Context {
     pub connection: Rc<ConnectionContext>,
     pub channel: ResponseChannel,
     pub log: RequestLog,
-    /// Present for a client's gRPC call: refusals are then sent as gRPC statuses.
-    pub call: Option<Call>,
+    /// Present for a client's gRPC grpc_call: refusals are then sent as gRPC statuses.
+    pub grpc_call: Option<GrpcCall>,
     pub has_body: bool,
     /// An app server or a peer may have received the request.
     pub may_have_arrived: bool,
@@ -52,7 +52,7 @@ impl Context {
         let (snapshot, arrival) = (worker.snapshot(), connection.arrival);
         Self {
             log: RequestLog::open(&worker, &snapshot, arrival, &parts.method),
-            call: Call::of(parts).filter(|_| arrival.ingress == Ingress::Client),
+            grpc_call: GrpcCall::of(parts).filter(|_| arrival.ingress == Ingress::Client),
             has_body,
             may_have_arrived: false,
             is_http1: parts.version < Version::HTTP_2,
@@ -107,7 +107,7 @@ impl Context {
         let shown = if self.is_uniform(question) { uniform(code) } else { code };
         let recipient = Recipient {
             request_id: &self.log.id,
-            grpc: self.call.as_ref().map(|call| &call.kind),
+            grpc: self.grpc_call.as_ref().map(|call| &call.kind),
             is_peer: self.is_peer(),
             is_http1: self.is_http1,
             // The proxy does not read the body of a refused request, and cannot read on after a malformed head.
@@ -151,12 +151,12 @@ impl Context {
     pub fn ended_code(&self, intake: &Intake) -> Code {
         let is_whole = !self.has_body || (self.log.request_body.has_ended() && self.log.request_body.failure.get().is_none());
         let may_stand = !intake.question.is_read && self.may_have_arrived && is_whole;
-        if may_stand { Code::AnswerWithheld } else { Code::NoLongerCleared }
+        if may_stand { Code::ResponseWithheld } else { Code::NoLongerCleared }
     }
 
     /// The time after which the client of a gRPC call no longer waits for a response.
-    pub fn call_deadline(&self) -> Option<Instant> {
-        self.call.as_ref()?.deadline
+    pub fn grpc_deadline(&self) -> Option<Instant> {
+        self.grpc_call.as_ref()?.deadline
     }
 }
 

@@ -7,10 +7,10 @@
 mod attempts;
 mod context;
 mod hint;
-mod interim;
+mod informational;
 mod log;
-mod pacing;
 mod response;
+mod timeouts;
 mod tunnel;
 
 use std::rc::Rc;
@@ -45,10 +45,10 @@ use super::{Snapshot, headers, reply};
 use attempts::Forwarding;
 use attempts::forward::AttemptOptions;
 use context::Context;
-use interim::Interim;
-use pacing::Pacing;
+use informational::InformationalResponses;
+use timeouts::MessageTimeouts;
 
-pub use pacing::response_idle_timeout;
+pub use timeouts::response_idle_timeout;
 
 /// The maximum number of Domicile proxies in `Via` that a request may have passed before. A request with more is in a loop.
 const MAX_PASSES_OF_CLIENT: usize = 1;
@@ -63,8 +63,11 @@ pub async fn handle(
 ) -> Response<Body> {
     let is_head = request.method() == Method::HEAD;
     let hsts = connection.options.hsts.clone();
-    let mut response =
-        if is_probe(&connection, &request) { answer_probe(&worker) } else { serve(worker, connection, channel, request).await };
+    let mut response = if is_probe(&connection, &request) {
+        respond_to_probe(&worker)
+    } else {
+        serve(worker, connection, channel, request).await
+    };
     if is_head {
         drop_body(&mut response);
     }
@@ -99,7 +102,7 @@ async fn serve(
     }
     let judged = context.judge(&intake).await;
     let itinerary = match judged.decision.verdict.clone() {
-        _ if intake.is_peer_question => return answer_question(context, &intake, &judged),
+        _ if intake.is_peer_question => return respond_to_question(context, &intake, &judged),
         Verdict::Proceed(itinerary) => itinerary,
         Verdict::Redirect(region) => return redirect(context, &intake, &judged, region, &parts),
         Verdict::Refuse(code) => return refuse_or_answer_preflight(context, &intake, code, &parts.headers),
@@ -133,7 +136,7 @@ fn own_response(context: &Context, intake: &Intake, parts: &Parts) -> Option<Res
     if let Some(answer) = challenge.and_then(|(challenges, token)| challenges.answer_to(token)) {
         return Some(Response::new(Body::whole(answer)));
     }
-    let port = options.redirect.filter(|_| context.call.is_none())?;
+    let port = options.redirect.filter(|_| context.grpc_call.is_none())?;
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     reply::to_https(&question.host, port, target)
 }
@@ -142,7 +145,7 @@ fn own_response(context: &Context, intake: &Intake, parts: &Parts) -> Option<Res
 /// does not cover, or in a loop.
 fn guard(context: &Context, intake: &Intake, parts: &Parts) -> Result<(), Code> {
     if context.connection.options.redirect.is_some() {
-        return Err(if context.call.is_some() { Code::RouteNone } else { Code::RequestMalformed });
+        return Err(if context.grpc_call.is_some() { Code::RouteNone } else { Code::RequestMalformed });
     }
     let site = context.connection.site.as_ref();
     if site.is_some_and(|site| !site.may_serve(&intake.question.host, &context.snapshot.sites)) {
@@ -153,10 +156,10 @@ fn guard(context: &Context, intake: &Intake, parts: &Parts) -> Result<(), Code> 
 }
 
 /// Responds to a peer that asks whether this region accepts a request.
-fn answer_question(context: Context, intake: &Intake, judged: &Judged) -> Response<Body> {
+fn respond_to_question(context: Context, intake: &Intake, judged: &Judged) -> Response<Body> {
     match judged.decision.refusal() {
         Some(code) => context.refuse(code, Some(&intake.question)),
-        None => context.finish(reply::bare(StatusCode::NO_CONTENT)),
+        None => context.finish(reply::status_only(StatusCode::NO_CONTENT)),
     }
 }
 
@@ -164,7 +167,7 @@ fn answer_question(context: Context, intake: &Intake, judged: &Judged) -> Respon
 fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId, parts: &Parts) -> Response<Body> {
     // Browsers do not follow a redirect of a preflight, gRPC clients follow no redirects, and a uniform refusal must not
     // reveal the region.
-    if intake.preflight.is_some() || context.call.is_some() || context.is_uniform(Some(&intake.question)) {
+    if intake.preflight.is_some() || context.grpc_call.is_some() || context.is_uniform(Some(&intake.question)) {
         return refuse_or_answer_preflight(context, intake, Code::CarrierNotCleared, &parts.headers);
     }
     let url = context.snapshot.urls.get(&region);
@@ -194,7 +197,7 @@ async fn forward(
     lease: &Rc<Lease>,
     itinerary: Itinerary,
     (parts, body): (Parts, Body),
-) -> Result<attempts::Served, Code> {
+) -> Result<attempts::RegionResponse, Code> {
     let limits = context.snapshot.limits;
     let route = route_of(&judged.decision.trail, judged.moment.policy()).expect("a request that proceeds has a route");
     let most_bytes = route.body.unwrap_or(limits.body);
@@ -202,22 +205,22 @@ async fn forward(
         return Err(Code::BodyTooLarge);
     }
     check_upgrade(context, intake, route)?;
-    let pacing = Pacing::of_request(parts.version, &parts.headers, &limits);
+    let timeouts = MessageTimeouts::of_request(parts.version, &parts.headers, &limits);
     let takes_informational = parts.version >= Version::HTTP_11;
     if context.has_body && parts.headers.contains_key(EXPECT) {
         context.channel.send_continue();
     }
-    let body = outgoing_body(context, lease, body, &pacing, most_bytes);
+    let body = outgoing_body(context, lease, body, &timeouts, most_bytes);
     let mut request = outgoing_request(context, intake, parts, body);
-    let interim = takes_informational.then(|| Interim::of(&mut request, context.channel.clone()));
+    let interim = takes_informational.then(|| InformationalResponses::of(&mut request, context.channel.clone()));
     let (connection, request_body) = (Rc::clone(&context.connection), Rc::clone(&context.log.request_body));
-    let total_timeout = if context.has_body { pacing.deadline } else { Some(pacing.request_timeout) };
+    let total_timeout = if context.has_body { timeouts.deadline } else { Some(timeouts.request_timeout) };
     let upgrade = intake.upgrade.as_ref().map(|upgrade| upgrade.protocol.clone());
     let options = AttemptOptions {
         deadline: total_timeout.map(|timeout| context.log.started + timeout),
-        response_timeout: pacing.response_timeout,
-        idle_timeout: pacing.idle,
-        is_callers_deadline: pacing.deadline.is_some(),
+        response_timeout: timeouts.response_timeout,
+        idle_timeout: timeouts.idle,
+        is_client_deadline: timeouts.deadline.is_some(),
         body: &request_body,
         upgrade: upgrade.as_deref(),
         client: connection.arrival.client(intake.question.client),
@@ -228,7 +231,7 @@ async fn forward(
     let forwarding = Forwarding { context, intake, lease, options, user };
     let work = std::pin::pin!(forwarding.run(itinerary, request));
     match interim {
-        Some(interim) => interim.during(work, lease).await,
+        Some(interim) => interim.relay_during(work, lease).await,
         None => work.await,
     }
 }
@@ -246,17 +249,17 @@ fn check_upgrade(context: &Context, intake: &mut Intake, route: &Route) -> Resul
 }
 
 /// The body of the forwarded request: counted, limited, and aborted when the request is no longer cleared.
-fn outgoing_body(context: &Context, lease: &Rc<Lease>, body: Body, pacing: &Pacing, most_bytes: u64) -> Body {
+fn outgoing_body(context: &Context, lease: &Rc<Lease>, body: Body, timeouts: &MessageTimeouts, most_bytes: u64) -> Body {
     if !context.has_body {
         return Body::empty();
     }
     let snapshot = Arc::clone(&context.snapshot);
     // The target is not known yet, so tracing fields are always removed from the trailers.
     let is_unwanted = move |name: &str| {
-        snapshot.intake.names_a_client(name) || headers::is_tracing(name) || name.eq_ignore_ascii_case("traceparent")
+        snapshot.intake.is_identity_header(name) || headers::is_tracing(name) || name.eq_ignore_ascii_case("traceparent")
     };
     let scrub = move |trailers: &mut HeaderMap| headers::scrub_trailers(trailers, &is_unwanted);
-    let metered = Metered::new(body, pacing.allowance(most_bytes), Rc::clone(&context.log.request_body));
+    let metered = Metered::new(body, timeouts.request_limits(most_bytes), Rc::clone(&context.log.request_body));
     Body::streamed(metered.scrubbed(scrub).with_lease(Rc::clone(lease)))
 }
 
@@ -299,15 +302,15 @@ fn is_probe(connection: &ConnectionContext, request: &Request<Body>) -> bool {
 }
 
 /// Responds to a peer's probe with the state of this region.
-fn answer_probe(worker: &Worker) -> Response<Body> {
+fn respond_to_probe(worker: &Worker) -> Response<Body> {
     let snapshot = worker.snapshot();
-    let mut response = reply::bare(StatusCode::NO_CONTENT);
-    report_of(&snapshot, worker.is_draining()).write(response.headers_mut());
+    let mut response = reply::status_only(StatusCode::NO_CONTENT);
+    region_report(&snapshot, worker.is_draining()).write(response.headers_mut());
     response
 }
 
 /// The state of this region, for probes.
-pub fn report_of(snapshot: &Snapshot, is_draining: bool) -> Report {
+pub fn region_report(snapshot: &Snapshot, is_draining: bool) -> Report {
     Report {
         is_draining,
         is_serving: snapshot.upstreams.any_up(),

@@ -25,10 +25,10 @@ use super::super::delivery::{Delivery, DeliveryLimits};
 use super::super::ingress::ResponseChannel;
 use super::super::intake::Intake;
 use super::super::{headers, reply};
-use super::attempts::Served;
-use super::attempts::forward::{Hold, Rest};
+use super::attempts::RegionResponse;
+use super::attempts::forward::{ResponseCounters, Rest};
 use super::context::Context;
-use super::pacing::Pacing;
+use super::timeouts::MessageTimeouts;
 use super::{hint, tunnel};
 
 /// Relays a response to the client or peer that sent the request.
@@ -37,7 +37,7 @@ pub(super) async fn relay(
     intake: Intake,
     judged: Judged,
     lease: Rc<Lease>,
-    (region, response): Served,
+    (region, response): RegionResponse,
     admitted: Admitted,
 ) -> Response<Body> {
     context.log.served_by = Some(region);
@@ -46,7 +46,7 @@ pub(super) async fn relay(
     context.log.code = response.code().filter(|_| region != local);
     // The owner's refusal is a plain HTTP response, which a gRPC client does not understand. It also depends on the
     // user's record, which a uniform refusal must not.
-    let rewrites = context.call.is_some() || context.is_uniform(Some(&intake.question));
+    let rewrites = context.grpc_call.is_some() || context.is_uniform(Some(&intake.question));
     if let Some(code) = context.log.code.filter(|_| rewrites) {
         return context.refuse(code, Some(&intake.question));
     }
@@ -87,7 +87,7 @@ async fn clear(
     region: RegionId,
     response: &http::HeaderMap,
 ) -> Result<Vec<Box<str>>, Code> {
-    let refusal = if intake.question.is_read { Code::AnswerNotCleared } else { Code::AnswerWithheld };
+    let refusal = if intake.question.is_read { Code::ResponseNotCleared } else { Code::ResponseWithheld };
     let labels = labels_of(response).ok_or(refusal)?;
     let mut is_labelled = false;
     loop {
@@ -104,7 +104,7 @@ async fn clear(
         if region == lease.moment().policy().local {
             let recorded = context.registrar(intake, user).record_label(lease, before.classes).await;
             // The upstream has already made the write, so the code must not invite the client to repeat it.
-            recorded.map_err(|code| if intake.question.is_read { code } else { Code::AnswerWithheld })?;
+            recorded.map_err(|code| if intake.question.is_read { code } else { Code::ResponseWithheld })?;
         }
         // The moment may have changed while the request was judged again, or while the ledger was written.
         if lease.is_current(&context.worker.moment()) {
@@ -162,13 +162,13 @@ fn outgoing_body(
     lease: Rc<Lease>,
     head: &mut http::response::Parts,
     body: Body,
-    hold: Hold,
+    hold: ResponseCounters,
     admitted: Admitted,
 ) -> Body {
-    let pacing = Pacing::of_response(&head.headers, &context.snapshot.limits);
-    let delivery = delivery(&context, &pacing);
+    let timeouts = MessageTimeouts::of_response(&head.headers, &context.snapshot.limits);
+    let delivery = delivery(&context, &timeouts);
     let progress = Rc::clone(&context.log.response_body);
-    let body = match context.call_deadline() {
+    let body = match context.grpc_deadline() {
         Some(deadline) if !body.is_end_stream() => {
             head.headers.remove(CONTENT_LENGTH);
             let trailers = reply::call_trailers(Code::DeadlineExceeded);
@@ -176,7 +176,7 @@ fn outgoing_body(
         }
         _ => body,
     };
-    let mut body = Metered::new(body, pacing.allowance_of_response(), Rc::clone(&progress));
+    let mut body = Metered::new(body, timeouts.response_limits(), Rc::clone(&progress));
     if let Some(delivery) = delivery {
         body = body.with_delivery(delivery);
     }
@@ -191,13 +191,13 @@ fn outgoing_body(
 }
 
 /// Monitors how fast a client reads. `None` for a peer, which monitors its own clients.
-fn delivery(context: &Context, pacing: &Pacing) -> Option<Rc<Delivery>> {
+fn delivery(context: &Context, timeouts: &MessageTimeouts) -> Option<Rc<Delivery>> {
     if context.is_peer() {
         return None;
     }
     let owns_connection = matches!(context.channel, ResponseChannel::Connection(_));
-    let limits = DeliveryLimits { idle_timeout: pacing.idle, min_rate: pacing.client_pace(), owns_connection };
+    let limits = DeliveryLimits { idle_timeout: timeouts.idle, min_rate: timeouts.client_min_rate(), owns_connection };
     let tcp_info = context.connection.tcp_info.clone();
     let acknowledged = Box::new(move || tcp_info.acknowledged());
-    Some(context.worker.deliveries.watch(limits, acknowledged, context.channel.cutter()))
+    Some(context.worker.deliveries.watch(limits, acknowledged, context.channel.abort_handle()))
 }

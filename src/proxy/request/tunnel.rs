@@ -19,7 +19,7 @@ use super::super::body::BodyFailure;
 use super::super::headers;
 use super::super::ingress::ResponseChannel;
 use super::super::intake::{Intake, Upgrade};
-use super::attempts::forward::Hold;
+use super::attempts::forward::ResponseCounters;
 use super::context::Context;
 
 /// Accepts the upgrade towards the client, and relays bytes between the client and the server.
@@ -28,7 +28,7 @@ pub(super) fn open(
     intake: &Intake,
     upgrade: &Upgrade,
     (head, server): (Parts, Wire),
-    hold: Hold,
+    hold: ResponseCounters,
     lease: Rc<Lease>,
     admitted: Admitted,
 ) -> Response<Body> {
@@ -66,12 +66,12 @@ fn write_upgrade_fields(headers: &mut HeaderMap, upgrade: &Upgrade) -> Option<()
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_str(&upgrade.protocol).ok()?);
     if let Some(key) = &upgrade.key {
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(&tunnel::accept_of(key.as_bytes())).ok()?);
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(&tunnel::websocket_accept(key.as_bytes())).ok()?);
     }
     Some(())
 }
 
-async fn run(mut context: Context, client: Wire, server: Wire, hold: Hold, lease: Rc<Lease>) {
+async fn run(mut context: Context, client: Wire, server: Wire, hold: ResponseCounters, lease: Rc<Lease>) {
     let traffic = Rc::new(Traffic::default());
     let idle = context.snapshot.limits.tunnel_idle;
     let failure = tokio::select! {

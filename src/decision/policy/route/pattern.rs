@@ -194,12 +194,12 @@ impl Segment {
 
 impl Pattern {
     /// Whether this pattern matches every host and path that `other` matches, regardless of methods.
-    pub fn covers_place_of(&self, other: &Self) -> bool {
+    pub fn covers_target_of(&self, other: &Self) -> bool {
         self.host.covers(&other.host) && self.path.covers(&other.path)
     }
 
     /// Whether there is a host and path that both patterns match, regardless of methods.
-    pub fn overlaps_place_of(&self, other: &Self) -> bool {
+    pub fn overlaps_target_of(&self, other: &Self) -> bool {
         self.host.overlaps(&other.host) && self.path.overlaps(&other.path)
     }
 }

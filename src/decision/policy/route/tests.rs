@@ -82,7 +82,7 @@ fn matching_agrees_with_trying_every_route_in_turn() {
                 methods: MethodSet::NONE.with(method),
             };
             let slow =
-                routes.iter().position(|route| route.pattern.covers_place_of(&exact) && route.pattern.methods.contains(method));
+                routes.iter().position(|route| route.pattern.covers_target_of(&exact) && route.pattern.methods.contains(method));
             assert_eq!(find(&table, method, host, &path).0, slow, "{method:?} {host}{path} in {routes:#?}");
         }
     }

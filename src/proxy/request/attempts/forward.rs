@@ -30,7 +30,7 @@ pub(in crate::proxy::request) struct Response {
     pub head: Parts,
     pub rest: Rest,
     /// Dropping it reports the end of the request to the load balancer.
-    pub hold: Hold,
+    pub hold: ResponseCounters,
 }
 
 /// The part of a response after its head.
@@ -40,7 +40,7 @@ pub(in crate::proxy::request) enum Rest {
 }
 
 impl Response {
-    fn of(reply: Reply, hold: Hold) -> Self {
+    fn of(reply: Reply, hold: ResponseCounters) -> Self {
         match reply {
             Reply::Answered(response) => {
                 let (head, body) = response.into_parts();
@@ -65,7 +65,7 @@ impl Response {
 
 /// The counters that a response holds until it ends.
 #[expect(dead_code, reason = "dropping them decrements the counters")]
-pub(in crate::proxy::request) enum Hold {
+pub(in crate::proxy::request) enum ResponseCounters {
     Upstream(Outstanding, Option<InFlight>),
     Peer(InFlight),
 }
@@ -75,14 +75,14 @@ pub(in crate::proxy::request) struct Failure {
     pub code: Code,
     pub sent: Sent,
     /// The request, if it may be sent again.
-    pub again: Option<Request<Body>>,
+    pub retry: Option<Request<Body>>,
 }
 
 /// Whether a failed attempt sent any part of the request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::proxy::request) enum Sent {
     Nothing,
-    Something,
+    Partly,
 }
 
 /// Whether another attempt may follow a failed one. If nothing was sent, another attempt is always safe. A read that
@@ -93,7 +93,7 @@ pub(in crate::proxy::request) fn may_retry(sent: Sent, is_read: bool, has_budget
     }
     match sent {
         Sent::Nothing => true,
-        Sent::Something => is_read && has_budget,
+        Sent::Partly => is_read && has_budget,
     }
 }
 
@@ -107,7 +107,7 @@ pub(in crate::proxy::request) struct AttemptOptions<'a> {
     /// How long a chunk of the request's body may wait to be sent.
     pub idle_timeout: Duration,
     /// The client set the deadline, so a timeout is not counted as a failure of the upstream.
-    pub is_callers_deadline: bool,
+    pub is_client_deadline: bool,
     /// The progress of the request's body. `response_timeout` starts when the body ends.
     pub body: &'a Progress,
     /// The protocol of the requested upgrade.
@@ -155,12 +155,12 @@ pub(in crate::proxy::request) async fn to_peer(
         }
     };
     match head_of(work, options, has_body).await {
-        Some(Ok((reply, in_flight))) => Ok(Response::of(reply, Hold::Peer(in_flight))),
+        Some(Ok((reply, in_flight))) => Ok(Response::of(reply, ResponseCounters::Peer(in_flight))),
         Some(Err(error)) => {
             tracing::warn!(region = snapshot.policy().region_name(region), cause = %error.cause, "no response from a peer");
             Err(failure(error, copy))
         }
-        None => Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Something, again: copy }),
+        None => Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Partly, retry: copy }),
     }
 }
 
@@ -191,7 +191,7 @@ pub(in crate::proxy::request) async fn to_upstream(
     match outcome {
         Some(Ok((reply, in_flight))) => {
             count("answered");
-            let response = Response::of(reply, Hold::Upstream(outstanding, in_flight));
+            let response = Response::of(reply, ResponseCounters::Upstream(outstanding, in_flight));
             snapshot.upstreams.note(upstream, !response.is_gateway_error());
             Ok(response)
         }
@@ -216,10 +216,10 @@ pub(in crate::proxy::request) async fn to_upstream(
         }
         None => {
             count("timeout");
-            if !options.is_callers_deadline {
+            if !options.is_client_deadline {
                 snapshot.upstreams.note(upstream, false);
             }
-            Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Something, again: copy })
+            Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Partly, retry: copy })
         }
     }
 }
@@ -256,8 +256,8 @@ fn failure(error: SendError, copy: Option<Request<Body>>) -> Failure {
         SendCause::Dial(_) => Code::UpstreamUnreachable,
         SendCause::Broken(_) | SendCause::Form | SendCause::OtherUpgrade => Code::UpstreamBad,
     };
-    let sent = if error.unsent.is_some() { Sent::Nothing } else { Sent::Something };
-    Failure { code, sent, again: error.unsent.map(|request| *request).or(copy) }
+    let sent = if error.unsent.is_some() { Sent::Nothing } else { Sent::Partly };
+    Failure { code, sent, retry: error.unsent.map(|request| *request).or(copy) }
 }
 
 /// A copy of a request without its body, for another attempt.
@@ -289,10 +289,10 @@ mod tests {
         let second = Duration::from_secs(1);
         for has_budget in [false, true] {
             assert!(may_retry(Sent::Nothing, false, has_budget, second));
-            assert!(!may_retry(Sent::Something, false, has_budget, second));
+            assert!(!may_retry(Sent::Partly, false, has_budget, second));
             assert!(!may_retry(Sent::Nothing, true, has_budget, Duration::ZERO));
         }
-        assert!(may_retry(Sent::Something, true, true, second));
-        assert!(!may_retry(Sent::Something, true, false, second), "the retry budget is spent");
+        assert!(may_retry(Sent::Partly, true, true, second));
+        assert!(!may_retry(Sent::Partly, true, false, second), "the retry budget is spent");
     }
 }

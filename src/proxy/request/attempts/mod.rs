@@ -35,7 +35,7 @@ struct Copies {
 }
 
 /// A response, and the region that sent it.
-pub(super) type Served = (RegionId, Response);
+pub(super) type RegionResponse = (RegionId, Response);
 
 /// Why the attempts ended without a response.
 enum Stopped {
@@ -64,18 +64,18 @@ pub(super) struct Forwarding<'a> {
 
 impl Forwarding<'_> {
     /// Sends the request along its itinerary until there is a response.
-    pub async fn run(mut self, itinerary: Itinerary, request: Request<Body>) -> Result<Served, Code> {
+    pub async fn run(mut self, itinerary: Itinerary, request: Request<Body>) -> Result<RegionResponse, Code> {
         match self.attempt_all(itinerary, request, false).await {
             Ok(served) => Ok(served),
             Err(Stopped::Refused(code)) => Err(code),
             Err(Stopped::Misdirected { spare: None }) => Err(Code::PeersDisagree),
-            Err(Stopped::Misdirected { spare: Some(spare) }) => self.ask_again(*spare).await,
+            Err(Stopped::Misdirected { spare: Some(spare) }) => self.retry_elsewhere(*spare).await,
         }
     }
 
     /// Judges the request once more, after a peer responded that it does not own it, and sends it again. Ignores the
     /// home in the sealed cookie, because it may be outdated.
-    async fn ask_again(&mut self, spare: Request<Body>) -> Result<Served, Code> {
+    async fn retry_elsewhere(&mut self, spare: Request<Body>) -> Result<RegionResponse, Code> {
         self.intake.question.ignores_hint.set(true);
         let judged = self.rejudge().await;
         match judged.decision.verdict {
@@ -104,7 +104,7 @@ impl Forwarding<'_> {
         itinerary: Itinerary,
         mut request: Request<Body>,
         is_second: bool,
-    ) -> Result<Served, Stopped> {
+    ) -> Result<RegionResponse, Stopped> {
         let mut attempts = Attempts::along(itinerary, self.lease.moment(), self.context.snapshot.limits.attempts);
         let (mut last, mut is_retry) = (None, false);
         loop {
@@ -145,13 +145,13 @@ impl Forwarding<'_> {
             last = Some(failure.code);
             let (is_read, time_left) = (self.intake.question.is_read, self.options.time_left());
             let has_budget = self.context.worker.load.retries.has_some();
-            let again = failure.again.filter(|_| may_retry(failure.sent, is_read, has_budget, time_left));
+            let again = failure.retry.filter(|_| may_retry(failure.sent, is_read, has_budget, time_left));
             request = again.ok_or(failure.code)?;
             // Another target may need header fields that were removed for this one.
             if let Some(original) = original {
                 *request.headers_mut() = original;
             }
-            is_retry = failure.sent == Sent::Something;
+            is_retry = failure.sent == Sent::Partly;
         }
     }
 

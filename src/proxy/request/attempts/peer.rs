@@ -37,7 +37,7 @@ impl Forwarding<'_> {
             // A peer that cannot serve a read is a failed attempt, like a failed upstream. Without another target, the
             // peer's response is relayed.
             Some(code) if has_another && self.intake.question.is_read && is_failure(code) && spare.is_some() => {
-                Ok(Err(Failure { code, sent: Sent::Something, again: spare }))
+                Ok(Err(Failure { code, sent: Sent::Partly, retry: spare }))
             }
             _ => Ok(Ok(response)),
         }
@@ -45,7 +45,7 @@ impl Forwarding<'_> {
 
     /// Adds the envelope, which the peer needs for its judgement, and removes tracing fields if the peer is in another
     /// jurisdiction.
-    pub(super) fn seal(&self, region: RegionId, request: &mut Request<Body>, is_question: bool, is_second_try: bool) {
+    pub(super) fn seal(&self, region: RegionId, request: &mut Request<Body>, is_question: bool, is_retry: bool) {
         let (moment, trail) = (self.lease.moment(), self.lease.trail());
         let (policy, home) = (moment.policy(), trail.home.as_ref());
         let question = &self.intake.question;
@@ -62,7 +62,7 @@ impl Forwarding<'_> {
             certificate: self.context.connection.client_certificate.clone(),
             is_https: self.intake.is_https,
             is_question,
-            is_second_try,
+            is_retry,
         };
         if policy.jurisdiction_of(region) != policy.jurisdiction_of(policy.local) {
             headers::drop_tracing(request.headers_mut(), &self.context.snapshot.privacy.tracing_across_borders);
@@ -103,13 +103,13 @@ impl Forwarding<'_> {
         let options = AttemptOptions {
             response_timeout,
             idle_timeout,
-            is_callers_deadline: false,
+            is_client_deadline: false,
             body: &progress,
             upgrade: None,
             ..self.options
         };
         let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
-        let work = forward::to_peer(worker, snapshot, gateway, permitted.beside(question), None, &options);
+        let work = forward::to_peer(worker, snapshot, gateway, permitted.with_question(question), None, &options);
         let response = self.while_cleared(work).await?.map_err(|failure| Stopped::Refused(failure.code))?;
         match response.code() {
             None if response.head.status == StatusCode::NO_CONTENT => Ok(()),

@@ -107,9 +107,9 @@ impl Attempts {
             Target::Peer(..) => self.next_stop(),
             Target::Upstream(_, upstream, _) => {
                 self.tried.push(Arc::clone(upstream));
-                self.spent += usize::from(sent == Sent::Something);
+                self.spent += usize::from(sent == Sent::Partly);
                 // An attempt that sent nothing does not count, because it put no load on an upstream.
-                if sent == Sent::Something && self.spent + self.stop >= self.limit {
+                if sent == Sent::Partly && self.spent + self.stop >= self.limit {
                     self.next_stop();
                 }
             }

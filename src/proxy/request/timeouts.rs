@@ -13,7 +13,7 @@ use super::super::body::BodyLimits;
 use super::super::delivery::MinRate;
 
 /// The timeouts and the minimum rate of one message.
-pub(super) struct Pacing {
+pub(super) struct MessageTimeouts {
     /// For all attempts at a request without a body, together.
     pub request_timeout: Duration,
     /// From the end of a request to the head of its response.
@@ -23,10 +23,10 @@ pub(super) struct Pacing {
     /// Between two frames of the body.
     pub idle: Duration,
     /// The minimum rate of the body; `None` for streams.
-    pace: Option<MinRate>,
+    min_rate: Option<MinRate>,
 }
 
-impl Pacing {
+impl MessageTimeouts {
     /// A gRPC call may set its own deadline. It has no minimum rate, because its messages may be far apart. The request must be
     /// HTTP/2, so that an HTTP/1 client cannot avoid the minimum rate with the media type of gRPC.
     pub(super) fn of_request(version: Version, headers: &HeaderMap, limits: &Limits) -> Self {
@@ -46,49 +46,49 @@ impl Pacing {
     }
 
     fn of_message(limits: &Limits) -> Self {
-        let pace = MinRate { bytes_per_second: limits.body_rate, grace: limits.body_rate_grace };
+        let min_rate = MinRate { bytes_per_second: limits.body_rate, grace: limits.body_rate_grace };
         Self {
             request_timeout: limits.request_timeout,
             response_timeout: limits.response_timeout,
             deadline: None,
             idle: limits.idle_timeout,
-            pace: (limits.body_rate > 0).then_some(pace),
+            min_rate: (limits.body_rate > 0).then_some(min_rate),
         }
     }
 
     fn of_stream(limits: &Limits) -> Self {
-        Self { idle: limits.tunnel_idle, pace: None, ..Self::of_message(limits) }
+        Self { idle: limits.tunnel_idle, min_rate: None, ..Self::of_message(limits) }
     }
 
-    pub(super) const fn allowance(&self, max_bytes: u64) -> BodyLimits {
-        BodyLimits { max_bytes, idle_timeout: self.idle, min_rate: self.pace }
+    pub(super) const fn request_limits(&self, max_bytes: u64) -> BodyLimits {
+        BodyLimits { max_bytes, idle_timeout: self.idle, min_rate: self.min_rate }
     }
 
     /// The limits on a response. There is no minimum rate, because an app server may send slowly with any media type.
-    pub(super) const fn allowance_of_response(&self) -> BodyLimits {
+    pub(super) const fn response_limits(&self) -> BodyLimits {
         BodyLimits { max_bytes: u64::MAX, idle_timeout: self.idle, min_rate: None }
     }
 
     /// The minimum rate at which a client must read the response.
-    pub(super) const fn client_pace(&self) -> Option<MinRate> {
-        self.pace
+    pub(super) const fn client_min_rate(&self) -> Option<MinRate> {
+        self.min_rate
     }
 }
 
 /// How long a response may wait for its client to read it.
 pub fn response_idle_timeout(response: &HeaderMap, limits: &Limits) -> Duration {
-    Pacing::of_response(response, limits).idle
+    MessageTimeouts::of_response(response, limits).idle
 }
 
 /// A gRPC call. Its client needs a gRPC status instead of a plain HTTP error. gRPC-Web is excluded.
-pub(super) struct Call {
+pub(super) struct GrpcCall {
     /// The media type of the request, and of the response.
     pub kind: HeaderValue,
     /// The time after which the client no longer waits for a response.
     pub deadline: Option<Instant>,
 }
 
-impl Call {
+impl GrpcCall {
     pub fn of(request: &Parts) -> Option<Self> {
         let kind = kind_of(&request.headers);
         let is_grpc = kind.strip_prefix(GRPC).is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';', ' ']));
@@ -108,7 +108,7 @@ fn kind_of(headers: &HeaderMap) -> String {
     headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_ascii_lowercase()
 }
 
-/// The deadline of a gRPC call: up to eight digits and a unit (gRPC over HTTP/2, Requests).
+/// The deadline of a gRPC grpc_call: up to eight digits and a unit (gRPC over HTTP/2, Requests).
 fn grpc_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -138,18 +138,18 @@ mod tests {
             fields.collect::<HeaderMap>()
         };
         let call = [("content-type", "application/grpc+proto"), ("grpc-timeout", "250m")];
-        let of = |version, given: &[(&'static str, &str)]| Pacing::of_request(version, &fields(given), &limits);
+        let of = |version, given: &[(&'static str, &str)]| MessageTimeouts::of_request(version, &fields(given), &limits);
         assert_eq!(of(Version::HTTP_2, &call).response_timeout, Duration::from_millis(250));
-        assert!(of(Version::HTTP_2, &call).pace.is_none());
+        assert!(of(Version::HTTP_2, &call).min_rate.is_none());
         let for_ever = [call[0], ("grpc-timeout", "99999999H")];
         assert_eq!(of(Version::HTTP_2, &for_ever).response_timeout, limits.tunnel_idle);
         for (version, plain) in [(Version::HTTP_11, &call[..]), (Version::HTTP_2, &call[1..])] {
             assert_eq!(of(version, plain).response_timeout, limits.response_timeout);
-            assert!(of(version, plain).pace.is_some());
+            assert!(of(version, plain).min_rate.is_some());
         }
         let events = [("content-type", "text/event-stream; charset=utf-8")];
-        assert!(of(Version::HTTP_2, &events).pace.is_some(), "a request is never an event stream");
-        assert_eq!(Pacing::of_response(&fields(&events), &limits).idle, limits.tunnel_idle);
+        assert!(of(Version::HTTP_2, &events).min_rate.is_some(), "a request is never an event stream");
+        assert_eq!(MessageTimeouts::of_response(&fields(&events), &limits).idle, limits.tunnel_idle);
         for bad in ["", "m", "123456789S", "5x", "-1S", "1.5S"] {
             assert_eq!(grpc_timeout(bad), None, "{bad}");
         }

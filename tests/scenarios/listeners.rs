@@ -49,7 +49,7 @@ fn the_proxy_protocol_header_gives_the_client_address_and_is_required() {
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     let answer = raw(plain.eu().http, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\x01\x02\x03\x04\x05\x06\x07\x08\x00\x50\x00\x50");
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
-    plain.eu().upstream().assert_saw_nothing();
+    plain.eu().upstream().assert_no_requests();
     assert_eq!(world.eu().upstream().seen().len(), 1);
 }
 
@@ -102,7 +102,7 @@ fn an_upstream_gets_the_client_address_by_the_proxy_protocol() {
                 seen[1].target
             );
         } else {
-            let is_complete = |seen: &&crate::support::Seen| {
+            let is_complete = |seen: &&crate::support::RecordedRequest| {
                 seen.target.contains("QUIT\n!\u{11}\0\u{c}Q\u{2}E") && seen.target.contains("GET /users")
             };
             assert_eq!(seen.iter().filter(is_complete).count(), 2, "{seen:?}");
@@ -183,7 +183,7 @@ fn cleartext_clients_are_redirected_to_https_and_get_hsts_there() {
     let port = world.eu().https.port();
     assert_eq!(answer.headers["location"], format!("https://app.example.com:{port}/users/alice/orders/1?a=b"));
     assert!(!answer.headers.contains_key("strict-transport-security"), "browsers ignore HSTS over cleartext");
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
     runtime().block_on(async {
         let mut sender = crate::support::http2(&world, world.eu().https, "localhost").await;
         let ask = crate::support::request(http::Method::GET, "https://localhost/users/alice/orders/1", "", &[], whole(""));
@@ -245,7 +245,7 @@ fn a_client_may_prove_itself_by_certificate_and_nobody_forges_it() {
         });
         let seen = world.eu().upstream().seen();
         assert_eq!(seen.last().unwrap().headers.get_all("client-cert").iter().collect::<Vec<_>>(), [&shown]);
-        world.us().upstream().assert_saw_nothing();
+        world.us().upstream().assert_no_requests();
     }
 }
 
@@ -312,6 +312,6 @@ fn a_host_that_requires_client_certificates_is_refused_at_other_listeners() {
         crate::support::read(sender.send_request(ask).await.unwrap()).await.unwrap()
     });
     assert_eq!((coalesced.status.as_u16(), coalesced.code().as_str()), (421, "request.wrong_site"));
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
     assert!(ask("nobodys.test").starts_with("HTTP/1.1 200"), "a host in no certificate is served under the first one");
 }

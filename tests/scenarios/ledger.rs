@@ -76,7 +76,7 @@ pub fn a_full_disk_under_the_ledger_stops_what_needs_a_line_and_nothing_else() {
     for answer in [get(world.us().http, "/users/alice/orders/1", &[]), post(world.us().http, "/users/alice/orders/1", &[], "x")] {
         assert_eq!((answer.status, answer.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "ledger.unavailable"));
     }
-    world.assert_saw_nothing(&["eu-west", "ap-northeast"]);
+    world.assert_no_requests(&["eu-west", "ap-northeast"]);
     assert!(world.us().sum_of("domicile_ledger_failures_total") >= 2.0);
     assert_eq!(get(world.us().http, "/users/bob/orders/1", &[]).text(), "us-east", "a local request needs no ledger line");
     assert_eq!(get(world.us().http, "/feed/1", &[]).text(), "us-east");
@@ -87,7 +87,7 @@ pub fn an_owner_that_cannot_record_gives_no_answer() {
     let world = on_a_full_disk("eu-west");
     let answer = get(world.us().http, "/users/alice/orders/1", &[]);
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "ledger.unavailable"));
-    world.eu().upstream().assert_saw_nothing();
+    world.eu().upstream().assert_no_requests();
 }
 
 /// The lines of the request logs of all proxies in this process.

@@ -2,14 +2,14 @@
 """Common protocols between real clients and servers, through two regions: WebSocket, event streams, gRPC, curl,
 Node's fetch and a browser. Also scans the TLS configuration.
 
-usage: manners.py BINARY
+usage: protocols.py BINARY
 needs: python3-aiohttp, python3-websockets, python3-grpcio, curl, nodejs, chromium, sslscan (Debian's packages)
 """
 import asyncio, gzip, http.client, json, os, queue, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
 
 import aiohttp.web, grpc, websockets
 
-import calls
+import grpc_server
 from regions import TIMEOUT, Regions, eventually, free_port
 
 BINARY = os.path.abspath(sys.argv[1])
@@ -211,7 +211,7 @@ def tls_has_nothing_weak(world, app):
 
 
 def grpc_calls(folder):
-    server, address = calls.serve()
+    server, address = grpc_server.serve()
     silent = socket.create_server(("127.0.0.1", 0))
     upstreams = {"eu-west": [address], "us-east": ["h2c://127.0.0.1:%d" % silent.getsockname()[1]]}
     world = Regions(BINARY, folder + "/grpc", upstreams, ROUTES, "limits: { response_timeout: 2s, body_rate_grace: 1s }")
@@ -281,7 +281,7 @@ def main():
         finally:
             world.stop()
         attempt("grpc_calls", lambda: grpc_calls(folder))
-    print("manners: %d passed, %d failed" % (passed, failed))
+    print("protocols: %d passed, %d failed" % (passed, failed))
     sys.exit(1 if failed else 0)
 
 

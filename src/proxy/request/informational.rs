@@ -16,19 +16,19 @@ use super::super::ingress::ResponseChannel;
 use super::response::{label, labels_of};
 
 /// The informational responses to one request.
-pub(super) struct Interim {
+pub(super) struct InformationalResponses {
     responses: UnboundedReceiver<Response<()>>,
     channel: ResponseChannel,
 }
 
-impl Interim {
+impl InformationalResponses {
     /// Registers a receiver for the informational responses to this request.
     pub(super) fn of(request: &mut Request<Body>, channel: ResponseChannel) -> Self {
         Self { responses: InformationalSender::put_into(request), channel }
     }
 
     /// Awaits `work`, and meanwhile relays the informational responses that are cleared.
-    pub(super) async fn during<T, W>(mut self, mut work: Pin<&mut W>, lease: &Rc<Lease>) -> T
+    pub(super) async fn relay_during<T, W>(mut self, mut work: Pin<&mut W>, lease: &Rc<Lease>) -> T
     where
         W: Future<Output = T>,
     {

@@ -2,7 +2,7 @@
 """Real clients against the real binary: three processes from config/three-regions.yaml, app servers, curl, promtool, and
 Python's reader of the GeoIP database.
 
-usage: first_light.py BINARY PROMTOOL
+usage: end_to_end.py BINARY PROMTOOL
 needs: curl with HTTP/2, python3-maxminddb
 """
 import csv, gzip, http.client, http.server, ipaddress, json, os, random, re, signal, subprocess, sys, tempfile, threading, time
