@@ -5,7 +5,7 @@ use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
 use crate::model::outcome::Code;
 use crate::model::region::{RegionId, RegionSet};
 use crate::model::user::Evidence;
-use crate::model::vitals::{Health, Vitals};
+use crate::model::vitals::{Health, RegionVitals, Vitals};
 
 use super::facts::Ingress;
 use super::home::Home;
@@ -49,7 +49,7 @@ pub fn narrate(decision: &Decision, policy: &Policy, vitals: &Vitals) -> Vec<Lin
         add("clearance", describe_clearance(trail, policy));
         let refusing = trail.clearance.iter().filter(|region| !vitals.region(*region).health.takes_requests());
         for region in refusing {
-            add("health", describe_health(region, vitals.region(region).health, policy));
+            add("health", describe_health(region, vitals.region(region), policy));
         }
     }
     if let Verdict::Proceed(itinerary) = &decision.verdict {
@@ -178,11 +178,13 @@ fn describe_stop(region: RegionId, policy: &Policy) -> String {
     }
 }
 
-fn describe_health(region: RegionId, health: Health, policy: &Policy) -> String {
+fn describe_health(region: RegionId, vitals: &RegionVitals, policy: &Policy) -> String {
     let name = policy.region_name(region);
-    match health {
-        Health::Down if region == policy.local => format!("{name} is down: none of its upstreams is up"),
-        Health::Down => format!("{name} is down: its gateway does not respond, or none of its upstreams is up"),
+    match vitals.health {
+        Health::Down if region == policy.local || vitals.is_reachable => {
+            format!("{name} is down: its proxy responds, and none of its upstreams is up")
+        }
+        Health::Down => format!("{name} is down: its proxy does not respond to probes"),
         Health::Draining => format!("{name} is draining and accepts no new requests"),
         Health::Unmeasured | Health::Up => format!("{name} is up"),
     }

@@ -71,6 +71,9 @@ fingerprints! {
 #[derive(Clone, Copy, PartialEq, Default, Debug)]
 pub struct RegionVitals {
     pub health: Health,
+    /// Whether the region's proxy responded to the last probe. A region that is down although it responds has no upstream that
+    /// is up.
+    pub is_reachable: bool,
     /// Smoothed round trip from the local region; `None` until enough probes have succeeded.
     pub round_trip: Option<Duration>,
     /// Smoothed response time of the region's upstreams.

@@ -114,6 +114,7 @@ impl Seen {
                 (true, report.is_serving)
             }
         };
+        self.vitals.is_reachable = reached;
         // The region itself reports that it drains or serves nothing, so one result is enough.
         if let Observation::Answered { report: Report { is_draining: true, .. }, .. } = observation {
             self.contradictions = 0;

@@ -9,7 +9,7 @@ use domicile::app::{App, Launch};
 use http::{Method, Response, StatusCode};
 
 use crate::support::{
-    Plan, Recorder, TIMEOUT, USERS, World, eventually, get, http2, read, request, runtime, tls, try_send, whole,
+    Plan, RULES, Recorder, TIMEOUT, USERS, World, eventually, get, http2, read, request, runtime, tls, try_send, whole,
 };
 
 #[test]
@@ -303,6 +303,62 @@ fn the_control_plane_explains_what_the_data_plane_does() {
         let answer = get(world.us().admin, &format!("/explain{query}"), &[]);
         assert_eq!(answer.status, StatusCode::BAD_REQUEST);
         assert!(answer.text().contains(expected), "{}", answer.text());
+    }
+}
+
+#[test]
+fn an_explanation_names_the_cause_and_is_about_exactly_this_method_and_path() {
+    let mut plan = Plan { health: "{ path: /healthz, every: 20ms, timeout: 5s, rise: 1, fall: 1 }", ..Plan::default() };
+    let rules = RULES.replace("path: \"/feed/**\", methods: [GET, HEAD]", "path: \"/feed/**\", methods: [GET]");
+    assert_ne!(rules, RULES);
+    plan.rules.insert("us-east", rules);
+    let mut world = World::prepare(&plan);
+    // us-east does not know how to reach the proxy of ap-northeast.
+    let config = world.us().config.clone();
+    let gateway = format!("    gateway: \"https://{}\"\n", world.jp().peers);
+    let text = std::fs::read_to_string(&config).unwrap();
+    assert!(text.contains(&gateway));
+    let rules = text.replace(&gateway, "").replace("carried_by: [eu, us]", "carried_by: [eu, us, jp]");
+    std::fs::write(&config, rules).unwrap();
+    for index in 0..world.regions.len() {
+        world.start_region(index).unwrap();
+    }
+    world.us().wait_for_health("eu-west", "up");
+    let explain = |query: &str| get(world.us().admin, &format!("/explain?{query}"), &[]).text().to_owned();
+    let assert_says = |query: &str, parts: &[&str]| {
+        let text = explain(query);
+        parts.iter().for_each(|part| assert!(text.contains(part), "`{part}` is not in\n{text}"));
+    };
+    let alice = "url=http://app.example.com/users/alice/orders/1&method=POST";
+
+    assert_says(
+        "url=http://a/users/chika/orders/1",
+        &["redirect: ap-northeast has no `gateway`, so us-east cannot reach its proxy"],
+    );
+    assert_says("url=http://a/account/1&user=alice", &["redirect: us-east may not carry this data"]);
+    world.eu().upstream().crash();
+    world.us().wait_for_health("eu-west", "down");
+    assert_says(alice, &["eu-west is down: its proxy responds, and none of its upstreams is up", "(failover.home_down)"]);
+    world.regions[0].app.take().unwrap().shut_down();
+    let unreachable = || get(world.us().admin, &format!("/explain?{alice}"), &[]).text().contains("does not respond to probes");
+    eventually("the proxy of eu-west is known to be gone", unreachable);
+    world.us().upstream().crash();
+    world.us().wait_for_health("us-east", "down");
+    let bob = "url=http://a/users/bob/orders/1&method=POST";
+    let explain = |query: &str| get(world.us().admin, &format!("/explain?{query}"), &[]).text().to_owned();
+    assert!(explain(bob).contains("us-east is down: its proxy responds, and none of its upstreams is up"), "{}", explain(bob));
+
+    // HEAD is another method than GET, and `/feed/../account/1` is the path that it is judged as.
+    let said = [
+        ("GET", "/feed/1", "`feed`"),
+        ("HEAD", "/feed/1", "`rest`"),
+        ("get", "/feed/1", "`rest`"),
+        ("GET", "/feed/../account/1", "`account`"),
+    ];
+    for (method, path, route) in said {
+        let text = explain(&format!("url=http://a{path}&method={method}"));
+        assert!(text.contains(&format!("{route}, the first that matches")), "{method} {path}: {text}");
+        assert!(text.starts_with(&format!("{method} http://a{path} arriving at us-east")), "{text}");
     }
 }
 
