@@ -1,4 +1,5 @@
-//! The cost of a decision: nanoseconds and allocations of `match_route` and `decide`, by number of regions and routes.
+//! The cost of judging a request, by number of regions and routes: nanoseconds and allocations of finding its facts (route, user
+//! table, GeoIP) and of deciding.
 //!
 //!     cargo bench --bench decide
 //!
@@ -8,25 +9,34 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
+use std::io::Write;
 use std::net::IpAddr;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::task::{Context, Poll, Waker};
+use std::time::{Instant, SystemTime};
 
-use domicile::decision::facts::{Credential, Facts, Ingress, Lookup};
+use domicile::decision::decide;
+use domicile::decision::facts::{Credential, Ingress};
 use domicile::decision::policy::chain::{Failover, Reads, Step, Writes};
-use domicile::decision::policy::class::{ClassId, ClassSet};
+use domicile::decision::policy::class::ClassId;
 use domicile::decision::policy::geography::GeoRules;
-use domicile::decision::policy::route::{Head, HostPattern, Method, MethodSet, PathPattern, Pattern, Route};
+use domicile::decision::policy::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route};
 use domicile::decision::policy::rule::{Carriers, Mode, ResidencyRule, Stays, Transfer};
 use domicile::decision::policy::{DataClass, Draft, Policy, Region};
-use domicile::decision::{decide, match_route};
+use domicile::directory::{self, Directory};
+use domicile::engine::facts::{self, Findings};
+use domicile::engine::path::Slashes;
+use domicile::engine::question::{Identity, Question};
+use domicile::engine::snapshot::{Moment, Snapshot};
+use domicile::geoip::GeoIp;
 use domicile::model::coordinates::Coordinates;
-use domicile::model::country::CountryCode;
 use domicile::model::day::Day;
 use domicile::model::jurisdiction::{Jurisdiction, JurisdictionId, JurisdictionSet};
-use domicile::model::place::Place;
-use domicile::model::region::RegionId;
-use domicile::model::user::{Evidence, Proof, Record};
+use domicile::model::region::{RegionId, Registry};
+use domicile::model::user::Evidence;
 use domicile::model::vitals::{PolicyHash, Vitals};
 
 struct Counting;
@@ -53,6 +63,7 @@ static COUNTING: Counting = Counting;
 const BATCHES: usize = 31;
 const REQUESTS: usize = 2000;
 const JURISDICTIONS: usize = 8;
+const USERS: usize = 1000;
 
 fn policy(regions: usize, routes: usize) -> Policy {
     let id = |index| JurisdictionId::new(index).expect("few jurisdictions");
@@ -112,64 +123,103 @@ fn policy(regions: usize, routes: usize) -> Policy {
     Policy::compile(draft, |_| PolicyHash::default())
 }
 
-/// Median, fastest and slowest batch in nanoseconds per request, and allocations per request.
-fn measure(regions: usize, routes: usize) -> (f64, f64, f64, f64) {
-    let policy = policy(regions, routes);
-    let vitals = Vitals::unmeasured(policy.nearest_first());
-    let mut random = fastrand::Rng::with_seed(1);
-    let paths: Vec<String> = (0..REQUESTS)
-        .map(|_| {
-            let index = random.usize(..routes);
-            format!("/service-{}/v{}/users/alice/items-{index}/1/details", index % 97, index % 5)
-        })
-        .collect();
-    let record = Record { home: policy.local, jurisdiction: None };
-    let germany = CountryCode::parse("DE").expect("a country");
-    let once = |path: &str| {
-        let head = Head { method: Method::Get, host: "api.example.com", path };
-        let facts = Facts {
-            route: match_route(&head, &policy),
-            ingress: Ingress::Client,
-            is_read: true,
-            today: Day::parse("2026-11-23").expect("a date"),
-            client: IpAddr::from([203, 0, 113, 7]),
-            directory: Lookup::Found(record),
-            caller: Lookup::NotAsked,
-            caller_proof: Proof::Proven,
-            token: Lookup::NotAsked,
-            credential: Credential::Absent,
-            hint: None,
-            proof: Proof::Proven,
-            place: Lookup::Found(Place::in_country(germany)),
-            place_is_stale: false,
-            peer: None,
-            claimed: Some(ClassSet::EMPTY),
-            vitals: &vitals,
-        };
-        black_box(decide(black_box(&facts), &policy));
+/// A moment with real tables: a user table of a thousand users and the bundled GeoIP database.
+fn moment(policy: Policy) -> Moment {
+    let mut registry = Registry::default();
+    for region in policy.regions.iter() {
+        let number = registry.regions.number(policy.region_name(region));
+        assert_eq!(number, Some(region.index()), "the registry numbers the regions like the policy");
+    }
+    let mut table = tempfile::Builder::new().suffix(".csv").tempfile().expect("a temporary file");
+    writeln!(table, "user,home").expect("room for the table");
+    for user in 0..USERS {
+        writeln!(table, "user-{user},region-{}", user % policy.regions.iter().count()).expect("room for the table");
+    }
+    let settings = directory::Settings { file: table.path().into(), max_loss: 10 };
+    let database = Path::new(env!("CARGO_MANIFEST_DIR")).join("geoip/country.mmdb");
+    let snapshot = Snapshot {
+        policy,
+        slashes: Slashes::Merge,
+        geoip: Some(Arc::new(GeoIp::open(&database).expect("the bundled database"))),
+        geoip_max_age: None,
+        directory: Some(Arc::new(Directory::open(&settings, &registry).expect("the table"))),
     };
-    paths.iter().for_each(|path| once(path));
+    Moment::live(Arc::new(snapshot), SystemTime::now())
+}
+
+fn question(random: &mut fastrand::Rng, routes: usize) -> Question {
+    let index = random.usize(..routes);
+    let user = random.usize(..USERS);
+    Question {
+        ingress: Ingress::Client,
+        method: Method::Get,
+        host: "api.example.com".into(),
+        path: format!("/service-{}/v{}/users/user-{user}/items-{index}/1/details", index % 97, index % 5),
+        is_read: true,
+        client: IpAddr::from(random.u32(..).to_be_bytes()),
+        identity: Identity { credential: Credential::Absent, ..Identity::default() },
+        ignores_hint: Default::default(),
+        envelope: None,
+    }
+}
+
+/// The facts of a request. Tables in memory answer at once.
+fn find<'q>(question: &'q Question, moment: &Moment) -> Findings<'q> {
+    let finding = pin!(facts::find(question, &[], moment));
+    match finding.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(findings) => findings,
+        Poll::Pending => unreachable!("no table is remote"),
+    }
+}
+
+/// The cost of one request.
+struct Cost {
+    median: f64,
+    fastest: f64,
+    slowest: f64,
+    allocations: f64,
+}
+
+fn measure(mut batch: impl FnMut()) -> Cost {
+    batch();
     let before = ALLOCATIONS.load(Ordering::Relaxed);
-    paths.iter().for_each(|path| once(path));
+    batch();
     let allocations = (ALLOCATIONS.load(Ordering::Relaxed) - before) as f64 / REQUESTS as f64;
-    let mut batches: Vec<f64> = (0..BATCHES)
+    let mut times: Vec<f64> = (0..BATCHES)
         .map(|_| {
             let started = Instant::now();
-            paths.iter().for_each(|path| once(path));
+            batch();
             started.elapsed().as_nanos() as f64 / REQUESTS as f64
         })
         .collect();
-    batches.sort_by(f64::total_cmp);
-    (batches[BATCHES / 2], batches[0], batches[BATCHES - 1], allocations)
+    times.sort_by(f64::total_cmp);
+    Cost { median: times[BATCHES / 2], fastest: times[0], slowest: times[BATCHES - 1], allocations }
 }
 
 fn main() {
-    println!("{:>8} {:>8} {:>12} {:>20} {:>14}", "regions", "routes", "median ns", "fastest-slowest ns", "allocations");
+    println!(
+        "{:>8} {:>8} {:>10} {:>12} {:>18} {:>12}",
+        "regions", "routes", "step", "median ns", "fastest-slowest ns", "allocations"
+    );
     for regions in [4, 16, 64] {
         for routes in [10, 1_000, 10_000] {
-            let (median, fastest, slowest, allocations) = measure(regions, routes);
-            println!("{regions:>8} {routes:>8} {median:>12.0} {:>20} {allocations:>14.3}", format!("{fastest:.0}-{slowest:.0}"));
-            assert_eq!(allocations, 0.0, "a decision must not allocate");
+            let moment = moment(policy(regions, routes));
+            let vitals = Vitals::unmeasured(moment.policy().nearest_first());
+            let mut random = fastrand::Rng::with_seed(1);
+            let questions: Vec<_> = (0..REQUESTS).map(|_| question(&mut random, routes)).collect();
+            let findings: Vec<_> = questions.iter().map(|question| find(question, &moment)).collect();
+            let finding = measure(|| questions.iter().for_each(|question| drop(black_box(find(question, &moment)))));
+            let deciding = measure(|| {
+                for finding in &findings {
+                    black_box(decide(black_box(&finding.facts(&vitals)), moment.policy()));
+                }
+            });
+            assert_eq!(deciding.allocations, 0.0, "a decision must not allocate");
+            for (step, cost) in [("facts", finding), ("decide", deciding)] {
+                let Cost { median, fastest, slowest, allocations } = cost;
+                let range = format!("{fastest:.0}-{slowest:.0}");
+                println!("{regions:>8} {routes:>8} {step:>10} {median:>12.0} {range:>18} {allocations:>12.3}");
+            }
         }
     }
 }

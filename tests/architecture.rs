@@ -55,7 +55,14 @@ const FORBIDDEN_TEXTS: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &["!peer", "http"],
-        &["\"domicile-request\"", "\"domicile-code\"", "\"domicile-data-class\"", "\"domicile-policy\"", "\"domicile-probe\""],
+        &[
+            "\"domicile-request\"",
+            "\"domicile-code\"",
+            "\"domicile-data-class\"",
+            "\"domicile-policy\"",
+            "\"domicile-probe\"",
+            "\"domicile-declined\"",
+        ],
         "the names of our own fields are constants in `peer::fields`",
     ),
 ];

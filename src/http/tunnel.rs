@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use base64::prelude::{BASE64_STANDARD, Engine};
+use http::HeaderName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
@@ -43,6 +44,9 @@ pub const CONNECT: &str = "connect";
 
 /// The only version of the WebSocket protocol (RFC 6455 section 4.1).
 pub const WEBSOCKET_VERSION: &str = "13";
+
+/// The field with which a gateway marks a 2xx response to CONNECT that opens no tunnel, because the upgrade was declined.
+pub const DECLINED: HeaderName = HeaderName::from_static("domicile-declined");
 
 /// Read buffer sizes. The buffer starts small, because most tunnels carry little data and many of them stay open.
 const INITIAL_BUFFER: usize = 1 << 10;

@@ -16,7 +16,7 @@ pub const CODE: HeaderName = HeaderName::from_static("domicile-code");
 pub const DATA_CLASS: HeaderName = HeaderName::from_static("domicile-data-class");
 
 /// Marks a 2xx response with which the app server declined the upgrade, so that it opens no tunnel.
-pub const DECLINED: HeaderName = HeaderName::from_static("domicile-declined");
+pub use crate::http::tunnel::DECLINED;
 
 /// Marks a request as a probe.
 pub const PROBE: HeaderName = HeaderName::from_static("domicile-probe");

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::super::body::Body;
 use super::super::framing::MAX_INFORMATIONAL;
 use super::super::http2::{self, Piece, Received, StreamReader, StreamWriter, Tunnel, Upload};
+use super::super::tunnel::DECLINED;
 use super::replay::{self, ReplayBuffer};
 use super::{InFlight, InformationalSender, Reply, SendError};
 
@@ -104,7 +105,7 @@ impl StreamSender {
         let unprocessed = || Some(Request::from_parts(head, body));
         let (head, incoming) = outcome.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         // A peer says so when its app server declined the upgrade with a status of 2xx.
-        if head.status.is_success() && !head.headers.contains_key("domicile-declined") {
+        if head.status.is_success() && !head.headers.contains_key(DECLINED) {
             return Ok(Reply::Opened(head, Box::pin(Tunnel::new(StreamReader::new(incoming), StreamWriter::new(outgoing)))));
         }
         let body = Received::answering(incoming, &head.headers, None);
