@@ -365,8 +365,12 @@ def a_successor_that_hangs_holds_nobody_up(world):
     assert not os.path.exists("/proc/%d" % hanging), "the hanging successor must end with its predecessor"
 
 
+# Fewer steps than these is a failure, so that none is lost unnoticed.
+STEPS = 7
+
+
 def main():
-    failed = 0
+    passed, failed = 0, 0
     steps = (reloads_lose_nothing, new_binaries_lose_nothing, regions_lose_nothing, systemd_is_notified_and_its_sockets_are_used,
              descriptors_run_out_and_nothing_dies, a_second_signal_ends_the_process_at_once, a_successor_that_hangs_holds_nobody_up)
     for step in steps:
@@ -374,14 +378,15 @@ def main():
             world = World(folder)
             try:
                 step(world)
+                passed += 1
                 print("ok    ", step.__name__, flush=True)
             except Exception as error:
                 failed += 1
                 print("FAILED", step.__name__, repr(error), world.log()[-2000:], flush=True)
             finally:
                 world.end()
-    print("lifecycle: %d failed" % failed)
-    sys.exit(1 if failed else 0)
+    print("lifecycle: %d passed, %d failed" % (passed, failed))
+    sys.exit(0 if (passed, failed) == (STEPS, 0) else 1)
 
 
 main()

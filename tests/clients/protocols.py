@@ -13,6 +13,8 @@ import grpc_server
 from regions import TIMEOUT, Regions, eventually, free_port
 
 BINARY = os.path.abspath(sys.argv[1])
+# Fewer steps than these is a failure, so that none is lost unnoticed.
+STEPS = 10
 PAGE = """<!doctype html><title>page</title><script>
 const results = {};
 const report = (name, value) => { results[name] = value; if (Object.keys(results).length == 3) fetch("/report", {method: "POST", body: JSON.stringify(results)}); };
@@ -32,6 +34,7 @@ class App:
     def __init__(self, region):
         self.region, self.port, self.reports, self.served = region, free_port(), [], []
         self.release = threading.Event()
+        self.page, self.allowed_origin = PAGE, None
         self.file = os.path.join(tempfile.mkdtemp(), "file")
         open(self.file, "wb").write(bytes(range(256)) * 4096)
         started = threading.Event()
@@ -44,8 +47,9 @@ class App:
         app.router.add_get("/events", self.events)
         app.router.add_get("/file", lambda request: self.note(request, aiohttp.web.FileResponse(self.file)))
         app.router.add_get("/packed", self.packed)
-        app.router.add_get("/page", lambda request: self.note(request, aiohttp.web.Response(text=PAGE, content_type="text/html")))
+        app.router.add_get("/page", lambda request: self.note(request, aiohttp.web.Response(text=self.page, content_type="text/html")))
         app.router.add_get("/json", lambda request: self.note(request, aiohttp.web.json_response({"region": self.region})))
+        app.router.add_route("*", "/account/{number}", self.account)
         app.router.add_post("/report", self.report)
         app.router.add_post("/upload", self.upload)
         app.router.add_get("/healthz", lambda request: self.note(None, aiohttp.web.Response(text="ok")))
@@ -85,6 +89,11 @@ class App:
     async def packed(self, request):
         body = gzip.compress(b"packed by the app", mtime=0)
         return await self.note(request, aiohttp.web.Response(body=body, headers={"Content-Encoding": "gzip", "Date": "Sun, 06 Nov 1994 08:49:37 GMT", "Age": "7"}))
+
+    async def account(self, request):
+        self.served.append(request.method + " " + request.path)
+        allowed = {"Access-Control-Allow-Origin": self.allowed_origin} if self.allowed_origin else {}
+        return aiohttp.web.json_response({"region": self.region}, headers=allowed)
 
     async def report(self, request):
         self.reports.append(await request.json())
@@ -179,18 +188,57 @@ def nodes_fetch_streams(world, app):
 
 
 def a_browser_loads_a_page_with_a_socket_and_events(world, app):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     app.release.clear()
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--user-data-dir=" + world.folder + "/browser", "--remote-debugging-port=0"]
-    browser = subprocess.Popen([chromium, *flags, world.url("us-east") + "/page"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        eventually("the page reports", lambda: app.reports)
+        run_browser(world.folder + "/browser", world.url("us-east") + "/page", lambda: app.reports)
+    finally:
+        app.release.set()
+    assert app.reports[0] == {"socket": "eu-west: from the browser", "events": "one,two,three", "fetch": "eu-west"}, app.reports
+
+
+CROSS_ORIGIN_PAGE = """<!doctype html><title>cross-origin page</title><script>
+const results = {};
+const write = (name, url) => fetch(url + "/account/1?secret=x", {method: "PUT", headers: {"x-user-id": "alice", "content-type": "application/json"}, body: "{}"})
+  .then(answer => answer.json()).then(value => value.region, error => "refused by the browser").then(value => { results[name] = value; });
+Promise.all([write("home", "HOME"), write("abroad", "ABROAD"), fetch("HOME/account/2", {credentials: "include"}).catch(() => 0)])
+  .then(() => fetch("/report", {method: "POST", body: JSON.stringify(results)}));
+</script>"""
+
+
+def run_browser(folder, url, until):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--user-data-dir=" + folder, "--remote-debugging-port=0"]
+    browser = subprocess.Popen([chromium, *flags, url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        eventually("the page reports", until)
     finally:
         os.killpg(browser.pid, signal.SIGKILL)
         browser.wait()
-        app.release.set()
-    assert app.reports[0] == {"socket": "eu-west: from the browser", "events": "one,two,three", "fetch": "eu-west"}, app.reports
+
+
+def a_browser_writes_restricted_data_across_origins(folder):
+    """A page of another origin writes to a restricted route. Its browser asks first (CORS), without naming the user."""
+    page, home, abroad = App("page"), App("eu-west"), App("us-east")
+    origin = "http://127.0.0.1:%d" % page.port
+    open(folder + "/users.csv", "w").write("user,home\nalice,eu-west\n")
+    more = f"""client_address: {{ trust: [127.0.0.0/8] }}
+cors: {{ origins: ["{origin}"] }}
+audit: {{ directory: "{folder}/ledger-{{region}}" }}
+users: {{ key: [{{ header: x-user-id }}], directory: {{ file: "{folder}/users.csv" }} }}"""
+    routes = '  - { name: account, match: { path: "/account/**" }, data: restricted, home: [directory, refuse] }'
+    upstreams = {app.region: ["http://127.0.0.1:%d" % app.port] for app in (home, abroad)}
+    home.allowed_origin = origin
+    world = Regions(BINARY, folder + "/cors", upstreams, routes, more, data="restricted: { stays: home }")
+    try:
+        page.page = CROSS_ORIGIN_PAGE.replace("HOME", world.url("eu-west")).replace("ABROAD", world.url("us-east"))
+        run_browser(folder + "/cors-browser", origin + "/page", lambda: page.reports)
+    finally:
+        world.stop()
+    assert page.reports[0] == {"home": "eu-west", "abroad": "refused by the browser"}, page.reports
+    # The app server at home got the write and not the question; the one abroad got nothing, not even the path.
+    assert home.served == ["PUT /account/1"], home.served
+    assert abroad.served == [], abroad.served
 
 
 def nothing_is_left_open(world, app):
@@ -281,8 +329,9 @@ def main():
         finally:
             world.stop()
         attempt("grpc_calls", lambda: grpc_calls(folder))
+        attempt("a_browser_writes_restricted_data_across_origins", lambda: a_browser_writes_restricted_data_across_origins(folder))
     print("protocols: %d passed, %d failed" % (passed, failed))
-    sys.exit(1 if failed else 0)
+    sys.exit(0 if (passed, failed) == (STEPS, 0) else 1)
 
 
 main()

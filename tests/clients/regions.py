@@ -19,9 +19,9 @@ def eventually(what, is_so):
 
 
 class Regions:
-    """Starts a region for each entry of `upstreams`; `routes` and `more` are YAML. All data is public, because residency is not tested here."""
+    """Starts a region for each entry of `upstreams`; `routes`, `more` and `data` are YAML. All data is public by default."""
 
-    def __init__(self, binary, folder, upstreams, routes, more="", health=()):
+    def __init__(self, binary, folder, upstreams, routes, more="", health=(), data="public: { stays: anywhere }"):
         os.makedirs(folder, exist_ok=True)
         self.binary, self.folder, self.names, self.processes = binary, folder, list(upstreams), {}
         subprocess.run([binary, "certificates", "--out", folder + "/certs", *self.names], check=True, capture_output=True)
@@ -49,7 +49,7 @@ workers: 2
 peer_tls: {{ certificate: "{folder}/certs/{{region}}.pem", key: "{folder}/certs/{{region}}.key", authority: "{self.authority}" }}
 jurisdictions: {{ eu: {{ countries: [EEA] }}, us: {{ countries: [US] }}, jp: {{ countries: [JP] }} }}
 regions: {regions}
-data: {{ public: {{ stays: anywhere }} }}
+data: {{ {data} }}
 latency: {{ every: 200ms, timeout: 2s }}
 routes:
 {routes}
