@@ -352,11 +352,11 @@ fn an_upload_that_has_been_answered_is_cut_as_well() {
     assert_eq!(received.load(Ordering::SeqCst), 1, "no byte followed the first ones");
 }
 
-#[test]
-fn endless_bodies_are_cut_when_the_rules_change_and_others_go_on() {
+/// An event stream that sends what the test sends. Only the first response is endless.
+fn endless() -> (tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>, crate::support::Handler) {
     let (sender, body) = pieces();
     let body = std::sync::Mutex::new(Some(body));
-    let endless: crate::support::Handler = Arc::new(move |request, seen| {
+    let handler: crate::support::Handler = Arc::new(move |request, seen| {
         let body = body.lock().unwrap().take();
         Box::pin(async move {
             remember(request, &seen).await;
@@ -365,6 +365,50 @@ fn endless_bodies_are_cut_when_the_rules_change_and_others_go_on() {
             response
         })
     });
+    (sender, handler)
+}
+
+#[test]
+fn a_draining_process_ends_what_its_geoip_database_no_longer_proves() {
+    let (sender, endless) = endless();
+    let mut world = World::planned(Plan {
+        upstreams: Box::new(move |name| {
+            if name == "eu-west" { vec![Recorder::with(Arc::clone(&endless))] } else { vec![Recorder::start(name)] }
+        }),
+        extra: "limits: { drain: 1h }\n".into(),
+        ..Plan::default()
+    });
+    let mut stream = TcpStream::connect(world.eu().http).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.write_all(b"GET /profile/events HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 91.64.0.1\r\n\r\n").unwrap();
+    sender.send(Frame::data(Bytes::from_static(b"data: one\n\n"))).unwrap();
+    let mut received = String::new();
+    while !received.contains("data: one") {
+        let mut buffer = [0; 1000];
+        let size = stream.read(&mut buffer).unwrap();
+        assert!(size > 0, "{received}");
+        received.push_str(&String::from_utf8_lossy(&buffer[..size]));
+    }
+    // The database becomes too old in a few seconds, while the process drains.
+    let database = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("geoip/country.mmdb");
+    let age = domicile::geoip::GeoIp::open(&database).unwrap().age(std::time::SystemTime::now());
+    let config = std::fs::read_to_string(&world.eu().config).unwrap();
+    let aged = config.replace("geoip: { ", &format!("geoip: {{ max_age: {}s, ", age.as_secs() + 4));
+    assert_ne!(aged, config);
+    std::fs::write(&world.eu().config, aged).unwrap();
+    world.eu().reload().unwrap();
+    let app = world.regions[0].app.take().unwrap();
+    let drained = std::thread::spawn(move || app.shut_down());
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    assert!(!String::from_utf8_lossy(&rest).contains("0\r\n\r\n"), "the response ends as incomplete");
+    eventually("the upstream's response is ended as well", || sender.is_closed());
+    drained.join().unwrap();
+}
+
+#[test]
+fn endless_bodies_are_cut_when_the_rules_change_and_others_go_on() {
+    let (sender, endless) = endless();
     let world = World::planned(Plan {
         upstreams: Box::new(move |name| {
             if name == "eu-west" { vec![Recorder::with(Arc::clone(&endless))] } else { vec![Recorder::start(name)] }
