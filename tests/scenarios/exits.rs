@@ -645,3 +645,21 @@ fn a_client_certificate_that_is_only_claimed_reaches_no_app_server() {
     assert!(seen.iter().all(|seen| seen.headers.values().all(|value| value != "forged")), "{seen:?}");
     world.us().upstream().assert_no_requests();
 }
+
+#[test]
+fn the_country_of_an_outdated_geoip_database_is_not_sent_to_a_peer() {
+    let place_found = |max_age: &str| {
+        let rules = RULES.replace("geoip: {", &format!("geoip: {{ {max_age}")).replace(
+            "routes:\n",
+            "routes:\n  - { name: pages, match: { path: \"/pages/**\" }, data: public, home: [{ region: eu-west }] }\n",
+        );
+        let rules = NAMES.map(|name| (name, rules.clone())).into();
+        let world = World::planned(Plan { rules, ..Plan::default() });
+        assert_eq!(get(world.us().http, "/pages/1", &[("x-forwarded-for", "91.64.0.1")]).text(), "eu-west");
+        let metrics = world.eu().metrics();
+        let count = |result: &str| metrics.contains(&format!("domicile_geoip_lookups_total{{result=\"{result}\"}} 1"));
+        (count("found"), count("absent"))
+    };
+    assert_eq!(place_found(""), (true, false), "the owner takes the country of the sender");
+    assert_eq!(place_found("max_age: 1s, "), (false, true));
+}

@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 
-use crate::support::{NAMES, Plan, Recorder, World, eventually, get, post, remember, whole};
+use crate::support::{NAMES, Plan, Recorder, USERS, World, eventually, get, post, remember, runtime, try_send, whole};
 
 #[test]
 fn the_line_is_on_disk_before_the_request_arrives() {
@@ -59,10 +59,15 @@ fn a_transfer_is_recorded_with_its_legal_basis() {
 
 /// A world in which the ledger of `region` is on a full disk.
 fn on_a_full_disk(region: &str) -> World {
+    with_ledger_at("/dev/full", region)
+}
+
+/// A world in which the ledger of `region` is a link to this file.
+fn with_ledger_at(file: &str, region: &str) -> World {
     let mut world = World::prepare(&Plan::default());
     let folder = world.folder.path().join(format!("ledger-{region}"));
     std::fs::create_dir(&folder).unwrap();
-    std::os::unix::fs::symlink("/dev/full", folder.join("ledger.jsonl")).unwrap();
+    std::os::unix::fs::symlink(file, folder.join("ledger.jsonl")).unwrap();
     for index in 0..NAMES.len() {
         world.start_region(index).unwrap();
     }
@@ -80,6 +85,36 @@ pub fn a_full_disk_under_the_ledger_stops_what_needs_a_line_and_nothing_else() {
     assert!(world.us().sum_of("domicile_ledger_failures_total") >= 2.0);
     assert_eq!(get(world.us().http, "/users/bob/orders/1", &[]).text(), "us-east", "a local request needs no ledger line");
     assert_eq!(get(world.us().http, "/feed/1", &[]).text(), "us-east");
+}
+
+#[test]
+fn a_line_that_cannot_be_synced_counts_as_not_written() {
+    // `/dev/null` accepts every write, and has no disk to sync.
+    let world = with_ledger_at("/dev/null", "us-east");
+    let answer = get(world.us().http, "/users/alice/orders/1", &[]);
+    assert_eq!((answer.status, answer.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "ledger.unavailable"));
+    world.assert_no_requests(&["eu-west", "ap-northeast"]);
+}
+
+#[test]
+fn a_request_whose_line_is_being_written_follows_its_user() {
+    let world = World::start();
+    assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "eu-west");
+    let lines = world.us().ledger(&world).len();
+    let file = world.folder.path().join("ledger-us-east/ledger.jsonl");
+    let held = std::fs::File::open(&file).unwrap();
+    held.lock().unwrap();
+    let waiting = runtime().spawn(try_send(world.us().http, Method::GET, "/users/alice/orders/2", &[], whole("")));
+    let is_judged = || world.us().metrics().contains("domicile_directory_lookups_total{result=\"found\"} 2");
+    eventually("the request is judged, and waits for its line", is_judged);
+    // alice moves while the line is being written.
+    let users = USERS.replace("alice,eu-west", "alice,us-east");
+    std::fs::write(world.folder.path().join("users-us-east.csv"), users).unwrap();
+    world.us().reload().unwrap();
+    held.unlock().unwrap();
+    assert_eq!(runtime().block_on(waiting).unwrap().unwrap().text(), "us-east");
+    assert_eq!(world.eu().upstream().seen().len(), 1, "the old home has only the first request");
+    assert_eq!(world.us().ledger(&world).len(), lines + 1, "the line of the intention stays");
 }
 
 #[test]

@@ -352,6 +352,29 @@ fn an_upload_that_has_been_answered_is_cut_as_well() {
     assert_eq!(received.load(Ordering::SeqCst), 1, "no byte followed the first ones");
 }
 
+#[test]
+fn a_read_that_waits_at_its_old_home_ends_when_its_user_moves() {
+    let silent: crate::support::Handler = Arc::new(|request, seen| {
+        Box::pin(async move {
+            remember(request, &seen).await;
+            std::future::pending().await
+        })
+    });
+    let world = World::planned(Plan {
+        upstreams: Box::new(move |name| {
+            if name == "eu-west" { vec![Recorder::with(Arc::clone(&silent))] } else { vec![Recorder::start(name)] }
+        }),
+        ..Plan::default()
+    });
+    let address = world.us().http;
+    let waiting = std::thread::spawn(move || get(address, "/users/alice/orders/1", &[]));
+    eventually("the old home has the request", || world.eu().upstream().seen().len() == 1);
+    move_alice(&world);
+    let answer = waiting.join().unwrap();
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (451, "residency.no_longer_cleared"));
+    assert_eq!(get(address, "/users/bob/orders/1", &[]).text(), "us-east", "the worker is free for others");
+}
+
 /// An event stream that sends what the test sends. Only the first response is endless.
 fn endless() -> (tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>, crate::support::Handler) {
     let (sender, body) = pieces();
