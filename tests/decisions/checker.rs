@@ -114,6 +114,9 @@ pub enum Evidence {
 
 #[derive(Clone, Debug)]
 pub struct Route {
+    pub host: Host,
+    /// `None`: every method.
+    pub methods: Option<Vec<&'static str>>,
     pub segments: Vec<Segment>,
     /// The pattern ends in `/**`.
     pub open_ended: bool,
@@ -125,6 +128,14 @@ pub struct Route {
     pub aliases: Vec<String>,
     /// The setting `failover reads: nearest`.
     pub reads_fail_over: bool,
+}
+
+#[derive(Clone, Debug)]
+pub enum Host {
+    Any,
+    Exact(String),
+    /// `*.domain`: every subdomain at any depth, but not the domain itself.
+    Below(String),
 }
 
 #[derive(Clone, Debug)]
@@ -167,9 +178,13 @@ pub enum Credential {
 pub struct Situation {
     /// The peer region that sent the request; `None` for a client.
     pub peer: Option<usize>,
+    pub host: String,
     /// The canonical path; a trailing slash means the same as none.
     pub path: String,
-    pub is_read: bool,
+    /// For a preflight, the method that it asks about.
+    pub method: &'static str,
+    /// The request asks to open a tunnel.
+    pub is_upgrade: bool,
     pub client: IpAddr,
     /// The GeoIP database's finding for the client's address.
     pub country: Option<String>,
@@ -187,6 +202,13 @@ pub struct Situation {
     pub down: Vec<usize>,
     /// All regions in the order of their cost to reach, cheapest first.
     pub nearest: Vec<usize>,
+}
+
+impl Situation {
+    /// A read changes nothing, so that it may fail over and be repeated. A tunnel is never a read.
+    pub fn is_read(&self) -> bool {
+        matches!(self.method, "GET" | "HEAD") && !self.is_upgrade
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -266,7 +288,7 @@ pub fn needs_directory(world: &World, situation: &Situation) -> Option<bool> {
     let asks_first = matches!(request.route.chain.first(), Some(Step::Directory));
     let subject = subject_of(&request).map(|(key, _)| key);
     let is_hinted = situation.hint.as_ref().is_some_and(|hint| Some(hint.user.as_str()) == subject);
-    let may_go_on = situation.is_read && all_stay_anywhere(&request.classes);
+    let may_go_on = situation.is_read() && all_stay_anywhere(&request.classes);
     Some(asks_first && subject.is_some() && !is_hinted && !may_go_on)
 }
 
@@ -310,7 +332,7 @@ fn judge_until_refused(world: &World, situation: &Situation) -> Result<Judgement
 
 fn request_of<'a>(world: &'a World, situation: &'a Situation) -> Result<Request<'a>, Code> {
     let path = segments_of(&situation.path);
-    let route = matching_route(world, &path).ok_or("route.none")?;
+    let route = matching_route(world, situation, &path).ok_or("route.none")?;
     let path_user = user_named_by_path(route, &path)?;
     let classes = classes_of_message(world, situation, route)?;
     check_credential(world, situation, &classes)?;
@@ -329,8 +351,19 @@ fn segments_of(path: &str) -> Vec<&str> {
     segments
 }
 
-fn matching_route<'a>(world: &'a World, path: &[&str]) -> Option<&'a Route> {
-    world.routes.iter().find(|route| route_matches(route, path))
+fn matching_route<'a>(world: &'a World, situation: &Situation, path: &[&str]) -> Option<&'a Route> {
+    world.routes.iter().find(|route| {
+        let takes_method = route.methods.as_ref().is_none_or(|methods| methods.contains(&situation.method));
+        takes_method && host_matches(&route.host, &situation.host) && route_matches(route, path)
+    })
+}
+
+fn host_matches(pattern: &Host, host: &str) -> bool {
+    match pattern {
+        Host::Any => true,
+        Host::Exact(name) => name == host,
+        Host::Below(domain) => host.ends_with(&format!(".{domain}")),
+    }
 }
 
 fn route_matches(route: &Route, path: &[&str]) -> bool {
@@ -552,7 +585,7 @@ fn directory_step(request: &Request) -> Result<Option<Home>, Code> {
         HomeLookup::NoKey | HomeLookup::Absent => Ok(None),
         HomeLookup::Found(home) => Ok(Some(home)),
         HomeLookup::Unavailable => {
-            let may_go_on = request.situation.is_read && all_stay_anywhere(&request.classes);
+            let may_go_on = request.situation.is_read() && all_stay_anywhere(&request.classes);
             if may_go_on { Ok(None) } else { Err("directory.unavailable") }
         }
     }
@@ -834,7 +867,7 @@ fn itinerary_of(request: &Request, owner: Option<usize>, clearance: &[usize]) ->
     let situation = request.situation;
     let mut order = Vec::new();
     if let Some(home) = owner {
-        let may_leave_home = situation.is_read && request.route.reads_fail_over;
+        let may_leave_home = situation.is_read() && request.route.reads_fail_over;
         if !may_leave_home {
             let is_down = situation.down.contains(&home);
             return if is_down { Err("failover.home_down") } else { Ok(vec![home]) };
@@ -864,7 +897,7 @@ fn outcome_for_peer(
         return Err("residency.carrier_not_cleared");
     }
     let is_owned_elsewhere = owner.is_some_and(|home| home != local);
-    if is_owned_elsewhere && !request.situation.is_read {
+    if is_owned_elsewhere && !request.situation.is_read() {
         return Err("peer.misdirected");
     }
     if !clearance.contains(&local) {
@@ -908,6 +941,8 @@ mod tests {
         let region = |jurisdiction, at| Region { jurisdiction, at, has_url: true, has_gateway: true };
         let personal_chain = vec![Step::Directory, Step::GeoIp, Step::Refuse];
         let public = Route {
+            host: Host::Any,
+            methods: None,
             segments: vec![Segment::Literal("public".into())],
             open_ended: true,
             class: 0,
@@ -917,6 +952,8 @@ mod tests {
             reads_fail_over: false,
         };
         let personal = Route {
+            host: Host::Any,
+            methods: None,
             segments: vec![Segment::Literal("users".into()), Segment::User],
             open_ended: true,
             class: 1,
@@ -951,8 +988,10 @@ mod tests {
     fn read_of(path: &str) -> Situation {
         Situation {
             peer: None,
+            host: "www.example.com".into(),
             path: path.into(),
-            is_read: true,
+            method: "GET",
+            is_upgrade: false,
             client: IpAddr::from([192, 0, 2, 1]),
             country: None,
             caller: None,
@@ -1016,7 +1055,7 @@ mod tests {
         assert_eq!(outcome(&world, &situation), Outcome::Proceed(vec![0, 2]));
         situation.down = vec![0, 2];
         assert_eq!(outcome(&world, &situation), Outcome::Refuse("failover.all_down"));
-        situation.is_read = false;
+        situation.method = "POST";
         assert_eq!(outcome(&world, &situation), Outcome::Refuse("failover.home_down"));
     }
 
@@ -1046,7 +1085,7 @@ mod tests {
         assert_eq!(outcome(&world, &situation), Outcome::Refuse("directory.unavailable"));
         world.routes[1].class = 0;
         assert_eq!(outcome(&world, &situation), Outcome::Proceed(vec![2]));
-        situation.is_read = false;
+        situation.method = "POST";
         assert_eq!(outcome(&world, &situation), Outcome::Refuse("directory.unavailable"));
     }
 
@@ -1170,7 +1209,7 @@ mod tests {
         world.local = 2;
         situation.peer = Some(0);
         assert_eq!(outcome(&world, &situation), Outcome::Proceed(vec![2]));
-        situation.is_read = false;
+        situation.method = "POST";
         assert_eq!(outcome(&world, &situation), Outcome::Refuse("peer.misdirected"));
     }
 

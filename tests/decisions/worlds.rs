@@ -58,6 +58,13 @@ const USERS: [(&str, &str); 5] = [("u1", "u1"), ("u2", "u2"), ("u3", "u3"), ("zo
 /// Segments that name no usable user: bytes that are not UTF-8, and a control character.
 const UNUSABLE: [&str; 2] = ["%FF", "%C2%80"];
 
+/// The hosts of requests, and the domains of host patterns; `example.com` is no subdomain of itself.
+const HOSTS: [&str; 4] = ["www.example.com", "a.b.example.com", "example.com", "notexample.com"];
+const DOMAINS: [&str; 3] = ["example.com", "b.example.com", "com"];
+
+/// The methods of requests, and of routes that take some methods only. The last is not a standard method.
+const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PURGE"];
+
 const LITERALS: [&str; 3] = ["a", "b", "users"];
 
 pub const TODAY: &str = "2026-06-01";
@@ -215,6 +222,12 @@ fn route(random: &mut Rng, regions: usize, classes: usize) -> checker::Route {
     }
     let aliases = one_of(random, &[&[][..], &["me"], &["me", "u3"]]);
     checker::Route {
+        host: match random.u8(..12) {
+            0 => checker::Host::Exact(one_of(random, &HOSTS).to_owned()),
+            1 => checker::Host::Below(one_of(random, &DOMAINS).to_owned()),
+            _ => checker::Host::Any,
+        },
+        methods: once_in(random, 10).then(|| METHODS.iter().filter(|_| random.bool()).copied().collect()),
         segments,
         open_ended: random.bool(),
         class: random.usize(..classes),
@@ -277,8 +290,10 @@ pub fn situation(random: &mut Rng, world: &checker::World) -> Situation {
     random.shuffle(&mut nearest);
     Situation {
         peer,
+        host: one_of(random, &HOSTS).to_owned(),
         path: path(random, world),
-        is_read: random.usize(..3) < 2,
+        method: if random.bool() { "GET" } else { one_of(random, &METHODS) },
+        is_upgrade: once_in(random, 20),
         client,
         country: country_of_client.map(str::to_owned),
         caller,
@@ -473,10 +488,19 @@ fn program_route(route: &checker::Route) -> Route {
         checker::Step::Refuse => Step::Refuse,
     };
     let path = PathPattern { segments: route.segments.iter().map(segment).collect(), open_ended: route.open_ended };
+    let host = match &route.host {
+        checker::Host::Any => HostPattern::Any,
+        checker::Host::Exact(name) => HostPattern::Exact(name.as_str().into()),
+        checker::Host::Below(domain) => HostPattern::Below(domain.as_str().into()),
+    };
+    let methods = match &route.methods {
+        None => MethodSet::ALL,
+        Some(methods) => methods.iter().fold(MethodSet::NONE, |set, method| set.with(Method::of(method))),
+    };
     let reads = if route.reads_fail_over { Reads::Nearest } else { Reads::Never };
     Route {
         name: "route".into(),
-        pattern: Pattern { host: HostPattern::Any, path, methods: MethodSet::ALL },
+        pattern: Pattern { host, path, methods },
         class: ClassId::new(route.class).expect("few classes"),
         chain: route.chain.iter().map(step).collect(),
         aliases: route.aliases.iter().map(|alias| alias.as_str().into()).collect(),
@@ -556,10 +580,10 @@ fn question(situation: &Situation, table: TableVersion) -> Question {
     };
     Question {
         ingress: situation.peer.map_or(Ingress::Client, |peer| Ingress::Peer(region_id(peer))),
-        method: if situation.is_read { Method::Get } else { Method::Post },
-        host: "www.example.com".into(),
+        method: Method::of(situation.method),
+        host: situation.host.clone(),
         path: situation.path.clone(),
-        is_read: situation.is_read,
+        is_read: situation.is_read(),
         client: situation.client,
         identity,
         ignores_hint: Default::default(),

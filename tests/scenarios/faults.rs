@@ -293,7 +293,8 @@ fn a_ledger_that_hangs_holds_up_only_what_needs_a_line() {
     let answer = get(world.us().http, "/users/bob/orders/1", &[]);
     assert_eq!(answer.text(), "us-east", "a request at home needs no line");
     assert_eq!(post(world.us().http, "/users/bob/orders/1", &[], "x").text(), "us-east");
-    let answer = runtime().block_on(waiting).unwrap().unwrap();
+    let waited = runtime().block_on(async { tokio::time::timeout(TIMEOUT, waiting).await });
+    let answer = waited.expect("the ledger is not waited for without end").unwrap().unwrap();
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "ledger.unavailable"));
     assert_eq!(world.eu().upstream().seen().len(), 1, "the owner has not seen the request without a line");
     assert!(world.us().sum_of("domicile_ledger_failures_total") >= 1.0);
