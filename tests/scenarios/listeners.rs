@@ -54,6 +54,29 @@ fn the_proxy_protocol_header_gives_the_client_address_and_is_required() {
 }
 
 #[test]
+fn connections_behind_a_load_balancer_are_limited_by_client_and_the_refused_are_counted() {
+    let plan = Plan { extra: "limits: { connections_per_address: 1 }\n".into(), ..Plan::default() };
+    let world = with_listeners(&plan, |world, text| {
+        let old = format!("  - address: \"{}\"\n", world.eu().http);
+        let text = text.replace(&old, &format!("{old}    proxy_protocol: {{ from: [127.0.0.1] }}\n"));
+        text.replace("from: x-forwarded-for", "from: proxy-protocol")
+    });
+    let begin = |client: &str| format!("PROXY TCP4 {client} 10.0.0.1 4711 80\r\nGET /feed/1 HTTP/1.1\r\nHost: a\r\n");
+    let mut first = TcpStream::connect(world.eu().http).unwrap();
+    first.set_read_timeout(Some(TIMEOUT)).unwrap();
+    first.write_all(format!("{}\r\n", begin("81.2.69.142")).as_bytes()).unwrap();
+    assert!(first.read(&mut [0; 64]).unwrap() > 0, "the first connection is served, and stays open");
+    assert_eq!(raw(world.eu().http, format!("{}\r\n", begin("81.2.69.142")).as_bytes()), "");
+    assert!(
+        world.eu().metrics().contains("domicile_connections_refused_total{reason=\"connections_per_address\"} 1"),
+        "{}",
+        world.eu().metrics()
+    );
+    let other = raw(world.eu().http, format!("{}Connection: close\r\n\r\n", begin("81.2.69.143")).as_bytes());
+    assert!(other.starts_with("HTTP/1.1 200"), "another client of the same load balancer is served: {other}");
+}
+
+#[test]
 fn the_proxy_protocol_comes_before_tls_in_its_second_version_as_well() {
     use domicile::transport::proxy_protocol::{Version, write};
     let world = with_listeners(&Plan::default(), |world, text| {

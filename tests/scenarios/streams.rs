@@ -360,12 +360,7 @@ fn a_read_that_waits_at_its_old_home_ends_when_its_user_moves() {
             std::future::pending().await
         })
     });
-    let world = World::planned(Plan {
-        upstreams: Box::new(move |name| {
-            if name == "eu-west" { vec![Recorder::with(Arc::clone(&silent))] } else { vec![Recorder::start(name)] }
-        }),
-        ..Plan::default()
-    });
+    let world = World::planned(Plan { upstreams: only_in_eu(silent), ..Plan::default() });
     let address = world.us().http;
     let waiting = std::thread::spawn(move || get(address, "/users/alice/orders/1", &[]));
     eventually("the old home has the request", || world.eu().upstream().seen().len() == 1);
@@ -391,27 +386,40 @@ fn endless() -> (tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>, crate::suppor
     (sender, handler)
 }
 
-#[test]
-fn a_draining_process_ends_what_its_geoip_database_no_longer_proves() {
-    let (sender, endless) = endless();
-    let mut world = World::planned(Plan {
-        upstreams: Box::new(move |name| {
-            if name == "eu-west" { vec![Recorder::with(Arc::clone(&endless))] } else { vec![Recorder::start(name)] }
-        }),
-        extra: "limits: { drain: 1h }\n".into(),
-        ..Plan::default()
-    });
-    let mut stream = TcpStream::connect(world.eu().http).unwrap();
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    stream.write_all(b"GET /profile/events HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 91.64.0.1\r\n\r\n").unwrap();
-    sender.send(Frame::data(Bytes::from_static(b"data: one\n\n"))).unwrap();
+/// Upstreams of which the one in eu-west has this handler.
+fn only_in_eu(handler: crate::support::Handler) -> Box<dyn Fn(&'static str) -> Vec<Recorder>> {
+    Box::new(move |name| if name == "eu-west" { vec![Recorder::with(Arc::clone(&handler))] } else { vec![Recorder::start(name)] })
+}
+
+/// Reads until this text has arrived.
+fn read_until(stream: &mut TcpStream, text: &str) {
     let mut received = String::new();
-    while !received.contains("data: one") {
+    while !received.contains(text) {
         let mut buffer = [0; 1000];
         let size = stream.read(&mut buffer).unwrap();
         assert!(size > 0, "{received}");
         received.push_str(&String::from_utf8_lossy(&buffer[..size]));
     }
+}
+
+/// Asserts that the response ends as incomplete, and that the upstream's response ends with it.
+fn assert_ends_incomplete(mut stream: TcpStream, sender: &tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>) {
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    assert!(!String::from_utf8_lossy(&rest).contains("0\r\n\r\n"), "the response ends as incomplete");
+    eventually("the upstream's response is ended as well", || sender.is_closed());
+}
+
+#[test]
+fn a_draining_process_ends_what_its_geoip_database_no_longer_proves() {
+    let (sender, endless) = endless();
+    let mut world =
+        World::planned(Plan { upstreams: only_in_eu(endless), extra: "limits: { drain: 1h }\n".into(), ..Plan::default() });
+    let mut stream = TcpStream::connect(world.eu().http).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.write_all(b"GET /profile/events HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 91.64.0.1\r\n\r\n").unwrap();
+    sender.send(Frame::data(Bytes::from_static(b"data: one\n\n"))).unwrap();
+    read_until(&mut stream, "data: one");
     // The database becomes too old in a few seconds, while the process drains.
     let database = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("geoip/country.mmdb");
     let age = domicile::geoip::GeoIp::open(&database).unwrap().age(std::time::SystemTime::now());
@@ -422,48 +430,26 @@ fn a_draining_process_ends_what_its_geoip_database_no_longer_proves() {
     world.eu().reload().unwrap();
     let app = world.regions[0].app.take().unwrap();
     let drained = std::thread::spawn(move || app.shut_down());
-    let mut rest = Vec::new();
-    let _ = stream.read_to_end(&mut rest);
-    assert!(!String::from_utf8_lossy(&rest).contains("0\r\n\r\n"), "the response ends as incomplete");
-    eventually("the upstream's response is ended as well", || sender.is_closed());
+    assert_ends_incomplete(stream, &sender);
     drained.join().unwrap();
 }
 
 #[test]
 fn endless_bodies_are_cut_when_the_rules_change_and_others_go_on() {
     let (sender, endless) = endless();
-    let world = World::planned(Plan {
-        upstreams: Box::new(move |name| {
-            if name == "eu-west" { vec![Recorder::with(Arc::clone(&endless))] } else { vec![Recorder::start(name)] }
-        }),
-        ..Plan::default()
-    });
+    let world = World::planned(Plan { upstreams: only_in_eu(endless), ..Plan::default() });
     let mut stream = TcpStream::connect(world.us().http).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(b"GET /users/alice/orders/events HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     sender.send(Frame::data(Bytes::from_static(b"data: one\n\n"))).unwrap();
-    let mut received = String::new();
-    while !received.contains("data: one") {
-        let mut buffer = [0; 1000];
-        let size = stream.read(&mut buffer).unwrap();
-        assert!(size > 0, "{received}");
-        received.push_str(&String::from_utf8_lossy(&buffer[..size]));
-    }
+    read_until(&mut stream, "data: one");
     // A reload that does not affect the stream does not end it.
     world.us().reload().unwrap();
     world.eu().reload().unwrap();
     sender.send(Frame::data(Bytes::from_static(b"data: two\n\n"))).unwrap();
-    while !received.contains("data: two") {
-        let mut buffer = [0; 1000];
-        let size = stream.read(&mut buffer).unwrap();
-        assert!(size > 0, "{received}");
-        received.push_str(&String::from_utf8_lossy(&buffer[..size]));
-    }
+    read_until(&mut stream, "data: two");
     move_alice(&world);
-    let mut rest = Vec::new();
-    let _ = stream.read_to_end(&mut rest);
-    assert!(!String::from_utf8_lossy(&rest).contains("0\r\n\r\n"), "the response ends as incomplete");
-    eventually("the upstream's response is ended as well", || sender.is_closed());
+    assert_ends_incomplete(stream, &sender);
 }
 
 #[test]

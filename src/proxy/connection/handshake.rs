@@ -46,7 +46,10 @@ pub(super) async fn open(
     let (mut remote, mut counted) = (remote, None);
     if let Some(networks) = &listener_config.options.proxy_protocol {
         remote = read_source(worker, &mut stream, remote, networks).await?;
-        counted = Some(Counted::enter(worker, remote.ip().to_canonical()).ok()?);
+        match Counted::enter(worker, remote.ip().to_canonical()) {
+            Ok(entered) => counted = Some(entered),
+            Err(limit) => return refused(worker, limit, "connection limit reached"),
+        }
     }
     let opened = |stream| Opened {
         stream,

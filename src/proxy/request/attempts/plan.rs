@@ -43,11 +43,13 @@ pub(super) struct Attempts {
     tried_before: Vec<RegionId>,
     /// The maximum number of attempts, including the first.
     limit: usize,
+    /// Whether the request has given its share to the retry budget.
+    has_deposited: bool,
 }
 
 impl Attempts {
     pub const fn along(itinerary: Itinerary, moment: Moment, limit: usize) -> Self {
-        Self { itinerary, moment, stop: 0, tried: Vec::new(), spent: 0, tried_before: Vec::new(), limit }
+        Self { itinerary, moment, stop: 0, tried: Vec::new(), spent: 0, tried_before: Vec::new(), limit, has_deposited: false }
     }
 
     /// Replaces the itinerary after the request was judged again. The stops before the current one are not tried again.
@@ -85,7 +87,7 @@ impl Attempts {
                 }
                 continue;
             }
-            if self.tried.is_empty() {
+            if !std::mem::replace(&mut self.has_deposited, true) {
                 context.worker.load.retries.deposit();
             }
             let upstreams = &context.snapshot.upstreams;
