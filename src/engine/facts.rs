@@ -93,7 +93,7 @@ pub async fn find<'q>(question: &'q Question, labels: &[Box<str>], moment: &Mome
         directory,
         caller,
         is_from_hint,
-        token: token(question, route, policy),
+        token: token(question, &subject, route, policy),
         hint,
         user,
         place,
@@ -153,10 +153,17 @@ async fn ask(directory: Option<&Directory>, key: Option<&str>) -> Lookup<Record>
     }
 }
 
-/// The region that the route's claim of the token names.
-fn token(question: &Question, route: Option<&Route>, policy: &Policy) -> Lookup<RegionId> {
+/// The region that the route's claim of the token names. A token states the home of its holder, so it says nothing about
+/// another user whom the path names.
+fn token(question: &Question, subject: &Subject, route: Option<&Route>, policy: &Policy) -> Lookup<RegionId> {
     let Some(claim) = route.and_then(|route| route.claim.as_deref()) else { return Lookup::NotAsked };
     let Some(token) = &question.identity.token else { return Lookup::NoKey };
+    let is_holder =
+        |name: &str| question.identity.caller.as_ref().is_some_and(|(caller, proof)| caller == name && *proof == Proof::Proven);
+    match subject {
+        Subject::Named(name) if !is_holder(name) => return Lookup::NoKey,
+        Subject::Named(_) | Subject::Caller | Subject::Undecodable => {}
+    }
     let Some(name) = token.claim(claim) else { return Lookup::Absent };
     policy.find_region(&name).map_or(Lookup::Unavailable, Lookup::Found)
 }

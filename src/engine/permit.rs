@@ -114,7 +114,12 @@ impl Registrar<'_> {
             self.ledger.iter().for_each(|ledger| ledger.count(count.clone()));
             return Ok(());
         }
-        self.write(policy, trail, direction, names, bases(policy, trail, to), trail.is_only_reported(to)).await
+        // A response is processed where it comes from, and only carried to where it goes.
+        let processing = match direction {
+            Direction::Answer => from,
+            Direction::Request | Direction::Processing => to,
+        };
+        self.write(policy, trail, direction, names, bases(policy, trail, processing), trail.is_only_reported(processing)).await
     }
 
     /// Records data of another jurisdiction's user that a transfer or report-only mode allows to be processed here, because

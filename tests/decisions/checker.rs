@@ -596,6 +596,12 @@ fn token_step(request: &Request) -> Result<Option<Home>, Code> {
     let (Some(token), Some(claim)) = (&request.situation.token, &request.route.claim) else {
         return Ok(None);
     };
+    // A token speaks for its holder, and for nobody else whom the path names.
+    if let Some(named) = &request.path_user
+        && request.situation.caller != Some((named.clone(), Proof::Proven))
+    {
+        return Ok(None);
+    }
     let Some(name) = token.get(claim) else {
         return Ok(None);
     };

@@ -44,6 +44,7 @@ fn the_line_is_on_disk_before_the_request_arrives() {
     let answer = &world.eu().ledger(&world)[0];
     assert_eq!((&answer["what"], &answer["from"], &answer["to"]), (&"answer".into(), &"eu-west".into(), &"us-east".into()));
     assert_eq!(line["request"], answer["request"], "both lines have the same request id");
+    assert_eq!((&line["reported"], &answer["reported"]), (&false.into(), &false.into()), "the rule allows both");
 }
 
 #[test]
