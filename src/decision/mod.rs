@@ -21,6 +21,7 @@
 pub mod facts;
 mod failover;
 pub mod home;
+pub mod lines;
 pub mod narrate;
 pub mod permit;
 pub mod policy;
@@ -124,16 +125,6 @@ fn serve_peer(
     }
     let here = clearance.narrow(RegionSet::only(policy.local)).ok_or(Code::Misdirected)?;
     Ok(Verdict::Proceed(Itinerary::through(here, [policy.local].into_iter()).expect("the clearance holds the local region")))
-}
-
-/// The trail of a request whose response is labelled with more data classes. The labels count as classes of the request
-/// in everything that depends on classes. `None` if the response may not come from `region` through the request's carrier.
-pub fn label(trail: &Trail, labels: ClassSet, region: RegionId, policy: &Policy) -> Option<Trail> {
-    let mut labelled = trail.clone();
-    labelled.classes = trail.classes.union(labels);
-    let ruling = residency::clear(policy, labelled.classes, labelled.homes(), trail.today);
-    labelled.note_ruling(&ruling);
-    (labelled.home.is_some() && labelled.is_cleared(region)).then_some(labelled)
 }
 
 /// The route of a decision, if one matched.

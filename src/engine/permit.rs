@@ -2,6 +2,7 @@
 
 use crate::audit::{Count, Direction, Ledger, Movement, Pseudonyms};
 use crate::decision::facts::Ingress;
+use crate::decision::lines::{bases, users_of};
 use crate::decision::permit::Permitted;
 use crate::decision::policy::Policy;
 use crate::decision::policy::class::{ClassId, ClassSet};
@@ -169,37 +170,8 @@ fn user_of(trail: &Trail) -> Jurisdiction {
     trail.home.map_or(Jurisdiction::Unknown, |home| home.jurisdiction())
 }
 
-/// The jurisdictions of the users that the request was judged for: one, or two.
-fn users_of(trail: &Trail) -> impl Iterator<Item = Jurisdiction> {
-    let first = trail.homes().next().is_none().then_some(Jurisdiction::Unknown);
-    first.into_iter().chain(trail.homes().map(|home| home.jurisdiction()))
-}
-
 fn may_be_anywhere(policy: &Policy, class: ClassId) -> bool {
     policy.class(class).rule.stays == Stays::Anywhere
-}
-
-/// The legal bases of the transfers without which the data could not be processed in `region`.
-fn bases<'p>(policy: &'p Policy, trail: &Trail, region: RegionId) -> Vec<&'p str> {
-    let (place, today) = (policy.jurisdiction_of(region), trail.today);
-    let of_class = |(class, user)| {
-        let rule = &policy.class(class).rule;
-        let stays_allow = match rule.stays {
-            Stays::Home => user == place,
-            Stays::In(set) => set.contains(place),
-            Stays::Anywhere => true,
-        };
-        let transfers = rule.transfers_from(user, today).filter(move |transfer| !stays_allow && transfer.to.contains(place));
-        transfers.map(|transfer| &*transfer.basis)
-    };
-    let judged = trail.classes.iter().flat_map(|class| users_of(trail).map(move |user| (class, user)));
-    let mut bases = Vec::new();
-    for basis in judged.flat_map(of_class) {
-        if !bases.contains(&basis) {
-            bases.push(basis);
-        }
-    }
-    bases
 }
 
 /// The classes of a message as one label: their names joined by `+`, `none` if there are none.

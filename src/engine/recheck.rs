@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
 
+use crate::decision::lines::lines_of;
 use crate::decision::verdict::Trail;
 use crate::model::region::RegionId;
 use crate::model::vitals::Vitals;
@@ -30,6 +31,7 @@ pub struct Lease {
     recorded: RefCell<Vec<RegionId>>,
     has_ended: Cell<bool>,
     wakers: RefCell<Vec<Waker>>,
+    aborts: RefCell<Vec<Box<dyn Fn()>>>,
     leases: Rc<Leases>,
     slot: Cell<Option<usize>>,
 }
@@ -50,6 +52,7 @@ impl Leases {
             recorded: RefCell::default(),
             has_ended: Cell::new(false),
             wakers: RefCell::default(),
+            aborts: RefCell::default(),
             leases: Rc::clone(self),
             slot: Cell::new(None),
         });
@@ -124,10 +127,20 @@ impl Lease {
         self.recorded.borrow_mut().clear();
     }
 
-    /// Adds the data classes of the response to those of the request.
-    pub fn add_labels(&self, labels: &[Box<str>], labelled: Trail) {
+    /// Judges the request again with the data classes of its response, which count in everything that depends on classes.
+    /// Returns whether the response may leave. The lines that are written stay valid for the request's own classes.
+    pub async fn add_labels(&self, labels: &[Box<str>], vitals: &Vitals) -> bool {
         self.labels.borrow_mut().extend(labels.iter().cloned());
-        self.trail.replace(labelled);
+        let labels = self.labels.borrow().clone();
+        let judged = judge(&self.question, &labels, self.moment(), vitals).await;
+        let is_cleared = self.at.get().is_some_and(|region| judged.decision.trail.is_cleared(region));
+        self.trail.replace(judged.decision.trail);
+        is_cleared
+    }
+
+    /// Calls `abort` when the lease ends, for an exchange that may not be polled while its client reads nothing.
+    pub fn on_end(&self, abort: impl Fn() + 'static) {
+        self.aborts.borrow_mut().push(Box::new(abort));
     }
 
     /// Judges the request again if the moment has changed. Returns whether it may stay open; the health of regions is ignored.
@@ -140,7 +153,12 @@ impl Lease {
         }
         let labels = self.labels.borrow().clone();
         let judged = judge(&self.question, &labels, moment.clone(), vitals).await;
-        let is_cleared = self.at.get().is_none_or(|region| judged.decision.trail.is_cleared(region));
+        let is_cleared = self.at.get().is_none_or(|region| {
+            let (before, after) = (self.moment(), &judged.moment);
+            // What is open has its lines. It ends if it would need another one now.
+            let lines = lines_of(before.policy(), &self.trail.borrow(), region);
+            judged.decision.trail.is_cleared(region) && lines.covers(&lines_of(after.policy(), &judged.decision.trail, region))
+        });
         self.adopt(&judged);
         if !is_cleared {
             self.end();
@@ -151,6 +169,7 @@ impl Lease {
     fn end(&self) {
         self.has_ended.set(true);
         self.wakers.borrow_mut().drain(..).for_each(Waker::wake);
+        self.aborts.borrow_mut().drain(..).for_each(|abort| abort());
     }
 
     /// Ready when the request may no longer stay open.

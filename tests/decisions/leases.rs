@@ -60,8 +60,11 @@ fn moment_under(users: &str, policy: impl FnOnce(&mut Registry) -> Policy) -> (M
 impl Open {
     /// A request that is judged and not yet permitted.
     fn judged(path: &str, user: Option<&str>, country: &str) -> Self {
+        Self::judged_at(moment_of(USERS), path, user, country)
+    }
+
+    fn judged_at((moment, vitals): (Moment, Vitals), path: &str, user: Option<&str>, country: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (moment, vitals) = moment_of(USERS);
         let question = Rc::new(Question {
             ingress: Ingress::Client,
             method: Method::Get,
@@ -171,6 +174,26 @@ fn a_region_that_may_no_longer_carry_the_data_ends_what_it_carries() {
         assert_eq!(open.is_open_under(moment), is_open);
     }
     assert_ne!(text, strict);
+}
+
+#[test]
+fn a_request_that_would_need_a_line_under_the_new_rules_ends_without_it() {
+    // dublin forwards ben's request to ashburn, and needs no line for data that may be anywhere.
+    let open = Open::permitted("/catalog/1", Some("ben"), "US");
+    assert_ne!(open.stop.region(), open.lease.moment().policy().local);
+    assert_eq!(std::fs::read_to_string(open.folder.path().join("ledger/ledger.jsonl")).unwrap(), "");
+    let text = std::fs::read_to_string(folder().join("policies/world.yaml")).unwrap();
+    let catalog = "match: { path: \"/catalog/**\" },              data: public,  ";
+    assert!(text.contains(catalog));
+    for (text, is_open) in [(text.clone(), true), (text.replace(catalog, &catalog.replace("public,", "personal,")), false)] {
+        let file = open.folder.path().join("policy.yaml");
+        std::fs::write(&file, text).unwrap();
+        let moment = moment_under(USERS, |registry| load_policy(&file, "dublin", registry)).0;
+        assert_eq!(open.is_open_under(moment), is_open, "both rules clear ashburn for ben, and dublin as carrier");
+    }
+    // With its line written, the request stays open under the same rules.
+    let recorded = Open::permitted("/users/ben/orders/1", None, "US");
+    assert!(recorded.is_open_under(moment_of(USERS).0));
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! Caller identity: only tokens and sealed cookies that verify prove a user.
 
+use std::sync::Arc;
+
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine};
-use http::{Method, StatusCode};
+use http::{Method, Response, StatusCode};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::json;
 
-use crate::support::{NAMES, Plan, RULES, World, eventually, get, http2, read, request, runtime, whole};
+use crate::support::{NAMES, Plan, RULES, Recorder, World, eventually, get, http2, read, remember, request, runtime, whole};
 
 pub const SECRET: &[u8] = b"a shared secret of forty bytes or so....";
 
@@ -24,6 +26,10 @@ pub fn keys(secret: &[u8]) -> String {
 
 /// A world that identifies users by tokens and by the sealed cookie (`hint`).
 fn world() -> World {
+    world_of(Plan::default())
+}
+
+fn world_of(plan: Plan) -> World {
     let keys_of_tokens = tempfile::NamedTempFile::new().unwrap().into_temp_path().keep().unwrap();
     let keys_of_seals = keys_of_tokens.with_extension("seal");
     std::fs::write(&keys_of_tokens, keys(SECRET)).unwrap();
@@ -42,7 +48,28 @@ fn world() -> World {
         "  restricted: { stays: home }",
         "  restricted: { stays: home }\n  signed: { stays: home, needs: asserted, carried_by: anyone }",
     );
-    World::planned(Plan { rules: NAMES.map(|name| (name, rules.clone())).into(), ..Plan::default() })
+    World::planned(Plan { rules: NAMES.map(|name| (name, rules.clone())).into(), ..plan })
+}
+
+#[test]
+fn a_credential_that_only_the_app_reads_gets_no_response_that_is_labelled_stricter() {
+    let labelled = |_: &'static str| {
+        vec![Recorder::with(Arc::new(|request, seen| {
+            Box::pin(async move {
+                remember(request, &seen).await;
+                let mut response = Response::new(whole("whose data is this?"));
+                response.headers_mut().insert("domicile-data-class", "personal".parse().unwrap());
+                response
+            })
+        }))]
+    };
+    let world = world_of(Plan { upstreams: Box::new(labelled), ..Plan::default() });
+    let german = ("x-forwarded-for", "91.64.0.1");
+    assert_eq!(get(world.eu().http, "/feed/1", &[german]).text(), "whose data is this?");
+    for credential in ["Basic dXNlcjpwYXNz", "Bearer x"] {
+        let answer = get(world.eu().http, "/feed/1", &[german, ("authorization", credential)]);
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (451, "residency.answer_not_cleared"), "{credential}");
+    }
 }
 
 #[test]

@@ -411,6 +411,25 @@ fn assert_ends_incomplete(mut stream: TcpStream, sender: &tokio::sync::mpsc::Unb
 }
 
 #[test]
+fn a_download_whose_client_reads_nothing_ends_when_its_region_is_no_longer_cleared() {
+    let large: crate::support::Handler = Arc::new(|request, seen| {
+        Box::pin(async move {
+            remember(request, &seen).await;
+            Response::new(whole(vec![0; 16 << 20]))
+        })
+    });
+    let extra = "limits: { body_rate: 0B, idle_timeout: 1h }\n".to_owned();
+    let world = World::planned(Plan { upstreams: only_in_eu(large), extra, ..Plan::default() });
+    let mut stalled = TcpStream::connect(world.us().http).unwrap();
+    stalled.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stalled.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(stalled.read(&mut [0; 64]).unwrap() > 0, "the response has begun");
+    move_alice(&world);
+    let none = format!("domicile_connections{{listener=\"{}\"}} 0", world.us().http);
+    eventually("the connection is closed although its client reads nothing", || world.us().metrics().contains(&none));
+}
+
+#[test]
 fn a_draining_process_ends_what_its_geoip_database_no_longer_proves() {
     let (sender, endless) = endless();
     let mut world =

@@ -13,7 +13,7 @@ use crate::http::pool::InformationalSender;
 
 use super::super::headers;
 use super::super::ingress::ResponseChannel;
-use super::response::{label, labels_of};
+use super::response::labels_of;
 
 /// The informational responses to one request.
 pub(super) struct InformationalResponses {
@@ -61,7 +61,6 @@ fn is_cleared(response: &HeaderMap, lease: &Lease) -> bool {
     let (moment, Some(region)) = (lease.moment(), lease.region()) else { return false };
     let Some(labels) = labels_of(response) else { return false };
     let trail = lease.trail();
-    let adds_no_class =
-        || label(&trail, &labels, region, moment.policy()).is_some_and(|labelled| labelled.classes == trail.classes);
-    !lease.has_ended() && (labels.is_empty() || adds_no_class())
+    let is_known = |name: &str| moment.policy().find_class(name).is_some_and(|class| trail.classes.contains(class));
+    !lease.has_ended() && trail.is_cleared(region) && labels.iter().all(|name| is_known(name))
 }

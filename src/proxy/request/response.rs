@@ -7,10 +7,6 @@ use http::Response;
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use http_body::Body as _;
 
-use crate::decision::policy::Policy;
-use crate::decision::policy::class::ClassSet;
-use crate::decision::verdict::Trail;
-use crate::decision::{self};
 use crate::engine::judge::Judged;
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
@@ -96,9 +92,12 @@ async fn clear(
         }
         let before = lease.trail();
         if !labels.is_empty() && !is_labelled {
-            let labelled = label(&before, &labels, region, lease.moment().policy()).ok_or(refusal)?;
-            lease.add_labels(&labels, labelled);
             is_labelled = true;
+            if !lease.add_labels(&labels, &context.worker.vitals()).await {
+                // The log and the metrics of the refusal name the label's classes.
+                context.log.rejudged(lease.trail(), lease.moment());
+                return Err(refusal);
+            }
         }
         let user = judged.user.as_ref().map(|(user, _)| user.as_str());
         if region == lease.moment().policy().local {
@@ -129,16 +128,6 @@ pub(super) fn labels_of(response: &http::HeaderMap) -> Option<Vec<Box<str>>> {
         }
     }
     Some(labels)
-}
-
-/// Adds the classes of a label to the trail. Returns `None` if a class is unknown, or if the response with these
-/// classes may not come from `region` through the carrier.
-pub(super) fn label(trail: &Trail, labels: &[Box<str>], region: RegionId, policy: &Policy) -> Option<Trail> {
-    let mut classes = ClassSet::EMPTY;
-    for name in labels {
-        classes = classes.union(ClassSet::only(policy.find_class(name)?));
-    }
-    decision::label(trail, classes, region, policy)
 }
 
 /// Writes the header fields that the sending peer reads: refusal code, data classes and declined upgrade.
@@ -180,6 +169,13 @@ fn outgoing_body(
     if let Some(delivery) = delivery {
         body = body.with_delivery(delivery);
     }
+    let (abort, ended) = (context.channel.abort_handle(), Rc::clone(&progress));
+    lease.on_end(move || {
+        if !ended.has_ended() {
+            ended.failure.set(Some(BodyFailure::NoLongerCleared));
+            abort();
+        }
+    });
     let body = body.scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).with_lease(lease).on_end(move || {
         drop((hold, admitted));
         if progress.failure.get() == Some(BodyFailure::DeadlineExceeded) {

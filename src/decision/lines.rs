@@ -1,0 +1,65 @@
+//! The ledger lines that a request needs under one decision.
+
+use crate::model::jurisdiction::Jurisdiction;
+use crate::model::region::RegionId;
+
+use super::facts::Ingress;
+use super::policy::Policy;
+use super::policy::rule::Stays;
+use super::verdict::Trail;
+
+/// The ledger lines that a request needs: whether it crosses a border, and the bases on which it is processed here.
+pub struct Lines {
+    crosses: bool,
+    bases: Vec<String>,
+}
+
+impl Lines {
+    /// Whether these lines record everything that `other` would.
+    pub fn covers(&self, other: &Self) -> bool {
+        (self.crosses || !other.crosses) && other.bases.iter().all(|basis| self.bases.contains(basis))
+    }
+}
+
+/// The lines of a request that `region` processes.
+pub fn lines_of(policy: &Policy, trail: &Trail, region: RegionId) -> Lines {
+    if policy.may_be_anywhere(trail.classes) {
+        return Lines { crosses: false, bases: Vec::new() };
+    }
+    let other = match trail.ingress {
+        Ingress::Client => region,
+        Ingress::Peer(peer) => peer,
+    };
+    let crosses = policy.jurisdiction_of(other) != policy.jurisdiction_of(policy.local);
+    let bases = if region == policy.local { bases(policy, trail, region) } else { Vec::new() };
+    Lines { crosses, bases: bases.into_iter().map(str::to_owned).collect() }
+}
+
+/// The legal bases of the transfers without which the data could not be processed in `region`.
+pub fn bases<'p>(policy: &'p Policy, trail: &Trail, region: RegionId) -> Vec<&'p str> {
+    let (place, today) = (policy.jurisdiction_of(region), trail.today);
+    let of_class = |(class, user)| {
+        let rule = &policy.class(class).rule;
+        let stays_allow = match rule.stays {
+            Stays::Home => user == place,
+            Stays::In(set) => set.contains(place),
+            Stays::Anywhere => true,
+        };
+        let transfers = rule.transfers_from(user, today).filter(move |transfer| !stays_allow && transfer.to.contains(place));
+        transfers.map(|transfer| &*transfer.basis)
+    };
+    let judged = trail.classes.iter().flat_map(|class| users_of(trail).map(move |user| (class, user)));
+    let mut bases = Vec::new();
+    for basis in judged.flat_map(of_class) {
+        if !bases.contains(&basis) {
+            bases.push(basis);
+        }
+    }
+    bases
+}
+
+/// The jurisdictions of the users that the request was judged for: one, or two.
+pub fn users_of(trail: &Trail) -> impl Iterator<Item = Jurisdiction> {
+    let first = trail.homes().next().is_none().then_some(Jurisdiction::Unknown);
+    first.into_iter().chain(trail.homes().map(|home| home.jurisdiction()))
+}
