@@ -26,6 +26,13 @@ pub fn render(policy: &Policy, today: Day) -> String {
         policy.routes.all().len(),
         policy.hash
     );
+    let unread = if policy.refuses_unread_credentials {
+        "requests with other credentials than tokens (Basic, API keys) are refused, unless their data may be anywhere"
+    } else {
+        "requests with other credentials than tokens (Basic, API keys) are judged without them: the app servers may identify \
+         another user than Domicile does (`users.token.others: ignore`)"
+    };
+    let _ = writeln!(out, "{unread}");
     for class in policy.class_ids() {
         let data = policy.class(class);
         let _ = writeln!(out, "\n{}: {}", data.name, describe(policy, data));

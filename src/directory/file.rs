@@ -26,6 +26,10 @@ pub enum RowError {
     Yaml(String),
     #[error("the first line names the columns: write `user,home` or `user,home,jurisdiction`")]
     Columns,
+    #[error(
+        "the last line does not end in a line feed, so the file may have been cut off; write it whole, with a line feed at its end"
+    )]
+    CutOff,
     #[error("the table has no users; if that is intended, remove `users.directory` from the configuration")]
     Empty,
     #[error("line {line}: this row has {found} columns instead of {expected}")]
@@ -50,6 +54,10 @@ impl FileTable {
     /// Reads a file, by its ending: `.yaml` and `.yml` as YAML, anything else as CSV. All mistakes are reported at once.
     pub fn open(file: &Path, registry: &Registry) -> Result<Self, Vec<RowError>> {
         let bytes = std::fs::read(file).map_err(|error| vec![error.into()])?;
+        // A row that was cut off can still parse, with another home or without its jurisdiction.
+        if bytes.last().is_some_and(|last| *last != b'\n') {
+            return Err(vec![RowError::CutOff]);
+        }
         let is_yaml = file.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
         let table = if is_yaml { Self::from_yaml(&bytes, registry) } else { Self::from_csv(&bytes, registry) }?;
         if table.is_empty() {
@@ -182,7 +190,7 @@ impl RowError {
     /// The line of the mistake; 0 for a mistake of the whole file.
     const fn line(&self) -> u64 {
         match self {
-            Self::Unreadable(_) | Self::Csv(_) | Self::Yaml(_) | Self::Columns | Self::Empty => 0,
+            Self::Unreadable(_) | Self::Csv(_) | Self::Yaml(_) | Self::Columns | Self::Empty | Self::CutOff => 0,
             Self::Width { line, .. }
             | Self::Key { line }
             | Self::Region { line, .. }

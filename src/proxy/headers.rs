@@ -301,7 +301,7 @@ fn drop_own_cookie(headers: &mut HeaderMap) {
 }
 
 /// Tracing headers of common vendors. They link the requests of a user, and can carry any data.
-const TRACING: [&str; 23] = [
+const TRACING: [&str; 32] = [
     "tracestate",
     "baggage",
     "correlation-context",
@@ -325,11 +325,32 @@ const TRACING: [&str; 23] = [
     "x-correlation-id",
     "x-trace-id",
     "sw8",
+    "sw6",
+    "request-id",
+    "request-context",
+    "singularityheader",
+    "x-honeycomb-trace",
+    "x-client-trace-id",
+    "x-b3",
+    "eagleeye-traceid",
+    "eagleeye-rpcid",
 ];
 
 /// Prefixes of further tracing headers.
-const TRACING_PREFIXES: [&str; 9] =
-    ["x-b3-", "uberctx-", "x-datadog-", "x-ot-span-context", "ot-tracer-", "ot-baggage-", "elastic-apm-", "sw8-", "x-dd-"];
+const TRACING_PREFIXES: [&str; 12] = [
+    "pinpoint-",
+    "x-wf-",
+    "x-dynatrace-",
+    "x-b3-",
+    "uberctx-",
+    "x-datadog-",
+    "x-ot-span-context",
+    "ot-tracer-",
+    "ot-baggage-",
+    "elastic-apm-",
+    "sw8-",
+    "x-dd-",
+];
 
 /// Whether a field carries tracing context, except `traceparent`.
 pub fn is_tracing(name: &str) -> bool {

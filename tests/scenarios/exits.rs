@@ -663,3 +663,35 @@ fn the_country_of_an_outdated_geoip_database_is_not_sent_to_a_peer() {
     assert_eq!(place_found(""), (true, false), "the owner takes the country of the sender");
     assert_eq!(place_found("max_age: 1s, "), (false, true));
 }
+
+#[test]
+fn tracing_fields_of_a_response_do_not_cross_a_border() {
+    let response = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-B3-TraceId: 1\r\nRequest-Context: appId=x\r\nX-App: y\r\nTrailer: baggage\r\n\r\n2\r\nok\r\n0\r\nBaggage: user=alice\r\n\r\n";
+    let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(response)]), ..Plan::default() });
+    let ask = "GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: close\r\n\r\n";
+    let home = raw(world.eu().http, ask.as_bytes()).to_lowercase();
+    assert!(home.contains("x-b3-traceid: 1") && home.contains("x-app: y"), "{home}");
+    let abroad = raw(world.us().http, ask.as_bytes()).to_lowercase();
+    assert!(abroad.contains("x-app: y") && abroad.contains("\r\nok\r\n"), "{abroad}");
+    for field in ["x-b3-traceid", "request-context", "user=alice"] {
+        assert!(!abroad.contains(field), "{field}: {abroad}");
+    }
+}
+
+#[test]
+fn a_user_table_that_was_cut_off_within_its_last_row_is_not_used() {
+    let world = World::start();
+    let file = world.folder.path().join("users-us-east.csv");
+    // Each of these rows parses, and would move chika or forget her.
+    for cut in [
+        "user,home\nalice,eu-west\nbob,us-east\nchika,us-east",
+        "user,home,jurisdiction\nalice,eu-west,\nbob,us-east,\nchika,us-east,",
+    ] {
+        std::fs::write(&file, cut).unwrap();
+        let error = world.us().reload().unwrap_err();
+        assert!(error.contains("may have been cut off") && error.contains("the previous user table is kept"), "{error}");
+    }
+    let answer = get(world.us().http, "/users/chika/orders/1", &[]);
+    assert_ne!(answer.text(), "us-east", "chika still lives in ap-northeast");
+    world.us().upstream().assert_no_requests();
+}

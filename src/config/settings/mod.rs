@@ -246,9 +246,13 @@ fn check_peers(section: &Section<'_>, draft: &PolicyDraft<'_>, listeners: &[list
 }
 
 /// Checks that there is a ledger if residency-bound data can cross a border, because each such movement needs a ledger line.
+/// With a transfer, so does the processing of what a client brought across the border itself.
 fn check_ledger(section: &Section<'_>, draft: &PolicyDraft<'_>, has_ledger: bool) {
     use crate::decision::policy::rule::Stays;
-    let crosses = draft.regions.len() > 1 && draft.classes.iter().any(|class| class.rule.stays != Stays::Anywhere);
+    let crosses = draft.classes.iter().any(|class| {
+        let rule = &class.rule;
+        rule.stays != Stays::Anywhere && (draft.regions.len() > 1 || !rule.transfers.is_empty())
+    });
     if crosses && !has_ledger {
         section.report::<()>(
             "`audit` is missing: movements of residency-bound data across borders are recorded; write \

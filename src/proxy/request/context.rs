@@ -154,6 +154,15 @@ impl Context {
         if may_stand { Code::ResponseWithheld } else { Code::NoLongerCleared }
     }
 
+    /// Whether the request came from a peer in another jurisdiction.
+    pub fn peer_across_border(&self) -> bool {
+        let policy = self.snapshot.policy();
+        match self.connection.arrival.ingress {
+            Ingress::Client => false,
+            Ingress::Peer(peer) => policy.jurisdiction_of(peer) != policy.jurisdiction_of(policy.local),
+        }
+    }
+
     /// The time after which the client of a gRPC call no longer waits for a response.
     pub fn grpc_deadline(&self) -> Option<Instant> {
         self.grpc_call.as_ref()?.deadline
@@ -167,6 +176,7 @@ const fn uniform(code: Code) -> Code {
         | Code::EvidenceTooWeak
         | Code::HomeNotCleared
         | Code::CarrierNotCleared
+        | Code::ResponseNotCleared
         | Code::HomeDown
         | Code::AllDown => Code::HomeUnresolved,
         _ => code,

@@ -64,6 +64,9 @@ pub(super) async fn relay(
         return context.refuse(Code::UpgradeRefused, Some(&intake.question));
     }
     headers::scrub_response(&mut head.headers);
+    if context.peer_across_border() {
+        headers::drop_tracing(&mut head.headers, &context.snapshot.privacy.tracing_across_borders);
+    }
     if context.is_peer() {
         write_peer_fields(&mut head.headers, context.log.code, &labels, is_declined_upgrade);
     }
@@ -176,7 +179,14 @@ fn outgoing_body(
             abort();
         }
     });
-    let body = body.scrubbed(|trailers| headers::scrub_trailers(trailers, |_| false)).with_lease(lease).on_end(move || {
+    let tracing = context.peer_across_border().then(|| context.snapshot.privacy.tracing_across_borders.clone());
+    let scrub = move |trailers: &mut http::HeaderMap| {
+        headers::scrub_trailers(trailers, |_| false);
+        if let Some(allowed) = &tracing {
+            headers::drop_tracing(trailers, allowed);
+        }
+    };
+    let body = body.scrubbed(scrub).with_lease(lease).on_end(move || {
         drop((hold, admitted));
         if progress.failure.get() == Some(BodyFailure::DeadlineExceeded) {
             context.log.code = Some(Code::DeadlineExceeded);
