@@ -135,6 +135,18 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
 }
 
 #[test]
+fn a_single_region_with_a_transfer_needs_a_ledger_as_well() {
+    let alone = |transfers: &str| {
+        format!(
+            "region: r\nlisten: [{{ address: \"127.0.0.1:8080\" }}]\njurisdictions: {{ eu: {{ countries: [EEA] }}, us: {{ countries: [US] }} }}\nregions:\n  r: {{ jurisdiction: eu, at: [50, 8], upstreams: [\"http://127.0.0.1:3000\"] }}\ndata:\n  personal: {{ stays: home, needs: inferred{transfers} }}\ngeoip: {{ database: country.mmdb }}\nroutes:\n  - {{ name: all, match: {{}}, data: personal, home: [geoip, refuse] }}\n"
+        )
+    };
+    assert_eq!(problems(&alone("")), Vec::<String>::new());
+    let found = problems(&alone(", transfers: [{ from: us, to: eu, basis: contract, until: 2099-12-31 }]"));
+    assert!(found.len() == 1 && found[0].contains("`audit` is missing"), "{found:?}");
+}
+
+#[test]
 fn one_mistake_hides_no_other() {
     let broken = VALID
         .replace("  - { name: rest,", "  - { name: late, match: { path: /feed/x }, data: public, home: [latency] }\n  - { name: rest,")

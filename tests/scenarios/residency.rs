@@ -187,6 +187,10 @@ fn a_preflight_is_judged_as_the_request_that_it_asks_about() {
     assert_eq!(preflight(world.us(), "/account/1", "PUT", &[("x-user-id", "alice")]).status, StatusCode::TEMPORARY_REDIRECT);
     assert_eq!(world.us().upstream().seen().len(), 1, "only the preflight for the feed");
     assert_eq!(world.eu().upstream().seen().len(), 1, "only the preflight for the orders");
+    // A preflight is not placed by a guess: the user of the request itself may live in another region.
+    let guessed = preflight(world.us(), "/profile/1?secret=x", "PUT", &[("x-forwarded-for", "8.8.8.8")]);
+    assert_eq!(guessed.code(), "residency.evidence_too_weak");
+    assert_eq!(world.us().upstream().seen().len(), 1, "only the preflight for the feed");
     let star = crate::support::raw(world.us().http, b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     assert!(star.starts_with("HTTP/1.1 204") && star.to_lowercase().contains("allow: get"), "{star}");
     world.assert_no_requests(&["ap-northeast"]);

@@ -31,6 +31,7 @@ use crate::engine::recheck::Lease;
 use crate::http::body::Body;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
+use crate::model::user::Evidence;
 use crate::peer::fields;
 use crate::peer::probe::Report;
 use crate::transport::tls::ACME_PATH;
@@ -103,6 +104,9 @@ async fn serve(
     let judged = context.judge(&intake).await;
     let itinerary = match judged.decision.verdict.clone() {
         _ if intake.is_peer_question => return respond_to_question(context, &intake, &judged),
+        Verdict::Proceed(_) if is_guessed_preflight(&intake, &judged) => {
+            return refuse_or_answer_preflight(context, &intake, Code::EvidenceTooWeak, &parts.headers);
+        }
         Verdict::Proceed(itinerary) => itinerary,
         Verdict::Redirect(region) => return redirect(context, &intake, &judged, region, &parts),
         Verdict::Refuse(code) => return refuse_or_answer_preflight(context, &intake, code, &parts.headers),
@@ -178,6 +182,14 @@ fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId
     context.registrar(intake, None).count_reported_redirect(policy, &judged.decision.trail, region);
     context.log.count_in_ledger("redirect", Code::CarrierNotCleared.as_str(), policy.region_name(region));
     context.finish(response)
+}
+
+/// Whether a preflight would follow a guess. It names no user, so the request that it asks about may belong elsewhere, and its
+/// path and query would then be in the wrong region's app server and log.
+fn is_guessed_preflight(intake: &Intake, judged: &Judged) -> bool {
+    let trail = &judged.decision.trail;
+    let is_recorded = trail.home.and_then(|home| home.evidence()) == Some(Evidence::Recorded);
+    intake.preflight.is_some() && !is_recorded && !judged.moment.policy().may_be_anywhere(trail.classes)
 }
 
 /// Refuses a request. A CORS preflight from a configured origin gets a response from the proxy instead: no app server

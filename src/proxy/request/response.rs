@@ -54,6 +54,10 @@ pub(super) async fn relay(
     let body = match (rest, &intake.upgrade) {
         (Rest::Body(body), _) => body,
         (Rest::Tunnel(wire), Some(upgrade)) => {
+            headers::scrub_response(&mut head.headers);
+            if context.is_peer() {
+                write_peer_fields(&mut head.headers, None, &labels, false);
+            }
             return tunnel::open(context, &intake, upgrade, (head, wire), hold, lease, admitted);
         }
         (Rest::Tunnel(_), None) => unreachable!("a tunnel is opened for a request that asked for one"),

@@ -16,13 +16,12 @@ use crate::model::outcome::Code;
 
 use super::super::admission::Admitted;
 use super::super::body::BodyFailure;
-use super::super::headers;
 use super::super::ingress::ResponseChannel;
 use super::super::intake::{Intake, Upgrade};
 use super::attempts::forward::ResponseCounters;
 use super::context::Context;
 
-/// Accepts the upgrade towards the client, and relays bytes between the client and the server.
+/// Accepts the upgrade towards the client with a head whose fields are already scrubbed, and relays bytes between the client and the server.
 pub(super) fn open(
     mut context: Context,
     intake: &Intake,
@@ -34,7 +33,6 @@ pub(super) fn open(
 ) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.headers_mut() = head.headers;
-    headers::scrub_response(response.headers_mut());
     for name in [header::CONTENT_LENGTH, header::SEC_WEBSOCKET_ACCEPT] {
         response.headers_mut().remove(name);
     }
