@@ -345,12 +345,12 @@ fn directory(
         return Ok((before.snapshot.judging.directory.clone(), Some(stamp)));
     }
     let (directory, read) = settled(&settings.file, || Ok(Directory::open(settings, registry)?))?;
-    let users_before = before.and_then(|before| before.snapshot.judging.directory.as_ref()).map(|before| before.len());
-    if let Some(users_before) = users_before {
+    if let Some(before) = before.and_then(|before| before.snapshot.judging.directory.as_ref()) {
         if !accepts_loss {
-            settings.check_loss(users_before, directory.len())?;
+            settings.check_loss(before, &directory)?;
         }
-        tracing::info!(file = %settings.file.display(), users_before, users = directory.len(), "user table loaded");
+        let (users_before, users) = (before.len(), directory.len());
+        tracing::info!(file = %settings.file.display(), users_before, users, "user table loaded");
     }
     Ok((Some(Arc::new(directory)), Some((read, stamp.1))))
 }

@@ -145,6 +145,11 @@ impl FileTable {
     }
 
     /// The first half of the file's SHA-256.
+    /// How many of its users `other` does not have.
+    pub fn count_missing_in(&self, other: &Self) -> usize {
+        self.users.keys().filter(|user| !other.users.contains_key(*user)).count()
+    }
+
     pub const fn version(&self) -> TableVersion {
         self.version
     }

@@ -29,13 +29,15 @@ pub struct Settings {
 pub const DEFAULT_MAX_LOSS: u8 = 10;
 
 impl Settings {
-    /// Fails if a table has lost more users than it may without an operator's confirmation.
-    pub fn check_loss(&self, before: usize, after: usize) -> Result<(), DirectoryError> {
-        let least = before.saturating_mul(usize::from(100 - self.max_loss.min(100))).div_ceil(100);
-        if after >= least && (after > 0 || before == 0) {
+    /// Fails if a table has lost more users than it may without an operator's confirmation. A user who was replaced by another
+    /// is lost as well.
+    pub fn check_loss(&self, before: &Directory, after: &Directory) -> Result<(), DirectoryError> {
+        let (had, lost) = (before.len(), before.count_missing_in(after));
+        let most = had.saturating_mul(usize::from(self.max_loss.min(100))) / 100;
+        if lost <= most && (lost < had || had == 0) {
             return Ok(());
         }
-        Err(DirectoryError::Loss { file: self.file.clone(), before, after, most: self.max_loss })
+        Err(DirectoryError::Loss { file: self.file.clone(), before: had, after: after.len(), lost, most: self.max_loss })
     }
 }
 
@@ -45,11 +47,11 @@ pub enum DirectoryError {
     #[error("`{}`: {}", file.display(), list(reasons))]
     Rows { file: PathBuf, reasons: Vec<RowError> },
     #[error(
-        "`{}`: the user table has {after} users and had {before}; it may lose {most} % at once: restore the file, or confirm with \
-         `domicile reload --accept-loss`",
+        "`{}`: the user table has {after} users and had {before}, of whom {lost} are missing; it may lose {most} % at once: restore \
+         the file, or confirm with `domicile reload --accept-loss`",
         file.display()
     )]
-    Loss { file: PathBuf, before: usize, after: usize, most: u8 },
+    Loss { file: PathBuf, before: usize, after: usize, lost: usize, most: u8 },
 }
 
 /// All mistakes of a table, as far as they are worth listing.
@@ -122,5 +124,13 @@ impl Directory {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many of its users `other` does not have. A remote table checks its own changes.
+    fn count_missing_in(&self, other: &Self) -> usize {
+        match (self, other) {
+            (Self::File(table), Self::File(other)) => table.count_missing_in(other),
+            (Self::File(_) | Self::Remote(_), Self::Remote(_)) | (Self::Remote(_), Self::File(_)) => 0,
+        }
     }
 }
