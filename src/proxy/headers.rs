@@ -288,7 +288,10 @@ pub fn scrub_response(headers: &mut HeaderMap) {
 /// Removes the home hint cookie that an app server sets, because only the proxy may set it.
 fn drop_own_cookie(headers: &mut HeaderMap) {
     let is_ours = |value: &HeaderValue| {
-        let name = value.as_bytes().split(|byte| *byte == b'=').next().unwrap_or_default();
+        // A browser stores `=NAME=VALUE` as a cookie without a name, and sends it back as `NAME=VALUE`.
+        let text = value.as_bytes().trim_ascii_start();
+        let text = text.strip_prefix(b"=").unwrap_or(text);
+        let name = text.split(|byte| matches!(byte, b'=' | b';')).next().unwrap_or_default();
         name.trim_ascii().eq_ignore_ascii_case(session::COOKIE.as_bytes())
     };
     if headers.get_all(header::SET_COOKIE).iter().any(is_ours) {
@@ -395,6 +398,21 @@ mod tests {
 
     fn map(fields: &[(&str, &str)]) -> HeaderMap {
         fields.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn an_app_server_cannot_set_the_home_hint_in_any_spelling() {
+        for cookie in [
+            "__Host-domicile-home=x; Path=/",
+            " __host-DOMICILE-home =x",
+            "=__Host-domicile-home=x",
+            "__Host-domicile-home; Path=/",
+        ] {
+            let mut headers = map(&[("set-cookie", "app=1"), ("set-cookie", cookie), ("set-cookie", "x=__Host-domicile-home")]);
+            scrub_response(&mut headers);
+            let left: Vec<_> = headers.get_all("set-cookie").iter().map(|value| value.to_str().unwrap()).collect();
+            assert_eq!(left, ["app=1", "x=__Host-domicile-home"], "{cookie}");
+        }
     }
 
     #[test]
