@@ -75,6 +75,8 @@ pub struct Recorder {
     pub entry: String,
     seen: Arc<Mutex<Vec<RecordedRequest>>>,
     accepting: tokio::task::JoinHandle<()>,
+    /// Bound to the port after a crash, and not listening.
+    reserved: Mutex<Option<socket2::Socket>>,
 }
 
 pub fn whole(text: impl Into<Bytes>) -> AnyBody {
@@ -148,7 +150,7 @@ impl Recorder {
                 });
             }
         });
-        Self { address, entry: format!("\"{scheme}://{address}\""), seen, accepting }
+        Self { address, entry: format!("\"{scheme}://{address}\""), seen, accepting, reserved: Mutex::default() }
     }
 
     /// An upstream that responds to every request head with the same bytes, and reads no bodies.
@@ -183,7 +185,7 @@ impl Recorder {
                 });
             }
         });
-        Self { address, entry: format!("\"http://{address}\""), seen, accepting }
+        Self { address, entry: format!("\"http://{address}\""), seen, accepting, reserved: Mutex::default() }
     }
 
     pub fn seen(&self) -> Vec<RecordedRequest> {
@@ -194,9 +196,19 @@ impl Recorder {
         assert!(self.seen().is_empty(), "saw {:?}", self.seen());
     }
 
-    /// Closes the port and every connection, as a crash does.
+    /// Closes the port and every connection, as a crash does. When this returns, new connections are refused; the port stays
+    /// reserved, so that no server of another test gets it.
     pub fn crash(&self) {
         self.accepting.abort();
+        eventually("the port of the upstream is closed", || {
+            let socket = socket2::Socket::new(socket2::Domain::for_address(self.address), socket2::Type::STREAM, None).unwrap();
+            socket.set_reuse_address(true).unwrap();
+            let is_closed = socket.bind(&self.address.into()).is_ok();
+            if is_closed {
+                self.reserved.lock().unwrap().replace(socket);
+            }
+            is_closed
+        });
     }
 }
 
