@@ -271,9 +271,29 @@ fn equal_rules_have_equal_hashes_however_they_are_written() {
 }
 
 #[test]
+fn whatever_changes_who_is_judged_changes_the_hash_and_a_written_default_does_not() {
+    let hash = |text: &str| match parse(text, Path::new("d"), None, &mut Registry::default(), today()) {
+        Ok(config) => config.policy.hash,
+        Err(problems) => panic!("{}", problems[0]),
+    };
+    let base = hash(VALID);
+    let with = |more: &str| hash(&format!("{VALID}{more}"));
+    assert_eq!(with("paths: { repeated_slashes: merge }\n"), base, "the default");
+    assert_ne!(with("paths: { repeated_slashes: keep }\n"), base);
+    let users = |key: &str| hash(&VALID.replace("users: { key: [{ header: x-user-id }]", &format!("users: {{ {key}")));
+    assert_ne!(users("key: [{ cookie: uid }]"), base, "another source of the user's key");
+    let token =
+        |others: &str| users(&format!("key: [{{ token: sub }}], token: {{ keys: jwks.json, issuer: i, audience: a{others} }}"));
+    assert_eq!(token(", others: refuse"), token(""), "the default");
+    assert_ne!(token(", others: ignore"), token(""));
+    assert_ne!(hash(&VALID.replace("stays: home }", "stays: home, needs: asserted }")), base);
+}
+
+#[test]
 fn the_summary_shows_where_every_class_may_be_processed() {
     let config = parse(VALID, Path::new("d"), None, &mut Registry::default(), today()).unwrap();
     let text = summary::render(&config.policy, today());
+    assert!(text.contains("requests with other credentials than tokens (Basic, API keys) are refused"), "{text}");
     for line in ["restricted: stays in the user's jurisdiction", "  eu             eu-west  ", "  elsewhere      nowhere  "] {
         assert!(text.contains(line), "{text}");
     }

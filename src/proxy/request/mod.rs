@@ -195,7 +195,7 @@ fn is_guessed_preflight(intake: &Intake, judged: &Judged) -> bool {
 /// Refuses a request. A CORS preflight from a configured origin gets a response from the proxy instead: no app server
 /// may receive the preflight, and the browser needs a response before it sends the actual request, which can be judged.
 fn refuse_or_answer_preflight(context: Context, intake: &Intake, code: Code, asked: &HeaderMap) -> Response<Body> {
-    match context.preflight_response(intake, asked) {
+    match context.preflight_response(intake, asked).filter(|_| code != Code::RequestMalformed) {
         Some(response) => context.finish(response),
         None => context.refuse(code, Some(&intake.question)),
     }
