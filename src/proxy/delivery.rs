@@ -63,7 +63,7 @@ pub struct Delivery {
     /// Bytes of the frame that is being sent.
     frame: Cell<u64>,
     acknowledged: Acknowledged,
-    /// What `acknowledged` returned at the last sweep. Most responses end before the first, and cost no call.
+    /// The result of `acknowledged` at the last sweep. Most responses end before the first, and cost no call.
     seen: Cell<Option<u64>>,
     limits: DeliveryLimits,
     abort: Box<dyn Fn()>,

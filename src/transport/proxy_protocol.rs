@@ -87,7 +87,7 @@ fn parse_binary(header: &[u8]) -> Option<Option<SocketAddr>> {
     }
     let fields: Result<Vec<_>, _> = parsed.tlvs().collect();
     let Ok(fields) = fields else {
-        // What follows an unspecified address is of an unknown form.
+        // The form of the content after an unspecified address is not specified.
         return (family == UNSPECIFIED).then_some(None);
     };
     let declared = fields.into_iter().find_map(|field| match field {

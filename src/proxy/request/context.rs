@@ -33,7 +33,7 @@ pub(super) struct Context {
     pub connection: Rc<ConnectionContext>,
     pub channel: ResponseChannel,
     pub log: RequestLog,
-    /// Present for a client's gRPC grpc_call: refusals are then sent as gRPC statuses.
+    /// Present for a client's gRPC call: refusals are then sent as gRPC statuses.
     pub grpc_call: Option<GrpcCall>,
     pub has_body: bool,
     /// An app server or a peer may have received the request.

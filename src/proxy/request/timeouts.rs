@@ -108,7 +108,7 @@ fn kind_of(headers: &HeaderMap) -> String {
     headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_ascii_lowercase()
 }
 
-/// The deadline of a gRPC grpc_call: up to eight digits and a unit (gRPC over HTTP/2, Requests).
+/// The deadline of a gRPC call: up to eight digits and a unit (gRPC over HTTP/2, Requests).
 fn grpc_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
