@@ -1,6 +1,8 @@
 //! Headers and trailers of forwarded messages: removes hop-by-hop and forgeable fields, and sets the proxy's own (RFC 9110
 //! section 7.6).
 
+mod tracing;
+
 use std::borrow::Cow;
 use std::net::IpAddr;
 
@@ -10,6 +12,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use crate::http::lists::{self, Malformed};
 use crate::peer::fields;
 use crate::session;
+
+pub use tracing::{drop_tracing, is_tracing};
 
 /// Fields that apply to one connection only.
 const HOP_BY_HOP: [&str; 9] = [
@@ -301,91 +305,6 @@ fn drop_own_cookie(headers: &mut HeaderMap) {
             headers.append(header::SET_COOKIE, value);
         }
     }
-}
-
-/// Tracing headers of common vendors. They link the requests of a user, and can carry any data.
-const TRACING: [&str; 32] = [
-    "tracestate",
-    "baggage",
-    "correlation-context",
-    "b3",
-    "uber-trace-id",
-    "jaeger-debug-id",
-    "jaeger-baggage",
-    "sentry-trace",
-    "x-cloud-trace-context",
-    "grpc-trace-bin",
-    "elastic-apm-traceparent",
-    "x-amzn-trace-id",
-    "x-amzn-requestid",
-    "newrelic",
-    "x-newrelic-id",
-    "x-newrelic-transaction",
-    "x-instana-t",
-    "x-instana-s",
-    "x-instana-l",
-    "x-dynatrace",
-    "x-correlation-id",
-    "x-trace-id",
-    "sw8",
-    "sw6",
-    "request-id",
-    "request-context",
-    "singularityheader",
-    "x-honeycomb-trace",
-    "x-client-trace-id",
-    "x-b3",
-    "eagleeye-traceid",
-    "eagleeye-rpcid",
-];
-
-/// Prefixes of further tracing headers.
-const TRACING_PREFIXES: [&str; 12] = [
-    "pinpoint-",
-    "x-wf-",
-    "x-dynatrace-",
-    "x-b3-",
-    "uberctx-",
-    "x-datadog-",
-    "x-ot-span-context",
-    "ot-tracer-",
-    "ot-baggage-",
-    "elastic-apm-",
-    "sw8-",
-    "x-dd-",
-];
-
-/// Whether a field carries tracing context, except `traceparent`.
-pub fn is_tracing(name: &str) -> bool {
-    let plain = &*normalized_name(name);
-    TRACING.contains(&plain) || TRACING_PREFIXES.iter().any(|prefix| plain.starts_with(prefix))
-}
-
-/// Removes tracing headers before a request crosses a border, except those in `allowed`. `traceparent` gets a new parent id, so
-/// that the traces of both sides share only the trace id.
-pub fn drop_tracing(headers: &mut HeaderMap, allowed: &[HeaderName]) {
-    let is_dropped = |name: &&HeaderName| is_tracing(name.as_str()) && !allowed.contains(name);
-    let dropped: Vec<HeaderName> = headers.keys().filter(is_dropped).cloned().collect();
-    for name in dropped {
-        headers.remove(name);
-    }
-    let replaced = headers.get("traceparent").and_then(|value| with_new_parent(value.to_str().ok()?));
-    headers.remove("traceparent");
-    if let Some(value) = replaced {
-        set(headers, "traceparent", &value);
-    }
-}
-
-/// The same trace with a new parent id (W3C Trace Context section 3.2); `None` if the value is not a valid `traceparent` of
-/// version 00.
-fn with_new_parent(traceparent: &str) -> Option<String> {
-    let mut parts = traceparent.split('-');
-    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let is_hex =
-        |text: &str, length: usize| text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let is_zero = |text: &str| text.bytes().all(|byte| byte == b'0');
-    let is_sound = version == "00" && parts.next().is_none() && is_hex(trace, 32) && is_hex(parent, 16) && is_hex(flags, 2);
-    (is_sound && !is_zero(trace) && !is_zero(parent)).then(|| format!("00-{trace}-{:016x}-{flags}", fastrand::u64(1..)))
 }
 
 #[cfg(test)]
