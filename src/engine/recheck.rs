@@ -132,14 +132,22 @@ impl Lease {
     pub async fn add_labels(&self, labels: &[Box<str>], vitals: &Vitals) -> bool {
         self.labels.borrow_mut().extend(labels.iter().cloned());
         let labels = self.labels.borrow().clone();
-        let judged = judge(&self.question, &labels, self.moment(), vitals).await;
-        let is_cleared = self.at.get().is_some_and(|region| judged.decision.trail.is_cleared(region));
-        self.trail.replace(judged.decision.trail);
-        is_cleared
+        loop {
+            let judged = judge(&self.question, &labels, self.moment(), vitals).await;
+            // A renewal during the look-up has adopted a newer judgement, which an older one must not replace.
+            if self.is_current(&judged.moment) {
+                let is_cleared = self.at.get().is_some_and(|region| judged.decision.trail.is_cleared(region));
+                self.trail.replace(judged.decision.trail);
+                return is_cleared && !self.has_ended();
+            }
+        }
     }
 
     /// Calls `abort` when the lease ends, for an exchange that may not be polled while its client reads nothing.
     pub fn on_end(&self, abort: impl Fn() + 'static) {
+        if self.has_ended() {
+            return abort();
+        }
         self.aborts.borrow_mut().push(Box::new(abort));
     }
 
@@ -155,7 +163,7 @@ impl Lease {
         let judged = judge(&self.question, &labels, moment.clone(), vitals).await;
         let is_cleared = self.at.get().is_none_or(|region| {
             let (before, after) = (self.moment(), &judged.moment);
-            // What is open has its lines. It ends if it would need another one now.
+            // The ledger lines of an open exchange are written. The exchange ends if its new judgement needs a further line.
             let lines = lines_of(before.policy(), &self.trail.borrow(), region);
             judged.decision.trail.is_cleared(region) && lines.covers(&lines_of(after.policy(), &judged.decision.trail, region))
         });

@@ -33,7 +33,7 @@ impl Lag {
     }
 
     pub fn make_up(&mut self, rate: MinRate, bytes: u64) {
-        // One that is too large for a `Duration` is worth more than any lag.
+        // Bytes whose worth exceeds a `Duration` make up for any lag.
         let worth = Duration::try_from_secs_f64(bytes as f64 / rate.bytes_per_second as f64).unwrap_or(Duration::MAX);
         self.0 = self.0.saturating_sub(worth);
     }

@@ -1,4 +1,4 @@
-//! What the kernel knows about a TCP connection (`TCP_INFO`, tcp(7)).
+//! Reads the state of a TCP connection from the kernel (`TCP_INFO`, tcp(7)).
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, RawFd};

@@ -261,6 +261,17 @@ fn a_public_request_whose_answer_is_labelled_personal_crosses_the_border_with_it
 }
 
 #[test]
+fn a_uniform_refusal_hides_that_a_response_was_not_cleared() {
+    let rules = with_press().replace("users:\n", "users:\n  uniform_refusals: true\n");
+    let world = World::planned(Plan { upstreams: Box::new(labelling), ..with_rules(&rules) });
+    for region in [world.us(), world.eu()] {
+        let refused = get(region.http, "/press/1?personal", &BRAZILIAN);
+        assert_eq!((refused.status, refused.code().as_str()), (StatusCode::FORBIDDEN, "home.unresolved"), "{}", region.name);
+        assert!(!refused.text().contains("itself"));
+    }
+}
+
+#[test]
 fn a_labelled_answer_without_its_line_does_not_leave() {
     let world = World::prepare(&Plan { upstreams: Box::new(labelling), ..with_rules(&with_press()) });
     let folder = world.folder.path().join("ledger-eu-west");

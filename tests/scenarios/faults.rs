@@ -344,10 +344,10 @@ fn a_ledger_whose_writer_has_died_refuses_every_line() {
     }
 }
 
-/// What stands in the place of eu-west's port for peers.
+/// The server that us-east reaches at the gateway address of eu-west.
 #[derive(Clone, Copy)]
 enum Relay {
-    /// Accepts, and never says a word.
+    /// Accepts connections and sends nothing.
     Silent,
     Garbage,
     /// Passes bytes on until it is told to break every connection.

@@ -28,6 +28,8 @@ pub fn echo(wire: Wire) -> Recorder {
                 let is_http1 = request.version() == http::Version::HTTP_11;
                 let key = request.headers().get("sec-websocket-key").cloned();
                 let protocol = request.headers().get("upgrade").cloned();
+                let label =
+                    request.uri().query().and_then(|query| query.strip_prefix("label=")).map(|label| label.parse().unwrap());
                 let upgraded = hyper::upgrade::on(&mut request);
                 remember(request, &seen).await;
                 if !is_tunnel {
@@ -40,6 +42,9 @@ pub fn echo(wire: Wire) -> Recorder {
                     let _ = writer.shutdown().await;
                 });
                 let mut response = Response::new(whole(""));
+                if let Some(label) = label {
+                    response.headers_mut().insert("domicile-data-class", label);
+                }
                 if let (true, Some(protocol)) = (is_http1, protocol) {
                     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
                     response.headers_mut().insert("connection", "upgrade".parse().unwrap());
@@ -117,6 +122,21 @@ fn a_websocket_opens_at_home_and_from_abroad() {
         world.assert_no_requests(&["ap-northeast"]);
         eventually("the bytes across the border are counted", || world.us().sum_of("domicile_border_bytes_total") >= 100_007.0);
     }
+}
+
+#[test]
+fn the_label_of_a_tunnel_reaches_the_region_that_carries_it() {
+    let press = "  - { name: press, match: { path: \"/press/**\" }, data: public, home: [{ region: eu-west }] }\n";
+    let rules = RULES.replace("  - { name: feed,", &format!("{press}  - {{ name: feed,"));
+    let rules = NAMES.map(|name| (name, rules.clone())).into();
+    let world = World::planned(Plan { rules, ..echoing(Wire::Http1) });
+    let (mut stream, answer) = open_http1(world.us().http, "/press/live?label=personal", "X-Forwarded-For: 91.64.0.1\r\n");
+    assert!(answer.starts_with("http/1.1 101") && !answer.contains("domicile-"), "{answer}");
+    stream.write_all(b"hello").unwrap();
+    stream.read_exact(&mut [0; 5]).unwrap();
+    drop(stream);
+    let counted = r#"domicile_border_bytes_total{class="public+personal",from="us-east",to="eu-west"} 5"#;
+    eventually("us-east counts what it carried under the label", || world.us().metrics().contains(counted));
 }
 
 #[test]
