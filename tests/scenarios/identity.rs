@@ -52,6 +52,24 @@ fn world_of(plan: Plan) -> World {
 }
 
 #[test]
+fn an_operator_may_let_credentials_pass_that_only_the_app_reads() {
+    let world = world();
+    let fields = [("x-forwarded-for", "91.64.0.1"), ("authorization", "Basic dXNlcjpwYXNz")];
+    assert_eq!(get(world.eu().http, "/profile/1", &fields).code(), "token.other_credential");
+    world.eu().upstream().assert_no_requests();
+    let text = std::fs::read_to_string(&world.eu().config).unwrap();
+    let ignoring = text.replace("audience: api", "audience: api, others: ignore");
+    assert_ne!(ignoring, text);
+    std::fs::write(&world.eu().config, ignoring).unwrap();
+    world.eu().reload().unwrap();
+    assert_eq!(get(world.eu().http, "/profile/1", &fields).text(), "eu-west");
+    assert_eq!(world.eu().upstream().seen()[0].headers["authorization"], "Basic dXNlcjpwYXNz");
+    // A token that does not verify is another matter, and a credential names no user.
+    assert_eq!(get(world.eu().http, "/profile/1", &[("authorization", "Bearer x")]).code(), "token.unverified");
+    assert_eq!(get(world.eu().http, "/account/1", &fields).code(), "home.unresolved");
+}
+
+#[test]
 fn a_credential_that_only_the_app_reads_gets_no_response_that_is_labelled_stricter() {
     let labelled = |_: &'static str| {
         vec![Recorder::with(Arc::new(|request, seen| {
