@@ -69,7 +69,10 @@ const FORBIDDEN_TEXTS: &[(&[&str], &[&str], &str)] = &[
 
 /// Functions with a fixed set of callers, besides the file that defines them.
 const CALLERS: &[(&str, &[&str], &str)] = &[
-    ("bind(request", &["engine/permit.rs"], "a permit is made together with its ledger line"),
+    (".bind_request(", &["engine/permit.rs"], "a permit is made together with its ledger line"),
+    (".revoke()", &["proxy/request/attempts/mod.rs"], "a request without a permit must get a new one before it is sent"),
+    (".request_mut()", &["proxy/request/attempts/mod.rs"], "a permitted request only gets the header fields of its stop"),
+    (".redeem(", &["http/pool/upstream.rs", "http/pool/peers.rs"], "only the pools send requests"),
     (
         ".with_question(",
         &["proxy/request/attempts/peer.rs"],

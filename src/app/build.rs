@@ -14,6 +14,7 @@ use crate::decision::policy::Policy;
 use crate::directory::Directory;
 use crate::engine;
 use crate::geoip::GeoIp;
+use crate::http::pool::Gateway;
 use crate::model::day::Day;
 use crate::model::region::{RegionId, Registry};
 use crate::proxy::Snapshot;
@@ -288,20 +289,19 @@ fn gateways(
     policy: &Policy,
     peers: Option<&Arc<PeerTls>>,
     before: Option<&Built>,
-) -> HashMap<RegionId, Server> {
+) -> HashMap<RegionId, Gateway> {
     let Some(peers) = peers else { return HashMap::new() };
     let is_same = |before: &&Built| before.peers.as_ref().is_some_and(|before| Arc::ptr_eq(before, peers));
     let known = before.filter(is_same).map(|before| &before.snapshot.gateways);
     let gateway = |(region, url): &(RegionId, http::Uri)| {
-        let tls = known.and_then(|known| known.get(region)).and_then(|gateway| gateway.tls.clone());
+        let tls = known.and_then(|known| known.get(region)).and_then(|gateway| gateway.server.tls.clone());
         let tls = tls.unwrap_or_else(|| {
             let config = peers.client_for(policy.region_name(*region));
             Secured { http1: Arc::clone(&config), config, name: None }
         });
-        (
-            *region,
-            Server { authority: authority_of(url).into(), tls: Some(tls), http_version: HttpVersion::Http2, addresses: None },
-        )
+        let server =
+            Server { authority: authority_of(url).into(), tls: Some(tls), http_version: HttpVersion::Http2, addresses: None };
+        (*region, Gateway { region: *region, server })
     };
     settings.gateways.iter().map(gateway).collect()
 }

@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
 use tokio::runtime::LocalRuntime;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::engine::recheck::CLOCK_INTERVAL;
 use crate::http::pool::SendOptions;
 use crate::metrics::Metrics;
 use crate::model::region::RegionId;
@@ -38,9 +39,6 @@ pub enum WorkerCommand {
 }
 
 pub type WorkerHandle = mpsc::UnboundedSender<WorkerCommand>;
-
-/// Interval at which idle upstream connections are closed and missing peer connections are opened.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 pub fn spawn(
     index: usize,
@@ -76,7 +74,7 @@ async fn run(
     let local = Rc::new(Local { worker, listener_configs, metrics, open: Cell::new(0), all_closed: Notify::new() });
     let mut phase = shared.phase.clone();
     let mut listeners: HashMap<SocketAddr, Vec<watch::Sender<bool>>> = HashMap::new();
-    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    let mut sweep = tokio::time::interval(CLOCK_INTERVAL);
     loop {
         tokio::select! {
             command = commands.recv() => match command {
@@ -126,6 +124,7 @@ fn check_clock(worker: &Rc<Worker>) {
     worker.deliveries.sweep();
 }
 
+/// Checks the clock, closes idle connections to upstreams, and opens missing connections to peers.
 fn sweep_connections(worker: &Rc<Worker>) {
     check_clock(worker);
     let (snapshot, vitals) = (worker.snapshot(), worker.vitals());
@@ -133,15 +132,15 @@ fn sweep_connections(worker: &Rc<Worker>) {
     let windows = limits.windows();
     worker.upstream_pool.sweep(snapshot.upstreams.all().iter().map(|upstream| &upstream.server), &windows);
     let is_current =
-        |region: &RegionId, server: &Server| snapshot.gateways.get(region).is_some_and(|gateway| gateway.is_same(server));
+        |region: &RegionId, server: &Server| snapshot.gateways.get(region).is_some_and(|gateway| gateway.server.is_same(server));
     worker.peer_pool.retain(&windows, is_current);
-    for (region, gateway) in &snapshot.gateways {
-        if vitals.region(*region).health == Health::Up {
-            let (worker, region, gateway) = (Rc::clone(worker), *region, gateway.clone());
+    for gateway in snapshot.gateways.values() {
+        if vitals.region(gateway.region).health == Health::Up {
+            let (worker, gateway) = (Rc::clone(worker), gateway.clone());
             tokio::task::spawn_local(async move {
                 let options = SendOptions::within(limits.connect_timeout);
                 for window in windows {
-                    worker.peer_pool.warm(region, &gateway, limits.peer_connections, window, &options).await;
+                    worker.peer_pool.warm(&gateway, limits.peer_connections, window, &options).await;
                 }
             });
         }
@@ -153,7 +152,7 @@ async fn drain(local: &Rc<Local>, commands: &mut mpsc::UnboundedReceiver<WorkerC
     let limit = local.worker.snapshot().limits.drain;
     let deadline = tokio::time::sleep(limit);
     tokio::pin!(deadline);
-    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    let mut sweep = tokio::time::interval(CLOCK_INTERVAL);
     // Let the accept loops take the queued connections before the open connections are counted.
     tokio::task::yield_now().await;
     while local.open.get() > 0 {

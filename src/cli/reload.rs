@@ -43,7 +43,7 @@ pub(super) fn run(options: &Options) -> Outcome {
     let runtime = tokio::runtime::LocalRuntime::new().map_err(|error| error.to_string())?;
     let (status, answer) = runtime.block_on(async {
         let permitted = Permitted::without_user_data(config.policy.local, request);
-        let sent = UpstreamPool::default().send(&server, permitted, &SendOptions::within(TIMEOUT)).await;
+        let sent = UpstreamPool::of(config.policy.local).send(&server, permitted, &SendOptions::within(TIMEOUT)).await;
         let failed = "cannot reach the control plane; check that Domicile runs and that `admin.address` is correct";
         let (response, _) = sent.map_err(|error| format!("{failed} ({})", error.cause))?;
         let (head, body) = response.into_parts();

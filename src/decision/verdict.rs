@@ -261,6 +261,13 @@ impl Trail {
         !(owner_is_cleared && self.enforced.contains(region))
     }
 
+    /// Whether only report-only mode allows the request anything: `enforce` would have refused it.
+    pub fn would_be_refused(&self, is_redirect: bool) -> bool {
+        let is_only_reported =
+            |region| if is_redirect { self.is_redirect_only_reported(region) } else { self.is_only_reported(region) };
+        !self.clearance.is_empty() && self.clearance.iter().all(is_only_reported)
+    }
+
     /// The findings of the steps of the chain, in order.
     pub fn steps(&self) -> impl Iterator<Item = (Step, Finding)> {
         self.steps.iter().flatten().copied()

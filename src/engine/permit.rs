@@ -1,5 +1,7 @@
 //! Issues permits: a request may be sent to one stop once its ledger line is written.
 
+use std::cell::RefCell;
+
 use crate::audit::{Count, Direction, Ledger, Movement, Pseudonyms};
 use crate::decision::facts::Ingress;
 use crate::decision::lines::{bases, users_of};
@@ -14,6 +16,7 @@ use crate::model::jurisdiction::Jurisdiction;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 
+use super::judge::Judged;
 use super::recheck::Lease;
 
 /// Writes the ledger lines that must precede a request or a response.
@@ -23,8 +26,36 @@ pub struct Registrar<'a> {
     pub metrics: &'a WorkerMetrics,
     /// The request's id, which is the same in the ledgers of both regions.
     pub request_id: &'a str,
-    /// The user whose data is touched.
-    pub user: Option<&'a str>,
+    pub reported: &'a Reported,
+}
+
+/// What was counted for one request because only report-only mode allows it.
+#[derive(Default)]
+pub struct Reported(RefCell<Vec<(ClassSet, RegionId)>>);
+
+impl Reported {
+    /// Counts that only report-only mode allows these classes in `region`, once for each region and set of classes.
+    pub fn count(&self, metrics: &WorkerMetrics, policy: &Policy, trail: &Trail, region: RegionId) {
+        let exit = (trail.classes, region);
+        if self.0.borrow().contains(&exit) {
+            return;
+        }
+        self.0.borrow_mut().push(exit);
+        let (from, to) = (policy.region_name(trail.carrier), policy.region_name(region));
+        metrics.reported(&class_label(policy, trail.classes), from, to);
+    }
+
+    /// Counts a request that `enforce` would have refused, if it was not counted at an exit. It may have ended before.
+    pub fn count_at_the_end(&self, metrics: &WorkerMetrics, judged: &Judged, is_redirect: bool, served_by: Option<RegionId>) {
+        let (policy, trail) = (judged.moment.policy(), &judged.decision.trail);
+        if served_by.is_some_and(|region| trail.is_only_reported(region)) || trail.would_be_refused(is_redirect) {
+            let home = trail.home.and_then(|home| home.region());
+            let was_counted = served_by.is_none() && !self.0.borrow().is_empty();
+            if !was_counted {
+                self.count(metrics, policy, trail, served_by.or(home).unwrap_or(policy.local));
+            }
+        }
+    }
 }
 
 impl Registrar<'_> {
@@ -34,77 +65,59 @@ impl Registrar<'_> {
     /// # Errors
     /// `NoLongerCleared` if the last judgement does not clear the region, `LedgerUnavailable` if the line could not be written.
     pub async fn permit<R>(&self, lease: &Lease, stop: Stop, request: R) -> Result<Permitted<R>, Code> {
-        let (moment, trail) = (lease.moment(), lease.trail());
-        let (policy, region) = (moment.policy(), stop.region());
+        let judged = lease.judged();
+        let (policy, trail, region) = (judged.moment.policy(), &judged.decision.trail, stop.region());
         if lease.has_ended() || !trail.is_cleared(region) {
             return Err(Code::NoLongerCleared);
         }
-        if lease.is_recorded(region) {
-            lease.move_to(region);
-            return Ok(stop.bind(request));
-        }
-        self.count_reported(policy, &trail, region);
-        let local = policy.local;
-        match trail.ingress {
-            Ingress::Client if region == local => {}
-            Ingress::Client => self.record(policy, &trail, Direction::Request, local, region).await?,
-            Ingress::Peer(peer) => self.record(policy, &trail, Direction::Answer, local, peer).await?,
-        }
-        if region == local {
-            self.record_processing(policy, &trail).await?;
-        }
-        if lease.is_current(&moment) {
-            lease.note_recorded(region);
+        if !lease.is_recorded(region) {
+            self.count_reported(policy, trail, region);
+            self.record_attempt(&judged, region).await?;
+            if lease.is_current(&judged.moment) {
+                lease.note_recorded(region);
+            }
         }
         // Only after the ledger is written: until then no region processes the request, so a new judgement does not end it.
         lease.move_to(region);
-        Ok(stop.bind(request))
+        Ok(stop.bind_request(request, lease.validity()))
+    }
+
+    async fn record_attempt(&self, judged: &Judged, region: RegionId) -> Result<(), Code> {
+        let local = judged.moment.policy().local;
+        match judged.decision.trail.ingress {
+            Ingress::Client if region == local => {}
+            Ingress::Client => self.record(judged, Direction::Request, local, region).await?,
+            Ingress::Peer(peer) => self.record(judged, Direction::Answer, local, peer).await?,
+        }
+        if region == local { self.record_processing(judged).await } else { Ok(()) }
     }
 
     /// Records a response that its upstream labelled with more data classes than the request has, before its head is sent.
     pub async fn record_label(&self, lease: &Lease, before: ClassSet) -> Result<(), Code> {
-        let (moment, trail) = (lease.moment(), lease.trail());
-        let policy = moment.policy();
+        let judged = lease.judged();
+        let (policy, trail) = (judged.moment.policy(), &judged.decision.trail);
+        self.count_reported(policy, trail, policy.local);
         let needs_line = trail.classes.iter().any(|class| !before.contains(class) && !may_be_anywhere(policy, class));
         if !needs_line {
             return Ok(());
         }
-        self.count_reported(policy, &trail, policy.local);
-        self.record_processing(policy, &trail).await?;
+        self.record_processing(&judged).await?;
         match trail.ingress {
             Ingress::Client => Ok(()),
-            Ingress::Peer(peer) => self.record(policy, &trail, Direction::Answer, policy.local, peer).await,
+            Ingress::Peer(peer) => self.record(&judged, Direction::Answer, policy.local, peer).await,
         }
     }
 
     /// Counts a request that only report-only mode allows.
     fn count_reported(&self, policy: &Policy, trail: &Trail, region: RegionId) {
         if trail.is_only_reported(region) {
-            self.report(policy, trail, region);
+            self.reported.count(self.metrics, policy, trail, region);
         }
-    }
-
-    /// Counts a redirect that only report-only mode allows.
-    pub fn count_reported_redirect(&self, policy: &Policy, trail: &Trail, region: RegionId) {
-        if trail.is_redirect_only_reported(region) {
-            self.report(policy, trail, region);
-        }
-    }
-
-    fn report(&self, policy: &Policy, trail: &Trail, region: RegionId) {
-        let (from, to) = (policy.region_name(trail.carrier), policy.region_name(region));
-        self.metrics.reported(&class_label(policy, trail.classes), from, to);
     }
 
     /// Records data that crosses a border: with a line, or with a count if the data may be anywhere.
-    async fn record(
-        &self,
-        policy: &Policy,
-        trail: &Trail,
-        direction: Direction,
-        from: RegionId,
-        to: RegionId,
-    ) -> Result<(), Code> {
+    async fn record(&self, judged: &Judged, direction: Direction, from: RegionId, to: RegionId) -> Result<(), Code> {
+        let (policy, trail) = (judged.moment.policy(), &judged.decision.trail);
         if policy.jurisdiction_of(from) == policy.jurisdiction_of(to) {
             return Ok(());
         }
@@ -120,12 +133,13 @@ impl Registrar<'_> {
             Direction::Answer => from,
             Direction::Request | Direction::Processing => to,
         };
-        self.write(policy, trail, direction, names, bases(policy, trail, processing), trail.is_only_reported(processing)).await
+        self.write(judged, direction, names, bases(policy, trail, processing), trail.is_only_reported(processing)).await
     }
 
     /// Records data of another jurisdiction's user that a transfer or report-only mode allows to be processed here, because
     /// such data has crossed a border.
-    async fn record_processing(&self, policy: &Policy, trail: &Trail) -> Result<(), Code> {
+    async fn record_processing(&self, judged: &Judged) -> Result<(), Code> {
+        let (policy, trail) = (judged.moment.policy(), &judged.decision.trail);
         let (bases, is_reported) = (bases(policy, trail, policy.local), trail.is_only_reported(policy.local));
         let needs_line = !bases.is_empty() || (is_reported && self.ledger.is_some());
         if !needs_line || policy.may_be_anywhere(trail.classes) {
@@ -134,18 +148,18 @@ impl Registrar<'_> {
         let place = policy.jurisdiction_of(policy.local);
         let from = users_of(trail).find(|user| *user != place).unwrap_or_else(|| user_of(trail));
         let names = (policy.jurisdiction_name(from), policy.region_name(policy.local));
-        self.write(policy, trail, Direction::Processing, names, bases, is_reported).await
+        self.write(judged, Direction::Processing, names, bases, is_reported).await
     }
 
     async fn write(
         &self,
-        policy: &Policy,
-        trail: &Trail,
+        judged: &Judged,
         direction: Direction,
         (from, to): (&str, &str),
         bases: Vec<&str>,
         reported: bool,
     ) -> Result<(), Code> {
+        let (policy, trail) = (judged.moment.policy(), &judged.decision.trail);
         // A process without a ledger gets here if a reload added a second jurisdiction.
         let ledger = self.ledger.ok_or(Code::LedgerUnavailable)?;
         let movement = Movement {
@@ -155,7 +169,7 @@ impl Registrar<'_> {
             to,
             route: route_of(trail, policy).map_or("none", |route| &route.name),
             classes: trail.classes.iter().map(|class| &*policy.class(class).name).collect(),
-            user: self.user.map(|user| self.pseudonyms.of(user)),
+            user: judged.user.as_ref().map(|(user, _)| self.pseudonyms.of(user)),
             jurisdiction: policy.jurisdiction_name(user_of(trail)),
             evidence: trail.home.and_then(|home| home.evidence()).map(|evidence| evidence.as_str()),
             bases,

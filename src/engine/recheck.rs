@@ -1,16 +1,19 @@
 //! Judges all open requests again when the policy, the user table, the day or the age of the GeoIP database has changed.
 //!
-//! A worker detects a reload at once, and a new day or an outdated database within a second. A request that is no longer
-//! cleared then ends: its upload, the wait for its response, its download or its tunnel.
+//! A worker notices a reload at once, and a new day or an outdated database within [`CLOCK_INTERVAL`]. Judging again takes at
+//! most [`DIRECTORY_DEADLINE`](super::facts::DIRECTORY_DEADLINE) for each lookup. A request that is no longer cleared then
+//! ends: its upload, the wait for its response, its download or its tunnel.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use slab::Slab;
 
 use crate::decision::lines::lines_of;
-use crate::decision::verdict::Trail;
+use crate::decision::permit::Validity;
 use crate::model::region::RegionId;
 use crate::model::vitals::Vitals;
 
@@ -18,18 +21,23 @@ use super::judge::{Judged, judge};
 use super::question::Question;
 use super::snapshot::Moment;
 
-/// The right of one request to be open; it ends when the request is no longer cleared.
+/// How often a worker compares the clock with the day of the last judgements, and with the age of the GeoIP database.
+pub const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The right of one request to be open; it ends when the request is no longer cleared. The permits of the request end with it.
 pub struct Lease {
     question: Rc<Question>,
     /// The region that processes the request; `None` before the first attempt.
     at: Cell<Option<RegionId>>,
-    moment: RefCell<Moment>,
-    trail: RefCell<Trail>,
+    /// The last judgement, response labels included.
+    judged: RefCell<Rc<Judged>>,
     /// The data classes of the response, by name, because their numbers change with the policy.
     labels: RefCell<Vec<Box<str>>>,
     /// The regions whose ledger lines are written under the last judgement.
     recorded: RefCell<Vec<RegionId>>,
-    has_ended: Cell<bool>,
+    validity: Validity,
+    /// The number of renewals that were begun. A result of an earlier one is not adopted.
+    renewals: Cell<u64>,
     wakers: RefCell<Vec<Waker>>,
     aborts: RefCell<Vec<Box<dyn Fn()>>>,
     leases: Rc<Leases>,
@@ -42,15 +50,15 @@ pub struct Leases(RefCell<Slab<Weak<Lease>>>);
 
 impl Leases {
     /// Opens a lease for a request that has been judged.
-    pub fn open(self: &Rc<Self>, question: &Rc<Question>, judged: &Judged) -> Rc<Lease> {
+    pub fn open(self: &Rc<Self>, question: &Rc<Question>, judged: Rc<Judged>) -> Rc<Lease> {
         let lease = Rc::new(Lease {
             question: Rc::clone(question),
             at: Cell::new(None),
-            moment: RefCell::new(judged.moment.clone()),
-            trail: RefCell::new(judged.decision.trail.clone()),
+            judged: RefCell::new(judged),
             labels: RefCell::default(),
             recorded: RefCell::default(),
-            has_ended: Cell::new(false),
+            validity: Validity::default(),
+            renewals: Cell::new(0),
             wakers: RefCell::default(),
             aborts: RefCell::default(),
             leases: Rc::clone(self),
@@ -60,12 +68,32 @@ impl Leases {
         lease
     }
 
-    /// Judges every open request again, and ends those that are no longer cleared.
-    pub async fn renew_all(&self, moment: &Moment, vitals: &Vitals) {
+    /// Judges every open request again, and ends those that are no longer cleared. The requests do not wait for each other,
+    /// because a directory may respond slowly.
+    ///
+    /// # Panics
+    /// Outside of a local runtime.
+    pub async fn renew_all(&self, moment: &Moment, vitals: &Arc<Vitals>) {
         let open: Vec<_> = self.0.borrow().iter().filter_map(|(_, lease)| lease.upgrade()).collect();
+        let mut renewals = tokio::task::JoinSet::new();
         for lease in open {
-            lease.renew(moment, vitals).await;
+            let (moment, vitals) = (moment.clone(), Arc::clone(vitals));
+            renewals.spawn_local(async move {
+                let renewal = EndUnlessFinished(&lease);
+                lease.renew(&moment, &vitals).await;
+                std::mem::forget(renewal);
+            });
         }
+        while renewals.join_next().await.is_some() {}
+    }
+}
+
+/// Ends a lease whose renewal panics.
+struct EndUnlessFinished<'a>(&'a Lease);
+
+impl Drop for EndUnlessFinished<'_> {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -80,20 +108,21 @@ impl Drop for Lease {
 impl Lease {
     /// Whether the last judgement was made under this moment.
     pub fn is_current(&self, moment: &Moment) -> bool {
-        self.moment.borrow().is_same(moment)
+        self.judged.borrow().moment.is_same(moment)
     }
 
     pub fn has_ended(&self) -> bool {
-        self.has_ended.get()
+        self.validity.has_ended()
     }
 
-    /// The trail of the last judgement, response labels included.
-    pub fn trail(&self) -> Trail {
-        self.trail.borrow().clone()
+    /// The last judgement, response labels included.
+    pub fn judged(&self) -> Rc<Judged> {
+        Rc::clone(&self.judged.borrow())
     }
 
-    pub fn moment(&self) -> Moment {
-        self.moment.borrow().clone()
+    /// The validity of the permits of this request.
+    pub(super) fn validity(&self) -> Validity {
+        self.validity.clone()
     }
 
     /// The region that processes the request; `None` before the first attempt.
@@ -121,9 +150,8 @@ impl Lease {
     }
 
     /// Replaces the judgement, after the request was judged again as a whole.
-    pub fn adopt(&self, judged: &Judged) {
-        self.moment.replace(judged.moment.clone());
-        self.trail.replace(judged.decision.trail.clone());
+    pub fn adopt(&self, judged: Rc<Judged>) {
+        self.judged.replace(judged);
         self.recorded.borrow_mut().clear();
     }
 
@@ -133,11 +161,11 @@ impl Lease {
         self.labels.borrow_mut().extend(labels.iter().cloned());
         let labels = self.labels.borrow().clone();
         loop {
-            let judged = judge(&self.question, &labels, self.moment(), vitals).await;
+            let judged = judge(&self.question, &labels, self.judged().moment.clone(), vitals).await;
             // A renewal during the look-up has adopted a newer judgement, which an older one must not replace.
             if self.is_current(&judged.moment) {
                 let is_cleared = self.at.get().is_some_and(|region| judged.decision.trail.is_cleared(region));
-                self.trail.replace(judged.decision.trail);
+                self.judged.replace(Rc::new(judged));
                 return is_cleared && !self.has_ended();
             }
         }
@@ -153,36 +181,41 @@ impl Lease {
 
     /// Judges the request again if the moment has changed. Returns whether it may stay open; the health of regions is ignored.
     pub async fn renew(&self, moment: &Moment, vitals: &Vitals) -> bool {
-        if self.has_ended.get() {
+        if self.has_ended() {
             return false;
         }
         if self.is_current(moment) {
             return true;
         }
         let labels = self.labels.borrow().clone();
+        let renewal = self.renewals.get().wrapping_add(1);
+        self.renewals.set(renewal);
         let judged = judge(&self.question, &labels, moment.clone(), vitals).await;
         let is_cleared = self.at.get().is_none_or(|region| {
-            let (before, after) = (self.moment(), &judged.moment);
+            let (before, trail) = (self.judged(), &judged.decision.trail);
             // The ledger lines of an open exchange are written. The exchange ends if its new judgement needs a further line.
-            let lines = lines_of(before.policy(), &self.trail.borrow(), region);
-            judged.decision.trail.is_cleared(region) && lines.covers(&lines_of(after.policy(), &judged.decision.trail, region))
+            let lines = lines_of(before.moment.policy(), &before.decision.trail, region);
+            trail.is_cleared(region) && lines.covers(&lines_of(judged.moment.policy(), trail, region))
         });
-        self.adopt(&judged);
+        // A renewal that began later, for a newer moment, must not be replaced by this one.
+        if renewal == self.renewals.get() {
+            self.adopt(Rc::new(judged));
+        }
         if !is_cleared {
             self.end();
         }
-        is_cleared
+        !self.has_ended()
     }
 
     fn end(&self) {
-        self.has_ended.set(true);
+        self.validity.end();
         self.wakers.borrow_mut().drain(..).for_each(Waker::wake);
         self.aborts.borrow_mut().drain(..).for_each(|abort| abort());
     }
 
     /// Ready when the request may no longer stay open.
     pub fn poll_ended(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.has_ended.get() {
+        if self.has_ended() {
             return Poll::Ready(());
         }
         let mut wakers = self.wakers.borrow_mut();

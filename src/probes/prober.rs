@@ -10,12 +10,11 @@ use tokio::time::Instant;
 
 use crate::decision::permit::Permitted;
 use crate::http::body::Body;
-use crate::http::pool::{PeerPool, SendOptions};
+use crate::http::pool::{Gateway, PeerPool, SendOptions};
 use crate::model::region::RegionId;
 use crate::model::vitals::Vitals;
 use crate::peer::fields;
 use crate::peer::probe::Report;
-use crate::transport::dial::Server;
 
 use super::Settings;
 use super::detector::{Detector, Observation};
@@ -25,7 +24,7 @@ use super::detector::{Detector, Observation};
 pub enum Target {
     /// The local region: the closure reports its state.
     Local(Arc<dyn Fn() -> Observation + Send + Sync>),
-    Peer(Server),
+    Peer(Gateway),
     /// The region has no gateway, so it cannot be probed.
     Silent,
 }
@@ -73,7 +72,7 @@ async fn probe(pool: &PeerPool, region: RegionId, target: Target, limit: Duratio
         Target::Silent => return None,
         Target::Peer(gateway) => gateway,
     };
-    let authority = gateway.authority.to_string();
+    let authority = gateway.server.authority.to_string();
     let request = Request::get(format!("https://{authority}/")).header(fields::PROBE, "?1").body(Body::empty()).ok()?;
     let started = Instant::now();
     let permitted = Permitted::without_user_data(region, request);

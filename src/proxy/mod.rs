@@ -24,10 +24,10 @@ use http::HeaderName;
 
 use crate::decision::policy::Policy;
 use crate::engine;
+use crate::http::pool::Gateway;
 use crate::model::region::RegionId;
 use crate::session::Seal;
 use crate::tokens::Tokens;
-use crate::transport::dial::Server;
 use crate::transport::tls::{ClientTls, PeerTls};
 use crate::upstreams::Upstreams;
 
@@ -45,7 +45,7 @@ pub struct Snapshot {
     pub tokens: Option<Arc<Tokens>>,
     pub seal: Option<Arc<Seal>>,
     pub upstreams: Arc<Upstreams>,
-    pub gateways: HashMap<RegionId, Server>,
+    pub gateways: HashMap<RegionId, Gateway>,
     /// The certificates of every listener for clients.
     pub sites: Vec<Arc<ClientTls>>,
     /// The certificates with which peers prove their regions.

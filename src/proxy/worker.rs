@@ -70,9 +70,9 @@ impl Worker {
         Self {
             snapshot: RefCell::new(arc_swap::Cache::new(Arc::clone(&shared.snapshot))),
             vitals: RefCell::new(arc_swap::Cache::new(Arc::clone(&shared.vitals))),
+            upstream_pool: UpstreamPool::of(moment.policy().local),
             shared,
             metrics,
-            upstream_pool: UpstreamPool::default(),
             peer_pool: PeerPool::default(),
             load: Load::default(),
             tokens: RefCell::default(),

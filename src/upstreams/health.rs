@@ -32,7 +32,7 @@ pub async fn watch(upstreams: Arc<Upstreams>, region: RegionId) {
 }
 
 async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>, region: RegionId) {
-    let pool = UpstreamPool::default();
+    let pool = UpstreamPool::of(region);
     let mut streak = Streak::default();
     loop {
         let started = Instant::now();

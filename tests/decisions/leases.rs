@@ -10,18 +10,20 @@ use domicile::decision::facts::{Credential, Ingress};
 use domicile::decision::policy::Policy;
 use domicile::decision::policy::route::Method;
 use domicile::decision::verdict::{Stop, Verdict};
+use domicile::directory::{Answer, Directory, Lookup, RemoteTable};
+use domicile::engine::facts::DIRECTORY_DEADLINE;
 use domicile::engine::judge::judge;
-use domicile::engine::permit::Registrar;
+use domicile::engine::permit::{Registrar, Reported};
 use domicile::engine::question::{Identity, Question};
-use domicile::engine::recheck::{Lease, Leases};
-use domicile::engine::snapshot::Moment;
+use domicile::engine::recheck::{CLOCK_INTERVAL, Lease, Leases};
+use domicile::engine::snapshot::{Moment, Snapshot};
 use domicile::metrics::Metrics;
 use domicile::model::country::CountryCode;
 use domicile::model::outcome::Code;
 use domicile::model::region::Registry;
 use domicile::model::user::Proof;
-use domicile::model::vitals::{Health, RegionVitals, Vitals};
-use tokio::runtime::Runtime;
+use domicile::model::vitals::{Health, RegionVitals, TableVersion, Vitals};
+use tokio::runtime::LocalRuntime;
 
 use crate::case_book::{folder, load_policy, policy_at};
 use crate::support::{Table, World, address_in, noon};
@@ -30,9 +32,10 @@ const USERS: &str = "user,home\nanna,dublin\nben,ashburn\nchika,tokyo\n";
 
 /// One open request in dublin, with its permit and the inputs for judging it again.
 struct Open {
-    runtime: Runtime,
-    vitals: Vitals,
+    runtime: LocalRuntime,
+    vitals: Arc<Vitals>,
     leases: Rc<Leases>,
+    question: Rc<Question>,
     lease: Rc<Lease>,
     stop: Stop,
     ledger: Ledger,
@@ -64,7 +67,7 @@ impl Open {
     }
 
     fn judged_at((moment, vitals): (Moment, Vitals), path: &str, user: Option<&str>, country: &str) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = LocalRuntime::new().unwrap();
         let question = Rc::new(Question {
             ingress: Ingress::Client,
             method: Method::Get,
@@ -80,22 +83,27 @@ impl Open {
             ignores_hint: Default::default(),
             envelope: None,
         });
-        let judged = runtime.block_on(judge(&question, &[], moment, &vitals));
+        let judged = Rc::new(runtime.block_on(judge(&question, &[], moment, &vitals)));
         let Verdict::Proceed(itinerary) = &judged.decision.verdict else { panic!("{:?}", judged.decision.verdict) };
         let stop = itinerary.stops()[0];
         let leases = Rc::new(Leases::default());
-        let lease = leases.open(&question, &judged);
+        let lease = leases.open(&question, judged);
         let folder = tempfile::tempdir().unwrap();
         let settings = Settings { directory: folder.path().join("ledger") };
         let tally = Tally { lines: Arc::new(|_| ()), failures: Arc::new(|| panic!("the ledger failed")) };
         let ledger = Ledger::open(&settings, tally, false).unwrap();
-        Self { runtime, vitals, leases, lease, stop, ledger, folder }
+        Self { runtime, vitals: Arc::new(vitals), leases, question, lease, stop, ledger, folder }
     }
 
     fn permit(&self) -> Result<(), Code> {
-        let (metrics, pseudonyms) = (Metrics::new().worker(), Pseudonyms::ephemeral());
-        let registrar =
-            Registrar { ledger: Some(&self.ledger), pseudonyms: &pseudonyms, metrics: &metrics, request_id: "lease", user: None };
+        let (metrics, pseudonyms, reported) = (Metrics::new().worker(), Pseudonyms::ephemeral(), Reported::default());
+        let registrar = Registrar {
+            ledger: Some(&self.ledger),
+            pseudonyms: &pseudonyms,
+            metrics: &metrics,
+            request_id: "lease",
+            reported: &reported,
+        };
         self.runtime.block_on(registrar.permit(&self.lease, self.stop, ())).map(drop)
     }
 
@@ -117,7 +125,7 @@ impl Open {
 
     /// The same policy and tables on another day, with a current or a stale GeoIP database.
     fn on(&self, day: &str, geoip_is_stale: bool) -> Moment {
-        Moment { geoip_is_stale, ..Moment::at(self.lease.moment().snapshot, noon(day)) }
+        Moment { geoip_is_stale, ..Moment::at(self.lease.judged().moment.snapshot.clone(), noon(day)) }
     }
 
     fn with_users(&self, users: &str) -> Moment {
@@ -161,7 +169,7 @@ fn a_user_who_moves_away_or_disappears_ends_what_is_open() {
 #[test]
 fn a_region_that_may_no_longer_carry_the_data_ends_what_it_carries() {
     let open = Open::permitted("/users/ben/orders/1", None, "IE");
-    assert_ne!(open.stop.region(), open.lease.moment().policy().local, "ashburn processes it, and dublin carries it");
+    assert_ne!(open.stop.region(), open.lease.judged().moment.policy().local, "ashburn processes it, and dublin carries it");
     let text = std::fs::read_to_string(folder().join("policies/world.yaml")).unwrap();
     let strict = text.replace(
         "personal:   { stays: home, needs: inferred, carried_by: [eu, us] }",
@@ -180,7 +188,7 @@ fn a_region_that_may_no_longer_carry_the_data_ends_what_it_carries() {
 fn a_request_that_would_need_a_line_under_the_new_rules_ends_without_it() {
     // dublin forwards ben's request to ashburn, and needs no line for data that may be anywhere.
     let open = Open::permitted("/catalog/1", Some("ben"), "US");
-    assert_ne!(open.stop.region(), open.lease.moment().policy().local);
+    assert_ne!(open.stop.region(), open.lease.judged().moment.policy().local);
     assert_eq!(std::fs::read_to_string(open.folder.path().join("ledger/ledger.jsonl")).unwrap(), "");
     let text = std::fs::read_to_string(folder().join("policies/world.yaml")).unwrap();
     let catalog = "match: { path: \"/catalog/**\" },              data: public,  ";
@@ -231,4 +239,92 @@ fn an_ended_lease_stays_ended() {
     assert!(!open.is_open_under(open.with_users("user,home\nben,ashburn\n")));
     assert!(!open.is_open_under(open.with_users(USERS)), "the original table is restored");
     assert_eq!(open.permit(), Err(Code::NoLongerCleared));
+}
+
+/// A user table outside of the process, which responds as the test says.
+struct Remote(fn() -> Lookup<'static>);
+
+impl RemoteTable for Remote {
+    fn find<'a>(&'a self, _: &'a str) -> Lookup<'a> {
+        (self.0)()
+    }
+
+    fn version(&self) -> TableVersion {
+        TableVersion::default()
+    }
+
+    fn user_count(&self) -> usize {
+        1
+    }
+}
+
+/// The same moment with another user table.
+fn with_remote(moment: &Moment, respond: fn() -> Lookup<'static>) -> Moment {
+    let (policy, before) = (policy_at("world.yaml", "dublin", &mut Registry::default()), &moment.snapshot);
+    let snapshot = Snapshot {
+        policy,
+        slashes: before.slashes,
+        geoip: before.geoip.clone(),
+        geoip_max_age: None,
+        directory: Some(Arc::new(Directory::Remote(Box::new(Remote(respond))))),
+    };
+    Moment { snapshot: Arc::new(snapshot), ..moment.clone() }
+}
+
+#[test]
+fn open_requests_do_not_wait_for_each_other_while_a_directory_hangs() {
+    let open = Open::permitted("/account/1", Some("anna"), "IE");
+    let more: Vec<_> = (0..100).map(|_| open.leases.open(&open.question, open.lease.judged())).collect();
+    let hanging = with_remote(&open.lease.judged().moment, || Box::pin(std::future::pending()));
+    let elapsed = open.runtime.block_on(async {
+        tokio::time::pause();
+        let started = tokio::time::Instant::now();
+        open.leases.renew_all(&hanging, &open.vitals).await;
+        started.elapsed()
+    });
+    assert!(open.lease.has_ended(), "nobody knows where anna lives");
+    assert!(more.iter().all(|lease| lease.is_current(&hanging)), "all were judged again");
+    assert!(elapsed >= DIRECTORY_DEADLINE && elapsed < 2 * DIRECTORY_DEADLINE, "{elapsed:?}");
+}
+
+#[test]
+fn a_request_whose_new_judgement_panics_ends_and_no_other() {
+    let open = Open::permitted("/account/1", Some("anna"), "IE");
+    let other = Open::permitted("/catalog/1", None, "IE");
+    let question = Rc::clone(&other.question);
+    let unaffected = open.leases.open(&question, other.lease.judged());
+    let panicking = with_remote(&open.lease.judged().moment, || panic!("the directory panics"));
+    assert!(!open.is_open_under(panicking));
+    assert!(!unaffected.has_ended(), "its route asks no directory");
+}
+
+#[test]
+fn an_older_renewal_does_not_replace_a_newer_one() {
+    let open = Open::judged("/account/1", Some("anna"), "IE");
+    let slow = with_remote(&open.lease.judged().moment, || {
+        Box::pin(async {
+            tokio::task::yield_now().await;
+            Answer::Absent
+        })
+    });
+    let newest = open.with_users(USERS);
+    open.runtime.block_on(async {
+        let (older, newer) = (open.lease.renew(&slow, &open.vitals), open.lease.renew(&newest, &open.vitals));
+        tokio::join!(older, newer);
+    });
+    assert!(open.lease.is_current(&newest));
+}
+
+/// The times after which a change takes effect are stated in the documentation.
+#[test]
+fn the_documented_times_are_those_of_the_program() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/threat-model.md");
+    let text = std::fs::read_to_string(file).unwrap();
+    let clock = format!("within {} s", CLOCK_INTERVAL.as_secs());
+    for change in ["a transfer expires", "the GeoIP database exceeds"] {
+        let row = text.lines().find(|line| line.contains(change)).unwrap();
+        assert_eq!(row.matches(&clock).count(), 2, "{row}");
+    }
+    let deadline = format!("at most {} s for each lookup", DIRECTORY_DEADLINE.as_secs());
+    assert!(text.contains(&deadline), "{deadline}");
 }

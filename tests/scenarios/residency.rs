@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::support::{NAMES, Plan, RULES, Recorder, USERS, World, eventually, get, post, remember, whole};
@@ -165,6 +166,31 @@ fn report_only_mode_lets_a_request_pass_and_counts_it() {
     assert_eq!(get(world.us().http, "/account/1", &[("x-user-id", "alice")]).text(), "eu-west");
     assert_eq!(world.us().sum_of("domicile_residency_reported_total"), 1.0);
     assert_eq!(world.us().ledger(&world)[0]["reported"], true);
+}
+
+#[test]
+fn report_only_mode_counts_a_request_that_ends_before_it_is_sent() {
+    let report = RULES.replace("  restricted: { stays: home }", "  restricted: { stays: home, mode: report }");
+    let world = World::planned(Plan {
+        rules: NAMES.map(|name| (name, report.clone())).into(),
+        health: "{ path: /healthz, every: 20ms, timeout: 5s, rise: 1, fall: 1 }",
+        extra: "limits: { body: 1KiB }\n".into(),
+        ..Plan::default()
+    });
+    let reported = || {
+        let metrics = world.us().metrics();
+        let line = r#"domicile_residency_reported_total{class="restricted",from="us-east",to="eu-west"} "#;
+        metrics.lines().find_map(|text| text.strip_prefix(line).map(str::to_owned)).unwrap_or_default()
+    };
+    let large = || Bytes::from(vec![b'x'; 2000]);
+    let write = |body: Bytes| post(world.us().http, "/account/1", &[("x-user-id", "alice")], body).code();
+    assert_eq!((write(large()), reported()), ("request.body_too_large".into(), "1".into()), "before the first attempt");
+    world.eu().upstream().crash();
+    world.us().wait_for_health("eu-west", "down");
+    assert_eq!((write("x".into()), reported()), ("failover.home_down".into(), "2".into()), "us-east may not carry the data");
+    let at_home = post(world.us().http, "/account/1", &[("x-user-id", "bob")], large());
+    assert_eq!((at_home.code(), reported()), ("request.body_too_large".into(), "2".into()), "the rules allow this");
+    assert_eq!(world.us().sum_of("domicile_residency_reported_total"), 2.0);
 }
 
 /// A preflight of a browser for `method`.

@@ -474,6 +474,26 @@ fn a_draining_process_ends_what_its_geoip_database_no_longer_proves() {
 }
 
 #[test]
+fn a_reload_during_a_drain_ends_what_is_no_longer_cleared() {
+    let (sender, endless) = endless();
+    let extra = "limits: { drain: 1h }\n".to_owned();
+    let mut world = World::planned(Plan { upstreams: only_in_eu(endless), extra, ..Plan::default() });
+    let mut stream = TcpStream::connect(world.us().http).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.write_all(b"GET /users/alice/orders/events HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    sender.send(Frame::data(Bytes::from_static(b"data: one\n\n"))).unwrap();
+    read_until(&mut stream, "data: one");
+    world.us().app.as_ref().unwrap().drain();
+    // A reload that does not affect the stream does not end it.
+    world.us().reload().unwrap();
+    sender.send(Frame::data(Bytes::from_static(b"data: two\n\n"))).unwrap();
+    read_until(&mut stream, "data: two");
+    move_alice(&world);
+    assert_ends_incomplete(stream, &sender);
+    world.regions[1].app.take().unwrap().shut_down();
+}
+
+#[test]
 fn endless_bodies_are_cut_when_the_rules_change_and_others_go_on() {
     let (sender, endless) = endless();
     let world = World::planned(Plan { upstreams: only_in_eu(endless), ..Plan::default() });

@@ -15,6 +15,7 @@ use http::{Request, Response};
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::decision::permit::NotPermitted;
 use crate::transport::dial::{DialError, DialOptions};
 
 use super::body::{Body, BodyError};
@@ -23,7 +24,7 @@ use super::window::Buffers;
 
 pub use http2::InFlight;
 pub use interim::InformationalSender;
-pub use peers::PeerPool;
+pub use peers::{Gateway, PeerPool};
 pub use sender::EXTENDED_CONNECT;
 pub use upstream::UpstreamPool;
 
@@ -60,6 +61,14 @@ pub enum SendCause {
     Form,
     #[error("the server switched to a different protocol than requested")]
     OtherUpgrade,
+    #[error("the permit has ended, or is for another region")]
+    NotPermitted,
+}
+
+impl From<NotPermitted> for SendError {
+    fn from(_: NotPermitted) -> Self {
+        Self { cause: SendCause::NotPermitted, unsent: None }
+    }
 }
 
 impl SendError {

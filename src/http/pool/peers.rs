@@ -12,6 +12,13 @@ use super::super::window::Window;
 use super::http2::Http2Pool;
 use super::{InFlight, Reply, SendError, SendOptions};
 
+/// The gateway of a region, through which its peers reach it.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    pub region: RegionId,
+    pub server: Server,
+}
+
 /// One worker's connections to all peers.
 #[derive(Clone, Default)]
 pub struct PeerPool(Http2Pool<RegionId>);
@@ -22,32 +29,32 @@ impl PeerPool {
     /// The guard counts the request as in flight; keep it until the response's body has ended.
     pub async fn send(
         &self,
-        gateway: &Server,
+        gateway: &Gateway,
         connections: usize,
         permitted: Permitted<Request<Body>>,
         options: &SendOptions,
     ) -> Result<(Response<Body>, InFlight), SendError> {
-        let region = permitted.region();
-        self.0.send(region, gateway, connections, permitted.into_request(), options).await
+        let request = permitted.redeem(gateway.region)?;
+        self.0.send(gateway.region, &gateway.server, connections, request, options).await
     }
 
     /// Asks for a tunnel of `protocol` by extended CONNECT (RFC 8441), or by CONNECT itself.
     pub async fn open(
         &self,
-        gateway: &Server,
+        gateway: &Gateway,
         connections: usize,
         permitted: Permitted<Request<Body>>,
         protocol: &str,
         options: &SendOptions,
     ) -> Result<(Reply, InFlight), SendError> {
-        let region = permitted.region();
-        self.0.open(region, gateway, connections, permitted.into_request(), protocol, options).await
+        let request = permitted.redeem(gateway.region)?;
+        self.0.open(gateway.region, &gateway.server, connections, request, protocol, options).await
     }
 
     /// Opens a connection if none is open, so that the first request does not wait for three round trips. A failure is
     /// reported by the next request.
-    pub async fn warm(&self, region: RegionId, gateway: &Server, connections: usize, window: Window, options: &SendOptions) {
-        self.0.warm(region, gateway, connections, window, options).await;
+    pub async fn warm(&self, gateway: &Gateway, connections: usize, window: Window, options: &SendOptions) {
+        self.0.warm(gateway.region, &gateway.server, connections, window, options).await;
     }
 
     /// Closes idle connections that lead to a gateway that is no longer current, or whose window is not one of `windows`.

@@ -13,14 +13,16 @@ use super::http1::{self, Http1Pool};
 use super::http2::Http2Pool;
 use super::{InFlight, Reply, SendCause, SendError, SendOptions};
 use crate::decision::permit::Permitted;
+use crate::model::region::RegionId;
 use crate::transport::dial::{self, DialError, HttpVersion, Server};
 
 /// The number of HTTP/2 connections of one worker to one upstream.
 const HTTP2_CONNECTIONS: usize = 2;
 
-/// One worker's connections to all upstreams.
-#[derive(Clone, Default)]
+/// One worker's connections to all upstreams of a region.
+#[derive(Clone)]
 pub struct UpstreamPool {
+    region: RegionId,
     http1: Http1Pool,
     http2: Http2Pool<Arc<str>>,
     /// The HTTP version that ALPN selected, by authority, for servers with [`HttpVersion::Negotiated`].
@@ -32,6 +34,11 @@ pub struct UpstreamPool {
 pub type Shared<T> = (T, Option<InFlight>);
 
 impl UpstreamPool {
+    /// A pool of connections to the upstreams of `region`. It sends only requests that are permitted there.
+    pub fn of(region: RegionId) -> Self {
+        Self { region, http1: Http1Pool::default(), http2: Http2Pool::default(), chosen: Rc::default() }
+    }
+
     /// Sends a request and waits for the response head.
     pub async fn send(
         &self,
@@ -39,7 +46,7 @@ impl UpstreamPool {
         permitted: Permitted<Request<Body>>,
         options: &SendOptions,
     ) -> Result<Shared<Response<Body>>, SendError> {
-        let request = permitted.into_request();
+        let request = permitted.redeem(self.region)?;
         let known = self.chosen.borrow().get(&server.authority).copied();
         let unguarded = |response| (response, None);
         match if server.http_version == HttpVersion::Negotiated {
@@ -91,7 +98,7 @@ impl UpstreamPool {
         protocol: &str,
         options: &SendOptions,
     ) -> Result<Shared<Reply>, SendError> {
-        let request = permitted.into_request();
+        let request = permitted.redeem(self.region)?;
         let known = self.chosen.borrow().get(&server.authority).copied();
         let http_version = if server.http_version == HttpVersion::Negotiated {
             known.unwrap_or(HttpVersion::Negotiated)

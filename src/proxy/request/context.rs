@@ -73,13 +73,13 @@ impl Context {
     }
 
     /// Judges the request for the first time, and counts the look-ups in the metrics.
-    pub async fn judge(&mut self, intake: &Intake) -> Judged {
+    pub async fn judge(&mut self, intake: &Intake) -> Rc<Judged> {
         // Judged under the snapshot under which the request was read. If there is a newer one, the attempts judge again.
         let newest = self.worker.moment();
         let judging = &self.snapshot.judging;
         let is_newest = Arc::ptr_eq(&newest.snapshot, judging);
         let moment = if is_newest { newest } else { Moment::live(Arc::clone(judging), SystemTime::now()) };
-        let judged = judge(&intake.question, &[], moment, &self.worker.vitals()).await;
+        let judged = Rc::new(judge(&intake.question, &[], moment, &self.worker.vitals()).await);
         for result in [judged.lookups.directory, judged.lookups.caller].into_iter().flatten() {
             self.worker.metrics.directory_lookup(result);
         }
@@ -89,13 +89,13 @@ impl Context {
     }
 
     /// The writer of ledger lines for this request.
-    pub fn registrar<'a>(&'a self, intake: &'a Intake, user: Option<&'a str>) -> Registrar<'a> {
+    pub fn registrar<'a>(&'a self, intake: &'a Intake) -> Registrar<'a> {
         Registrar {
             ledger: self.worker.shared.ledger.as_ref(),
             pseudonyms: &self.worker.shared.pseudonyms,
             metrics: &self.worker.metrics,
             request_id: &intake.id,
-            user,
+            reported: &self.log.reported,
         }
     }
 

@@ -58,9 +58,9 @@ impl InformationalResponses {
 /// Whether an informational response may be relayed: only if it adds no data class. A new class needs a ledger line
 /// before the response leaves, and only the final response waits for one.
 fn is_cleared(response: &HeaderMap, lease: &Lease) -> bool {
-    let (moment, Some(region)) = (lease.moment(), lease.region()) else { return false };
-    let Some(labels) = labels_of(response) else { return false };
-    let trail = lease.trail();
-    let is_known = |name: &str| moment.policy().find_class(name).is_some_and(|class| trail.classes.contains(class));
+    let (Some(region), Some(labels)) = (lease.region(), labels_of(response)) else { return false };
+    let judged = lease.judged();
+    let trail = &judged.decision.trail;
+    let is_known = |name: &str| judged.moment.policy().find_class(name).is_some_and(|class| trail.classes.contains(class));
     !lease.has_ended() && trail.is_cleared(region) && labels.iter().all(|name| is_known(name))
 }

@@ -13,8 +13,8 @@ use crate::decision::policy::Policy;
 use crate::decision::route_of;
 use crate::decision::verdict::Trail;
 use crate::engine::judge::Judged;
-use crate::engine::permit::class_label;
-use crate::engine::snapshot::Moment;
+use crate::engine::permit::{Reported, class_label};
+use crate::engine::recheck::Lease;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 
@@ -38,13 +38,13 @@ pub(super) struct RequestLog {
     /// The pseudonym of the user whose data the request accesses.
     pub user: Option<String>,
     method: http::Method,
-    /// `None` if this region only carries the data: the log line then identifies the request by its route alone.
-    path: Option<String>,
-    /// The last judgement, response labels included; `None` before the first judgement.
-    trail: Option<Trail>,
-    /// The moment of that judgement. The ids in the trail belong to the policy of this moment.
-    moment: Option<Moment>,
-    verdict: Option<&'static str>,
+    /// Logged only if this region may process the data; otherwise the log line identifies the request by its route alone.
+    path: String,
+    /// The last judgement of the request as a whole, whose verdict was followed; `None` before the first one.
+    judged: Option<Rc<Judged>>,
+    /// The lease of a request that proceeds. It has the last judgement, response labels included.
+    lease: Option<Rc<Lease>>,
+    pub reported: Reported,
     pub code: Option<Code>,
     /// The status of the response; `None` before there is a response.
     pub status: Option<StatusCode>,
@@ -68,10 +68,10 @@ impl RequestLog {
             client: (arrival.ingress == Ingress::Client).then_some(arrival.remote),
             user: None,
             method: method.clone(),
-            path: None,
-            trail: None,
-            moment: None,
-            verdict: None,
+            path: String::new(),
+            judged: None,
+            lease: None,
+            reported: Reported::default(),
             code: None,
             status: None,
             served_by: None,
@@ -83,45 +83,37 @@ impl RequestLog {
     }
 
     /// Records the first judgement, or one that replaces it.
-    pub fn judged(&mut self, intake: &Intake, judged: &Judged) {
+    pub fn judged(&mut self, intake: &Intake, judged: &Rc<Judged>) {
         self.id.clone_from(&intake.id);
         self.client = Some(intake.question.client);
         self.user = judged.user.as_ref().map(|(user, _)| self.worker.shared.pseudonyms.of(user));
-        let trail = &judged.decision.trail;
-        let is_processed_here = trail.clearance.contains(judged.moment.policy().local);
-        self.path = is_processed_here.then(|| without_user(&intake.question.path, judged.user_segment));
-        self.verdict = Some(judged.decision.verdict.as_str());
-        self.trail = Some(trail.clone());
-        self.moment = Some(judged.moment.clone());
+        self.path = without_user(&intake.question.path, judged.user_segment);
+        self.judged = Some(Rc::clone(judged));
     }
 
-    /// Records the judgement of the response.
-    pub fn rejudged(&mut self, trail: Trail, moment: Moment) {
-        if !trail.clearance.contains(moment.policy().local) {
-            self.path = None;
-        }
-        self.trail = Some(trail);
-        self.moment = Some(moment);
+    /// From now on, the last judgement is that of the lease.
+    pub fn follow(&mut self, lease: &Rc<Lease>) {
+        self.lease = Some(Rc::clone(lease));
     }
 
-    fn policy(&self) -> &Policy {
-        self.moment.as_ref().map_or_else(|| self.snapshot.policy(), Moment::policy)
-    }
-
-    fn local_name(&self) -> &str {
-        self.policy().region_name(self.policy().local)
-    }
-
-    /// The names of the request's classes as a label; `none` where no route matched.
-    fn class(&self) -> String {
-        self.trail.as_ref().map_or_else(|| "none".to_owned(), |trail| class_label(self.policy(), trail.classes))
+    /// The last judgement, response labels included; `None` before the first judgement.
+    fn judgement(&self) -> Option<Rc<Judged>> {
+        self.lease.as_ref().map(|lease| lease.judged()).or_else(|| self.judged.clone())
     }
 
     /// Counts an event in the ledger, for auditors.
     pub fn count_in_ledger(&self, what: &'static str, code: &'static str, to: &str) {
+        let judged = self.judgement();
         if let Some(ledger) = &self.worker.shared.ledger {
-            ledger.count(Count { what, code, class: self.class().into(), from: self.local_name().into(), to: to.into() });
+            let policy = self.policy(judged.as_deref());
+            let (class, from) = (class_of(judged.as_deref()), policy.region_name(policy.local));
+            ledger.count(Count { what, code, class: class.into(), from: from.into(), to: to.into() });
         }
+    }
+
+    /// The policy of a judgement, whose trail has its numbers; before the first judgement, the policy of the snapshot.
+    fn policy<'a>(&'a self, judged: Option<&'a Judged>) -> &'a Policy {
+        judged.map_or_else(|| self.snapshot.policy(), |judged| judged.moment.policy())
     }
 
     /// Writes the metrics, the ledger counts and the access log line, once.
@@ -129,28 +121,37 @@ impl RequestLog {
         if std::mem::replace(&mut self.is_written, true) {
             return;
         }
-        let policy = self.policy();
-        let route = self.trail.as_ref().and_then(|trail| route_of(trail, policy)).map_or("none", |route| &*route.name);
-        let home = match self.trail.as_ref().and_then(|trail| trail.home) {
-            None => "none",
-            Some(home) => home.region().map_or("unowned", |region| policy.region_name(region)),
+        let judged = self.judgement();
+        let policy = self.policy(judged.as_deref());
+        let trail = judged.as_ref().map(|judged| &judged.decision.trail);
+        let names = Names {
+            route: trail.and_then(|trail| route_of(trail, policy)).map_or("none", |route| &*route.name),
+            home: match trail.and_then(|trail| trail.home) {
+                None => "none",
+                Some(home) => home.region().map_or("unowned", |region| policy.region_name(region)),
+            },
+            served_by: self.served_by.map_or("none", |region| policy.region_name(region)),
+            verdict: self.verdict(),
+            class: class_of(judged.as_deref()),
         };
-        let served_by = self.served_by.map_or("none", |region| policy.region_name(region));
-        let verdict = self.verdict();
-        self.worker.metrics.request(route, home, served_by, verdict, self.started.elapsed());
-        if let Some(code) = self.code {
-            self.count_failure(code, home);
+        self.worker.metrics.request(names.route, names.home, names.served_by, names.verdict, self.started.elapsed());
+        if let Some(judged) = &judged {
+            let is_redirect = names.verdict == "redirect";
+            self.reported.count_at_the_end(&self.worker.metrics, judged, is_redirect, self.served_by);
         }
-        self.count_border_bytes();
+        if let Some(code) = self.code {
+            self.count_failure(code, &names, policy);
+        }
+        self.count_border_bytes(&names.class, policy);
         if self.snapshot.log_requests {
-            self.write_line(route, home, served_by, verdict);
+            self.write_line(&names, trail, policy);
         }
     }
 
     fn verdict(&self) -> &'static str {
-        let is_refused_here =
-            |code| self.verdict.is_none() || (self.served_by.is_none() && reply::status_of(code).is_client_error());
-        match (self.code, self.verdict) {
+        let judged = self.judged.as_ref().map(|judged| judged.decision.verdict.as_str());
+        let is_refused_here = |code| judged.is_none() || (self.served_by.is_none() && reply::status_of(code).is_client_error());
+        match (self.code, judged) {
             (Some(code), _) if is_refused_here(code) => "refuse",
             (_, Some(verdict)) => verdict,
             (_, None) if self.status.is_some_and(|status| status.is_redirection()) => "redirect",
@@ -158,21 +159,21 @@ impl RequestLog {
         }
     }
 
-    fn count_failure(&self, code: Code, home: &str) {
+    fn count_failure(&self, code: Code, names: &Names<'_>, policy: &Policy) {
         self.worker.metrics.failure(code.as_str());
         if reply::status_of(code) == StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS {
-            self.worker.metrics.refusal(&self.class(), self.local_name(), home, code.as_str());
-            self.count_in_ledger("refusal", code.as_str(), home);
+            self.worker.metrics.refusal(&names.class, policy.region_name(policy.local), names.home, code.as_str());
+            self.count_in_ledger("refusal", code.as_str(), names.home);
         }
     }
 
     /// Counts the bytes that this proxy sends to another region. The sending region counts the request, the owner the
     /// response.
-    fn count_border_bytes(&self) {
-        let local = self.policy().local;
+    fn count_border_bytes(&self, class: &str, policy: &Policy) {
+        let local = policy.local;
         let count = |to: RegionId, bytes: u64| {
             if to != local && bytes > 0 {
-                self.worker.metrics.border_bytes(&self.class(), self.local_name(), self.policy().region_name(to), bytes);
+                self.worker.metrics.border_bytes(class, policy.region_name(local), policy.region_name(to), bytes);
             }
         };
         if let Some(region) = self.sent_to {
@@ -183,11 +184,12 @@ impl RequestLog {
         }
     }
 
-    fn write_line(&self, route: &str, home: &str, served_by: &str, verdict: &str) {
-        let evidence = self.trail.as_ref().and_then(|trail| trail.home).and_then(|home| home.evidence());
+    fn write_line(&self, names: &Names<'_>, trail: Option<&Trail>, policy: &Policy) {
+        let evidence = trail.and_then(|trail| trail.home).and_then(|home| home.evidence());
+        let is_processed_here = trail.is_some_and(|trail| trail.clearance.contains(policy.local));
         let peer = match self.arrival.ingress {
             Ingress::Client => None,
-            Ingress::Peer(peer) => Some(self.policy().region_name(peer)),
+            Ingress::Peer(peer) => Some(policy.region_name(peer)),
         };
         let broken = self.response_body.failure.get().or(self.request_body.failure.get()).map(|broken| broken.to_string());
         tracing::info!(
@@ -197,22 +199,36 @@ impl RequestLog {
             peer,
             user = self.user,
             method = self.method.as_str(),
-            path = self.path,
-            route,
-            class = self.class(),
-            home,
+            path = is_processed_here.then_some(&*self.path),
+            route = names.route,
+            class = names.class,
+            home = names.home,
             evidence = evidence.map(|evidence| evidence.as_str()),
-            served_by,
-            verdict,
+            served_by = names.served_by,
+            verdict = names.verdict,
             code = self.code.map(Code::as_str),
             status = self.status.map_or(CLIENT_CLOSED, |status| status.as_u16()),
             request_bytes = self.request_body.bytes.get(),
-            answer_bytes = self.response_body.bytes.get(),
+            response_bytes = self.response_body.bytes.get(),
             broken,
             seconds = self.started.elapsed().as_secs_f64(),
             "request"
         );
     }
+}
+
+/// The names of a request in the metrics and in the access log.
+struct Names<'a> {
+    route: &'a str,
+    home: &'a str,
+    served_by: &'a str,
+    verdict: &'static str,
+    /// `none` if no route matched.
+    class: String,
+}
+
+fn class_of(judged: Option<&Judged>) -> String {
+    judged.map_or_else(|| "none".to_owned(), |judged| class_label(judged.moment.policy(), judged.decision.trail.classes))
 }
 
 impl Drop for RequestLog {

@@ -111,9 +111,10 @@ async fn serve(
         Verdict::Redirect(region) => return redirect(context, &intake, &judged, region, &parts),
         Verdict::Refuse(code) => return refuse_or_answer_preflight(context, &intake, code, &parts.headers),
     };
-    let lease = context.worker.leases.open(&intake.question, &judged);
-    match forward(&mut context, &mut intake, &judged, &lease, itinerary, (parts, body)).await {
-        Ok(served) => response::relay(context, intake, judged, lease, served, admitted).await,
+    let lease = context.worker.leases.open(&intake.question, judged);
+    context.log.follow(&lease);
+    match forward(&mut context, &mut intake, &lease, itinerary, (parts, body)).await {
+        Ok(served) => response::relay(context, intake, lease, served, admitted).await,
         Err(code) => {
             let failure = context.log.request_body.failure.get().filter(|failure| *failure != BodyFailure::NoLongerCleared);
             let code = failure.map_or(code, code_of_failure);
@@ -178,9 +179,8 @@ fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId
     let Some(response) = url.and_then(|url| reply::redirect(url, &intake.question.path, parts.uri.query())) else {
         return context.refuse(Code::CarrierNotCleared, Some(&intake.question));
     };
-    let policy = judged.moment.policy();
-    context.registrar(intake, None).count_reported_redirect(policy, &judged.decision.trail, region);
-    context.log.count_in_ledger("redirect", Code::CarrierNotCleared.as_str(), policy.region_name(region));
+    let region = judged.moment.policy().region_name(region);
+    context.log.count_in_ledger("redirect", Code::CarrierNotCleared.as_str(), region);
     context.finish(response)
 }
 
@@ -205,12 +205,12 @@ fn refuse_or_answer_preflight(context: Context, intake: &Intake, code: Code, ask
 async fn forward(
     context: &mut Context,
     intake: &mut Intake,
-    judged: &Judged,
     lease: &Rc<Lease>,
     itinerary: Itinerary,
     (parts, body): (Parts, Body),
 ) -> Result<attempts::RegionResponse, Code> {
     let limits = context.snapshot.limits;
+    let judged = lease.judged();
     let route = route_of(&judged.decision.trail, judged.moment.policy()).expect("a request that proceeds has a route");
     let most_bytes = route.body.unwrap_or(limits.body);
     if body.size_hint().lower() > most_bytes {
@@ -239,8 +239,7 @@ async fn forward(
         local: connection.arrival.local,
         buffers: &connection.buffers,
     };
-    let user = judged.user.as_ref().map(|(user, _)| user.clone());
-    let forwarding = Forwarding { context, intake, lease, options, user };
+    let forwarding = Forwarding { context, intake, lease, options };
     let work = std::pin::pin!(forwarding.run(itinerary, request));
     match interim {
         Some(interim) => interim.relay_during(work, lease).await,

@@ -7,7 +7,6 @@ use http::Response;
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use http_body::Body as _;
 
-use crate::engine::judge::Judged;
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
 use crate::http::lists;
@@ -16,7 +15,7 @@ use crate::model::region::RegionId;
 use crate::peer::fields;
 
 use super::super::admission::Admitted;
-use super::super::body::{BodyFailure, Metered, Until};
+use super::super::body::{BodyFailure, Metered, Progress, Until};
 use super::super::delivery::{Delivery, DeliveryLimits};
 use super::super::ingress::ResponseChannel;
 use super::super::intake::Intake;
@@ -31,7 +30,6 @@ use super::{hint, tunnel};
 pub(super) async fn relay(
     mut context: Context,
     intake: Intake,
-    judged: Judged,
     lease: Rc<Lease>,
     (region, response): RegionResponse,
     admitted: Admitted,
@@ -46,7 +44,7 @@ pub(super) async fn relay(
     if let Some(code) = context.log.code.filter(|_| rewrites) {
         return context.refuse(code, Some(&intake.question));
     }
-    let labels = match clear(&mut context, &intake, &judged, &lease, region, &response.head.headers).await {
+    let labels = match clear(&context, &intake, &lease, region, &response.head.headers).await {
         Ok(labels) => labels,
         Err(code) => return context.refuse(code, Some(&intake.question)),
     };
@@ -74,7 +72,7 @@ pub(super) async fn relay(
     if context.is_peer() {
         write_peer_fields(&mut head.headers, context.log.code, &labels, is_declined_upgrade);
     }
-    hint::issue(&context, &intake, &judged, &mut head.headers);
+    hint::issue(&context, &intake, &lease.judged(), &mut head.headers);
     context.log.status = Some(head.status);
     let body = outgoing_body(context, lease, &mut head, body, hold, admitted);
     Response::from_parts(head, body)
@@ -83,9 +81,8 @@ pub(super) async fn relay(
 /// Judges the response: the request must still be cleared, and so must the data classes of the response's label. New
 /// classes are in the ledger when this returns.
 async fn clear(
-    context: &mut Context,
+    context: &Context,
     intake: &Intake,
-    judged: &Judged,
     lease: &Rc<Lease>,
     region: RegionId,
     response: &http::HeaderMap,
@@ -97,29 +94,23 @@ async fn clear(
         if !lease.renew(&context.worker.moment(), &context.worker.vitals()).await {
             return Err(context.ended_code(intake));
         }
-        let before = lease.trail();
+        let before = lease.judged().decision.trail.classes;
         if !labels.is_empty() && !is_labelled {
             is_labelled = true;
             if !lease.add_labels(&labels, &context.worker.vitals()).await {
-                // The log and the metrics of the refusal name the label's classes.
-                context.log.rejudged(lease.trail(), lease.moment());
                 return Err(refusal);
             }
         }
-        let user = judged.user.as_ref().map(|(user, _)| user.as_str());
-        if region == lease.moment().policy().local {
-            let recorded = context.registrar(intake, user).record_label(lease, before.classes).await;
+        if region == lease.judged().moment.policy().local {
+            let recorded = context.registrar(intake).record_label(lease, before).await;
             // The upstream has already made the write, so the code must not invite the client to repeat it.
             recorded.map_err(|code| if intake.question.is_read { code } else { Code::ResponseWithheld })?;
         }
         // The moment may have changed while the request was judged again, or while the ledger was written.
         if lease.is_current(&context.worker.moment()) {
-            break;
+            return Ok(labels);
         }
     }
-    let (trail, moment) = (lease.trail(), lease.moment());
-    context.log.rejudged(trail, moment);
-    Ok(labels)
 }
 
 /// The data classes that a response is labelled with (`Domicile-Data-Class`); `None` if the field is malformed or empty.
@@ -176,13 +167,8 @@ fn outgoing_body(
     if let Some(delivery) = delivery {
         body = body.with_delivery(delivery);
     }
-    let (abort, ended) = (context.channel.abort_handle(), Rc::clone(&progress));
-    lease.on_end(move || {
-        if !ended.has_ended() {
-            ended.failure.set(Some(BodyFailure::NoLongerCleared));
-            abort();
-        }
-    });
+    let abort = context.channel.abort_handle();
+    let body = end_with(lease, body, Rc::clone(&progress), abort);
     let tracing = context.peer_across_border().then(|| context.snapshot.privacy.tracing_across_borders.clone());
     let scrub = move |trailers: &mut http::HeaderMap| {
         headers::scrub_trailers(trailers, |_| false);
@@ -190,7 +176,7 @@ fn outgoing_body(
             headers::drop_tracing(trailers, allowed);
         }
     };
-    let body = body.scrubbed(scrub).with_lease(lease).on_end(move || {
+    let body = body.scrubbed(scrub).on_end(move || {
         drop((hold, admitted));
         if progress.failure.get() == Some(BodyFailure::DeadlineExceeded) {
             context.log.code = Some(Code::DeadlineExceeded);
@@ -198,6 +184,17 @@ fn outgoing_body(
         context.log.write();
     });
     Body::streamed(body)
+}
+
+/// Ends the body with the lease: at its next frame, or by `abort` while the client reads nothing.
+fn end_with(lease: Rc<Lease>, body: Metered, progress: Rc<Progress>, abort: impl Fn() + 'static) -> Metered {
+    lease.on_end(move || {
+        if !progress.has_ended() {
+            progress.failure.set(Some(BodyFailure::NoLongerCleared));
+            abort();
+        }
+    });
+    body.with_lease(lease)
 }
 
 /// Monitors how fast a client reads. `None` for a peer, which monitors its own clients.

@@ -12,12 +12,12 @@ use tokio::time::Instant;
 
 use crate::decision::permit::Permitted;
 use crate::http::body::Body;
-use crate::http::pool::{EXTENDED_CONNECT, InFlight, Reply, SendCause, SendError, SendOptions};
+use crate::http::pool::{EXTENDED_CONNECT, Gateway, InFlight, Reply, SendCause, SendError, SendOptions};
 use crate::http::tunnel::Wire;
 use crate::http::window::Buffers;
 use crate::model::outcome::Code;
 use crate::peer::fields;
-use crate::transport::dial::{DialError, DialOptions, Server};
+use crate::transport::dial::{DialError, DialOptions};
 use crate::transport::proxy_protocol;
 use crate::upstreams::{Outstanding, Upstream};
 
@@ -78,21 +78,26 @@ pub(in crate::proxy::request) struct Failure {
     pub retry: Option<Request<Body>>,
 }
 
-/// Whether a failed attempt sent any part of the request.
+/// The part of the request that a failed attempt sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::proxy::request) enum Sent {
     Nothing,
+    /// A peer received the request and responded that it did not process it.
+    Unprocessed,
     Partly,
 }
 
-/// Whether another attempt may follow a failed one. If nothing was sent, another attempt is always safe. A read that
-/// was sent may be repeated while the retry budget lasts. A write that was sent is never repeated.
+/// Whether another attempt may follow a failed one. If nothing was sent or processed, another attempt is always safe. A read
+/// that was sent may be repeated while the retry budget lasts. A write that was sent is never repeated.
+///
+/// A pool asks nothing before it moves an unsent request from a closed connection to another connection to the same server:
+/// this belongs to the same attempt.
 pub(in crate::proxy::request) fn may_retry(sent: Sent, is_read: bool, has_budget: bool, time_left: Duration) -> bool {
     if time_left.is_zero() {
         return false;
     }
     match sent {
-        Sent::Nothing => true,
+        Sent::Nothing | Sent::Unprocessed => true,
         Sent::Partly => is_read && has_budget,
     }
 }
@@ -136,7 +141,7 @@ impl AttemptOptions<'_> {
 pub(in crate::proxy::request) async fn to_peer(
     worker: &Worker,
     snapshot: &Snapshot,
-    gateway: &Server,
+    gateway: &Gateway,
     permitted: Permitted<Request<Body>>,
     copy: Option<Request<Body>>,
     options: &AttemptOptions<'_>,
@@ -254,6 +259,7 @@ fn failure(error: SendError, copy: Option<Request<Body>>) -> Failure {
     let code = match error.cause {
         SendCause::Dial(DialError::OutOfDescriptors { .. }) => Code::Overloaded,
         SendCause::Dial(_) => Code::UpstreamUnreachable,
+        SendCause::NotPermitted => Code::NoLongerCleared,
         SendCause::Broken(_) | SendCause::Form | SendCause::OtherUpgrade => Code::UpstreamBad,
     };
     let sent = if error.unsent.is_some() { Sent::Nothing } else { Sent::Partly };
@@ -289,6 +295,8 @@ mod tests {
         let second = Duration::from_secs(1);
         for has_budget in [false, true] {
             assert!(may_retry(Sent::Nothing, false, has_budget, second));
+            assert!(may_retry(Sent::Unprocessed, false, has_budget, second));
+            assert!(!may_retry(Sent::Unprocessed, true, has_budget, Duration::ZERO));
             assert!(!may_retry(Sent::Partly, false, has_budget, second));
             assert!(!may_retry(Sent::Nothing, true, has_budget, Duration::ZERO));
         }

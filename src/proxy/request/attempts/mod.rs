@@ -58,8 +58,6 @@ pub(super) struct Forwarding<'a> {
     pub intake: &'a Intake,
     pub lease: &'a Rc<Lease>,
     pub options: AttemptOptions<'a>,
-    /// The user whose data the request accesses.
-    pub user: Option<String>,
 }
 
 impl Forwarding<'_> {
@@ -69,7 +67,10 @@ impl Forwarding<'_> {
             Ok(served) => Ok(served),
             Err(Stopped::Refused(code)) => Err(code),
             Err(Stopped::Misdirected { spare: None }) => Err(Code::PeersDisagree),
-            Err(Stopped::Misdirected { spare: Some(spare) }) => self.retry_elsewhere(*spare).await,
+            Err(Stopped::Misdirected { spare: Some(spare) }) if self.may_retry(Sent::Unprocessed) => {
+                self.retry_elsewhere(*spare).await
+            }
+            Err(Stopped::Misdirected { spare: Some(_) }) => Err(Code::PeersDisagree),
         }
     }
 
@@ -78,23 +79,23 @@ impl Forwarding<'_> {
     async fn retry_elsewhere(&mut self, spare: Request<Body>) -> Result<RegionResponse, Code> {
         self.intake.question.ignores_hint.set(true);
         let judged = self.rejudge().await;
-        match judged.decision.verdict {
-            Verdict::Proceed(itinerary) => match self.attempt_all(itinerary, spare, true).await {
+        match &judged.decision.verdict {
+            Verdict::Proceed(itinerary) => match self.attempt_all(itinerary.clone(), spare, true).await {
                 Ok(served) => Ok(served),
                 Err(Stopped::Refused(code)) => Err(code),
                 Err(Stopped::Misdirected { .. }) => Err(Code::PeersDisagree),
             },
             Verdict::Redirect(_) => Err(Code::PeersDisagree),
-            Verdict::Refuse(code) => Err(code),
+            Verdict::Refuse(code) => Err(*code),
         }
     }
 
     /// Judges the whole request again under the newest snapshot. The new judgement replaces the previous one.
-    async fn rejudge(&mut self) -> Judged {
+    async fn rejudge(&mut self) -> Rc<Judged> {
         self.context.refresh();
         let worker = Rc::clone(&self.context.worker);
-        let judged = judge(&self.intake.question, &[], worker.moment(), &worker.vitals()).await;
-        self.lease.adopt(&judged);
+        let judged = Rc::new(judge(&self.intake.question, &[], worker.moment(), &worker.vitals()).await);
+        self.lease.adopt(Rc::clone(&judged));
         self.context.log.judged(self.intake, &judged);
         judged
     }
@@ -105,7 +106,7 @@ impl Forwarding<'_> {
         mut request: Request<Body>,
         is_second: bool,
     ) -> Result<RegionResponse, Stopped> {
-        let mut attempts = Attempts::along(itinerary, self.lease.moment(), self.context.snapshot.limits.attempts);
+        let mut attempts = Attempts::along(itinerary, self.lease.judged().moment.clone(), self.context.snapshot.limits.attempts);
         let (mut last, mut is_retry) = (None, false);
         loop {
             if !self.is_current(&attempts) {
@@ -113,10 +114,10 @@ impl Forwarding<'_> {
                     return Err(self.context.ended_code(self.intake).into());
                 }
                 let judged = self.rejudge().await;
-                match judged.decision.verdict {
-                    Verdict::Proceed(itinerary) => attempts.follow(itinerary, judged.moment),
+                match &judged.decision.verdict {
+                    Verdict::Proceed(itinerary) => attempts.follow(itinerary.clone(), judged.moment.clone()),
                     Verdict::Redirect(_) => return Err(Code::NoLongerCleared.into()),
-                    Verdict::Refuse(code) => return Err(code.into()),
+                    Verdict::Refuse(code) => return Err((*code).into()),
                 }
             }
             let target = attempts.next(self.context, self.options.deadline).await;
@@ -128,7 +129,7 @@ impl Forwarding<'_> {
             let mut permitted = self.permit(target.stop(), request).await?;
             if !self.is_current(&attempts) {
                 // The moment changed while the ledger line was written. The line stays, as it only records an intention.
-                request = permitted.into_request();
+                request = permitted.revoke();
                 self.lease.leave();
                 continue;
             }
@@ -143,9 +144,7 @@ impl Forwarding<'_> {
             self.lease.leave();
             attempts.note_failure(&target, failure.sent);
             last = Some(failure.code);
-            let (is_read, time_left) = (self.intake.question.is_read, self.options.time_left());
-            let has_budget = self.context.worker.load.retries.has_some();
-            let again = failure.retry.filter(|_| may_retry(failure.sent, is_read, has_budget, time_left));
+            let again = failure.retry.filter(|_| self.may_retry(failure.sent));
             request = again.ok_or(failure.code)?;
             // Another target may need header fields that were removed for this one.
             if let Some(original) = original {
@@ -161,12 +160,18 @@ impl Forwarding<'_> {
         attempts.moment.is_same(&newest) && self.lease.is_current(&newest) && !self.lease.has_ended()
     }
 
+    /// Whether another attempt may follow one that sent this much.
+    fn may_retry(&self, sent: Sent) -> bool {
+        let has_budget = self.context.worker.load.retries.has_some();
+        may_retry(sent, self.intake.question.is_read, has_budget, self.options.time_left())
+    }
+
     /// Adapts the request to its target, and returns the copies that another attempt needs.
     fn prepare(&self, target: &Target, request: &mut Request<Body>, attempts: &Attempts, is_second: bool) -> Copies {
         let (is_whole, has_another) = (request.body().is_end_stream(), attempts.has_another(target, self.context));
         match target {
             Target::Upstream(..) => {
-                let may_repeat = is_whole && self.intake.question.is_read && has_another;
+                let may_repeat = is_whole && has_another && self.may_retry(Sent::Partly);
                 // Copied before the headers are adapted to an app server, because another attempt may go to a peer.
                 let spare = may_repeat.then(|| copy_head(request));
                 let original = attempts.has_another_stop().then(|| request.headers().clone());
@@ -185,7 +190,7 @@ impl Forwarding<'_> {
     }
 
     async fn permit(&self, stop: Stop, request: Request<Body>) -> Result<Permitted<Request<Body>>, Code> {
-        self.context.registrar(self.intake, self.user.as_deref()).permit(self.lease, stop, request).await
+        self.context.registrar(self.intake).permit(self.lease, stop, request).await
     }
 
     /// Makes one attempt. The outer error ends all attempts.
@@ -211,9 +216,14 @@ impl Forwarding<'_> {
                 if let Err(stopped) = self.clear_with_peer(gateway, &permitted, is_second).await {
                     return Err(match stopped {
                         // Nothing of the request was sent, so all of it can be sent to another region.
-                        Stopped::Misdirected { .. } => Stopped::Misdirected { spare: Some(Box::new(permitted.into_request())) },
+                        Stopped::Misdirected { .. } => Stopped::Misdirected { spare: Some(Box::new(permitted.revoke())) },
                         Stopped::Refused(code) => Stopped::Refused(code),
                     });
+                }
+                // The policy or the table may have changed while the peer was asked.
+                let worker = &self.context.worker;
+                if !self.lease.renew(&worker.moment(), &worker.vitals()).await {
+                    return Err(self.context.ended_code(self.intake).into());
                 }
                 self.context.log.sent_to = Some(permitted.region());
                 self.context.may_have_arrived = true;

@@ -7,12 +7,12 @@ use http_body::Body as _;
 
 use crate::decision::permit::Permitted;
 use crate::http::body::Body;
+use crate::http::pool::Gateway;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::peer::{Envelope, fields};
 use crate::proxy::headers;
 use crate::tokens::TokenLocation;
-use crate::transport::dial::Server;
 
 use super::forward::{self, AttemptOptions, Failure, Response, Sent, copy_field, copy_head};
 use super::{Forwarding, Stopped};
@@ -20,13 +20,13 @@ use super::{Forwarding, Stopped};
 impl Forwarding<'_> {
     pub(super) async fn to_peer(
         &self,
-        gateway: &Server,
+        gateway: &Gateway,
         permitted: Permitted<Request<Body>>,
         spare: Option<Request<Body>>,
         has_another: bool,
     ) -> Result<Result<Response, Failure>, Stopped> {
         let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
-        let copy = spare.as_ref().filter(|_| self.intake.question.is_read).map(copy_head);
+        let copy = spare.as_ref().filter(|_| self.may_retry(Sent::Partly)).map(copy_head);
         let work = forward::to_peer(worker, snapshot, gateway, permitted, copy, &self.options);
         let response = match self.while_cleared(work).await? {
             Ok(response) => response,
@@ -36,7 +36,7 @@ impl Forwarding<'_> {
             Some(Code::Misdirected | Code::PeerMalformed) => Err(Stopped::Misdirected { spare: spare.map(Box::new) }),
             // A peer that cannot serve a read is a failed attempt, like a failed upstream. Without another target, the
             // peer's response is relayed.
-            Some(code) if has_another && self.intake.question.is_read && is_failure(code) && spare.is_some() => {
+            Some(code) if has_another && is_failure(code) && spare.is_some() && self.may_retry(Sent::Partly) => {
                 Ok(Err(Failure { code, sent: Sent::Partly, retry: spare }))
             }
             _ => Ok(Ok(response)),
@@ -46,7 +46,8 @@ impl Forwarding<'_> {
     /// Adds the envelope, which the peer needs for its judgement, and removes tracing fields if the peer is in another
     /// jurisdiction.
     pub(super) fn seal(&self, region: RegionId, request: &mut Request<Body>, is_question: bool, is_retry: bool) {
-        let (moment, trail) = (self.lease.moment(), self.lease.trail());
+        let judged = self.lease.judged();
+        let (moment, trail) = (&judged.moment, &judged.decision.trail);
         let (policy, home) = (moment.policy(), trail.home.as_ref());
         let question = &self.intake.question;
         let envelope = Envelope {
@@ -76,11 +77,12 @@ impl Forwarding<'_> {
     /// the user table of the peer differs from that of this region, or is not known yet.
     pub(super) async fn clear_with_peer(
         &self,
-        gateway: &Server,
+        gateway: &Gateway,
         permitted: &Permitted<Request<Body>>,
         is_second: bool,
     ) -> Result<(), Stopped> {
-        let (moment, trail) = (self.lease.moment(), self.lease.trail());
+        let judged = self.lease.judged();
+        let (moment, trail) = (&judged.moment, &judged.decision.trail);
         let vitals = self.context.worker.vitals();
         let theirs = vitals.region(permitted.region());
         let is_same = theirs.policy == Some(moment.policy().hash) && theirs.directory == moment.snapshot.table_version();

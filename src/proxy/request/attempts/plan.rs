@@ -6,9 +6,9 @@ use tokio::time::Instant;
 
 use crate::decision::verdict::{Itinerary, Stop};
 use crate::engine::snapshot::Moment;
+use crate::http::pool::Gateway;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
-use crate::transport::dial::Server;
 use crate::upstreams::{Outstanding, Selection, Upstream};
 
 use super::super::context::Context;
@@ -17,7 +17,7 @@ use super::forward::Sent;
 /// The target of one attempt.
 pub(super) enum Target {
     Upstream(Stop, Arc<Upstream>, Option<Outstanding>),
-    Peer(Stop, Server),
+    Peer(Stop, Gateway),
 }
 
 impl Target {
