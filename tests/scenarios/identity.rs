@@ -56,6 +56,9 @@ fn an_operator_may_let_credentials_pass_that_only_the_app_reads() {
     let world = world();
     let fields = [("x-forwarded-for", "91.64.0.1"), ("authorization", "Basic dXNlcjpwYXNz")];
     assert_eq!(get(world.eu().http, "/profile/1", &fields).code(), "token.other_credential");
+    let api_key = [("x-forwarded-for", "91.64.0.1"), ("x-api-key", "k")];
+    assert_eq!(get(world.eu().http, "/profile/1", &api_key).code(), "token.other_credential");
+    assert_eq!(get(world.eu().http, "/profile/1?access_token=k", &fields[..1]).code(), "token.other_credential");
     world.eu().upstream().assert_no_requests();
     let text = std::fs::read_to_string(&world.eu().config).unwrap();
     let ignoring = text.replace("audience: api", "audience: api, others: ignore");

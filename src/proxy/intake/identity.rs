@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::HeaderMap;
-use http::header::{AUTHORIZATION, COOKIE, HeaderValue};
+use http::header::{COOKIE, HeaderValue};
+use http::request::Parts;
 
 use crate::decision::facts::{Credential, Ingress};
 use crate::engine::question::{Identity, Question};
@@ -16,6 +17,7 @@ use crate::session;
 use crate::tokens::{self, TokenLocation, Tokens, Verified};
 
 use super::super::Snapshot;
+use super::credential::{PresentedToken, is_token, presented};
 use super::{KeySource, Settings, user};
 
 /// The state that is needed to verify the credentials of a request.
@@ -26,21 +28,11 @@ pub struct Verifiers<'a> {
     pub now: SystemTime,
 }
 
-/// A credential as a request presents it.
-#[derive(PartialEq, Eq, Debug)]
-enum PresentedToken<'h> {
-    Nothing,
-    Token(&'h str),
-    /// A token in an invalid form: presented twice, in a list, or with other whitespace than one space after `Bearer`.
-    Malformed,
-    /// A credential of another kind.
-    Other,
-}
-
 impl Verifiers<'_> {
-    pub(super) fn identify(&self, headers: &HeaderMap, is_trusted: bool, is_https: bool) -> Result<Identity, Code> {
+    pub(super) fn identify(&self, parts: &Parts, is_trusted: bool, is_https: bool) -> Result<Identity, Code> {
+        let headers = &parts.headers;
         let (token, credential) = match &self.snapshot.tokens {
-            Some(tokens) => self.credential(headers, tokens),
+            Some(tokens) => self.credential(parts, tokens),
             None => (None, Credential::Absent),
         };
         let caller = user::key(headers, is_trusted, token.as_deref(), &self.snapshot.intake.keys)?;
@@ -60,8 +52,8 @@ impl Verifiers<'_> {
         Ok(Identity { caller, token, credential, hint, is_fresh })
     }
 
-    fn credential(&self, headers: &HeaderMap, tokens: &Arc<Tokens>) -> (Option<Arc<Verified>>, Credential) {
-        let (found, has_other) = presented(headers, &tokens.settings.location);
+    fn credential(&self, parts: &Parts, tokens: &Arc<Tokens>) -> (Option<Arc<Verified>>, Credential) {
+        let (found, has_other) = presented(parts, &tokens.settings.location);
         let text = match found {
             PresentedToken::Nothing if has_other => return (None, Credential::Unread),
             PresentedToken::Nothing => return (None, Credential::Absent),
@@ -87,64 +79,16 @@ impl Verifiers<'_> {
     }
 }
 
-/// The token at the configured location, and whether `Authorization` contains another credential that the app may read.
-fn presented<'h>(headers: &'h HeaderMap, location: &'h TokenLocation) -> (PresentedToken<'h>, bool) {
-    let found = match location {
-        TokenLocation::Cookie(name) => in_cookie(headers, name),
-        TokenLocation::Header(name) => in_header(headers, name),
-    };
-    let is_elsewhere = !matches!(location, TokenLocation::Header(name) if *name == AUTHORIZATION);
-    (found, is_elsewhere && headers.get_all(AUTHORIZATION).iter().any(|value| !value.is_empty()))
-}
-
-fn in_cookie<'h>(headers: &'h HeaderMap, name: &'h str) -> PresentedToken<'h> {
-    let mut values = user::cookies(headers, name).filter(|value| !value.is_empty());
-    match (values.next().map(std::str::from_utf8), values.next()) {
-        (None, _) => PresentedToken::Nothing,
-        (Some(Ok(token)), None) if is_compact(token) => PresentedToken::Token(token),
-        (Some(_), _) => PresentedToken::Malformed,
-    }
-}
-
-/// `NAME: Bearer TOKEN` (RFC 6750 section 2.1), or the token alone.
-fn in_header<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> PresentedToken<'h> {
-    let mut values = headers.get_all(name).iter();
-    let (first, second) = (values.next(), values.next());
-    let Some(first) = first else { return PresentedToken::Nothing };
-    if second.is_some() {
-        return PresentedToken::Malformed;
-    }
-    let Ok(value) = first.to_str() else { return PresentedToken::Malformed };
-    if value.is_empty() {
-        return PresentedToken::Nothing;
-    }
-    let scheme_end = value.bytes().position(|byte| !byte.is_ascii_alphanumeric() && byte != b'-').unwrap_or(value.len());
-    let (scheme, rest) = value.split_at(scheme_end);
-    if scheme.eq_ignore_ascii_case("bearer") {
-        return match rest.strip_prefix(' ') {
-            Some(token) if is_compact(token) => PresentedToken::Token(token),
-            _ => PresentedToken::Malformed,
-        };
-    }
-    if is_compact(value) {
-        return PresentedToken::Token(value);
-    }
-    PresentedToken::Other
-}
-
-/// Whether a text has the form of a compact JWS (RFC 7515 section 3.1): three parts of base64url.
-fn is_compact(token: &str) -> bool {
-    let is_part = |part: &str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
-    token.split('.').count() == 3 && token.split('.').all(is_part)
-}
-
 /// Prepares the credentials of a request for an app server: removes our own cookie and a token that does not verify,
 /// and writes the judged caller into the headers that name the user.
 pub fn forward_identity(headers: &mut HeaderMap, question: &Question, settings: &Settings, tokens: Option<&Tokens>) {
     drop_cookies(headers, |name| name == session::COOKIE.as_bytes());
     if let (Credential::Unverifiable, Some(tokens)) = (question.identity.credential, tokens) {
         match &tokens.settings.location {
-            TokenLocation::Header(name) => drop(headers.remove(name)),
+            location @ TokenLocation::Header(_) => {
+                let token: Vec<_> = headers.keys().filter(|name| is_token(name.as_str(), location)).cloned().collect();
+                token.into_iter().for_each(|name| drop(headers.remove(name)));
+            }
             TokenLocation::Cookie(cookie) => drop_cookies(headers, |name| name == cookie.as_bytes()),
         }
     }
@@ -203,53 +147,5 @@ mod tests {
         }
         drop_cookies(&mut headers, |name| name == session::COOKIE.as_bytes());
         assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2", "c=3"]);
-    }
-
-    #[test]
-    fn a_token_is_presented_once_and_in_one_form() {
-        let with = |values: &[&str]| {
-            let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append(AUTHORIZATION, value.parse().unwrap());
-            }
-            match presented(&headers, &TokenLocation::Header(AUTHORIZATION)).0 {
-                PresentedToken::Nothing => "nothing",
-                PresentedToken::Token("a.b.c") => "token",
-                PresentedToken::Token(_) | PresentedToken::Malformed => "malformed",
-                PresentedToken::Other => "other",
-            }
-        };
-        for (values, found) in [
-            (&["Bearer a.b.c"][..], "token"),
-            (&["bearer a.b.c"], "token"),
-            (&["a.b.c"], "token"),
-            (&["Bearer  a.b.c"], "malformed"),
-            (&["Bearer a.b.c,d.e.f"], "malformed"),
-            (&["Bearer a.b.c, Basic eA=="], "malformed"),
-            (&["Bearer\ta.b.c"], "malformed"),
-            (&["Bearer"], "malformed"),
-            (&["Bearer opaque"], "malformed"),
-            (&["Bearer a.b.c", "Bearer a.b.c"], "malformed"),
-            (&["Basic dXNlcjpwYXNz", "Bearer a.b.c"], "malformed"),
-            (&["Basic dXNlcjpwYXNz"], "other"),
-            (&["ApiKey 1234"], "other"),
-            (&[""], "nothing"),
-            (&[], "nothing"),
-        ] {
-            assert_eq!(with(values), found, "{values:?}");
-        }
-    }
-
-    #[test]
-    fn a_credential_beside_the_token_cookie_is_another_credential() {
-        let mut headers = HeaderMap::new();
-        let location = TokenLocation::Cookie("session".into());
-        assert_eq!(presented(&headers, &location), (PresentedToken::Nothing, false));
-        headers.insert(AUTHORIZATION, "Basic dXNlcjpwYXNz".parse().unwrap());
-        assert_eq!(presented(&headers, &location), (PresentedToken::Nothing, true));
-        headers.insert(COOKIE, "session=a.b.c".parse().unwrap());
-        assert_eq!(presented(&headers, &location), (PresentedToken::Token("a.b.c"), true));
-        headers.append(COOKIE, "session=d.e.f".parse().unwrap());
-        assert_eq!(presented(&headers, &location), (PresentedToken::Malformed, true));
     }
 }

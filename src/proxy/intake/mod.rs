@@ -1,6 +1,7 @@
 //! Reads a request, and removes header fields that only trusted hops may send.
 
 mod client;
+mod credential;
 mod identity;
 mod target;
 mod upgrade;
@@ -32,6 +33,7 @@ use super::headers::normalized_name;
 use super::{Limits, Snapshot};
 
 pub use client::canonical_network;
+pub use credential::is_credential;
 pub use identity::{Verifiers, forward_identity};
 pub use upgrade::Upgrade;
 
@@ -123,7 +125,7 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
     let path = read_path(parts, method, is_connect, snapshot)?;
     let is_upgrade = upgrade.is_some() || parts.headers.contains_key(http::header::UPGRADE);
     let client = OriginatingClient::of(parts, arrival, envelope.as_ref(), &snapshot.intake);
-    let mut identity = verifiers.identify(&parts.headers, client.is_from_trusted_hop, client.is_https)?;
+    let mut identity = verifiers.identify(parts, client.is_from_trusted_hop, client.is_https)?;
     if let Some(envelope) = &envelope {
         identity.caller = vouched_for(envelope, identity.caller.take())?;
     }

@@ -267,7 +267,11 @@ fn outgoing_body(context: &Context, lease: &Rc<Lease>, body: Body, timeouts: &Me
     let snapshot = Arc::clone(&context.snapshot);
     // The target is not known yet, so tracing fields are always removed from the trailers.
     let is_unwanted = move |name: &str| {
-        snapshot.intake.is_identity_header(name) || headers::is_tracing(name) || name.eq_ignore_ascii_case("traceparent")
+        let location = snapshot.tokens.as_ref().map(|tokens| &tokens.settings.location);
+        snapshot.intake.is_identity_header(name)
+            || intake::is_credential(name, location)
+            || headers::is_tracing(name)
+            || name.eq_ignore_ascii_case("traceparent")
     };
     let scrub = move |trailers: &mut HeaderMap| headers::scrub_trailers(trailers, &is_unwanted);
     let metered = Metered::new(body, timeouts.request_limits(most_bytes), Rc::clone(&context.log.request_body));

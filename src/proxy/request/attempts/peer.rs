@@ -1,7 +1,7 @@
 //! An attempt at a peer: adds the envelope, asks whether the peer accepts the request before a body is sent, and reads
 //! the peer's refusal code.
 
-use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderName, HeaderValue};
+use http::header::{COOKIE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, StatusCode};
 use http_body::Body as _;
 
@@ -12,7 +12,7 @@ use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::peer::{Envelope, fields};
 use crate::proxy::headers;
-use crate::tokens::TokenLocation;
+use crate::proxy::intake::is_credential;
 
 use super::forward::{self, AttemptOptions, Failure, Response, Sent, copy_field, copy_head};
 use super::{Forwarding, Stopped};
@@ -95,7 +95,7 @@ impl Forwarding<'_> {
         *question.uri_mut() = request.uri().clone();
         *question.version_mut() = request.version();
         copy_field(request, &mut question, &HOST);
-        for name in self.identifying_fields() {
+        for name in self.identifying_fields(request.headers()) {
             copy_field(request, &mut question, &name);
         }
         self.seal(permitted.region(), &mut question, true, is_second);
@@ -123,12 +123,9 @@ impl Forwarding<'_> {
 
     /// The header fields from which the peer identifies the caller. All credentials are included, because the peer may
     /// accept kinds that this region does not read.
-    fn identifying_fields(&self) -> Vec<HeaderName> {
-        let mut names = vec![COOKIE, AUTHORIZATION];
-        if let Some(TokenLocation::Header(name)) = self.context.snapshot.tokens.as_ref().map(|tokens| &tokens.settings.location) {
-            names.push(name.clone());
-        }
-        names
+    fn identifying_fields(&self, headers: &HeaderMap) -> Vec<HeaderName> {
+        let location = self.context.snapshot.tokens.as_ref().map(|tokens| &tokens.settings.location);
+        headers.keys().filter(|name| **name == COOKIE || is_credential(name.as_str(), location)).cloned().collect()
     }
 }
 
