@@ -580,10 +580,14 @@ fn a_header_that_names_the_user_is_rebuilt_at_home() {
 
 /// Requests a profile from eu-west's gateway as the peer us-east, with an envelope that names `user` as the proven caller.
 fn ask_as_peer(world: &World, user: &str, fields: &[(&str, &str)]) -> Answer {
+    ask_as_peer_for((user, Proof::Proven), world, fields)
+}
+
+fn ask_as_peer_for((user, proof): (&str, Proof), world: &World, fields: &[(&str, &str)]) -> Answer {
     let envelope = Envelope {
         id: "1".into(),
         client: "91.64.0.1".parse().unwrap(),
-        user: Some((user.into(), Proof::Proven)),
+        user: Some((user.into(), proof)),
         home: Some("eu-west".into()),
         evidence: Some(Evidence::Recorded),
         country: None,
@@ -620,6 +624,18 @@ fn a_peer_does_not_name_one_user_with_the_token_of_another() {
     let of_alice = [("authorization", &*token("alice", "", SECRET))];
     assert_eq!(ask_as_peer(&world, "alice", &of_alice).text(), "eu-west");
     world.assert_no_requests(&["us-east", "ap-northeast"]);
+}
+
+#[test]
+fn a_peer_does_not_claim_one_user_with_the_cookie_of_another() {
+    let world = World::start();
+    let claimed = |user, fields: &[(&str, &str)]| ask_as_peer_for((user, Proof::Claimed), &world, fields);
+    let answer = claimed("alice", &[("cookie", "uid=bob")]);
+    assert_eq!(answer.code(), "peer.malformed");
+    world.eu().upstream().assert_no_requests();
+    assert_eq!(claimed("alice", &[("cookie", "uid=alice")]).text(), "eu-west");
+    // A trusted hop's header precedes the cookie, also in the region that received the request.
+    assert_eq!(ask_as_peer(&world, "alice", &[("x-user-id", "alice"), ("cookie", "uid=bob")]).text(), "eu-west");
 }
 
 #[test]

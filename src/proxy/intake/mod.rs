@@ -226,13 +226,12 @@ impl OriginatingClient {
 }
 
 /// The caller of a peer's request. A key that this region verifies is proven. A key that only the peer states is at
-/// most vouched for, and must not contradict a verified key.
+/// most vouched for. It must not contradict a verified key or, if it is from a plain cookie, the cookie that the app reads.
 fn vouched_for(envelope: &Envelope, own: Option<(String, Proof)>) -> Result<Option<(String, Proof)>, Code> {
-    let verified = own.filter(|(_, proof)| *proof == Proof::Proven);
-    match (verified, &envelope.user) {
-        (Some((verified, _)), Some((stated, _))) if verified != *stated => Err(Code::PeerMalformed),
-        (Some(verified), _) => Ok(Some(verified)),
-        (None, stated) => Ok(stated.clone().map(|(key, proof)| (key, proof.min(Proof::Vouched)))),
+    match (own, &envelope.user) {
+        (Some((own, proof)), Some((stated, as_proven))) if own != *stated && proof >= *as_proven => Err(Code::PeerMalformed),
+        (Some((own, Proof::Proven)), _) => Ok(Some((own, Proof::Proven))),
+        (_, stated) => Ok(stated.clone().map(|(key, proof)| (key, proof.min(Proof::Vouched)))),
     }
 }
 
