@@ -30,7 +30,7 @@ fn with_rules(rules: &str) -> Plan {
     Plan { rules: NAMES.map(|name| (name, rules.to_owned())).into(), ..Plan::default() }
 }
 
-fn start_all(mut world: World) -> World {
+pub fn start_all(mut world: World) -> World {
     for index in 0..NAMES.len() {
         world.start_region(index).unwrap();
     }
@@ -286,10 +286,10 @@ fn a_labelled_answer_without_its_line_does_not_leave() {
     world.us().upstream().assert_no_requests();
 }
 
-type BodySender = tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>;
+pub type BodySender = tokio::sync::mpsc::UnboundedSender<Frame<Bytes>>;
 
 /// App servers whose response to `/users/alice/orders/NAME` ends when the sender for NAME is dropped.
-fn downloads<const N: usize>(names: [&'static str; N]) -> (impl Fn(&'static str) -> Vec<Recorder>, [BodySender; N]) {
+pub fn downloads<const N: usize>(names: [&'static str; N]) -> (impl Fn(&'static str) -> Vec<Recorder>, [BodySender; N]) {
     let (senders, bodies): (Vec<_>, Vec<_>) = names.iter().map(|_| pieces()).unzip();
     let bodies: Vec<_> = names.into_iter().zip(bodies).collect();
     let bodies = Arc::new(Mutex::new(bodies));
@@ -310,20 +310,20 @@ fn downloads<const N: usize>(names: [&'static str; N]) -> (impl Fn(&'static str)
 }
 
 /// A download over HTTP/1.1 that has begun.
-struct Download {
+pub struct Download {
     stream: TcpStream,
     received: String,
 }
 
 impl Download {
-    fn begin(address: SocketAddr, name: &str) -> Self {
+    pub fn begin(address: SocketAddr, name: &str) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         write!(stream, "GET /users/alice/orders/{name} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
         Self { stream, received: String::new() }
     }
 
-    fn read_until(&mut self, text: &str) {
+    pub fn read_until(&mut self, text: &str) {
         while !self.received.contains(text) {
             let mut buffer = [0; 1000];
             let size = self.stream.read(&mut buffer).unwrap();
@@ -333,53 +333,15 @@ impl Download {
     }
 
     /// Reads to the end. Returns whether the body was complete.
-    fn ends_complete(mut self) -> bool {
+    pub fn ends_complete(mut self) -> bool {
         let mut rest = Vec::new();
         let is_closed_cleanly = self.stream.read_to_end(&mut rest).is_ok();
         is_closed_cleanly && rest.ends_with(b"0\r\n\r\n")
     }
 }
 
-fn send(sender: &BodySender, text: &'static str) {
+pub fn send(sender: &BodySender, text: &'static str) {
     sender.send(Frame::data(Bytes::from_static(text.as_bytes()))).unwrap();
-}
-
-#[test]
-fn a_download_ends_when_the_certificate_of_its_peer_is_revoked() {
-    // First the owner revokes the region that carries the download, then the carrying region revokes the owner.
-    revoke_while_downloading("eu-west", "us-east");
-    revoke_while_downloading("us-east", "eu-west");
-}
-
-fn revoke_while_downloading(revoking: &str, revoked: &str) {
-    let (upstreams, [abroad, at_home]) = downloads(["abroad", "at-home"]);
-    let world = World::prepare(&Plan { upstreams: Box::new(upstreams), ..Plan::default() });
-    let list = world.folder.path().join("revoked.pem");
-    world.authority.write_revoked(&list, &[]).unwrap();
-    let text = std::fs::read_to_string(&world.region(revoking).config).unwrap();
-    let text = text.replace("/ca.pem\" }", &format!("/ca.pem\", revoked: \"{}\" }}", list.display()));
-    std::fs::write(&world.region(revoking).config, text).unwrap();
-    let world = start_all(world);
-    let mut far = Download::begin(world.us().http, "abroad");
-    let mut near = Download::begin(world.eu().http, "at-home");
-    send(&abroad, "one");
-    send(&at_home, "one");
-    far.read_until("one");
-    near.read_until("one");
-    // A reload that revokes nothing ends nothing.
-    world.region(revoking).reload().unwrap();
-    send(&abroad, "two");
-    far.read_until("two");
-    world.authority.write_revoked(&list, &[revoked]).unwrap();
-    world.region(revoking).reload().unwrap();
-    eventually("the app server's response is ended", || abroad.is_closed());
-    assert!(!far.ends_complete(), "the client sees that the download is incomplete");
-    send(&at_home, "two");
-    near.read_until("two");
-    drop(at_home);
-    assert!(near.ends_complete(), "the download of a client in eu-west goes on");
-    world.us().upstream().assert_no_requests();
-    world.assert_no_requests(&["ap-northeast"]);
 }
 
 #[test]

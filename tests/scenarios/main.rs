@@ -18,6 +18,7 @@ mod listeners;
 mod operation;
 mod peers;
 mod residency;
+mod revocation;
 mod streams;
 mod upstreams;
 mod windows;

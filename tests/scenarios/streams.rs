@@ -59,7 +59,7 @@ pub fn echo(wire: Wire) -> Recorder {
     )
 }
 
-fn echoing(wire: Wire) -> Plan {
+pub fn echoing(wire: Wire) -> Plan {
     Plan { upstreams: Box::new(move |_| vec![echo(wire.clone())]), ..Plan::default() }
 }
 
