@@ -3,7 +3,7 @@
 use crate::decision::policy::Policy;
 use crate::decision::policy::chain::Step;
 use crate::decision::policy::class::ClassId;
-use crate::decision::policy::route::{Head, HostPattern, MethodSet, PathPattern, Pattern, Route, Segment};
+use crate::decision::policy::route::{Head, HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment};
 use crate::decision::policy::rule::{Carriers, Mode, ResidencyRule, Stays};
 use crate::model::day::Day;
 use crate::model::jurisdiction::Jurisdiction;
@@ -223,20 +223,26 @@ pub fn notes(policy: &Policy, today: Day) -> Vec<String> {
     notes
 }
 
+/// The maximum number of hosts and spellings that a note tries and lists, so that `check` stays fast with 10,000 routes.
+const MAX_HOSTS: usize = 8;
+const MAX_SPELLINGS: usize = 4;
+
 /// A note about other spellings of the route's path (letter case, file extension) that match a route with a wider clearance.
 fn spelling_note(policy: &Policy, route: &Route, today: Day) -> Option<String> {
     if policy.class(route.class).rule.stays == Stays::Anywhere {
         return None;
     }
-    let spellings = [other_case(&route.pattern.path), with_extension(&route.pattern.path)];
-    let found: Vec<(String, &Route)> = spellings
-        .into_iter()
-        .flatten()
-        .filter_map(|path| {
-            let wider = route_at(policy, route, &path).filter(|other| is_wider(policy, other.class, route.class, today))?;
-            Some((path, wider))
-        })
-        .collect();
+    let heads = heads_of(policy, route);
+    let wider_at = |path: &str| {
+        let at = |(host, method): &(String, Method)| {
+            let other = policy.routes.find(&Head { method: *method, host, path }).id.map(|id| policy.routes.route(id))?;
+            is_wider(policy, other.class, route.class, today).then_some(other)
+        };
+        heads.iter().find_map(at)
+    };
+    let spellings = other_cases(&route.pattern.path).into_iter().chain(with_extension(&route.pattern.path));
+    let found: Vec<(String, &Route)> =
+        spellings.filter_map(|path| wider_at(&path).map(|wider| (path, wider))).take(MAX_SPELLINGS).collect();
     let (_, wider) = found.first()?;
     let paths: Vec<_> = found.iter().map(|(path, _)| format!("`{path}`")).collect();
     Some(format!(
@@ -250,29 +256,40 @@ fn spelling_note(policy: &Policy, route: &Route, today: Day) -> Option<String> {
     ))
 }
 
-/// The route of a request for another path, with a host and a method that `route` matches.
-fn route_at<'p>(policy: &'p Policy, route: &Route, path: &str) -> Option<&'p Route> {
-    let host = match &route.pattern.host {
+/// The hosts and methods with which requests match `route`: every method, and the hosts that the routes distinguish.
+fn heads_of(policy: &Policy, route: &Route) -> Vec<(String, Method)> {
+    let example = |host: &HostPattern| match host {
         HostPattern::Any => "localhost".to_owned(),
         HostPattern::Exact(host) => host.to_string(),
         HostPattern::Below(domain) => format!("www.{domain}"),
     };
-    let method = route.pattern.methods.iter().next()?;
-    policy.routes.find(&Head { method, host: &host, path }).id.map(|id| policy.routes.route(id))
+    let mut hosts = vec![example(&route.pattern.host)];
+    for other in policy.routes.all() {
+        let host = example(&other.pattern.host);
+        let is_matched = route.pattern.host.covers(&HostPattern::Exact(host.as_str().into()));
+        if is_matched && !hosts.contains(&host) && hosts.len() < MAX_HOSTS {
+            hosts.push(host);
+        }
+    }
+    let methods = || route.pattern.methods.iter();
+    hosts.iter().flat_map(|host| methods().map(|method| (host.clone(), method))).collect()
 }
 
-/// A path that matches the pattern except for the case of one letter, in the last literal segment with a letter.
-fn other_case(pattern: &PathPattern) -> Option<String> {
-    let mut segments = examples(pattern);
-    let is_literal = |index: usize| matches!(pattern.segments.get(index), Some(Segment::Literal(_)));
-    let has_letter = |text: &str| text.contains(|c: char| c.is_ascii_alphabetic());
-    let last = (0..segments.len()).rev().find(|index| is_literal(*index) && has_letter(&segments[*index]))?;
-    let segment = segments.get_mut(last)?;
-    let at = segment.find(|c: char| c.is_ascii_alphabetic())?;
-    let letter = segment.get(at..=at)?.to_owned();
-    let other = if letter == letter.to_ascii_uppercase() { letter.to_ascii_lowercase() } else { letter.to_ascii_uppercase() };
-    segment.replace_range(at..=at, &other);
-    Some(format!("/{}{}", segments.join("/"), if pattern.open_ended { "/1" } else { "" }))
+/// Paths that match the pattern except for the case of one letter: the first letter of each literal segment.
+fn other_cases(pattern: &PathPattern) -> Vec<String> {
+    let segments = examples(pattern);
+    let end = if pattern.open_ended { "/1" } else { "" };
+    let other = |index: usize| {
+        let Some(Segment::Literal(_)) = pattern.segments.get(index) else { return None };
+        let mut segments = segments.clone();
+        let segment = segments.get_mut(index)?;
+        let at = segment.find(|c: char| c.is_ascii_alphabetic())?;
+        let letter = segment.get(at..=at)?.to_owned();
+        let other = if letter == letter.to_ascii_uppercase() { letter.to_ascii_lowercase() } else { letter.to_ascii_uppercase() };
+        segment.replace_range(at..=at, &other);
+        Some(format!("/{}{end}", segments.join("/")))
+    };
+    (0..segments.len()).filter_map(other).collect()
 }
 
 /// The path of the pattern with a file extension, if its last segment is literal.

@@ -41,82 +41,82 @@ fn with(old: &str, new: &str) -> Vec<String> {
     problems(&VALID.replacen(old, new, 1))
 }
 
+/// A text of the valid file, the mistake that replaces it, and a part of the message.
+const MISTAKES: &[(&str, &str, &str)] = &[
+    (
+        "data: restricted, home",
+        "data: resticted, home",
+        "d.yaml:20:36: routes[1].data: unknown data class `resticted`; did you mean `restricted`?",
+    ),
+    ("region: eu-west", "region: eu-wst", "d.yaml:1:9: region: unknown region `eu-wst`; did you mean `eu-west`?"),
+    ("jurisdiction: us,", "jurisdiction: usa,", "regions.us-east.jurisdiction: unknown jurisdiction `usa`; did you mean `us`?"),
+    ("[US]", "[UK]", "jurisdictions.us.countries[0]: unknown country code `UK`; the code of the United Kingdom is `GB`"),
+    ("[US]", "[us]", "unknown country code `us`"),
+    ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
+    ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),
+    ("stays: anywhere", "stay: anywhere", "data.public: unknown key `stay`; did you mean `stays`?"),
+    ("{ stays: home }", "{}", "data.restricted: `stays` is missing"),
+    ("stays: home", "stays: [eu, mars]", "data.restricted.stays[1]: unknown jurisdiction `mars`"),
+    ("[directory, refuse]", "[directory]", "routes[1].home: the chain has no final step"),
+    ("[directory, refuse]", "[refuse, directory]", "routes[1].home[1]: this step is never reached"),
+    ("[directory, refuse]", "[directory, directory, refuse]", "this step is already in the chain"),
+    ("[directory, refuse]", "[direktory, refuse]", "`direktory` is not a valid value; did you mean `directory`?"),
+    ("[directory, refuse]", "[{ region: mars }]", "unknown region `mars`"),
+    (
+        "data: restricted, home: [directory, refuse]",
+        "data: restricted, home: [latency]",
+        "`latency` finds no home, but data of class `restricted` stays in its user's jurisdiction",
+    ),
+    ("directory: { file: users.csv }", "", "this step needs a directory"),
+    ("{ name: rest, match: {},", "{ name: rest, ", "routes[1]: `match` is missing"),
+    ("data: restricted, home", "home", "routes[1]: `data` is missing: every route needs a data class"),
+    ("match: {}", "match: { path: feed }", "routes[1].match.path: `feed` is not a valid path pattern; start it with `/`"),
+    ("match: {}", "match: { methods: [GTE] }", "unknown method `GTE`; did you mean `GET`?"),
+    ("match: {}", "match: {}, upgrades: [websockets]", "unknown protocol `websockets`; did you mean `websocket`?"),
+    ("match: {}", "match: {}, upgrades: [conect]", "did you mean `connect`?"),
+    ("name: rest", "name: feed", "another route above is named `feed`"),
+    (
+        "http://127.0.0.1:1\"], gateway: \"https://127.0.0.1:2\", url: \"https://us",
+        "ftp://127.0.0.1:1\"], gateway: \"https://127.0.0.1:2\", url: \"https://us",
+        "write `http://host:port`",
+    ),
+    ("at: [53.35, -6.26]", "at: [153.35, -6.26]", "write a number from -90 to 90"),
+    ("at: [53.35, -6.26]", "at: \"53.35, -6.26\"", "at: write `[latitude, longitude]` in degrees"),
+    ("c/{region}.key", "c/{regoin}.key", "peer_tls.key: the only placeholder in this path is `{region}`"),
+    (
+        "address: \"127.0.0.1:8080\"",
+        "proxy_protocol: v2\n    address: \"127.0.0.1:8080\"",
+        "name the senders instead: `proxy_protocol: { from:",
+    ),
+    ("peers: true }", "peers: true, cleartext: true }", "a listener for peers uses the certificate in `peer_tls`"),
+    ("peers: true }", "peers: maybe }", "`maybe` is not a valid value"),
+    ("\"127.0.0.1:8080\"", "\"0.0.0.0:8080\"", "cleartext is limited to loopback"),
+    ("\"127.0.0.1:8080\"", "\"localhost:8080\"", "`localhost:8080` is not a valid address"),
+    ("peer_tls:", "admin: { address: \"127.0.0.1:8080\" }\npeer_tls:", "is already used by `listen`"),
+    ("\"127.0.0.1:8080\"", "\"127.0.0.1:9443\"", "is listed twice"),
+    ("peer_tls:", "#peer_tls:", "`peer_tls` is missing"),
+    ("audit:", "#audit:", "`audit` is missing"),
+    ("file: users.csv", "file: users.csv, kind: csv", "unknown key `kind`"),
+    (
+        "geoip: { database: country.mmdb }",
+        "geoip: { database: country.mmdb, networks: { 10.0.0.1/8: eu-west } }",
+        "did you mean `10.0.0.0/8`?",
+    ),
+    ("geoip: { database: country.mmdb }", "geoip: { database: country.mmdb, max_age: 90 }", "`90` is not a valid duration"),
+    (
+        "geoip: { database: country.mmdb }",
+        "geoip: { database: country.mmdb, continents: { EUR: eu-west } }",
+        "unknown continent `EUR`",
+    ),
+    ("geoip: { database: country.mmdb }", "limits: { body: 10 loads }", "`10 loads` is not a valid size"),
+    ("region: eu-west", "region: eu-west\nregion: us-east", "`region` is set twice, first in line 1"),
+    ("region: eu-west", "region: [eu", "this is not valid YAML"),
+];
+
 #[test]
 fn every_mistake_is_reported_with_its_position_and_a_correction() {
     assert_eq!(problems(VALID), Vec::<String>::new());
-    for (old, new, expected) in [
-        (
-            "data: restricted, home",
-            "data: resticted, home",
-            "d.yaml:20:36: routes[1].data: unknown data class `resticted`; did you mean `restricted`?",
-        ),
-        ("region: eu-west", "region: eu-wst", "d.yaml:1:9: region: unknown region `eu-wst`; did you mean `eu-west`?"),
-        (
-            "jurisdiction: us,",
-            "jurisdiction: usa,",
-            "regions.us-east.jurisdiction: unknown jurisdiction `usa`; did you mean `us`?",
-        ),
-        ("[US]", "[UK]", "jurisdictions.us.countries[0]: unknown country code `UK`; the code of the United Kingdom is `GB`"),
-        ("[US]", "[us]", "unknown country code `us`"),
-        ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
-        ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),
-        ("stays: anywhere", "stay: anywhere", "data.public: unknown key `stay`; did you mean `stays`?"),
-        ("{ stays: home }", "{}", "data.restricted: `stays` is missing"),
-        ("stays: home", "stays: [eu, mars]", "data.restricted.stays[1]: unknown jurisdiction `mars`"),
-        ("[directory, refuse]", "[directory]", "routes[1].home: the chain has no final step"),
-        ("[directory, refuse]", "[refuse, directory]", "routes[1].home[1]: this step is never reached"),
-        ("[directory, refuse]", "[directory, directory, refuse]", "this step is already in the chain"),
-        ("[directory, refuse]", "[direktory, refuse]", "`direktory` is not a valid value; did you mean `directory`?"),
-        ("[directory, refuse]", "[{ region: mars }]", "unknown region `mars`"),
-        (
-            "data: restricted, home: [directory, refuse]",
-            "data: restricted, home: [latency]",
-            "`latency` finds no home, but data of class `restricted` stays in its user's jurisdiction",
-        ),
-        ("directory: { file: users.csv }", "", "this step needs a directory"),
-        ("{ name: rest, match: {},", "{ name: rest, ", "routes[1]: `match` is missing"),
-        ("data: restricted, home", "home", "routes[1]: `data` is missing: every route needs a data class"),
-        ("match: {}", "match: { path: feed }", "routes[1].match.path: `feed` is not a valid path pattern; start it with `/`"),
-        ("match: {}", "match: { methods: [GTE] }", "unknown method `GTE`; did you mean `GET`?"),
-        ("match: {}", "match: {}, upgrades: [websockets]", "unknown protocol `websockets`; did you mean `websocket`?"),
-        ("match: {}", "match: {}, upgrades: [conect]", "did you mean `connect`?"),
-        ("name: rest", "name: feed", "another route above is named `feed`"),
-        (
-            "http://127.0.0.1:1\"], gateway: \"https://127.0.0.1:2\", url: \"https://us",
-            "ftp://127.0.0.1:1\"], gateway: \"https://127.0.0.1:2\", url: \"https://us",
-            "write `http://host:port`",
-        ),
-        ("at: [53.35, -6.26]", "at: [153.35, -6.26]", "write a number from -90 to 90"),
-        ("at: [53.35, -6.26]", "at: \"53.35, -6.26\"", "at: write `[latitude, longitude]` in degrees"),
-        ("c/{region}.key", "c/{regoin}.key", "peer_tls.key: the only placeholder in this path is `{region}`"),
-        (
-            "address: \"127.0.0.1:8080\"",
-            "proxy_protocol: v2\n    address: \"127.0.0.1:8080\"",
-            "name the senders instead: `proxy_protocol: { from:",
-        ),
-        ("peers: true }", "peers: maybe }", "`maybe` is not a valid value"),
-        ("\"127.0.0.1:8080\"", "\"0.0.0.0:8080\"", "cleartext is limited to loopback"),
-        ("\"127.0.0.1:8080\"", "\"localhost:8080\"", "`localhost:8080` is not a valid address"),
-        ("peer_tls:", "admin: { address: \"127.0.0.1:8080\" }\npeer_tls:", "is already used by `listen`"),
-        ("\"127.0.0.1:8080\"", "\"127.0.0.1:9443\"", "is listed twice"),
-        ("peer_tls:", "#peer_tls:", "`peer_tls` is missing"),
-        ("audit:", "#audit:", "`audit` is missing"),
-        ("file: users.csv", "file: users.csv, kind: csv", "unknown key `kind`"),
-        (
-            "geoip: { database: country.mmdb }",
-            "geoip: { database: country.mmdb, networks: { 10.0.0.1/8: eu-west } }",
-            "did you mean `10.0.0.0/8`?",
-        ),
-        ("geoip: { database: country.mmdb }", "geoip: { database: country.mmdb, max_age: 90 }", "`90` is not a valid duration"),
-        (
-            "geoip: { database: country.mmdb }",
-            "geoip: { database: country.mmdb, continents: { EUR: eu-west } }",
-            "unknown continent `EUR`",
-        ),
-        ("geoip: { database: country.mmdb }", "limits: { body: 10 loads }", "`10 loads` is not a valid size"),
-        ("region: eu-west", "region: eu-west\nregion: us-east", "`region` is set twice, first in line 1"),
-        ("region: eu-west", "region: [eu", "this is not valid YAML"),
-    ] {
+    for (old, new, expected) in MISTAKES {
         let found = with(old, new);
         assert!(found.iter().any(|problem| problem.contains(expected)), "{new}: expected {expected:?} in {found:#?}");
     }
@@ -358,7 +358,10 @@ fn other_spellings_of_a_guarded_path_are_noted() {
         ("/account/**", "does not match `/Account/1` and `/account.json`, which route `rest` of class `public`"),
         ("/account", "does not match `/Account` and `/account.json`, which"),
         ("/users/{user}", "does not match `/Users/1`, which"),
-        ("/API/v1/{user}/orders", "does not match `/API/v1/1/Orders` and `/API/v1/1/orders.json`, which"),
+        (
+            "/API/v1/{user}/orders",
+            "does not match `/aPI/v1/1/orders` and `/API/V1/1/orders` and `/API/v1/1/Orders` and `/API/v1/1/orders.json`, which",
+        ),
     ] {
         let found = notes(&guarded(path).policy, today());
         assert_eq!(found.len(), 1, "{path}: {found:#?}");
@@ -366,6 +369,27 @@ fn other_spellings_of_a_guarded_path_are_noted() {
     }
     let config = parse(VALID, Path::new("d"), None, &mut Registry::default(), today()).unwrap();
     assert_eq!(notes(&config.policy, today()), Vec::<String>::new(), "the catch-all is guarded itself");
+}
+
+#[test]
+fn other_spellings_are_looked_for_at_every_host_and_method() {
+    let config = |account: &str, rest: &str| {
+        let routes = format!(
+            "  - {{ name: account, match: {{ {account} }}, data: restricted, home: [directory, refuse] }}\n  - {{ name: open, match: {{ {rest} }}, data: public, home: [latency] }}\n  - {{ name: rest,"
+        );
+        let text = VALID.replace("  - { name: rest,", &routes);
+        parse(&text, Path::new("d"), None, &mut Registry::default(), today()).unwrap()
+    };
+    for (account, rest) in [
+        ("path: \"/account/**\"", "methods: [PUT], path: \"/**\""),
+        ("path: \"/account/**\"", "host: api.example.com"),
+        ("host: \"*.example.com\", path: \"/account/**\"", "host: api.example.com"),
+    ] {
+        let found = notes(&config(account, rest).policy, today());
+        assert!(found.iter().any(|note| note.contains("`/Account/1`") && note.contains("route `open`")), "{rest}: {found:#?}");
+    }
+    let elsewhere = config("host: www.example.com, path: \"/account/**\"", "host: api.example.com");
+    assert_eq!(notes(&elsewhere.policy, today()), Vec::<String>::new(), "no request matches both hosts");
 }
 
 #[test]

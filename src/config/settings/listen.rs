@@ -62,7 +62,8 @@ fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
     section.finish();
     let (address, tls, peers) = (address?, tls?, peers?);
     let (proxy_protocol, redirect, hsts) = (proxy_protocol?, redirect?.map(|port| port as u16), hsts?);
-    if peers && (tls.is_some() || proxy_protocol.is_some() || redirect.is_some() || hsts.is_some()) {
+    let cleartext = cleartext?;
+    if peers && (cleartext || tls.is_some() || proxy_protocol.is_some() || redirect.is_some() || hsts.is_some()) {
         return field.report("a listener for peers uses the certificate in `peer_tls`; keep only `address` and `peers` here");
     }
     if redirect.is_some() && tls.is_some() {
@@ -71,7 +72,7 @@ fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
     if hsts.is_some() && tls.is_none() {
         return field.report("browsers ignore `hsts` without TLS; give this listener a `tls` section");
     }
-    if tls.is_none() && !peers && redirect.is_none() && !cleartext? && !address.ip().is_loopback() {
+    if tls.is_none() && !peers && redirect.is_none() && !cleartext && !address.ip().is_loopback() {
         return field
             .report(format!("cleartext is limited to loopback: give `{address}` a `tls` section, or set `cleartext: true`"));
     }
