@@ -54,6 +54,11 @@ const FORBIDDEN_TEXTS: &[(&[&str], &[&str], &str)] = &[
         "no global state, because two apps may run in one process",
     ),
     (
+        &["!http", "demo", "config"],
+        &["\"forwarded\"", "\"x-forwarded-", "\"x-request-id", "\"traceparent", "\"grpc-", "\"proxy-status", "\"keep-alive"],
+        "the names of header fields are constants in `http::names`",
+    ),
+    (
         &["!peer", "http"],
         &[
             "\"domicile-request\"",

@@ -7,6 +7,7 @@ pub mod body;
 pub mod framing;
 pub mod http2;
 pub mod lists;
+pub mod names;
 pub mod pool;
 pub mod tunnel;
 pub mod window;

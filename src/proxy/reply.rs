@@ -5,6 +5,7 @@ use http::{HeaderMap, Response, StatusCode, Uri};
 use serde_json::json;
 
 use crate::http::body::Body;
+use crate::http::names::{GRPC_MESSAGE, GRPC_STATUS, PROXY_STATUS};
 use crate::http::tunnel::WEBSOCKET_VERSION;
 use crate::model::outcome::Code;
 use crate::peer::fields;
@@ -138,7 +139,7 @@ fn problem(code: Code, request_id: &str) -> Response<Body> {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Ok(value) = HeaderValue::from_str(&format!("domicile; error={}; details=\"{}\"", proxy_error(code), code.as_str())) {
-        headers.insert("proxy-status", value);
+        headers.insert(PROXY_STATUS, value);
     }
     if status == StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS {
         headers.insert(header::LINK, HeaderValue::from_static(BLOCKED_BY));
@@ -238,9 +239,9 @@ fn call_problem(code: Code, request_id: &str, kind: &HeaderValue) -> Response<Bo
 /// The trailers of a gRPC response, which carry its status.
 pub fn call_trailers(code: Code) -> HeaderMap {
     let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", HeaderValue::from(call_status(code)));
+    trailers.insert(GRPC_STATUS, HeaderValue::from(call_status(code)));
     if let Ok(message) = HeaderValue::from_str(&format!("{} ({})", sentence(code), code.as_str())) {
-        trailers.insert("grpc-message", message);
+        trailers.insert(GRPC_MESSAGE, message);
     }
     trailers
 }

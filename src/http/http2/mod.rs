@@ -13,6 +13,8 @@ mod reader;
 mod tunnel;
 mod writer;
 
+use super::names::{KEEP_ALIVE, PROXY_CONNECTION};
+
 use http::HeaderMap;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http_body::Body as _;
@@ -28,10 +30,7 @@ pub use writer::{Piece, StreamWriter};
 /// Prepares the headers of a message for HTTP/2: removes connection-specific headers (RFC 9113 section 8.2.2), and adds
 /// `Content-Length` if the message has a body of known length.
 pub fn fit(fields: &mut HeaderMap, body: &super::body::Body) {
-    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE] {
-        fields.remove(name);
-    }
-    for name in ["keep-alive", "proxy-connection"] {
+    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION] {
         fields.remove(name);
     }
     if let (false, Some(length)) = (body.is_end_stream(), body.size_hint().exact()) {

@@ -10,125 +10,11 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::http::lists::{self, Malformed};
+use crate::http::names::{self, FORGEABLE, FORGEABLE_PREFIXES, HEADER_ONLY, HOP_BY_HOP};
 use crate::peer::fields;
 use crate::session;
 
 pub use tracing::{drop_tracing, is_tracing};
-
-/// Fields that apply to one connection only.
-const HOP_BY_HOP: [&str; 9] = [
-    "connection",
-    // The proxy itself sends `100 Continue`, when it wants the body.
-    "expect",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-];
-
-/// Fields with which proxies describe the client and its request to an upstream. A client can forge all of them.
-const FORGEABLE: [&str; 58] = [
-    "forwarded",
-    "forwarded-for",
-    "forwarded-for-ip",
-    "x-forwarded",
-    "x-forward-for",
-    "x-real-ip",
-    "x-client-ip",
-    "x-clientip",
-    "x-cluster-client-ip",
-    "x-original-remote-addr",
-    "x-originating-ip",
-    "x-remote-ip",
-    "x-remote-addr",
-    "x-remote-user",
-    "remote-addr",
-    "remote-user",
-    "client-ip",
-    "http-client-ip",
-    "proxy-client-ip",
-    "wl-proxy-client-ip",
-    "true-client-ip",
-    "x-true-client-ip",
-    "fly-client-ip",
-    "fly-region",
-    "x-nf-client-connection-ip",
-    "x-appengine-user-ip",
-    "x-original-url",
-    "x-original-uri",
-    "x-original-host",
-    "x-rewrite-url",
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
-    "x-host",
-    "client-cert",
-    "client-cert-chain",
-    "x-client-dn",
-    "x-country",
-    "x-country-code",
-    "x-country-name",
-    "x-real-client-ip",
-    "x-remote-address",
-    "x-proxyuser-ip",
-    "x-nf-geo",
-    "do-connecting-ip",
-    "ali-cdn-real-ip",
-    "cdn-src-ip",
-    "cdn-requestcountrycode",
-    "cdn-requeststatecode",
-    "cloudfront-forwarded-proto",
-    "front-end-https",
-    "x-scheme",
-    "x-url-scheme",
-    "ssl-cert",
-    "client-verify",
-    "client-dn",
-    "x-forward-proto",
-    // Replaced by our own, in any spelling.
-    "x-request-id",
-];
-
-/// Prefixes of further forgeable fields: forwarding, geography, client certificates and routing, by vendor.
-const FORGEABLE_PREFIXES: [&str; 34] = [
-    "x-original-forwarded-",
-    "x-azure-",
-    "x-arr-",
-    "x-amzn-oidc-",
-    "x-ms-client-principal",
-    "eo-",
-    "incap-",
-    "x-forwarded-",
-    "domicile-",
-    "cf-",
-    "x-envoy-",
-    "cloudfront-viewer-",
-    "cloudfront-is-",
-    "fastly-",
-    "x-akamai-",
-    "x-appengine-",
-    "x-vercel-",
-    "x-amzn-mtls-",
-    "x-geoip-",
-    "x-geo-",
-    "geoip-",
-    "x-client-geo-",
-    "x-ip-country",
-    "x-ssl-",
-    "ssl-client-",
-    "ssl-server-",
-    "x-client-cert",
-    "x-client-verify",
-    "x-tls-client-",
-    "x-sucuri-",
-    "x-goog-authenticated-",
-    "x-client-ssl-",
-    "x-client-region",
-    "x-client-city",
-];
 
 /// Whether a field is in [`FORGEABLE`] or [`FORGEABLE_PREFIXES`], in any spelling.
 fn is_forgeable(name: &str) -> bool {
@@ -198,22 +84,22 @@ pub fn rebuild(headers: &mut HeaderMap, forwarded: &Forwarded<'_>) {
     let node = if client.is_ipv6() { format!("\"[{client}]\"") } else { client.to_string() };
     // The host was checked to be a name or an address with a port, so it contains nothing that must be escaped in quotes.
     let host = forwarded.authority;
-    set(headers, "forwarded", &format!("for={node};host=\"{host}\";proto={scheme}"));
-    set(headers, "x-forwarded-for", &client.to_string());
-    set(headers, "x-forwarded-host", host);
-    set(headers, "x-forwarded-proto", scheme);
-    set(headers, "x-request-id", forwarded.request_id);
+    set(headers, names::FORWARDED, &format!("for={node};host=\"{host}\";proto={scheme}"));
+    set(headers, names::X_FORWARDED_FOR, &client.to_string());
+    set(headers, names::X_FORWARDED_HOST, host);
+    set(headers, names::X_FORWARDED_PROTO, scheme);
+    set(headers, names::X_REQUEST_ID, forwarded.request_id);
     append_via(headers);
 }
 
 /// Sets `Client-Cert` to the verified client certificate (RFC 9440 section 2.2).
 pub fn set_client_certificate(headers: &mut HeaderMap, certificate: Option<&[u8]>) {
     if let Some(certificate) = certificate {
-        set(headers, "client-cert", &format!(":{}:", BASE64_STANDARD.encode(certificate)));
+        set(headers, names::CLIENT_CERT, &format!(":{}:", BASE64_STANDARD.encode(certificate)));
     }
 }
 
-fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }
@@ -223,38 +109,6 @@ fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
 fn append_via(headers: &mut HeaderMap) {
     headers.append(header::VIA, HeaderValue::from_static("1.1 domicile"));
 }
-
-/// Fields that are not allowed in trailers (RFC 9110 section 6.5.1), because they control framing, routing or processing, or
-/// identify a user.
-const HEADER_ONLY: [&str; 27] = [
-    "age",
-    "authorization",
-    "cache-control",
-    "content-encoding",
-    "content-length",
-    "content-range",
-    "content-type",
-    "cookie",
-    "cookie2",
-    "date",
-    "expires",
-    "host",
-    "http2-settings",
-    "location",
-    "max-forwards",
-    "pragma",
-    "range",
-    "retry-after",
-    "set-cookie",
-    "set-cookie2",
-    "strict-transport-security",
-    "trailer",
-    "vary",
-    "via",
-    "warning",
-    "www-authenticate",
-    "x-http-method",
-];
 
 /// Removes the fields that are not allowed in trailers, in any spelling.
 pub fn scrub_trailers(trailers: &mut HeaderMap, is_identity_header: impl Fn(&str) -> bool) {

@@ -2,59 +2,9 @@
 
 use http::{HeaderMap, HeaderName};
 
+use crate::http::names::{TRACEPARENT, TRACING, TRACING_PREFIXES};
+
 use super::{normalized_name, set};
-
-/// Tracing headers of common vendors. They link the requests of a user, and can carry any data.
-const TRACING: [&str; 32] = [
-    "tracestate",
-    "baggage",
-    "correlation-context",
-    "b3",
-    "uber-trace-id",
-    "jaeger-debug-id",
-    "jaeger-baggage",
-    "sentry-trace",
-    "x-cloud-trace-context",
-    "grpc-trace-bin",
-    "elastic-apm-traceparent",
-    "x-amzn-trace-id",
-    "x-amzn-requestid",
-    "newrelic",
-    "x-newrelic-id",
-    "x-newrelic-transaction",
-    "x-instana-t",
-    "x-instana-s",
-    "x-instana-l",
-    "x-dynatrace",
-    "x-correlation-id",
-    "x-trace-id",
-    "sw8",
-    "sw6",
-    "request-id",
-    "request-context",
-    "singularityheader",
-    "x-honeycomb-trace",
-    "x-client-trace-id",
-    "x-b3",
-    "eagleeye-traceid",
-    "eagleeye-rpcid",
-];
-
-/// Prefixes of further tracing headers.
-const TRACING_PREFIXES: [&str; 12] = [
-    "pinpoint-",
-    "x-wf-",
-    "x-dynatrace-",
-    "x-b3-",
-    "uberctx-",
-    "x-datadog-",
-    "x-ot-span-context",
-    "ot-tracer-",
-    "ot-baggage-",
-    "elastic-apm-",
-    "sw8-",
-    "x-dd-",
-];
 
 /// Whether a field carries tracing context, except `traceparent`.
 pub fn is_tracing(name: &str) -> bool {
@@ -70,10 +20,10 @@ pub fn drop_tracing(headers: &mut HeaderMap, allowed: &[HeaderName]) {
     for name in dropped {
         headers.remove(name);
     }
-    let replaced = headers.get("traceparent").and_then(|value| with_new_parent(value.to_str().ok()?));
-    headers.remove("traceparent");
+    let replaced = headers.get(TRACEPARENT).and_then(|value| with_new_parent(value.to_str().ok()?));
+    headers.remove(TRACEPARENT);
     if let Some(value) = replaced {
-        set(headers, "traceparent", &value);
+        set(headers, TRACEPARENT, &value);
     }
 }
 

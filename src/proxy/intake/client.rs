@@ -3,10 +3,10 @@
 
 use std::net::IpAddr;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
-use crate::http::lists;
+use crate::http::{lists, names};
 
 use super::{AddressSource, Settings};
 
@@ -42,15 +42,15 @@ pub(super) fn hops(headers: &HeaderMap, source: &AddressSource) -> Vec<Option<Ip
     let mut hops: Vec<Option<IpAddr>> = match source {
         AddressSource::XForwardedFor => {
             let hop = |member| std::str::from_utf8(member).ok().and_then(read_address);
-            values(headers, "x-forwarded-for").flat_map(lists::tokens).map(hop).collect()
+            values(headers, &names::X_FORWARDED_FOR).flat_map(lists::tokens).map(hop).collect()
         }
         AddressSource::Forwarded => {
-            values(headers, "forwarded").flat_map(elements).map(|element| element.and_then(forwarded_for)).collect()
+            values(headers, &names::FORWARDED).flat_map(elements).map(|element| element.and_then(forwarded_for)).collect()
         }
         // The PROXY protocol header has already set the address of the connection.
         AddressSource::ProxyProtocol => Vec::new(),
         AddressSource::Header(name) => {
-            let mut values = values(headers, name.as_str());
+            let mut values = values(headers, name);
             match (values.next(), values.next()) {
                 (Some(value), None) => vec![std::str::from_utf8(value).ok().and_then(read_address)],
                 (_, _) => vec![None],
@@ -90,7 +90,7 @@ pub fn canonical_network(network: IpNet) -> IpNet {
 
 /// The values of a header field, from left to right. A value that is not visible ASCII is replaced by `?`, which no
 /// parser accepts.
-fn values<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &'h [u8]> + use<'h> {
+fn values<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h [u8]> + use<'h> {
     headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?").as_bytes())
 }
 
@@ -126,11 +126,11 @@ pub(super) fn client_used_https(headers: &HeaderMap, remote: IpAddr, settings: &
     let (_, position) = find(headers, remote, settings);
     let proto = match settings.source {
         AddressSource::Forwarded => {
-            let elements: Vec<_> = values(headers, "forwarded").flat_map(elements).collect();
+            let elements: Vec<_> = values(headers, &names::FORWARDED).flat_map(elements).collect();
             from_right(&elements, position).flatten().and_then(|element| parameter(element, "proto"))
         }
         AddressSource::XForwardedFor | AddressSource::Header(_) => {
-            let protos: Vec<_> = values(headers, "x-forwarded-proto").flat_map(lists::tokens).collect();
+            let protos: Vec<_> = values(headers, &names::X_FORWARDED_PROTO).flat_map(lists::tokens).collect();
             from_right(&protos, position).and_then(lists::unquote).and_then(|proto| String::from_utf8(proto.into_owned()).ok())
         }
         AddressSource::ProxyProtocol => None,

@@ -4,23 +4,11 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
+use crate::http::names::CREDENTIALS;
 use crate::tokens::TokenLocation;
 
 use super::super::headers::normalized_name;
 use super::user;
-
-/// Header fields in which apps expect credentials.
-const CREDENTIALS: [&str; 9] = [
-    "authorization",
-    "x-authorization",
-    "x-api-key",
-    "api-key",
-    "apikey",
-    "x-apikey",
-    "x-auth-token",
-    "x-access-token",
-    "private-token",
-];
 
 /// Query parameters in which apps expect credentials.
 const CREDENTIALS_IN_QUERY: [&str; 4] = ["access_token", "api_key", "apikey", "api-key"];

@@ -29,6 +29,7 @@ use crate::decision::verdict::{Itinerary, Verdict};
 use crate::engine::judge::Judged;
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
+use crate::http::names::TRACEPARENT;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::model::user::Evidence;
@@ -271,7 +272,7 @@ fn outgoing_body(context: &Context, lease: &Rc<Lease>, body: Body, timeouts: &Me
         snapshot.intake.is_identity_header(name)
             || intake::is_credential(name, location)
             || headers::is_tracing(name)
-            || name.eq_ignore_ascii_case("traceparent")
+            || name.eq_ignore_ascii_case(TRACEPARENT.as_str())
     };
     let scrub = move |trailers: &mut HeaderMap| headers::scrub_trailers(trailers, &is_unwanted);
     let metered = Metered::new(body, timeouts.request_limits(most_bytes), Rc::clone(&context.log.request_body));

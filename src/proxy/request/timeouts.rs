@@ -8,6 +8,8 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Version};
 use tokio::time::Instant;
 
+use crate::http::names::GRPC_TIMEOUT;
+
 use super::super::Limits;
 use super::super::body::BodyLimits;
 use super::super::delivery::MinRate;
@@ -99,7 +101,7 @@ impl GrpcCall {
 }
 
 fn deadline_of(call: &HeaderMap) -> Option<Duration> {
-    call.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?))
+    call.get(GRPC_TIMEOUT).and_then(|value| grpc_timeout(value.to_str().ok()?))
 }
 
 const GRPC: &str = "application/grpc";

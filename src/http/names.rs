@@ -1,0 +1,235 @@
+//! Names of header fields: those that are not constants of the crate `http`, and lists of fields that are treated alike. The names
+//! in lists are in normal form: in lower case, with `-` for every punctuation character.
+
+use http::HeaderName;
+
+/// RFC 7239.
+pub const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// RFC 9440.
+pub const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+/// RFC 9209.
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+/// W3C Trace Context.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+pub const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// gRPC over HTTP/2.
+pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Fields that apply to one connection only.
+pub const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    // The proxy itself sends `100 Continue`, when it wants the body.
+    "expect",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Fields with which proxies describe the client and its request to an upstream. A client can forge all of them.
+pub const FORGEABLE: [&str; 58] = [
+    "forwarded",
+    "forwarded-for",
+    "forwarded-for-ip",
+    "x-forwarded",
+    "x-forward-for",
+    "x-real-ip",
+    "x-client-ip",
+    "x-clientip",
+    "x-cluster-client-ip",
+    "x-original-remote-addr",
+    "x-originating-ip",
+    "x-remote-ip",
+    "x-remote-addr",
+    "x-remote-user",
+    "remote-addr",
+    "remote-user",
+    "client-ip",
+    "http-client-ip",
+    "proxy-client-ip",
+    "wl-proxy-client-ip",
+    "true-client-ip",
+    "x-true-client-ip",
+    "fly-client-ip",
+    "fly-region",
+    "x-nf-client-connection-ip",
+    "x-appengine-user-ip",
+    "x-original-url",
+    "x-original-uri",
+    "x-original-host",
+    "x-rewrite-url",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-host",
+    "client-cert",
+    "client-cert-chain",
+    "x-client-dn",
+    "x-country",
+    "x-country-code",
+    "x-country-name",
+    "x-real-client-ip",
+    "x-remote-address",
+    "x-proxyuser-ip",
+    "x-nf-geo",
+    "do-connecting-ip",
+    "ali-cdn-real-ip",
+    "cdn-src-ip",
+    "cdn-requestcountrycode",
+    "cdn-requeststatecode",
+    "cloudfront-forwarded-proto",
+    "front-end-https",
+    "x-scheme",
+    "x-url-scheme",
+    "ssl-cert",
+    "client-verify",
+    "client-dn",
+    "x-forward-proto",
+    // Replaced by our own, in any spelling.
+    "x-request-id",
+];
+
+/// Prefixes of further forgeable fields: forwarding, geography, client certificates and routing, by vendor.
+pub const FORGEABLE_PREFIXES: [&str; 34] = [
+    "x-original-forwarded-",
+    "x-azure-",
+    "x-arr-",
+    "x-amzn-oidc-",
+    "x-ms-client-principal",
+    "eo-",
+    "incap-",
+    "x-forwarded-",
+    "domicile-",
+    "cf-",
+    "x-envoy-",
+    "cloudfront-viewer-",
+    "cloudfront-is-",
+    "fastly-",
+    "x-akamai-",
+    "x-appengine-",
+    "x-vercel-",
+    "x-amzn-mtls-",
+    "x-geoip-",
+    "x-geo-",
+    "geoip-",
+    "x-client-geo-",
+    "x-ip-country",
+    "x-ssl-",
+    "ssl-client-",
+    "ssl-server-",
+    "x-client-cert",
+    "x-client-verify",
+    "x-tls-client-",
+    "x-sucuri-",
+    "x-goog-authenticated-",
+    "x-client-ssl-",
+    "x-client-region",
+    "x-client-city",
+];
+
+/// Fields that are not allowed in trailers (RFC 9110 section 6.5.1), because they control framing, routing or processing, or
+/// identify a user.
+pub const HEADER_ONLY: [&str; 27] = [
+    "age",
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "cookie",
+    "cookie2",
+    "date",
+    "expires",
+    "host",
+    "http2-settings",
+    "location",
+    "max-forwards",
+    "pragma",
+    "range",
+    "retry-after",
+    "set-cookie",
+    "set-cookie2",
+    "strict-transport-security",
+    "trailer",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+    "x-http-method",
+];
+
+/// Tracing headers of common vendors. They link the requests of a user, and can carry any data.
+pub const TRACING: [&str; 32] = [
+    "tracestate",
+    "baggage",
+    "correlation-context",
+    "b3",
+    "uber-trace-id",
+    "jaeger-debug-id",
+    "jaeger-baggage",
+    "sentry-trace",
+    "x-cloud-trace-context",
+    "grpc-trace-bin",
+    "elastic-apm-traceparent",
+    "x-amzn-trace-id",
+    "x-amzn-requestid",
+    "newrelic",
+    "x-newrelic-id",
+    "x-newrelic-transaction",
+    "x-instana-t",
+    "x-instana-s",
+    "x-instana-l",
+    "x-dynatrace",
+    "x-correlation-id",
+    "x-trace-id",
+    "sw8",
+    "sw6",
+    "request-id",
+    "request-context",
+    "singularityheader",
+    "x-honeycomb-trace",
+    "x-client-trace-id",
+    "x-b3",
+    "eagleeye-traceid",
+    "eagleeye-rpcid",
+];
+
+/// Prefixes of further tracing headers.
+pub const TRACING_PREFIXES: [&str; 12] = [
+    "pinpoint-",
+    "x-wf-",
+    "x-dynatrace-",
+    "x-b3-",
+    "uberctx-",
+    "x-datadog-",
+    "x-ot-span-context",
+    "ot-tracer-",
+    "ot-baggage-",
+    "elastic-apm-",
+    "sw8-",
+    "x-dd-",
+];
+
+/// Header fields in which apps expect credentials.
+pub const CREDENTIALS: [&str; 9] = [
+    "authorization",
+    "x-authorization",
+    "x-api-key",
+    "api-key",
+    "apikey",
+    "x-apikey",
+    "x-auth-token",
+    "x-access-token",
+    "private-token",
+];
