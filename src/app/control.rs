@@ -229,12 +229,16 @@ impl Control {
         let known: Vec<_> = before.files.all.iter().map(|stamp| stamp.file.clone()).collect();
         let mut building = tokio::task::spawn_blocking(move || {
             // Stamped before reading, so that after a failure only a further change of a file triggers a reload.
-            let stamps = files::stamps(&known);
+            let mut stamps = files::stamps(&known);
             let mut build = || {
                 let stamp = files::settle_one(&file)?;
                 let today = Day::of(SystemTime::now());
                 let config = config::load(&file, region.as_deref(), &mut registry, today).map_err(StartError::Config)?;
                 check_region(before.snapshot.policy(), &config.policy)?;
+                // A file that only the new configuration names is watched as well, because its correction must start a reload.
+                let named = files::of_settings(&config.settings).into_iter().chain(files::tables_of(&config.settings));
+                let new: Vec<_> = named.filter(|file| !known.contains(file)).collect();
+                stamps.extend(files::stamps(&new));
                 let sources = Sources { file: stamp, config, registry: &registry, before: Some(&before), accepts_loss };
                 build::build(sources)
             };

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use crate::identity::{SECRET, keys, token};
 use crate::peers::showing;
 use crate::streams::{echo, open_http1, speak};
 use crate::support::{
-    Answer, NAMES, Plan, RULES, Recorder, Region, TIMEOUT, USERS, Wire, World, eventually, get, http2, pieces, post, raw, read,
+    Answer, NAMES, Plan, RULES, Recorder, Region, TIMEOUT, Wire, World, eventually, get, http2, pieces, post, raw, read,
     remember, request, runtime, whole,
 };
 
@@ -88,63 +87,6 @@ fn a_loss_that_is_accepted_while_another_reload_runs_is_accepted() {
     assert_eq!((accepting.status, accepting.text()), (StatusCode::OK, "reloaded\n"));
     assert!(first.read(&mut [0; 100]).unwrap() > 0, "the first reload gets a response as well");
     assert_eq!(get(world.eu().http, "/users/bob/orders/1", &[]).code(), "home.unresolved");
-}
-
-/// A world in which eu-west reads its user table from this file in the world's folder.
-fn with_table_at(file: &str, make: impl Fn(&Path)) -> World {
-    let world = World::prepare(&Plan::default());
-    make(world.folder.path());
-    let text = std::fs::read_to_string(&world.eu().config).unwrap();
-    std::fs::write(&world.eu().config, text.replace("users-eu-west.csv", file)).unwrap();
-    start_all(world)
-}
-
-/// Asserts that eu-west uses a table with one more user after `put` has replaced the file. The test requests no reload.
-fn assert_followed(world: &World, put: impl Fn(&str)) {
-    let mut table = USERS.to_owned();
-    for user in ["dora", "erin", "fred"] {
-        let ask = || get(world.eu().http, &format!("/users/{user}/orders/1"), &[]);
-        let before = world.eu().upstream().seen().len();
-        assert_eq!(ask().code(), "home.unresolved");
-        assert_eq!(world.eu().upstream().seen().len(), before, "the app server saw nothing of {user}");
-        table += &format!("{user},eu-west\n");
-        put(&table);
-        eventually("the new table is used", || ask().status == StatusCode::OK);
-    }
-    world.assert_no_requests(&["us-east", "ap-northeast"]);
-}
-
-#[test]
-fn a_user_table_behind_a_link_that_is_swapped_is_followed() {
-    // Kubernetes mounts a ConfigMap like this: `users.csv` links to `..data/users.csv`, and a rename replaces `..data`.
-    let mount = |folder: &Path, table: &str| {
-        let mounted = folder.join("mounted");
-        let version = format!("..{}", table.len());
-        std::fs::create_dir_all(mounted.join(&version)).unwrap();
-        std::fs::write(mounted.join(&version).join("users.csv"), table).unwrap();
-        std::os::unix::fs::symlink(&version, mounted.join("..data_tmp")).unwrap();
-        std::fs::rename(mounted.join("..data_tmp"), mounted.join("..data")).unwrap();
-    };
-    let world = with_table_at("mounted/users.csv", |folder| {
-        mount(folder, USERS);
-        std::os::unix::fs::symlink("..data/users.csv", folder.join("mounted/users.csv")).unwrap();
-    });
-    assert_followed(&world, |table| mount(world.folder.path(), table));
-}
-
-#[test]
-fn a_user_table_in_a_folder_that_is_replaced_whole_is_followed() {
-    let replace = |folder: &Path, table: &str| {
-        let (tables, new, old) = (folder.join("tables"), folder.join("new"), folder.join(format!("old-{}", table.len())));
-        std::fs::create_dir(&new).unwrap();
-        std::fs::write(new.join("users.csv"), table).unwrap();
-        if tables.exists() {
-            std::fs::rename(&tables, old).unwrap();
-        }
-        std::fs::rename(&new, &tables).unwrap();
-    };
-    let world = with_table_at("tables/users.csv", |folder| replace(folder, USERS));
-    assert_followed(&world, |table| replace(world.folder.path(), table));
 }
 
 #[test]

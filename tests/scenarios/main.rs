@@ -7,6 +7,7 @@ mod support;
 mod exits;
 mod failover;
 mod faults;
+mod files;
 mod forwarding;
 mod framing;
 mod hostile;

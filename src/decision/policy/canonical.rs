@@ -16,7 +16,7 @@ use super::rule::{Carriers, Mode, ResidencyRule, Stays};
 
 /// The version of the judgement code. It increases with every change of `decision` that can change a judgement, so that two
 /// releases that judge differently never have the same hash.
-const RULES_VERSION: u32 = 2;
+const RULES_VERSION: u32 = 3;
 
 impl Policy {
     /// Everything that can change a judgement, one item per line.
