@@ -97,6 +97,19 @@ fn a_table_that_says_something_else_has_another_version() {
 }
 
 #[test]
+fn rows_that_are_not_text_do_not_hide_other_mistakes() {
+    let mut file = tempfile::Builder::new().suffix(".csv").tempfile().unwrap();
+    file.write_all(b"user,home\na\xff,eu-west\nb,moon\nc\xfe,eu-west\n").unwrap();
+    let opened = Directory::open(&Settings { file: file.path().into(), max_loss: 10 }, &registry());
+    let error = opened.err().expect("three rows are wrong").to_string();
+    for expected in
+        ["line 2: this row is not valid UTF-8", "line 3: unknown region `moon`", "line 4: this row is not valid UTF-8"]
+    {
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn a_broken_table_is_refused_whole_with_its_line_and_without_its_keys() {
     for (ending, text, expected) in [
         (".csv", "user,home\nalice,eu-west\nsecret-key,mars\n", "line 3: unknown region `mars`"),
@@ -114,6 +127,13 @@ fn a_broken_table_is_refused_whole_with_its_line_and_without_its_keys() {
             "user,home\na,mars\nb,eu-west\nc,moon\n",
             "line 2: unknown region `mars`; add it under `regions`, or correct the row; line 4:",
         ),
+        (".csv", "user,home\na,\u{fffd}\nb,moon\n", "line 2: unknown region `(not a name)`"),
+        (
+            ".yaml",
+            "a: [eu-west]\nb: eu-west\nsecret-key: { hom: eu-west }\nc: moon\n",
+            "line 1: write `USER: REGION` or `USER: { home: REGION, jurisdiction: NAME }`; line 3: write",
+        ),
+        (".yaml", "a: 1\nb: moon\n", "line 2: unknown region `moon`"),
         (".yaml", "{}\n", "the table has no users"),
         (".yaml", "alice: eu-west\nsecret-key: mars\n", "line 2: unknown region `mars`"),
         (".yaml", "secret-key: eu-west\nsecret-key: us-east\n", "each user once"),

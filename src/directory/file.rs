@@ -22,8 +22,12 @@ pub enum RowError {
     Unreadable(#[from] io::Error),
     #[error("is not valid CSV: {0}")]
     Csv(#[from] csv::Error),
+    #[error("line {line}: this row is not valid UTF-8")]
+    Encoding { line: u64 },
     #[error("is not a valid YAML table of users: {0}")]
     Yaml(String),
+    #[error("line {line}: write `USER: REGION` or `USER: {{ home: REGION, jurisdiction: NAME }}`")]
+    Row { line: u64 },
     #[error("the first line names the columns: write `user,home` or `user,home,jurisdiction`")]
     Columns,
     #[error(
@@ -80,10 +84,16 @@ impl FileTable {
                 Ok(true) if is_remark(&row) => continue,
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(error) => {
-                    wrong.push(error.into());
-                    break;
-                }
+                Err(error) => match error.kind() {
+                    csv::ErrorKind::Utf8 { pos, .. } => {
+                        wrong.push(RowError::Encoding { line: pos.as_ref().map_or(0, csv::Position::line) });
+                        continue;
+                    }
+                    _ => {
+                        wrong.push(error.into());
+                        break;
+                    }
+                },
             }
             let Some(width) = width else {
                 width = Some(width_of(&row).ok_or_else(|| vec![RowError::Columns])?);
@@ -119,12 +129,12 @@ impl FileTable {
         let mut wrong = Vec::new();
         for (user, row) in rows {
             let line = row.referenced.line();
-            let (home, jurisdiction) = match &row.value {
-                YamlRow::Home(home) => (home, None),
-                YamlRow::Full { home, jurisdiction } => (home, jurisdiction.as_deref()),
+            let record = match &row.value {
+                YamlRow::Home(home) => resolve(home, None, registry, line),
+                YamlRow::Full { home, jurisdiction } => resolve(home, jurisdiction.as_deref(), registry, line),
+                YamlRow::Other(_) => Err(RowError::Row { line }),
             };
-            let inserted = resolve(home, jurisdiction, registry, line).and_then(|record| table.insert(&user, record, line));
-            wrong.extend(inserted.err());
+            wrong.extend(record.and_then(|record| table.insert(&user, record, line)).err());
         }
         wrong.sort_by_key(RowError::line);
         if wrong.is_empty() { Ok(table) } else { Err(wrong) }
@@ -144,7 +154,6 @@ impl FileTable {
         self.users.get(key).copied()
     }
 
-    /// The first half of the file's SHA-256.
     /// How many of its users `other` does not have.
     pub fn count_missing_in(&self, other: &Self) -> usize {
         self.users.keys().filter(|user| !other.users.contains_key(*user)).count()
@@ -163,6 +172,7 @@ impl FileTable {
     }
 }
 
+/// The first half of the file's SHA-256.
 fn version_of(bytes: &[u8]) -> TableVersion {
     let mut version = [0; 16];
     let digest = digest::digest(&digest::SHA256, bytes);
@@ -174,7 +184,12 @@ fn version_of(bytes: &[u8]) -> TableVersion {
 #[serde(untagged)]
 enum YamlRow {
     Home(String),
-    Full { home: String, jurisdiction: Option<String> },
+    Full {
+        home: String,
+        jurisdiction: Option<String>,
+    },
+    /// A mistake, which must not hide those in other rows.
+    Other(serde::de::IgnoredAny),
 }
 
 /// A remark is a line that begins with `#` and a blank, or is `#` alone: a user's key may begin with `#`.
@@ -197,6 +212,8 @@ impl RowError {
         match self {
             Self::Unreadable(_) | Self::Csv(_) | Self::Yaml(_) | Self::Columns | Self::Empty | Self::CutOff => 0,
             Self::Width { line, .. }
+            | Self::Encoding { line }
+            | Self::Row { line }
             | Self::Key { line }
             | Self::Region { line, .. }
             | Self::Jurisdiction { line, .. }
