@@ -5,14 +5,13 @@ Python's reader of the GeoIP database.
 usage: end_to_end.py BINARY PROMTOOL
 needs: curl with HTTP/2, python3-maxminddb
 """
-import csv, gzip, http.client, http.server, ipaddress, json, os, random, re, signal, subprocess, sys, tempfile, threading, time
+import csv, http.client, http.server, ipaddress, json, os, random, re, signal, subprocess, sys, tempfile, threading, time
 
 import maxminddb
 
 from regions import TIMEOUT, eventually, free_port
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-SHARED = os.path.join(ROOT, "..", "shared", "data", "test")
 REGIONS = {"eu-west": 81, "us-east": 82, "ap-northeast": 83}
 BINARY, PROMTOOL = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
 
@@ -184,22 +183,14 @@ def hangup_reloads_and_terminate_drains(world):
 
 
 def addresses(count):
-    """Addresses of real networks: from an access log, and drawn from the networks delegated to each country."""
-    found = set()
-    log = os.path.join(SHARED, "traffic/semicomplete-access-2015-part1.log")
-    networks = os.path.join(SHARED, "geoip/rir-country-cidr.csv.gz")
-    draw = random.Random(7)
-    if not os.path.exists(log) or not os.path.exists(networks):
-        print("  the shared test data is absent: addresses are drawn from all of IPv4 and from 2000::/3")
-        while len(found) < count:
-            found.add(str(ipaddress.ip_address(draw.getrandbits(32))) if draw.random() < 0.7 else str(ipaddress.ip_address((1 << 125) | draw.getrandbits(125))))
-        return sorted(found)
-    found.update(line.split(" ", 1)[0] for line in open(log))
-    rows = [row[0] for row in csv.reader(gzip.open(networks, "rt")) if len(row) == 2 and "/" in row[0]]
+    """Addresses drawn from networks that registries have delegated to a country."""
+    rows = [row[0] for row in csv.reader(open(ROOT + "/tests/vectors/geoip/rir-country-sample.csv"))]
+    assert len(rows) == 5000, len(rows)
+    draw, found = random.Random(7), set()
     while len(found) < count:
         network = ipaddress.ip_network(draw.choice(rows), strict=False)
         found.add(str(network[draw.randrange(min(network.num_addresses, 1 << 62))]))
-    return sorted(found)[:count]
+    return sorted(found)
 
 
 def country_of(reader, address):
