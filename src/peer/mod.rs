@@ -1,4 +1,5 @@
-//! The protocol between the proxies of different regions: the envelope of a request, probes, and their header fields.
+//! The protocol between the proxies of different regions: the envelope of a request, the answer to it, probes, and
+//! their header fields.
 //!
 //! Promises: one version for the whole protocol; every message reads back as it was written; an envelope that is not valid as a
 //! whole is refused. Never: a message from a sender other than a peer whose certificate proved its region.
@@ -18,6 +19,7 @@
     )
 )]
 
+pub mod answer;
 pub mod envelope;
 pub mod fields;
 pub mod probe;

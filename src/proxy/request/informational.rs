@@ -10,10 +10,10 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
 use crate::http::pool::InformationalSender;
+use crate::peer::answer::labels_of;
 
 use super::super::headers;
 use super::super::ingress::ResponseChannel;
-use super::response::labels_of;
 
 /// The informational responses to one request.
 pub(super) struct InformationalResponses {

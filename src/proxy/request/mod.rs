@@ -33,6 +33,7 @@ use crate::http::names::TRACEPARENT;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::model::user::Evidence;
+use crate::peer::answer::ACCEPTED;
 use crate::peer::fields;
 use crate::peer::probe::Report;
 use crate::transport::tls::ACME_PATH;
@@ -165,7 +166,7 @@ fn guard(context: &Context, intake: &Intake, parts: &Parts) -> Result<(), Code> 
 fn respond_to_question(context: Context, intake: &Intake, judged: &Judged) -> Response<Body> {
     match judged.decision.refusal() {
         Some(code) => context.refuse(code, Some(&intake.question)),
-        None => context.finish(reply::status_only(StatusCode::NO_CONTENT)),
+        None => context.finish(reply::status_only(ACCEPTED)),
     }
 }
 

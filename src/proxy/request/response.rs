@@ -4,15 +4,14 @@
 use std::rc::Rc;
 
 use http::Response;
-use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::header::CONTENT_LENGTH;
 use http_body::Body as _;
 
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
-use crate::http::lists;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
-use crate::peer::fields;
+use crate::peer::answer;
 
 use super::super::admission::Admitted;
 use super::super::body::{BodyFailure, Metered, Progress, Until};
@@ -37,7 +36,7 @@ pub(super) async fn relay(
     context.log.served_by = Some(region);
     let local = context.snapshot.policy().local;
     // Only a peer's code is trusted, because an app server could send any code.
-    context.log.code = response.code().filter(|_| region != local);
+    context.log.code = answer::code_of(&response.head.headers).filter(|_| region != local);
     // The owner's refusal is a plain HTTP response, which a gRPC client does not understand. It also depends on the
     // user's record, which a uniform refusal must not.
     let rewrites = context.grpc_call.is_some() || context.is_uniform(Some(&intake.question));
@@ -88,7 +87,7 @@ async fn clear(
     response: &http::HeaderMap,
 ) -> Result<Vec<Box<str>>, Code> {
     let refusal = if intake.question.is_read { Code::ResponseNotCleared } else { Code::ResponseWithheld };
-    let labels = labels_of(response).ok_or(refusal)?;
+    let labels = answer::labels_of(response).ok_or(refusal)?;
     let mut is_labelled = false;
     loop {
         if !lease.renew(&context.worker.moment(), &context.worker.vitals()).await {
@@ -113,33 +112,14 @@ async fn clear(
     }
 }
 
-/// The data classes that a response is labelled with (`Domicile-Data-Class`); `None` if the field is malformed or empty.
-pub(super) fn labels_of(response: &http::HeaderMap) -> Option<Vec<Box<str>>> {
-    let mut labels = Vec::new();
-    for value in response.get_all(fields::DATA_CLASS) {
-        let before = labels.len();
-        for name in lists::tokens(value.to_str().ok()?.as_bytes()) {
-            labels.push(std::str::from_utf8(name).ok()?.into());
-        }
-        if labels.len() == before {
-            return None;
-        }
-    }
-    Some(labels)
-}
-
 /// Writes the header fields that the sending peer reads: refusal code, data classes and declined upgrade.
 fn write_peer_fields(headers: &mut http::HeaderMap, code: Option<Code>, labels: &[Box<str>], is_declined_upgrade: bool) {
     if let Some(code) = code {
-        headers.insert(fields::CODE, HeaderValue::from_static(code.as_str()));
+        answer::write_code(headers, code);
     }
-    if let Ok(value) = HeaderValue::from_str(&labels.join(", "))
-        && !labels.is_empty()
-    {
-        headers.insert(fields::DATA_CLASS, value);
-    }
+    answer::write_labels(headers, labels);
     if is_declined_upgrade {
-        headers.insert(fields::DECLINED, HeaderValue::from_static("?1"));
+        answer::write_declined(headers);
     }
 }
 

@@ -16,7 +16,6 @@ use crate::http::pool::{EXTENDED_CONNECT, Gateway, InFlight, Reply, SendCause, S
 use crate::http::tunnel::Wire;
 use crate::http::window::Buffers;
 use crate::model::outcome::Code;
-use crate::peer::fields;
 use crate::transport::dial::{DialError, DialOptions};
 use crate::transport::proxy_protocol;
 use crate::upstreams::{Outstanding, Upstream};
@@ -48,12 +47,6 @@ impl Response {
             }
             Reply::Opened(head, wire) => Self { head, rest: Rest::Tunnel(wire), hold },
         }
-    }
-
-    /// The refusal code that a peer sent in a header field.
-    pub fn code(&self) -> Option<Code> {
-        let code = self.head.headers.get(fields::CODE)?;
-        Code::ALL.iter().copied().find(|known| code == known.as_str())
     }
 
     /// Whether the status is 502, 503 or 504, with which a gateway in front of the app servers reports that none can serve.

@@ -1,8 +1,8 @@
 //! An attempt at a peer: adds the envelope, asks whether the peer accepts the request before a body is sent, and reads
 //! the peer's refusal code.
 
+use http::Request;
 use http::header::{COOKIE, HOST, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, StatusCode};
 use http_body::Body as _;
 
 use crate::decision::permit::Permitted;
@@ -10,6 +10,7 @@ use crate::http::body::Body;
 use crate::http::pool::Gateway;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
+use crate::peer::answer::{ACCEPTED, Meaning, meaning_of};
 use crate::peer::{Envelope, fields};
 use crate::proxy::headers;
 use crate::proxy::intake::is_credential;
@@ -32,14 +33,14 @@ impl Forwarding<'_> {
             Ok(response) => response,
             Err(failure) => return Ok(Err(failure)),
         };
-        match response.code() {
-            Some(Code::Misdirected | Code::PeerMalformed) => Err(Stopped::Misdirected { spare: spare.map(Box::new) }),
+        match meaning_of(&response.head.headers) {
+            Meaning::Disowned => Err(Stopped::Misdirected { spare: spare.map(Box::new) }),
             // A peer that cannot serve a read is a failed attempt, like a failed upstream. Without another target, the
             // peer's response is relayed.
-            Some(code) if has_another && is_failure(code) && spare.is_some() && self.may_retry(Sent::Partly) => {
+            Meaning::Outage(code) if has_another && spare.is_some() && self.may_retry(Sent::Partly) => {
                 Ok(Err(Failure { code, sent: Sent::Partly, retry: spare }))
             }
-            _ => Ok(Ok(response)),
+            Meaning::Served | Meaning::Outage(_) | Meaning::Refused(_) => Ok(Ok(response)),
         }
     }
 
@@ -113,11 +114,11 @@ impl Forwarding<'_> {
         let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
         let work = forward::to_peer(worker, snapshot, gateway, permitted.with_question(question), None, &options);
         let response = self.while_cleared(work).await?.map_err(|failure| Stopped::Refused(failure.code))?;
-        match response.code() {
-            None if response.head.status == StatusCode::NO_CONTENT => Ok(()),
-            Some(Code::Misdirected | Code::PeerMalformed) => Err(Stopped::Misdirected { spare: None }),
-            Some(code) => Err(Stopped::Refused(code)),
-            None => Err(Stopped::Refused(Code::UpstreamBad)),
+        match meaning_of(&response.head.headers) {
+            Meaning::Served if response.head.status == ACCEPTED => Ok(()),
+            Meaning::Served => Err(Stopped::Refused(Code::UpstreamBad)),
+            Meaning::Disowned => Err(Stopped::Misdirected { spare: None }),
+            Meaning::Outage(code) | Meaning::Refused(code) => Err(Stopped::Refused(code)),
         }
     }
 
@@ -127,19 +128,4 @@ impl Forwarding<'_> {
         let location = self.context.snapshot.tokens.as_ref().map(|tokens| &tokens.settings.location);
         headers.keys().filter(|name| **name == COOKIE || is_credential(name.as_str(), location)).cloned().collect()
     }
-}
-
-/// Whether a peer's code reports that it was unable to serve the request, as opposed to a refusal under its policy.
-const fn is_failure(code: Code) -> bool {
-    matches!(
-        code,
-        Code::UpstreamUnreachable
-            | Code::UpstreamBad
-            | Code::UpstreamTimeout
-            | Code::HomeDown
-            | Code::AllDown
-            | Code::LedgerUnavailable
-            | Code::Overloaded
-            | Code::DirectoryUnavailable
-    )
 }
