@@ -543,6 +543,19 @@ fn a_peer_does_not_claim_one_user_with_the_cookie_of_another() {
 }
 
 #[test]
+fn a_user_whom_only_a_peer_names_is_not_recorded() {
+    let ask = |rules: &str| {
+        let world = World::planned(with_rules(rules));
+        let answer = ask_as_peer(&world, "alice", &[]);
+        (answer.code(), world.eu().upstream().seen().len())
+    };
+    assert_eq!(ask(RULES), (String::new(), 1), "inferred suffices");
+    let strict = RULES.replace("    needs: inferred\n", "    needs: recorded\n");
+    assert_ne!(strict, RULES);
+    assert_eq!(ask(&strict), ("residency.evidence_too_weak".into(), 0), "the envelope claims that alice is proven and recorded");
+}
+
+#[test]
 fn the_user_header_of_a_peers_request_is_rebuilt_from_its_envelope() {
     let world = World::start();
     assert_eq!(ask_as_peer(&world, "alice", &[("x-user-id", "bob"), ("x_user_id", "bob")]).text(), "eu-west");
