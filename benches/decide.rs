@@ -30,7 +30,7 @@ use domicile::directory::{self, Directory};
 use domicile::engine::facts::{self, Findings};
 use domicile::engine::path::Slashes;
 use domicile::engine::question::{Identity, Question};
-use domicile::engine::snapshot::{Moment, Snapshot};
+use domicile::engine::snapshot::{JudgingSnapshot, Moment};
 use domicile::geoip::GeoIp;
 use domicile::model::coordinates::Coordinates;
 use domicile::model::day::Day;
@@ -137,7 +137,7 @@ fn moment(policy: Policy) -> Moment {
     }
     let settings = directory::Settings { file: table.path().into(), max_loss: 10 };
     let database = Path::new(env!("CARGO_MANIFEST_DIR")).join("geoip/country.mmdb");
-    let snapshot = Snapshot {
+    let snapshot = JudgingSnapshot {
         policy,
         slashes: Slashes::Merge,
         geoip: Some(Arc::new(GeoIp::open(&database).expect("the bundled database"))),

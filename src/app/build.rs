@@ -117,7 +117,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
     let (upstreams, upstream_stamps) = upstreams(&settings, before)?;
     files::check_unchanged(&all)?;
     all.extend(table_stamps);
-    let judging = engine::snapshot::Snapshot {
+    let judging = engine::snapshot::JudgingSnapshot {
         policy,
         slashes: settings.slashes,
         geoip,
@@ -202,13 +202,13 @@ fn upstreams(settings: &Settings, before: Option<&Built>) -> Result<(Arc<Upstrea
 }
 
 /// Loads everything that judgement needs, without sockets and certificates.
-pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Arc<engine::snapshot::Snapshot>, StartError> {
+pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Arc<engine::snapshot::JudgingSnapshot>, StartError> {
     let mut registry = Registry::default();
     let Config { policy, settings } = config::load(file, region, &mut registry, today).map_err(StartError::Config)?;
     let (geoip, _) = geoip(&settings, None)?;
     let (directory, _) = directory(&settings, &registry, None, false)?;
     let geoip_max_age = settings.geoip.as_ref().and_then(|settings| settings.max_age);
-    Ok(Arc::new(engine::snapshot::Snapshot { policy, slashes: settings.slashes, geoip, geoip_max_age, directory }))
+    Ok(Arc::new(engine::snapshot::JudgingSnapshot { policy, slashes: settings.slashes, geoip, geoip_max_age, directory }))
 }
 
 /// Opens every file that a configuration names; the errors are those of all unusable files.

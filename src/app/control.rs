@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Health;
-use crate::probes::{self, Observation, Target, Targets};
+use crate::probes::{self, Observation, ProbeTarget, ProbeTargets};
 use crate::proxy::request::region_report;
 use crate::proxy::worker::Shared;
 use crate::proxy::{Phase, Snapshot};
@@ -371,16 +371,16 @@ fn renew_certificates(built: &Built) -> tokio::task::JoinSet<()> {
 }
 
 /// The targets of the prober.
-fn targets(built: &Built) -> Targets {
+fn targets(built: &Built) -> ProbeTargets {
     let snapshot: &Snapshot = &built.snapshot;
     let target = |region| {
         if region == snapshot.policy().local {
             let snapshot = Arc::clone(&built.snapshot);
-            return Target::Local(Arc::new(move || local_observation(&snapshot)));
+            return ProbeTarget::Local(Arc::new(move || local_observation(&snapshot)));
         }
-        snapshot.gateways.get(&region).map_or(Target::Silent, |gateway| Target::Peer(gateway.clone()))
+        snapshot.gateways.get(&region).map_or(ProbeTarget::Silent, |gateway| ProbeTarget::Peer(gateway.clone()))
     };
-    Targets {
+    ProbeTargets {
         settings: built.settings.probes,
         nearest_first: snapshot.policy().nearest_first(),
         regions: snapshot.policy().regions.iter().map(|region| (region, target(region))).collect(),

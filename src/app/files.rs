@@ -19,11 +19,11 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stamp {
     pub file: PathBuf,
-    identity: Option<Identity>,
+    identity: Option<FileIdentity>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Identity {
+struct FileIdentity {
     device: u64,
     inode: u64,
     size: u64,
@@ -35,7 +35,7 @@ struct Identity {
 impl Stamp {
     pub fn of(file: &Path) -> Self {
         use std::os::unix::fs::MetadataExt;
-        let identity = std::fs::metadata(file).ok().map(|meta| Identity {
+        let identity = std::fs::metadata(file).ok().map(|meta| FileIdentity {
             device: meta.dev(),
             inode: meta.ino(),
             size: meta.size(),
@@ -48,7 +48,7 @@ impl Stamp {
 
     /// Whether the file has not changed for [`QUIET`]; an absent file is quiet.
     fn is_quiet(&self, now: SystemTime) -> bool {
-        let Some(Identity { changed: (seconds, nanos), .. }) = self.identity else { return true };
+        let Some(FileIdentity { changed: (seconds, nanos), .. }) = self.identity else { return true };
         let (Ok(seconds), Ok(nanos)) = (u64::try_from(seconds), u32::try_from(nanos)) else { return true };
         let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
         now.duration_since(changed).is_ok_and(|age| age >= QUIET)

@@ -11,13 +11,13 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 /// A response with its whole body.
-pub struct Answer {
+pub struct ClientResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
 }
 
-impl Answer {
+impl ClientResponse {
     /// The body as JSON; null if it is not valid JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
@@ -25,7 +25,7 @@ impl Answer {
 }
 
 /// Sends one request on a new connection.
-pub async fn send(address: SocketAddr, method: Method, target: &str, fields: &[(&str, &str)]) -> Result<Answer, String> {
+pub async fn send(address: SocketAddr, method: Method, target: &str, fields: &[(&str, &str)]) -> Result<ClientResponse, String> {
     let failed = |error: String| format!("{method} http://{address}{target}: {error}");
     let stream = TcpStream::connect(address).await.map_err(|error| failed(error.to_string()))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(error.to_string()))?;
@@ -38,5 +38,5 @@ pub async fn send(address: SocketAddr, method: Method, target: &str, fields: &[(
     let request = request.body(Full::new(body)).map_err(|error| failed(error.to_string()))?;
     let (parts, body) = sender.send_request(request).await.map_err(|error| failed(error.to_string()))?.into_parts();
     let body = body.collect().await.map_err(|error| failed(error.to_string()))?.to_bytes();
-    Ok(Answer { status: parts.status, headers: parts.headers, body })
+    Ok(ClientResponse { status: parts.status, headers: parts.headers, body })
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 
 use super::World;
-use super::client::{self, Answer};
+use super::client::{self, ClientResponse};
 
 /// Maximum time until every proxy notices that a region went down or came back up.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(20);
@@ -148,7 +148,7 @@ async fn show(world: &World, sample: &Sample) -> Result<bool, String> {
 }
 
 /// Follows a redirect.
-async fn follow(redirect: &Answer, sample: &Sample, fields: &[(&str, &str)]) -> Result<Answer, String> {
+async fn follow(redirect: &ClientResponse, sample: &Sample, fields: &[(&str, &str)]) -> Result<ClientResponse, String> {
     let location = redirect.headers.get("location").and_then(|value| value.to_str().ok());
     let location = location.ok_or("the redirect has no valid `Location` header")?;
     let url: http::Uri = location.parse().map_err(|_| format!("`{location}` is not a valid URL"))?;

@@ -12,7 +12,7 @@ use super::certificates::Authority;
 use super::{relay, sample_app};
 
 /// A region of the demo.
-pub struct Region {
+pub struct DemoRegion {
     pub name: &'static str,
     pub http: SocketAddr,
     pub https: SocketAddr,
@@ -29,7 +29,7 @@ const ROUND_TRIPS: [(usize, usize, u64); 3] = [(0, 1, 72), (1, 2, 164), (0, 2, 2
 
 /// The running demo. Call [`World::stop`] to end it, because dropping it neither drains the proxies nor removes the folder.
 pub struct World {
-    pub regions: Vec<Region>,
+    pub regions: Vec<DemoRegion>,
     /// Holds certificates, configurations and ledgers; [`World::stop`] removes it.
     pub folder: PathBuf,
     proxies: Vec<App>,
@@ -63,7 +63,7 @@ impl World {
             let bound = Ports::bind().map_err(|error| error.to_string())?;
             let apps = runtime.block_on(start_apps(name)).map_err(failed)?;
             let (http, https, admin) = (bound.http.address, bound.https.address, bound.admin.address);
-            regions.push(Region { name, http, https, admin, apps, gateway: bound.peers.address });
+            regions.push(DemoRegion { name, http, https, admin, apps, gateway: bound.peers.address });
             ports.push(bound);
         }
         let mut proxies = Vec::new();
@@ -88,7 +88,7 @@ impl World {
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 
-    pub fn region(&self, name: &str) -> &Region {
+    pub fn region(&self, name: &str) -> &DemoRegion {
         self.regions.iter().find(|region| region.name == name).expect("the demo has a region of this name")
     }
 }
@@ -116,7 +116,7 @@ async fn start_apps(region: &'static str) -> io::Result<Vec<SocketAddr>> {
 }
 
 /// The addresses at which region `from` connects to the gateways: its own directly, the others through relays.
-async fn start_relays(regions: &[Region], from: usize) -> io::Result<Vec<SocketAddr>> {
+async fn start_relays(regions: &[DemoRegion], from: usize) -> io::Result<Vec<SocketAddr>> {
     let mut gateways = Vec::new();
     for (to, region) in regions.iter().enumerate() {
         let pair = (from.min(to), from.max(to));
@@ -131,7 +131,7 @@ async fn start_relays(regions: &[Region], from: usize) -> io::Result<Vec<SocketA
 }
 
 /// A configuration like `config/three-regions.yaml`, with the demo's own ports and files.
-fn configuration(regions: &[Region], local: usize, gateways: &[SocketAddr], folder: &Path, geoip: &Path) -> String {
+fn configuration(regions: &[DemoRegion], local: usize, gateways: &[SocketAddr], folder: &Path, geoip: &Path) -> String {
     let places = [("eu", "[53.35, -6.26]"), ("us", "[38.95, -77.45]"), ("jp", "[35.68, 139.77]")];
     let mut text = String::new();
     for ((region, gateway), (jurisdiction, at)) in regions.iter().zip(gateways).zip(places) {

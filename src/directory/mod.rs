@@ -73,11 +73,11 @@ pub enum Answer {
 }
 
 /// The future of a look-up in a [`RemoteTable`].
-pub type Lookup<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
+pub type LookupFuture<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
 
 /// A user table outside this process. It may fail, and it may take its time: the caller sets a deadline.
 pub trait RemoteTable: Send + Sync {
-    fn find<'a>(&'a self, key: &'a str) -> Lookup<'a>;
+    fn find<'a>(&'a self, key: &'a str) -> LookupFuture<'a>;
 
     /// Equal versions mean equal records.
     fn version(&self) -> TableVersion;

@@ -26,7 +26,7 @@ use crate::tokens::Verified;
 use super::judge::judge;
 use super::path::{canonical_path, is_ambiguous};
 use super::question::{Identity, Question};
-use super::snapshot::{Moment, Snapshot};
+use super::snapshot::{JudgingSnapshot, Moment};
 
 /// A request to explain.
 #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ pub struct Explanation {
 }
 
 /// Judges the request of a query as live traffic is judged.
-pub async fn explain(snapshot: &Arc<Snapshot>, vitals: &Vitals, query: &Query) -> Result<Explanation, String> {
+pub async fn explain(snapshot: &Arc<JudgingSnapshot>, vitals: &Vitals, query: &Query) -> Result<Explanation, String> {
     let policy = &snapshot.policy;
     let question = question(snapshot, query)?;
     let vitals = with_down(vitals, policy, &query.down)?;
@@ -119,7 +119,7 @@ pub async fn explain(snapshot: &Arc<Snapshot>, vitals: &Vitals, query: &Query) -
 }
 
 /// The request that a query describes.
-fn question(snapshot: &Snapshot, query: &Query) -> Result<Question, String> {
+fn question(snapshot: &JudgingSnapshot, query: &Query) -> Result<Question, String> {
     let uri: http::Uri = query.url.parse().map_err(|_| format!("`{}` is not a valid URL or path", query.url))?;
     let host = uri.host().unwrap_or("localhost").trim_end_matches('.').to_ascii_lowercase();
     let method = Method::of(&query.method);

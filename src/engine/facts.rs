@@ -21,7 +21,7 @@ use crate::peer::Envelope;
 
 use super::path::decode_segment;
 use super::question::Question;
-use super::snapshot::{Moment, Snapshot};
+use super::snapshot::{JudgingSnapshot, Moment};
 
 /// Maximum time of a directory lookup; a slower directory counts as unavailable.
 pub const DIRECTORY_DEADLINE: Duration = Duration::from_secs(1);
@@ -182,7 +182,7 @@ fn hint(question: &Question, key: Option<&str>, policy: &Policy) -> Option<Recor
 
 /// Whether the hint replaces the directory lookup: it was issued from the current table, and the evidence `Asserted` is
 /// enough for the data.
-fn saves_lookup(question: &Question, route: Option<&Route>, snapshot: &Snapshot) -> bool {
+fn saves_lookup(question: &Question, route: Option<&Route>, snapshot: &JudgingSnapshot) -> bool {
     let table = snapshot.table_version();
     let is_current = question.identity.hint.as_ref().is_some_and(|hint| Some(hint.table) == table);
     let asks = route.filter(|route| route.chain.contains(&Step::Directory));
@@ -190,7 +190,7 @@ fn saves_lookup(question: &Question, route: Option<&Route>, snapshot: &Snapshot)
 }
 
 /// The place of the client, and whether it was looked up in the database.
-fn place(client: IpAddr, statement: Option<&PeerStatement>, snapshot: &Snapshot) -> (Lookup<Place>, bool) {
+fn place(client: IpAddr, statement: Option<&PeerStatement>, snapshot: &JudgingSnapshot) -> (Lookup<Place>, bool) {
     if let Some(statement) = statement {
         return (statement.country.map_or(Lookup::Absent, |country| Lookup::Found(Place::in_country(country))), false);
     }

@@ -12,7 +12,7 @@ use crate::model::vitals::TableVersion;
 use super::path::Slashes;
 
 /// The policy and the tables of one configuration; immutable.
-pub struct Snapshot {
+pub struct JudgingSnapshot {
     pub policy: Policy,
     pub slashes: Slashes,
     pub geoip: Option<Arc<GeoIp>>,
@@ -21,7 +21,7 @@ pub struct Snapshot {
     pub directory: Option<Arc<Directory>>,
 }
 
-impl Snapshot {
+impl JudgingSnapshot {
     /// The version of the user table; `None` if there is none.
     pub fn table_version(&self) -> Option<TableVersion> {
         self.directory.as_ref().map(|directory| directory.version())
@@ -39,7 +39,7 @@ impl Snapshot {
 /// requests are judged again.
 #[derive(Clone)]
 pub struct Moment {
-    pub snapshot: Arc<Snapshot>,
+    pub snapshot: Arc<JudgingSnapshot>,
     pub today: Day,
     pub geoip_is_stale: bool,
 }
@@ -47,13 +47,13 @@ pub struct Moment {
 impl Moment {
     /// The moment of live traffic. A clock that is behind the day on which the GeoIP database was built is wrong, and must not
     /// revive a transfer that has ended; that day then counts.
-    pub fn live(snapshot: Arc<Snapshot>, clock: SystemTime) -> Self {
+    pub fn live(snapshot: Arc<JudgingSnapshot>, clock: SystemTime) -> Self {
         let now = snapshot.geoip.as_ref().map_or(clock, |geoip| clock.max(geoip.built()));
         Self::at(snapshot, now)
     }
 
     /// The moment of any day, past ones included.
-    pub fn at(snapshot: Arc<Snapshot>, now: SystemTime) -> Self {
+    pub fn at(snapshot: Arc<JudgingSnapshot>, now: SystemTime) -> Self {
         let geoip_is_stale = snapshot.geoip_is_stale(now);
         Self { snapshot, today: Day::of(now), geoip_is_stale }
     }

@@ -1,4 +1,4 @@
-//! The protocol between the proxies of different regions: the envelope of a request, the answer to it, probes, and
+//! The protocol between the proxies of different regions: the envelope of a request, the response to it, probes, and
 //! their header fields.
 //!
 //! Promises: one version for the whole protocol; every message reads back as it was written; an envelope that is not valid as a
@@ -19,10 +19,10 @@
     )
 )]
 
-pub mod answer;
 pub mod envelope;
 pub mod fields;
 pub mod probe;
+pub mod response;
 
 pub use envelope::Envelope;
 

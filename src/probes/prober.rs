@@ -21,7 +21,7 @@ use super::detector::{Detector, Observation};
 
 /// How the vitals of a region are obtained.
 #[derive(Clone)]
-pub enum Target {
+pub enum ProbeTarget {
     /// The local region: the closure reports its state.
     Local(Arc<dyn Fn() -> Observation + Send + Sync>),
     Peer(Gateway),
@@ -31,14 +31,14 @@ pub enum Target {
 
 /// The regions to probe, and how.
 #[derive(Clone)]
-pub struct Targets {
+pub struct ProbeTargets {
     pub settings: Settings,
     pub nearest_first: Vec<RegionId>,
-    pub regions: Vec<(RegionId, Target)>,
+    pub regions: Vec<(RegionId, ProbeTarget)>,
 }
 
 /// Probes in rounds and publishes the vitals after each, until the sender of `targets` is dropped.
-pub async fn run(mut targets: watch::Receiver<Targets>, publish: Arc<ArcSwap<Vitals>>) {
+pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwap<Vitals>>) {
     let pool = PeerPool::default();
     let mut detector = Detector::new(targets.borrow().nearest_first.clone());
     loop {
@@ -66,11 +66,11 @@ pub async fn run(mut targets: watch::Receiver<Targets>, publish: Arc<ArcSwap<Vit
     }
 }
 
-async fn probe(pool: &PeerPool, region: RegionId, target: Target, limit: Duration) -> Option<Observation> {
+async fn probe(pool: &PeerPool, region: RegionId, target: ProbeTarget, limit: Duration) -> Option<Observation> {
     let gateway = match target {
-        Target::Local(report) => return Some(report()),
-        Target::Silent => return None,
-        Target::Peer(gateway) => gateway,
+        ProbeTarget::Local(report) => return Some(report()),
+        ProbeTarget::Silent => return None,
+        ProbeTarget::Peer(gateway) => gateway,
     };
     let authority = gateway.server.authority.to_string();
     let request = Request::get(format!("https://{authority}/")).header(fields::PROBE, "?1").body(Body::empty()).ok()?;

@@ -36,7 +36,7 @@ pub use limits::Limits;
 /// The configuration and the tables that requests are served with. A reload replaces the whole snapshot and never modifies it.
 pub struct Snapshot {
     /// The policy and the tables that decisions are made from.
-    pub judging: Arc<engine::snapshot::Snapshot>,
+    pub judging: Arc<engine::snapshot::JudgingSnapshot>,
     pub intake: intake::Settings,
     pub limits: Limits,
     pub privacy: Privacy,

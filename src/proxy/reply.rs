@@ -8,7 +8,7 @@ use crate::http::body::Body;
 use crate::http::names::{GRPC_MESSAGE, GRPC_STATUS, PROXY_STATUS};
 use crate::http::tunnel::WEBSOCKET_VERSION;
 use crate::model::outcome::Code;
-use crate::peer::answer;
+use crate::peer::response::write_code;
 
 /// The status of a refusal.
 pub const fn status_of(code: Code) -> StatusCode {
@@ -188,7 +188,7 @@ pub fn refusal(code: Code, recipient: &Recipient<'_>) -> Response<Body> {
         None => problem(code, recipient.request_id),
     };
     if recipient.is_peer {
-        answer::write_code(response.headers_mut(), code);
+        write_code(response.headers_mut(), code);
     }
     if recipient.closes {
         close(&mut response);

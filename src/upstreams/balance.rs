@@ -145,13 +145,17 @@ impl Drop for QueueSlot<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{HttpVersion, Settings, Target, Upstreams};
+    use super::super::{HttpVersion, Settings, UpstreamSettings, Upstreams};
     use super::*;
     use std::sync::atomic::Ordering;
 
     fn upstreams(requests: usize) -> Upstreams {
-        let target =
-            |name: &str| Target { authority: name.into(), http_version: HttpVersion::Http1, tls: None, proxy_protocol: None };
+        let target = |name: &str| UpstreamSettings {
+            authority: name.into(),
+            http_version: HttpVersion::Http1,
+            tls: None,
+            proxy_protocol: None,
+        };
         let circuit = CircuitLimits { requests, queue: 1, queue_timeout: Duration::from_millis(20) };
         let targets = vec![target("a:1"), target("b:1"), target("c:1")];
         Upstreams::new(Settings { targets, check: None, circuit, ..Settings::default() }, None).unwrap()

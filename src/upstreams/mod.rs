@@ -25,7 +25,7 @@ pub use outlier::Ejection;
 /// The settings of the local region's upstreams.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Settings {
-    pub targets: Vec<Target>,
+    pub targets: Vec<UpstreamSettings>,
     /// `None` for no active health checks: every upstream counts as up.
     pub check: Option<Check>,
     pub ejection: Ejection,
@@ -35,7 +35,7 @@ pub struct Settings {
 
 /// The configuration of one app server.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Target {
+pub struct UpstreamSettings {
     /// `HOST:PORT`.
     pub authority: String,
     pub http_version: HttpVersion,
@@ -44,7 +44,7 @@ pub struct Target {
     pub proxy_protocol: Option<proxy_protocol::Version>,
 }
 
-impl Target {
+impl UpstreamSettings {
     fn server(&self, addresses: &Addresses) -> Result<Server, TlsError> {
         let tls = self.tls.as_ref().map(|files| files.load(self.http_version != HttpVersion::Http1)).transpose()?;
         let addresses = resolver::named(&self.authority).map(|_| Arc::clone(addresses));
@@ -82,7 +82,7 @@ struct State {
     up: AtomicBool,
     /// Smoothed response time of the health checks in microseconds; 0 before the first.
     answer_micros: AtomicU64,
-    record: outlier::Record,
+    history: outlier::FailureHistory,
     addresses: Addresses,
 }
 
@@ -97,16 +97,16 @@ impl Upstream {
 
     /// Whether the upstream is ejected after consecutive failures.
     pub fn is_ejected(&self, now: Instant) -> bool {
-        self.state.record.is_ejected(now)
+        self.state.history.is_ejected(now)
     }
 
     fn share(&self, slow_start: Duration, now: Instant) -> f64 {
-        self.state.record.share(slow_start, now)
+        self.state.history.share(slow_start, now)
     }
 
     fn set_up(&self, up: bool) {
         if !self.state.up.swap(up, Ordering::Relaxed) && up {
-            self.state.record.note_return(Instant::now());
+            self.state.history.note_return(Instant::now());
         }
     }
 }
@@ -121,7 +121,7 @@ impl Upstreams {
     /// Upstreams that `before` contains keep their state. New ones count as up, so that a region that starts does not refuse
     /// every request until the first check.
     pub fn new(settings: Settings, before: Option<&Self>) -> Result<Self, TlsError> {
-        let known = |target: &Target| {
+        let known = |target: &UpstreamSettings| {
             before?
                 .list
                 .iter()
@@ -129,11 +129,11 @@ impl Upstreams {
                 .map(|upstream| Arc::clone(&upstream.state))
         };
         let fresh = || {
-            let record = outlier::Record::default();
+            let history = outlier::FailureHistory::default();
             Arc::new(State {
                 up: AtomicBool::new(true),
                 answer_micros: AtomicU64::new(0),
-                record,
+                history,
                 addresses: Addresses::default(),
             })
         };
@@ -142,7 +142,7 @@ impl Upstreams {
             let known = before.into_iter().flat_map(|before| &before.list);
             known.for_each(|upstream| upstream.state.up.store(true, Ordering::Relaxed));
         }
-        let upstream = |target: &Target| {
+        let upstream = |target: &UpstreamSettings| {
             let state = known(target).unwrap_or_else(fresh);
             let (server, proxy_protocol) = (target.server(&state.addresses)?, target.proxy_protocol);
             Ok(Arc::new(Upstream { server, proxy_protocol, state }))
@@ -164,14 +164,14 @@ impl Upstreams {
     pub fn note(&self, upstream: &Upstream, served: bool) {
         let (rules, now) = (&self.settings.ejection, Instant::now());
         if served {
-            return upstream.state.record.note_success();
+            return upstream.state.history.note_success();
         }
-        if !upstream.state.record.note_failure(rules, now) {
+        if !upstream.state.history.note_failure(rules, now) {
             return;
         }
         let ejected = self.list.iter().filter(|upstream| upstream.is_ejected(now)).count();
         if (ejected + 1) * 100 <= rules.most * self.list.len() {
-            let period = upstream.state.record.eject(rules, now);
+            let period = upstream.state.history.eject(rules, now);
             tracing::warn!(
                 upstream = upstream.authority(),
                 seconds = period.as_secs(),

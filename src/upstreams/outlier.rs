@@ -33,7 +33,7 @@ impl Default for Ejection {
 }
 
 /// The request results of one upstream.
-pub(super) struct Record {
+pub(super) struct FailureHistory {
     created: Instant,
     failures: AtomicU32,
     ejections: AtomicU32,
@@ -43,7 +43,7 @@ pub(super) struct Record {
     returned_at: AtomicU64,
 }
 
-impl Default for Record {
+impl Default for FailureHistory {
     fn default() -> Self {
         let zero = AtomicU64::default;
         Self {
@@ -56,7 +56,7 @@ impl Default for Record {
     }
 }
 
-impl Record {
+impl FailureHistory {
     fn age(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.created).as_millis() as u64
     }
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn consecutive_failures_eject_and_each_time_for_longer() {
-        let (record, rules) = (Record::default(), Ejection { after: 3, ..Ejection::default() });
+        let (record, rules) = (FailureHistory::default(), Ejection { after: 3, ..Ejection::default() });
         let at = |seconds: u64| record.created + Duration::from_secs(seconds);
         assert!(!record.note_failure(&rules, at(1)) && !record.note_failure(&rules, at(1)));
         record.note_success();
@@ -127,12 +127,12 @@ mod tests {
         assert_eq!(record.eject(&rules, at(20)), MAX_PERIOD);
         assert_eq!(record.eject(&rules, at(20_000)), Duration::from_secs(10), "many periods have passed since the last ejection");
         let never = Ejection { after: 0, ..rules };
-        assert!((0..100).all(|_| !Record::default().note_failure(&never, Instant::now())));
+        assert!((0..100).all(|_| !FailureHistory::default().note_failure(&never, Instant::now())));
     }
 
     #[test]
     fn a_returning_upstream_gets_a_tenth_at_first() {
-        let (record, slow_start) = (Record::default(), Duration::from_secs(10));
+        let (record, slow_start) = (FailureHistory::default(), Duration::from_secs(10));
         let at = |seconds: u64| record.created + Duration::from_secs(seconds);
         assert_eq!(record.share(slow_start, at(0)), 1.0, "an upstream that was never away has its full share");
         record.note_return(at(100));

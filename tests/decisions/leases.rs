@@ -10,13 +10,13 @@ use domicile::decision::facts::{Credential, Ingress};
 use domicile::decision::policy::Policy;
 use domicile::decision::policy::route::Method;
 use domicile::decision::verdict::{Stop, Verdict};
-use domicile::directory::{Answer, Directory, Lookup, RemoteTable};
+use domicile::directory::{Answer, Directory, LookupFuture, RemoteTable};
 use domicile::engine::facts::DIRECTORY_DEADLINE;
 use domicile::engine::judge::judge;
 use domicile::engine::permit::{Registrar, Reported};
 use domicile::engine::question::{Identity, Question};
 use domicile::engine::recheck::{CLOCK_INTERVAL, Lease, Leases};
-use domicile::engine::snapshot::{Moment, Snapshot};
+use domicile::engine::snapshot::{JudgingSnapshot, Moment};
 use domicile::metrics::Metrics;
 use domicile::model::country::CountryCode;
 use domicile::model::outcome::Code;
@@ -242,10 +242,10 @@ fn an_ended_lease_stays_ended() {
 }
 
 /// A user table outside of the process, which responds as the test says.
-struct Remote(fn() -> Lookup<'static>);
+struct Remote(fn() -> LookupFuture<'static>);
 
 impl RemoteTable for Remote {
-    fn find<'a>(&'a self, _: &'a str) -> Lookup<'a> {
+    fn find<'a>(&'a self, _: &'a str) -> LookupFuture<'a> {
         (self.0)()
     }
 
@@ -259,9 +259,9 @@ impl RemoteTable for Remote {
 }
 
 /// The same moment with another user table.
-fn with_remote(moment: &Moment, respond: fn() -> Lookup<'static>) -> Moment {
+fn with_remote(moment: &Moment, respond: fn() -> LookupFuture<'static>) -> Moment {
     let (policy, before) = (policy_at("world.yaml", "dublin", &mut Registry::default()), &moment.snapshot);
-    let snapshot = Snapshot {
+    let snapshot = JudgingSnapshot {
         policy,
         slashes: before.slashes,
         geoip: before.geoip.clone(),

@@ -13,7 +13,7 @@ use domicile::directory::{self, Directory};
 use domicile::engine::judge::judge;
 use domicile::engine::path::Slashes;
 use domicile::engine::question::Question;
-use domicile::engine::snapshot::{Moment, Snapshot};
+use domicile::engine::snapshot::{JudgingSnapshot, Moment};
 use domicile::geoip::GeoIp;
 use domicile::model::country::CountryCode;
 use domicile::model::region::Registry;
@@ -34,7 +34,7 @@ pub struct World {
 
 impl World {
     pub fn new(policy: Policy, registry: &Registry, table: &Table, stale: bool, now: SystemTime, vitals: Vitals) -> Self {
-        let snapshot = Snapshot {
+        let snapshot = JudgingSnapshot {
             policy,
             slashes: Slashes::Merge,
             geoip: Some(geoip()),

@@ -16,12 +16,12 @@ use domicile::decision::facts::Ingress;
 use domicile::decision::policy::Policy;
 use domicile::decision::policy::route::Method as RouteMethod;
 use domicile::decision::verdict::Decision;
-use domicile::directory::{Answer, Directory, Lookup, RemoteTable};
+use domicile::directory::{Answer, Directory, LookupFuture, RemoteTable};
 use domicile::engine::facts::DIRECTORY_DEADLINE;
 use domicile::engine::judge::judge;
 use domicile::engine::path::Slashes;
 use domicile::engine::question::{Identity, Question};
-use domicile::engine::snapshot::{Moment, Snapshot};
+use domicile::engine::snapshot::{JudgingSnapshot, Moment};
 use domicile::geoip::GeoIp;
 use domicile::model::day::Day;
 use domicile::model::outcome::Code;
@@ -118,10 +118,10 @@ fn every_fault_of_every_dependency_has_its_test() {
 // Judging with a directory of the test's own.
 
 /// A directory that does what the test wants.
-struct Scripted(Box<dyn Fn(&str) -> Lookup<'static> + Send + Sync>);
+struct Scripted(Box<dyn Fn(&str) -> LookupFuture<'static> + Send + Sync>);
 
 impl RemoteTable for Scripted {
-    fn find<'a>(&'a self, key: &'a str) -> Lookup<'a> {
+    fn find<'a>(&'a self, key: &'a str) -> LookupFuture<'a> {
         (self.0)(key)
     }
 
@@ -134,7 +134,7 @@ impl RemoteTable for Scripted {
     }
 }
 
-fn scripted(find: impl Fn(&str) -> Lookup<'static> + Send + Sync + 'static) -> Directory {
+fn scripted(find: impl Fn(&str) -> LookupFuture<'static> + Send + Sync + 'static) -> Directory {
     Directory::Remote(Box::new(Scripted(Box::new(find))))
 }
 
@@ -153,7 +153,7 @@ impl Engine {
         let vitals = Vitals::unmeasured(loaded.policy.nearest_first());
         let geoip = GeoIp::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("geoip/country.mmdb")).unwrap();
         let directory = Some(Arc::new(directory(&loaded.policy)));
-        let snapshot = Snapshot {
+        let snapshot = JudgingSnapshot {
             policy: loaded.policy,
             slashes: Slashes::Merge,
             geoip: Some(Arc::new(geoip)),
@@ -214,7 +214,7 @@ fn a_directory_that_hangs_is_given_up_at_its_deadline() {
 
 #[test]
 fn a_directory_that_names_an_unknown_region_counts_as_failed() {
-    let find = |_: &str| -> Lookup<'static> {
+    let find = |_: &str| -> LookupFuture<'static> {
         let home = RegionId::new(63).unwrap();
         Box::pin(async move { Answer::Found(Record { home, jurisdiction: None }) })
     };

@@ -4,7 +4,7 @@
 use crate::transport::dial::{HttpVersion, authority_of};
 use crate::transport::proxy_protocol::Version;
 use crate::transport::tls::UpstreamFiles;
-use crate::upstreams::{Check, CircuitLimits, Ejection, Settings, Target};
+use crate::upstreams::{Check, CircuitLimits, Ejection, Settings, UpstreamSettings};
 
 use super::super::draft::{PolicyDraft, RegionDraft};
 use super::super::reader::{Field, Section};
@@ -54,7 +54,7 @@ fn read_protection(field: &Field<'_>) -> Option<(Ejection, CircuitLimits)> {
     Some((Ejection { slow_start: slow_start?, ..eject? }, circuit))
 }
 
-fn read_targets(field: &Field<'_>) -> Option<Vec<Target>> {
+fn read_targets(field: &Field<'_>) -> Option<Vec<UpstreamSettings>> {
     let items = field.one_or_many();
     if items.is_empty() {
         return field.report("no upstream is listed; a region needs at least one");
@@ -64,7 +64,7 @@ fn read_targets(field: &Field<'_>) -> Option<Vec<Target>> {
 }
 
 /// An upstream: a URL, or a section with a `url` and options.
-fn read_target(field: &Field<'_>) -> Option<Target> {
+fn read_target(field: &Field<'_>) -> Option<UpstreamSettings> {
     if !field.is_section() {
         return read_url(field);
     }
@@ -99,7 +99,7 @@ fn read_target(field: &Field<'_>) -> Option<Target> {
 }
 
 /// `http` means HTTP/1.1, `h2c` cleartext HTTP/2, and `https` the version that the server selects by ALPN.
-fn read_url(field: &Field<'_>) -> Option<Target> {
+fn read_url(field: &Field<'_>) -> Option<UpstreamSettings> {
     let uri = field.base_url(&["http", "https", "h2c"])?;
     if uri.path() != "/" {
         return field.report("an upstream URL must not have a path; write for example `http://10.1.0.10:3000`");
@@ -109,7 +109,7 @@ fn read_url(field: &Field<'_>) -> Option<Target> {
         Some("h2c") => (HttpVersion::Http2, None),
         _ => (HttpVersion::Http1, None),
     };
-    Some(Target { authority: authority_of(&uri), http_version, tls, proxy_protocol: None })
+    Some(UpstreamSettings { authority: authority_of(&uri), http_version, tls, proxy_protocol: None })
 }
 
 fn read_tls(field: &Field<'_>) -> Option<UpstreamFiles> {

@@ -140,9 +140,9 @@ fn head_of(response: &Response<()>, head: &mut BytesMut) {
 }
 
 /// Counts a request as in flight until it is dropped.
-pub struct InFlight(Rc<ConnectionState>);
+pub struct ExchangeInFlight(Rc<ConnectionState>);
 
-impl InFlight {
+impl ExchangeInFlight {
     pub fn count(connection_state: &Rc<ConnectionState>) -> Self {
         connection_state.in_flight.set(connection_state.in_flight.get() + 1);
         connection_state.has_request.set(true);
@@ -151,7 +151,7 @@ impl InFlight {
     }
 }
 
-impl Drop for InFlight {
+impl Drop for ExchangeInFlight {
     fn drop(&mut self) {
         self.0.in_flight.set(self.0.in_flight.get() - 1);
         self.0.finished.set(self.0.finished.get() + 1);

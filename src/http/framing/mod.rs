@@ -20,7 +20,7 @@ mod stall;
 
 use std::time::Duration;
 
-pub use connection_state::{ConnectionState, Handover, InFlight};
+pub use connection_state::{ConnectionState, ExchangeInFlight, Handover};
 pub use request::RequestGate;
 pub use response::{ExchangeState, MAX_INFORMATIONAL, RequestKind, ResponseGate};
 

@@ -145,7 +145,7 @@ fn a_busy_connection_outlives_its_keep_alive_and_an_idle_one_does_not() {
         for _ in 0..5 {
             client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
             assert!(gate.read(&mut space).await.unwrap() > 0);
-            drop(InFlight::count(&connection_state));
+            drop(ExchangeInFlight::count(&connection_state));
             let waited = tokio::time::timeout(Duration::from_secs(50), gate.read(&mut space)).await;
             assert!(waited.is_err(), "the connection stays open after 50 of 60 seconds");
         }
@@ -263,7 +263,7 @@ fn bytes_after_an_upgrade_request_are_held_until_its_response() {
         client.write_all(format!("{upgrade}{behind}").as_bytes()).await.unwrap();
         let mut read = vec![0; upgrade.len()];
         gate.read_exact(&mut read).await.unwrap();
-        let in_flight = InFlight::count(&connection_state);
+        let in_flight = ExchangeInFlight::count(&connection_state);
         let more = tokio::time::timeout(Duration::from_millis(20), gate.read(&mut [0; 10])).await;
         assert!(more.is_err(), "the bytes after the upgrade are held");
         connection_state.hand_over(Box::new(|_| Box::pin(std::future::ready(()))));
@@ -282,7 +282,7 @@ fn bytes_after_an_upgrade_request_are_held_until_its_response() {
             client.write_all(format!("{upgrade}{behind}").as_bytes()).await.unwrap();
             drop(client);
             gate.read_exact(&mut vec![0; upgrade.len()]).await.unwrap();
-            drop(InFlight::count(&connection_state));
+            drop(ExchangeInFlight::count(&connection_state));
             let mut rest = String::new();
             gate.read_to_string(&mut rest).await.unwrap();
             assert_eq!(rest == behind, behind.starts_with("GET"), "{rest:?}");

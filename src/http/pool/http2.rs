@@ -106,7 +106,7 @@ struct Open {
 
 /// Counts a request as in flight, and holds its window, until the last clone is dropped.
 #[derive(Clone)]
-pub struct InFlight(Rc<StreamUse>);
+pub struct StreamInFlight(Rc<StreamUse>);
 
 struct StreamUse {
     slot: Rc<Slot>,
@@ -131,7 +131,7 @@ impl<K: Destination> Http2Pool<K> {
         connections: usize,
         mut request: Request<Body>,
         options: &SendOptions,
-    ) -> Result<(Response<Body>, InFlight), SendError> {
+    ) -> Result<(Response<Body>, StreamInFlight), SendError> {
         let guard = self.begin(place, connections, options.buffers.share());
         if form::for_http2(&mut request, scheme_of(server)).is_none() {
             return Err(SendError::form(request));
@@ -162,7 +162,7 @@ impl<K: Destination> Http2Pool<K> {
         mut request: Request<Body>,
         protocol: &str,
         options: &SendOptions,
-    ) -> Result<(Reply, InFlight), SendError> {
+    ) -> Result<(Reply, StreamInFlight), SendError> {
         let guard = self.begin(place, connections, options.buffers.share());
         let sender = match guard.open::<K>(server, options, &self.live).await {
             Ok(sender) => sender,
@@ -221,10 +221,10 @@ impl<K: Destination> Http2Pool<K> {
         });
     }
 
-    fn begin(&self, place: K, connections: usize, share: Share) -> InFlight {
+    fn begin(&self, place: K, connections: usize, share: Share) -> StreamInFlight {
         let slot = self.least_busy((place, share.window()), connections);
         slot.in_flight.set(slot.in_flight.get() + 1);
-        InFlight(Rc::new(StreamUse { slot, share }))
+        StreamInFlight(Rc::new(StreamUse { slot, share }))
     }
 
     /// The least busy connection. Opens more than `connections` if no connection window has room for another unread body.
@@ -238,7 +238,7 @@ impl<K: Destination> Http2Pool<K> {
     }
 }
 
-impl InFlight {
+impl StreamInFlight {
     async fn open<K: Destination>(&self, server: &Server, options: &SendOptions, live: &Live) -> Result<StreamSender, DialError> {
         self.0.slot.open::<K>(server, self.0.share.window(), options, live).await
     }

@@ -22,7 +22,7 @@ use super::body::{Body, BodyError};
 use super::tunnel::Wire;
 use super::window::Buffers;
 
-pub use http2::InFlight;
+pub use http2::StreamInFlight;
 pub use interim::InformationalSender;
 pub use peers::{Gateway, PeerPool};
 pub use sender::EXTENDED_CONNECT;

@@ -10,7 +10,7 @@ use crate::transport::dial::Server;
 use super::super::body::Body;
 use super::super::window::Window;
 use super::http2::Http2Pool;
-use super::{InFlight, Reply, SendError, SendOptions};
+use super::{Reply, SendError, SendOptions, StreamInFlight};
 
 /// The gateway of a region, through which its peers reach it.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ impl PeerPool {
         connections: usize,
         permitted: Permitted<Request<Body>>,
         options: &SendOptions,
-    ) -> Result<(Response<Body>, InFlight), SendError> {
+    ) -> Result<(Response<Body>, StreamInFlight), SendError> {
         let request = permitted.redeem(gateway.region)?;
         self.0.send(gateway.region, &gateway.server, connections, request, options).await
     }
@@ -46,7 +46,7 @@ impl PeerPool {
         permitted: Permitted<Request<Body>>,
         protocol: &str,
         options: &SendOptions,
-    ) -> Result<(Reply, InFlight), SendError> {
+    ) -> Result<(Reply, StreamInFlight), SendError> {
         let request = permitted.redeem(gateway.region)?;
         self.0.open(gateway.region, &gateway.server, connections, request, protocol, options).await
     }

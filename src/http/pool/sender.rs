@@ -18,7 +18,7 @@ use super::super::framing::MAX_INFORMATIONAL;
 use super::super::http2::{self, Piece, Received, StreamReader, StreamWriter, Tunnel, Upload};
 use super::super::tunnel::DECLINED;
 use super::replay::{self, ReplayBuffer};
-use super::{InFlight, InformationalSender, Reply, SendError};
+use super::{InformationalSender, Reply, SendError, StreamInFlight};
 
 /// Opens streams on one connection.
 #[derive(Clone)]
@@ -77,7 +77,7 @@ impl StreamSender {
         self,
         request: Request<Body>,
         stall: Duration,
-        in_flight: InFlight,
+        in_flight: StreamInFlight,
     ) -> Result<Response<Body>, SendError> {
         let informational = InformationalSender::of(&request);
         let OpenStream { response, stream, head, body } = self.open_stream(request).await?;

@@ -11,7 +11,7 @@ use super::super::body::Body;
 use super::super::window::Window;
 use super::http1::{self, Http1Pool};
 use super::http2::Http2Pool;
-use super::{InFlight, Reply, SendCause, SendError, SendOptions};
+use super::{Reply, SendCause, SendError, SendOptions, StreamInFlight};
 use crate::decision::permit::Permitted;
 use crate::model::region::RegionId;
 use crate::transport::dial::{self, DialError, HttpVersion, Server};
@@ -31,7 +31,7 @@ pub struct UpstreamPool {
 
 /// A response, and the guard that counts its request as in flight on a shared HTTP/2 connection. Keep the guard until the
 /// response has ended.
-pub type Shared<T> = (T, Option<InFlight>);
+pub type Shared<T> = (T, Option<StreamInFlight>);
 
 impl UpstreamPool {
     /// A pool of connections to the upstreams of `region`. It sends only requests that are permitted there.

@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use crate::http::body::Body;
-use crate::http::framing::{ConnectionState, InFlight, RequestGate};
+use crate::http::framing::{ConnectionState, ExchangeInFlight, RequestGate};
 use crate::transport::stream::Stream;
 
 use super::super::ingress::{ConnectionContext, ResponseChannel};
@@ -38,7 +38,8 @@ pub(super) async fn serve(
     let mut end = pin!(async move { drain_started(&draining_worker, &state).await });
     let requests_per_connection = limits.requests_per_connection as u64;
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let (worker, context, in_flight) = (Rc::clone(&worker), Rc::clone(&context), InFlight::count(&context.connection_state));
+        let (worker, context, in_flight) =
+            (Rc::clone(&worker), Rc::clone(&context), ExchangeInFlight::count(&context.connection_state));
         Box::pin(async move {
             let is_last = context.connection_state.requests() >= requests_per_connection;
             let channel = ResponseChannel::Connection(Rc::clone(&context.connection_state));

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::decision::facts::Ingress;
-use crate::http::framing::{ConnectionState, InFlight, RequestGate};
+use crate::http::framing::{ConnectionState, ExchangeInFlight, RequestGate};
 use crate::http::http2::{Exchange, FrameGuard, MonitoredIo, PeerSettings, Piece};
 use crate::http::window::{CONNECTION_WINDOW, Window};
 use crate::transport::stream::Stream;
@@ -229,7 +229,7 @@ fn serve_stream(
     request: Request<h2::RecvStream>,
     send_response: SendResponse<Piece>,
 ) {
-    let in_flight = InFlight::count(&context.connection_state);
+    let in_flight = ExchangeInFlight::count(&context.connection_state);
     let (worker, context, rapid_resets) = (Rc::clone(worker), Rc::clone(context), Rc::clone(rapid_resets));
     let (request, exchange) = Exchange::open(request, send_response);
     let exchange = Rc::new(exchange);

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
 use crate::http::pool::InformationalSender;
-use crate::peer::answer::labels_of;
+use crate::peer::response::labels_of;
 
 use super::super::headers;
 use super::super::ingress::ResponseChannel;

@@ -33,9 +33,9 @@ use crate::http::names::TRACEPARENT;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::model::user::Evidence;
-use crate::peer::answer::ACCEPTED;
 use crate::peer::fields;
 use crate::peer::probe::Report;
+use crate::peer::response::ACCEPTED;
 use crate::transport::tls::ACME_PATH;
 
 use super::body::{BodyFailure, Metered};

@@ -11,7 +11,7 @@ use crate::engine::recheck::Lease;
 use crate::http::body::Body;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
-use crate::peer::answer;
+use crate::peer::response::{code_of, labels_of, write_code, write_declined, write_labels};
 
 use super::super::admission::Admitted;
 use super::super::body::{BodyFailure, Metered, Progress, Until};
@@ -36,7 +36,7 @@ pub(super) async fn relay(
     context.log.served_by = Some(region);
     let local = context.snapshot.policy().local;
     // Only a peer's code is trusted, because an app server could send any code.
-    context.log.code = answer::code_of(&response.head.headers).filter(|_| region != local);
+    context.log.code = code_of(&response.head.headers).filter(|_| region != local);
     // The owner's refusal is a plain HTTP response, which a gRPC client does not understand. It also depends on the
     // user's record, which a uniform refusal must not.
     let rewrites = context.grpc_call.is_some() || context.is_uniform(Some(&intake.question));
@@ -87,7 +87,7 @@ async fn clear(
     response: &http::HeaderMap,
 ) -> Result<Vec<Box<str>>, Code> {
     let refusal = if intake.question.is_read { Code::ResponseNotCleared } else { Code::ResponseWithheld };
-    let labels = answer::labels_of(response).ok_or(refusal)?;
+    let labels = labels_of(response).ok_or(refusal)?;
     let mut is_labelled = false;
     loop {
         if !lease.renew(&context.worker.moment(), &context.worker.vitals()).await {
@@ -115,11 +115,11 @@ async fn clear(
 /// Writes the header fields that the sending peer reads: refusal code, data classes and declined upgrade.
 fn write_peer_fields(headers: &mut http::HeaderMap, code: Option<Code>, labels: &[Box<str>], is_declined_upgrade: bool) {
     if let Some(code) = code {
-        answer::write_code(headers, code);
+        write_code(headers, code);
     }
-    answer::write_labels(headers, labels);
+    write_labels(headers, labels);
     if is_declined_upgrade {
-        answer::write_declined(headers);
+        write_declined(headers);
     }
 }
 

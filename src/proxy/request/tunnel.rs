@@ -10,7 +10,7 @@ use http::{Response, StatusCode};
 
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
-use crate::http::framing::InFlight;
+use crate::http::framing::ExchangeInFlight;
 use crate::http::tunnel::{self, Ending, Traffic, Wire};
 use crate::model::outcome::Code;
 
@@ -48,7 +48,7 @@ pub(super) fn open(
     };
     *response.status_mut() = status;
     context.log.status = Some(status);
-    let in_flight = InFlight::count(&context.connection.connection_state);
+    let in_flight = ExchangeInFlight::count(&context.connection.connection_state);
     let channel = context.channel.clone();
     channel.hand_over(Box::new(move |client| {
         Box::pin(async move {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::decision::permit::Permitted;
 use crate::http::body::Body;
-use crate::http::pool::{EXTENDED_CONNECT, Gateway, InFlight, Reply, SendCause, SendError, SendOptions};
+use crate::http::pool::{EXTENDED_CONNECT, Gateway, Reply, SendCause, SendError, SendOptions, StreamInFlight};
 use crate::http::tunnel::Wire;
 use crate::http::window::Buffers;
 use crate::model::outcome::Code;
@@ -59,8 +59,8 @@ impl Response {
 /// The counters that a response holds until it ends.
 #[expect(dead_code, reason = "dropping them decrements the counters")]
 pub(in crate::proxy::request) enum ResponseCounters {
-    Upstream(Outstanding, Option<InFlight>),
-    Peer(InFlight),
+    Upstream(Outstanding, Option<StreamInFlight>),
+    Peer(StreamInFlight),
 }
 
 /// An attempt that ended without a response.

@@ -10,7 +10,7 @@ use crate::http::body::Body;
 use crate::http::pool::Gateway;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
-use crate::peer::answer::{ACCEPTED, Meaning, meaning_of};
+use crate::peer::response::{ACCEPTED, Meaning, meaning_of};
 use crate::peer::{Envelope, fields};
 use crate::proxy::headers;
 use crate::proxy::intake::is_credential;

@@ -1,4 +1,4 @@
-//! The owner's answer to a request or a question: its code, the classes of its response, and a declined upgrade.
+//! The owner's response to a request or a question: its code, its data classes, and a declined upgrade.
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 
@@ -10,7 +10,7 @@ use super::fields;
 /// The status with which the owner accepts the request of a question.
 pub const ACCEPTED: StatusCode = StatusCode::NO_CONTENT;
 
-/// The meaning of an owner's answer for the sender.
+/// The meaning of an owner's response for the sender.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Meaning {
     /// The app server's response.
@@ -23,13 +23,13 @@ pub enum Meaning {
     Refused(Code),
 }
 
-/// Reads the code of an owner's answer. A code that this version does not know counts as none.
+/// Reads the code of an owner's response. A code that this version does not know counts as none.
 pub fn code_of(headers: &HeaderMap) -> Option<Code> {
     let code = headers.get(fields::CODE)?;
     Code::ALL.iter().copied().find(|known| code == known.as_str())
 }
 
-/// Reads the meaning of an owner's answer.
+/// Reads the meaning of an owner's response.
 pub fn meaning_of(headers: &HeaderMap) -> Meaning {
     match code_of(headers) {
         None => Meaning::Served,
