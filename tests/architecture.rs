@@ -332,3 +332,25 @@ fn every_file_has_a_specific_name_a_module_comment_and_a_limited_size() {
         assert!(*files <= MAX_FILES_IN_A_FOLDER, "{}: {files} files are too many for one folder", folder.display());
     }
 }
+
+/// `docs/life-of-a-request.md` names the files that a request passes through, each once.
+#[test]
+fn the_life_of_a_request_names_every_file_of_its_path_once() {
+    const ROOMS: &[&str] = &["proxy/request", "proxy/intake", "proxy/headers", "engine", "peer"];
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/life-of-a-request.md")).unwrap();
+    let steps = page.split("## Connection").nth(1).unwrap();
+    let named: Vec<&str> = steps.split('`').skip(1).step_by(2).filter(|text| text.ends_with(".rs")).collect();
+    for file in &named {
+        assert!(root().join(file).exists(), "`{file}` does not exist");
+        assert_eq!(named.iter().filter(|other| other == &file).count(), 1, "`{file}` is named twice");
+    }
+    for source in &sources() {
+        let path = source.path.strip_prefix(root()).unwrap().to_str().unwrap();
+        let is_on_path = ROOMS.iter().any(|room| path.starts_with(room)) && !path.ends_with("tests.rs");
+        // `engine/mod.rs` only lists the files of the room, and `explain` serves no request.
+        if is_on_path && !["engine/mod.rs", "engine/explain.rs"].contains(&path) {
+            assert!(named.contains(&path), "`{path}` is missing in docs/life-of-a-request.md");
+        }
+    }
+    assert!(named.len() > 40, "only {} files are named", named.len());
+}
