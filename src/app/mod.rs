@@ -57,8 +57,8 @@ pub struct Launch {
     pub inherited: Vec<BoundPort>,
     /// Overrides `workers:` of the file.
     pub workers: Option<usize>,
-    /// Whether this process takes over from a process that still runs.
-    pub is_successor: bool,
+    /// The number of users in the table of the running process from which this process takes over; `None` without one.
+    pub users_of_predecessor: Option<usize>,
 }
 
 /// The reason that a start or a reload failed.
@@ -130,8 +130,9 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         let sources = Sources { file, config: loaded, registry: &registry, before: None, accepts_loss: false };
         let built = build::build(sources)?;
+        check_loss(&built, launch.users_of_predecessor)?;
         let (phase, phases) = channel::channel(Phase::Serving);
-        let shared = shared(&built, &metrics, launch.is_successor, phases.clone())?;
+        let shared = shared(&built, &metrics, launch.users_of_predecessor.is_some(), phases.clone())?;
         let listener_configs = Arc::new(ArcSwap::new(Arc::clone(&built.listener_configs)));
         let mut workers = Vec::new();
         let mut handles = Vec::new();
@@ -188,6 +189,11 @@ impl App {
         outcome.await.unwrap_or_else(|_| Err(stopped()))
     }
 
+    /// The number of users in the table.
+    pub fn users(&self) -> usize {
+        self.shared.snapshot.load().judging.directory.as_ref().map_or(0, |directory| directory.len())
+    }
+
     /// Starts the drain: readiness fails, listeners close, and connections close after their requests in flight.
     pub fn drain(&self) {
         self.stop_serving(Phase::Draining);
@@ -237,6 +243,16 @@ impl App {
         if let Some(control) = self.control.take() {
             let _ = control.join();
         }
+    }
+}
+
+/// A successor does not take a table that has lost more users than the running process would accept.
+fn check_loss(built: &Built, users_before: Option<usize>) -> Result<(), DirectoryError> {
+    match (&built.settings.directory, &built.snapshot.judging.directory, users_before) {
+        (Some(settings), Some(directory), Some(before)) => {
+            settings.check_lost(before, before.saturating_sub(directory.len()), directory)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::app::App;
 
-/// Environment variable of a process that takes over from a running process.
+/// Environment variable of a process that takes over from a running process: the number of users in that process's table, so that
+/// a table that has lost its users in between is not taken.
 const SUCCESSOR: &str = "DOMICILE_SUCCESSOR";
 
 /// The line that a successor prints when it serves; its standard output is a pipe to its predecessor.
@@ -15,8 +16,9 @@ const SERVING: &str = "serving";
 /// Maximum time until a successor serves; a large user table takes seconds to load.
 const SERVING_TIMEOUT: Duration = Duration::from_secs(120);
 
-pub(super) fn is_successor() -> bool {
-    std::env::var_os(SUCCESSOR).is_some()
+/// The number of users of the running process from which this process takes over; `None` for a process without predecessor.
+pub(super) fn users_of_predecessor() -> Option<usize> {
+    std::env::var(SUCCESSOR).ok().map(|users| users.parse().unwrap_or_default())
 }
 
 /// Reports to the predecessor that this process serves.
@@ -30,7 +32,7 @@ pub(super) fn report() {
 pub(super) async fn start(app: &App) -> Result<u32, String> {
     let mut arguments = std::env::args_os();
     let mut command = Command::new(arguments.next().ok_or("the path of this program is unknown")?);
-    command.args(arguments).env(SUCCESSOR, "1").stdout(Stdio::piped());
+    command.args(arguments).env(SUCCESSOR, app.users().to_string()).stdout(Stdio::piped());
     let mut candidate = Candidate { app, child: None, serves: false };
     let sockets = app.share(&mut command).map_err(|error| format!("cannot hand over the sockets: {error}"))?;
     let child = command.spawn().map_err(|error| format!("cannot start the binary: {error}"))?;

@@ -32,7 +32,11 @@ impl Settings {
     /// Fails if a table has lost more users than it may without an operator's confirmation. A user who was replaced by another
     /// is lost as well.
     pub fn check_loss(&self, before: &Directory, after: &Directory) -> Result<(), DirectoryError> {
-        let (had, lost) = (before.len(), before.count_missing_in(after));
+        self.check_lost(before.len(), before.count_missing_in(after), after)
+    }
+
+    /// Fails if `lost` users of `had` are more than a table may lose.
+    pub fn check_lost(&self, had: usize, lost: usize, after: &Directory) -> Result<(), DirectoryError> {
         let most = had.saturating_mul(usize::from(self.max_loss.min(100))) / 100;
         if lost <= most && (lost < had || had == 0) {
             return Ok(());

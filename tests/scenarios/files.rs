@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use domicile::app::{App, Launch};
 use http::StatusCode;
 
 use crate::exits::start_all;
@@ -69,6 +70,19 @@ fn home_of_brazil(world: &World) -> String {
     let answer = get(world.eu().admin, "/explain?format=json&ip=177.1.1.1&url=http://a/profile/1", &[]);
     let explanation: serde_json::Value = serde_json::from_str(answer.text()).unwrap();
     explanation["home"]["region"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_successor_does_not_take_a_table_that_lost_its_users() {
+    let start = |users_of_predecessor| {
+        let mut world = World::prepare(&Plan::default());
+        let region = &mut world.regions[0];
+        let (config, inherited) = (region.config.clone(), region.ports.take().unwrap_or_default());
+        App::start(Launch { config, inherited, users_of_predecessor, ..Launch::default() }).map(App::shut_down)
+    };
+    let error = start(Some(4)).unwrap_err().to_string();
+    assert!(error.contains("has 3 users and had 4") && error.contains("--accept-loss"), "{error}");
+    start(Some(3)).expect("no user is lost");
 }
 
 #[test]

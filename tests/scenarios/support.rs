@@ -254,7 +254,7 @@ pub struct Region {
     pub admin: SocketAddr,
     pub upstreams: Vec<Recorder>,
     pub config: PathBuf,
-    ports: Option<Vec<BoundPort>>,
+    pub ports: Option<Vec<BoundPort>>,
     pub app: Option<App>,
 }
 
