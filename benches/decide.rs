@@ -158,6 +158,7 @@ fn question(random: &mut fastrand::Rng, routes: usize) -> Question {
         is_read: true,
         client: IpAddr::from(random.u32(..).to_be_bytes()),
         identity: Identity { credential: Credential::Absent, ..Identity::default() },
+        is_preflight: false,
         ignores_hint: Default::default(),
         envelope: None,
     }

@@ -75,7 +75,7 @@ const FORBIDDEN_TEXTS: &[(&[&str], &[&str], &str)] = &[
 /// Functions with a fixed set of callers, besides the file that defines them.
 const CALLERS: &[(&str, &[&str], &str)] = &[
     (".bind_request(", &["engine/permit.rs"], "a permit is made together with its ledger line"),
-    (".revoke()", &["proxy/request/attempts/mod.rs"], "a request without a permit must get a new one before it is sent"),
+    (".give_back()", &["proxy/request/attempts/mod.rs"], "a request without a permit must get a new one before it is sent"),
     (".request_mut()", &["proxy/request/attempts/mod.rs"], "a permitted request only gets the header fields of its stop"),
     (".redeem(", &["http/pool/upstream.rs", "http/pool/peers.rs"], "only the pools send requests"),
     (
@@ -257,7 +257,7 @@ fn a_function_fits_on_a_page() {
     let mut wrong = Vec::new();
     for source in &sources() {
         let mut open: Option<(usize, usize, String)> = None;
-        // Tests are code as well.
+        // The limit also holds for tests.
         let whole = fs::read_to_string(&source.path).unwrap();
         for (index, text) in whole.lines().enumerate() {
             let indent = text.len() - text.trim_start().len();
@@ -333,10 +333,10 @@ fn every_file_has_a_specific_name_a_module_comment_and_a_limited_size() {
     }
 }
 
-/// `docs/life-of-a-request.md` names the files that a request passes through, each once.
+/// `docs/life-of-a-request.md` names the files that handle a request, each once.
 #[test]
 fn the_life_of_a_request_names_every_file_of_its_path_once() {
-    const ROOMS: &[&str] = &["proxy/request", "proxy/intake", "proxy/headers", "engine", "peer"];
+    const FOLDERS: &[&str] = &["proxy/request", "proxy/intake", "proxy/headers", "engine", "peer"];
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/life-of-a-request.md")).unwrap();
     let steps = page.split("## Connection").nth(1).unwrap();
     let named: Vec<&str> = steps.split('`').skip(1).step_by(2).filter(|text| text.ends_with(".rs")).collect();
@@ -346,11 +346,50 @@ fn the_life_of_a_request_names_every_file_of_its_path_once() {
     }
     for source in &sources() {
         let path = source.path.strip_prefix(root()).unwrap().to_str().unwrap();
-        let is_on_path = ROOMS.iter().any(|room| path.starts_with(room)) && !path.ends_with("tests.rs");
-        // `engine/mod.rs` only lists the files of the room, and `explain` serves no request.
+        let is_on_path = FOLDERS.iter().any(|folder| path.starts_with(folder)) && !path.ends_with("tests.rs");
+        // `engine/mod.rs` only lists the files of the module, and `explain` serves no request.
         if is_on_path && !["engine/mod.rs", "engine/explain.rs"].contains(&path) {
             assert!(named.contains(&path), "`{path}` is missing in docs/life-of-a-request.md");
         }
     }
     assert!(named.len() > 40, "only {} files are named", named.len());
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
+}
+
+#[test]
+fn unchecked_arithmetic_is_denied_where_data_is_judged() {
+    const LINTS: &[&str] =
+        &["arithmetic_side_effects", "cast_possible_truncation", "cast_sign_loss", "indexing_slicing", "wildcard_enum_match_arm"];
+    for module in ["decision", "engine", "peer", "audit"] {
+        let text = read(&format!("src/{module}/mod.rs"));
+        let denied = text.split("#![cfg_attr(").nth(1).unwrap_or_else(|| panic!("{module} denies no lints"));
+        let denied = denied.split(")]").next().unwrap();
+        for lint in LINTS {
+            assert!(denied.contains("deny(") && denied.contains(lint), "{module} does not deny `clippy::{lint}`");
+        }
+    }
+}
+
+#[test]
+fn the_independent_checker_shares_no_code_with_the_program() {
+    assert!(!read("tests/decisions/checker.rs").contains("domicile::"));
+}
+
+#[test]
+fn every_entry_of_the_fault_catalogue_is_a_test() {
+    let files: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios")).unwrap().collect();
+    let scenarios: String = files.into_iter().map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    let catalogue = read("tests/scenarios/faults.rs");
+    let catalogue = catalogue.split("fn shown_by(").nth(1).unwrap().split("\n}\n").next().unwrap();
+    let names = catalogue.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| word.matches('_').count() >= 3);
+    let mut count = 0;
+    for name in names {
+        count += 1;
+        let is_test = ["", "pub "].iter().any(|visibility| scenarios.contains(&format!("#[test]\n{visibility}fn {name}(")));
+        assert!(is_test, "`{name}` is in the fault catalogue, and is not a test");
+    }
+    assert!(count >= 24, "only {count} entries were found");
 }

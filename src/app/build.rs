@@ -191,7 +191,7 @@ fn peers(settings: &Settings, policy: &Policy, before: Option<&Built>) -> Result
 }
 
 fn upstreams(settings: &Settings, before: Option<&Built>) -> Result<(Arc<Upstreams>, Vec<Stamp>), StartError> {
-    let files = settings.upstreams.targets.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
+    let files = settings.upstreams.upstreams.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
     let stamps: Vec<_> = files.map(|file| Stamp::of(file)).collect();
     let is_same = |before: &&Built| before.snapshot.upstreams.settings == settings.upstreams && before.files.upstreams == stamps;
     let upstreams = match before.filter(is_same) {

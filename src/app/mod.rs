@@ -58,7 +58,7 @@ pub struct Launch {
     /// Overrides `workers:` of the file.
     pub workers: Option<usize>,
     /// The number of users in the table of the running process from which this process takes over; `None` without one.
-    pub users_of_predecessor: Option<usize>,
+    pub predecessor_user_count: Option<usize>,
 }
 
 /// The reason that a start or a reload failed.
@@ -130,9 +130,9 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         let sources = Sources { file, config: loaded, registry: &registry, before: None, accepts_loss: false };
         let built = build::build(sources)?;
-        check_loss(&built, launch.users_of_predecessor)?;
+        check_loss(&built, launch.predecessor_user_count)?;
         let (phase, phases) = channel::channel(Phase::Serving);
-        let shared = shared(&built, &metrics, launch.users_of_predecessor.is_some(), phases.clone())?;
+        let shared = shared(&built, &metrics, launch.predecessor_user_count.is_some(), phases.clone())?;
         let listener_configs = Arc::new(ArcSwap::new(Arc::clone(&built.listener_configs)));
         let mut workers = Vec::new();
         let mut handles = Vec::new();
@@ -190,7 +190,7 @@ impl App {
     }
 
     /// The number of users in the table.
-    pub fn users(&self) -> usize {
+    pub fn user_count(&self) -> usize {
         self.shared.snapshot.load().judging.directory.as_ref().map_or(0, |directory| directory.len())
     }
 

@@ -74,7 +74,7 @@ async fn run(
     let local = Rc::new(Local { worker, listener_configs, metrics, open: Cell::new(0), all_closed: Notify::new() });
     let mut phase = shared.phase.clone();
     let mut listeners: HashMap<SocketAddr, Vec<watch::Sender<bool>>> = HashMap::new();
-    let mut sweep = tokio::time::interval(CLOCK_INTERVAL);
+    let mut sweep = clock_ticks();
     loop {
         tokio::select! {
             command = commands.recv() => match command {
@@ -109,6 +109,13 @@ async fn run(
     local.worker.metrics.flush();
 }
 
+/// The times at which a worker checks the clock. After a delay, it checks once and not once for each missed tick.
+fn clock_ticks() -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(CLOCK_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
+}
+
 /// Judges all open requests again.
 fn recheck(worker: &Rc<Worker>) {
     worker.changed.notify_waiters();
@@ -118,7 +125,7 @@ fn recheck(worker: &Rc<Worker>) {
 
 /// Judges all open requests again on a new day, or once the GeoIP database is too old.
 fn check_clock(worker: &Rc<Worker>) {
-    if worker.update_moment(SystemTime::now()) {
+    if worker.check_clock(SystemTime::now()) {
         recheck(worker);
     }
     worker.deliveries.sweep();
@@ -152,7 +159,7 @@ async fn drain(local: &Rc<Local>, commands: &mut mpsc::UnboundedReceiver<WorkerC
     let limit = local.worker.snapshot().limits.drain;
     let deadline = tokio::time::sleep(limit);
     tokio::pin!(deadline);
-    let mut sweep = tokio::time::interval(CLOCK_INTERVAL);
+    let mut sweep = clock_ticks();
     // Let the accept loops take the queued connections before the open connections are counted.
     tokio::task::yield_now().await;
     while local.open.get() > 0 {
@@ -258,5 +265,23 @@ impl Drop for Open {
         if self.0.open.get() == 0 {
             self.0.all_closed.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_is_checked_as_often_as_documented() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let elapsed = runtime.block_on(async {
+            let mut ticks = clock_ticks();
+            ticks.tick().await;
+            let started = tokio::time::Instant::now();
+            ticks.tick().await;
+            started.elapsed()
+        });
+        assert_eq!(elapsed, CLOCK_INTERVAL);
     }
 }

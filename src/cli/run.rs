@@ -28,12 +28,12 @@ pub(super) fn run(options: Options) -> Outcome {
     let _logs = start_log(is_json(&config, region.as_deref()), "info");
     let file = config.display().to_string();
     let inherited = inherit::inherited().map_err(|error| format!("an inherited socket cannot be used: {error}"))?;
-    let users_of_predecessor = succession::users_of_predecessor();
+    let predecessor_user_count = succession::predecessor_user_count();
     let no_signals = |error: std::io::Error| format!("cannot listen for signals: {error}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     // Install these handlers before the process reports that it is ready, because without a handler SIGHUP and SIGUSR2 end it.
     let mut controls = runtime.block_on(async { ControlSignals::listen() }).map_err(no_signals)?;
-    let launch = Launch { config, region, inherited, users_of_predecessor, ..Launch::default() };
+    let launch = Launch { config, region, inherited, predecessor_user_count, ..Launch::default() };
     let app = App::start(launch).map_err(|error| with_folder(&error))?;
     // Install these handlers only after the start, so that SIGTERM and SIGINT end the start at once, even while a large user
     // table loads.
@@ -44,7 +44,7 @@ pub(super) fn run(options: Options) -> Outcome {
     }
     tracing::info!(address = %app.admin, "control plane listening");
     notify(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
-    if users_of_predecessor.is_some() {
+    if predecessor_user_count.is_some() {
         succession::report();
     }
     runtime.block_on(run_until_stopped(&app, &mut controls, &mut stops));

@@ -17,7 +17,7 @@ const SERVING: &str = "serving";
 const SERVING_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The number of users of the running process from which this process takes over; `None` for a process without predecessor.
-pub(super) fn users_of_predecessor() -> Option<usize> {
+pub(super) fn predecessor_user_count() -> Option<usize> {
     std::env::var(SUCCESSOR).ok().map(|users| users.parse().unwrap_or_default())
 }
 
@@ -32,7 +32,7 @@ pub(super) fn report() {
 pub(super) async fn start(app: &App) -> Result<u32, String> {
     let mut arguments = std::env::args_os();
     let mut command = Command::new(arguments.next().ok_or("the path of this program is unknown")?);
-    command.args(arguments).env(SUCCESSOR, app.users().to_string()).stdout(Stdio::piped());
+    command.args(arguments).env(SUCCESSOR, app.user_count().to_string()).stdout(Stdio::piped());
     let mut candidate = Candidate { app, child: None, serves: false };
     let sockets = app.share(&mut command).map_err(|error| format!("cannot hand over the sockets: {error}"))?;
     let child = command.spawn().map_err(|error| format!("cannot start the binary: {error}"))?;

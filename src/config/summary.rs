@@ -55,7 +55,7 @@ pub fn render(policy: &Policy, today: Day) -> String {
 fn reach(policy: &Policy, classes: ClassSet, data: &DataClass, user: Jurisdiction, today: Day) -> (RegionSet, RegionSet) {
     let anywhere = RegionId::new(0).expect("0 is a region's number");
     let home = Home::Owned { region: anywhere, evidence: data.rule.needs, jurisdiction: user };
-    let ruling = residency::clear(policy, classes, [&home], today);
+    let ruling = residency::clear(policy, classes, [&home], today, false);
     let processed = ruling.clearance.map_or(RegionSet::EMPTY, |clearance| clearance.regions());
     let carried = if processed.is_empty() { RegionSet::EMPTY } else { processed.union(ruling.carriers) };
     (processed, carried)

@@ -61,6 +61,8 @@ pub enum Credential {
 pub struct Facts<'a> {
     pub route: RouteMatch<'a>,
     pub ingress: Ingress,
+    /// A CORS preflight, which names no user: browsers send it without credentials.
+    pub is_preflight: bool,
     /// A GET or HEAD without an upgrade. Only a read may be repeated or fail over to another region.
     pub is_read: bool,
     /// The current day in UTC.
@@ -75,6 +77,8 @@ pub struct Facts<'a> {
     pub caller_proof: Proof,
     /// The region that the route's claim of a verified token names; `Unavailable` if the claim names no region.
     pub token: Lookup<RegionId>,
+    /// The same for the caller, read only if the path names another user of whom there is no record.
+    pub caller_token: Lookup<RegionId>,
     pub credential: Credential,
     /// The directory record in our own sealed cookie. If the directory was not asked, the record is still current.
     pub hint: Option<Record>,

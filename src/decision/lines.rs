@@ -8,7 +8,7 @@ use super::policy::Policy;
 use super::policy::rule::Stays;
 use super::verdict::Trail;
 
-/// The ledger lines that a request needs: whether it crosses a border, and the bases on which it is processed here.
+/// The ledger lines that a request needs: whether it crosses a border, and the bases on which it is processed.
 pub struct Lines {
     crosses: bool,
     bases: Vec<String>,
@@ -31,7 +31,9 @@ pub fn lines_of(policy: &Policy, trail: &Trail, region: RegionId) -> Lines {
         Ingress::Peer(peer) => peer,
     };
     let crosses = policy.jurisdiction_of(other) != policy.jurisdiction_of(policy.local);
-    let bases = if region == policy.local { bases(policy, trail, region) } else { Vec::new() };
+    // Within one jurisdiction, the region that processes the request writes the line.
+    let is_recorded_here = crosses || region == policy.local;
+    let bases = if is_recorded_here { bases(policy, trail, region) } else { Vec::new() };
     Lines { crosses, bases: bases.into_iter().map(str::to_owned).collect() }
 }
 

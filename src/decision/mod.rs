@@ -63,7 +63,7 @@ fn judge(facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdic
     let home = caller.unwrap_or(found);
     trail.home = Some(home);
     trail.other_home = caller.map(|_| found);
-    let ruling = residency::clear(policy, trail.classes, trail.homes(), facts.today);
+    let ruling = residency::clear(policy, trail.classes, trail.homes(), facts.today, facts.is_preflight);
     trail.note_ruling(&ruling);
     let clearance = ruling.clearance.ok_or(ruling.cause)?;
     if home.region().is_some_and(|region| !clearance.contains(region)) {

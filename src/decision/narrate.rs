@@ -56,7 +56,7 @@ pub fn narrate(decision: &Decision, policy: &Policy, vitals: &Vitals) -> Vec<Lin
         let stops = itinerary.regions().map(|region| describe_stop(region, policy));
         add("itinerary", stops.collect::<Vec<_>>().join(", then "));
     }
-    add("verdict", describe_verdict(decision, policy));
+    add("verdict", describe_verdict(decision, policy, vitals));
     lines
 }
 
@@ -199,7 +199,15 @@ fn why_not_forwarded(trail: &Trail, target: RegionId, policy: &Policy) -> String
     format!("{} has no `gateway`, so {local} cannot reach its proxy", policy.region_name(target))
 }
 
-fn describe_verdict(decision: &Decision, policy: &Policy) -> String {
+/// The region that the request would be forwarded to if it had a gateway: its home, or another cleared region that is up.
+fn unreached(trail: &Trail, policy: &Policy, vitals: &Vitals) -> Option<RegionId> {
+    let home = trail.home.and_then(|home| home.region());
+    let alive = vitals.taking_requests(trail.clearance);
+    let is_unreachable = |region: &RegionId| *region != policy.local && !policy.region(*region).has_gateway;
+    home.into_iter().chain(vitals.nearest_first().iter().copied()).filter(|region| alive.contains(*region)).find(is_unreachable)
+}
+
+fn describe_verdict(decision: &Decision, policy: &Policy, vitals: &Vitals) -> String {
     let trail = &decision.trail;
     match &decision.verdict {
         Verdict::Proceed(itinerary) if itinerary.first() == policy.local => "proceed: served here".into(),
@@ -209,8 +217,8 @@ fn describe_verdict(decision: &Decision, policy: &Policy) -> String {
             format!("redirect: {why}, so the client is redirected to {}", policy.region_name(*region))
         }
         Verdict::Refuse(Code::CarrierNotCleared) if trail.ingress == Ingress::Client => {
-            let target = trail.home.and_then(|home| home.region()).or_else(|| trail.clearance.iter().next());
-            let why = target.map_or_else(String::new, |target| why_not_forwarded(trail, target, policy));
+            let why = unreached(trail, policy, vitals)
+                .map_or_else(|| "no gateway leads to a cleared region".into(), |target| why_not_forwarded(trail, target, policy));
             let code = Code::CarrierNotCleared.as_str();
             format!("refuse: {why}, and no cleared region has a `url` to redirect the client to ({code})")
         }

@@ -19,8 +19,8 @@ pub struct Permitted<R> {
     validity: Option<Validity>,
 }
 
-/// Whether the permits of one request are valid. They are until the request is judged again, under a new policy, table or day,
-/// and is no longer cleared.
+/// Whether the permits of one request are valid. They end when the request is judged again, under a new policy, table or day, and
+/// is no longer cleared.
 #[derive(Clone, Default, Debug)]
 pub struct Validity(Rc<Cell<bool>>);
 
@@ -81,8 +81,8 @@ impl<R> Permitted<R> {
         if is_valid && self.region == region { Ok(self.request) } else { Err(NotPermitted) }
     }
 
-    /// Gives the permit back unused, so that the request can be permitted again.
-    pub fn revoke(self) -> R {
+    /// Gives the unused permit back, so that the request can be permitted again.
+    pub fn give_back(self) -> R {
         self.request
     }
 }

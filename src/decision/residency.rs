@@ -10,7 +10,7 @@ use crate::model::user::Evidence;
 use super::home::Home;
 use super::policy::Policy;
 use super::policy::class::ClassSet;
-use super::policy::rule::Mode;
+use super::policy::rule::{Mode, ResidencyRule, Stays};
 
 /// The regions that may process a request. A clearance can only shrink, and it is never empty.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,16 +76,33 @@ impl Ruling {
 }
 
 /// The regions that every one of `classes` clears for every one of `homes`.
-pub fn clear<'h>(policy: &Policy, classes: ClassSet, homes: impl IntoIterator<Item = &'h Home>, today: Day) -> Ruling {
-    homes.into_iter().map(|home| clear_for_home(policy, classes, home, today)).fold(Ruling::everywhere(policy), Ruling::intersect)
+pub fn clear<'h>(
+    policy: &Policy,
+    classes: ClassSet,
+    homes: impl IntoIterator<Item = &'h Home>,
+    today: Day,
+    is_preflight: bool,
+) -> Ruling {
+    let for_home = |home| clear_for_home(policy, classes, home, today, is_preflight);
+    homes.into_iter().map(for_home).fold(Ruling::everywhere(policy), Ruling::intersect)
 }
 
-fn clear_for_home(policy: &Policy, classes: ClassSet, home: &Home, today: Day) -> Ruling {
+/// The evidence that data under this rule needs. A preflight names no user, so the request that it asks about may belong elsewhere
+/// than a guess says, and its path and query would then be in the wrong region's app server and log. It needs a record, unless
+/// the data may be anywhere.
+fn needed(rule: &ResidencyRule, is_preflight: bool) -> Evidence {
+    match rule.stays {
+        Stays::Home | Stays::In(_) if is_preflight => Evidence::Recorded,
+        Stays::Home | Stays::In(_) | Stays::Anywhere => rule.needs,
+    }
+}
+
+fn clear_for_home(policy: &Policy, classes: ClassSet, home: &Home, today: Day, is_preflight: bool) -> Ruling {
     // An unowned request counts as inferred.
     let evidence = home.evidence().unwrap_or(Evidence::Inferred);
     let of_class = |class| {
         let rule = &policy.class(class).rule;
-        let is_known_well_enough = evidence >= rule.needs;
+        let is_known_well_enough = evidence >= needed(rule, is_preflight);
         let admitted = if is_known_well_enough {
             policy.regions_where(|place| rule.admits(home.jurisdiction(), place, today))
         } else {

@@ -261,7 +261,7 @@ impl Trail {
         !(owner_is_cleared && self.enforced.contains(region))
     }
 
-    /// Whether only report-only mode allows the request anything: `enforce` would have refused it.
+    /// Whether `enforce` would refuse the request, because only report-only mode clears its regions.
     pub fn would_be_refused(&self, is_redirect: bool) -> bool {
         let is_only_reported =
             |region| if is_redirect { self.is_redirect_only_reported(region) } else { self.is_only_reported(region) };

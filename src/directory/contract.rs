@@ -136,7 +136,12 @@ fn a_broken_table_is_refused_whole_with_its_line_and_without_its_keys() {
         (".yaml", "a: 1\nb: moon\n", "line 2: unknown region `moon`"),
         (".yaml", "{}\n", "the table has no users"),
         (".yaml", "alice: eu-west\nsecret-key: mars\n", "line 2: unknown region `mars`"),
-        (".yaml", "secret-key: eu-west\nsecret-key: us-east\n", "each user once"),
+        (
+            ".yaml",
+            "secret-key: eu-west\nsecret-key: us-east\nb: mars\n",
+            "line 2: this user is already in the table, with another home; line 3: unknown",
+        ),
+        (".csv", "\u{ff},home\n", "write `user,home`"),
         (".yaml", "- a\n", "write `USER: REGION`"),
     ] {
         let error = open(ending, text).err().unwrap_or_else(|| panic!("{text:?} was taken"));

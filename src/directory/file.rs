@@ -96,7 +96,11 @@ impl FileTable {
                 },
             }
             let Some(width) = width else {
-                width = Some(width_of(&row).ok_or_else(|| vec![RowError::Columns])?);
+                let Some(columns) = width_of(&row) else {
+                    wrong.push(RowError::Columns);
+                    return Err(wrong);
+                };
+                width = Some(columns);
                 continue;
             };
             let line = row.position().map_or(0, csv::Position::line);
@@ -119,11 +123,11 @@ impl FileTable {
     }
 
     fn from_yaml(bytes: &[u8], registry: &Registry) -> Result<Self, Vec<RowError>> {
-        let rows: HashMap<String, serde_yaml::Spanned<YamlRow>> = serde_yaml::from_slice(bytes).map_err(|error| {
+        // A user who is listed twice must not hide other mistakes, so every row is read.
+        let options = serde_yaml::options! { duplicate_keys: serde_yaml::options::DuplicateKeyPolicy::PassThrough };
+        let YamlRows(rows) = serde_yaml::from_slice_with_options(bytes, options).map_err(|error| {
             let place = error.location().map_or(String::new(), |at| format!("line {}: ", at.line()));
-            vec![RowError::Yaml(format!(
-                "{place}write `USER: REGION` or `USER: {{ home: REGION, jurisdiction: NAME }}`, each user once"
-            ))]
+            vec![RowError::Yaml(format!("{place}write `USER: REGION` or `USER: {{ home: REGION, jurisdiction: NAME }}`"))]
         })?;
         let mut table = Self::with_capacity(rows.len());
         let mut wrong = Vec::new();
@@ -180,6 +184,33 @@ fn version_of(bytes: &[u8]) -> TableVersion {
     TableVersion(version)
 }
 
+/// The rows of a YAML table, in their order.
+struct YamlRows(Vec<(String, serde_yaml::Spanned<YamlRow>)>);
+
+impl<'de> Deserialize<'de> for YamlRows {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Rows;
+
+        impl<'de> serde::de::Visitor<'de> for Rows {
+            type Value = YamlRows;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a mapping of users")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<YamlRows, A::Error> {
+                let mut rows = Vec::new();
+                while let Some(row) = map.next_entry()? {
+                    rows.push(row);
+                }
+                Ok(YamlRows(rows))
+            }
+        }
+
+        deserializer.deserialize_map(Rows)
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum YamlRow {
@@ -188,7 +219,7 @@ enum YamlRow {
         home: String,
         jurisdiction: Option<String>,
     },
-    /// A mistake, which must not hide those in other rows.
+    /// A row of another form, kept so that it does not hide mistakes in other rows.
     Other(serde::de::IgnoredAny),
 }
 

@@ -136,6 +136,7 @@ fn question(snapshot: &JudgingSnapshot, query: &Query) -> Result<Question, Strin
         method,
         host,
         path: path.into_owned(),
+        is_preflight: false,
         is_read: matches!(method, Method::Get | Method::Head),
         client: query.ip.to_canonical(),
         identity: Identity { caller, token, credential, ..Identity::default() },

@@ -39,6 +39,7 @@ pub struct Findings<'q> {
     /// The directory was not asked, because the sealed cookie was issued from the current table.
     pub is_from_hint: bool,
     token: Lookup<RegionId>,
+    caller_token: Lookup<RegionId>,
     hint: Option<Record>,
     pub place: Lookup<Place>,
     place_is_stale: bool,
@@ -72,7 +73,8 @@ pub async fn find<'q>(question: &'q Question, labels: &[Box<str>], moment: &Mome
     };
     let key = user.as_ref().map(|(key, _)| key.as_str());
     let hint = hint(question, key, policy);
-    let is_from_hint = hint.is_some() && saves_lookup(question, route, snapshot);
+    let claimed = claimed(question.envelope.as_ref(), labels, policy);
+    let is_from_hint = hint.is_some() && saves_lookup(question, route, claimed, snapshot);
     let asks_directory = route.is_some_and(|route| route.chain.contains(&Step::Directory));
     let directory = match (&subject, asks_directory && !is_from_hint) {
         (Subject::Undecodable, _) => Lookup::Unverifiable,
@@ -82,6 +84,13 @@ pub async fn find<'q>(question: &'q Question, labels: &[Box<str>], moment: &Mome
     let other = caller.filter(|(caller, _)| Some(caller.as_str()) != key);
     let caller = match (&subject, directory, other) {
         (Subject::Named(_), Lookup::Absent, Some((caller, _))) => ask(snapshot.directory.as_deref(), Some(caller)).await,
+        _ => Lookup::NotAsked,
+    };
+    let has_record = matches!(directory, Lookup::Found(_)) || matches!(caller, Lookup::Found(_)) || is_from_hint;
+    let caller_token = match (&subject, directory) {
+        (Subject::Named(name), Lookup::Absent | Lookup::NotAsked) if !has_record && !is_holder(question, name) => {
+            claimed_home(question, route, policy)
+        }
         _ => Lookup::NotAsked,
     };
     let statement = question.envelope.as_ref().map(|envelope| statement(envelope, policy));
@@ -94,12 +103,13 @@ pub async fn find<'q>(question: &'q Question, labels: &[Box<str>], moment: &Mome
         caller,
         is_from_hint,
         token: token(question, &subject, route, policy),
+        caller_token,
         hint,
         user,
         place,
         place_is_stale: is_from_database && moment.geoip_is_stale,
         statement,
-        claimed: claimed(question.envelope.as_ref(), labels, policy),
+        claimed,
     }
 }
 
@@ -110,6 +120,7 @@ impl Findings<'_> {
         Facts {
             route: self.route,
             ingress: self.question.ingress,
+            is_preflight: self.question.is_preflight,
             is_read: self.question.is_read,
             today: self.today,
             client: self.question.client,
@@ -117,6 +128,7 @@ impl Findings<'_> {
             caller: self.caller,
             caller_proof: identity.caller.as_ref().map_or(Proof::Claimed, |(_, proof)| *proof),
             token: self.token,
+            caller_token: self.caller_token,
             credential: identity.credential,
             hint: self.hint,
             proof: self.user.as_ref().map_or(Proof::Claimed, |(_, proof)| *proof),
@@ -156,14 +168,25 @@ async fn ask(directory: Option<&Directory>, key: Option<&str>) -> Lookup<Record>
 /// The region that the route's claim of the token names. A token states the home of its holder, so it says nothing about
 /// another user whom the path names.
 fn token(question: &Question, subject: &Subject, route: Option<&Route>, policy: &Policy) -> Lookup<RegionId> {
-    let Some(claim) = route.and_then(|route| route.claim.as_deref()) else { return Lookup::NotAsked };
-    let Some(token) = &question.identity.token else { return Lookup::NoKey };
-    let is_holder =
-        |name: &str| question.identity.caller.as_ref().is_some_and(|(caller, proof)| caller == name && *proof == Proof::Proven);
     match subject {
-        Subject::Named(name) if !is_holder(name) => return Lookup::NoKey,
-        Subject::Named(_) | Subject::Caller | Subject::Undecodable => {}
+        Subject::Named(name) if !is_holder(question, name) => match route.and_then(|route| route.claim.as_deref()) {
+            None => Lookup::NotAsked,
+            Some(_) => Lookup::NoKey,
+        },
+        Subject::Named(_) | Subject::Caller | Subject::Undecodable => claimed_home(question, route, policy),
     }
+}
+
+/// Whether a user is the proven caller.
+fn is_holder(question: &Question, name: &str) -> bool {
+    question.identity.caller.as_ref().is_some_and(|(caller, proof)| caller == name && *proof == Proof::Proven)
+}
+
+/// The region that the route's claim of the caller's token names.
+fn claimed_home(question: &Question, route: Option<&Route>, policy: &Policy) -> Lookup<RegionId> {
+    let asks = route.filter(|route| route.chain.contains(&Step::Token));
+    let Some(claim) = asks.and_then(|route| route.claim.as_deref()) else { return Lookup::NotAsked };
+    let Some(token) = &question.identity.token else { return Lookup::NoKey };
     let Some(name) = token.claim(claim) else { return Lookup::Absent };
     policy.find_region(&name).map_or(Lookup::Unavailable, Lookup::Found)
 }
@@ -180,13 +203,15 @@ fn hint(question: &Question, key: Option<&str>, policy: &Policy) -> Option<Recor
     Some(Record { home: policy.find_region(&hint.home)?, jurisdiction })
 }
 
-/// Whether the hint replaces the directory lookup: it was issued from the current table, and the evidence `Asserted` is
-/// enough for the data.
-fn saves_lookup(question: &Question, route: Option<&Route>, snapshot: &JudgingSnapshot) -> bool {
+/// Whether the hint replaces the directory lookup: it was issued from the current table, and the evidence `Asserted` is enough
+/// for every class of the message.
+fn saves_lookup(question: &Question, route: Option<&Route>, claimed: Option<ClassSet>, snapshot: &JudgingSnapshot) -> bool {
     let table = snapshot.table_version();
     let is_current = question.identity.hint.as_ref().is_some_and(|hint| Some(hint.table) == table);
     let asks = route.filter(|route| route.chain.contains(&Step::Directory));
-    is_current && asks.is_some_and(|route| snapshot.policy.is_unlocked(route, Evidence::Asserted))
+    let (Some(route), Some(claimed), true) = (asks, claimed, is_current) else { return false };
+    let classes = claimed.union(ClassSet::only(route.class));
+    classes.iter().all(|class| snapshot.policy.class(class).rule.needs <= Evidence::Asserted)
 }
 
 /// The place of the client, and whether it was looked up in the database.

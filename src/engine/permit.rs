@@ -29,7 +29,7 @@ pub struct Registrar<'a> {
     pub reported: &'a Reported,
 }
 
-/// What was counted for one request because only report-only mode allows it.
+/// The regions and classes of one request that were counted because only report-only mode allows them.
 #[derive(Default)]
 pub struct Reported(RefCell<Vec<(ClassSet, RegionId)>>);
 
@@ -45,7 +45,8 @@ impl Reported {
         metrics.reported(&class_label(policy, trail.classes), from, to);
     }
 
-    /// Counts a request that `enforce` would have refused, if it was not counted at an exit. It may have ended before.
+    /// Counts a request that `enforce` would have refused, if it was not counted at an exit. The request may have
+    /// ended before its first attempt.
     pub fn count_at_the_end(&self, metrics: &WorkerMetrics, judged: &Judged, is_redirect: bool, served_by: Option<RegionId>) {
         let (policy, trail) = (judged.moment.policy(), &judged.decision.trail);
         if served_by.is_some_and(|region| trail.is_only_reported(region)) || trail.would_be_refused(is_redirect) {

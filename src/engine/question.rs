@@ -21,6 +21,8 @@ pub struct Question {
     pub host: String,
     /// In canonical form.
     pub path: String,
+    /// A CORS preflight: a browser's question whether a page may send the announced request.
+    pub is_preflight: bool,
     /// A GET or HEAD without an upgrade.
     pub is_read: bool,
     pub client: IpAddr,

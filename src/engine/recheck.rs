@@ -36,7 +36,7 @@ pub struct Lease {
     /// The regions whose ledger lines are written under the last judgement.
     recorded: RefCell<Vec<RegionId>>,
     validity: Validity,
-    /// The number of renewals that were begun. A result of an earlier one is not adopted.
+    /// The number of renewals begun. Only the result of the latest is adopted.
     renewals: Cell<u64>,
     wakers: RefCell<Vec<Waker>>,
     aborts: RefCell<Vec<Box<dyn Fn()>>>,

@@ -388,6 +388,23 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_arrives_too_late_is_not_passed_on_although_nothing_polled_in_between() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let min_rate = Some(MinRate { bytes_per_second: 256, grace: GRACE });
+            let limits = BodyLimits { max_bytes: u64::MAX, idle_timeout: Duration::from_secs(60), min_rate };
+            let progress = Rc::new(Progress::default());
+            let mut body = Metered::new(Sender::of(vec![(seconds(1), 1), (seconds(20), 1)]), limits, Rc::clone(&progress));
+            assert!(matches!(std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await, Some(Ok(_))));
+            let mut unpolled = Context::from_waker(std::task::Waker::noop());
+            assert!(Pin::new(&mut body).poll_frame(&mut unpolled).is_pending());
+            tokio::time::advance(seconds(30)).await;
+            assert!(matches!(Pin::new(&mut body).poll_frame(&mut unpolled), Poll::Ready(Some(Err(_)))));
+            assert_eq!(progress.failure.get(), Some(BodyFailure::TooSlow));
+        });
+    }
+
+    #[test]
     fn one_long_pause_is_cut_at_the_end_of_the_grace_period() {
         let (failure, after) = receive(vec![(Duration::ZERO, 1), (seconds(50), 1 << 20)]);
         assert_eq!(failure, Some(BodyFailure::TooSlow));

@@ -60,6 +60,8 @@ pub struct Worker {
     /// Notified when the snapshot has changed.
     pub changed: Arc<Notify>,
     moment: RefCell<Moment>,
+    /// The moment under which the open requests were last judged again.
+    rechecked: RefCell<Moment>,
     snapshot: RefCell<arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     vitals: RefCell<arc_swap::Cache<Arc<ArcSwap<Vitals>>, Arc<Vitals>>>,
 }
@@ -80,6 +82,7 @@ impl Worker {
             leases: Rc::default(),
             peer_warned_at: Cell::default(),
             changed: Arc::default(),
+            rechecked: RefCell::new(moment.clone()),
             moment: RefCell::new(moment),
         }
     }
@@ -93,7 +96,7 @@ impl Worker {
         Arc::clone(self.vitals.borrow_mut().load())
     }
 
-    /// The moment to judge by: the newest policy and tables, and the day that [`Self::update_moment`] last recorded.
+    /// The moment to judge by: the newest policy and tables, and the day of the last [`Self::check_clock`].
     pub fn moment(&self) -> Moment {
         let judging = Arc::clone(&self.snapshot().judging);
         let mut moment = self.moment.borrow_mut();
@@ -103,20 +106,22 @@ impl Worker {
         moment.clone()
     }
 
-    /// Updates the moment, because transfers expire at midnight and a GeoIP database can become too old. Returns whether the
-    /// moment has changed, so that open requests must be judged again.
-    pub fn update_moment(&self, now: SystemTime) -> bool {
+    /// Takes the current time into the moment, because transfers expire at midnight and a GeoIP database can become too old. Returns
+    /// whether open requests must be judged again, because the moment is not the one of the last [`Self::recheck`].
+    pub fn check_clock(&self, now: SystemTime) -> bool {
         let fresh = Moment::live(Arc::clone(&self.snapshot().judging), now);
-        let has_changed = !self.moment.borrow().is_same(&fresh);
+        let is_same = self.rechecked.borrow().is_same(&fresh);
         self.moment.replace(fresh);
-        has_changed
+        !is_same
     }
 
     /// Judges all open requests again, and closes the connections to peers that are no longer trusted.
     pub async fn recheck(&self) {
         let snapshot = self.snapshot();
         self.peer_pool.close_untrusted(|chain| snapshot.peers.as_ref().is_some_and(|peers| peers.still_proves(chain)));
-        self.leases.renew_all(&self.moment(), &self.vitals()).await;
+        let moment = self.moment();
+        self.rechecked.replace(moment.clone());
+        self.leases.renew_all(&moment, &self.vitals()).await;
     }
 
     /// Whether the region drains. Probes report it, so that peers send their requests to other regions.

@@ -159,7 +159,7 @@ fn a_set_of_keys_is_sound_or_refused() {
 fn the_cookbooks_signatures_verify() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/jose-cookbook");
     let files = std::fs::read_dir(&folder).unwrap();
-    let mut verified = Vec::new();
+    let (mut verified, mut refused) = (Vec::new(), 0);
     for file in files.map(|file| file.unwrap().path()) {
         let vector: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
         let (Some(compact), Some(input)) = (vector["output"]["compact"].as_str(), vector.get("input")) else { continue };
@@ -170,6 +170,7 @@ fn the_cookbooks_signatures_verify() {
             // The critical extension `b64` (RFC 7797) is not supported.
             let tokens = open(&json!({ "keys": [entry] })).unwrap();
             assert_eq!(tokens.verify(compact).map(drop), Err(Fault::Malformed));
+            refused += 1;
             continue;
         }
         let name = file.file_name().unwrap().to_string_lossy().into_owned();
@@ -183,8 +184,7 @@ fn the_cookbooks_signatures_verify() {
         verified.push(input["alg"].as_str().unwrap().to_owned());
     }
     verified.sort();
-    verified.dedup();
-    assert_eq!(verified, ["EdDSA", "HS256", "PS384", "RS256"]);
+    assert_eq!((verified.join(" "), refused), ("EdDSA HS256 HS256 PS384 RS256".to_owned(), 1));
 }
 
 #[test]

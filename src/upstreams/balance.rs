@@ -157,8 +157,8 @@ mod tests {
             proxy_protocol: None,
         };
         let circuit = CircuitLimits { requests, queue: 1, queue_timeout: Duration::from_millis(20) };
-        let targets = vec![target("a:1"), target("b:1"), target("c:1")];
-        Upstreams::new(Settings { targets, check: None, circuit, ..Settings::default() }, None).unwrap()
+        let upstreams = vec![target("a:1"), target("b:1"), target("c:1")];
+        Upstreams::new(Settings { upstreams, check: None, circuit, ..Settings::default() }, None).unwrap()
     }
 
     fn one(selection: Selection) -> (Arc<Upstream>, Outstanding) {

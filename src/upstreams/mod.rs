@@ -25,7 +25,7 @@ pub use outlier::Ejection;
 /// The settings of the local region's upstreams.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Settings {
-    pub targets: Vec<UpstreamSettings>,
+    pub upstreams: Vec<UpstreamSettings>,
     /// `None` for no active health checks: every upstream counts as up.
     pub check: Option<Check>,
     pub ejection: Ejection,
@@ -147,7 +147,7 @@ impl Upstreams {
             let (server, proxy_protocol) = (target.server(&state.addresses)?, target.proxy_protocol);
             Ok(Arc::new(Upstream { server, proxy_protocol, state }))
         };
-        let list = settings.targets.iter().map(upstream).collect::<Result<_, _>>()?;
+        let list = settings.upstreams.iter().map(upstream).collect::<Result<_, _>>()?;
         Ok(Self { settings, list })
     }
 

@@ -115,29 +115,35 @@ mod tests {
 
     #[test]
     fn consecutive_failures_eject_and_each_time_for_longer() {
-        let (record, rules) = (FailureHistory::default(), Ejection { after: 3, ..Ejection::default() });
-        let at = |seconds: u64| record.created + Duration::from_secs(seconds);
-        assert!(!record.note_failure(&rules, at(1)) && !record.note_failure(&rules, at(1)));
-        record.note_success();
-        assert!(!record.note_failure(&rules, at(1)) && !record.note_failure(&rules, at(1)) && record.note_failure(&rules, at(1)));
-        assert_eq!(record.eject(&rules, at(1)), Duration::from_secs(10));
-        assert!(record.is_ejected(at(10)) && !record.is_ejected(at(11)));
-        assert_eq!(record.eject(&rules, at(20)), Duration::from_secs(20));
-        (0..20).for_each(|_| assert!(record.eject(&rules, at(20)) > Duration::ZERO));
-        assert_eq!(record.eject(&rules, at(20)), MAX_PERIOD);
-        assert_eq!(record.eject(&rules, at(20_000)), Duration::from_secs(10), "many periods have passed since the last ejection");
+        let (history, rules) = (FailureHistory::default(), Ejection { after: 3, ..Ejection::default() });
+        let at = |seconds: u64| history.created + Duration::from_secs(seconds);
+        assert!(!history.note_failure(&rules, at(1)) && !history.note_failure(&rules, at(1)));
+        history.note_success();
+        assert!(
+            !history.note_failure(&rules, at(1)) && !history.note_failure(&rules, at(1)) && history.note_failure(&rules, at(1))
+        );
+        assert_eq!(history.eject(&rules, at(1)), Duration::from_secs(10));
+        assert!(history.is_ejected(at(10)) && !history.is_ejected(at(11)));
+        assert_eq!(history.eject(&rules, at(20)), Duration::from_secs(20));
+        (0..20).for_each(|_| assert!(history.eject(&rules, at(20)) > Duration::ZERO));
+        assert_eq!(history.eject(&rules, at(20)), MAX_PERIOD);
+        assert_eq!(
+            history.eject(&rules, at(20_000)),
+            Duration::from_secs(10),
+            "many periods have passed since the last ejection"
+        );
         let never = Ejection { after: 0, ..rules };
         assert!((0..100).all(|_| !FailureHistory::default().note_failure(&never, Instant::now())));
     }
 
     #[test]
     fn a_returning_upstream_gets_a_tenth_at_first() {
-        let (record, slow_start) = (FailureHistory::default(), Duration::from_secs(10));
-        let at = |seconds: u64| record.created + Duration::from_secs(seconds);
-        assert_eq!(record.share(slow_start, at(0)), 1.0, "an upstream that was never away has its full share");
-        record.note_return(at(100));
-        let shares: Vec<_> = [100, 105, 110, 200].map(|second| record.share(slow_start, at(second))).into();
+        let (history, slow_start) = (FailureHistory::default(), Duration::from_secs(10));
+        let at = |seconds: u64| history.created + Duration::from_secs(seconds);
+        assert_eq!(history.share(slow_start, at(0)), 1.0, "an upstream that was never away has its full share");
+        history.note_return(at(100));
+        let shares: Vec<_> = [100, 105, 110, 200].map(|second| history.share(slow_start, at(second))).into();
         assert_eq!(shares, [0.1, 0.5, 1.0, 1.0]);
-        assert_eq!(record.share(Duration::ZERO, at(100)), 1.0);
+        assert_eq!(history.share(Duration::ZERO, at(100)), 1.0);
     }
 }

@@ -302,3 +302,7 @@ if __name__ == "__main__":
     one = {"connections": 50, "requests": 1, "most": 2 * MIB}
     hold("responses of another region to HTTP/1.1 clients", ask_http1, get, b"/far/a", Http1App, least=MIB, **one)
     hold("HTTP/1.1 uploads to another region", ask_http1, post, b"/far/silent", Http1App, least=0, **one)
+    # Fewer measurements than these is a failure, so that none is lost unnoticed.
+    count, expected = next(NUMBERS) - 1, 16
+    if count != expected or not ONLY <= set(range(1, expected + 1)):
+        sys.exit("%d of %d measurements exist, and %s were requested" % (count, expected, sorted(ONLY) or "all"))

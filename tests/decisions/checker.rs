@@ -183,6 +183,8 @@ pub struct Situation {
     pub path: String,
     /// For a preflight, the method that it asks about.
     pub method: &'static str,
+    /// A CORS preflight: it carries no credentials and so names no caller.
+    pub is_preflight: bool,
     /// The request asks to open a tunnel.
     pub is_upgrade: bool,
     pub client: IpAddr,
@@ -269,7 +271,7 @@ pub fn limits(world: &World, situation: &Situation) -> Option<Limits> {
     let request = request_of(world, situation).ok()?;
     let homes = homes_of(&request).ok()?;
     let enforced = enforced_classes(&request.classes);
-    let clearance = cleared_regions(world, &enforced, &homes);
+    let clearance = cleared_regions(&request, &enforced, &homes);
     let mut carriers = Vec::new();
     for region in 0..world.regions.len() {
         if may_carry(world, region, &clearance, &enforced) {
@@ -318,8 +320,8 @@ fn judge_until_refused(world: &World, situation: &Situation) -> Result<Judgement
     let request = request_of(world, situation)?;
     let homes = homes_of(&request)?;
     let enforced = enforced_classes(&request.classes);
-    let clearance = cleared_regions(world, &enforced, &homes);
-    check_clearance(&clearance, &enforced, &homes)?;
+    let clearance = cleared_regions(&request, &enforced, &homes);
+    check_clearance(&request, &clearance, &enforced, &homes)?;
 
     let owner = homes[0].region;
     let outcome = match situation.peer {
@@ -489,25 +491,36 @@ enum HomeLookup {
 
 /// The homes that are judged. The first one owns the request; the list is never empty.
 fn homes_of(request: &Request) -> Result<Vec<Home>, Code> {
+    let home_of_second_user = home_of_second_user(request)?;
     let found_by_chain = home_found_by_chain(request)?;
-    Ok(match home_of_second_user(request) {
+    Ok(match home_of_second_user {
         Some(home_of_caller) => vec![home_of_caller, found_by_chain],
         None => vec![found_by_chain],
     })
 }
 
-/// The recorded home of the caller, if the path names another user and the directory has no record of that user.
-fn home_of_second_user(request: &Request) -> Option<Home> {
-    let path_user = request.path_user.as_ref()?;
-    let (caller, proof) = request.situation.caller.as_ref()?;
+/// The home of the caller, if the path names another user of whom there is no record: a recorded home, or else the home that the
+/// caller's token claims.
+fn home_of_second_user(request: &Request) -> Result<Option<Home>, Code> {
+    let Some(path_user) = &request.path_user else {
+        return Ok(None);
+    };
+    let caller = request.situation.caller.as_ref();
     let asks_directory = request.route.chain.iter().any(|step| matches!(step, Step::Directory));
-    if caller == path_user || !asks_directory {
-        return None;
+    if asks_directory {
+        match home_of_subject(request) {
+            HomeLookup::Absent => {}
+            HomeLookup::NoKey | HomeLookup::Unavailable | HomeLookup::Found(_) => return Ok(None),
+        }
+        if let Some((key, proof)) = caller
+            && key != path_user
+            && let Some(home) = home_in_directory(request.world, key, *proof)
+        {
+            return Ok(Some(home));
+        }
     }
-    match home_of_subject(request) {
-        HomeLookup::Absent => home_in_directory(request.world, caller, *proof),
-        HomeLookup::NoKey | HomeLookup::Unavailable | HomeLookup::Found(_) => None,
-    }
+    let names_its_caller = caller.is_some_and(|(key, proof)| key == path_user && *proof == Proof::Proven);
+    if names_its_caller { Ok(None) } else { home_claimed_by_token(request) }
 }
 
 /// The key of the user whose record is looked up: the path's user if there is one, else the caller.
@@ -526,7 +539,7 @@ fn home_of_subject(request: &Request) -> HomeLookup {
     };
     let hint = request.situation.hint.as_ref().filter(|hint| hint.user == key);
     if let Some(hint) = hint {
-        let hint_suffices = request.world.classes[request.route.class].needs <= Evidence::Asserted;
+        let hint_suffices = request.classes.iter().all(|class| class.needs <= Evidence::Asserted);
         let spares_directory = hint.is_current && hint_suffices;
         if spares_directory || !request.world.directory_available {
             return HomeLookup::Found(home_in_hint(request.world, hint));
@@ -591,17 +604,20 @@ fn directory_step(request: &Request) -> Result<Option<Home>, Code> {
     }
 }
 
-/// Reads the route's claim of the verified token. The claim names a region as `r0`, `r1` and so on.
+/// A token speaks for its holder, and for nobody else whom the path names.
 fn token_step(request: &Request) -> Result<Option<Home>, Code> {
-    let (Some(token), Some(claim)) = (&request.situation.token, &request.route.claim) else {
+    match &request.path_user {
+        Some(named) if request.situation.caller != Some((named.clone(), Proof::Proven)) => Ok(None),
+        Some(_) | None => home_claimed_by_token(request),
+    }
+}
+
+/// Reads the route's claim of the verified token. The claim names a region as `r0`, `r1` and so on.
+fn home_claimed_by_token(request: &Request) -> Result<Option<Home>, Code> {
+    let asks_token = request.route.chain.iter().any(|step| matches!(step, Step::Token));
+    let (Some(token), Some(claim), true) = (&request.situation.token, &request.route.claim, asks_token) else {
         return Ok(None);
     };
-    // A token speaks for its holder, and for nobody else whom the path names.
-    if let Some(named) = &request.path_user
-        && request.situation.caller != Some((named.clone(), Proof::Proven))
-    {
-        return Ok(None);
-    }
     let Some(name) = token.get(claim) else {
         return Ok(None);
     };
@@ -767,13 +783,13 @@ fn enforced_classes<'a>(classes: &[&'a Class]) -> Vec<&'a Class> {
 }
 
 /// The regions that every class admits for every home.
-fn cleared_regions(world: &World, classes: &[&Class], homes: &[Home]) -> Vec<usize> {
+fn cleared_regions(request: &Request, classes: &[&Class], homes: &[Home]) -> Vec<usize> {
     let mut cleared = Vec::new();
-    for region in 0..world.regions.len() {
+    for region in 0..request.world.regions.len() {
         let mut is_admitted = true;
         for class in classes {
             for home in homes {
-                if !admits(world, class, home, region) {
+                if !admits(request, class, home, region) {
                     is_admitted = false;
                 }
             }
@@ -785,11 +801,18 @@ fn cleared_regions(world: &World, classes: &[&Class], homes: &[Home]) -> Vec<usi
     cleared
 }
 
-fn admits(world: &World, class: &Class, home: &Home, region: usize) -> bool {
+fn admits(request: &Request, class: &Class, home: &Home, region: usize) -> bool {
+    let world = request.world;
     let jurisdiction = world.regions[region].jurisdiction;
     let may_process = stays_within(&class.stays, &home.user, jurisdiction)
         || is_transferred(&class.transfers, &home.user, jurisdiction, world.today);
-    may_process && home.evidence >= class.needs
+    may_process && home.evidence >= needed_evidence(request, class)
+}
+
+/// A preflight names no caller, so that anything but a record of the path's user is a guess about somebody.
+fn needed_evidence(request: &Request, class: &Class) -> Evidence {
+    let may_be_anywhere = matches!(class.stays, Stays::Anywhere);
+    if request.situation.is_preflight && !may_be_anywhere { Evidence::Recorded } else { class.needs }
 }
 
 fn stays_within(stays: &Stays, user: &User, jurisdiction: usize) -> bool {
@@ -810,9 +833,10 @@ fn is_transferred(transfers: &[Transfer], user: &User, jurisdiction: usize, toda
     false
 }
 
-fn check_clearance(clearance: &[usize], enforced: &[&Class], homes: &[Home]) -> Result<(), Code> {
+fn check_clearance(request: &Request, clearance: &[usize], enforced: &[&Class], homes: &[Home]) -> Result<(), Code> {
     if clearance.is_empty() {
-        let is_too_weak = homes.iter().any(|home| enforced.iter().any(|class| home.evidence < class.needs));
+        let is_below = |home: &Home, class: &Class| home.evidence < needed_evidence(request, class);
+        let is_too_weak = homes.iter().any(|home| enforced.iter().any(|class| is_below(home, class)));
         return Err(if is_too_weak { "residency.evidence_too_weak" } else { "residency.nowhere_cleared" });
     }
     match homes[0].region {
@@ -918,7 +942,7 @@ fn outcome_for_peer(
 /// that it redirects, so a redirect breaks no rule about carriers.
 fn is_only_reported(request: &Request, homes: &[Home], outcome: &Outcome) -> bool {
     let world = request.world;
-    let strict = cleared_regions(world, &request.classes, homes);
+    let strict = cleared_regions(request, &request.classes, homes);
     let owner_is_cleared = homes[0].region.is_none_or(|owner| strict.contains(&owner));
     match outcome {
         Outcome::Proceed(stops) => {
@@ -997,6 +1021,7 @@ mod tests {
             host: "www.example.com".into(),
             path: path.into(),
             method: "GET",
+            is_preflight: false,
             is_upgrade: false,
             client: IpAddr::from([192, 0, 2, 1]),
             country: None,

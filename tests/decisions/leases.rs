@@ -20,8 +20,8 @@ use domicile::engine::snapshot::{JudgingSnapshot, Moment};
 use domicile::metrics::Metrics;
 use domicile::model::country::CountryCode;
 use domicile::model::outcome::Code;
-use domicile::model::region::Registry;
-use domicile::model::user::Proof;
+use domicile::model::region::{RegionId, Registry};
+use domicile::model::user::{Proof, Record};
 use domicile::model::vitals::{Health, RegionVitals, TableVersion, Vitals};
 use tokio::runtime::LocalRuntime;
 
@@ -80,6 +80,7 @@ impl Open {
                 credential: Credential::Absent,
                 ..Identity::default()
             },
+            is_preflight: false,
             ignores_hint: Default::default(),
             envelope: None,
         });
@@ -160,6 +161,8 @@ fn a_user_who_moves_away_or_disappears_ends_what_is_open() {
         ("user,home\nanna,dublin\nben,tokyo\n", true),
         ("user,home\nanna,ashburn\nben,ashburn\n", false),
         ("user,home\nben,ashburn\n", false),
+        // dublin may process her data, and her home may not.
+        ("user,home,jurisdiction\nanna,ashburn,eu\n", false),
     ] {
         let open = Open::permitted("/account/1", Some("anna"), "IE");
         assert_eq!(open.is_open_under(open.with_users(users)), is_open, "{users}");
@@ -202,6 +205,20 @@ fn a_request_that_would_need_a_line_under_the_new_rules_ends_without_it() {
     // With its line written, the request stays open under the same rules.
     let recorded = Open::permitted("/users/ben/orders/1", None, "US");
     assert!(recorded.is_open_under(moment_of(USERS).0));
+}
+
+#[test]
+fn a_forwarded_request_that_comes_to_depend_on_a_transfer_ends() {
+    // The line that dublin wrote for the crossing to ashburn names no legal basis.
+    for (users, is_open) in
+        [("user,home,jurisdiction\nben,ashburn,us\n", true), ("user,home,jurisdiction\nben,ashburn,jp\n", false)]
+    {
+        let open = Open::permitted("/billing/1", Some("ben"), "US");
+        assert_ne!(open.stop.region(), open.lease.judged().moment.policy().local);
+        assert_eq!(open.is_open_under(open.with_users(users)), is_open, "{users}");
+        let judged = open.lease.judged();
+        assert!(judged.decision.trail.is_cleared(open.stop.region()), "a transfer lets ashburn process a Japanese user's data");
+    }
 }
 
 #[test]
@@ -282,7 +299,7 @@ fn open_requests_do_not_wait_for_each_other_while_a_directory_hangs() {
         open.leases.renew_all(&hanging, &open.vitals).await;
         started.elapsed()
     });
-    assert!(open.lease.has_ended(), "nobody knows where anna lives");
+    assert!(open.lease.has_ended(), "the home of anna cannot be looked up");
     assert!(more.iter().all(|lease| lease.is_current(&hanging)), "all were judged again");
     assert!(elapsed >= DIRECTORY_DEADLINE && elapsed < 2 * DIRECTORY_DEADLINE, "{elapsed:?}");
 }
@@ -303,7 +320,9 @@ fn an_older_renewal_does_not_replace_a_newer_one() {
     let open = Open::judged("/account/1", Some("anna"), "IE");
     let slow = with_remote(&open.lease.judged().moment, || {
         Box::pin(async {
-            tokio::task::yield_now().await;
+            for _ in 0..5 {
+                tokio::task::yield_now().await;
+            }
             Answer::Absent
         })
     });
@@ -313,6 +332,26 @@ fn an_older_renewal_does_not_replace_a_newer_one() {
         tokio::join!(older, newer);
     });
     assert!(open.lease.is_current(&newest));
+}
+
+#[test]
+fn labels_are_judged_under_the_newest_moment() {
+    let slow = with_remote(&moment_of(USERS).0, || {
+        Box::pin(async {
+            for _ in 0..5 {
+                tokio::task::yield_now().await;
+            }
+            Answer::Found(Record { home: RegionId::new(0).unwrap(), jurisdiction: None })
+        })
+    });
+    let open = Open::judged_at((slow, moment_of(USERS).1), "/account/1", Some("anna"), "IE");
+    open.permit().unwrap();
+    let newest = open.with_users(USERS);
+    let labels = ["restricted".into()];
+    let may_leave = open.runtime.block_on(async {
+        tokio::join!(open.lease.add_labels(&labels, &open.vitals), open.lease.renew(&newest, &open.vitals)).0
+    });
+    assert!(may_leave && open.lease.is_current(&newest), "the older judgement does not replace the newer one");
 }
 
 /// The times after which a change takes effect are stated in the documentation.

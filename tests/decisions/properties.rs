@@ -116,9 +116,8 @@ fn kinds_of(case: &Case, outcome: &Outcome, is_only_reported: bool) -> Vec<&'sta
     if proceeds && case.situation.peer.is_some() {
         kinds.push("served for a peer");
     }
-    if case.situation.peer.is_none() && case.situation.caller.is_none() && !case.situation.is_read() {
-        // So is a preflight judged: by the method that it asks about, without a user.
-        kinds.push("without a user, for a write");
+    if case.situation.is_preflight {
+        kinds.push(if proceeds { "preflight sent on" } else { "preflight not sent on" });
     }
     if let Some(limits) = limits(case.world, case.situation) {
         kinds.push(match limits.owner {
@@ -141,9 +140,10 @@ fn kinds_of(case: &Case, outcome: &Outcome, is_only_reported: bool) -> Vec<&'sta
 }
 
 /// The minimum number of cases of each kind in the comparison, about half of the actual number.
-const LEAST: [(&str, usize); 30] = [
+const LEAST: [(&str, usize); 31] = [
     ("for a peer with other tables", 900),
-    ("without a user, for a write", 2000),
+    ("preflight sent on", 140),
+    ("preflight not sent on", 500),
     ("served here", 3000),
     ("forwarded", 2500),
     ("several stops", 1400),

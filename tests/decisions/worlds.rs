@@ -276,14 +276,19 @@ pub fn situation(random: &mut Rng, world: &checker::World) -> Situation {
     let region = |random: &mut Rng| random.usize(..regions);
     let peer = if once_in(random, 4) { Some(region(random)).filter(|peer| *peer != world.local) } else { None };
     let (client, country_of_client) = one_of(random, &clients());
-    let caller = (random.usize(..4) < 3).then(|| {
+    let is_preflight = once_in(random, 25);
+    let caller = (!is_preflight && random.usize(..4) < 3).then(|| {
         use checker::Proof::{Claimed, Proven, Vouched};
         (one_of(random, &USERS).0.to_owned(), one_of(random, &[Claimed, Vouched, Proven, Proven]))
     });
     let credential = {
         use checker::Credential::{Absent, Unread, Unverifiable, Verified};
         let usual = if random.bool() { Absent } else { Verified };
-        if once_in(random, 10) { one_of(random, &[Unverifiable, Unread]) } else { usual }
+        match once_in(random, 10) {
+            _ if is_preflight => Absent,
+            true => one_of(random, &[Unverifiable, Unread]),
+            false => usual,
+        }
     };
     let hinted = if once_in(random, 4) { caller.as_ref().map(|(key, _)| key.clone()) } else { None };
     let mut nearest: Vec<_> = (0..regions).collect();
@@ -293,18 +298,14 @@ pub fn situation(random: &mut Rng, world: &checker::World) -> Situation {
         host: one_of(random, &HOSTS).to_owned(),
         path: path(random, world),
         method: if random.bool() { "GET" } else { one_of(random, &METHODS) },
-        is_upgrade: once_in(random, 20),
+        is_preflight,
+        is_upgrade: !is_preflight && once_in(random, 20),
         client,
         country: country_of_client.map(str::to_owned),
         caller,
         token: (credential == checker::Credential::Verified).then(|| claims(random, regions)),
         credential,
-        hint: hinted.map(|user| checker::Hint {
-            user,
-            home: region(random),
-            jurisdiction: maybe(random, |random| random.usize(..world.jurisdictions.len())),
-            is_current: random.bool(),
-        }),
+        hint: hinted.map(|user| hint(random, world, user)),
         // Every peer sends an envelope. The program ignores an envelope in a client's request.
         statement: peer.map(|_| checker::Statement {
             home: (random.usize(..4) < 3).then(|| region(random)),
@@ -315,6 +316,21 @@ pub fn situation(random: &mut Rng, world: &checker::World) -> Situation {
         labels: if once_in(random, 4) { labels(random, world) } else { Vec::new() },
         down: (0..regions).filter(|_| once_in(random, 5)).collect(),
         nearest,
+    }
+}
+
+/// A hint that was issued from the table in use says the same as the table.
+fn hint(random: &mut Rng, world: &checker::World, user: String) -> checker::Hint {
+    match world.users.get(&user) {
+        Some((home, jurisdiction)) if random.bool() => {
+            checker::Hint { user, home: *home, jurisdiction: *jurisdiction, is_current: true }
+        }
+        Some(_) | None => checker::Hint {
+            user,
+            home: random.usize(..world.regions.len()),
+            jurisdiction: maybe(random, |random| random.usize(..world.jurisdictions.len())),
+            is_current: false,
+        },
     }
 }
 
@@ -586,6 +602,7 @@ fn question(situation: &Situation, table: TableVersion) -> Question {
         is_read: situation.is_read(),
         client: situation.client,
         identity,
+        is_preflight: situation.is_preflight,
         ignores_hint: Default::default(),
         envelope: situation.statement.as_ref().map(|statement| envelope(statement, situation.client, caller)),
     }

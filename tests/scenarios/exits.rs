@@ -531,6 +531,14 @@ fn a_peer_does_not_name_one_user_with_the_token_of_another() {
 }
 
 #[test]
+fn a_request_of_a_peer_with_two_envelopes_is_refused() {
+    let world = World::start();
+    let answer = ask_as_peer(&world, "alice", &[("domicile-request", "v=2")]);
+    assert_eq!((answer.status, answer.code().as_str()), (StatusCode::MISDIRECTED_REQUEST, "peer.malformed"));
+    world.eu().upstream().assert_no_requests();
+}
+
+#[test]
 fn a_peer_does_not_claim_one_user_with_the_cookie_of_another() {
     let world = World::start();
     let claimed = |user, fields: &[(&str, &str)]| ask_as_peer_for((user, Proof::Claimed), &world, fields);
@@ -619,6 +627,29 @@ fn tracing_fields_of_a_response_do_not_cross_a_border() {
     assert!(abroad.contains("x-app: y") && abroad.contains("\r\nok\r\n"), "{abroad}");
     for field in ["x-b3-traceid", "request-context", "user=alice"] {
         assert!(!abroad.contains(field), "{field}: {abroad}");
+    }
+}
+
+#[test]
+fn tracing_fields_of_a_tunnels_response_do_not_cross_a_border() {
+    let opened =
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: other\r\nX-B3-TraceId: 1\r\nX-App: y\r\n\r\n";
+    let rules = RULES.replace("name: orders,", "name: orders, upgrades: [other],");
+    let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(opened)]), ..with_rules(&rules) });
+    for region in [world.eu(), world.us()] {
+        let mut stream = TcpStream::connect(region.http).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let ask = b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n";
+        stream.write_all(ask).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap().to_lowercase();
+        assert!(head.starts_with("http/1.1 101") && head.contains("x-app: y"), "{head}");
+        assert_eq!(head.contains("x-b3-traceid"), region.name == "eu-west", "{head}");
     }
 }
 

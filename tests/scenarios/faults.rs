@@ -173,6 +173,7 @@ impl Engine {
             is_read: true,
             client: "91.64.0.1".parse().unwrap(),
             identity: Identity { caller: Some((user.into(), Proof::Proven)), ..Identity::default() },
+            is_preflight: false,
             ignores_hint: Default::default(),
             envelope: None,
         };

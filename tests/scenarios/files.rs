@@ -74,11 +74,11 @@ fn home_of_brazil(world: &World) -> String {
 
 #[test]
 fn a_successor_does_not_take_a_table_that_lost_its_users() {
-    let start = |users_of_predecessor| {
+    let start = |predecessor_user_count| {
         let mut world = World::prepare(&Plan::default());
         let region = &mut world.regions[0];
         let (config, inherited) = (region.config.clone(), region.ports.take().unwrap_or_default());
-        App::start(Launch { config, inherited, users_of_predecessor, ..Launch::default() }).map(App::shut_down)
+        App::start(Launch { config, inherited, predecessor_user_count, ..Launch::default() }).map(App::shut_down)
     };
     let error = start(Some(4)).unwrap_err().to_string();
     assert!(error.contains("has 3 users and had 4") && error.contains("--accept-loss"), "{error}");
@@ -88,19 +88,19 @@ fn a_successor_does_not_take_a_table_that_lost_its_users() {
 #[test]
 fn a_file_that_only_a_refused_configuration_names_starts_a_reload_when_it_is_corrected() {
     let world = World::start();
-    let (config, keys) = (&world.eu().config, world.folder.path().join("new.pem"));
+    let (config, renewed) = (&world.eu().config, world.folder.path().join("new.pem"));
     let sound = std::fs::read_to_string(config).unwrap();
     let certificate = world.folder.path().join("site.pem");
     assert!(sound.contains(certificate.to_str().unwrap()));
-    let renamed = sound.replacen(certificate.to_str().unwrap(), keys.to_str().unwrap(), 1);
+    let renamed = sound.replacen(certificate.to_str().unwrap(), renewed.to_str().unwrap(), 1);
     let with_brazil = renamed.replace("countries: { BR: us-east }", "countries: { BR: eu-west }");
     assert_ne!(with_brazil, renamed);
-    std::fs::write(&keys, "not a certificate").unwrap();
+    std::fs::write(&renewed, "not a certificate").unwrap();
     std::fs::write(config, with_brazil).unwrap();
     let refused = || world.eu().metrics().contains("domicile_reloads_total{result=\"refused\"} 1");
     eventually("the change starts a reload, which is refused", refused);
     // From here on only this file changes.
-    std::fs::copy(&certificate, &keys).unwrap();
+    std::fs::copy(&certificate, &renewed).unwrap();
     eventually("the corrected configuration is used", || home_of_brazil(&world) == "eu-west");
 }
 

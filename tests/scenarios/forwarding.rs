@@ -111,10 +111,11 @@ fn trailers_cross_regions_in_both_directions() {
             let mut sender = http2(&world, region.https, "localhost").await;
             let (upload, body) = pieces();
             upload.send(Frame::data(Bytes::from_static(b"data"))).unwrap();
-            let trailers: HeaderMap = [("x-checksum", "abc"), ("x-user-id", "mallory"), ("x-forwarded-for", "6.6.6.6")]
-                .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)))
-                .into_iter()
-                .collect();
+            let trailers: HeaderMap =
+                [("x-checksum", "abc"), ("x-user-id", "mallory"), ("x-forwarded-for", "6.6.6.6"), ("x_api_key", "k")]
+                    .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)))
+                    .into_iter()
+                    .collect();
             upload.send(Frame::trailers(trailers)).unwrap();
             drop(upload);
             let fields = [("te", "trailers"), ("trailer", "x-checksum, x-user-id, x-forwarded-for")];
@@ -218,6 +219,28 @@ fn the_head_of_an_answer_keeps_end_to_end_fields_and_loses_hop_by_hop_ones() {
         assert!(!answer.headers.contains_key("x-private") && !answer.headers.contains_key("domicile-data-class"));
         assert_eq!(answer.headers.get_all("date").iter().count(), 1);
     }
+}
+
+#[test]
+fn a_code_that_an_app_server_invents_is_not_a_code_of_a_peer() {
+    let inventing = |_: &'static str| {
+        vec![Recorder::with(Arc::new(|request, seen| {
+            Box::pin(async move {
+                remember(request, &seen).await;
+                let mut response = Response::new(whole("ok"));
+                response.headers_mut().insert("domicile-code", HeaderValue::from_static("peer.misdirected"));
+                response
+            })
+        }))]
+    };
+    let world = World::planned(Plan { upstreams: Box::new(inventing), ..Plan::default() });
+    for region in [world.eu(), world.us()] {
+        let answer = get(region.http, "/users/alice/orders/1", &[]);
+        assert_eq!((answer.status, answer.text()), (StatusCode::OK, "ok"), "{}", region.name);
+        assert!(!answer.headers.contains_key("domicile-code"));
+        assert!(!region.metrics().contains("peer.misdirected"), "no failure is counted");
+    }
+    assert_eq!(world.eu().upstream().seen().len(), 2, "each request was sent once");
 }
 
 #[test]

@@ -305,7 +305,7 @@ fn rapid_resets_end_the_connection() {
 
 #[test]
 fn interim_answers_cross_regions_and_versions() {
-    let early = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\nDomicile-Code: x\r\n\r\nHTTP/1.1 103 Early Hints\r\nDomicile-Data-Class: restricted\r\nLink: </secret.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let early = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\nDomicile-Code: x\r\nBaggage: user=alice\r\n\r\nHTTP/1.1 103 Early Hints\r\nDomicile-Data-Class: restricted\r\nLink: </secret.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(early)]), ..Plan::default() });
     for region in [world.eu(), world.us()] {
         // The 103 response labelled `restricted` is dropped, because its data class would need a ledger line first.
@@ -317,6 +317,7 @@ fn interim_answers_cross_regions_and_versions() {
         );
         assert!(!answer.contains("secret"), "{answer}");
         assert!(!answer.contains("domicile-"), "{answer}");
+        assert_eq!(answer.contains("baggage"), region.name == "eu-west", "tracing fields do not cross a border");
         runtime().block_on(async {
             let stream = tokio::net::TcpStream::connect(region.http).await.unwrap();
             let (sender, connection) = h2::client::handshake(stream).await.unwrap();

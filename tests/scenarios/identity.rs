@@ -188,6 +188,14 @@ fn a_sealed_cookie_remembers_who_was_proven_and_serves_nobody_else() {
     assert_ne!(ask(&[("cookie", sealed), ("authorization", &token("bob", "", SECRET))]).status, StatusCode::OK);
     assert_eq!(ask(&[("cookie", &format!("{sealed}; uid=bob"))]).code(), "residency.evidence_too_weak");
     assert_eq!(first.headers["cache-control"], "private", "shared caches must not store the response");
+    // A response with the data of another user sets no cookie: its record is not the caller's.
+    let of_bob = runtime().block_on(async {
+        let mut sender = http2(&world, world.eu().https, "localhost").await;
+        let fields = [("authorization", &*token("alice", "", SECRET))];
+        let request = request(Method::GET, "https://localhost/users/bob/orders/1", "", &fields, whole(""));
+        read(sender.send_request(request).await.unwrap()).await.unwrap()
+    });
+    assert_eq!((of_bob.text(), of_bob.headers.get("set-cookie")), ("us-east", None));
     // A sealed cookie does not count if the request also has a token that does not verify.
     for bad in [token("alice", "", b"another secret that is long enough!"), "a.b.c".into()] {
         let bad = if bad.starts_with("Bearer") { bad } else { format!("Bearer {bad}") };
@@ -258,4 +266,8 @@ fn a_sealed_cookie_saves_the_next_lookup_until_the_table_says_something_else() {
     assert_eq!(lookups(), [5, 4]);
     assert_eq!(ask("/profile/1", &[("cookie", &sealed)]).text(), "us-east", "an old cookie still proves the user");
     assert_eq!(lookups(), [6, 4]);
+    // After a change of the table, the cookie alone proves its user, and is not renewed: it would then never expire.
+    move_to(world.eu(), "chika", "us-east");
+    let renewed = ask("/profile/1", &[("cookie", &sealed)]);
+    assert_eq!((renewed.text(), renewed.headers.get("set-cookie")), ("eu-west", None));
 }

@@ -1,11 +1,10 @@
 //! The ledger has a line for every cross-border movement, which is written before the data moves.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use http::{Method, Response, StatusCode};
 
-use crate::support::{NAMES, Plan, Recorder, USERS, World, eventually, get, post, remember, runtime, try_send, whole};
+use crate::support::{NAMES, Plan, Recorder, USERS, World, eventually, get, log, post, remember, runtime, try_send, whole};
 
 #[test]
 fn the_line_is_on_disk_before_the_request_arrives() {
@@ -126,36 +125,22 @@ pub fn an_owner_that_cannot_record_gives_no_answer() {
     world.eu().upstream().assert_no_requests();
 }
 
-/// The lines of the request logs of all proxies in this process.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[test]
 fn a_region_that_only_carries_logs_no_path_and_no_log_has_a_whole_address() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber =
-        tracing_subscriber::fmt().json().with_env_filter("domicile::request=info").with_writer(move || writer.clone());
-    tracing::subscriber::set_global_default(subscriber.finish()).unwrap();
+    let _ = log();
     let world = World::start();
     let answer = get(world.us().http, "/users/alice/orders/secret-order", &[("x-forwarded-for", "81.2.69.142")]);
     assert_eq!(answer.text(), "eu-west");
     let redirected = get(world.us().http, "/account/secret-account", &[("x-user-id", "alice")]);
     assert_eq!(redirected.status, StatusCode::TEMPORARY_REDIRECT);
+    // A preflight that would follow a guess, whether it is refused or not, must not leave its path either.
+    let fields =
+        [("origin", "https://app.example.com"), ("access-control-request-method", "PUT"), ("x-forwarded-for", "8.8.8.8")];
+    let preflight = crate::support::send(world.us().http, Method::OPTIONS, "/profile/secret-profile", &fields, whole(""));
+    assert_eq!(preflight.code(), "residency.evidence_too_weak");
     let id = world.eu().upstream().seen()[0].headers["x-request-id"].to_str().unwrap().to_owned();
     let of_request = || -> Vec<serde_json::Value> {
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let text = log();
         let all = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
         all.map(|line| line["fields"].clone()).filter(|fields| fields["id"] == *id).collect()
     };
@@ -163,8 +148,16 @@ fn a_region_that_only_carries_logs_no_path_and_no_log_has_a_whole_address() {
     let (owner, carrier): (Vec<_>, Vec<_>) = of_request().into_iter().partition(|line| line["peer"].is_string());
     assert_eq!(owner[0]["path"], "/users/{user}/orders/secret-order");
     assert_eq!((&carrier[0]["path"], &carrier[0]["route"]), (&serde_json::Value::Null, &"orders".into()));
-    let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    assert!(!log.contains("secret-account") && log.contains("\"verdict\":\"redirect\""));
+    let all = log();
+    assert!(!all.contains("secret-profile") && all.contains("residency.evidence_too_weak"));
+    assert!(!all.contains("secret-account") && all.contains("\"verdict\":\"redirect\""));
+    // A table that replaces another is logged with both counts.
+    std::fs::write(world.folder.path().join("users-us-east.csv"), format!("{USERS}dora,us-east\n")).unwrap();
+    world.us().reload().unwrap();
+    let all = log();
+    let folder = world.folder.path().to_str().unwrap();
+    let is_table = |line: &&str| line.contains("user table loaded") && line.contains(folder);
+    assert!(all.lines().find(is_table).is_some_and(|line| line.contains("\"users_before\":3,\"users\":4")), "{all}");
     for line in owner.iter().chain(&carrier) {
         assert_eq!(line["client"], "81.2.69.0/24");
         assert!(!line.to_string().contains("alice"), "{line}");

@@ -8,7 +8,7 @@ use domicile::demo::certificates::Authority;
 use http::{Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Plan, Recorder, TIMEOUT, World, get, raw, remember, runtime, whole};
+use crate::support::{Plan, Recorder, TIMEOUT, World, get, log, raw, remember, runtime, whole};
 
 /// Starts a world after `change` has edited the configuration of eu-west.
 fn with_listeners(plan: &Plan, change: impl Fn(&World, String) -> String) -> World {
@@ -206,6 +206,17 @@ fn cleartext_clients_are_redirected_to_https_and_get_hsts_there() {
     let port = world.eu().https.port();
     assert_eq!(answer.headers["location"], format!("https://app.example.com:{port}/users/alice/orders/1?a=b"));
     assert!(!answer.headers.contains_key("strict-transport-security"), "browsers ignore HSTS over cleartext");
+    // A gRPC client follows no redirects, and is not served over cleartext either.
+    let call = runtime().block_on(async {
+        let stream = tokio::net::TcpStream::connect(world.eu().http).await.unwrap();
+        let (io, executor) = (hyper_util::rt::TokioIo::new(stream), hyper_util::rt::TokioExecutor::new());
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+        tokio::spawn(connection);
+        let fields = [("content-type", "application/grpc"), ("te", "trailers")];
+        let call = crate::support::request(http::Method::POST, "http://localhost/users/alice/orders/1", "", &fields, whole(""));
+        crate::support::read(sender.send_request(call).await.unwrap()).await.unwrap()
+    });
+    assert_eq!(call.code(), "route.none");
     world.eu().upstream().assert_no_requests();
     runtime().block_on(async {
         let mut sender = crate::support::http2(&world, world.eu().https, "localhost").await;
@@ -337,4 +348,21 @@ fn a_host_that_requires_client_certificates_is_refused_at_other_listeners() {
     assert_eq!((coalesced.status.as_u16(), coalesced.code().as_str()), (421, "request.wrong_site"));
     world.eu().upstream().assert_no_requests();
     assert!(ask("nobodys.test").starts_with("HTTP/1.1 200"), "a host in no certificate is served under the first one");
+}
+
+#[test]
+fn an_expired_certificate_is_reported_and_served() {
+    let _ = log();
+    let world = World::prepare(&Plan::default());
+    let mut expired = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    (expired.not_before, expired.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2020, 2, 1));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let folder = world.folder.path();
+    std::fs::write(folder.join("site.pem"), expired.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(folder.join("site.key"), key.serialize_pem()).unwrap();
+    let world = crate::exits::start_all(world);
+    let file = world.folder.path().join("site.pem").display().to_string();
+    let is_reported = |line: &str| line.contains(&file) && line.contains("has expired or is not valid yet; renew it");
+    assert!(log().lines().any(is_reported), "the log does not name the certificate");
+    assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "eu-west");
 }

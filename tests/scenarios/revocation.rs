@@ -1,4 +1,4 @@
-//! A peer whose certificate is revoked keeps nothing that is open to it: no download, no upload and no tunnel.
+//! All exchanges with a peer end when its certificate is revoked: downloads, uploads and tunnels.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

@@ -567,3 +567,31 @@ pub async fn tls_over(
     let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("a TLS handshake")
 }
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The log of all proxies in this process since the first call: requests, tables and certificates, as JSON lines.
+pub fn log() -> String {
+    static LINES: OnceLock<Lines> = OnceLock::new();
+    let lines = LINES.get_or_init(|| {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let filter = "domicile::request=info,domicile::app::build=info,domicile::transport::tls=warn";
+        let subscriber = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(move || writer.clone());
+        tracing::subscriber::set_global_default(subscriber.finish()).unwrap();
+        lines
+    });
+    String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+}

@@ -21,9 +21,9 @@ pub(super) fn read_upstreams(section: &Section<'_>, draft: &PolicyDraft<'_>) -> 
         Some(crate::transport::resolver::Settings { servers: servers? })
     });
     let read = |region: &RegionDraft<'_>| {
-        let targets = region.upstreams.as_ref().and_then(read_targets);
+        let upstreams = region.upstreams.as_ref().and_then(read_list);
         let check = region.health.as_ref().map_or(Some(None), |field| read_health(field).map(Some));
-        Some(Settings { targets: targets?, check: check?, ..Settings::default() })
+        Some(Settings { upstreams: upstreams?, check: check?, ..Settings::default() })
     };
     let all: Vec<_> = draft.regions.iter().map(|region| (region.id, read(region))).collect();
     let own = all.into_iter().find(|(id, _)| Some(*id) == draft.local)?.1?;
@@ -54,17 +54,17 @@ fn read_protection(field: &Field<'_>) -> Option<(Ejection, CircuitLimits)> {
     Some((Ejection { slow_start: slow_start?, ..eject? }, circuit))
 }
 
-fn read_targets(field: &Field<'_>) -> Option<Vec<UpstreamSettings>> {
+fn read_list(field: &Field<'_>) -> Option<Vec<UpstreamSettings>> {
     let items = field.one_or_many();
     if items.is_empty() {
         return field.report("no upstream is listed; a region needs at least one");
     }
-    let targets: Vec<_> = items.iter().map(read_target).collect();
-    targets.into_iter().collect()
+    let upstreams: Vec<_> = items.iter().map(read_upstream).collect();
+    upstreams.into_iter().collect()
 }
 
 /// An upstream: a URL, or a section with a `url` and options.
-fn read_target(field: &Field<'_>) -> Option<UpstreamSettings> {
+fn read_upstream(field: &Field<'_>) -> Option<UpstreamSettings> {
     if !field.is_section() {
         return read_url(field);
     }

@@ -11,7 +11,6 @@ use crate::model::coordinates::Coordinates;
 use crate::model::country::CountryCode;
 use crate::model::jurisdiction::{Jurisdiction, JurisdictionId};
 use crate::model::region::{MAX_REGIONS, RegionId, RegionSet};
-use crate::model::user::Evidence;
 use crate::model::vitals::PolicyHash;
 
 use class::{ClassId, ClassSet};
@@ -199,10 +198,5 @@ impl Policy {
         regions.retain(|region| *region != self.local);
         regions.insert(0, self.local);
         regions
-    }
-
-    /// Whether evidence of this strength is enough for the route's own class.
-    pub fn is_unlocked(&self, route: &Route, evidence: Evidence) -> bool {
-        evidence >= self.class(route.class).rule.needs
     }
 }

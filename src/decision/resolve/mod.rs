@@ -48,7 +48,10 @@ pub(super) fn home(facts: &Facts<'_>, policy: &Policy, route: &Route, trail: &mu
 
 /// The home of the caller, if the request is judged for the caller as well as for the user that the path names.
 pub(super) fn home_of_caller(facts: &Facts<'_>, policy: &Policy, trail: &Trail) -> Result<Option<Home>, Code> {
-    directory::home_of_caller(facts, policy, trail.classes)
+    match directory::home_of_caller(facts, policy, trail.classes)? {
+        Some(home) => Ok(Some(home)),
+        None => token::home_of_caller(facts, policy),
+    }
 }
 
 /// An inferred home. The user's jurisdiction is the one that lists the country, never the region's.

@@ -132,14 +132,18 @@ pub fn passes(headers: &HeaderMap) -> usize {
     members(headers, &header::VIA).filter(|hop| hop.ends_with(b" domicile")).count()
 }
 
-/// Prepares a response's headers for the client or peer: removes hop-by-hop fields, `Domicile-*` fields and our own cookie.
-pub fn scrub_response(headers: &mut HeaderMap) {
+/// Prepares a response's headers for the client or peer: removes hop-by-hop fields, `Domicile-*` fields and our own cookie. For a
+/// response that crosses a border, `border` has the tracing headers that stay; all others are removed.
+pub fn scrub_response(headers: &mut HeaderMap, border: Option<&[HeaderName]>) {
     drop_hop_by_hop(headers);
     let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(fields::PREFIX)).cloned().collect();
     for name in own {
         headers.remove(name);
     }
     drop_own_cookie(headers);
+    if let Some(allowed) = border {
+        drop_tracing(headers, allowed);
+    }
     append_via(headers);
 }
 
@@ -182,7 +186,7 @@ mod tests {
             "__Host-domicile-home; Path=/",
         ] {
             let mut headers = map(&[("set-cookie", "app=1"), ("set-cookie", cookie), ("set-cookie", "x=__Host-domicile-home")]);
-            scrub_response(&mut headers);
+            scrub_response(&mut headers, None);
             let left: Vec<_> = headers.get_all("set-cookie").iter().map(|value| value.to_str().unwrap()).collect();
             assert_eq!(left, ["app=1", "x=__Host-domicile-home"], "{cookie}");
         }

@@ -142,6 +142,7 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
         method,
         host: authority.host.clone(),
         path,
+        is_preflight: preflight.is_some(),
         is_read,
         client: client.address,
         identity,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::request::Parts;
-use http::{HeaderMap, Response, Version};
+use http::{HeaderMap, HeaderName, Response, Version};
 use tokio::time::Instant;
 
 use crate::decision::facts::{Credential, Ingress};
@@ -84,7 +84,7 @@ impl Context {
             self.worker.metrics.directory_lookup(result);
         }
         judged.lookups.geoip.into_iter().for_each(|result| self.worker.metrics.geoip_lookup(result));
-        self.log.judged(intake, &judged);
+        self.log.record_judgement(intake, &judged);
         judged
     }
 
@@ -154,13 +154,14 @@ impl Context {
         if may_stand { Code::ResponseWithheld } else { Code::NoLongerCleared }
     }
 
-    /// Whether the request came from a peer in another jurisdiction.
-    pub fn peer_across_border(&self) -> bool {
+    /// The tracing headers that may cross the border, if the request came from a peer in another jurisdiction.
+    pub fn border(&self) -> Option<&[HeaderName]> {
         let policy = self.snapshot.policy();
-        match self.connection.arrival.ingress {
+        let crosses = match self.connection.arrival.ingress {
             Ingress::Client => false,
             Ingress::Peer(peer) => policy.jurisdiction_of(peer) != policy.jurisdiction_of(policy.local),
-        }
+        };
+        crosses.then_some(&*self.snapshot.privacy.tracing_across_borders)
     }
 
     /// The time after which the client of a gRPC call no longer waits for a response.

@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::rc::Rc;
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::engine::recheck::Lease;
@@ -14,17 +14,21 @@ use crate::peer::response::labels_of;
 
 use super::super::headers;
 use super::super::ingress::ResponseChannel;
+use super::context::Context;
 
 /// The informational responses to one request.
 pub(super) struct InformationalResponses {
     responses: UnboundedReceiver<Response<()>>,
     channel: ResponseChannel,
+    /// The tracing headers that may cross the border, if the responses cross one.
+    border: Option<Vec<HeaderName>>,
 }
 
 impl InformationalResponses {
     /// Registers a receiver for the informational responses to this request.
-    pub(super) fn of(request: &mut Request<Body>, channel: ResponseChannel) -> Self {
-        Self { responses: InformationalSender::put_into(request), channel }
+    pub(super) fn of(request: &mut Request<Body>, context: &Context) -> Self {
+        let border = context.border().map(<[_]>::to_vec);
+        Self { responses: InformationalSender::put_into(request), channel: context.channel.clone(), border }
     }
 
     /// Awaits `work`, and meanwhile relays the informational responses that are cleared.
@@ -49,7 +53,7 @@ impl InformationalResponses {
 
     async fn relay(&self, mut response: Response<()>, lease: &Lease) {
         if is_cleared(response.headers(), lease) {
-            headers::scrub_response(response.headers_mut());
+            headers::scrub_response(response.headers_mut(), self.border.as_deref());
             self.channel.inform(response).await;
         }
     }

@@ -83,7 +83,7 @@ impl RequestLog {
     }
 
     /// Records the first judgement, or one that replaces it.
-    pub fn judged(&mut self, intake: &Intake, judged: &Rc<Judged>) {
+    pub fn record_judgement(&mut self, intake: &Intake, judged: &Rc<Judged>) {
         self.id.clone_from(&intake.id);
         self.client = Some(intake.question.client);
         self.user = judged.user.as_ref().map(|(user, _)| self.worker.shared.pseudonyms.of(user));
@@ -149,9 +149,9 @@ impl RequestLog {
     }
 
     fn verdict(&self) -> &'static str {
-        let judged = self.judged.as_ref().map(|judged| judged.decision.verdict.as_str());
-        let is_refused_here = |code| judged.is_none() || (self.served_by.is_none() && reply::status_of(code).is_client_error());
-        match (self.code, judged) {
+        let verdict = self.judged.as_ref().map(|judged| judged.decision.verdict.as_str());
+        let is_refused_here = |code| verdict.is_none() || (self.served_by.is_none() && reply::status_of(code).is_client_error());
+        match (self.code, verdict) {
             (Some(code), _) if is_refused_here(code) => "refuse",
             (_, Some(verdict)) => verdict,
             (_, None) if self.status.is_some_and(|status| status.is_redirection()) => "redirect",

@@ -32,7 +32,6 @@ use crate::http::body::Body;
 use crate::http::names::TRACEPARENT;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
-use crate::model::user::Evidence;
 use crate::peer::fields;
 use crate::peer::probe::Report;
 use crate::peer::response::ACCEPTED;
@@ -106,9 +105,6 @@ async fn serve(
     let judged = context.judge(&intake).await;
     let itinerary = match judged.decision.verdict.clone() {
         _ if intake.is_peer_question => return respond_to_question(context, &intake, &judged),
-        Verdict::Proceed(_) if is_guessed_preflight(&intake, &judged) => {
-            return refuse_or_answer_preflight(context, &intake, Code::EvidenceTooWeak, &parts.headers);
-        }
         Verdict::Proceed(itinerary) => itinerary,
         Verdict::Redirect(region) => return redirect(context, &intake, &judged, region, &parts),
         Verdict::Refuse(code) => return refuse_or_answer_preflight(context, &intake, code, &parts.headers),
@@ -186,14 +182,6 @@ fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId
     context.finish(response)
 }
 
-/// Whether a preflight would follow a guess. It names no user, so the request that it asks about may belong elsewhere, and its
-/// path and query would then be in the wrong region's app server and log.
-fn is_guessed_preflight(intake: &Intake, judged: &Judged) -> bool {
-    let trail = &judged.decision.trail;
-    let is_recorded = trail.home.and_then(|home| home.evidence()) == Some(Evidence::Recorded);
-    intake.preflight.is_some() && !is_recorded && !judged.moment.policy().may_be_anywhere(trail.classes)
-}
-
 /// Refuses a request. A CORS preflight from a configured origin gets a response from the proxy instead: no app server
 /// may receive the preflight, and the browser needs a response before it sends the actual request, which can be judged.
 fn refuse_or_answer_preflight(context: Context, intake: &Intake, code: Code, asked: &HeaderMap) -> Response<Body> {
@@ -226,7 +214,7 @@ async fn forward(
     }
     let body = outgoing_body(context, lease, body, &timeouts, most_bytes);
     let mut request = outgoing_request(context, intake, parts, body);
-    let interim = takes_informational.then(|| InformationalResponses::of(&mut request, context.channel.clone()));
+    let interim = takes_informational.then(|| InformationalResponses::of(&mut request, context));
     let (connection, request_body) = (Rc::clone(&context.connection), Rc::clone(&context.log.request_body));
     let total_timeout = if context.has_body { timeouts.deadline } else { Some(timeouts.request_timeout) };
     let upgrade = intake.upgrade.as_ref().map(|upgrade| upgrade.protocol.clone());

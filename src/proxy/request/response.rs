@@ -51,7 +51,7 @@ pub(super) async fn relay(
     let body = match (rest, &intake.upgrade) {
         (Rest::Body(body), _) => body,
         (Rest::Tunnel(wire), Some(upgrade)) => {
-            headers::scrub_response(&mut head.headers);
+            headers::scrub_response(&mut head.headers, context.border());
             if context.is_peer() {
                 write_peer_fields(&mut head.headers, None, &labels, false);
             }
@@ -64,10 +64,7 @@ pub(super) async fn relay(
         // On a stream of HTTP/2 a status of 2xx would open the tunnel that the app server declined (RFC 8441 section 4).
         return context.refuse(Code::UpgradeRefused, Some(&intake.question));
     }
-    headers::scrub_response(&mut head.headers);
-    if context.peer_across_border() {
-        headers::drop_tracing(&mut head.headers, &context.snapshot.privacy.tracing_across_borders);
-    }
+    headers::scrub_response(&mut head.headers, context.border());
     if context.is_peer() {
         write_peer_fields(&mut head.headers, context.log.code, &labels, is_declined_upgrade);
     }
@@ -149,10 +146,10 @@ fn outgoing_body(
     }
     let abort = context.channel.abort_handle();
     let body = end_with(lease, body, Rc::clone(&progress), abort);
-    let tracing = context.peer_across_border().then(|| context.snapshot.privacy.tracing_across_borders.clone());
+    let border = context.border().map(<[_]>::to_vec);
     let scrub = move |trailers: &mut http::HeaderMap| {
         headers::scrub_trailers(trailers, |_| false);
-        if let Some(allowed) = &tracing {
+        if let Some(allowed) = &border {
             headers::drop_tracing(trailers, allowed);
         }
     };

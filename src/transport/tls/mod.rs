@@ -73,7 +73,11 @@ impl CertificateFiles {
             Ok(key) => key,
             Err(error) => return unusable(&self.key, format!("cannot read the private key: {error}")),
         };
-        self.warn_of_validity(&chain);
+        // The certificate is presented all the same: its clients decide whether to accept it, but the operator has to know.
+        if let Some(validity) = chain.first().and_then(invalid_period) {
+            let (file, from, until) = (self.certificate.display(), validity.not_before, validity.not_after);
+            tracing::warn!(%file, %from, %until, "this certificate has expired or is not valid yet; renew it");
+        }
         CertifiedKey::from_der(chain, key, &provider()).or_else(|error| match error {
             rustls::Error::InconsistentKeys(_) => {
                 unusable(&self.key, format!("does not match the certificate `{}`", self.certificate.display()))
@@ -81,15 +85,11 @@ impl CertificateFiles {
             error => unusable(&self.certificate, error),
         })
     }
+}
 
-    /// An expired certificate is shown all the same: which clients accept it is not for the server to say, but the operator has
-    /// to know.
-    fn warn_of_validity(&self, chain: &[CertificateDer<'_>]) {
-        let Some(Ok((_, parsed))) = chain.first().map(|first| x509_parser::parse_x509_certificate(first)) else { return };
-        let validity = parsed.validity();
-        if !validity.is_valid() {
-            let (file, from, until) = (self.certificate.display(), &validity.not_before, &validity.not_after);
-            tracing::warn!(%file, %from, %until, "this certificate has expired or is not valid yet; renew it");
-        }
-    }
+/// The validity period of a certificate that has expired or is not valid yet.
+fn invalid_period(certificate: &CertificateDer<'_>) -> Option<x509_parser::prelude::Validity> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let validity = parsed.validity().clone();
+    (!validity.is_valid()).then_some(validity)
 }

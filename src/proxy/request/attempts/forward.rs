@@ -83,8 +83,8 @@ pub(in crate::proxy::request) enum Sent {
 /// Whether another attempt may follow a failed one. If nothing was sent or processed, another attempt is always safe. A read
 /// that was sent may be repeated while the retry budget lasts. A write that was sent is never repeated.
 ///
-/// A pool asks nothing before it moves an unsent request from a closed connection to another connection to the same server:
-/// this belongs to the same attempt.
+/// A pool moves an unsent request from a closed connection to another connection to the same server without this check,
+/// because both belong to one attempt.
 pub(in crate::proxy::request) fn may_retry(sent: Sent, is_read: bool, has_budget: bool, time_left: Duration) -> bool {
     if time_left.is_zero() {
         return false;

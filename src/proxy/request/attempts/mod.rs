@@ -96,7 +96,7 @@ impl Forwarding<'_> {
         let worker = Rc::clone(&self.context.worker);
         let judged = Rc::new(judge(&self.intake.question, &[], worker.moment(), &worker.vitals()).await);
         self.lease.adopt(Rc::clone(&judged));
-        self.context.log.judged(self.intake, &judged);
+        self.context.log.record_judgement(self.intake, &judged);
         judged
     }
 
@@ -129,7 +129,7 @@ impl Forwarding<'_> {
             let mut permitted = self.permit(target.stop(), request).await?;
             if !self.is_current(&attempts) {
                 // The moment changed while the ledger line was written. The line stays, as it only records an intention.
-                request = permitted.revoke();
+                request = permitted.give_back();
                 self.lease.leave();
                 continue;
             }
@@ -171,7 +171,7 @@ impl Forwarding<'_> {
         let (is_whole, has_another) = (request.body().is_end_stream(), attempts.has_another(target, self.context));
         match target {
             Target::Upstream(..) => {
-                let may_repeat = is_whole && has_another && self.may_retry(Sent::Partly);
+                let may_repeat = is_whole && self.intake.question.is_read && has_another;
                 // Copied before the headers are adapted to an app server, because another attempt may go to a peer.
                 let spare = may_repeat.then(|| copy_head(request));
                 let original = attempts.has_another_stop().then(|| request.headers().clone());
@@ -216,7 +216,7 @@ impl Forwarding<'_> {
                 if let Err(stopped) = self.clear_with_peer(gateway, &permitted, is_second).await {
                     return Err(match stopped {
                         // Nothing of the request was sent, so all of it can be sent to another region.
-                        Stopped::Misdirected { .. } => Stopped::Misdirected { spare: Some(Box::new(permitted.revoke())) },
+                        Stopped::Misdirected { .. } => Stopped::Misdirected { spare: Some(Box::new(permitted.give_back())) },
                         Stopped::Refused(code) => Stopped::Refused(code),
                     });
                 }

@@ -27,7 +27,7 @@ impl Forwarding<'_> {
         has_another: bool,
     ) -> Result<Result<Response, Failure>, Stopped> {
         let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
-        let copy = spare.as_ref().filter(|_| self.may_retry(Sent::Partly)).map(copy_head);
+        let copy = spare.as_ref().filter(|_| self.intake.question.is_read).map(copy_head);
         let work = forward::to_peer(worker, snapshot, gateway, permitted, copy, &self.options);
         let response = match self.while_cleared(work).await? {
             Ok(response) => response,
