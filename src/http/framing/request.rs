@@ -1,6 +1,7 @@
 //! The gate for requests: hyper reads only bytes that the gate has checked.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -196,8 +197,9 @@ impl<S: AsyncRead + Unpin> RequestGate<S> {
 
     /// Reads more bytes to check; `false` at the end of the connection.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let mut space = [0; READ_SIZE];
-        let mut space = ReadBuf::new(&mut space);
+        // Not initialized, because zeroing the buffer costs more than most reads.
+        let mut space = [const { MaybeUninit::uninit() }; READ_SIZE];
+        let mut space = ReadBuf::uninit(&mut space);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut space))?;
         self.raw.extend_from_slice(space.filled());
         Poll::Ready(Ok(!space.filled().is_empty()))

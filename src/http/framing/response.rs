@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
@@ -210,8 +211,9 @@ impl<S> Inner<S> {
 
 impl<S: AsyncRead + Unpin> Inner<S> {
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let mut space = [0; READ_SIZE];
-        let mut space = ReadBuf::new(&mut space);
+        // Not initialized, because zeroing the buffer costs more than most reads.
+        let mut space = [const { MaybeUninit::uninit() }; READ_SIZE];
+        let mut space = ReadBuf::uninit(&mut space);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut space))?;
         self.raw.extend_from_slice(space.filled());
         Poll::Ready(Ok(!space.filled().is_empty()))

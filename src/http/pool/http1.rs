@@ -117,14 +117,14 @@ impl Http1Pool {
         Ok(response.map(Body::from))
     }
 
+    /// Takes the most recently used connection that is usable. Older ones stay until [`Self::sweep`] closes them.
     fn take(&self, server: &Server, options: &SendOptions) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&key(server, options))?;
-        connections.retain(|idle| {
-            idle.since.elapsed() < IDLE_TIMEOUT && idle.server.is_same(server) && server.leads_to(idle.connection.remote)
-        });
+        let now = Instant::now();
         while let Some(idle) = connections.pop() {
-            if idle.connection.is_usable() {
+            let is_current = now - idle.since < IDLE_TIMEOUT && idle.server.is_same(server);
+            if is_current && server.leads_to(idle.connection.remote) && idle.connection.is_usable() {
                 return Some(idle.connection);
             }
         }
