@@ -285,6 +285,7 @@ fn shared(
         connections: Connections::default(),
         requests: Arc::default(),
         handshakes: Gauge::default(),
+        peer_connections: Arc::default(),
         unproven: Connections::default(),
     }))
 }

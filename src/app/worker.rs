@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::model::region::RegionId;
 use crate::model::vitals::Health;
 use crate::proxy::Phase;
+use crate::proxy::admission::Admitted;
 use crate::proxy::connection::{self, Counted, ListenerConfig, Security};
 use crate::proxy::worker::{Shared, Worker};
 use crate::transport::dial::Server;
@@ -237,6 +238,8 @@ fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: Sock
             }
         },
     };
+    let is_peer = matches!(listener_config.security, Security::Peers(_));
+    let of_peer = is_peer.then(|| Admitted::enter(&local.worker.shared.peer_connections, usize::MAX));
     let open = Open::count(local);
     let gauge = local.metrics.connections.with_label_values(&[&address.to_string()]);
     gauge.inc();
@@ -244,8 +247,7 @@ fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: Sock
     tokio::task::spawn_local(async move {
         connection::serve(worker, stream, remote, listener_config).await;
         gauge.dec();
-        drop(counted);
-        drop(open);
+        drop((counted, of_peer, open));
     });
 }
 

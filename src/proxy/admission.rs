@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 
-/// The number of requests or handshakes in flight in the whole process.
+/// The number of requests, handshakes or peers' connections in the whole process.
 #[derive(Default)]
 pub struct Gauge(std::sync::atomic::AtomicUsize);
 
@@ -15,6 +15,11 @@ impl Gauge {
         use std::sync::atomic::Ordering::Relaxed;
         let entered = Entered(self);
         (self.0.fetch_add(1, Relaxed) < max).then_some(entered)
+    }
+
+    /// The current number.
+    pub fn count(&self) -> usize {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     fn leave(&self) {

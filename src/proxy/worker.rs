@@ -33,6 +33,8 @@ pub struct Shared {
     pub requests: Arc<Gauge>,
     /// TLS handshakes in progress.
     pub handshakes: Gauge,
+    /// Connections to listeners for peers.
+    pub peer_connections: Arc<Gauge>,
     /// Connections to a listener for peers that have not proven a region yet.
     pub unproven: Connections,
 }
@@ -130,7 +132,9 @@ impl Worker {
     }
 
     /// How long the listener for peers stays open: zero unless the region drains. With a successor, the region does not drain.
+    /// A peer that probes this region keeps a connection open, so without one there is nobody to notify.
     pub fn drain_notice(&self) -> Duration {
-        if self.is_draining() { self.snapshot().drain_notice } else { Duration::ZERO }
+        let has_peers = self.shared.peer_connections.count() > 0;
+        if self.is_draining() && has_peers { self.snapshot().drain_notice } else { Duration::ZERO }
     }
 }

@@ -197,6 +197,24 @@ fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
 }
 
 #[test]
+fn a_drain_without_peers_waits_for_nobody() {
+    // The notice for peers lasts as long as two rounds of probes, an hour here.
+    let rules = RULES.replace("latency: { every: 50ms, timeout: 5s }", "latency: { every: 50ms, timeout: 1h }");
+    assert_ne!(rules, RULES);
+    let extra = "limits: { drain: 1h }\n".to_owned();
+    let mut world = World::prepare(&Plan { rules: [("eu-west", rules)].into(), extra, ..Plan::default() });
+    world.start_region(0).unwrap();
+    assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "eu-west");
+    let app = world.regions[0].app.take().unwrap();
+    let (done, drained) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        app.shut_down();
+        let _ = done.send(());
+    });
+    drained.recv_timeout(TIMEOUT).expect("the drain does not wait for probes of regions that are not there");
+}
+
+#[test]
 fn connections_in_the_accept_queue_are_served_when_the_drain_begins() {
     let mut world = World::start();
     let mut waiting: Vec<_> = (0..20).map(|_| TcpStream::connect(world.eu().http).unwrap()).collect();
