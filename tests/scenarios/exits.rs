@@ -487,7 +487,8 @@ fn ask_as_peer(world: &World, user: &str, fields: &[(&str, &str)]) -> Answer {
     ask_as_peer_for((user, Proof::Proven), world, fields)
 }
 
-fn ask_as_peer_for((user, proof): (&str, Proof), world: &World, fields: &[(&str, &str)]) -> Answer {
+/// An envelope of us-east that names `user` as the caller.
+fn envelope(user: &str, proof: Proof) -> String {
     let envelope = Envelope {
         id: "1".into(),
         client: "91.64.0.1".parse().unwrap(),
@@ -503,7 +504,11 @@ fn ask_as_peer_for((user, proof): (&str, Proof), world: &World, fields: &[(&str,
         is_question: false,
         is_retry: false,
     };
-    let envelope = envelope.write();
+    envelope.write()
+}
+
+fn ask_as_peer_for((user, proof): (&str, Proof), world: &World, fields: &[(&str, &str)]) -> Answer {
+    let envelope = envelope(user, proof);
     let fields = [fields, &[("domicile-request", &*envelope)]].concat();
     runtime().block_on(async {
         let stream = tokio::net::TcpStream::connect(world.eu().peers).await.unwrap();
@@ -533,7 +538,7 @@ fn a_peer_does_not_name_one_user_with_the_token_of_another() {
 #[test]
 fn a_request_of_a_peer_with_two_envelopes_is_refused() {
     let world = World::start();
-    let answer = ask_as_peer(&world, "alice", &[("domicile-request", "v=2")]);
+    let answer = ask_as_peer(&world, "alice", &[("domicile-request", &envelope("alice", Proof::Proven))]);
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::MISDIRECTED_REQUEST, "peer.malformed"));
     world.eu().upstream().assert_no_requests();
 }

@@ -118,7 +118,7 @@ fn trailers_cross_regions_in_both_directions() {
                     .collect();
             upload.send(Frame::trailers(trailers)).unwrap();
             drop(upload);
-            let fields = [("te", "trailers"), ("trailer", "x-checksum, x-user-id, x-forwarded-for")];
+            let fields = [("te", "trailers"), ("trailer", "x-checksum, x-user-id, x-forwarded-for, x_api_key")];
             read(
                 sender
                     .send_request(request(Method::POST, "https://localhost/users/alice/orders/1", "", &fields, body))
