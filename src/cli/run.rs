@@ -157,11 +157,11 @@ fn is_json(file: &std::path::Path, region: Option<&str>) -> bool {
     config.is_ok_and(|config| config.settings.log.json)
 }
 
-/// The shortest time between two writes of the log.
+/// The pause after each flush of the log.
 const LOG_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Writes log lines in batches. The log's thread flushes when its queue is empty, and lines that arrive during the pause after a
-/// flush are written together: a system call and a wake-up of the thread for each line would cost more than its request's judgement.
+/// flush are written together: a system call and a wake-up of the thread for each line would cost more than judging its request.
 struct Batches<W: Write>(BufWriter<W>);
 
 impl<W: Write> Write for Batches<W> {
@@ -170,7 +170,8 @@ impl<W: Write> Write for Batches<W> {
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.0.flush()?;
+        // The log cannot report its own error. Returning it would delay the end of the process.
+        let _ = self.0.flush();
         std::thread::sleep(LOG_INTERVAL);
         Ok(())
     }

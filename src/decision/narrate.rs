@@ -41,7 +41,7 @@ pub fn narrate(decision: &Decision, policy: &Policy, vitals: &Vitals) -> Vec<Lin
     if let Some(home) = &trail.home {
         add("home", describe_home(home, policy));
         if let Some(other) = &trail.other_home {
-            add("home", format!("{}, for the user in the path, who is not in the directory", describe_home(other, policy)));
+            add("home", format!("{}, for the user in the path, of whom there is no record", describe_home(other, policy)));
         }
         for class in trail.classes.iter() {
             add("rule", describe_rule(policy.class(class), home.jurisdiction(), trail, policy));
@@ -100,7 +100,7 @@ fn describe(finding: Finding, trail: &Trail, policy: &Policy) -> String {
         Finding::Hinted { home, is_asked: false } => {
             format!("not asked, because the sealed cookie is from the current table; it names {}", name(home))
         }
-        Finding::NoToken => "the request has no verified token; the next step follows".into(),
+        Finding::NoToken => "the request has no verified token of the user in question; the next step follows".into(),
         Finding::NoClaim => "the token does not have the claim; the next step follows".into(),
         Finding::UnknownRegion => "the token names a region that is not in this policy; no other step may replace it".into(),
         Finding::Asserted { home } => format!("a verified token names {}", name(home)),
@@ -217,10 +217,10 @@ fn describe_verdict(decision: &Decision, policy: &Policy, vitals: &Vitals) -> St
             format!("redirect: {why}, so the client is redirected to {}", policy.region_name(*region))
         }
         Verdict::Refuse(Code::CarrierNotCleared) if trail.ingress == Ingress::Client => {
-            let why = unreached(trail, policy, vitals)
-                .map_or_else(|| "no gateway leads to a cleared region".into(), |target| why_not_forwarded(trail, target, policy));
+            let target = unreached(trail, policy, vitals).or_else(|| trail.clearance.iter().next());
+            let why = target.map_or_else(String::new, |target| why_not_forwarded(trail, target, policy));
             let code = Code::CarrierNotCleared.as_str();
-            format!("refuse: {why}, and no cleared region has a `url` to redirect the client to ({code})")
+            format!("refuse: {why}, and no region to which the client may be redirected has a `url` ({code})")
         }
         Verdict::Refuse(code) => format!("refuse: {} ({})", reason(*code), code.as_str()),
     }

@@ -169,10 +169,7 @@ async fn ask(directory: Option<&Directory>, key: Option<&str>) -> Lookup<Record>
 /// another user whom the path names.
 fn token(question: &Question, subject: &Subject, route: Option<&Route>, policy: &Policy) -> Lookup<RegionId> {
     match subject {
-        Subject::Named(name) if !is_holder(question, name) => match route.and_then(|route| route.claim.as_deref()) {
-            None => Lookup::NotAsked,
-            Some(_) => Lookup::NoKey,
-        },
+        Subject::Named(name) if !is_holder(question, name) => Lookup::NoKey,
         Subject::Named(_) | Subject::Caller | Subject::Undecodable => claimed_home(question, route, policy),
     }
 }

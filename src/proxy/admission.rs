@@ -36,11 +36,11 @@ impl Drop for Entered<'_> {
     }
 }
 
-/// Counts a request until its response or tunnel has ended.
+/// Counts a request until its response or tunnel has ended, or a peer's connection until it is closed.
 pub struct Admitted(Arc<Gauge>);
 
 impl Admitted {
-    /// Counts a request; `None` if there are `max` already.
+    /// Adds one to the gauge; `None` if there are `max` already.
     pub fn enter(gauge: &Arc<Gauge>, max: usize) -> Option<Self> {
         let entered = gauge.enter(max)?;
         std::mem::forget(entered);

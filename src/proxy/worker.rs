@@ -132,7 +132,7 @@ impl Worker {
     }
 
     /// How long the listener for peers stays open: zero unless the region drains. With a successor, the region does not drain.
-    /// A peer that probes this region keeps a connection open, so without one there is nobody to notify.
+    /// Also zero if no peer is connected, because each peer that probes this region keeps a connection open.
     pub fn drain_notice(&self) -> Duration {
         let has_peers = self.shared.peer_connections.count() > 0;
         if self.is_draining() && has_peers { self.snapshot().drain_notice } else { Duration::ZERO }

@@ -12,7 +12,7 @@ pub fn is_tracing(name: &str) -> bool {
     TRACING.contains(&plain) || TRACING_PREFIXES.iter().any(|prefix| plain.starts_with(prefix))
 }
 
-/// Removes tracing headers before a request crosses a border, except those in `allowed`. `traceparent` gets a new parent id, so
+/// Removes tracing headers before a message crosses a border, except those in `allowed`. `traceparent` gets a new parent id, so
 /// that the traces of both sides share only the trace id.
 pub fn drop_tracing(headers: &mut HeaderMap, allowed: &[HeaderName]) {
     let is_dropped = |name: &&HeaderName| is_tracing(name.as_str()) && !allowed.contains(name);
