@@ -129,7 +129,7 @@ fn check_clock(worker: &Rc<Worker>) {
     if worker.check_clock(SystemTime::now()) {
         recheck(worker);
     }
-    worker.deliveries.sweep();
+    worker.read_monitors.sweep();
 }
 
 /// Checks the clock, closes idle connections to upstreams, and opens missing connections to peers.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep};
 use crate::engine::recheck::Lease;
 use crate::http::body::{Body, BodyError};
 
-use super::delivery::{Delivery, Lag, MinRate};
+use super::read_monitor::{Lag, MinRate, ReadMonitor};
 
 /// The reason why a body or a tunnel ended early.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -103,7 +103,7 @@ pub struct Metered {
     /// Ends the body when the request is no longer cleared.
     lease: Option<Rc<Lease>>,
     /// Measures how fast the client reads a response.
-    delivery: Option<Rc<Delivery>>,
+    read_monitor: Option<Rc<ReadMonitor>>,
     /// Removes fields that must not appear in trailers.
     scrub: Option<Scrub>,
     /// Called once, when the body has ended or is dropped.
@@ -121,7 +121,7 @@ impl Metered {
             waiting_since: None,
             lag: Lag::default(),
             lease: None,
-            delivery: None,
+            read_monitor: None,
             scrub: None,
             done: None,
         }
@@ -134,10 +134,10 @@ impl Metered {
         self
     }
 
-    /// Reports each frame and each poll to `delivery`, which measures how fast the client reads.
+    /// Reports each frame and each poll to `read_monitor`, which measures how fast the client reads.
     #[must_use]
-    pub fn with_delivery(mut self, delivery: Rc<Delivery>) -> Self {
-        self.delivery = Some(delivery);
+    pub fn with_read_monitor(mut self, read_monitor: Rc<ReadMonitor>) -> Self {
+        self.read_monitor = Some(read_monitor);
         self
     }
 
@@ -183,8 +183,8 @@ impl HttpBody for Metered {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let body = self.get_mut();
         body.progress.sending_since.set(None);
-        if let Some(delivery) = &body.delivery {
-            delivery.polled();
+        if let Some(read_monitor) = &body.read_monitor {
+            read_monitor.polled();
         }
         match Pin::new(&mut body.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
@@ -207,8 +207,8 @@ impl HttpBody for Metered {
                 let bytes = body.progress.bytes.get() + size;
                 body.progress.bytes.set(bytes);
                 body.progress.sending_since.set(Some(Instant::now()));
-                if let (Some(delivery), Some(data)) = (&body.delivery, frame.data_ref()) {
-                    delivery.frame_returned(data.len());
+                if let (Some(read_monitor), Some(data)) = (&body.read_monitor, frame.data_ref()) {
+                    read_monitor.frame_returned(data.len());
                 }
                 if bytes > body.limits.max_bytes { body.fail(BodyFailure::TooLarge) } else { Poll::Ready(Some(Ok(frame))) }
             }
@@ -218,7 +218,7 @@ impl HttpBody for Metered {
             }
             Poll::Ready(None) => {
                 body.progress.end();
-                body.delivery.iter().for_each(|delivery| delivery.ended());
+                body.read_monitor.iter().for_each(|read_monitor| read_monitor.ended());
                 body.done.take().into_iter().for_each(|done| done());
                 Poll::Ready(None)
             }

@@ -7,11 +7,11 @@
 pub mod admission;
 pub mod body;
 pub mod connection;
-pub mod delivery;
 pub mod headers;
 pub mod ingress;
 pub mod intake;
 mod limits;
+pub mod read_monitor;
 pub mod reply;
 pub mod request;
 pub mod worker;

@@ -18,7 +18,7 @@ use crate::tokens;
 use crate::upstreams::Load;
 
 use super::admission::{Admitted, Connections, Gauge};
-use super::delivery::Deliveries;
+use super::read_monitor::ReadMonitors;
 use super::{Phase, Snapshot};
 
 /// The state that all workers share: snapshots with one writer each, and counters.
@@ -54,7 +54,7 @@ pub struct Worker {
     pub peer_pool: PeerPool,
     pub load: Load,
     pub tokens: RefCell<tokens::Cache>,
-    pub deliveries: Deliveries,
+    pub read_monitors: ReadMonitors,
     /// The open requests, which are judged again when the moment changes.
     pub leases: Rc<Leases>,
     /// When a failed handshake of a peer was last logged, so that repeated failures do not flood the log.
@@ -80,7 +80,7 @@ impl Worker {
             peer_pool: PeerPool::default(),
             load: Load::default(),
             tokens: RefCell::default(),
-            deliveries: Deliveries::default(),
+            read_monitors: ReadMonitors::default(),
             leases: Rc::default(),
             peer_warned_at: Cell::default(),
             changed: Arc::default(),

@@ -63,7 +63,7 @@ mod tests {
             let mut far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let mut near = Stream::Plain(listener.accept().await.unwrap().0);
             let (info, open) = TcpInfo::of(&near);
-            let before = info.acknowledged().expect("Linux tells");
+            let before = info.acknowledged().expect("Linux reports it");
             near.write_all(b"hello").await.unwrap();
             far.read_exact(&mut [0; 5]).await.unwrap();
             while info.acknowledged().unwrap() < before + 5 {

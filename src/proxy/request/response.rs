@@ -15,9 +15,9 @@ use crate::peer::response::{code_of, labels_of, write_code, write_declined, writ
 
 use super::super::admission::Admitted;
 use super::super::body::{BodyFailure, Metered, Progress, Until};
-use super::super::delivery::{Delivery, DeliveryLimits};
 use super::super::ingress::ResponseChannel;
 use super::super::intake::Intake;
+use super::super::read_monitor::{ReadLimits, ReadMonitor};
 use super::super::{headers, reply};
 use super::attempts::RegionResponse;
 use super::attempts::forward::{ResponseCounters, Rest};
@@ -130,7 +130,7 @@ fn outgoing_body(
     admitted: Admitted,
 ) -> Body {
     let timeouts = MessageTimeouts::of_response(&head.headers, &context.snapshot.limits);
-    let delivery = delivery(&context, &timeouts);
+    let read_monitor = read_monitor(&context, &timeouts);
     let progress = Rc::clone(&context.log.response_body);
     let body = match context.grpc_deadline() {
         Some(deadline) if !body.is_end_stream() => {
@@ -141,8 +141,8 @@ fn outgoing_body(
         _ => body,
     };
     let mut body = Metered::new(body, timeouts.response_limits(), Rc::clone(&progress));
-    if let Some(delivery) = delivery {
-        body = body.with_delivery(delivery);
+    if let Some(read_monitor) = read_monitor {
+        body = body.with_read_monitor(read_monitor);
     }
     let abort = context.channel.abort_handle();
     let body = end_with(lease, body, Rc::clone(&progress), abort);
@@ -175,13 +175,13 @@ fn end_with(lease: Rc<Lease>, body: Metered, progress: Rc<Progress>, abort: impl
 }
 
 /// Monitors how fast a client reads. `None` for a peer, which monitors its own clients.
-fn delivery(context: &Context, timeouts: &MessageTimeouts) -> Option<Rc<Delivery>> {
+fn read_monitor(context: &Context, timeouts: &MessageTimeouts) -> Option<Rc<ReadMonitor>> {
     if context.is_peer() {
         return None;
     }
     let owns_connection = matches!(context.channel, ResponseChannel::Connection(_));
-    let limits = DeliveryLimits { idle_timeout: timeouts.idle, min_rate: timeouts.client_min_rate(), owns_connection };
+    let limits = ReadLimits { idle_timeout: timeouts.idle, min_rate: timeouts.client_min_rate(), owns_connection };
     let tcp_info = context.connection.tcp_info.clone();
     let acknowledged = Box::new(move || tcp_info.acknowledged());
-    Some(context.worker.deliveries.watch(limits, acknowledged, context.channel.abort_handle()))
+    Some(context.worker.read_monitors.watch(limits, acknowledged, context.channel.abort_handle()))
 }

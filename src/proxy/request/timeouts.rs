@@ -12,7 +12,7 @@ use crate::http::names::GRPC_TIMEOUT;
 
 use super::super::Limits;
 use super::super::body::BodyLimits;
-use super::super::delivery::MinRate;
+use super::super::read_monitor::MinRate;
 
 /// The timeouts and the minimum rate of one message.
 pub(super) struct MessageTimeouts {

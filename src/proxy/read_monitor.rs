@@ -51,8 +51,8 @@ impl Lag {
 /// Bytes that the client's TCP has acknowledged on the connection; `None` where the system does not say.
 pub type Acknowledged = Box<dyn Fn() -> Option<u64>>;
 
-/// The delivery of one response to its client.
-pub struct Delivery {
+/// Monitors how fast the client reads one response.
+pub struct ReadMonitor {
     /// When the last frame was returned; `None` once the next frame is polled.
     sending_since: Cell<Option<Instant>>,
     /// Up to when the current wait is in `lag`.
@@ -65,12 +65,12 @@ pub struct Delivery {
     acknowledged: Acknowledged,
     /// The result of `acknowledged` at the last sweep. Most responses end before the first, and cost no call.
     seen: Cell<Option<u64>>,
-    limits: DeliveryLimits,
+    limits: ReadLimits,
     abort: Box<dyn Fn()>,
 }
 
-/// The limits on one delivery.
-pub struct DeliveryLimits {
+/// The limits on how slowly a client may read.
+pub struct ReadLimits {
     pub idle_timeout: Duration,
     pub min_rate: Option<MinRate>,
     /// The response has the connection for itself, so that every acknowledgement is progress of this response. Over HTTP/2, one
@@ -78,8 +78,8 @@ pub struct DeliveryLimits {
     pub owns_connection: bool,
 }
 
-impl Delivery {
-    fn new(limits: DeliveryLimits, acknowledged: Acknowledged, abort: Box<dyn Fn()>) -> Self {
+impl ReadMonitor {
+    fn new(limits: ReadLimits, acknowledged: Acknowledged, abort: Box<dyn Fn()>) -> Self {
         let now = Instant::now();
         Self {
             sending_since: Cell::new(None),
@@ -151,30 +151,30 @@ impl Delivery {
 
 /// The open responses of one worker.
 #[derive(Default)]
-pub struct Deliveries(RefCell<Vec<Weak<Delivery>>>);
+pub struct ReadMonitors(RefCell<Vec<Weak<ReadMonitor>>>);
 
-impl Deliveries {
+impl ReadMonitors {
     /// Adds a response, which `abort` ends.
-    pub fn watch(&self, limits: DeliveryLimits, acknowledged: Acknowledged, abort: Box<dyn Fn()>) -> Rc<Delivery> {
-        let delivery = Rc::new(Delivery::new(limits, acknowledged, abort));
-        self.0.borrow_mut().push(Rc::downgrade(&delivery));
-        delivery
+    pub fn watch(&self, limits: ReadLimits, acknowledged: Acknowledged, abort: Box<dyn Fn()>) -> Rc<ReadMonitor> {
+        let monitor = Rc::new(ReadMonitor::new(limits, acknowledged, abort));
+        self.0.borrow_mut().push(Rc::downgrade(&monitor));
+        monitor
     }
 
     /// Aborts the responses of slow clients and removes ended responses. The worker calls it periodically.
     pub fn sweep(&self) {
         let now = Instant::now();
         let mut slow = Vec::new();
-        self.0.borrow_mut().retain(|delivery| match delivery.upgrade() {
-            Some(delivery) if delivery.is_too_slow(now) => {
-                slow.push(delivery);
+        self.0.borrow_mut().retain(|monitor| match monitor.upgrade() {
+            Some(monitor) if monitor.is_too_slow(now) => {
+                slow.push(monitor);
                 false
             }
             other => other.is_some(),
         });
-        for delivery in slow {
+        for monitor in slow {
             tracing::debug!("client reads too slowly; aborting the response");
-            (delivery.abort)();
+            (monitor.abort)();
         }
     }
 }
@@ -190,19 +190,19 @@ mod tests {
     fn deliver(written: Option<u64>, bytes_per_second: Option<u64>, owns_connection: bool) -> Option<u64> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let (deliveries, aborted) = (Deliveries::default(), Rc::new(Cell::new(false)));
+            let (read_monitors, aborted) = (ReadMonitors::default(), Rc::new(Cell::new(false)));
             let (started, abort) = (Instant::now(), Rc::clone(&aborted));
             let acknowledged = move || bytes_per_second.map(|rate| rate * started.elapsed().as_secs());
-            let limits = DeliveryLimits { idle_timeout: Duration::from_secs(60), min_rate: Some(RATE), owns_connection };
-            let delivery = deliveries.watch(limits, Box::new(acknowledged), Box::new(move || abort.set(true)));
-            delivery.frame_returned(4 << 20);
+            let limits = ReadLimits { idle_timeout: Duration::from_secs(60), min_rate: Some(RATE), owns_connection };
+            let monitor = read_monitors.watch(limits, Box::new(acknowledged), Box::new(move || abort.set(true)));
+            monitor.frame_returned(4 << 20);
             for second in 1..=3600 {
                 tokio::time::advance(Duration::from_secs(1)).await;
                 if written == Some(second) {
-                    delivery.polled();
-                    delivery.frame_returned(4 << 20);
+                    monitor.polled();
+                    monitor.frame_returned(4 << 20);
                 }
-                deliveries.sweep();
+                read_monitors.sweep();
                 if aborted.get() {
                     return Some(second);
                 }
