@@ -11,9 +11,9 @@ use crate::audit::Count;
 use crate::decision::facts::Ingress;
 use crate::decision::policy::Policy;
 use crate::decision::route_of;
-use crate::decision::verdict::Trail;
 use crate::engine::judge::Judged;
 use crate::engine::permit::{Reported, class_label};
+use crate::engine::question::Question;
 use crate::engine::recheck::Lease;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
@@ -35,11 +35,9 @@ pub(super) struct RequestLog {
     /// For a peer's request, the id in the peer's envelope.
     pub id: String,
     client: Option<IpAddr>,
-    /// The pseudonym of the user whose data the request accesses.
-    pub user: Option<String>,
     method: http::Method,
-    /// Logged only if this region may process the data; otherwise the log line identifies the request by its route alone.
-    path: String,
+    /// Its path is logged only if this region may process the data; otherwise the route alone identifies the request.
+    question: Option<Rc<Question>>,
     /// The last judgement of the request as a whole, whose verdict was followed; `None` before the first one.
     judged: Option<Rc<Judged>>,
     /// The lease of a request that proceeds. It has the last judgement, response labels included.
@@ -66,9 +64,8 @@ impl RequestLog {
             id: new_id(),
             // `judged` replaces it by the address from a trusted hop's header, or sets it from the peer's envelope.
             client: (arrival.ingress == Ingress::Client).then_some(arrival.remote),
-            user: None,
             method: method.clone(),
-            path: String::new(),
+            question: None,
             judged: None,
             lease: None,
             reported: Reported::default(),
@@ -86,8 +83,7 @@ impl RequestLog {
     pub fn record_judgement(&mut self, intake: &Intake, judged: &Rc<Judged>) {
         self.id.clone_from(&intake.id);
         self.client = Some(intake.question.client);
-        self.user = judged.user.as_ref().map(|(user, _)| self.worker.shared.pseudonyms.of(user));
-        self.path = without_user(&intake.question.path, judged.user_segment);
+        self.question = Some(Rc::clone(&intake.question));
         self.judged = Some(Rc::clone(judged));
     }
 
@@ -144,7 +140,7 @@ impl RequestLog {
         }
         self.count_border_bytes(&names.class, policy);
         if self.snapshot.log_requests {
-            self.write_line(&names, trail, policy);
+            self.write_line(&names, judged.as_deref(), policy);
         }
     }
 
@@ -184,9 +180,14 @@ impl RequestLog {
         }
     }
 
-    fn write_line(&self, names: &Names<'_>, trail: Option<&Trail>, policy: &Policy) {
+    fn write_line(&self, names: &Names<'_>, judged: Option<&Judged>, policy: &Policy) {
+        let trail = judged.map(|judged| &judged.decision.trail);
+        let user = judged.and_then(|judged| judged.user.as_ref()).map(|(user, _)| self.worker.shared.pseudonyms.of(user));
         let evidence = trail.and_then(|trail| trail.home).and_then(|home| home.evidence());
-        let is_processed_here = trail.is_some_and(|trail| trail.clearance.contains(policy.local));
+        let processed_here = judged.filter(|judged| judged.decision.trail.clearance.contains(policy.local));
+        let path = processed_here
+            .zip(self.question.as_ref())
+            .map(|(judged, question)| without_user(&question.path, judged.user_segment));
         let peer = match self.arrival.ingress {
             Ingress::Client => None,
             Ingress::Peer(peer) => Some(policy.region_name(peer)),
@@ -197,9 +198,9 @@ impl RequestLog {
             id = self.id,
             client = self.client.map(masked),
             peer,
-            user = self.user,
+            user,
             method = self.method.as_str(),
-            path = is_processed_here.then_some(&*self.path),
+            path,
             route = names.route,
             class = names.class,
             home = names.home,
