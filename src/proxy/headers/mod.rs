@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
+use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::http::lists::{self, Malformed};
@@ -65,6 +66,8 @@ pub struct Forwarded<'a> {
     pub is_https: bool,
     /// The host, with the port if the request has one.
     pub authority: &'a str,
+    /// The version of HTTP in which the request was received.
+    pub version: Version,
 }
 
 /// Prepares a request's headers for the next hop: removes hop-by-hop and forgeable fields, and sets the forwarding headers.
@@ -89,7 +92,7 @@ pub fn rebuild(headers: &mut HeaderMap, forwarded: &Forwarded<'_>) {
     set(headers, names::X_FORWARDED_HOST, host);
     set(headers, names::X_FORWARDED_PROTO, scheme);
     set(headers, names::X_REQUEST_ID, forwarded.request_id);
-    append_via(headers);
+    append_via(headers, forwarded.version);
 }
 
 /// Sets `Client-Cert` to the verified client certificate (RFC 9440 section 2.2).
@@ -105,9 +108,17 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     }
 }
 
-/// Appends a `Via` entry (RFC 9110 section 7.6.3) with a pseudonym instead of a host name, because the topology is private.
-fn append_via(headers: &mut HeaderMap) {
-    headers.append(header::VIA, HeaderValue::from_static("1.1 domicile"));
+/// Appends a `Via` entry (RFC 9110 section 7.6.3) with the version in which the message was received, and a pseudonym instead of a
+/// host name, because the topology is private.
+fn append_via(headers: &mut HeaderMap, version: Version) {
+    let entry = match version {
+        Version::HTTP_09 => "0.9 domicile",
+        Version::HTTP_10 => "1.0 domicile",
+        Version::HTTP_2 => "2 domicile",
+        Version::HTTP_3 => "3 domicile",
+        _ => "1.1 domicile",
+    };
+    headers.append(header::VIA, HeaderValue::from_static(entry));
 }
 
 /// Removes the fields that are not allowed in trailers, in any spelling.
@@ -134,7 +145,7 @@ pub fn passes(headers: &HeaderMap) -> usize {
 
 /// Prepares a response's headers for the client or peer: removes hop-by-hop fields, `Domicile-*` fields and our own cookie. For a
 /// response that crosses a border, `border` has the tracing headers that stay; all others are removed.
-pub fn scrub_response(headers: &mut HeaderMap, border: Option<&[HeaderName]>) {
+pub fn scrub_response(headers: &mut HeaderMap, version: Version, border: Option<&[HeaderName]>) {
     drop_hop_by_hop(headers);
     let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(fields::PREFIX)).cloned().collect();
     for name in own {
@@ -144,7 +155,7 @@ pub fn scrub_response(headers: &mut HeaderMap, border: Option<&[HeaderName]>) {
     if let Some(allowed) = border {
         drop_tracing(headers, allowed);
     }
-    append_via(headers);
+    append_via(headers, version);
 }
 
 /// Removes the home hint cookie that an app server sets, because only the proxy may set it.
@@ -170,7 +181,13 @@ mod tests {
     use super::*;
 
     fn forwarded() -> Forwarded<'static> {
-        Forwarded { request_id: "id", client: "2001:db8::1".parse().unwrap(), is_https: true, authority: "a.test" }
+        Forwarded {
+            request_id: "id",
+            client: "2001:db8::1".parse().unwrap(),
+            is_https: true,
+            authority: "a.test",
+            version: http::Version::HTTP_11,
+        }
     }
 
     fn map(fields: &[(&str, &str)]) -> HeaderMap {
@@ -186,7 +203,7 @@ mod tests {
             "__Host-domicile-home; Path=/",
         ] {
             let mut headers = map(&[("set-cookie", "app=1"), ("set-cookie", cookie), ("set-cookie", "x=__Host-domicile-home")]);
-            scrub_response(&mut headers, None);
+            scrub_response(&mut headers, Version::HTTP_11, None);
             let left: Vec<_> = headers.get_all("set-cookie").iter().map(|value| value.to_str().unwrap()).collect();
             assert_eq!(left, ["app=1", "x=__Host-domicile-home"], "{cookie}");
         }
@@ -285,6 +302,20 @@ mod tests {
         assert!(headers.contains_key("cookie") && headers.contains_key("authorization") && headers.contains_key("host"));
         assert_eq!(headers["x-forwarded-for"], "2001:db8::1");
         assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn via_names_the_version_in_which_a_message_was_received() {
+        for (version, entry) in
+            [(Version::HTTP_10, "1.0 domicile"), (Version::HTTP_11, "1.1 domicile"), (Version::HTTP_2, "2 domicile")]
+        {
+            let mut headers = map(&[("via", "1.0 fred")]);
+            rebuild(&mut headers, &Forwarded { version, ..forwarded() });
+            assert_eq!(headers.get_all("via").iter().collect::<Vec<_>>(), ["1.0 fred", entry]);
+            let mut headers = HeaderMap::new();
+            scrub_response(&mut headers, version, None);
+            assert_eq!(headers["via"], entry);
+        }
     }
 
     #[test]

@@ -53,7 +53,8 @@ impl InformationalResponses {
 
     async fn relay(&self, mut response: Response<()>, lease: &Lease) {
         if is_cleared(response.headers(), lease) {
-            headers::scrub_response(response.headers_mut(), self.border.as_deref());
+            let version = response.version();
+            headers::scrub_response(response.headers_mut(), version, self.border.as_deref());
             self.channel.inform(response).await;
         }
     }

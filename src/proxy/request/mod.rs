@@ -275,8 +275,13 @@ fn outgoing_request(context: &Context, intake: &Intake, parts: Parts, body: Body
     let question = &intake.question;
     let host = HeaderValue::from_str(&intake.authority).expect("a canonical host is plain text");
     request.headers_mut().insert(HOST, host);
-    let forwarded =
-        Forwarded { request_id: &intake.id, client: question.client, is_https: intake.is_https, authority: &intake.authority };
+    let forwarded = Forwarded {
+        request_id: &intake.id,
+        client: question.client,
+        is_https: intake.is_https,
+        authority: &intake.authority,
+        version: request.version(),
+    };
     headers::rebuild(request.headers_mut(), &forwarded);
     let certificate = context.connection.client_certificate.as_deref().or(intake.certificate.as_deref());
     headers::set_client_certificate(request.headers_mut(), certificate);

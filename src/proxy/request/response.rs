@@ -51,7 +51,7 @@ pub(super) async fn relay(
     let body = match (rest, &intake.upgrade) {
         (Rest::Body(body), _) => body,
         (Rest::Tunnel(wire), Some(upgrade)) => {
-            headers::scrub_response(&mut head.headers, context.border());
+            headers::scrub_response(&mut head.headers, head.version, context.border());
             if context.is_peer() {
                 write_peer_fields(&mut head.headers, None, &labels, false);
             }
@@ -64,7 +64,7 @@ pub(super) async fn relay(
         // On a stream of HTTP/2 a status of 2xx would open the tunnel that the app server declined (RFC 8441 section 4).
         return context.refuse(Code::UpgradeRefused, Some(&intake.question));
     }
-    headers::scrub_response(&mut head.headers, context.border());
+    headers::scrub_response(&mut head.headers, head.version, context.border());
     if context.is_peer() {
         write_peer_fields(&mut head.headers, context.log.code, &labels, is_declined_upgrade);
     }

@@ -30,7 +30,13 @@ const WORDS: &[&[u8]] = &[
 ];
 
 fn forwarded() -> Forwarded<'static> {
-    Forwarded { request_id: "id", client: "192.0.2.1".parse().unwrap(), is_https: true, authority: "a.test" }
+    Forwarded {
+        request_id: "id",
+        client: "192.0.2.1".parse().unwrap(),
+        is_https: true,
+        authority: "a.test",
+        version: http::Version::HTTP_11,
+    }
 }
 
 fn seeds() -> Vec<Vec<u8>> {
