@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{percent_decode, percent_decode_str};
 
 use crate::decision::policy::Policy;
 use crate::decision::policy::class::ClassSet;
@@ -44,10 +44,11 @@ fn decode(path: &str) -> Option<String> {
     while let Some(byte) = bytes.next() {
         let (octet, is_escaped) = match byte {
             b'%' => {
-                let digits = [bytes.next()?, bytes.next()?];
-                let mut octet = [0];
-                hex::decode_to_slice(digits, &mut octet).ok()?;
-                (octet[0], true)
+                let escape = [b'%', bytes.next()?, bytes.next()?];
+                let mut decoded = percent_decode(&escape);
+                // A malformed escape decodes to itself.
+                let (Some(octet), None) = (decoded.next(), decoded.next()) else { return None };
+                (octet, true)
             }
             byte => (byte, false),
         };
