@@ -77,7 +77,7 @@ pub struct Facts<'a> {
     pub caller_proof: Proof,
     /// The region that the route's claim of a verified token names; `Unavailable` if the claim names no region.
     pub token: Lookup<RegionId>,
-    /// The same for the caller, read only if the path names another user of whom there is no record.
+    /// The same for the caller, read only if the path names another user who has no record.
     pub caller_token: Lookup<RegionId>,
     pub credential: Credential,
     /// The directory record in our own sealed cookie. If the directory was not asked, the record is still current.

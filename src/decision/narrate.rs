@@ -41,7 +41,7 @@ pub fn narrate(decision: &Decision, policy: &Policy, vitals: &Vitals) -> Vec<Lin
     if let Some(home) = &trail.home {
         add("home", describe_home(home, policy));
         if let Some(other) = &trail.other_home {
-            add("home", format!("{}, for the user in the path, of whom there is no record", describe_home(other, policy)));
+            add("home", format!("{}, for the user in the path, who has no record", describe_home(other, policy)));
         }
         for class in trail.classes.iter() {
             add("rule", describe_rule(policy.class(class), home.jurisdiction(), trail, policy));

@@ -229,7 +229,7 @@ impl Trail {
         }
     }
 
-    /// The homes that were judged: one, or two if the path names a user of whom there is no record.
+    /// The homes that were judged: one, or two if the path names a user who has no record.
     pub fn homes(&self) -> impl Iterator<Item = &Home> {
         self.home.iter().chain(&self.other_home)
     }

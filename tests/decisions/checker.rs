@@ -499,7 +499,7 @@ fn homes_of(request: &Request) -> Result<Vec<Home>, Code> {
     })
 }
 
-/// The home of the caller, if the path names another user of whom there is no record: a recorded home, or else the home that the
+/// The home of the caller, if the path names another user who has no record: a recorded home, or else the home that the
 /// caller's token claims.
 fn home_of_second_user(request: &Request) -> Result<Option<Home>, Code> {
     let Some(path_user) = &request.path_user else {

@@ -21,7 +21,7 @@ pub(super) fn ask(facts: &Facts<'_>, policy: &Policy) -> (Finding, StepResult) {
     }
 }
 
-/// The home that the token of the caller names, if the path names another user of whom there is no record. A guess about that user
+/// The home that the token of the caller names, if the path names another user who has no record. A guess about that user
 /// must not outrank the caller's claim.
 pub(super) fn home_of_caller(facts: &Facts<'_>, policy: &Policy) -> Result<Option<Home>, Code> {
     match facts.caller_token {
