@@ -267,7 +267,13 @@ fn listener_configs(
         let (proxy_protocol, redirect) = (listener.proxy_protocol.clone(), listener.redirect);
         let listener_config = ListenerConfig {
             security,
-            options: Arc::new(ListenerOptions { proxy_protocol, redirect, hsts, challenges: acme_challenges }),
+            options: Arc::new(ListenerOptions {
+                proxy_protocol,
+                redirect,
+                hsts,
+                challenges: acme_challenges,
+                allows_half_close: listener.allows_half_close,
+            }),
         };
         listener_configs.insert(listener.address, listener_config);
     }

@@ -14,6 +14,7 @@ use tokio::runtime::LocalRuntime;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::engine::recheck::CLOCK_INTERVAL;
+use crate::http::io::SWEEP_INTERVAL;
 use crate::http::pool::SendOptions;
 use crate::metrics::Metrics;
 use crate::model::region::RegionId;
@@ -73,6 +74,7 @@ async fn run(
 ) {
     let worker = Rc::new(Worker::new(Arc::clone(&shared), metrics.worker()));
     let local = Rc::new(Local { worker, listener_configs, metrics, open: Cell::new(0), all_closed: Notify::new() });
+    tokio::task::spawn_local(sweep_deadlines(Rc::clone(&local.worker)));
     let mut phase = shared.phase.clone();
     let mut listeners: HashMap<SocketAddr, Vec<watch::Sender<bool>>> = HashMap::new();
     let mut sweep = clock_ticks();
@@ -108,6 +110,15 @@ async fn run(
     }
     drain(&local, &mut commands).await;
     local.worker.metrics.flush();
+}
+
+/// Checks the deadlines of all connections, until the worker ends.
+async fn sweep_deadlines(worker: Rc<Worker>) {
+    let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        worker.deadlines.sweep(ticks.tick().await);
+    }
 }
 
 /// The times at which a worker checks the clock. After a delay, it checks once and not once for each missed tick.

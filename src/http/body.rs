@@ -7,7 +7,6 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
 /// The error of a body that ended early.
 pub type BodyError = Box<dyn Error + Send + Sync>;
@@ -17,7 +16,6 @@ pub struct Body(Inner);
 
 enum Inner {
     Whole(Option<Bytes>),
-    Http1(Incoming),
     Streamed(Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError>>>),
 }
 
@@ -39,12 +37,6 @@ impl Body {
     }
 }
 
-impl From<Incoming> for Body {
-    fn from(body: Incoming) -> Self {
-        Self(Inner::Http1(body))
-    }
-}
-
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = BodyError;
@@ -52,7 +44,6 @@ impl HttpBody for Body {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.get_mut().0 {
             Inner::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Inner::Http1(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Inner::Streamed(body) => body.as_mut().poll_frame(cx),
         }
     }
@@ -60,7 +51,6 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Inner::Whole(bytes) => bytes.is_none(),
-            Inner::Http1(body) => body.is_end_stream(),
             Inner::Streamed(body) => body.is_end_stream(),
         }
     }
@@ -68,7 +58,6 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Inner::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Inner::Http1(body) => body.size_hint(),
             Inner::Streamed(body) => body.size_hint(),
         }
     }

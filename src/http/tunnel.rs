@@ -15,6 +15,9 @@ use tokio::time::Instant;
 /// A bidirectional byte stream of any type.
 pub type Wire = Pin<Box<dyn Duplex>>;
 
+/// Takes over a byte stream after HTTP has ended on it, for example to serve a tunnel.
+pub type Handover = Box<dyn FnOnce(Wire) -> Pin<Box<dyn Future<Output = ()>>>>;
+
 pub trait Duplex: AsyncRead + AsyncWrite {}
 
 impl<T: AsyncRead + AsyncWrite> Duplex for T {}

@@ -8,8 +8,10 @@ use http::{HeaderValue, Response, StatusCode};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
-use crate::http::framing::{ConnectionState, Handover};
+use crate::http::connection::ConnectionState;
+use crate::http::http1::ServerConnection;
 use crate::http::http2::Exchange;
+use crate::http::tunnel::Handover;
 use crate::http::window::Buffers;
 use crate::transport::tcp_info::TcpInfo;
 use crate::transport::tls::{Challenges, Site};
@@ -27,6 +29,9 @@ pub struct ListenerOptions {
     pub hsts: Option<HeaderValue>,
     /// Responses to ACME HTTP-01 challenges, on cleartext listeners.
     pub challenges: Option<Arc<Challenges>>,
+    /// Serves the request of a client that has closed its sending side (TCP half-close). Otherwise the client is taken to have gone
+    /// away.
+    pub allows_half_close: bool,
 }
 
 /// The connection of a request.
@@ -49,7 +54,7 @@ pub struct ConnectionContext {
 #[derive(Clone)]
 pub enum ResponseChannel {
     /// HTTP/1: the connection, which serves one request at a time.
-    Connection(Rc<ConnectionState>),
+    Connection(Rc<ServerConnection>),
     /// HTTP/2: the request's own stream.
     Stream(Rc<Exchange>),
 }
@@ -58,13 +63,13 @@ impl ResponseChannel {
     /// Sends an informational response. Over HTTP/1, waits until it is written.
     pub async fn inform(&self, response: Response<()>) {
         match self {
-            Self::Connection(connection_state) => connection_state.inform(&response).await,
+            Self::Connection(connection) => connection.inform(&response).await,
             Self::Stream(exchange) => exchange.inform(response),
         }
     }
 
-    /// Sends `100 Continue` over HTTP/2, for a client that waits for it before it sends the body (`Expect`). Over HTTP/1, hyper
-    /// sends it when the body is first read.
+    /// Sends `100 Continue` over HTTP/2, for a client that waits for it before it sends the body (`Expect`). Over HTTP/1, the
+    /// connection sends it when the body is first read.
     pub fn send_continue(&self) {
         if let Self::Stream(exchange) = self {
             let mut response = Response::new(());
@@ -76,7 +81,7 @@ impl ResponseChannel {
     /// Opens a tunnel: `handover` gets the byte stream after the response.
     pub fn hand_over(&self, handover: Handover) {
         match self {
-            Self::Connection(connection_state) => connection_state.hand_over(handover),
+            Self::Connection(connection) => connection.hand_over(handover),
             Self::Stream(exchange) => exchange.hand_over(handover),
         }
     }
@@ -84,9 +89,9 @@ impl ResponseChannel {
     /// Returns a function that aborts the response in any state.
     pub fn abort_handle(&self) -> Box<dyn Fn()> {
         match self {
-            Self::Connection(connection_state) => {
-                let connection_state = Rc::clone(connection_state);
-                Box::new(move || connection_state.abort.notify_waiters())
+            Self::Connection(connection) => {
+                let connection = Rc::downgrade(connection);
+                Box::new(move || connection.upgrade().iter().for_each(|connection| connection.abort()))
             }
             Self::Stream(exchange) => exchange.abort_handle(),
         }

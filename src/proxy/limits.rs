@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::http::framing::RequestGateLimits;
+use crate::http::http1::HeadLimits;
 use crate::http::window::{Buffers, Window};
 
 /// The limits on one request, one connection and one process.
@@ -100,8 +100,8 @@ impl Limits {
         [Buffers::wide(self.connection_buffer), Window::NARROW]
     }
 
-    pub const fn head(&self) -> RequestGateLimits {
-        RequestGateLimits {
+    pub const fn head(&self) -> HeadLimits {
+        HeadLimits {
             bytes: self.header_bytes,
             fields: self.headers,
             target_bytes: self.target_bytes,

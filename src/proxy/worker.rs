@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use crate::audit::{Ledger, Pseudonyms};
 use crate::engine::recheck::Leases;
 use crate::engine::snapshot::Moment;
+use crate::http::io::Deadlines;
 use crate::http::pool::{PeerPool, UpstreamPool};
 use crate::metrics::WorkerMetrics;
 use crate::model::vitals::Vitals;
@@ -55,6 +56,7 @@ pub struct Worker {
     pub load: Load,
     pub tokens: RefCell<tokens::Cache>,
     pub read_monitors: ReadMonitors,
+    pub deadlines: Deadlines,
     /// The open requests, which are judged again when the moment changes.
     pub leases: Rc<Leases>,
     /// When a failed handshake of a peer was last logged, so that repeated failures do not flood the log.
@@ -81,6 +83,7 @@ impl Worker {
             load: Load::default(),
             tokens: RefCell::default(),
             read_monitors: ReadMonitors::default(),
+            deadlines: Deadlines::default(),
             leases: Rc::default(),
             peer_warned_at: Cell::default(),
             changed: Arc::default(),

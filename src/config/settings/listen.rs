@@ -59,11 +59,14 @@ fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
     });
     let redirect = section.optional("redirect_to_https").map_or(Some(None), |field| field.number(1, 65535).map(Some));
     let hsts = section.optional("hsts").map_or(Some(None), |field| field.duration().map(Some));
+    let half_close = section.optional("half_close").map_or(Some(false), |field| field.word(&[("allow", true), ("abort", false)]));
     section.finish();
     let (address, tls, peers) = (address?, tls?, peers?);
     let (proxy_protocol, redirect, hsts) = (proxy_protocol?, redirect?.map(|port| port as u16), hsts?);
-    let cleartext = cleartext?;
-    if peers && (cleartext || tls.is_some() || proxy_protocol.is_some() || redirect.is_some() || hsts.is_some()) {
+    let (cleartext, allows_half_close) = (cleartext?, half_close?);
+    if peers
+        && (cleartext || tls.is_some() || proxy_protocol.is_some() || redirect.is_some() || hsts.is_some() || allows_half_close)
+    {
         return field.report("a listener for peers uses the certificate in `peer_tls`; keep only `address` and `peers` here");
     }
     if redirect.is_some() && tls.is_some() {
@@ -77,7 +80,7 @@ fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
             .report(format!("cleartext is limited to loopback: give `{address}` a `tls` section, or set `cleartext: true`"));
     }
     let accepts = if peers { Accepts::Peers } else { Accepts::Clients };
-    Some(listener::Settings { address, accepts, tls, proxy_protocol, redirect, hsts })
+    Some(listener::Settings { address, accepts, tls, proxy_protocol, redirect, hsts, allows_half_close })
 }
 
 fn read_tls(field: &Field<'_>) -> Option<ClientTlsFiles> {

@@ -12,7 +12,7 @@ use http_body::Body as _;
 use tokio::task::AbortHandle;
 
 use super::super::body::Body;
-use super::super::framing::Handover;
+use super::super::tunnel::Handover;
 use super::reader::StreamReader;
 use super::writer::{Piece, StreamWriter};
 use super::{Received, Tunnel, fit, send};

@@ -20,6 +20,7 @@ use crate::transport::dial::{self, DialError, Server};
 
 use super::super::body::Body;
 use super::super::http2::MonitoredIo;
+use super::super::sent::Sent;
 use super::super::tunnel::CONNECT;
 use super::super::window::{CONNECTION_WINDOW, Share, Window};
 use super::sender::{EXTENDED_CONNECT, StreamSender};
@@ -143,7 +144,7 @@ impl<K: Destination> Http2Pool<K> {
                 Err(error) => return Err(SendError::dial(error, request)),
             };
             match sender.send(request, options.dial.write_stall, guard.clone()).await {
-                Err(SendError { unsent: Some(unsent), .. }) if !last => {
+                Err(SendError { sent: Sent::Nothing, request: Some(unsent), .. }) if !last => {
                     guard.0.slot.open.lock().await.take();
                     request = *unsent;
                 }

@@ -22,7 +22,7 @@ pub struct InformationalSender {
 
 impl InformationalSender {
     /// Adds a informational to a request and returns the receiver of its informational responses. The channel needs no bound, because
-    /// a response has at most [`MAX_INFORMATIONAL`](crate::http::framing::MAX_INFORMATIONAL) of them.
+    /// a response has at most [`MAX_INFORMATIONAL`](crate::http::http1::MAX_INFORMATIONAL) of them.
     pub fn put_into(request: &mut Request<Body>) -> UnboundedReceiver<Response<()>> {
         let (sender, receiver) = unbounded_channel();
         request.extensions_mut().insert(Self { sender, forwarded: Arc::default() });
@@ -34,13 +34,13 @@ impl InformationalSender {
     }
 
     /// Forwards a response. Drops `100 Continue`, because the proxy itself sends it to the client.
-    pub(super) fn send(&self, status: StatusCode, fields: HeaderMap) {
+    pub(super) fn send(&self, status: StatusCode, fields: &HeaderMap) {
         let bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
         let add = move |forwarded: usize| Some(forwarded + bytes).filter(|total| *total <= MAX_FORWARDED);
         if status != StatusCode::CONTINUE && self.forwarded.fetch_update(Relaxed, Relaxed, add).is_ok() {
             let mut response = Response::new(());
             *response.status_mut() = status;
-            *response.headers_mut() = fields;
+            *response.headers_mut() = fields.clone();
             // Sending fails only if the client is gone.
             let _ = self.sender.send(response);
         }
@@ -61,7 +61,7 @@ mod tests {
         let informational = InformationalSender::of(&request).unwrap();
         let forward = |size: usize| {
             let fields = HeaderMap::from_iter([(LINK, HeaderValue::from_str(&"x".repeat(size)).unwrap())]);
-            informational.send(StatusCode::EARLY_HINTS, fields);
+            informational.send(StatusCode::EARLY_HINTS, &fields);
         };
         for size in [MAX_FORWARDED - 4 - 10, 20, 6] {
             forward(size);

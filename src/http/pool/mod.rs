@@ -19,6 +19,7 @@ use crate::decision::permit::NotPermitted;
 use crate::transport::dial::{DialError, DialOptions};
 
 use super::body::{Body, BodyError};
+use super::sent::Sent;
 use super::tunnel::Wire;
 use super::window::Buffers;
 
@@ -35,20 +36,23 @@ pub struct SendOptions {
     pub dial: DialOptions,
     /// The flow-control budget of the client connection that the request arrived on.
     pub buffers: Rc<Buffers>,
+    /// Do not use an idle connection, because the last attempt found that the server had closed one.
+    pub is_fresh: bool,
 }
 
 impl SendOptions {
     /// For Domicile's own requests, which are small.
     pub fn within(timeout: Duration) -> Self {
-        Self { dial: DialOptions::within(timeout), buffers: Buffers::of(0) }
+        Self { dial: DialOptions::within(timeout), buffers: Buffers::of(0), is_fresh: false }
     }
 }
 
 /// A request that got no response.
 pub struct SendError {
     pub cause: SendCause,
-    /// The complete request, if it may be sent again: no byte of it was sent, or the server reported that it did not process it.
-    pub unsent: Option<Box<Request<Body>>>,
+    pub sent: Sent,
+    /// The complete request, unless a part of its body was read. It is always present if nothing was sent.
+    pub request: Option<Box<Request<Body>>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -67,27 +71,23 @@ pub enum SendCause {
 
 impl From<NotPermitted> for SendError {
     fn from(_: NotPermitted) -> Self {
-        Self { cause: SendCause::NotPermitted, unsent: None }
+        Self { cause: SendCause::NotPermitted, sent: Sent::Partly, request: None }
     }
 }
 
 impl SendError {
     fn dial(error: DialError, request: Request<Body>) -> Self {
-        Self { cause: error.into(), unsent: Some(Box::new(request)) }
+        Self { cause: error.into(), sent: Sent::Nothing, request: Some(Box::new(request)) }
     }
 
-    fn broken(error: impl Into<BodyError>, unsent: Option<Request<Body>>) -> Self {
-        Self { cause: SendCause::Broken(error.into()), unsent: unsent.map(Box::new) }
+    /// `unprocessed` is the request if the server did not process it.
+    fn broken(error: impl Into<BodyError>, unprocessed: Option<Request<Body>>) -> Self {
+        let sent = if unprocessed.is_some() { Sent::Nothing } else { Sent::Partly };
+        Self { cause: SendCause::Broken(error.into()), sent, request: unprocessed.map(Box::new) }
     }
 
     fn form(request: Request<Body>) -> Self {
-        Self { cause: SendCause::Form, unsent: Some(Box::new(request)) }
-    }
-
-    /// The error of an HTTP/1 connection.
-    fn of(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> Self {
-        let unsent = error.take_message().map(Box::new);
-        Self { cause: SendCause::Broken(error.into_error().into()), unsent }
+        Self { cause: SendCause::Form, sent: Sent::Nothing, request: Some(Box::new(request)) }
     }
 }
 

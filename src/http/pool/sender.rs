@@ -14,7 +14,7 @@ use http_body::Body as _;
 use tokio::time::Instant;
 
 use super::super::body::Body;
-use super::super::framing::MAX_INFORMATIONAL;
+use super::super::http1::MAX_INFORMATIONAL;
 use super::super::http2::{self, Piece, Received, StreamReader, StreamWriter, Tunnel, Upload};
 use super::super::tunnel::DECLINED;
 use super::replay::{self, ReplayBuffer};
@@ -155,7 +155,7 @@ async fn response_head(
             Some(Ok(head)) => {
                 let (head, ()) = head.into_parts();
                 if let Some(informational) = &informational {
-                    informational.send(head.status, head.headers);
+                    informational.send(head.status, &head.headers);
                 }
             }
             Some(Err(error)) => return Err(NoResponse::Broken(error)),

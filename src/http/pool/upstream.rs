@@ -111,7 +111,7 @@ impl UpstreamPool {
         // Try an HTTP/1.1 upgrade first, because many servers that prefer HTTP/2 support it, and few support RFC 8441.
         let opened = http1::upgrade(server, request, protocol, options).await;
         match opened {
-            Err(SendError { cause: SendCause::Dial(DialError::Connect { .. }), unsent: Some(request) })
+            Err(SendError { cause: SendCause::Dial(DialError::Connect { .. }), request: Some(request), .. })
                 if http_version == HttpVersion::Negotiated =>
             {
                 self.open_http2(server, *request, protocol, options).await

@@ -14,8 +14,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::decision::facts::Ingress;
-use crate::http::framing::{ConnectionState, ExchangeInFlight, RequestGate};
+use crate::http::connection::{ConnectionState, ExchangeInFlight};
 use crate::http::http2::{Exchange, FrameGuard, MonitoredIo, PeerSettings, Piece};
+use crate::http::io::BufferedStream;
 use crate::http::window::{CONNECTION_WINDOW, Window};
 use crate::transport::stream::Stream;
 
@@ -57,12 +58,11 @@ const MAX_AFTER_ERROR: u64 = 64 << 10;
 pub(super) async fn serve(
     worker: Rc<Worker>,
     stream: Stream,
-    first: (Instant, BytesMut),
+    received: BytesMut,
     context: Rc<ConnectionContext>,
     limits: &Limits,
 ) {
-    // HTTP/2 has its own framing, so the gate only replays the bytes that were read ahead.
-    let io = RequestGate::new(stream, first, limits.head(), Rc::clone(&context.connection_state));
+    let io = BufferedStream::new(stream, received, limits.idle_timeout);
     let bounds = Bounds::of(&context, limits);
     let io = FrameGuard::new(io, limits.header_timeout, bounds.control_frames);
     let peer_settings = io.peer_settings();
@@ -90,7 +90,7 @@ pub(super) async fn serve(
     let Some(max) = after else { return };
     if let Some(mut io) = remains.take() {
         // Requests may arrive after GOAWAY. Discard them, because unread bytes reset the connection and GOAWAY would be lost.
-        linger(io.get_mut().stream(), max).await;
+        linger(io.get_mut(), max).await;
     }
 }
 

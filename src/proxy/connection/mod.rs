@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustls::ServerConfig;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::decision::facts::Ingress;
-use crate::http::framing::ConnectionState;
+use crate::http::connection::ConnectionState;
 use crate::http::window::Buffers;
 use crate::transport::stream::Stream;
 use crate::transport::tcp_info::TcpInfo;
@@ -72,7 +72,6 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
     if opened.is_http2.is_some_and(|agreed| agreed != begins_http2) || (is_peer && !begins_http2) {
         return;
     }
-    let connection_state = if begins_http2 { ConnectionState::for_http2() } else { Rc::default() };
     let buffers = match arrival.ingress {
         Ingress::Client => Buffers::of(limits.connection_buffer),
         Ingress::Peer(_) => Buffers::of_peer(),
@@ -84,13 +83,13 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
         client_certificate: opened.client_certificate,
         peer_chain: opened.peer_chain,
         options,
-        connection_state,
+        connection_state: Rc::default(),
         tcp_info,
         buffers,
     };
     let context = Rc::new(context);
     if begins_http2 {
-        http2::serve(worker, stream, (begun, first), context, &limits).await;
+        http2::serve(worker, stream, first, context, &limits).await;
     } else {
         http1::serve(worker, stream, (begun, first), context, &limits).await;
     }
@@ -120,7 +119,7 @@ const LINGER_QUIET: Duration = Duration::from_secs(2);
 
 /// Waits until the client closes its side, because closing a socket with unread bytes resets it and the client loses the last
 /// response. Discards up to `max` received bytes.
-async fn linger(stream: &mut Stream, max: u64) {
+async fn linger(stream: &mut (impl AsyncRead + Unpin), max: u64) {
     let rest = async {
         let (mut space, mut stream) = (vec![0; 4 << 10], stream.take(max));
         while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_QUIET, stream.read(&mut space)).await {}

@@ -23,7 +23,6 @@ use crate::decision::policy::Policy;
 use crate::decision::policy::route::{Head, Method};
 use crate::engine::path::{canonical_path, is_ambiguous};
 use crate::engine::question::{Identity, Question};
-use crate::http::framing::FAULT_HEADER;
 use crate::http::tunnel::CONNECT;
 use crate::model::outcome::Code;
 use crate::model::user::Proof;
@@ -165,12 +164,8 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
     })
 }
 
-/// Reports the error that the HTTP/1 gate found, and checks the size limits and the grammar of the head.
+/// Checks the size limits and the grammar of the head.
 fn check_message(parts: &Parts, arrival: &Arrival, limits: &Limits) -> Result<(), Code> {
-    if let Some(fault) = parts.headers.get(FAULT_HEADER) {
-        let code = Code::ALL.iter().find(|code| fault == code.as_str() && code.as_str().starts_with("request."));
-        return Err(*code.unwrap_or(&Code::RequestMalformed));
-    }
     if arrival.ingress == Ingress::Client {
         check_size(parts, limits)?;
     }
@@ -297,7 +292,7 @@ fn check_size(parts: &Parts, limits: &Limits) -> Result<(), Code> {
     if parts.headers.len() > limits.headers { Err(Code::HeadTooLarge) } else { Ok(()) }
 }
 
-/// Applies the HTTP/1 gate's rules to HTTP/2 as well, because the request may be forwarded as HTTP/1.
+/// Applies the rules of the HTTP/1 codec to HTTP/2 as well, because the request may be forwarded as HTTP/1.
 fn check_grammar(parts: &Parts) -> Result<(), Code> {
     let is_visible = |target: &PathAndQuery| target.as_str().bytes().all(|byte| matches!(byte, 0x21..=0x7e));
     let is_look_alike = |name: &HeaderName| {

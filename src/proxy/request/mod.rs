@@ -79,6 +79,22 @@ pub async fn handle(
     response
 }
 
+/// Refuses a request whose head could not be read.
+pub fn refuse_unread(
+    worker: Rc<Worker>,
+    connection: Rc<ConnectionContext>,
+    channel: ResponseChannel,
+    code: Code,
+) -> Response<Body> {
+    let (parts, ()) = Request::new(()).into_parts();
+    let hsts = connection.options.hsts.clone();
+    let mut response = Context::open(worker, connection, channel, &parts, false).refuse(code, None);
+    if let Some(hsts) = hsts {
+        response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts);
+    }
+    response
+}
+
 /// Runs the steps of one request.
 async fn serve(
     worker: Rc<Worker>,
@@ -228,6 +244,7 @@ async fn forward(
         client: connection.arrival.client(intake.question.client),
         local: connection.arrival.local,
         buffers: &connection.buffers,
+        is_fresh: false,
     };
     let forwarding = Forwarding { context, intake, lease, options };
     let work = std::pin::pin!(forwarding.run(itinerary, request));

@@ -10,7 +10,7 @@ use http::{Response, StatusCode};
 
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
-use crate::http::framing::ExchangeInFlight;
+use crate::http::connection::ExchangeInFlight;
 use crate::http::tunnel::{self, Ending, Traffic, Wire};
 use crate::model::outcome::Code;
 

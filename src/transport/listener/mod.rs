@@ -28,6 +28,8 @@ pub struct Settings {
     pub redirect: Option<u16>,
     /// How long browsers must use only HTTPS (`max-age` of HSTS, RFC 6797).
     pub hsts: Option<Duration>,
+    /// Serves the request of a client that has closed its sending side (TCP half-close).
+    pub allows_half_close: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::decision::permit::Permitted;
 use crate::http::body::Body;
 use crate::http::pool::{EXTENDED_CONNECT, Gateway, Reply, SendCause, SendError, SendOptions, StreamInFlight};
+use crate::http::sent::Sent;
 use crate::http::tunnel::Wire;
 use crate::http::window::Buffers;
 use crate::model::outcome::Code;
@@ -71,15 +72,6 @@ pub(in crate::proxy::request) struct Failure {
     pub retry: Option<Request<Body>>,
 }
 
-/// The part of the request that a failed attempt sent.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in crate::proxy::request) enum Sent {
-    Nothing,
-    /// A peer received the request and responded that it did not process it.
-    Unprocessed,
-    Partly,
-}
-
 /// Whether another attempt may follow a failed one. If nothing was sent or processed, another attempt is always safe. A read
 /// that was sent may be repeated while the retry budget lasts. A write that was sent is never repeated.
 ///
@@ -91,6 +83,8 @@ pub(in crate::proxy::request) fn may_retry(sent: Sent, is_read: bool, has_budget
     }
     match sent {
         Sent::Nothing | Sent::Unprocessed => true,
+        // The server closed the connection while it was idle, and the next attempt uses a new one, so this cannot repeat.
+        Sent::Stale => is_read,
         Sent::Partly => is_read && has_budget,
     }
 }
@@ -116,6 +110,8 @@ pub(in crate::proxy::request) struct AttemptOptions<'a> {
     pub local: SocketAddr,
     /// The flow-control budget of the client's connection.
     pub buffers: &'a Rc<Buffers>,
+    /// The last attempt found that the server had closed an idle connection.
+    pub is_fresh: bool,
 }
 
 impl AttemptOptions<'_> {
@@ -125,7 +121,11 @@ impl AttemptOptions<'_> {
 
     fn send_options(&self, limits: &Limits, greeting: Option<bytes::Bytes>) -> SendOptions {
         let (timeout, write_stall) = (limits.connect_timeout, limits.idle_timeout.max(limits.tunnel_idle));
-        SendOptions { dial: DialOptions { timeout, write_stall, greeting }, buffers: Rc::clone(self.buffers) }
+        SendOptions {
+            dial: DialOptions { timeout, write_stall, greeting },
+            buffers: Rc::clone(self.buffers),
+            is_fresh: self.is_fresh,
+        }
     }
 }
 
@@ -255,8 +255,7 @@ fn failure(error: SendError, copy: Option<Request<Body>>) -> Failure {
         SendCause::NotPermitted => Code::NoLongerCleared,
         SendCause::Broken(_) | SendCause::Form | SendCause::OtherUpgrade => Code::UpstreamBad,
     };
-    let sent = if error.unsent.is_some() { Sent::Nothing } else { Sent::Partly };
-    Failure { code, sent, retry: error.unsent.map(|request| *request).or(copy) }
+    Failure { code, sent: error.sent, retry: error.request.map(|request| *request).or(copy) }
 }
 
 /// A copy of a request without its body, for another attempt.

@@ -15,6 +15,7 @@ use crate::decision::verdict::{Itinerary, Stop, Verdict};
 use crate::engine::judge::{Judged, judge};
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
+use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::peer::fields;
@@ -22,7 +23,7 @@ use crate::peer::fields;
 use crate::proxy::intake::{Intake, forward_identity};
 
 use super::context::Context;
-use forward::{AttemptOptions, Failure, Response, Sent, copy_head, may_retry};
+use forward::{AttemptOptions, Failure, Response, copy_head, may_retry};
 use plan::{Attempts, Target};
 
 /// The copies of a request that another attempt needs, made before the request is sent.
@@ -151,6 +152,7 @@ impl Forwarding<'_> {
                 *request.headers_mut() = original;
             }
             is_retry = failure.sent == Sent::Partly;
+            self.options.is_fresh = failure.sent == Sent::Stale;
         }
     }
 

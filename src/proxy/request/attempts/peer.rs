@@ -8,6 +8,7 @@ use http_body::Body as _;
 use crate::decision::permit::Permitted;
 use crate::http::body::Body;
 use crate::http::pool::Gateway;
+use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::peer::response::{ACCEPTED, Meaning, meaning_of};
@@ -15,7 +16,7 @@ use crate::peer::{Envelope, fields};
 use crate::proxy::headers;
 use crate::proxy::intake::is_credential;
 
-use super::forward::{self, AttemptOptions, Failure, Response, Sent, copy_field, copy_head};
+use super::forward::{self, AttemptOptions, Failure, Response, copy_field, copy_head};
 use super::{Forwarding, Stopped};
 
 impl Forwarding<'_> {

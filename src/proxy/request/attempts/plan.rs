@@ -7,12 +7,12 @@ use tokio::time::Instant;
 use crate::decision::verdict::{Itinerary, Stop};
 use crate::engine::snapshot::Moment;
 use crate::http::pool::Gateway;
+use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::upstreams::{Outstanding, Selection, Upstream};
 
 use super::super::context::Context;
-use super::forward::Sent;
 
 /// The target of one attempt.
 pub(super) enum Target {
@@ -106,6 +106,8 @@ impl Attempts {
     /// Records a failed attempt, so that the next attempt goes to another upstream or to the next stop.
     pub fn note_failure(&mut self, target: &Target, sent: Sent) {
         match target {
+            // Says nothing about the target, because the server may close an idle connection at any time.
+            _ if sent == Sent::Stale => {}
             Target::Peer(..) => self.next_stop(),
             Target::Upstream(_, upstream, _) => {
                 self.tried.push(Arc::clone(upstream));

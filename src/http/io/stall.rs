@@ -8,18 +8,18 @@ use std::time::Duration;
 use tokio::time::Sleep;
 
 /// Limits how long a write may wait for the peer to read.
-pub(super) struct Stall {
+pub struct Stall {
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stall {
-    pub(super) const fn after(limit: Duration) -> Self {
+    pub const fn after(limit: Duration) -> Self {
         Self { limit, timer: None }
     }
 
     /// Returns the result of a write, or an error if the write has waited for longer than the limit.
-    pub(super) fn unless<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    pub fn unless<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.timer = None;
             return written;

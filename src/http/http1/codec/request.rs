@@ -1,0 +1,124 @@
+//! Reads request heads.
+
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use http::header::{EXPECT, TE, UPGRADE};
+use http::request::Parts;
+use http::{Method, Request, Uri, Version};
+
+use super::super::super::lists::tokens;
+use super::body::BodyDecoder;
+use super::head::{Blanks, Fields, Framing, find_end};
+use crate::model::outcome::Code;
+
+/// The limits on a request head, and the timeouts of its connection.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// Bytes of the request line and all header lines.
+    pub bytes: usize,
+    pub fields: usize,
+    pub target_bytes: usize,
+    /// From the first byte of a head to its last. For the first head, the time starts with the connection.
+    pub timeout: Duration,
+    /// Between a response and the next request.
+    pub keep_alive: Duration,
+    /// How long a write may wait for the client to read.
+    pub write_stall: Duration,
+}
+
+/// A valid request head.
+pub struct RequestHead {
+    pub parts: Parts,
+    pub body: BodyDecoder,
+    /// The client allows further requests on the connection.
+    pub keeps_alive: bool,
+    /// The client waits for `100 Continue` before it sends the body.
+    pub expects_continue: bool,
+    /// The client accepts trailers that `Trailer` does not announce.
+    pub takes_trailers: bool,
+    /// The bytes after the head may not be HTTP, because the request is a CONNECT or an upgrade.
+    pub may_tunnel: bool,
+}
+
+/// Takes a request head from the start of `bytes`; `None` if it is incomplete. `seen` is how many bytes an earlier call has
+/// looked at.
+pub fn read_request(bytes: &mut BytesMut, seen: &mut usize, limits: &HeadLimits) -> Result<Option<RequestHead>, Code> {
+    let end = match find_end(bytes, *seen)? {
+        None if bytes.len() <= limits.bytes => {
+            *seen = bytes.len();
+            return Ok(None);
+        }
+        Some(end) if end <= limits.bytes => end,
+        None | Some(_) => return Err(Code::HeadTooLarge),
+    };
+    *seen = 0;
+    let mut head = bytes.split_to(end).freeze();
+    if head.starts_with(b"\r\n") {
+        head.advance(2);
+    }
+    let line_end = memchr::memchr(b'\n', &head).ok_or(Code::RequestMalformed)?;
+    let lines = head.split_off(line_end + 1);
+    head.truncate(line_end - 1);
+    let (method, target, is_http11) = request_line(&head, limits)?;
+    let uri = Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Code::RequestMalformed)?;
+    let fields = Fields::read(&lines, is_http11, limits.fields, Blanks::Refused)?;
+    if fields.hosts > 1 || (is_http11 && fields.hosts == 0) {
+        return Err(Code::RequestMalformed);
+    }
+    Ok(Some(assemble(method, uri, is_http11, fields)))
+}
+
+fn assemble(method: Method, uri: Uri, is_http11: bool, fields: Fields) -> RequestHead {
+    let body = match fields.framing {
+        None | Some(Framing::Length(0)) => BodyDecoder::Ended,
+        Some(Framing::Length(left)) => BodyDecoder::Length(left),
+        Some(Framing::Chunked) => BodyDecoder::chunked(),
+    };
+    let expects = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    let takes = |value: &http::HeaderValue| tokens(value.as_bytes()).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+    let head = RequestHead {
+        keeps_alive: if is_http11 { !fields.closes } else { fields.keeps_alive && !fields.closes },
+        expects_continue: is_http11 && !body.has_ended() && fields.map.get(EXPECT).is_some_and(expects),
+        takes_trailers: is_http11 && fields.map.get_all(TE).iter().any(takes),
+        may_tunnel: method == Method::CONNECT || (is_http11 && fields.upgrades && fields.map.contains_key(UPGRADE)),
+        parts: Request::new(()).into_parts().0,
+        body,
+    };
+    let version = if is_http11 { Version::HTTP_11 } else { Version::HTTP_10 };
+    let mut parts = head.parts;
+    (parts.method, parts.uri, parts.version, parts.headers) = (method, uri, version, fields.map);
+    RequestHead { parts, ..head }
+}
+
+/// Reads `METHOD SP TARGET SP HTTP/1.x` with single spaces; returns the method, the target, and whether the version is HTTP/1.1.
+fn request_line<'l>(line: &'l [u8], limits: &HeadLimits) -> Result<(Method, &'l [u8], bool), Code> {
+    let mut parts = line.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return Err(Code::RequestMalformed);
+    };
+    if target.len() > limits.target_bytes {
+        return Err(Code::TargetTooLong);
+    }
+    let visible = |byte: &u8| matches!(byte, 0x21..=0x7e);
+    if target.is_empty() || !target.iter().all(visible) || !is_form(method, target) {
+        return Err(Code::RequestMalformed);
+    }
+    let method = Method::from_bytes(method).map_err(|_| Code::RequestMalformed)?;
+    match version {
+        b"HTTP/1.1" => Ok((method, target, true)),
+        b"HTTP/1.0" => Ok((method, target, false)),
+        _ => Err(Code::RequestMalformed),
+    }
+}
+
+/// Whether the target has a form that the method allows (RFC 9112 section 3.2): a path, an `http` or `https` URL, an
+/// authority for CONNECT, `*` for OPTIONS.
+fn is_form(method: &[u8], target: &[u8]) -> bool {
+    let starts_with = |scheme: &[u8]| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    match target {
+        b"*" => method == b"OPTIONS",
+        _ if method == b"CONNECT" => !target.contains(&b'/'),
+        _ => target.starts_with(b"/") || starts_with(b"http://") || starts_with(b"https://"),
+    }
+}
