@@ -22,6 +22,17 @@ pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
+/// Whether a name is not `Content-Length` or `Transfer-Encoding`, but some servers read it as one of them: servers behind a gateway
+/// interface such as CGI do not distinguish `Content_Length` from `Content-Length`.
+pub fn is_framing_look_alike(name: &HeaderName) -> bool {
+    let name = name.as_str().as_bytes();
+    let spelled = |wanted: &[u8]| {
+        let is_same = |(a, b): (&u8, &u8)| a == b || (!a.is_ascii_alphanumeric() && *b == b'-');
+        name.len() == wanted.len() && name != wanted && name.iter().zip(wanted).all(is_same)
+    };
+    spelled(b"content-length") || spelled(b"transfer-encoding")
+}
+
 /// Fields that apply to one connection only.
 pub const HOP_BY_HOP: [&str; 9] = [
     "connection",

@@ -23,3 +23,4 @@ mod revocation;
 mod streams;
 mod upstreams;
 mod windows;
+mod wire;

@@ -9,7 +9,7 @@ mod server;
 
 pub use client::{ClientConnection, ExchangeError, IdleConnections, Outcome};
 pub use codec::{
-    BodyDecoder, BodyError, Decoded, HeadLimits, MAX_INFORMATIONAL, RequestHead, RequestKind, ResponseHead, ResponseReader,
-    read_request,
+    BodyDecoder, BodyError, Decoded, HeadLimits, MAX_INFORMATIONAL, MAX_RESPONSE_FIELDS, RequestHead, RequestKind, ResponseHead,
+    ResponseReader, read_request,
 };
 pub use server::{Ended, ServerConnection};

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::time::Instant;
 
 use super::super::body::Body;
-use super::super::http1::MAX_INFORMATIONAL;
+use super::super::http1::{MAX_INFORMATIONAL, MAX_RESPONSE_FIELDS};
 use super::super::http2::{self, Piece, Received, StreamReader, StreamWriter, Tunnel, Upload};
+use super::super::names::is_framing_look_alike;
 use super::super::tunnel::DECLINED;
 use super::replay::{self, ReplayBuffer};
 use super::{InformationalSender, Reply, SendError, StreamInFlight};
@@ -93,7 +95,14 @@ impl StreamSender {
         };
         let outcome = response_head(response, informational).await;
         let unprocessed = || buffer.map_or(Some(Body::empty()), ReplayBuffer::again).map(|body| Request::from_parts(head, body));
-        let (head, incoming) = outcome.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
+        let (mut head, incoming) = outcome.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
+        if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+            // Neither has a body, whatever the server sends (RFC 9110 section 6.4.1).
+            if head.status == StatusCode::NO_CONTENT {
+                head.headers.remove(CONTENT_LENGTH);
+            }
+            return Ok(Response::from_parts(head, Body::empty()));
+        }
         let body = Received::answering(incoming, &head.headers, upload);
         Ok(Response::from_parts(head, body.into()))
     }
@@ -154,15 +163,29 @@ async fn response_head(
             }
             Some(Ok(head)) => {
                 let (head, ()) = head.into_parts();
+                if !is_sound(&head.headers) || head.headers.contains_key(CONTENT_LENGTH) {
+                    return Err(NoResponse::Malformed("malformed informational response"));
+                }
                 if let Some(informational) = &informational {
                     informational.send(head.status, &head.headers);
                 }
             }
             Some(Err(error)) => return Err(NoResponse::Broken(error)),
-            None => return response.await.map_err(NoResponse::Broken),
+            None => {
+                let response = response.await.map_err(NoResponse::Broken)?;
+                let is_sound = is_sound(response.headers());
+                return if is_sound { Ok(response) } else { Err(NoResponse::Malformed("malformed or too many header fields")) };
+            }
         }
     }
     Err(NoResponse::Malformed("the server sent too many informational responses"))
+}
+
+/// The rules of the HTTP/1 codec for the fields of a response, as far as `h2` does not check them.
+fn is_sound(fields: &HeaderMap) -> bool {
+    fields.len() <= MAX_RESPONSE_FIELDS
+        && fields.get_all(CONTENT_LENGTH).iter().nth(1).is_none()
+        && !fields.keys().any(is_framing_look_alike)
 }
 
 /// The name of RFC 8441 tunnels in [`DialError::OtherProtocol`](crate::transport::dial::DialError::OtherProtocol).

@@ -23,6 +23,7 @@ use crate::decision::policy::Policy;
 use crate::decision::policy::route::{Head, Method};
 use crate::engine::path::{canonical_path, is_ambiguous};
 use crate::engine::question::{Identity, Question};
+use crate::http::names::is_framing_look_alike;
 use crate::http::tunnel::CONNECT;
 use crate::model::outcome::Code;
 use crate::model::user::Proof;
@@ -116,7 +117,8 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
         Ingress::Client => None,
         Ingress::Peer(_) => Some(read_envelope(&parts.headers)?),
     };
-    let authority = target::authority_of(parts).ok_or(Code::RequestMalformed)?;
+    let authority =
+        target::authority_of(parts).or_else(|| target::address_of(parts, arrival.local)).ok_or(Code::RequestMalformed)?;
     let is_connect = upgrade.as_ref().is_some_and(Upgrade::is_connect);
     if is_connect && authority.port.is_none() {
         return Err(Code::RequestMalformed);
@@ -295,12 +297,9 @@ fn check_size(parts: &Parts, limits: &Limits) -> Result<(), Code> {
 /// Applies the rules of the HTTP/1 codec to HTTP/2 as well, because the request may be forwarded as HTTP/1.
 fn check_grammar(parts: &Parts) -> Result<(), Code> {
     let is_visible = |target: &PathAndQuery| target.as_str().bytes().all(|byte| matches!(byte, 0x21..=0x7e));
-    let is_look_alike = |name: &HeaderName| {
-        let plain = normalized_name(name.as_str());
-        plain != name.as_str() && matches!(&*plain, "content-length" | "transfer-encoding")
-    };
     let one_length = parts.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none();
-    let is_sound = parts.uri.path_and_query().is_none_or(is_visible) && one_length && !parts.headers.keys().any(is_look_alike);
+    let is_sound =
+        parts.uri.path_and_query().is_none_or(is_visible) && one_length && !parts.headers.keys().any(is_framing_look_alike);
     if is_sound { Ok(()) } else { Err(Code::RequestMalformed) }
 }
 

@@ -1,7 +1,9 @@
 //! The canonical form of hosts and paths, in which they are judged and forwarded (RFC 3986 section 6).
 
-use http::Uri;
+use std::net::{IpAddr, SocketAddr};
+
 use http::request::Parts;
+use http::{Uri, Version};
 
 /// The host and port of a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +45,20 @@ pub(super) fn authority_of(parts: &Parts) -> Option<Authority> {
         (Some(field), Some(target)) if !is_same(&field, &target) => None,
         (field, target) => target.or(field),
     }
+}
+
+/// The address that the client connected to, for a request of HTTP/1.0 without a host, such as that of a simple health checker. Only
+/// routes for any host match it.
+pub(super) fn address_of(parts: &Parts, local: SocketAddr) -> Option<Authority> {
+    let names_host = parts.uri.authority().is_some() || parts.headers.contains_key(http::header::HOST);
+    if parts.version != Version::HTTP_10 || names_host {
+        return None;
+    }
+    let host = match local.ip().to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    };
+    Some(Authority { host, port: Some(local.port()) })
 }
 
 fn plain_authority(text: &str) -> Option<Authority> {

@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, STRICT_TRANSPORT_SECURITY};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -115,6 +115,11 @@ async fn serve(
     if let Some(response) = own_response(&context, &intake, &parts) {
         return context.finish(response);
     }
+    match take_hop(&mut parts) {
+        Ok(None) => {}
+        Ok(Some(response)) => return context.finish(response),
+        Err(code) => return context.refuse(code, Some(&intake.question)),
+    }
     if let Err(code) = guard(&context, &intake, &parts) {
         return context.refuse(code, Some(&intake.question));
     }
@@ -158,6 +163,27 @@ fn own_response(context: &Context, intake: &Intake, parts: &Parts) -> Option<Res
     let port = options.redirect.filter(|_| context.grpc_call.is_none())?;
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     reply::to_https(&question.host, port, target)
+}
+
+/// Counts this proxy in `Max-Forwards` of OPTIONS and TRACE (RFC 9110 section 7.6.2). At zero, the proxy responds itself; it does
+/// not echo a TRACE.
+fn take_hop(parts: &mut Parts) -> Result<Option<Response<Body>>, Code> {
+    if !matches!(parts.method, Method::OPTIONS | Method::TRACE) {
+        return Ok(None);
+    }
+    let mut values = parts.headers.get_all(MAX_FORWARDS).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let is_number = !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit) && values.next().is_none();
+    let left = value.to_str().ok().filter(|_| is_number).ok_or(Code::RequestMalformed)?;
+    // More digits than fit are more hops than any path has.
+    match left.parse::<u32>().unwrap_or(u32::MAX) {
+        0 if parts.method == Method::OPTIONS => Ok(Some(reply::options())),
+        0 => Err(Code::MethodNotAllowed),
+        left => {
+            parts.headers.insert(MAX_FORWARDS, HeaderValue::from(left - 1));
+            Ok(None)
+        }
+    }
 }
 
 /// Refuses requests before judgement: on a listener that only redirects, for a host that the connection's certificate

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::super::super::lists::tokens;
+use super::super::super::names::is_framing_look_alike;
 use crate::model::outcome::Code;
 
 /// Returns the length of the head at the start of `bytes`, with its empty line; `None` if the head is incomplete.
@@ -101,8 +102,7 @@ impl Fields {
                 }
                 self.framing = Some(Framing::Length(length(value).ok_or(Code::RequestMalformed)?));
             }
-            // Some servers behind a gateway interface such as CGI read `Content_Length` as `Content-Length`.
-            _ if is_look_alike(name.as_str().as_bytes()) => return Err(Code::RequestMalformed),
+            _ if is_framing_look_alike(name) => return Err(Code::RequestMalformed),
             _ => {}
         }
         Ok(())
@@ -129,14 +129,6 @@ fn trim_blanks(mut bytes: &[u8]) -> &[u8] {
         bytes = rest;
     }
     bytes
-}
-
-fn is_look_alike(name: &[u8]) -> bool {
-    let spelled = |wanted: &[u8]| {
-        name.len() == wanted.len()
-            && name.iter().zip(wanted).all(|(a, b)| a.eq_ignore_ascii_case(b) || (!a.is_ascii_alphanumeric() && *b == b'-'))
-    };
-    spelled(b"content-length") || spelled(b"transfer-encoding")
 }
 
 fn length(value: &[u8]) -> Option<u64> {

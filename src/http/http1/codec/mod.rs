@@ -16,7 +16,7 @@ pub use body::BodyDecoder;
 pub use decoded::{BodyError, Decoded};
 pub use encode::{Asked, BodyEncoder, informational_head, request_head, response_head};
 pub use request::{HeadLimits, RequestHead, read_request};
-pub use response::{MAX_INFORMATIONAL, RequestKind, ResponseHead, ResponseReader};
+pub use response::{MAX_INFORMATIONAL, MAX_RESPONSE_FIELDS, RequestKind, ResponseHead, ResponseReader};
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use http::header::{EXPECT, TE, UPGRADE};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{Method, Request, Uri, Version};
 
 use super::super::super::lists::tokens;
@@ -61,7 +62,10 @@ pub fn read_request(bytes: &mut BytesMut, seen: &mut usize, limits: &HeadLimits)
     let lines = head.split_off(line_end + 1);
     head.truncate(line_end - 1);
     let (method, target, is_http11) = request_line(&head, limits)?;
-    let uri = Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Code::RequestMalformed)?;
+    let mut uri = Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Code::RequestMalformed)?;
+    if method == Method::OPTIONS && is_whole_server(target) {
+        uri = for_whole_server(uri).ok_or(Code::RequestMalformed)?;
+    }
     let fields = Fields::read(&lines, is_http11, limits.fields, Blanks::Refused)?;
     if fields.hosts > 1 || (is_http11 && fields.hosts == 0) {
         return Err(Code::RequestMalformed);
@@ -121,4 +125,17 @@ fn is_form(method: &[u8], target: &[u8]) -> bool {
         _ if method == b"CONNECT" => !target.contains(&b'/'),
         _ => target.starts_with(b"/") || starts_with(b"http://") || starts_with(b"https://"),
     }
+}
+
+/// Whether a target is a URL without a path and a query. With OPTIONS, it asks about the whole server (RFC 9112 section 3.2.4).
+fn is_whole_server(target: &[u8]) -> bool {
+    let authority = memchr::memmem::find(target, b"://").map(|at| &target[at + 3..]);
+    !target.starts_with(b"/") && authority.is_some_and(|authority| !authority.iter().any(|byte| b"/?#".contains(byte)))
+}
+
+/// The same URL with the path `*`.
+fn for_whole_server(uri: Uri) -> Option<Uri> {
+    let mut parts = uri.into_parts();
+    parts.path_and_query = Some(PathAndQuery::from_static("*"));
+    Uri::from_parts(parts).ok()
 }

@@ -11,7 +11,7 @@ use crate::model::outcome::Code;
 
 /// Bytes of a response head: twice the default limit for requests, because cookies and security policies are long.
 const MAX_HEAD: usize = 64 << 10;
-const MAX_FIELDS: usize = 256;
+pub const MAX_RESPONSE_FIELDS: usize = 256;
 
 /// Maximum number of informational responses before the final response.
 pub const MAX_INFORMATIONAL: usize = 16;
@@ -70,7 +70,7 @@ impl ResponseReader {
         let line_end = memchr::memchr(b'\n', &head).ok_or(Code::UpstreamBad)?;
         let lines = head.split_off(line_end + 1);
         let (is_http11, status) = status_line(&head[..line_end - 1])?;
-        let mut fields = Fields::read(&lines, is_http11, MAX_FIELDS, Blanks::Removed)?;
+        let mut fields = Fields::read(&lines, is_http11, MAX_RESPONSE_FIELDS, Blanks::Removed)?;
         let keeps_alive = if is_http11 { !fields.closes } else { fields.keeps_alive && !fields.closes };
         let is_unframed = fields.framing.is_none();
         let (mut body, mut opens_tunnel, mut is_clean) = (BodyDecoder::Ended, false, true);

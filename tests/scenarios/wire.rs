@@ -1,0 +1,422 @@
+//! The rules of the wire between clients, proxies and app servers: connections that break, versions of HTTP, bodies and trailers.
+//! They hold in one region and over two.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, Response, StatusCode};
+use hyper::body::Frame;
+
+use crate::support::{
+    Plan, Recorder, TIMEOUT, Wire, World, eventually, get, http2, log, pieces, post, raw, read, remember, request, runtime, whole,
+};
+
+/// The heads of the requests that a scripted upstream received.
+type Heads = Arc<Mutex<Vec<String>>>;
+
+/// A plan whose only app server is in `eu-west` and runs `script` for each connection, in a thread of its own.
+fn scripted(script: impl Fn(TcpStream, &Heads) + Send + Sync + 'static) -> (Plan, Heads) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (heads, script) = (Heads::default(), Arc::new(script));
+    let seen = Arc::clone(&heads);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (script, seen) = (Arc::clone(&script), Arc::clone(&seen));
+            std::thread::spawn(move || script(stream, &seen));
+        }
+    });
+    let upstreams = move |name: &'static str| {
+        let mut recorder = Recorder::start(name);
+        if name == "eu-west" {
+            recorder.crash();
+            recorder.entry = format!("\"http://{address}\"");
+        }
+        vec![recorder]
+    };
+    (Plan { upstreams: Box::new(upstreams), ..Plan::default() }, heads)
+}
+
+/// Reads a request head and records it; false at the end of the connection.
+fn read_head(stream: &mut TcpStream, heads: &Heads) -> bool {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte).unwrap_or(0) == 0 {
+            return false;
+        }
+        head.push(byte[0]);
+    }
+    heads.lock().unwrap().push(String::from_utf8_lossy(&head).to_lowercase());
+    true
+}
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+#[test]
+fn a_read_on_a_reused_connection_that_broke_before_an_answer_is_sent_once_more() {
+    // Each connection serves one request, and breaks when the second one has arrived.
+    let (plan, heads) = scripted(|mut stream, heads| {
+        if read_head(&mut stream, heads) {
+            stream.write_all(OK).unwrap();
+            read_head(&mut stream, heads);
+        }
+    });
+    let world = World::planned(plan);
+    // The last request to the first region leaves a connection that has served its one request.
+    for (region, sent) in [(world.eu(), 5), (world.us(), 6)] {
+        heads.lock().unwrap().clear();
+        for _ in 0..3 {
+            assert_eq!(get(region.http, "/users/alice/orders/1", &[]).text(), "ok", "{}", region.name);
+        }
+        assert_eq!(heads.lock().unwrap().len(), sent, "each on a connection that was used before was sent twice");
+        heads.lock().unwrap().clear();
+        let answer = post(region.http, "/users/alice/orders/1", &[], "");
+        assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_GATEWAY, "upstream.bad_response"));
+        assert_eq!(heads.lock().unwrap().len(), 1, "a write that was sent is not repeated");
+        assert_eq!(get(region.http, "/users/alice/orders/1", &[]).text(), "ok", "the app server is not ejected");
+    }
+}
+
+#[test]
+fn an_answer_that_breaks_in_its_body_arrives_as_a_broken_answer_and_is_logged_as_broken() {
+    let _ = log();
+    for (number, broken) in [
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nX",
+        "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (plan, _) = scripted(move |mut stream, heads| {
+            while read_head(&mut stream, heads) {
+                stream.write_all(broken.as_bytes()).unwrap();
+                stream.shutdown(Shutdown::Write).unwrap();
+            }
+        });
+        let world = World::planned(plan);
+        for region in [world.eu(), world.us()] {
+            let head =
+                format!("GET /users/alice/orders/broken{number}{} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", region.name);
+            let answer = raw(region.http, head.as_bytes());
+            // A peer resets the stream behind the head, and the reset may overtake the head.
+            let is_refused = region.name != "eu-west" && answer.starts_with("HTTP/1.1 502 ");
+            assert!(is_refused || answer.starts_with("HTTP/1.1 200 OK\r\n"), "{broken:?} at {}: {answer:?}", region.name);
+            assert!(!answer.ends_with("0\r\n\r\n"), "it must not look complete: {answer:?}");
+            let line = format!("broken{number}{}\"", region.name);
+            eventually("it is logged as broken", || {
+                let is_broken = |text: &str| {
+                    text.contains("\"broken\":\"the sender aborted the body\"")
+                        || (is_refused && text.contains("upstream.bad_response"))
+                };
+                log().lines().any(|text| text.contains(&line) && is_broken(text))
+            });
+        }
+    }
+}
+
+#[test]
+fn statuses_without_a_body_are_relayed_without_one_whatever_the_app_server_sends() {
+    for (answer, status) in [
+        ("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello", 204),
+        ("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 204),
+        ("HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 304),
+        ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", 304),
+        ("HTTP/1.1 205 Reset Content\r\nContent-Length: 0\r\n\r\n", 205),
+    ] {
+        let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(answer)]), ..Plan::default() });
+        for region in [world.eu(), world.us()] {
+            let ask = b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+            let found = raw(region.http, ask);
+            assert!(found.starts_with(&format!("HTTP/1.1 {status} ")) && found.ends_with("\r\n\r\n"), "{answer:?}: {found:?}");
+            let has_length = found.to_lowercase().contains("content-length");
+            assert!(status != 204 || !has_length, "{found:?}");
+            assert!(!found.to_lowercase().contains("transfer-encoding"), "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn blanks_before_a_colon_of_a_response_are_removed() {
+    let spaced = "HTTP/1.1 200 OK\r\nX-App \t: yes\r\nContent-Length : 2\r\n\r\nok";
+    let world = World::planned(Plan { upstreams: Box::new(move |_| vec![Recorder::raw(spaced)]), ..Plan::default() });
+    for region in [world.eu(), world.us()] {
+        let answer = get(region.http, "/users/alice/orders/1", &[]);
+        assert_eq!((answer.text(), &answer.headers["x-app"]), ("ok", &"yes".parse::<http::HeaderValue>().unwrap()));
+    }
+}
+
+/// Sends a request, and returns the connection once an app server has received it.
+fn ask(address: SocketAddr, heads: &Heads, target: &str) -> TcpStream {
+    heads.lock().unwrap().clear();
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.write_all(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).unwrap();
+    eventually("the app server has the request", || !heads.lock().unwrap().is_empty());
+    stream
+}
+
+#[test]
+fn a_client_that_goes_away_while_it_waits_ends_its_upstream_request() {
+    let ended = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&ended);
+    let (plan, heads) = scripted(move |mut stream, heads| {
+        let is_stream = read_head(&mut stream, heads) && heads.lock().unwrap().last().unwrap().contains("/events");
+        if is_stream {
+            // One event, and then silence.
+            let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n";
+            stream.write_all(head).unwrap();
+        }
+        while matches!(stream.read(&mut [0; 100]), Ok(1..)) {}
+        *count.lock().unwrap() += 1;
+    });
+    let world = World::planned(plan);
+    for region in [world.eu(), world.us()] {
+        for target in ["/users/alice/orders/slow", "/users/alice/orders/events"] {
+            for resets in [false, true] {
+                let (before, mut client) = (*ended.lock().unwrap(), ask(region.http, &heads, target));
+                if target.ends_with("events") {
+                    let mut seen = Vec::new();
+                    while !seen.ends_with(b"data: 1\n\n\r\n") {
+                        let mut byte = [0];
+                        client.read_exact(&mut byte).unwrap();
+                        seen.push(byte[0]);
+                    }
+                }
+                if resets {
+                    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+                }
+                let left = Instant::now();
+                drop(client);
+                eventually("the app server sees the end", || *ended.lock().unwrap() > before);
+                // The timeouts of responses are 15 seconds and more.
+                assert!(left.elapsed() < Duration::from_secs(10), "{target} at {} after {:?}", region.name, left.elapsed());
+                eventually("the slot is free", || {
+                    region.metrics().contains(&format!("domicile_connections{{listener=\"{}\"}} 0", region.http))
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_listener_may_allow_clients_to_close_their_sending_side_early() {
+    let (plan, heads) = scripted(|mut stream, heads| {
+        if read_head(&mut stream, heads) {
+            // The client has gone away by then, unless its listener allows a half-closed connection.
+            std::thread::sleep(Duration::from_millis(1500));
+            let _ = stream.write_all(OK);
+        }
+    });
+    let mut world = World::prepare(&plan);
+    let config = std::fs::read_to_string(&world.regions[0].config).unwrap();
+    let address = world.regions[0].http;
+    let allowing =
+        config.replace(&format!("- address: \"{address}\""), &format!("- address: \"{address}\"\n    half_close: allow"));
+    assert_ne!(config, allowing);
+    std::fs::write(&world.regions[0].config, allowing).unwrap();
+    for index in 0..world.regions.len() {
+        world.start_region(index).unwrap();
+    }
+    world.wait_until_measured();
+    for (region, is_answered) in [(world.eu(), true), (world.us(), false)] {
+        let mut client = ask(region.http, &heads, "/users/alice/orders/1");
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        let _ = client.read_to_string(&mut answer);
+        assert_eq!(answer.ends_with("\r\n\r\nok"), is_answered, "{}: {answer:?}", region.name);
+    }
+}
+
+#[test]
+fn messages_have_our_version_and_via_the_received_one() {
+    let old = "HTTP/1.0 200 OK\r\nX-App: yes\r\n\r\nuntil the end";
+    let (plan, heads) = scripted(move |mut stream, heads| {
+        if read_head(&mut stream, heads) {
+            stream.write_all(old.as_bytes()).unwrap();
+        }
+    });
+    let world = World::planned(plan);
+    for region in [world.eu(), world.us()] {
+        let answer = get(region.http, "/users/alice/orders/1", &[]);
+        assert_eq!(answer.text(), "until the end");
+        assert!(answer.headers["via"].to_str().unwrap().starts_with("1.0 domicile"), "{:?}", answer.headers);
+        let again = b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2);
+        let last = b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        let three = raw(region.http, &[&again[..], last].concat());
+        assert_eq!(three.matches("HTTP/1.1 200 OK").count(), 3, "the client's connection stays open: {three:?}");
+        // The client speaks HTTP/1.0 as well: the end of the connection ends the body.
+        let closed = raw(region.http, b"GET /users/alice/orders/1 HTTP/1.0\r\nHost: a\r\n\r\n");
+        assert!(closed.starts_with("HTTP/1.1 200 OK\r\n") && closed.ends_with("\r\n\r\nuntil the end"), "{closed:?}");
+        assert!(!closed.to_lowercase().contains("transfer-encoding"), "{closed:?}");
+        assert!(heads.lock().unwrap().last().unwrap().contains("via: 1.0 domicile"));
+        assert!(heads.lock().unwrap().iter().all(|head| head.starts_with("get /users/alice/orders/1 http/1.1\r\n")));
+    }
+}
+
+#[test]
+fn an_http10_client_may_keep_its_connection() {
+    let world = World::start();
+    let kept = "GET /users/alice/orders/1 HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n";
+    let closed = "GET /users/alice/orders/1 HTTP/1.0\r\nHost: a\r\n\r\n";
+    let answer = raw(world.eu().http, format!("{kept}{closed}{kept}").as_bytes()).to_lowercase();
+    assert_eq!(answer.matches("http/1.1 200 ok").count(), 2, "{answer}");
+    assert_eq!(answer.matches("connection: keep-alive").count(), 1, "{answer}");
+    assert_eq!(answer.matches("connection: close").count(), 1, "{answer}");
+}
+
+#[test]
+fn an_http10_client_without_a_host_is_served_by_routes_for_any_host() {
+    let world = World::start();
+    for region in [world.eu(), world.us()] {
+        let answer = raw(region.http, b"GET /users/alice/orders/1 HTTP/1.0\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        let seen = world.eu().upstream().seen().last().unwrap().clone();
+        assert_eq!(seen.headers["host"], region.http.to_string(), "the address that the client connected to");
+    }
+    let answer = raw(world.eu().http, b"GET /users/alice/orders/1 HTTP/1.1\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "HTTP/1.1 requires a host: {answer}");
+}
+
+#[test]
+fn options_and_trace_end_where_max_forwards_says() {
+    let world = World::start();
+    for region in [world.eu(), world.us()] {
+        for method in ["OPTIONS", "TRACE"] {
+            let ask = |most: &str| {
+                let head = format!(
+                    "{method} /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\nMax-Forwards: {most}\r\n\r\n"
+                );
+                raw(region.http, head.as_bytes())
+            };
+            let before = world.eu().upstream().seen().len();
+            let answer = ask("0").to_lowercase();
+            assert!(answer.contains("\r\nallow: get, "), "{method}: {answer}");
+            let status = if method == "OPTIONS" { "http/1.1 204 " } else { "http/1.1 405 " };
+            assert!(answer.starts_with(status), "{method}: {answer}");
+            assert_eq!(world.eu().upstream().seen().len(), before, "it is not forwarded");
+            assert!(ask("many").starts_with("HTTP/1.1 400 "));
+            assert!(ask("7").starts_with("HTTP/1.1 200 "));
+            let left = if region.name == "eu-west" { "6" } else { "5" };
+            assert_eq!(world.eu().upstream().seen().last().unwrap().headers["max-forwards"], left, "each proxy is a hop");
+        }
+        // The field means nothing for other methods.
+        let other =
+            raw(region.http, b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\nMax-Forwards: 0\r\n\r\n");
+        assert!(other.starts_with("HTTP/1.1 200 "), "{other}");
+    }
+}
+
+#[test]
+fn options_for_a_whole_server_are_answered_here_in_both_forms() {
+    let world = World::start();
+    for target in ["*", "http://a", "HTTP://A"] {
+        let head = format!("OPTIONS {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let answer = raw(world.eu().http, head.as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 204 ") && answer.to_lowercase().contains("\r\nallow: get, "), "{target}: {answer}");
+    }
+    let other = raw(world.eu().http, b"OPTIONS http://b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert!(other.starts_with("HTTP/1.1 400 "), "the target and `Host` differ: {other}");
+    world.eu().upstream().assert_no_requests();
+}
+
+#[test]
+fn undeclared_trailers_reach_who_asked_for_trailers() {
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n";
+    let (plan, heads) = scripted(move |mut stream, heads| {
+        while read_head(&mut stream, heads) {
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let world = World::planned(plan);
+    for region in [world.eu(), world.us()] {
+        for (fields, is_asked) in [("TE: trailers\r\nConnection: TE, close\r\n", true), ("Connection: close\r\n", false)] {
+            let ask = format!("GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+            let answer = raw(region.http, ask.as_bytes());
+            assert_eq!(answer.contains("x-sum: 1"), is_asked, "{fields:?} at {}: {answer:?}", region.name);
+            let head = heads.lock().unwrap().last().unwrap().clone();
+            assert_eq!(head.contains("\r\nte: trailers\r\n") && head.contains("\r\nconnection: te\r\n"), is_asked, "{head}");
+        }
+    }
+}
+
+#[test]
+fn a_request_without_a_body_has_a_length_where_http1_servers_expect_one() {
+    let (plan, heads) = scripted(|mut stream, heads| {
+        while read_head(&mut stream, heads) {
+            stream.write_all(OK).unwrap();
+        }
+    });
+    let world = World::planned(plan);
+    runtime().block_on(async {
+        for region in [world.eu(), world.us()] {
+            let mut sender = http2(&world, region.https, "localhost").await;
+            for (method, has_length) in [(Method::POST, true), (Method::PUT, true), (Method::GET, false), (Method::DELETE, false)]
+            {
+                let ask = request(method.clone(), "https://localhost/users/alice/orders/1", "", &[], whole(""));
+                assert_eq!(read(sender.send_request(ask).await.unwrap()).await.unwrap().text(), "ok");
+                let head = heads.lock().unwrap().last().unwrap().clone();
+                assert_eq!(head.contains("\r\ncontent-length: 0\r\n"), has_length, "{method}: {head}");
+                assert!(!head.contains("transfer-encoding"), "{head}");
+            }
+        }
+    });
+}
+
+#[test]
+fn app_servers_that_speak_http2_obey_the_same_rules() {
+    let handler: crate::support::Handler = Arc::new(|request, seen| {
+        Box::pin(async move {
+            let path = request.uri().path().to_owned();
+            remember(request, &seen).await;
+            let mut response = Response::new(whole(""));
+            let kind = path.rsplit('/').next().unwrap();
+            match kind {
+                "look-alike" => drop(response.headers_mut().insert("content_length", "5".parse().unwrap())),
+                "many" => {
+                    for number in 0..300 {
+                        response.headers_mut().append("x-many", number.into());
+                    }
+                }
+                "204" | "304" => {
+                    *response.status_mut() = kind.parse().unwrap();
+                    let (sender, body) = pieces();
+                    sender.send(Frame::data(Bytes::from_static(b"hello"))).unwrap();
+                    *response.body_mut() = body;
+                }
+                _ => {}
+            }
+            response
+        })
+    });
+    let upstreams = move |_: &'static str| vec![Recorder::with_protocol(Wire::Http2, Arc::clone(&handler))];
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), ..Plan::default() });
+    for region in [world.eu(), world.us()] {
+        for kind in ["look-alike", "many"] {
+            let answer = get(region.http, &format!("/users/alice/orders/{kind}"), &[]);
+            assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_GATEWAY, "upstream.bad_response"), "{kind}");
+        }
+        for kind in ["204", "304"] {
+            let head = format!("GET /users/alice/orders/{kind} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            let answer = raw(region.http, head.as_bytes());
+            assert!(answer.starts_with(&format!("HTTP/1.1 {kind} ")) && answer.ends_with("\r\n\r\n"), "{answer:?}");
+        }
+    }
+}
+
+#[test]
+fn a_request_that_cannot_be_read_is_answered_counted_and_logged() {
+    let _ = log();
+    let world = World::start();
+    let answer = raw(world.eu().http, b"GET /users/alice/orders/1 HTTP/1.1\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("application/problem+json"), "{answer}");
+    let code = answer.split("\"code\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
+    assert_eq!(code, "request.malformed");
+    eventually("it is counted", || world.eu().metrics().contains(&format!("domicile_failures_total{{code=\"{code}\"}} 1")));
+    let id = answer.split("\"request\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+    eventually("it is logged", || log().lines().any(|line| line.contains(id) && line.contains(&code)));
+}
