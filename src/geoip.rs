@@ -3,6 +3,8 @@
 //! Promises: a database that is damaged or contains no countries is refused when it is opened; a lookup allocates nothing.
 //! Never: a guess. Private addresses have no place, and codes such as `EU` that name no country are ignored.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -32,7 +34,8 @@ pub struct GeoIpError {
 /// An open database, held in memory, so that the file may change or be removed.
 pub struct GeoIp {
     reader: Reader<Vec<u8>>,
-    layout: Layout,
+    /// The places of all records, by their offsets in the database, because decoding a record takes longer than finding it.
+    places: HashMap<usize, Place>,
     built: SystemTime,
 }
 
@@ -53,37 +56,20 @@ impl GeoIp {
         let refuse = |reason: String| GeoIpError { file: file.into(), reason };
         let bytes = std::fs::read(file).map_err(|error| refuse(format!("cannot read the GeoIP database: {error}")))?;
         let reader = Reader::from_source(bytes).map_err(|error| refuse(format!("is not an MMDB database: {error}")))?;
-        let layout = examine(&reader).map_err(|error| refuse(format!("is damaged; download it again: {error}")))?;
-        let layout = layout.ok_or_else(|| {
+        let records = records(&reader).map_err(|error| refuse(format!("is damaged; download it again: {error}")))?;
+        let layout = layout_of(&records).ok_or_else(|| {
             let kind = &reader.metadata().database_type;
             refuse(format!("is a database of type `{kind}` without countries in `country.iso_code`, `country_code` or `country`; name a country or city database"))
         })?;
+        let places = records.iter().filter_map(|(offset, record)| Some((*offset, layout.place_in(record)?))).collect();
         let built = reader.metadata().build_time().map_err(|error| refuse(format!("has no valid build time: {error}")))?;
-        Ok(Self { reader, layout, built })
+        Ok(Self { reader, places, built })
     }
 
     /// The place of an address, if the database knows it.
     pub fn place(&self, address: IpAddr) -> Option<Place> {
         let found = self.reader.lookup(address.to_canonical()).ok()?;
-        let text = |path: &[&'static str]| decode::<&str>(&found, path);
-        let country = self.layout.country_paths().iter().find_map(|path| text(path).and_then(CountryCode::parse));
-        let continent = match self.layout {
-            Layout::Nested => text(&["continent", "code"]).and_then(Continent::parse),
-            Layout::Flat | Layout::FlatCountry => None,
-        };
-        let continent = continent.or_else(|| country.map(|code| code.country().continent));
-        let place = Place { country, continent, coordinates: self.coordinates(&found) };
-        (place != Place::default()).then_some(place)
-    }
-
-    fn coordinates(&self, found: &maxminddb::LookupResult<'_, Vec<u8>>) -> Option<Coordinates> {
-        let (latitude, longitude): (&[&'static str], &[&'static str]) = match self.layout {
-            Layout::Nested => (&["location", "latitude"], &["location", "longitude"]),
-            Layout::Flat | Layout::FlatCountry => (&["latitude"], &["longitude"]),
-        };
-        let (latitude, longitude) = (decode::<f64>(found, latitude)? as f32, decode::<f64>(found, longitude)? as f32);
-        let on_earth = (-90.0..=90.0).contains(&latitude) && (-180.0..=180.0).contains(&longitude);
-        on_earth.then_some(Coordinates { latitude, longitude })
+        self.places.get(&found.offset()?).copied()
     }
 
     /// The time since the database was built.
@@ -108,35 +94,63 @@ impl Layout {
         }
     }
 
-    fn has_country(self, record: &maxminddb::LookupResult<'_, Vec<u8>>) -> bool {
+    /// The place in a record; `None` if the record has none.
+    fn place_in(self, record: &Record<'_>) -> Option<Place> {
+        let text = |path: &[&'static str]| decode::<&str>(record, path);
+        let country = self.country_paths().iter().find_map(|path| text(path).and_then(CountryCode::parse));
+        let continent = match self {
+            Self::Nested => text(&["continent", "code"]).and_then(Continent::parse),
+            Self::Flat | Self::FlatCountry => None,
+        };
+        let continent = continent.or_else(|| country.map(|code| code.country().continent));
+        let place = Place { country, continent, coordinates: self.coordinates_in(record) };
+        (place != Place::default()).then_some(place)
+    }
+
+    fn coordinates_in(self, record: &Record<'_>) -> Option<Coordinates> {
+        let (latitude, longitude): (&[&'static str], &[&'static str]) = match self {
+            Self::Nested => (&["location", "latitude"], &["location", "longitude"]),
+            Self::Flat | Self::FlatCountry => (&["latitude"], &["longitude"]),
+        };
+        let (latitude, longitude) = (decode::<f64>(record, latitude)? as f32, decode::<f64>(record, longitude)? as f32);
+        let on_earth = (-90.0..=90.0).contains(&latitude) && (-180.0..=180.0).contains(&longitude);
+        on_earth.then_some(Coordinates { latitude, longitude })
+    }
+
+    fn has_country(self, record: &Record<'_>) -> bool {
         let is_country = |path: &&[&'static str]| decode::<&str>(record, path).and_then(CountryCode::parse).is_some();
         self.country_paths().iter().any(is_country)
     }
 }
 
-/// Walks every network, decodes every record, and returns the layout in which the most records contain a country; `None` if no
-/// record contains one. The reader's own `verify` is too strict: it also requires metadata that a lookup does not need, such as a
-/// description, which databases in use do not have.
-fn examine(reader: &Reader<Vec<u8>>) -> Result<Option<Layout>, maxminddb::MaxMindDbError> {
-    let mut checked = std::collections::HashSet::new();
-    let mut counts = Layout::ALL.map(|layout| (0_usize, layout));
+type Record<'r> = maxminddb::LookupResult<'r, Vec<u8>>;
+
+/// Walks every network and decodes every record; many networks share one. The reader's own `verify` is too strict: it also requires
+/// metadata that a lookup does not need, such as a description, which databases in use do not have.
+fn records(reader: &Reader<Vec<u8>>) -> Result<HashMap<usize, Record<'_>>, maxminddb::MaxMindDbError> {
+    let mut records = HashMap::new();
     for record in reader.networks(WithinOptions::default())? {
         let record = record?;
-        // Many networks share a record.
-        if record.offset().is_some_and(|offset| checked.insert(offset)) {
+        if let Some(offset) = record.offset()
+            && let Entry::Vacant(entry) = records.entry(offset)
+        {
             record.decode::<serde::de::IgnoredAny>()?;
-            for (count, layout) in &mut counts {
-                *count += usize::from(layout.has_country(&record));
-            }
+            entry.insert(record);
         }
     }
+    Ok(records)
+}
+
+/// The layout in which the most records contain a country; `None` if no record contains one.
+fn layout_of(records: &HashMap<usize, Record<'_>>) -> Option<Layout> {
+    let counts = Layout::ALL.map(|layout| (records.values().filter(|record| layout.has_country(record)).count(), layout));
     // The first of equals is the most specific layout.
     let best = counts.into_iter().rev().max_by_key(|(count, _)| *count);
-    Ok(best.filter(|(count, _)| *count > 0).map(|(_, layout)| layout))
+    best.filter(|(count, _)| *count > 0).map(|(_, layout)| layout)
 }
 
 /// One value of a record; `None` if it is absent or has another type.
-fn decode<'a, T: serde::Deserialize<'a>>(record: &maxminddb::LookupResult<'a, Vec<u8>>, path: &[&'static str]) -> Option<T> {
+fn decode<'a, T: serde::Deserialize<'a>>(record: &Record<'a>, path: &[&'static str]) -> Option<T> {
     let mut elements = [PathElement::Key(""), PathElement::Key("")];
     for (element, key) in elements.iter_mut().zip(path) {
         *element = PathElement::Key(key);
@@ -147,6 +161,10 @@ fn decode<'a, T: serde::Deserialize<'a>>(record: &maxminddb::LookupResult<'a, Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn layout(geoip: &GeoIp) -> Layout {
+        layout_of(&records(&geoip.reader).unwrap()).unwrap()
+    }
 
     fn bundled() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("geoip/country.mmdb")
@@ -214,7 +232,7 @@ mod tests {
     #[test]
     fn flat_databases_are_read_and_those_without_countries_refused() {
         let geoip = GeoIp::open(&vector("dbip-city-lite-subset.mmdb")).unwrap();
-        assert_eq!(geoip.layout, Layout::Flat);
+        assert_eq!(layout(&geoip), Layout::Flat);
         let place = geoip.place("83.149.9.216".parse().unwrap()).unwrap();
         assert_eq!((place.country.unwrap().as_str(), place.coordinates.is_some()), ("RU", true));
         for name in
@@ -325,14 +343,14 @@ mod tests {
         };
 
         let geoip = open(vec![flat("US"), nested("DE"), nested("FR")]).unwrap();
-        assert_eq!(geoip.layout, Layout::Nested);
+        assert_eq!(layout(&geoip), Layout::Nested);
         assert_eq!(country(&geoip, "1.0.0.1").as_deref(), Some("DE"));
         assert_eq!(country(&geoip, "0.0.0.1"), None, "a record of another layout has no place");
 
         let mut late: Vec<_> = (0..200).map(|_| without()).collect();
         late.push(flat("JP"));
         let geoip = open(late).unwrap();
-        assert_eq!((geoip.layout, country(&geoip, "200.1.1.1").as_deref()), (Layout::FlatCountry, Some("JP")));
+        assert_eq!((layout(&geoip), country(&geoip, "200.1.1.1").as_deref()), (Layout::FlatCountry, Some("JP")));
         assert!(open(vec![without()]).is_err());
     }
 

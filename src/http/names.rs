@@ -2,6 +2,7 @@
 //! in lists are in normal form: in lower case, with `-` for every punctuation character.
 
 use http::HeaderName;
+use http::header;
 
 /// RFC 7239.
 pub const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
@@ -33,22 +34,64 @@ pub fn is_framing_look_alike(name: &HeaderName) -> bool {
     spelled(b"content-length") || spelled(b"transfer-encoding")
 }
 
+/// A set of names and of beginnings of names.
+pub struct NameSet {
+    names: &'static [&'static str],
+    prefixes: &'static [&'static str],
+}
+
+impl NameSet {
+    /// Whether a name in normal form is in the set. Binary search, because every field of every message is looked up.
+    pub fn contains(&self, name: &str) -> bool {
+        // No prefix begins with another, so that only the last one that is not greater than the name can be its beginning.
+        let after = self.prefixes.partition_point(|prefix| *prefix <= name);
+        let has_prefix = after > 0 && name.starts_with(self.prefixes[after - 1]);
+        has_prefix || self.names.binary_search(&name).is_ok()
+    }
+}
+
+const fn sorted<const N: usize>(mut names: [&'static str; N]) -> [&'static str; N] {
+    let mut end = 1;
+    while end < N {
+        let mut at = end;
+        while at > 0 && is_less(names[at].as_bytes(), names[at - 1].as_bytes()) {
+            names.swap(at, at - 1);
+            at -= 1;
+        }
+        end += 1;
+    }
+    names
+}
+
+const fn is_less(one: &[u8], other: &[u8]) -> bool {
+    let mut at = 0;
+    while at < one.len() && at < other.len() {
+        if one[at] != other[at] {
+            return one[at] < other[at];
+        }
+        at += 1;
+    }
+    one.len() < other.len()
+}
+
 /// Fields that apply to one connection only.
-pub const HOP_BY_HOP: [&str; 9] = [
-    "connection",
+pub const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
     // The proxy itself sends `100 Continue`, when it wants the body.
-    "expect",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "transfer-encoding",
-    "upgrade",
+    header::EXPECT,
+    KEEP_ALIVE,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    PROXY_CONNECTION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
 ];
 
 /// Fields with which proxies describe the client and its request to an upstream. A client can forge all of them.
-pub const FORGEABLE: [&str; 58] = [
+pub const FORGEABLE: NameSet = NameSet { names: &FORGEABLE_NAMES, prefixes: &FORGEABLE_PREFIXES };
+
+const FORGEABLE_NAMES: [&str; 58] = sorted([
     "forwarded",
     "forwarded-for",
     "forwarded-for-ip",
@@ -108,10 +151,10 @@ pub const FORGEABLE: [&str; 58] = [
     "x-forward-proto",
     // Replaced by our own, in any spelling.
     "x-request-id",
-];
+]);
 
 /// Prefixes of further forgeable fields: forwarding, geography, client certificates and routing, by vendor.
-pub const FORGEABLE_PREFIXES: [&str; 34] = [
+const FORGEABLE_PREFIXES: [&str; 34] = sorted([
     "x-original-forwarded-",
     "x-azure-",
     "x-arr-",
@@ -146,11 +189,13 @@ pub const FORGEABLE_PREFIXES: [&str; 34] = [
     "x-client-ssl-",
     "x-client-region",
     "x-client-city",
-];
+]);
 
 /// Fields that are not allowed in trailers (RFC 9110 section 6.5.1), because they control framing, routing or processing, or
 /// identify a user.
-pub const HEADER_ONLY: [&str; 27] = [
+pub const HEADER_ONLY: NameSet = NameSet { names: &HEADER_ONLY_NAMES, prefixes: &["if-"] };
+
+const HEADER_ONLY_NAMES: [&str; 27] = sorted([
     "age",
     "authorization",
     "cache-control",
@@ -178,10 +223,12 @@ pub const HEADER_ONLY: [&str; 27] = [
     "warning",
     "www-authenticate",
     "x-http-method",
-];
+]);
 
 /// Tracing headers of common vendors. They link the requests of a user, and can carry any data.
-pub const TRACING: [&str; 32] = [
+pub const TRACING: NameSet = NameSet { names: &TRACING_NAMES, prefixes: &TRACING_PREFIXES };
+
+const TRACING_NAMES: [&str; 32] = sorted([
     "tracestate",
     "baggage",
     "correlation-context",
@@ -214,10 +261,10 @@ pub const TRACING: [&str; 32] = [
     "x-b3",
     "eagleeye-traceid",
     "eagleeye-rpcid",
-];
+]);
 
 /// Prefixes of further tracing headers.
-pub const TRACING_PREFIXES: [&str; 12] = [
+const TRACING_PREFIXES: [&str; 12] = sorted([
     "pinpoint-",
     "x-wf-",
     "x-dynatrace-",
@@ -230,10 +277,12 @@ pub const TRACING_PREFIXES: [&str; 12] = [
     "elastic-apm-",
     "sw8-",
     "x-dd-",
-];
+]);
 
 /// Header fields in which apps expect credentials.
-pub const CREDENTIALS: [&str; 9] = [
+pub const CREDENTIALS: NameSet = NameSet { names: &CREDENTIAL_NAMES, prefixes: &[] };
+
+const CREDENTIAL_NAMES: [&str; 9] = sorted([
     "authorization",
     "x-authorization",
     "x-api-key",
@@ -243,4 +292,31 @@ pub const CREDENTIALS: [&str; 9] = [
     "x-auth-token",
     "x-access-token",
     "private-token",
-];
+]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_contains_its_names_and_all_names_with_its_prefixes() {
+        for set in [FORGEABLE, HEADER_ONLY, TRACING, CREDENTIALS] {
+            assert!(set.names.is_sorted() && set.prefixes.is_sorted());
+            for name in set.names {
+                assert!(set.contains(name), "{name}");
+            }
+            for (at, prefix) in set.prefixes.iter().enumerate() {
+                assert!(
+                    set.contains(prefix) && set.contains(&format!("{prefix}zz")) && set.contains(&format!("{prefix}-")),
+                    "{prefix}"
+                );
+                let is_redundant =
+                    set.prefixes.iter().enumerate().any(|(other, longer)| other != at && longer.starts_with(prefix));
+                assert!(!is_redundant, "another prefix begins with `{prefix}`");
+            }
+            for name in ["", "x", "zzz", "accept", "user-agent"] {
+                assert!(!set.contains(name), "{name}");
+            }
+        }
+    }
+}

@@ -82,6 +82,28 @@ fn a_read_on_a_reused_connection_that_broke_before_an_answer_is_sent_once_more()
 }
 
 #[test]
+fn only_one_connection_is_found_to_be_broken_for_one_read() {
+    let both = Arc::new(std::sync::Barrier::new(2));
+    let (plan, heads) = scripted(move |mut stream, heads| {
+        if read_head(&mut stream, heads) {
+            if heads.lock().unwrap().last().unwrap().contains("/together") {
+                both.wait();
+            }
+            stream.write_all(OK).unwrap();
+            read_head(&mut stream, heads);
+        }
+    });
+    let world = World::planned(plan);
+    let address = world.eu().http;
+    let two = [(); 2].map(|()| std::thread::spawn(move || get(address, "/users/alice/orders/together", &[])));
+    two.into_iter().for_each(|one| assert_eq!(one.join().unwrap().text(), "ok"));
+    // Both connections break with the next request. The second attempt at the read does not try the other one.
+    heads.lock().unwrap().clear();
+    assert_eq!(get(address, "/users/alice/orders/1", &[]).text(), "ok");
+    assert_eq!(heads.lock().unwrap().len(), 2);
+}
+
+#[test]
 fn an_answer_that_breaks_in_its_body_arrives_as_a_broken_answer_and_is_logged_as_broken() {
     let _ = log();
     for (number, broken) in [

@@ -99,8 +99,8 @@ impl ClientConnection {
     /// Whether the connection is open and has received nothing since the last response ended. Unread bytes would be taken for the
     /// response to the next request.
     fn is_quiet(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        self.io.received.is_empty() && self.io.poll_receive(&mut cx).is_pending()
+        // INVARIANT: `release` keeps only connections without received bytes.
+        self.io.poll_receive(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
     /// Sends a request and waits for the head of its response. `on_informational` gets each informational response before it.

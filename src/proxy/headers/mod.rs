@@ -4,23 +4,24 @@
 mod tracing;
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
+use bytes::Bytes;
 use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::http::lists::{self, Malformed};
-use crate::http::names::{self, FORGEABLE, FORGEABLE_PREFIXES, HEADER_ONLY, HOP_BY_HOP};
+use crate::http::names::{self, FORGEABLE, HEADER_ONLY, HOP_BY_HOP};
 use crate::peer::fields;
 use crate::session;
 
 pub use tracing::{drop_tracing, is_tracing};
 
-/// Whether a field is in [`FORGEABLE`] or [`FORGEABLE_PREFIXES`], in any spelling.
+/// Whether a field is in [`FORGEABLE`], in any spelling.
 fn is_forgeable(name: &str) -> bool {
-    let name = &*normalized_name(name);
-    FORGEABLE.contains(&name) || FORGEABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    FORGEABLE.contains(&normalized_name(name))
 }
 
 /// Replaces every punctuation character of a field name by `-`, because CGI-like servers turn punctuation into `_` and so cannot
@@ -82,17 +83,44 @@ pub fn rebuild(headers: &mut HeaderMap, forwarded: &Forwarded<'_>) {
     if wants_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    let scheme = if forwarded.is_https { "https" } else { "http" };
-    let client = forwarded.client;
-    let node = if client.is_ipv6() { format!("\"[{client}]\"") } else { client.to_string() };
-    // The host was checked to be a name or an address with a port, so it contains nothing that must be escaped in quotes.
-    let host = forwarded.authority;
-    set(headers, names::FORWARDED, &format!("for={node};host=\"{host}\";proto={scheme}"));
-    set(headers, names::X_FORWARDED_FOR, &client.to_string());
-    set(headers, names::X_FORWARDED_HOST, host);
-    set(headers, names::X_FORWARDED_PROTO, scheme);
-    set(headers, names::X_REQUEST_ID, forwarded.request_id);
+    set_forwarded(headers, forwarded);
     append_via(headers, forwarded.version);
+}
+
+/// Sets the forwarding headers. They share one buffer, because each of the others is a part of `Forwarded` or follows it.
+fn set_forwarded(headers: &mut HeaderMap, forwarded: &Forwarded<'_>) {
+    let Forwarded { request_id, client, is_https, authority, .. } = forwarded;
+    let (open, close) = if client.is_ipv6() { ("\"[", "]\"") } else { ("", "") };
+    let scheme = if *is_https { "https" } else { "http" };
+    let mut text = String::with_capacity(128 + authority.len());
+    let mut put = |piece: &dyn std::fmt::Display| {
+        let start = text.len();
+        write!(text, "{piece}").expect("writing to a string succeeds");
+        start..text.len()
+    };
+    put(&"for=");
+    put(&open);
+    let client = put(client);
+    put(&close);
+    put(&";host=\"");
+    // The host was checked to be a name or an address with a port, so it contains nothing that must be escaped in quotes.
+    let host = put(authority);
+    put(&"\";proto=");
+    let scheme = put(&scheme);
+    let whole = 0..scheme.end;
+    let request_id = put(request_id);
+    let text = Bytes::from(text);
+    for (name, range) in [
+        (names::FORWARDED, whole),
+        (names::X_FORWARDED_FOR, client),
+        (names::X_FORWARDED_HOST, host),
+        (names::X_FORWARDED_PROTO, scheme),
+        (names::X_REQUEST_ID, request_id),
+    ] {
+        if let Ok(value) = HeaderValue::from_maybe_shared(text.slice(range)) {
+            headers.insert(name, value);
+        }
+    }
 }
 
 /// Sets `Client-Cert` to the verified client certificate (RFC 9440 section 2.2).
@@ -125,11 +153,9 @@ fn append_via(headers: &mut HeaderMap, version: Version) {
 pub fn scrub_trailers(trailers: &mut HeaderMap, is_identity_header: impl Fn(&str) -> bool) {
     let is_header_only = |name: &str| {
         let plain = &*normalized_name(name);
-        let is_condition = plain.starts_with("if-");
-        is_condition
-            || HEADER_ONLY.contains(&plain)
-            || HOP_BY_HOP.contains(&plain)
-            || is_forgeable(name)
+        HEADER_ONLY.contains(plain)
+            || HOP_BY_HOP.iter().any(|other| other == plain)
+            || FORGEABLE.contains(plain)
             || is_identity_header(name)
     };
     let bad: Vec<HeaderName> = trailers.keys().filter(|name| is_header_only(name.as_str())).cloned().collect();

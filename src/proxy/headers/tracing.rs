@@ -2,14 +2,13 @@
 
 use http::{HeaderMap, HeaderName};
 
-use crate::http::names::{TRACEPARENT, TRACING, TRACING_PREFIXES};
+use crate::http::names::{TRACEPARENT, TRACING};
 
 use super::{normalized_name, set};
 
 /// Whether a field carries tracing context, except `traceparent`.
 pub fn is_tracing(name: &str) -> bool {
-    let plain = &*normalized_name(name);
-    TRACING.contains(&plain) || TRACING_PREFIXES.iter().any(|prefix| plain.starts_with(prefix))
+    TRACING.contains(&normalized_name(name))
 }
 
 /// Removes tracing headers before a message crosses a border, except those in `allowed`. `traceparent` gets a new parent id, so

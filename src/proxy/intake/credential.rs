@@ -37,7 +37,7 @@ pub(super) fn presented<'h>(parts: &'h Parts, location: &'h TokenLocation) -> (P
 
 /// Whether a header field contains the token or another credential, in any spelling.
 pub fn is_credential(name: &str, location: Option<&TokenLocation>) -> bool {
-    CREDENTIALS.contains(&&*normalized_name(name)) || location.is_some_and(|location| is_token(name, location))
+    CREDENTIALS.contains(&normalized_name(name)) || location.is_some_and(|location| is_token(name, location))
 }
 
 /// Whether a header field contains the token, in any spelling.

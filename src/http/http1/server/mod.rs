@@ -328,3 +328,6 @@ impl Inner {
         self.deadline.poll_passed(cx).map(|()| Gone)
     }
 }
+
+#[cfg(test)]
+mod tests;
