@@ -8,7 +8,7 @@ use clap::Args;
 use crate::demo::{self, World};
 
 use super::Outcome;
-use super::run::start_log;
+use super::log::start_log;
 
 #[derive(Args)]
 pub(super) struct Options {

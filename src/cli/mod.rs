@@ -7,6 +7,7 @@ mod certificates;
 mod check;
 mod demo;
 mod explain;
+mod log;
 mod reload;
 mod run;
 mod succession;

@@ -1,14 +1,11 @@
 //! `domicile run`: serves requests until a signal stops it.
 
-use std::io::{BufWriter, Write};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use clap::Args;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::app::{App, Launch, StartError};
 use crate::config;
@@ -16,6 +13,7 @@ use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::transport::listener::inherit;
 
+use super::log::start_log;
 use super::{Outcome, Source, succession};
 
 #[derive(Args)]
@@ -155,38 +153,4 @@ fn with_folder(error: &StartError) -> String {
 fn is_json(file: &std::path::Path, region: Option<&str>) -> bool {
     let config = config::load(file, region, &mut Registry::default(), Day::of(SystemTime::now()));
     config.is_ok_and(|config| config.settings.log.json)
-}
-
-/// The pause after each flush of the log.
-const LOG_INTERVAL: Duration = Duration::from_millis(10);
-
-/// Writes log lines in batches. The log's thread flushes when its queue is empty, and lines that arrive during the pause after a
-/// flush are written together: a system call and a wake-up of the thread for each line would cost more than judging its request.
-struct Batches<W: Write>(BufWriter<W>);
-
-impl<W: Write> Write for Batches<W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        // The log cannot report its own error. Returning it would delay the end of the process.
-        let _ = self.0.flush();
-        std::thread::sleep(LOG_INTERVAL);
-        Ok(())
-    }
-}
-
-/// Starts the log on standard error. A separate thread writes the lines, so that a slow terminal does not slow requests down. If
-/// its queue is full, lines are dropped and not counted.
-pub(super) fn start_log(json: bool, default_filter: &str) -> tracing_appender::non_blocking::WorkerGuard {
-    let (writer, guard) = tracing_appender::non_blocking(Batches(BufWriter::with_capacity(64 << 10, std::io::stderr())));
-    let filter = EnvFilter::try_from_env("DOMICILE_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(BoxMakeWriter::new(writer)).with_target(true);
-    if json {
-        subscriber.json().flatten_event(true).init();
-    } else {
-        subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
-    }
-    guard
 }
