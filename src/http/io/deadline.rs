@@ -1,79 +1,88 @@
 //! Deadlines that one periodic sweep of a worker checks, because a timer of its own for every wait of every request costs more
 //! than the request's other bookkeeping.
 
-use std::cell::{Cell, RefCell};
-use std::rc::{Rc, Weak};
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use slab::Slab;
 use tokio::time::Instant;
 
 /// How often a worker calls [`Deadlines::sweep`]. A deadline passes up to this much late.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The deadlines of one worker.
-#[derive(Default)]
-pub struct Deadlines(RefCell<Vec<Weak<Entry>>>);
+#[derive(Clone, Default)]
+pub struct Deadlines(Rc<RefCell<Slab<Entry>>>);
 
 /// One deadline, which can be set again and again.
-pub struct Deadline(Rc<Entry>);
+pub struct Deadline {
+    deadlines: Deadlines,
+    key: usize,
+}
 
 #[derive(Default)]
 struct Entry {
-    at: Cell<Option<Instant>>,
-    has_passed: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
+    at: Option<Instant>,
+    has_passed: bool,
+    waker: Option<Waker>,
 }
 
 impl Deadlines {
     /// A deadline that is not set.
     pub fn deadline(&self) -> Deadline {
-        let entry: Rc<Entry> = Rc::default();
-        self.0.borrow_mut().push(Rc::downgrade(&entry));
-        Deadline(entry)
+        let key = self.0.borrow_mut().insert(Entry::default());
+        Deadline { deadlines: self.clone(), key }
     }
 
     /// Wakes the tasks that wait for deadlines that have passed.
     pub fn sweep(&self, now: Instant) {
         let mut passed = Vec::new();
-        self.0.borrow_mut().retain(|entry| {
-            let Some(entry) = entry.upgrade() else { return false };
-            if entry.at.get().is_some_and(|at| at <= now) {
-                entry.at.set(None);
-                entry.has_passed.set(true);
+        for (_, entry) in self.0.borrow_mut().iter_mut() {
+            if entry.at.is_some_and(|at| at <= now) {
+                (entry.at, entry.has_passed) = (None, true);
                 passed.extend(entry.waker.take());
             }
-            true
-        });
+        }
         passed.into_iter().for_each(Waker::wake);
     }
 }
 
 impl Deadline {
+    fn with<T>(&self, work: impl FnOnce(&mut Entry) -> T) -> T {
+        work(&mut self.deadlines.0.borrow_mut()[self.key])
+    }
+
     pub fn set(&self, at: Instant) {
-        self.0.at.set(Some(at));
-        self.0.has_passed.set(false);
+        self.with(|entry| (entry.at, entry.has_passed) = (Some(at), false));
     }
 
     pub fn clear(&self) {
-        self.0.at.set(None);
-        self.0.has_passed.set(false);
+        self.with(|entry| (entry.at, entry.has_passed) = (None, false));
     }
 
     pub fn is_set(&self) -> bool {
-        self.0.at.get().is_some() || self.0.has_passed.get()
+        self.with(|entry| entry.at.is_some() || entry.has_passed)
     }
 
     /// Completes when the deadline has passed; never while it is not set.
     pub fn poll_passed(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.0.has_passed.get() {
-            return Poll::Ready(());
-        }
-        let mut waker = self.0.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
-        }
-        Poll::Pending
+        self.with(|entry| {
+            if entry.has_passed {
+                return Poll::Ready(());
+            }
+            if !entry.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                entry.waker = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        self.deadlines.0.borrow_mut().remove(self.key);
     }
 }
 

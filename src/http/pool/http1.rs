@@ -79,7 +79,7 @@ impl Http1Pool {
                 outcome => return outcome,
             }
         }
-        match dial::open(server, &options.dial, true).await {
+        match Box::pin(dial::open(server, &options.dial, true)).await {
             Ok(stream) => self.send_on_stream(stream, server, request, options).await,
             Err(error) => Err(SendError::dial(error, request)),
         }

@@ -55,21 +55,29 @@ impl UpstreamPool {
             server.http_version
         } {
             HttpVersion::Http1 => self.http1.send(server, request, options).await.map(unguarded),
+            HttpVersion::Http2 => Box::pin(self.send_http2(server, request, options)).await,
+            HttpVersion::Negotiated => Box::pin(self.send_negotiated(server, request, options)).await,
+        }
+    }
+
+    /// Sends a request on a new connection, with the version that the server chooses.
+    async fn send_negotiated(
+        &self,
+        server: &Server,
+        request: Request<Body>,
+        options: &SendOptions,
+    ) -> Result<Shared<Response<Body>>, SendError> {
+        let stream = match dial::open(server, &options.dial, false).await {
+            Ok(stream) => stream,
+            Err(error) => return Err(SendError::dial(error, request)),
+        };
+        let http_version = if stream.chose_http2() { HttpVersion::Http2 } else { HttpVersion::Http1 };
+        self.chosen.borrow_mut().insert(Arc::clone(&server.authority), http_version);
+        match http_version {
+            // This connection is dropped, because the HTTP/2 pool dials its own.
             HttpVersion::Http2 => self.send_http2(server, request, options).await,
-            HttpVersion::Negotiated => {
-                let stream = match dial::open(server, &options.dial, false).await {
-                    Ok(stream) => stream,
-                    Err(error) => return Err(SendError::dial(error, request)),
-                };
-                let http_version = if stream.chose_http2() { HttpVersion::Http2 } else { HttpVersion::Http1 };
-                self.chosen.borrow_mut().insert(Arc::clone(&server.authority), http_version);
-                match http_version {
-                    // This connection is dropped, because the HTTP/2 pool dials its own.
-                    HttpVersion::Http2 => self.send_http2(server, request, options).await,
-                    HttpVersion::Http1 | HttpVersion::Negotiated => {
-                        self.http1.send_on_stream(stream, server, request, options).await.map(unguarded)
-                    }
-                }
+            HttpVersion::Http1 | HttpVersion::Negotiated => {
+                self.http1.send_on_stream(stream, server, request, options).await.map(|response| (response, None))
             }
         }
     }

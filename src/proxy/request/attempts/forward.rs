@@ -1,8 +1,11 @@
 //! One attempt: sends a permitted request to one upstream or peer, and waits for the head of the response.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::response::Parts;
@@ -142,17 +145,17 @@ pub(in crate::proxy::request) async fn to_peer(
     let region = permitted.region();
     let has_body = !permitted.request().body().is_end_stream();
     let (send_options, connections) = (options.send_options(&snapshot.limits, None), snapshot.limits.peer_connections);
-    let work = async {
+    let work = pin!(async {
         let pool = &worker.peer_pool;
         match options.upgrade {
-            Some(protocol) => pool.open(gateway, connections, permitted, protocol, &send_options).await,
+            Some(protocol) => Box::pin(pool.open(gateway, connections, permitted, protocol, &send_options)).await,
             None => {
                 let sent = pool.send(gateway, connections, permitted, &send_options).await;
                 sent.map(|(response, in_flight)| (Reply::Answered(response), in_flight))
             }
         }
-    };
-    match head_of(work, options, has_body).await {
+    });
+    match head_of(work, worker, options, has_body).await {
         Some(Ok((reply, in_flight))) => Ok(Response::of(reply, ResponseCounters::Peer(in_flight))),
         Some(Err(error)) => {
             tracing::warn!(region = snapshot.policy().region_name(region), cause = %error.cause, "no response from a peer");
@@ -174,17 +177,17 @@ pub(in crate::proxy::request) async fn to_upstream(
     let has_body = !permitted.request().body().is_end_stream();
     let greeting = upstream.proxy_protocol.map(|version| proxy_protocol::write(version, options.client, options.local));
     let send_options = options.send_options(&snapshot.limits, greeting);
-    let work = async {
+    let work = pin!(async {
         let (pool, server) = (&worker.upstream_pool, &upstream.server);
         match options.upgrade {
-            Some(protocol) => pool.open(server, permitted, protocol, &send_options).await,
+            Some(protocol) => Box::pin(pool.open(server, permitted, protocol, &send_options)).await,
             None => {
                 let sent = pool.send(server, permitted, &send_options).await;
                 sent.map(|(response, in_flight)| (Reply::Answered(response), in_flight))
             }
         }
-    };
-    let outcome = head_of(work, options, has_body).await;
+    });
+    let outcome = head_of(work, worker, options, has_body).await;
     let count = |result| worker.metrics.upstream_request(upstream.authority(), result);
     match outcome {
         Some(Ok((reply, in_flight))) => {
@@ -224,28 +227,44 @@ pub(in crate::proxy::request) async fn to_upstream(
 
 /// Waits for the head of a response. Returns `None` if `response_timeout` has passed since the end of the request's
 /// body, if the server has not read the body for `idle_timeout`, or if the deadline has passed.
-async fn head_of<T>(work: impl Future<Output = T>, options: &AttemptOptions<'_>, has_body: bool) -> Option<T> {
-    let too_late = async {
-        if has_body {
+async fn head_of<T>(
+    mut work: Pin<&mut impl Future<Output = T>>,
+    worker: &Worker,
+    options: &AttemptOptions<'_>,
+    has_body: bool,
+) -> Option<T> {
+    let until_response = |now: Instant| options.deadline.into_iter().fold(now + options.response_timeout, Instant::min);
+    let deadline = worker.deadlines.deadline();
+    if has_body {
+        if let Some(at) = options.deadline {
+            deadline.set(at);
+        }
+        let mut uploaded = pin!(async {
             tokio::select! {
-                () = options.body.ended() => {}
-                () = options.body.send_stalled(options.idle_timeout) => return,
+                () = options.body.ended() => true,
+                () = options.body.send_stalled(options.idle_timeout) => false,
             }
+        });
+        let first = poll_fn(|cx| {
+            if let Poll::Ready(head) = work.as_mut().poll(cx) {
+                return Poll::Ready(Some(Some(head)));
+            }
+            match uploaded.as_mut().poll(cx) {
+                Poll::Ready(true) => Poll::Ready(None),
+                Poll::Ready(false) => Poll::Ready(Some(None)),
+                Poll::Pending => deadline.poll_passed(cx).map(|()| Some(None)),
+            }
+        });
+        if let Some(outcome) = first.await {
+            return outcome;
         }
-        tokio::time::sleep(options.response_timeout).await;
-    };
-    let deadline = async {
-        match options.deadline {
-            Some(deadline) => tokio::time::sleep_until(deadline).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        biased;
-        head = work => Some(head),
-        () = too_late => None,
-        () = deadline => None,
     }
+    deadline.set(until_response(Instant::now()));
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(head) => Poll::Ready(Some(head)),
+        Poll::Pending => deadline.poll_passed(cx).map(|()| None),
+    })
+    .await
 }
 
 fn failure(error: SendError, copy: Option<Request<Body>>) -> Failure {

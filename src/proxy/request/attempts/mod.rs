@@ -5,7 +5,10 @@ pub(super) mod forward;
 mod peer;
 mod plan;
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Poll;
 
 use http::{HeaderMap, Request};
 use http_body::Body as _;
@@ -15,6 +18,7 @@ use crate::decision::verdict::{Itinerary, Stop, Verdict};
 use crate::engine::judge::{Judged, judge};
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
+use crate::http::pool::Gateway;
 use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
@@ -69,7 +73,7 @@ impl Forwarding<'_> {
             Err(Stopped::Refused(code)) => Err(code),
             Err(Stopped::Misdirected { spare: None }) => Err(Code::PeersDisagree),
             Err(Stopped::Misdirected { spare: Some(spare) }) if self.may_retry(Sent::Unprocessed) => {
-                self.retry_elsewhere(*spare).await
+                Box::pin(self.retry_elsewhere(*spare)).await
             }
             Err(Stopped::Misdirected { spare: Some(_) }) => Err(Code::PeersDisagree),
         }
@@ -208,32 +212,45 @@ impl Forwarding<'_> {
             Target::Upstream(_, upstream, outstanding) => {
                 self.context.may_have_arrived = true;
                 let outstanding = outstanding.take().expect("a selected upstream is attempted once");
-                let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
-                let work = forward::to_upstream(worker, snapshot, (upstream, outstanding), permitted, spare, &self.options);
-                let outcome = self.while_cleared(work).await?;
+                let outcome = {
+                    let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
+                    let upstream = (&*upstream, outstanding);
+                    let work = pin!(forward::to_upstream(worker, snapshot, upstream, permitted, spare, &self.options));
+                    self.while_cleared(work).await?
+                };
                 self.note_unsent(&outcome);
                 Ok(outcome)
             }
-            Target::Peer(_, gateway) => {
-                if let Err(stopped) = self.clear_with_peer(gateway, &permitted, is_second).await {
-                    return Err(match stopped {
-                        // Nothing of the request was sent, so all of it can be sent to another region.
-                        Stopped::Misdirected { .. } => Stopped::Misdirected { spare: Some(Box::new(permitted.give_back())) },
-                        Stopped::Refused(code) => Stopped::Refused(code),
-                    });
-                }
-                // The policy or the table may have changed while the peer was asked.
-                let worker = &self.context.worker;
-                if !self.lease.renew(&worker.moment(), &worker.vitals()).await {
-                    return Err(self.context.ended_code(self.intake).into());
-                }
-                self.context.log.sent_to = Some(permitted.region());
-                self.context.may_have_arrived = true;
-                let outcome = self.to_peer(gateway, permitted, spare, has_another).await?;
-                self.note_unsent(&outcome);
-                Ok(outcome)
-            }
+            Target::Peer(_, gateway) => Box::pin(self.attempt_peer(gateway, permitted, spare, has_another, is_second)).await,
         }
+    }
+
+    /// Makes one attempt at a peer.
+    async fn attempt_peer(
+        &mut self,
+        gateway: &Gateway,
+        permitted: Permitted<Request<Body>>,
+        spare: Option<Request<Body>>,
+        has_another: bool,
+        is_second: bool,
+    ) -> Result<Result<Response, Failure>, Stopped> {
+        if let Err(stopped) = self.clear_with_peer(gateway, &permitted, is_second).await {
+            return Err(match stopped {
+                // Nothing of the request was sent, so all of it can be sent to another region.
+                Stopped::Misdirected { .. } => Stopped::Misdirected { spare: Some(Box::new(permitted.give_back())) },
+                Stopped::Refused(code) => Stopped::Refused(code),
+            });
+        }
+        // The policy or the table may have changed while the peer was asked.
+        let worker = &self.context.worker;
+        if !self.lease.renew(&worker.moment(), &worker.vitals()).await {
+            return Err(self.context.ended_code(self.intake).into());
+        }
+        self.context.log.sent_to = Some(permitted.region());
+        self.context.may_have_arrived = true;
+        let outcome = self.to_peer(gateway, permitted, spare, has_another).await?;
+        self.note_unsent(&outcome);
+        Ok(outcome)
     }
 
     /// Clears `may_have_arrived` if the attempt sent nothing.
@@ -244,11 +261,13 @@ impl Forwarding<'_> {
     }
 
     /// Awaits `work`, and fails as soon as the request is no longer cleared.
-    async fn while_cleared<T>(&self, work: impl Future<Output = T>) -> Result<T, Code> {
-        tokio::select! {
-            biased;
-            () = std::future::poll_fn(|cx| self.lease.poll_ended(cx)) => Err(self.context.ended_code(self.intake)),
-            done = work => Ok(done),
-        }
+    async fn while_cleared<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> Result<T, Code> {
+        poll_fn(|cx| {
+            if self.lease.poll_ended(cx).is_ready() {
+                return Poll::Ready(Err(self.context.ended_code(self.intake)));
+            }
+            work.as_mut().poll(cx).map(Ok)
+        })
+        .await
     }
 }

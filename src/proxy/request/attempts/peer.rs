@@ -1,6 +1,8 @@
 //! An attempt at a peer: adds the envelope, asks whether the peer accepts the request before a body is sent, and reads
 //! the peer's refusal code.
 
+use std::pin::pin;
+
 use http::Request;
 use http::header::{COOKIE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http_body::Body as _;
@@ -29,7 +31,7 @@ impl Forwarding<'_> {
     ) -> Result<Result<Response, Failure>, Stopped> {
         let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
         let copy = spare.as_ref().filter(|_| self.intake.question.is_read).map(copy_head);
-        let work = forward::to_peer(worker, snapshot, gateway, permitted, copy, &self.options);
+        let work = pin!(forward::to_peer(worker, snapshot, gateway, permitted, copy, &self.options));
         let response = match self.while_cleared(work).await? {
             Ok(response) => response,
             Err(failure) => return Ok(Err(failure)),
@@ -113,7 +115,7 @@ impl Forwarding<'_> {
             ..self.options
         };
         let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
-        let work = forward::to_peer(worker, snapshot, gateway, permitted.with_question(question), None, &options);
+        let work = pin!(forward::to_peer(worker, snapshot, gateway, permitted.with_question(question), None, &options));
         let response = self.while_cleared(work).await?.map_err(|failure| Stopped::Refused(failure.code))?;
         match meaning_of(&response.head.headers) {
             Meaning::Served if response.head.status == ACCEPTED => Ok(()),
