@@ -7,8 +7,9 @@ use crate::proxy::Limits;
 /// The descriptors reserved for everything except clients: control plane, peers, listeners, files, idle upstream connections.
 const RESERVED: u64 = 128;
 
-/// The descriptors of a client's connection and of the connection to the upstream or peer.
-const PER_CONNECTION: u64 = 2;
+/// The share of the other descriptors that client connections may use. Most clients are idle and need no connection to an app
+/// server; a request for which no descriptor is left is answered 503.
+const CLIENTS: (u64, u64) = (3, 5);
 
 /// Lowers the limit on connections to the number that the file descriptors suffice for.
 pub(super) fn fit(limits: Limits) -> Limits {
@@ -29,7 +30,7 @@ pub(super) fn fit(limits: Limits) -> Limits {
 }
 
 fn connections_of(descriptors: u64) -> usize {
-    usize::try_from(descriptors.saturating_sub(RESERVED) / PER_CONNECTION).unwrap_or(usize::MAX).max(1)
+    usize::try_from(descriptors.saturating_sub(RESERVED) / CLIENTS.1 * CLIENTS.0).unwrap_or(usize::MAX).max(1)
 }
 
 /// Raises the soft limit on descriptors to the hard limit; returns the limit in force.
@@ -48,7 +49,8 @@ mod tests {
 
     #[test]
     fn connections_leave_room_for_everything_else() {
-        assert_eq!([0, 128, 1024, 1 << 20].map(connections_of), [1, 1, 448, 524_224]);
+        assert_eq!([0, 128, 1024, 1 << 20].map(connections_of), [1, 1, 537, 629_067]);
+        assert!(connections_of(20_000) >= 10_000);
         assert_eq!(fit(Limits { connections: 1, ..Limits::default() }).connections, 1);
     }
 }

@@ -55,8 +55,9 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
     let limits = worker.snapshot().limits;
     let Ok(local) = stream.local_addr() else { return };
     let options = Arc::clone(&listener_config.options);
-    let handshake = tokio::time::timeout(limits.header_timeout, handshake::open(&worker, stream, remote, listener_config)).await;
-    let Ok(Some(opened)) = handshake else { return };
+    // The boxes keep the memory of an idle HTTP/1 connection small.
+    let opening = Box::pin(handshake::open(&worker, stream, remote, listener_config));
+    let Ok(Some(opened)) = tokio::time::timeout(limits.header_timeout, opening).await else { return };
     let arrival = Arrival {
         ingress: opened.ingress,
         remote: opened.remote.ip().to_canonical(),
@@ -66,7 +67,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
     };
     // A client that negotiated HTTP/2 must send its preface in time, because `h2` itself would wait forever.
     let begun = Instant::now();
-    let Some((stream, first, begins_http2)) = find_protocol(opened.stream, limits.header_timeout).await else { return };
+    let finding = Box::pin(find_protocol(opened.stream, limits.header_timeout));
+    let Some((stream, first, begins_http2)) = finding.await else { return };
     let is_peer = matches!(arrival.ingress, Ingress::Peer(_));
     // Peers must use HTTP/2, because only an HTTP/2 connection is closed when its certificate is revoked.
     if opened.is_http2.is_some_and(|agreed| agreed != begins_http2) || (is_peer && !begins_http2) {
@@ -89,7 +91,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
     };
     let context = Rc::new(context);
     if begins_http2 {
-        http2::serve(worker, stream, first, context, &limits).await;
+        Box::pin(http2::serve(worker, stream, first, context, &limits)).await;
     } else {
         http1::serve(worker, stream, (begun, first), context, &limits).await;
     }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use http::header::CONNECTION;
 use http::{Method, Request, Response};
 use tokio::time::Instant;
@@ -228,6 +229,10 @@ impl ServerConnection {
         let inner = &mut *self.inner.borrow_mut();
         let Some(io) = &mut inner.io else { return Poll::Ready(Next::Closed) };
         let was_empty = io.received.is_empty();
+        if was_empty {
+            // An idle connection holds no buffer.
+            io.received = BytesMut::new();
+        }
         loop {
             if !io.received.is_empty() {
                 match read_request(&mut io.received, &mut inner.seen, &self.limits) {
