@@ -28,6 +28,11 @@ impl Body {
         Self(Inner::Whole(Some(bytes.into()).filter(|bytes: &Bytes| !bytes.is_empty())))
     }
 
+    /// Whether all of the body is in memory.
+    pub const fn is_whole(&self) -> bool {
+        matches!(self.0, Inner::Whole(_))
+    }
+
     pub fn streamed<B>(body: B) -> Self
     where
         B: HttpBody<Data = Bytes> + 'static,

@@ -94,8 +94,8 @@ pub struct Metered {
     inner: Body,
     limits: BodyLimits,
     progress: Rc<Progress>,
-    /// Runs while the next frame has not arrived.
-    timer: Pin<Box<Sleep>>,
+    /// Runs while the next frame has not arrived. Most bodies arrive at once and need none.
+    timer: Option<Pin<Box<Sleep>>>,
     /// Start of the current wait for a frame.
     waiting_since: Option<Instant>,
     /// How far the body is behind its minimum rate, the current wait aside.
@@ -112,12 +112,11 @@ pub struct Metered {
 
 impl Metered {
     pub fn new(inner: Body, limits: BodyLimits, progress: Rc<Progress>) -> Self {
-        let timer = Box::pin(tokio::time::sleep(limits.idle_timeout));
         Self {
             inner,
             limits,
             progress,
-            timer,
+            timer: None,
             waiting_since: None,
             lag: Lag::default(),
             lease: None,
@@ -168,6 +167,26 @@ impl Metered {
             return Some(BodyFailure::IdleTimeout);
         }
         self.limits.min_rate.filter(|rate| waited >= self.lag.left(*rate)).map(|_| BodyFailure::TooSlow)
+    }
+
+    /// Waits for the next frame, within the idle timeout and the minimum rate.
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let now = Instant::now();
+        let is_new = self.waiting_since.is_none();
+        let since = *self.waiting_since.get_or_insert(now);
+        let next = self.next_check(now);
+        let mut timer = self.timer.take().unwrap_or_else(|| Box::pin(tokio::time::sleep_until(next)));
+        if is_new {
+            timer.as_mut().reset(next);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if let Some(failure) = self.check_wait(since, now) {
+                return self.fail(failure);
+            }
+            timer.as_mut().reset(self.next_check(now));
+        }
+        self.timer = Some(timer);
+        Poll::Pending
     }
 
     fn fail(&self, failure: BodyFailure) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -226,24 +245,7 @@ impl HttpBody for Metered {
                 if body.lease.as_ref().is_some_and(|lease| lease.poll_ended(cx).is_ready()) {
                     return body.fail(BodyFailure::NoLongerCleared);
                 }
-                let now = Instant::now();
-                let since = match body.waiting_since {
-                    Some(since) => since,
-                    None => {
-                        body.waiting_since = Some(now);
-                        let next = body.next_check(now);
-                        body.timer.as_mut().reset(next);
-                        now
-                    }
-                };
-                while body.timer.as_mut().poll(cx).is_ready() {
-                    if let Some(failure) = body.check_wait(since, now) {
-                        return body.fail(failure);
-                    }
-                    let next = body.next_check(now);
-                    body.timer.as_mut().reset(next);
-                }
-                Poll::Pending
+                body.poll_wait(cx)
             }
         }
     }

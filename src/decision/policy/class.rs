@@ -37,7 +37,13 @@ impl ClassSet {
         self.0 & (1 << class.0) != 0
     }
 
+    /// The classes in the order of their numbers.
     pub fn iter(self) -> impl Iterator<Item = ClassId> {
-        (0..MAX_CLASSES).map(ClassId).filter(move |class| self.contains(*class))
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            let lowest = (rest != 0).then(|| rest.trailing_zeros() as usize)?;
+            rest &= rest.wrapping_sub(1);
+            Some(ClassId(lowest))
+        })
     }
 }

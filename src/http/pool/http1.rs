@@ -16,7 +16,7 @@ use super::super::http1::{ClientConnection, ExchangeError, IdleConnections, Outc
 use super::super::io::BufferedStream;
 use super::super::sent::Sent;
 use super::super::tunnel::CONNECT;
-use super::{InformationalSender, Reply, SendCause, SendError, SendOptions, form};
+use super::{Reply, SendCause, SendError, SendOptions, form};
 use crate::transport::dial::{self, Server};
 use crate::transport::stream::Stream;
 
@@ -74,7 +74,7 @@ impl Http1Pool {
         let now = Instant::now();
         let usable = |since, remote| is_usable(server, now, since, remote);
         while let Some(connection) = idle.take(usable).filter(|_| !options.is_fresh) {
-            match send_on(connection, request).await {
+            match send_on(connection, request, options).await {
                 Err(SendError { sent: Sent::Nothing, request: Some(unsent), .. }) => request = *unsent,
                 outcome => return outcome,
             }
@@ -94,7 +94,7 @@ impl Http1Pool {
     ) -> Result<Response<Body>, SendError> {
         let home = Rc::downgrade(&self.idle(server, options));
         let io = BufferedStream::new(stream, BytesMut::new(), options.dial.write_stall);
-        send_on(ClientConnection::new(io, home), request).await
+        send_on(ClientConnection::new(io, home), request, options).await
     }
 
     fn idle(&self, server: &Server, options: &SendOptions) -> Rc<IdleConnections> {
@@ -132,23 +132,36 @@ fn is_usable(server: &Server, now: Instant, idle_since: Instant, remote: Option<
     now - idle_since < IDLE_TIMEOUT && server.leads_to(remote)
 }
 
-async fn send_on(connection: Box<ClientConnection>, mut request: Request<Body>) -> Result<Response<Body>, SendError> {
+async fn send_on(
+    connection: Box<ClientConnection>,
+    mut request: Request<Body>,
+    options: &SendOptions,
+) -> Result<Response<Body>, SendError> {
     if form::for_http1(&mut request).is_none() {
         return Err(SendError::form(request));
     }
     let kind = if request.method() == Method::HEAD { RequestKind::Head } else { RequestKind::Other };
-    match exchange(connection, request, kind).await? {
+    match exchange(connection, request, kind, options).await? {
         Outcome::Response(head, body) => Ok(Response::from_parts(head, body)),
         Outcome::Tunnel(..) => unreachable!("only a request for a tunnel opens one"),
     }
 }
 
 /// Sends a request and forwards its informational responses.
-async fn exchange(connection: Box<ClientConnection>, request: Request<Body>, kind: RequestKind) -> Result<Outcome, SendError> {
-    let informational = InformationalSender::of(&request);
+async fn exchange(
+    connection: Box<ClientConnection>,
+    request: Request<Body>,
+    kind: RequestKind,
+    options: &SendOptions,
+) -> Result<Outcome, SendError> {
     let (head, body) = request.into_parts();
     let head = Request::from_parts(head, ());
-    let forward = |status, fields| informational.iter().for_each(|informational| informational.send(status, &fields));
+    let informational = options.informational.as_deref();
+    let forward = |status, fields| {
+        if let Some(queue) = informational {
+            queue.push(status, fields);
+        }
+    };
     connection.exchange(&head, body, kind, forward).await.map_err(|ExchangeError { sent, cause, body }| {
         let request = body.map(|body| Box::new(head.map(|()| body)));
         SendError { cause: SendCause::Broken(cause), sent, request }
@@ -170,7 +183,7 @@ pub(super) async fn upgrade(
     let is_connect = protocol == CONNECT;
     let kind = if is_connect { RequestKind::Connect } else { RequestKind::Upgrade };
     let io = BufferedStream::new(stream, BytesMut::new(), options.dial.write_stall);
-    match exchange(ClientConnection::new(io, Weak::new()), request, kind).await? {
+    match exchange(ClientConnection::new(io, Weak::new()), request, kind, options).await? {
         Outcome::Response(head, body) => Ok(Reply::Answered(Response::from_parts(head, body))),
         Outcome::Tunnel(head, io) if is_connect || form::agrees(&head.headers, protocol, accept.as_deref()) => {
             Ok(Reply::Opened(head, Box::pin(io)))

@@ -143,7 +143,7 @@ impl<K: Destination> Http2Pool<K> {
                 Ok(sender) => sender,
                 Err(error) => return Err(SendError::dial(error, request)),
             };
-            match sender.send(request, options.dial.write_stall, guard.clone()).await {
+            match sender.send(request, options, guard.clone()).await {
                 Err(SendError { sent: Sent::Nothing, request: Some(unsent), .. }) if !last => {
                     guard.0.slot.open.lock().await.take();
                     request = *unsent;

@@ -24,7 +24,7 @@ use super::tunnel::Wire;
 use super::window::Buffers;
 
 pub use http2::StreamInFlight;
-pub use interim::InformationalSender;
+pub use interim::InformationalQueue;
 pub use peers::{Gateway, PeerPool};
 pub use sender::EXTENDED_CONNECT;
 pub use upstream::UpstreamPool;
@@ -36,6 +36,8 @@ pub struct SendOptions {
     pub dial: DialOptions,
     /// The flow-control budget of the client connection that the request arrived on.
     pub buffers: Rc<Buffers>,
+    /// Gets the informational responses, unless they are dropped.
+    pub informational: Option<Rc<InformationalQueue>>,
     /// Do not use an idle connection, because the last attempt found that the server had closed one.
     pub is_fresh: bool,
 }
@@ -43,7 +45,7 @@ pub struct SendOptions {
 impl SendOptions {
     /// For Domicile's own requests, which are small.
     pub fn within(timeout: Duration) -> Self {
-        Self { dial: DialOptions::within(timeout), buffers: Buffers::of(0), is_fresh: false }
+        Self { dial: DialOptions::within(timeout), buffers: Buffers::of(0), informational: None, is_fresh: false }
     }
 }
 

@@ -20,7 +20,7 @@ use super::super::http2::{self, Piece, Received, StreamReader, StreamWriter, Tun
 use super::super::names::is_framing_look_alike;
 use super::super::tunnel::DECLINED;
 use super::replay::{self, ReplayBuffer};
-use super::{InformationalSender, Reply, SendError, StreamInFlight};
+use super::{InformationalQueue, Reply, SendError, SendOptions, StreamInFlight};
 
 /// Opens streams on one connection.
 #[derive(Clone)]
@@ -78,22 +78,21 @@ impl StreamSender {
     pub(super) async fn send(
         self,
         request: Request<Body>,
-        stall: Duration,
+        options: &SendOptions,
         in_flight: StreamInFlight,
     ) -> Result<Response<Body>, SendError> {
-        let informational = InformationalSender::of(&request);
         let OpenStream { response, stream, head, body } = self.open_stream(request).await?;
         let (upload, buffer) = if body.is_end_stream() {
             (None, None)
         } else {
-            let (recorded, buffer) = replay::keep(body);
+            let ((recorded, buffer), stall) = (replay::keep(body), options.dial.write_stall);
             let sending = async move {
                 http2::send(Body::streamed(recorded), StreamWriter::new(stream), Reason::CANCEL, stall).await;
                 drop(in_flight);
             };
             (Some(Upload::new(tokio::task::spawn_local(sending))), Some(buffer))
         };
-        let outcome = response_head(response, informational).await;
+        let outcome = response_head(response, options.informational.as_deref()).await;
         let unprocessed = || buffer.map_or(Some(Body::empty()), ReplayBuffer::again).map(|body| Request::from_parts(head, body));
         let (mut head, incoming) = outcome.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
@@ -154,7 +153,7 @@ impl NoResponse {
 /// Waits for the final response head and forwards the informational responses before it.
 async fn response_head(
     mut response: ResponseFuture,
-    informational: Option<InformationalSender>,
+    informational: Option<&InformationalQueue>,
 ) -> Result<Response<RecvStream>, NoResponse> {
     for _ in 0..=MAX_INFORMATIONAL {
         match poll_fn(|cx| response.poll_informational(cx)).await {
@@ -166,8 +165,8 @@ async fn response_head(
                 if !is_sound(&head.headers) || head.headers.contains_key(CONTENT_LENGTH) {
                     return Err(NoResponse::Malformed("malformed informational response"));
                 }
-                if let Some(informational) = &informational {
-                    informational.send(head.status, &head.headers);
+                if let Some(queue) = informational {
+                    queue.push(head.status, head.headers);
                 }
             }
             Some(Err(error)) => return Err(NoResponse::Broken(error)),

@@ -27,8 +27,11 @@ fn is_forgeable(name: &str) -> bool {
 /// Replaces every punctuation character of a field name by `-`, because CGI-like servers turn punctuation into `_` and so cannot
 /// distinguish such names (RFC 3875 section 4.1.18).
 pub fn normalized_name(name: &str) -> Cow<'_, str> {
-    let is_other = |c: char| !c.is_ascii_alphanumeric() && c != '-';
-    if name.contains(is_other) { name.replace(is_other, "-").into() } else { name.into() }
+    let is_usual = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if name.bytes().all(is_usual) {
+        return name.into();
+    }
+    name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "-").into()
 }
 
 /// The members of a list without quoted strings (RFC 9110 section 5.6.1), even if one of them has invalid bytes.
@@ -93,20 +96,22 @@ fn set_forwarded(headers: &mut HeaderMap, forwarded: &Forwarded<'_>) {
     let (open, close) = if client.is_ipv6() { ("\"[", "]\"") } else { ("", "") };
     let scheme = if *is_https { "https" } else { "http" };
     let mut text = String::with_capacity(128 + authority.len());
-    let mut put = |piece: &dyn std::fmt::Display| {
+    text.push_str("for=");
+    text.push_str(open);
+    let start = text.len();
+    write!(text, "{client}").expect("writing to a string succeeds");
+    let client = start..text.len();
+    let mut put = |piece: &str| {
         let start = text.len();
-        write!(text, "{piece}").expect("writing to a string succeeds");
+        text.push_str(piece);
         start..text.len()
     };
-    put(&"for=");
-    put(&open);
-    let client = put(client);
-    put(&close);
-    put(&";host=\"");
+    put(close);
+    put(";host=\"");
     // The host was checked to be a name or an address with a port, so it contains nothing that must be escaped in quotes.
     let host = put(authority);
-    put(&"\";proto=");
-    let scheme = put(&scheme);
+    put("\";proto=");
+    let scheme = put(scheme);
     let whole = 0..scheme.end;
     let request_id = put(request_id);
     let text = Bytes::from(text);

@@ -13,15 +13,11 @@ use super::{AddressSource, Settings};
 /// The maximum number of hops that are read, because a longer chain is an attack.
 const MAX_HOPS: usize = 32;
 
-/// The address of the client: the first address from the right that is not in a trusted network.
+/// The address of the client: the first address from the right that is not in a trusted network; and the position of its element,
+/// counted from the right.
 ///
 /// If the element that a trusted hop wrote is malformed, this is the address of that hop.
-pub(super) fn address(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> IpAddr {
-    find(headers, remote, settings).0
-}
-
-/// The address of the client, and the position of its element, counted from the right.
-fn find(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> (IpAddr, usize) {
+pub(super) fn find(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> (IpAddr, usize) {
     let trusted = |address: IpAddr| settings.trust.iter().any(|network| network.contains(&address));
     let (mut client, mut position) = (remote.to_canonical(), 0);
     if !trusted(client) {
@@ -121,9 +117,8 @@ pub(super) fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
 
 /// Whether the hop that accepted the client's connection reports HTTPS. Reads only the header that trusted hops are
 /// configured to write: the element at the position of the client's address, or the leftmost one if there are fewer
-/// elements.
-pub(super) fn client_used_https(headers: &HeaderMap, remote: IpAddr, settings: &Settings) -> bool {
-    let (_, position) = find(headers, remote, settings);
+/// elements. `position` is that of the client's address.
+pub(super) fn client_used_https(headers: &HeaderMap, position: usize, settings: &Settings) -> bool {
     let proto = match settings.source {
         AddressSource::Forwarded => {
             let elements: Vec<_> = values(headers, &names::FORWARDED).flat_map(elements).collect();

@@ -217,9 +217,9 @@ impl OriginatingClient {
             return Self { address: envelope.client, is_https: envelope.is_https, is_from_trusted_hop: false };
         }
         let is_from_trusted_hop = settings.trust.iter().any(|network| network.contains(&arrival.remote));
-        let is_https =
-            arrival.is_tls || (is_from_trusted_hop && client::client_used_https(&parts.headers, arrival.remote, settings));
-        Self { address: client::address(&parts.headers, arrival.remote, settings), is_https, is_from_trusted_hop }
+        let (address, position) = client::find(&parts.headers, arrival.remote, settings);
+        let is_https = arrival.is_tls || (is_from_trusted_hop && client::client_used_https(&parts.headers, position, settings));
+        Self { address, is_https, is_from_trusted_hop }
     }
 }
 

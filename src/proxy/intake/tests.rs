@@ -100,7 +100,7 @@ fn the_hop_that_accepted_the_client_reports_its_scheme() {
         }
         let trust = vec!["10.0.0.0/8".parse().unwrap()];
         let settings = Settings { trust, source: source.clone(), keys: vec![] };
-        client::client_used_https(&headers, "10.0.0.1".parse().unwrap(), &settings)
+        client::client_used_https(&headers, client::find(&headers, "10.0.0.1".parse().unwrap(), &settings).1, &settings)
     };
     let (by_x, by_forwarded) = (("x-forwarded-proto", "http, https"), ("forwarded", "for=a;proto=http, for=b; Proto=\"HTTPS\""));
     assert!(is_https(&XForwardedFor, &[by_x]) && !is_https(&XForwardedFor, &[by_forwarded]));
@@ -128,7 +128,7 @@ fn client(remote: &str, trust: &str, source: AddressSource, fields: &[(&str, &st
         headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
     }
     let settings = Settings { trust: vec![trust.parse().unwrap()], source, keys: vec![] };
-    client::address(&headers, remote.parse().unwrap(), &settings).to_string()
+    client::find(&headers, remote.parse().unwrap(), &settings).0.to_string()
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn check_trusted_ranges(case: &Value, source: AddressSource, headers: &HeaderMap
     let load_balancer: IpAddr = "192.0.2.255".parse().unwrap();
     trust.push(load_balancer.into());
     let settings = Settings { trust: trust.clone(), source, keys: vec![] };
-    let found = client::address(headers, remote.unwrap_or(load_balancer), &settings);
+    let found = client::find(headers, remote.unwrap_or(load_balancer), &settings).0;
     match want {
         Some(want) => assert_eq!(found, want, "{case}"),
         // If the element that a trusted hop wrote is malformed, the result is the address of that hop.

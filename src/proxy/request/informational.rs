@@ -1,15 +1,15 @@
 //! Informational responses (RFC 9110 section 15.2): relayed before the final response. `100` is not relayed, because the
 //! proxy itself asks the client for the body.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 
-use http::{HeaderMap, HeaderName, Request, Response};
-use tokio::sync::mpsc::UnboundedReceiver;
+use http::{HeaderMap, HeaderName, Response};
 
 use crate::engine::recheck::Lease;
-use crate::http::body::Body;
-use crate::http::pool::InformationalSender;
+use crate::http::pool::InformationalQueue;
 use crate::peer::response::labels_of;
 
 use super::super::headers;
@@ -18,35 +18,41 @@ use super::context::Context;
 
 /// The informational responses to one request.
 pub(super) struct InformationalResponses {
-    responses: UnboundedReceiver<Response<()>>,
+    queue: Rc<InformationalQueue>,
     channel: ResponseChannel,
     /// The tracing headers that may cross the border, if the responses cross one.
     border: Option<Vec<HeaderName>>,
 }
 
 impl InformationalResponses {
-    /// Registers a receiver for the informational responses to this request.
-    pub(super) fn of(request: &mut Request<Body>, context: &Context) -> Self {
+    pub(super) fn of(context: &Context) -> Self {
         let border = context.border().map(<[_]>::to_vec);
-        Self { responses: InformationalSender::put_into(request), channel: context.channel.clone(), border }
+        Self { queue: Rc::default(), channel: context.channel.clone(), border }
     }
 
-    /// Awaits `work`, and meanwhile relays the informational responses that are cleared.
-    pub(super) async fn relay_during<T, W>(mut self, mut work: Pin<&mut W>, lease: &Rc<Lease>) -> T
+    /// The queue that the pool fills.
+    pub(super) fn queue(&self) -> Rc<InformationalQueue> {
+        Rc::clone(&self.queue)
+    }
+
+    /// Awaits `work`, which fills the queue, and meanwhile relays the informational responses that are cleared.
+    pub(super) async fn relay_during<T, W>(self, mut work: Pin<&mut W>, lease: &Rc<Lease>) -> T
     where
         W: Future<Output = T>,
     {
         loop {
-            tokio::select! {
-                biased;
-                Some(response) = self.responses.recv() => self.relay(response, lease).await,
-                done = work.as_mut() => {
-                    // The final response may arrive together with the last informational one.
-                    while let Ok(response) = self.responses.try_recv() {
-                        self.relay(response, lease).await;
-                    }
-                    return done;
-                }
+            let done = poll_fn(|cx| match work.as_mut().poll(cx) {
+                Poll::Ready(done) => Poll::Ready(Some(done)),
+                Poll::Pending if self.queue.is_empty() => Poll::Pending,
+                Poll::Pending => Poll::Ready(None),
+            });
+            let done = done.await;
+            // The final response may arrive together with informational ones.
+            while let Some(response) = self.queue.pop() {
+                self.relay(response, lease).await;
+            }
+            if let Some(done) = done {
+                return done;
             }
         }
     }

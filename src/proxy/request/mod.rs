@@ -255,8 +255,8 @@ async fn forward(
         context.channel.send_continue();
     }
     let body = outgoing_body(context, lease, body, &timeouts, most_bytes);
-    let mut request = outgoing_request(context, intake, parts, body);
-    let interim = takes_informational.then(|| InformationalResponses::of(&mut request, context));
+    let request = outgoing_request(context, intake, parts, body);
+    let interim = takes_informational.then(|| InformationalResponses::of(context));
     let (connection, request_body) = (Rc::clone(&context.connection), Rc::clone(&context.log.request_body));
     let total_timeout = if context.has_body { timeouts.deadline } else { Some(timeouts.request_timeout) };
     let upgrade = intake.upgrade.as_ref().map(|upgrade| upgrade.protocol.clone());
@@ -270,6 +270,7 @@ async fn forward(
         client: connection.arrival.client(intake.question.client),
         local: connection.arrival.local,
         buffers: &connection.buffers,
+        informational: interim.as_ref().map(InformationalResponses::queue),
         is_fresh: false,
     };
     let forwarding = Forwarding { context, intake, lease, options };

@@ -130,7 +130,9 @@ fn outgoing_body(
     admitted: Admitted,
 ) -> Body {
     let timeouts = MessageTimeouts::of_response(&head.headers, &context.snapshot.limits);
-    let read_monitor = read_monitor(&context, &timeouts);
+    // A small body that is in memory has no trailers, and the system takes it at once, so that no client can delay it.
+    let is_small = body.is_whole() && body.size_hint().exact().is_some_and(|size| size <= SMALL);
+    let read_monitor = if is_small { None } else { read_monitor(&context, &timeouts) };
     let progress = Rc::clone(&context.log.response_body);
     let body = match context.grpc_deadline() {
         Some(deadline) if !body.is_end_stream() => {
@@ -146,14 +148,8 @@ fn outgoing_body(
     }
     let abort = context.channel.abort_handle();
     let body = end_with(lease, body, Rc::clone(&progress), abort);
-    let border = context.border().map(<[_]>::to_vec);
-    let scrub = move |trailers: &mut http::HeaderMap| {
-        headers::scrub_trailers(trailers, |_| false);
-        if let Some(allowed) = &border {
-            headers::drop_tracing(trailers, allowed);
-        }
-    };
-    let body = body.scrubbed(scrub).on_end(move || {
+    let body = if is_small { body } else { with_scrubbed_trailers(body, &context) };
+    let body = body.on_end(move || {
         drop((hold, admitted));
         if progress.failure.get() == Some(BodyFailure::DeadlineExceeded) {
             context.log.code = Some(Code::DeadlineExceeded);
@@ -161,6 +157,20 @@ fn outgoing_body(
         context.log.write();
     });
     Body::streamed(body)
+}
+
+/// The largest body that is not monitored while it is written: less than any send buffer of the system.
+const SMALL: u64 = 4 << 10;
+
+/// Removes the fields from the trailers that must not leave.
+fn with_scrubbed_trailers(body: Metered, context: &Context) -> Metered {
+    let border = context.border().map(<[_]>::to_vec);
+    body.scrubbed(move |trailers: &mut http::HeaderMap| {
+        headers::scrub_trailers(trailers, |_| false);
+        if let Some(allowed) = &border {
+            headers::drop_tracing(trailers, allowed);
+        }
+    })
 }
 
 /// Ends the body with the lease: at its next frame, or by `abort` while the client reads nothing.

@@ -15,7 +15,9 @@ use tokio::time::Instant;
 
 use crate::decision::permit::Permitted;
 use crate::http::body::Body;
-use crate::http::pool::{EXTENDED_CONNECT, Gateway, Reply, SendCause, SendError, SendOptions, StreamInFlight};
+use crate::http::pool::{
+    EXTENDED_CONNECT, Gateway, InformationalQueue, Reply, SendCause, SendError, SendOptions, StreamInFlight,
+};
 use crate::http::sent::Sent;
 use crate::http::tunnel::Wire;
 use crate::http::window::Buffers;
@@ -113,6 +115,7 @@ pub(in crate::proxy::request) struct AttemptOptions<'a> {
     pub local: SocketAddr,
     /// The flow-control budget of the client's connection.
     pub buffers: &'a Rc<Buffers>,
+    pub informational: Option<Rc<InformationalQueue>>,
     /// The last attempt found that the server had closed an idle connection.
     pub is_fresh: bool,
 }
@@ -127,6 +130,7 @@ impl AttemptOptions<'_> {
         SendOptions {
             dial: DialOptions { timeout, write_stall, greeting },
             buffers: Rc::clone(self.buffers),
+            informational: self.informational.clone(),
             is_fresh: self.is_fresh,
         }
     }

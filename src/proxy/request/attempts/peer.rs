@@ -112,6 +112,7 @@ impl Forwarding<'_> {
             is_client_deadline: false,
             body: &progress,
             upgrade: None,
+            informational: None,
             ..self.options
         };
         let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
