@@ -56,6 +56,8 @@ pub struct Limits {
     pub attempts: usize,
     /// HTTP/2 connections to each peer, per worker and per window size.
     pub peer_connections: usize,
+    /// Idle HTTP/1 connections to each upstream, per worker.
+    pub idle_upstream_connections: usize,
 }
 
 impl Default for Limits {
@@ -90,6 +92,8 @@ impl Default for Limits {
             drain: Duration::from_secs(30),
             attempts: 2,
             peer_connections: 2,
+            // As many as there may be concurrent requests to one upstream on one worker without a new connection for each.
+            idle_upstream_connections: 512,
         }
     }
 }

@@ -104,6 +104,28 @@ fn only_one_connection_is_found_to_be_broken_for_one_read() {
 }
 
 #[test]
+fn as_many_idle_connections_are_kept_as_the_operator_says() {
+    for (most, expected) in [(1, 3), (2, 2)] {
+        let (both, opened) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(Mutex::new(0)));
+        let count = Arc::clone(&opened);
+        let (plan, _) = scripted(move |mut stream, heads| {
+            *count.lock().unwrap() += 1;
+            while read_head(&mut stream, heads) {
+                both.wait();
+                stream.write_all(OK).unwrap();
+            }
+        });
+        let world = World::planned(Plan { extra: format!("limits: {{ idle_upstream_connections: {most} }}\n"), ..plan });
+        let address = world.eu().http;
+        for _ in 0..2 {
+            let two = [(); 2].map(|()| std::thread::spawn(move || get(address, "/users/alice/orders/1", &[])));
+            two.into_iter().for_each(|one| assert_eq!(one.join().unwrap().text(), "ok"));
+        }
+        assert_eq!(*opened.lock().unwrap(), expected, "at most {most} idle");
+    }
+}
+
+#[test]
 fn an_answer_that_breaks_in_its_body_arrives_as_a_broken_answer_and_is_logged_as_broken() {
     let _ = log();
     for (number, broken) in [

@@ -1,25 +1,23 @@
 //! The `limits` section: the resources that one request, one connection and the process may use.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::proxy::Limits;
 
-use super::super::reader::Field;
+use super::super::reader::{Field, Section};
 
 pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let section = field.section()?;
     let standard = Limits::default();
-    let time = |key, standard: Duration| section.optional(key).map_or(Some(standard), |field| field.positive_duration());
-    let size = |key, standard: u64| section.optional(key).map_or(Some(standard), |field| field.bytes());
-    let count = |key, standard: usize, most| {
-        section.optional(key).map_or(Some(standard), |field| field.number(1, most).map(|number| number as usize))
-    };
+    let limits = Values(&section);
+    let time = |key, standard| limits.time(key, standard);
+    let size = |key, standard| limits.size(key, standard);
+    let count = |key, standard, most| limits.count(key, standard, most);
     // Read all limits before the first `?`, so that every mistake is reported.
-    // hyper needs at least 8 KiB to parse a request head.
-    let header_bytes = section.optional("header_bytes").map_or(Some(standard.header_bytes), |field| {
-        let bytes = field.bytes()?;
-        if (8 << 10..=1 << 20).contains(&bytes) { Some(bytes as usize) } else { field.report("write a size from 8KiB to 1MiB") }
-    });
+    // Many clients send heads of several KiB, so a smaller limit is probably a mistake.
+    let header_bytes =
+        limits.size_within("header_bytes", standard.header_bytes, 8 << 10..=1 << 20, "write a size from 8KiB to 1MiB");
     let headers = count("headers", standard.headers, 1000);
     let target_bytes = size("target_bytes", standard.target_bytes as u64);
     let body = section.optional("body").map_or(Some(standard.body), |field| field.size_limit());
@@ -34,10 +32,9 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let tunnel_idle = time("tunnel_idle", standard.tunnel_idle);
     let body_rate = size("body_rate", standard.body_rate);
     let body_rate_grace = time("body_rate_grace", standard.body_rate_grace);
-    let connection_buffer = section.optional("connection_buffer").map_or(Some(standard.connection_buffer), |field| {
-        let bytes = field.bytes()?;
-        if (64 << 10..=1 << 30).contains(&bytes) { Some(bytes as usize) } else { field.report("write a size from 64KiB to 1GiB") }
-    });
+    let buffer = 64 << 10..=1 << 30;
+    let connection_buffer =
+        limits.size_within("connection_buffer", standard.connection_buffer, buffer, "write a size from 64KiB to 1GiB");
     let streams = count("streams", standard.streams, 100_000);
     let requests_per_connection = count("requests_per_connection", standard.requests_per_connection, 1_000_000_000);
     let requests = count("requests", standard.requests, 10_000_000);
@@ -47,6 +44,7 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let drain = section.optional("drain").map_or(Some(standard.drain), |field| field.duration());
     let attempts = count("attempts", standard.attempts, 10);
     let peer_connections = count("peer_connections", standard.peer_connections, 64);
+    let idle_upstream_connections = count("idle_upstream_connections", standard.idle_upstream_connections, 100_000);
     section.finish();
     Some(Limits {
         header_bytes: header_bytes?,
@@ -74,5 +72,31 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
         drain: drain?,
         attempts: attempts?,
         peer_connections: peer_connections?,
+        idle_upstream_connections: idle_upstream_connections?,
     })
+}
+
+/// Reads limits, with their defaults.
+struct Values<'s, 'f>(&'s Section<'f>);
+
+impl Values<'_, '_> {
+    fn time(&self, key: &'static str, standard: Duration) -> Option<Duration> {
+        self.0.optional(key).map_or(Some(standard), |field| field.positive_duration())
+    }
+
+    fn size(&self, key: &'static str, standard: u64) -> Option<u64> {
+        self.0.optional(key).map_or(Some(standard), |field| field.bytes())
+    }
+
+    /// `advice` is the message about a size that is not within `range`.
+    fn size_within(&self, key: &'static str, standard: usize, range: RangeInclusive<u64>, advice: &str) -> Option<usize> {
+        self.0.optional(key).map_or(Some(standard), |field| {
+            let bytes = field.bytes()?;
+            if range.contains(&bytes) { Some(bytes as usize) } else { field.report(advice) }
+        })
+    }
+
+    fn count(&self, key: &'static str, standard: usize, most: u64) -> Option<usize> {
+        self.0.optional(key).map_or(Some(standard), |field| field.number(1, most).map(|number| number as usize))
+    }
 }

@@ -1,6 +1,6 @@
 //! The client side of a connection: one request at a time, and its response.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -34,7 +34,7 @@ pub struct ClientConnection {
 pub struct IdleConnections {
     #[expect(clippy::vec_box, reason = "a connection keeps its allocation from one request to the next")]
     connections: RefCell<Vec<Box<ClientConnection>>>,
-    most: usize,
+    most: Cell<usize>,
 }
 
 /// Why there is no response.
@@ -65,9 +65,14 @@ enum Broken {
 }
 
 impl IdleConnections {
-    /// At most `most` connections.
-    pub fn new(most: usize) -> Rc<Self> {
-        Rc::new(Self { connections: RefCell::default(), most })
+    /// None, and no limit yet.
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self { connections: RefCell::default(), most: Cell::new(0) })
+    }
+
+    /// Keeps at most `most` connections from now on.
+    pub fn limit(&self, most: usize) {
+        self.most.set(most);
     }
 
     /// Takes the most recently used connection for which `is_usable` returns true; closes those for which it does not.
@@ -183,7 +188,7 @@ impl ClientConnection {
     fn release(mut self: Box<Self>, keeps_alive: bool) {
         let Some(home) = self.home.upgrade().filter(|_| keeps_alive && self.io.received.is_empty()) else { return };
         let mut connections = home.connections.borrow_mut();
-        if connections.len() < home.most {
+        if connections.len() < home.most.get() {
             (self.is_reused, self.idle_since) = (true, Instant::now());
             connections.push(self);
         }

@@ -20,12 +20,6 @@ use super::{Reply, SendCause, SendError, SendOptions, form};
 use crate::transport::dial::{self, Server};
 use crate::transport::stream::Stream;
 
-/// The maximum number of idle connections of one worker to one upstream.
-const MAX_IDLE: usize = 512;
-
-/// The same, for each client whose PROXY protocol header a connection began with.
-const MAX_IDLE_OF_CLIENT: usize = 64;
-
 /// Shorter than the keep-alive of common servers (Node 5 s, nginx 75 s), so that the proxy closes first and loses no request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -46,15 +40,16 @@ struct Idle {
 }
 
 impl Idle {
-    fn to(server: &Server, most: usize) -> Self {
-        Self { server: server.clone(), connections: IdleConnections::new(most) }
+    fn to(server: &Server) -> Self {
+        Self { server: server.clone(), connections: IdleConnections::new() }
     }
 
     /// Returns the connections, and forgets those of an earlier configuration of the server.
     fn current(&mut self, server: &Server, most: usize) -> Rc<IdleConnections> {
         if !self.server.is_same(server) {
-            *self = Self::to(server, most);
+            *self = Self::to(server);
         }
+        self.connections.limit(most);
         Rc::clone(&self.connections)
     }
 }
@@ -102,17 +97,14 @@ impl Http1Pool {
         if let Some(greeting) = &options.dial.greeting {
             let key = (Arc::clone(authority), greeting.clone());
             let mut clients = self.of_clients.borrow_mut();
-            let idle = clients.entry(key).or_insert_with(|| Idle::to(server, MAX_IDLE_OF_CLIENT));
-            return idle.current(server, MAX_IDLE_OF_CLIENT);
+            return clients.entry(key).or_insert_with(|| Idle::to(server)).current(server, options.max_idle);
         }
         let mut servers = self.servers.borrow_mut();
         if let Some(idle) = servers.get_mut(&**authority) {
-            return idle.current(server, MAX_IDLE);
+            return idle.current(server, options.max_idle);
         }
-        let idle = Idle::to(server, MAX_IDLE);
-        let connections = Rc::clone(&idle.connections);
-        servers.insert(Arc::clone(authority), idle);
-        connections
+        let idle = servers.entry(Arc::clone(authority)).or_insert_with(|| Idle::to(server));
+        idle.current(server, options.max_idle)
     }
 
     /// Closes connections that have been idle for too long or that their server has closed. The worker calls it periodically.

@@ -36,6 +36,8 @@ pub struct SendOptions {
     pub dial: DialOptions,
     /// The flow-control budget of the client connection that the request arrived on.
     pub buffers: Rc<Buffers>,
+    /// The maximum number of idle HTTP/1 connections to the server.
+    pub max_idle: usize,
     /// Gets the informational responses, unless they are dropped.
     pub informational: Option<Rc<InformationalQueue>>,
     /// Do not use an idle connection, because the last attempt found that the server had closed one.
@@ -45,7 +47,7 @@ pub struct SendOptions {
 impl SendOptions {
     /// For Domicile's own requests, which are small.
     pub fn within(timeout: Duration) -> Self {
-        Self { dial: DialOptions::within(timeout), buffers: Buffers::of(0), informational: None, is_fresh: false }
+        Self { dial: DialOptions::within(timeout), buffers: Buffers::of(0), max_idle: 1, informational: None, is_fresh: false }
     }
 }
 

@@ -130,6 +130,7 @@ impl AttemptOptions<'_> {
         SendOptions {
             dial: DialOptions { timeout, write_stall, greeting },
             buffers: Rc::clone(self.buffers),
+            max_idle: limits.idle_upstream_connections,
             informational: self.informational.clone(),
             is_fresh: self.is_fresh,
         }
