@@ -3,7 +3,7 @@
 mod form;
 mod http1;
 mod http2;
-mod interim;
+mod informational;
 mod peers;
 mod replay;
 mod sender;
@@ -24,7 +24,7 @@ use super::tunnel::Wire;
 use super::window::Buffers;
 
 pub use http2::StreamInFlight;
-pub use interim::InformationalQueue;
+pub use informational::InformationalQueue;
 pub use peers::{Gateway, PeerPool};
 pub use sender::EXTENDED_CONNECT;
 pub use upstream::UpstreamPool;
