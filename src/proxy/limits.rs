@@ -111,7 +111,6 @@ impl Limits {
             target_bytes: self.target_bytes,
             timeout: self.header_timeout,
             keep_alive: self.keep_alive,
-            write_stall: self.idle_timeout,
         }
     }
 }

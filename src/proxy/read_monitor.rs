@@ -1,7 +1,7 @@
 //! Minimum rates, and slow clients: aborts a response whose client reads below the minimum rate or stops reading, on any
 //! version of HTTP.
 //!
-//! hyper polls for the next frame of a body only after it has written the last one, so a response waits for its client between
+//! The next frame of a body is polled only after the last one has been written, so a response waits for its client between
 //! a frame and the next poll. How much the client takes meanwhile is what its TCP acknowledges: the kernel accepts megabytes at
 //! once, which a client may then read for hours. A client that stops reading causes no further poll, so a periodic sweep
 //! detects it.
@@ -185,7 +185,7 @@ mod tests {
 
     const RATE: MinRate = MinRate { bytes_per_second: 256, grace: Duration::from_secs(10) };
 
-    /// Sends one frame of 4 MiB that hyper writes in full only after `written`, to a client that acknowledges
+    /// Sends one frame of 4 MiB that is written in full only after `written`, to a client that acknowledges
     /// `bytes_per_second` of it. Returns after how many seconds the response is aborted, within an hour.
     fn deliver(written: Option<u64>, bytes_per_second: Option<u64>, owns_connection: bool) -> Option<u64> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 use hyper::body::Frame;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{
     Plan, Recorder, TIMEOUT, Wire, World, eventually, get, http2, log, pieces, post, raw, read, remember, request, runtime, whole,
@@ -101,6 +102,83 @@ fn only_one_connection_is_found_to_be_broken_for_one_read() {
     heads.lock().unwrap().clear();
     assert_eq!(get(address, "/users/alice/orders/1", &[]).text(), "ok");
     assert_eq!(heads.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn an_upload_to_a_tls_upstream_that_reads_late_arrives_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = domicile::demo::certificates::Authority::new("upstreams").unwrap();
+    authority.write(&folder.path().join("ca.pem")).unwrap();
+    authority.write_site(folder.path(), "app", &["app.internal"]).unwrap();
+    let mut config = crate::streams::server_config(folder.path());
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = runtime().block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    socket2::SockRef::from(&listener).set_recv_buffer_size(16 << 10).unwrap();
+    let entry = format!(
+        "{{ url: \"https://{}\", tls: {{ authority: \"{}/ca.pem\", name: app.internal }} }}",
+        listener.local_addr().unwrap(),
+        folder.path().display()
+    );
+    runtime().spawn(async move {
+        loop {
+            let (stream, acceptor) = (listener.accept().await.unwrap().0, acceptor.clone());
+            tokio::spawn(async move {
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                let length = head.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap();
+                // Meanwhile the upload fills all buffers on the way.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                stream.read_exact(&mut vec![0; length.parse().unwrap()]).await.unwrap();
+                stream.write_all(OK).await.unwrap();
+                let _ = stream.shutdown().await;
+            });
+        }
+    });
+    let upstreams = move |name: &'static str| {
+        let mut recorder = Recorder::start(name);
+        recorder.crash();
+        recorder.entry.clone_from(&entry);
+        vec![recorder]
+    };
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), ..Plan::default() });
+    // One of the sizes is a little more than the system takes at once, so that the end of the upload waits in the TLS layer.
+    let address = world.eu().http;
+    let uploads: Vec<_> = (1..=96)
+        .map(|step| std::thread::spawn(move || post(address, "/users/alice/orders/1", &[], vec![b'x'; step * (48 << 10)])))
+        .collect();
+    for upload in uploads {
+        assert_eq!(upload.join().unwrap().text(), "ok");
+    }
+}
+
+#[test]
+fn a_tls_client_that_reads_nothing_holds_no_connection() {
+    let upstreams = |_: &'static str| {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 64 << 20);
+        vec![Recorder::raw([answer.into_bytes(), vec![b'x'; 64 << 20]].concat())]
+    };
+    let extra = "limits: { body_rate: 1GiB, body_rate_grace: 100ms }\n".to_owned();
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), extra, ..Plan::default() });
+    let held = runtime().block_on(async {
+        let mut stream = crate::support::tls(&world, world.eu().https, "localhost", &[b"http/1.1"]).await;
+        stream.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        stream
+    });
+    eventually("the connection has begun", || world.eu().sum_of("domicile_requests_total") > 0.0 || connections(&world) > 0);
+    eventually("the connection has ended", || connections(&world) == 0);
+    drop(held);
+}
+
+/// The open connections to the listener of `eu-west` with TLS.
+fn connections(world: &World) -> usize {
+    let gauge = format!("domicile_connections{{listener=\"{}\"}} ", world.eu().https);
+    let metrics = world.eu().metrics();
+    metrics.lines().find_map(|line| line.strip_prefix(&*gauge)).map_or(0, |count| count.parse().unwrap())
 }
 
 #[test]

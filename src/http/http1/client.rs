@@ -4,14 +4,15 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::response::Parts;
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
 use super::super::body::{Body, BodyError as AnyError};
@@ -105,7 +106,9 @@ impl ClientConnection {
     /// response to the next request.
     fn is_quiet(&mut self) -> bool {
         // INVARIANT: `release` keeps only connections without received bytes.
-        self.io.poll_receive(&mut Context::from_waker(Waker::noop())).is_pending()
+        // Without `unconstrained`, a task that has used up its budget would see every connection as quiet.
+        let quiet = pin!(unconstrained(poll_fn(|cx| self.io.poll_receive(cx))));
+        quiet.poll(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
     /// Sends a request and waits for the head of its response. `on_informational` gets each informational response before it.
@@ -151,11 +154,17 @@ impl ClientConnection {
             }
         });
         match head.await {
-            Ok(head) if head.opens_tunnel => Ok(Outcome::Tunnel(head.parts, self.io)),
+            Ok(head) if head.opens_tunnel && self.io.is_flushed() => Ok(Outcome::Tunnel(head.parts, self.io)),
+            Ok(head) if head.opens_tunnel => {
+                // The rest of the request would be lost in the tunnel.
+                Err(ExchangeError { cause: Broken::Malformed.into(), sent: Sent::Partly, body: None })
+            }
             Ok(head) => Ok(self.answer(head, upload)),
             Err(cause) => {
                 let sent = match cause {
                     _ if upload.is_untouched && upload.is_unread => Sent::Nothing,
+                    // A write timeout is a fault of the server.
+                    Broken::Io(ref error) if error.kind() == io::ErrorKind::TimedOut => Sent::Partly,
                     Broken::Closed | Broken::Io(_) if self.is_reused && !has_received => Sent::Stale,
                     _ => Sent::Partly,
                 };
@@ -186,7 +195,10 @@ impl ClientConnection {
 
     /// Returns the connection to the idle ones, if it may carry another request.
     fn release(mut self: Box<Self>, keeps_alive: bool) {
-        let Some(home) = self.home.upgrade().filter(|_| keeps_alive && self.io.received.is_empty()) else { return };
+        let is_free = keeps_alive && self.io.received.is_empty() && self.io.is_flushed();
+        let Some(home) = self.home.upgrade().filter(|_| is_free) else { return };
+        // An idle connection holds no buffer.
+        self.io.received = BytesMut::new();
         let mut connections = home.connections.borrow_mut();
         if connections.len() < home.most.get() {
             (self.is_reused, self.idle_since) = (true, Instant::now());
@@ -215,7 +227,7 @@ impl Upload {
         Self { body, encoder, is_untouched: true, is_unread: true, has_ended }
     }
 
-    /// Whether the whole request has been written.
+    /// Whether the whole request is in the output buffer, and a part of it has been written.
     const fn has_ended(&self) -> bool {
         self.has_ended && !self.is_untouched
     }
@@ -306,8 +318,7 @@ impl ResponseBody {
     fn end(&mut self) {
         let is_sent = self.upload.take().is_none_or(|upload| upload.has_ended());
         if let Some(connection) = self.connection.take() {
-            let is_flushed = connection.io.is_flushed();
-            connection.release(self.keeps_alive && is_sent && is_flushed);
+            connection.release(self.keeps_alive && is_sent);
         }
     }
 

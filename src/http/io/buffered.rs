@@ -21,6 +21,8 @@ pub struct BufferedStream {
     /// Bytes that wait to be written: first the large pieces in order, then `out`.
     queue: VecDeque<Bytes>,
     pub out: BytesMut,
+    /// TLS may hold written bytes back until it is flushed.
+    needs_flush: bool,
     stall: Stall,
     /// The size of the next read of a body.
     body_read: usize,
@@ -38,8 +40,8 @@ const MAX_PIECES: usize = 16;
 impl BufferedStream {
     /// Wraps a connection from which `received` has been read already. A write fails when the other end does not read for `stall`.
     pub fn new(stream: Stream, received: BytesMut, stall: Duration) -> Self {
-        let (queue, out) = (VecDeque::new(), BytesMut::new());
-        Self { stream, received, queue, out, stall: Stall::after(stall), body_read: READ }
+        let (queue, out, needs_flush) = (VecDeque::new(), BytesMut::new(), false);
+        Self { stream, received, queue, out, needs_flush, stall: Stall::after(stall), body_read: READ }
     }
 
     /// The underlying stream.
@@ -88,8 +90,12 @@ impl BufferedStream {
         Poll::Ready(Ok(size))
     }
 
-    /// Whether nothing waits to be written.
+    /// Whether nothing waits to be written, here or in the TLS layer.
     pub fn is_flushed(&self) -> bool {
+        self.is_written() && !self.needs_flush
+    }
+
+    fn is_written(&self) -> bool {
         self.queue.is_empty() && self.out.is_empty()
     }
 
@@ -109,16 +115,21 @@ impl BufferedStream {
 
     /// Writes everything that waits.
     pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.is_flushed() {
+        while !self.is_written() {
             let written = self.poll_write_pieces(cx);
             let written = ready!(self.stall.unless(cx, written))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.advance(written);
+            self.needs_flush = true;
         }
-        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.stall.unless(cx, flushed)
+        if self.needs_flush {
+            let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+            ready!(self.stall.unless(cx, flushed))?;
+            self.needs_flush = false;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write_pieces(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {

@@ -5,7 +5,6 @@ use http::header::{
     UPGRADE,
 };
 use http::{HeaderMap, Request, Uri, Version};
-use http_body::Body as _;
 
 use super::super::body::Body;
 use super::super::tunnel::{CONNECT, fresh_key, websocket_accept};
@@ -18,10 +17,6 @@ pub(super) fn for_http1(request: &mut Request<Body>) -> Option<()> {
     request.headers_mut().insert(HOST, host);
     *request.uri_mut() = Uri::from(target);
     join_cookies(request.headers_mut());
-    // Without this header, hyper assumes that a GET of unknown length has no body.
-    if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
-        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
     Some(())
 }
 

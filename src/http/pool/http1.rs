@@ -68,7 +68,7 @@ impl Http1Pool {
         let idle = self.idle(server, options);
         let now = Instant::now();
         let usable = |since, remote| is_usable(server, now, since, remote);
-        while let Some(connection) = idle.take(usable).filter(|_| !options.is_fresh) {
+        while let Some(connection) = (!options.is_fresh).then(|| idle.take(usable)).flatten() {
             match send_on(connection, request, options).await {
                 Err(SendError { sent: Sent::Nothing, request: Some(unsent), .. }) => request = *unsent,
                 outcome => return outcome,

@@ -18,7 +18,7 @@ use crate::transport::stream::Stream;
 use super::super::ingress::{ConnectionContext, ResponseChannel};
 use super::super::worker::Worker;
 use super::super::{Limits, request};
-use super::{drain_started, linger};
+use super::{LINGER, drain_started, linger};
 
 pub(super) async fn serve(
     worker: Rc<Worker>,
@@ -36,15 +36,16 @@ pub(super) async fn serve(
     };
     let ended = connection.serve(handle, drain_started(&worker, &context.connection_state)).await;
     let Some(mut stream) = connection.take_stream() else { return };
-    match ended {
-        Ended::Tunnel(handover) => handover(Box::pin(stream)).await,
-        // The last response must arrive even if the client is still sending.
-        Ended::Closed { lingers: true } => {
-            if stream.shutdown().await.is_ok() {
-                linger(&mut stream, u64::MAX).await;
-            }
-        }
-        Ended::Closed { lingers: false } => drop(stream.shutdown().await),
+    let lingers = match ended {
+        // A TLS client that does not read could hold up even the end of the connection.
+        Ended::Gone => return,
+        Ended::Tunnel(handover) => return handover(Box::pin(stream)).await,
+        Ended::Closed { lingers } => lingers,
+    };
+    let is_closed = tokio::time::timeout(LINGER, stream.shutdown()).await;
+    // The last response must arrive even if the client is still sending.
+    if lingers && matches!(is_closed, Ok(Ok(()))) {
+        linger(&mut stream, u64::MAX).await;
     }
 }
 

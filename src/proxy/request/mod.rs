@@ -256,7 +256,7 @@ async fn forward(
     }
     let body = outgoing_body(context, lease, body, &timeouts, most_bytes);
     let request = outgoing_request(context, intake, parts, body);
-    let interim = takes_informational.then(|| InformationalResponses::of(context));
+    let informational = takes_informational.then(|| InformationalResponses::of(context));
     let (connection, request_body) = (Rc::clone(&context.connection), Rc::clone(&context.log.request_body));
     let total_timeout = if context.has_body { timeouts.deadline } else { Some(timeouts.request_timeout) };
     let upgrade = intake.upgrade.as_ref().map(|upgrade| upgrade.protocol.clone());
@@ -270,13 +270,13 @@ async fn forward(
         client: connection.arrival.client(intake.question.client),
         local: connection.arrival.local,
         buffers: &connection.buffers,
-        informational: interim.as_ref().map(InformationalResponses::queue),
+        informational: informational.as_ref().map(InformationalResponses::queue),
         is_fresh: false,
     };
     let forwarding = Forwarding { context, intake, lease, options };
     let work = std::pin::pin!(forwarding.run(itinerary, request));
-    match interim {
-        Some(interim) => interim.relay_during(work, lease).await,
+    match informational {
+        Some(informational) => informational.relay_during(work, lease).await,
         None => work.await,
     }
 }

@@ -128,8 +128,8 @@ fn read_body(mut decoder: BodyDecoder, pieces: &mut Pieces<'_>, message: &mut Me
 /// The complete requests that the codec reads, how many bytes they have, and how reading ends.
 fn read_requests(bytes: &[u8], step: usize) -> (Vec<Message>, usize, End) {
     let hour = Duration::from_secs(3600);
-    let (timeout, keep_alive, write_stall) = (hour, hour, hour);
-    let limits = HeadLimits { bytes: 32 << 10, fields: 100, target_bytes: 8 << 10, timeout, keep_alive, write_stall };
+    let (timeout, keep_alive) = (hour, hour);
+    let limits = HeadLimits { bytes: 32 << 10, fields: 100, target_bytes: 8 << 10, timeout, keep_alive };
     let (mut pieces, mut seen, mut found, mut end) = (Pieces::of(bytes, step), 0, Vec::new(), 0);
     loop {
         match read_request(&mut pieces.buffer, &mut seen, &limits) {
@@ -142,12 +142,13 @@ fn read_requests(bytes: &[u8], step: usize) -> (Vec<Message>, usize, End) {
             Ok(Some(head)) => {
                 let start = format!("{} {} {:?}", head.parts.method, head.parts.uri, head.parts.version);
                 let mut message = Message { start, fields: sorted(&head.parts.headers), ..Message::default() };
+                let may_tunnel = head.parts.method == http::Method::CONNECT || head.parts.headers.contains_key("upgrade");
                 match read_body(head.body, &mut pieces, &mut message) {
                     End::Complete => found.push(message),
                     other => return (found, end, other),
                 }
                 end = bytes.len() - pieces.left();
-                if head.may_tunnel {
+                if may_tunnel {
                     return (found, end, End::Tunnel);
                 }
                 if !head.keeps_alive {

@@ -1,6 +1,6 @@
 //! The grammar of a chunked body (RFC 9112 section 7.1), without the leniences of the RFC.
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 
 use super::decoded::{BodyError, Decoded};
@@ -15,6 +15,10 @@ const MAX_TRAILERS: usize = 100;
 
 /// Maximum bytes of a size line with its extensions, or of a trailer line. A line is buffered until it is complete.
 const MAX_LINE: usize = 8 << 10;
+
+/// Chunks smaller than this are merged, up to a size of [`MERGED`].
+const SMALL: usize = 4 << 10;
+const MERGED: usize = 16 << 10;
 
 /// The position in a chunked body.
 #[derive(Default)]
@@ -56,22 +60,41 @@ impl Chunked {
         match self.part {
             Part::Data { .. } if bytes.is_empty() => Ok(Decoded::Incomplete),
             Part::Data { left } => {
-                let step = left.min(bytes.len() as u64);
-                let data = bytes.split_to(step as usize).freeze();
-                if step == left {
-                    self.part = Part::DataEnd;
-                    // The last data and the end of the body can then leave in one write.
-                    self.read_lines(bytes);
-                } else {
-                    self.part = Part::Data { left: left - step };
-                }
-                Ok(Decoded::Data(data))
+                let data = self.take(left, bytes);
+                Ok(Decoded::Data(if data.len() < SMALL { self.merged(data, bytes) } else { data.freeze() }))
             }
             Part::SizeLine | Part::DataEnd | Part::TrailerLine => Ok(Decoded::Incomplete),
             Part::Ended if self.trailers.is_empty() => Ok(Decoded::Ended),
             Part::Ended => Ok(Decoded::Trailers(std::mem::take(&mut self.trailers))),
             Part::Malformed => Err(BodyError::Malformed),
         }
+    }
+
+    /// Takes data of the current chunk, and reads on behind its end, so that the last data and the end of the body can leave in one
+    /// write.
+    fn take(&mut self, left: u64, bytes: &mut BytesMut) -> BytesMut {
+        let step = left.min(bytes.len() as u64);
+        let data = bytes.split_to(step as usize);
+        if step == left {
+            self.part = Part::DataEnd;
+            self.read_lines(bytes);
+        } else {
+            self.part = Part::Data { left: left - step };
+        }
+        data
+    }
+
+    /// Appends the small chunks behind `data` that have arrived, because each piece costs a write.
+    fn merged(&mut self, mut data: BytesMut, bytes: &mut BytesMut) -> Bytes {
+        while let Part::Data { left } = self.part
+            && !bytes.is_empty()
+            && left < SMALL as u64
+            && data.len() < MERGED
+        {
+            let more = self.take(left, bytes);
+            data.extend_from_slice(&more);
+        }
+        data.freeze()
     }
 
     /// Reads lines up to the next data, to the end of the body or to a malformed line, if they are complete.
@@ -117,7 +140,7 @@ impl Chunked {
             self.part = Part::Ended;
             return Ok(());
         }
-        let line = bytes::Bytes::copy_from_slice(line);
+        let line = Bytes::copy_from_slice(line);
         let (name, value) = field(&line, 0..line.len(), Blanks::Refused).map_err(|_| BodyError::Malformed)?;
         self.trailer_bytes += line.len();
         let is_too_much = self.trailers.len() >= MAX_TRAILERS || self.trailer_bytes > TRAILER_BUDGET;

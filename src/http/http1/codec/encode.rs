@@ -112,7 +112,7 @@ fn put_length(length: u64, out: &mut BytesMut) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Whether the head announces every trailer.
+/// Whether the head announces trailers.
 fn announces(fields: &HeaderMap) -> bool {
     fields.contains_key(TRAILER)
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use http::header::{EXPECT, TE, UPGRADE};
+use http::header::{EXPECT, TE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Request, Uri, Version};
@@ -24,8 +24,6 @@ pub struct HeadLimits {
     pub timeout: Duration,
     /// Between a response and the next request.
     pub keep_alive: Duration,
-    /// How long a write may wait for the client to read.
-    pub write_stall: Duration,
 }
 
 /// A valid request head.
@@ -38,8 +36,6 @@ pub struct RequestHead {
     pub expects_continue: bool,
     /// The client accepts trailers that `Trailer` does not announce.
     pub takes_trailers: bool,
-    /// The bytes after the head may not be HTTP, because the request is a CONNECT or an upgrade.
-    pub may_tunnel: bool,
 }
 
 /// Takes a request head from the start of `bytes`; `None` if it is incomplete. `seen` is how many bytes an earlier call has
@@ -70,6 +66,10 @@ pub fn read_request(bytes: &mut BytesMut, seen: &mut usize, limits: &HeadLimits)
     if fields.hosts > 1 || (is_http11 && fields.hosts == 0) {
         return Err(Code::RequestMalformed);
     }
+    // CONNECT has no content (RFC 9110 section 9.3.6). It would be taken for bytes of the tunnel.
+    if method == Method::CONNECT && !matches!(fields.framing, None | Some(Framing::Length(0))) {
+        return Err(Code::RequestMalformed);
+    }
     Ok(Some(assemble(method, uri, is_http11, fields)))
 }
 
@@ -85,7 +85,6 @@ fn assemble(method: Method, uri: Uri, is_http11: bool, fields: Fields) -> Reques
         keeps_alive: if is_http11 { !fields.closes } else { fields.keeps_alive && !fields.closes },
         expects_continue: is_http11 && !body.has_ended() && fields.map.get(EXPECT).is_some_and(expects),
         takes_trailers: is_http11 && fields.map.get_all(TE).iter().any(takes),
-        may_tunnel: method == Method::CONNECT || (is_http11 && fields.upgrades && fields.map.contains_key(UPGRADE)),
         parts: Request::new(()).into_parts().0,
         body,
     };

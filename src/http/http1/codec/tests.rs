@@ -6,7 +6,7 @@ use crate::model::outcome::Code;
 
 fn limits() -> HeadLimits {
     let timeout = Duration::from_secs(3600);
-    HeadLimits { bytes: 4096, fields: 20, target_bytes: 200, timeout, keep_alive: timeout, write_stall: timeout }
+    HeadLimits { bytes: 4096, fields: 20, target_bytes: 200, timeout, keep_alive: timeout }
 }
 
 /// The requests in `sent`, if it arrives in steps of `step` bytes: their targets and bodies. Then the code of the refusal, or

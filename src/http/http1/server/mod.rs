@@ -71,6 +71,8 @@ pub enum Ended {
         /// The client may still be sending, so the last response is lost if the connection closes at once.
         lingers: bool,
     },
+    /// The client has gone away or does not read, or the connection was aborted.
+    Gone,
     /// The response has opened a tunnel.
     Tunnel(Handover),
 }
@@ -131,7 +133,7 @@ impl ServerConnection {
         let mut serving = pin!(self.serve_all(handle, drain));
         poll_fn(|cx| {
             if self.is_aborted.get() {
-                return Poll::Ready(Ended::Closed { lingers: false });
+                return Poll::Ready(Ended::Gone);
             }
             let mut task = self.task.borrow_mut();
             if !task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
@@ -156,6 +158,8 @@ impl ServerConnection {
 
     /// Takes the stream after HTTP has ended. Request bodies that are still read then fail.
     pub fn take_stream(&self) -> Option<BufferedStream> {
+        // A handover that is not used holds the request that holds this connection.
+        drop(self.handover.take());
         let inner = &mut *self.inner.borrow_mut();
         inner.reader.take().into_iter().for_each(Waker::wake);
         inner.io.take()
@@ -202,24 +206,20 @@ impl ServerConnection {
                     (Ok(request), asked)
                 }
             };
-            let Ok(response) = self.while_connected(Box::pin(handle(received))).await else {
-                return Ended::Closed { lingers: false };
-            };
+            let Ok(response) = self.while_connected(Box::pin(handle(received))).await else { return Ended::Gone };
             is_draining = is_draining || poll_fn(|cx| Poll::Ready(drain.as_mut().poll(cx).is_ready())).await;
+            let may_send_more = asked.keeps_alive || response.headers().contains_key(CONNECTION);
             asked.keeps_alive = asked.keeps_alive && !is_draining;
-            asked.opens_tunnel = self.handover.borrow().is_some();
-            let said_close = response.headers().get(CONNECTION).is_some_and(|value| value == "close");
-            let Ok(keeps_alive) = self.respond(response, asked).await else { return Ended::Closed { lingers: false } };
-            if let Some(handover) = self.handover.take() {
+            let handover = self.handover.take();
+            asked.opens_tunnel = handover.is_some();
+            let Ok(keeps_alive) = self.respond(response, asked).await else { return Ended::Gone };
+            if let Some(handover) = handover {
                 return Ended::Tunnel(handover);
             }
             self.reader_done().await;
             let is_whole = self.skip_body();
             if !keeps_alive || !is_whole {
-                return Ended::Closed { lingers: said_close || !is_whole };
-            }
-            if is_draining {
-                return Ended::Closed { lingers: false };
+                return Ended::Closed { lingers: may_send_more || !is_whole };
             }
         }
     }
@@ -272,6 +272,7 @@ impl ServerConnection {
         };
         let inner = &mut *self.inner.borrow_mut();
         inner.number += 1;
+        inner.has_reader = false;
         (inner.body, inner.expects_continue, inner.is_responding) = (head.body, head.expects_continue, false);
         let body = if inner.body.has_ended() {
             Body::empty()
@@ -313,7 +314,7 @@ impl Inner {
     fn poll_gone(&mut self, cx: &mut Context<'_>, allows_half_close: bool) -> Poll<Gone> {
         let Some(io) = &mut self.io else { return Poll::Ready(Gone) };
         // Until the body has arrived, its reader finds out.
-        if !self.body.has_ended() {
+        if !self.body.has_ended() && self.has_reader {
             return Poll::Pending;
         }
         while !self.is_half_closed && io.received.len() < MAX_READ_AHEAD {

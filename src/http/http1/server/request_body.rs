@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
+use super::super::super::io::BufferedStream;
 use super::super::codec::{BodyError, Decoded, informational_head};
 use super::{Inner, ServerConnection};
 
@@ -37,6 +38,10 @@ impl ServerConnection {
 }
 
 impl Inner {
+    fn is_flushed(&self) -> bool {
+        self.io.as_ref().is_none_or(BufferedStream::is_flushed)
+    }
+
     /// Reads the next piece of the current request's body.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
@@ -84,18 +89,21 @@ impl HttpBody for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let body = self.get_mut();
-        let (polled, has_ended) = {
+        let (polled, is_handed_back) = {
             let inner = &mut *body.connection.inner.borrow_mut();
             if inner.number != body.number {
                 return Poll::Ready(None);
             }
-            (inner.poll_body(cx), inner.body.has_ended())
+            let was_flushed = inner.is_flushed();
+            let polled = inner.poll_body(cx);
+            // The connection's task may wait for what was written here.
+            (polled, inner.body.has_ended() || was_flushed != inner.is_flushed())
         };
         if let (Poll::Ready(Some(Ok(frame))), Some(left)) = (&polled, &mut body.left) {
             *left -= frame.data_ref().map_or(0, |data| data.len() as u64);
         }
         // From now on the connection's task reads, to find out when the client goes away.
-        if has_ended
+        if is_handed_back
             && let Some(task) = &*body.connection.task.borrow()
             && !task.will_wake(cx.waker())
         {

@@ -24,12 +24,13 @@ impl ServerConnection {
                 HeaderValue::try_from(now).expect("an HTTP date is a valid header value")
             });
         }
+        // Asked before the connection is borrowed, because a body may belong to it.
+        let length = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
         let (mut encoder, keeps_alive) = {
             let inner = &mut *self.inner.borrow_mut();
             inner.is_responding = true;
             inner.deadline.clear();
             let io = inner.io.as_mut().ok_or(Gone)?;
-            let length = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
             response_head(head.status, &head.headers, length, asked, &mut io.out)
         };
         let mut body = pin!(body);
