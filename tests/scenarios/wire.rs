@@ -182,6 +182,23 @@ fn connections(world: &World) -> usize {
 }
 
 #[test]
+fn a_connection_with_bytes_behind_its_response_serves_no_other_request() {
+    let opened = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&opened);
+    let (plan, _) = scripted(move |mut stream, heads| {
+        *count.lock().unwrap() += 1;
+        while read_head(&mut stream, heads) {
+            stream.write_all(&[OK, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"].concat()).unwrap();
+        }
+    });
+    let world = World::planned(plan);
+    for requests in 1..=3 {
+        assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "ok");
+        assert_eq!(*opened.lock().unwrap(), requests, "each request has a connection of its own");
+    }
+}
+
+#[test]
 fn as_many_idle_connections_are_kept_as_the_operator_says() {
     for (most, expected) in [(1, 3), (2, 2)] {
         let (both, opened) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(Mutex::new(0)));
