@@ -167,6 +167,14 @@ fn one_mistake_hides_no_other() {
 }
 
 #[test]
+fn a_mistake_in_the_only_listener_for_clients_is_reported_alone() {
+    let found = with("- address: \"127.0.0.1:8080\"", "- { address: \"127.0.0.1:8080\", half_close: maybe }");
+    assert_eq!(found, ["d.yaml:3:46: listen[0].half_close: `maybe` is not a valid value; expected one of `allow`, `abort`"]);
+    let found = with("  - address: \"127.0.0.1:8080\"\n", "");
+    assert_eq!(found, ["d.yaml:3:3: listen: no listener accepts clients; add one without `peers: true`"]);
+}
+
+#[test]
 fn a_route_that_can_never_match_is_a_mistake() {
     let found = with(
         "  - { name: rest,",

@@ -34,7 +34,9 @@ fn read_listeners(field: &Field<'_>) -> Vec<listener::Settings> {
         }
         listeners.push(settings);
     }
-    if listeners.iter().all(|listener| listener.accepts == Accepts::Peers) && !field.list().is_empty() {
+    // A listener with a mistake may be the one for clients.
+    let all_are_read = listeners.len() == field.list().len();
+    if all_are_read && !listeners.is_empty() && listeners.iter().all(|listener| listener.accepts == Accepts::Peers) {
         field.report::<()>("no listener accepts clients; add one without `peers: true`");
     }
     listeners
