@@ -41,6 +41,15 @@ fn scripted(script: impl Fn(TcpStream, &Heads) + Send + Sync + 'static) -> (Plan
     (Plan { upstreams: Box::new(upstreams), ..Plan::default() }, heads)
 }
 
+/// A plan whose only app server sends `answer` to every request.
+fn answering(answer: &'static [u8]) -> (Plan, Heads) {
+    scripted(move |mut stream, heads| {
+        while read_head(&mut stream, heads) {
+            stream.write_all(answer).unwrap();
+        }
+    })
+}
+
 /// Reads a request head and records it; false at the end of the connection.
 fn read_head(stream: &mut TcpStream, heads: &Heads) -> bool {
     let mut head = Vec::new();
@@ -466,11 +475,7 @@ fn options_for_a_whole_server_are_answered_here_in_both_forms() {
 #[test]
 fn undeclared_trailers_reach_who_asked_for_trailers() {
     let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n";
-    let (plan, heads) = scripted(move |mut stream, heads| {
-        while read_head(&mut stream, heads) {
-            stream.write_all(answer.as_bytes()).unwrap();
-        }
-    });
+    let (plan, heads) = answering(answer.as_bytes());
     let world = World::planned(plan);
     for region in [world.eu(), world.us()] {
         for (fields, is_asked) in [("TE: trailers\r\nConnection: TE, close\r\n", true), ("Connection: close\r\n", false)] {
@@ -485,11 +490,7 @@ fn undeclared_trailers_reach_who_asked_for_trailers() {
 
 #[test]
 fn a_request_without_a_body_has_a_length_where_http1_servers_expect_one() {
-    let (plan, heads) = scripted(|mut stream, heads| {
-        while read_head(&mut stream, heads) {
-            stream.write_all(OK).unwrap();
-        }
-    });
+    let (plan, heads) = answering(OK);
     let world = World::planned(plan);
     runtime().block_on(async {
         for region in [world.eu(), world.us()] {

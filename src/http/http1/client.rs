@@ -378,3 +378,40 @@ impl HttpBody for ResponseBody {
         left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::transport::stream::Stream;
+
+    /// Whether a connection is kept after an early response to a request with a body of `size` bytes, none of which was read.
+    fn is_kept(size: usize) -> bool {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let stream = Stream::Plain(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+            let mut server = listener.accept().await.unwrap().0;
+            let idle = IdleConnections::new();
+            idle.limit(1);
+            let io = BufferedStream::new(stream, BytesMut::new(), Duration::from_secs(60));
+            let connection = ClientConnection::new(io, Rc::downgrade(&idle));
+            server.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno").await.unwrap();
+            let request = Request::post("/").header("host", "a").body(()).unwrap();
+            let body = Body::whole(vec![b'x'; size]);
+            let outcome = connection.exchange(&request, body, RequestKind::Other, |_, _| {}).await;
+            assert!(matches!(outcome, Ok(Outcome::Response(head, _)) if head.status == StatusCode::UNAUTHORIZED));
+            idle.take(|_, _| true).is_some()
+        })
+    }
+
+    #[test]
+    fn a_connection_with_a_part_of_its_request_unsent_is_not_kept() {
+        assert!(is_kept(1000), "the whole request was written");
+        assert!(!is_kept(64 << 20), "the system does not take that much at once");
+    }
+}

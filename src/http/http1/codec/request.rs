@@ -81,17 +81,13 @@ fn assemble(method: Method, uri: Uri, is_http11: bool, fields: Fields) -> Reques
     };
     let expects = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
     let takes = |value: &http::HeaderValue| tokens(value.as_bytes()).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
-    let head = RequestHead {
-        keeps_alive: if is_http11 { !fields.closes } else { fields.keeps_alive && !fields.closes },
-        expects_continue: is_http11 && !body.has_ended() && fields.map.get(EXPECT).is_some_and(expects),
-        takes_trailers: is_http11 && fields.map.get_all(TE).iter().any(takes),
-        parts: Request::new(()).into_parts().0,
-        body,
-    };
-    let version = if is_http11 { Version::HTTP_11 } else { Version::HTTP_10 };
-    let mut parts = head.parts;
-    (parts.method, parts.uri, parts.version, parts.headers) = (method, uri, version, fields.map);
-    RequestHead { parts, ..head }
+    let keeps_alive = if is_http11 { !fields.closes } else { fields.keeps_alive && !fields.closes };
+    let expects_continue = is_http11 && !body.has_ended() && fields.map.get(EXPECT).is_some_and(expects);
+    let takes_trailers = is_http11 && fields.map.get_all(TE).iter().any(takes);
+    let (mut parts, ()) = Request::new(()).into_parts();
+    (parts.method, parts.uri, parts.headers) = (method, uri, fields.map);
+    parts.version = if is_http11 { Version::HTTP_11 } else { Version::HTTP_10 };
+    RequestHead { parts, body, keeps_alive, expects_continue, takes_trailers }
 }
 
 /// Reads `METHOD SP TARGET SP HTTP/1.x` with single spaces; returns the method, the target, and whether the version is HTTP/1.1.

@@ -81,7 +81,7 @@ impl ServerConnection {
         let written = match frame {
             None => encoder.end(None, &mut io.out).map(|()| true),
             Some(Err(_)) => {
-                // What the kernel does not take at once is lost.
+                // Sends the frames before the failure, as far as the system accepts them at once.
                 let _ = io.poll_send(cx);
                 return Err(Gone);
             }
