@@ -297,6 +297,7 @@ async fn dial<K: Destination>(
     }
     stream.expect_acknowledgement(K::ACKNOWLEDGED_WITHIN);
     let io = MonitoredIo::new(stream);
+    let batch = io.batch();
     let keepalive = K::PING_EVERY.map(|every| io.keepalive(every, PING_TIMEOUT));
     let handshake = h2::client::Builder::new()
         .enable_push(false)
@@ -323,13 +324,18 @@ async fn dial<K: Destination>(
     let open = Rc::new(Connection { chain, close: Notify::new() });
     live.borrow_mut().push(Rc::downgrade(&open));
     tokio::task::spawn_local(async move {
-        tokio::select! {
-            ended = connection => if let Err(error) = ended {
-                tracing::debug!(%error, "HTTP/2 connection ended with an error");
-            },
-            // Dropping the connection ends its streams.
-            () = open.close.notified() => tracing::warn!("the server's certificate is no longer trusted; closing"),
-            () = lost => tracing::debug!("no PING response in time; closing"),
+        let work = async {
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "HTTP/2 connection ended with an error");
+                },
+                // Dropping the connection ends its streams.
+                () = open.close.notified() => tracing::warn!("the server's certificate is no longer trusted; closing"),
+                () = lost => tracing::debug!("no PING response in time; closing"),
+            }
+        };
+        if let Err(error) = batch.flushing(work).await {
+            tracing::debug!(%error, "HTTP/2 connection ended with an error");
         }
     });
     Ok((StreamSender::new(sender), remote))

@@ -67,30 +67,43 @@ pub(super) async fn serve(
     let io = FrameGuard::new(io, limits.header_timeout, bounds.control_frames);
     let peer_settings = io.peer_settings();
     let io = MonitoredIo::new(io);
-    let (keepalive, remains) = (io.keepalive(PING_EVERY, PING_TIMEOUT), io.remains());
-    let mut connection = match builder(bounds.is_peer, limits).handshake(io).await {
-        Ok(connection) => connection,
-        Err(error) => return tracing::debug!(%error, "connection ended with an error"),
-    };
+    let batch = io.batch();
+    match batch.flushing(converse(&worker, &context, io, &peer_settings, (&bounds, limits))).await {
+        Ok(Ok(Some(max))) => {
+            if let Some(mut io) = batch.into_stream() {
+                // Requests may arrive after GOAWAY. Discard them, because unread bytes reset the connection and GOAWAY would be lost.
+                linger(io.get_mut(), max).await;
+            }
+        }
+        Ok(Ok(None)) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "connection ended with an error"),
+        Err(error) => tracing::debug!(%error, "connection ended with an error"),
+    }
+}
+
+/// Serves a connection to its end. Returns how many bytes to discard after it; `None` to close at once.
+async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+    worker: &Rc<Worker>,
+    context: &Rc<ConnectionContext>,
+    io: MonitoredIo<S>,
+    peer_settings: &PeerSettings,
+    (bounds, limits): (&Bounds, &Limits),
+) -> Result<Option<u64>, h2::Error> {
+    let keepalive = io.keepalive(PING_EVERY, PING_TIMEOUT);
+    let mut connection = builder(bounds.is_peer, limits).handshake(io).await?;
     let pings = connection.ping_pong().expect("`ping_pong` is called once per connection");
     let lost = async {
         tokio::select! {
             () = keepalive.lost(pings) => tracing::debug!("no PING response in time; closing"),
-            () = disproven(&worker, &context, bounds.is_peer) => tracing::warn!("peer certificate no longer proves its region; closing"),
+            () = disproven(worker, context, bounds.is_peer) => tracing::warn!("peer certificate no longer proves its region; closing"),
         }
     };
-    let accepting = accept(&worker, &context, &mut connection, &peer_settings, (&bounds, limits));
-    let after = tokio::select! {
+    let accepting = accept(worker, context, &mut connection, peer_settings, (bounds, limits));
+    tokio::select! {
         // Process received frames first, whichever other branch is ready.
         biased;
-        after = accepting => after,
-        () = lost => None,
-    };
-    drop(connection);
-    let Some(max) = after else { return };
-    if let Some(mut io) = remains.take() {
-        // Requests may arrive after GOAWAY. Discard them, because unread bytes reset the connection and GOAWAY would be lost.
-        linger(io.get_mut(), max).await;
+        after = accepting => Ok(after),
+        () = lost => Ok(None),
     }
 }
 
