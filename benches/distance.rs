@@ -33,6 +33,7 @@ fn main() -> Result<(), String> {
         let world = World::start(
             Path::new("geoip/country.mmdb"),
             &format!("limits: {{ body: unlimited, connection_buffer: {}MiB }}\n", buffer / MIB),
+            None,
         )?;
         for (region, user, millis) in DISTANCES {
             let address = world.region(region).http;

@@ -4,6 +4,7 @@
 //! reading at `proxy::request`, the life of one request. `model` defines the domain types, `decision` decides where a request
 //! may go, and `app` connects the modules.
 
+pub mod access_log;
 pub mod acme;
 pub mod admin;
 pub mod app;

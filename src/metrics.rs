@@ -40,6 +40,7 @@ pub struct Metrics {
     pub directory_users: IntGauge,
     pub ledger_lines: IntCounter,
     pub ledger_failures: IntCounter,
+    log_lines_dropped: IntCounter,
     pub reloads: IntCounterVec,
     pub ready: IntGauge,
 }
@@ -127,6 +128,10 @@ impl Metrics {
             ledger_lines: build.add(IntCounter::with_opts(opts("ledger_lines_total", "Lines written to the ledger."))),
             ledger_failures: build
                 .add(IntCounter::with_opts(opts("ledger_failures_total", "Ledger lines that were not written."))),
+            log_lines_dropped: build.add(IntCounter::with_opts(opts(
+                "access_log_dropped_lines_total",
+                "Lines of the access log that were dropped because the output was too slow.",
+            ))),
             reloads: build.counters("reloads_total", "Reloads of the configuration and its files, by result.", &["result"]),
             ready: build.add(IntGauge::with_opts(opts("ready", "1 while this process accepts requests."))),
             registry,
@@ -152,6 +157,7 @@ impl Metrics {
             tokens: self.tokens.local().into(),
             upstream_requests: self.upstream_requests.local().into(),
             connections_refused: self.connections_refused.local().into(),
+            log_lines_dropped: self.log_lines_dropped.clone(),
         }
     }
 }
@@ -175,6 +181,7 @@ pub struct WorkerMetrics {
     tokens: RefCell<LocalIntCounterVec>,
     upstream_requests: RefCell<LocalIntCounterVec>,
     connections_refused: RefCell<LocalIntCounterVec>,
+    log_lines_dropped: IntCounter,
 }
 
 impl WorkerMetrics {
@@ -205,6 +212,12 @@ impl WorkerMetrics {
 
     pub fn geoip_lookup(&self, result: &str) {
         self.geoip_lookups.borrow_mut().with_label_values(&[result]).inc();
+    }
+
+    pub fn log_lines_dropped(&self, lines: u64) {
+        if lines > 0 {
+            self.log_lines_dropped.inc_by(lines);
+        }
     }
 
     pub fn token(&self, result: &str) {

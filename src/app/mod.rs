@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch as channel};
 
+use crate::access_log::AccessLog;
 use crate::acme::AcmeError;
 use crate::admin;
 use crate::audit::{KeyError, Ledger, LedgerError, Pseudonyms, Tally};
@@ -59,6 +60,8 @@ pub struct Launch {
     pub workers: Option<usize>,
     /// The number of users in the table of the running process from which this process takes over; `None` without one.
     pub predecessor_user_count: Option<usize>,
+    /// The output of the access log; `None` to write none.
+    pub access_log: Option<AccessLog>,
 }
 
 /// The reason that a start or a reload failed.
@@ -138,7 +141,8 @@ impl App {
         let mut handles = Vec::new();
         for index in 0..worker_count {
             let configs = Arc::clone(&listener_configs);
-            let (worker, handle) = worker::spawn(index, Arc::clone(&shared), configs, Arc::clone(&metrics))?;
+            let (worker, handle) =
+                worker::spawn(index, Arc::clone(&shared), configs, Arc::clone(&metrics), launch.access_log.clone())?;
             workers.push(worker);
             handles.push(handle);
         }

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::LocalRuntime;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::access_log::AccessLog;
 use crate::engine::recheck::CLOCK_INTERVAL;
 use crate::http::io::SWEEP_INTERVAL;
 use crate::http::pool::SendOptions;
@@ -47,10 +48,11 @@ pub fn spawn(
     shared: Arc<Shared>,
     listener_configs: Arc<ArcSwap<ListenerConfigs>>,
     metrics: Arc<Metrics>,
+    access_log: Option<AccessLog>,
 ) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
     let (commands, received) = mpsc::unbounded_channel();
     let work = move || match LocalRuntime::new() {
-        Ok(runtime) => runtime.block_on(run(shared, listener_configs, metrics, received)),
+        Ok(runtime) => runtime.block_on(run(shared, listener_configs, (metrics, access_log), received)),
         Err(error) => tracing::error!(%error, "worker cannot start"),
     };
     let handle = std::thread::Builder::new().name(format!("worker-{index}")).spawn(work)?;
@@ -69,12 +71,12 @@ struct Local {
 async fn run(
     shared: Arc<Shared>,
     listener_configs: Arc<ArcSwap<ListenerConfigs>>,
-    metrics: Arc<Metrics>,
+    (metrics, access_log): (Arc<Metrics>, Option<AccessLog>),
     mut commands: mpsc::UnboundedReceiver<WorkerCommand>,
 ) {
-    let worker = Rc::new(Worker::new(Arc::clone(&shared), metrics.worker()));
+    let worker = Rc::new(Worker::new(Arc::clone(&shared), metrics.worker(), access_log));
     let local = Rc::new(Local { worker, listener_configs, metrics, open: Cell::new(0), all_closed: Notify::new() });
-    tokio::task::spawn_local(sweep_deadlines(Rc::clone(&local.worker)));
+    tokio::task::spawn_local(sweep_often(Rc::clone(&local.worker)));
     let mut phase = shared.phase.clone();
     let mut listeners: HashMap<SocketAddr, Vec<watch::Sender<bool>>> = HashMap::new();
     let mut sweep = clock_ticks();
@@ -109,15 +111,17 @@ async fn run(
         close.send_replace(true);
     }
     drain(&local, &mut commands).await;
+    local.worker.flush_access_log();
     local.worker.metrics.flush();
 }
 
-/// Checks the deadlines of all connections, until the worker ends.
-async fn sweep_deadlines(worker: Rc<Worker>) {
+/// Checks the deadlines of all connections and hands over the lines of the access log, until the worker ends.
+async fn sweep_often(worker: Rc<Worker>) {
     let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         worker.deadlines.sweep(ticks.tick().await);
+        worker.flush_access_log();
     }
 }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use crate::access_log::AccessLog;
 use crate::demo::{self, World};
 
 use super::Outcome;
@@ -21,8 +22,9 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Outcome {
-    let _logs = start_log(false, if options.tour { "off" } else { "warn,domicile::request=info" });
-    let world = World::start(&options.geoip, "")?;
+    let _log = start_log(false, if options.tour { "off" } else { "warn" });
+    let (access_log, _lines) = AccessLog::start(std::io::stderr(), false).map_err(|error| error.to_string())?;
+    let world = World::start(&options.geoip, "", Some(access_log).filter(|_| !options.tour))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     let outcome = if options.tour {
         runtime.block_on(demo::tour(&world))

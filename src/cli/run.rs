@@ -7,6 +7,7 @@ use clap::Args;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::access_log::AccessLog;
 use crate::app::{App, Launch, StartError};
 use crate::config;
 use crate::model::day::Day;
@@ -24,7 +25,9 @@ pub(super) struct Options {
 
 pub(super) fn run(options: Options) -> Outcome {
     let Source { config, region } = options.source;
-    let _logs = start_log(is_json(&config, region.as_deref()), "info");
+    let is_json = is_json(&config, region.as_deref());
+    let _log = start_log(is_json, "info");
+    let (access_log, _lines) = AccessLog::start(std::io::stderr(), is_json).map_err(|error| error.to_string())?;
     let file = config.display().to_string();
     let inherited = inherit::inherited().map_err(|error| format!("an inherited socket cannot be used: {error}"))?;
     let predecessor_user_count = succession::predecessor_user_count();
@@ -32,7 +35,7 @@ pub(super) fn run(options: Options) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     // Install these handlers before the process reports that it is ready, because without a handler SIGHUP and SIGUSR2 end it.
     let mut controls = runtime.block_on(async { ControlSignals::listen() }).map_err(no_signals)?;
-    let launch = Launch { config, region, inherited, predecessor_user_count, ..Launch::default() };
+    let launch = Launch { config, region, inherited, predecessor_user_count, access_log: Some(access_log), ..Launch::default() };
     let app = App::start(launch).map_err(|error| with_folder(&error))?;
     // Install these handlers only after the start, so that SIGTERM and SIGINT end the start at once, even while a large user
     // table loads.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::access_log::AccessLog;
 use crate::app::{App, Launch};
 use crate::transport::listener::{self, BoundPort};
 
@@ -46,7 +47,7 @@ struct Ports {
 
 impl World {
     /// Builds and starts the demo. `geoip` is the GeoIP database; `more` is appended to each configuration.
-    pub fn start(geoip: &Path, more: &str) -> Result<Self, String> {
+    pub fn start(geoip: &Path, more: &str, access_log: Option<AccessLog>) -> Result<Self, String> {
         if !geoip.exists() {
             return Err(format!(
                 "`{}` does not exist: run the demo from the checkout, or name a GeoIP database with --geoip",
@@ -72,7 +73,8 @@ impl World {
             let config = folder.join(format!("{}.yaml", regions[index].name));
             std::fs::write(&config, configuration(&regions, index, &gateways, &folder, geoip) + more).map_err(failed)?;
             let inherited = vec![bound.http, bound.https, bound.peers, bound.admin];
-            let launch = Launch { config, region: None, inherited, workers: Some(1), ..Launch::default() };
+            let launch =
+                Launch { config, region: None, inherited, workers: Some(1), access_log: access_log.clone(), ..Launch::default() };
             proxies.push(App::start(launch).map_err(|error| error.to_string())?);
         }
         Ok(Self { regions, folder, proxies, _runtime: runtime })

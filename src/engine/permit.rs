@@ -1,5 +1,6 @@
 //! Issues permits: a request may be sent to one stop once its ledger line is written.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 use crate::audit::{Count, Direction, Ledger, Movement, Pseudonyms};
@@ -124,7 +125,7 @@ impl Registrar<'_> {
         }
         let names = (policy.region_name(from), policy.region_name(to));
         if policy.may_be_anywhere(trail.classes) {
-            let class = class_label(policy, trail.classes).into();
+            let class = class_label(policy, trail.classes).into_owned().into();
             let count = Count { what: "movement", code: "", class, from: names.0.into(), to: names.1.into() };
             self.ledger.iter().for_each(|ledger| ledger.count(count.clone()));
             return Ok(());
@@ -190,7 +191,11 @@ fn may_be_anywhere(policy: &Policy, class: ClassId) -> bool {
 }
 
 /// The classes of a message as one label: their names joined by `+`, `none` if there are none.
-pub fn class_label(policy: &Policy, classes: ClassSet) -> String {
-    let names: Vec<_> = classes.iter().map(|class| &*policy.class(class).name).collect();
-    if names.is_empty() { "none".to_owned() } else { names.join("+") }
+pub fn class_label(policy: &Policy, classes: ClassSet) -> Cow<'_, str> {
+    let mut names = classes.iter().map(|class| &*policy.class(class).name);
+    match (names.next(), names.next()) {
+        (None, _) => Cow::Borrowed("none"),
+        (Some(name), None) => Cow::Borrowed(name),
+        (Some(first), Some(second)) => [first, second].into_iter().chain(names).collect::<Vec<_>>().join("+").into(),
+    }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
+use crate::access_log::{self, AccessLog};
 use crate::audit::{Ledger, Pseudonyms};
 use crate::engine::recheck::Leases;
 use crate::engine::snapshot::Moment;
@@ -56,6 +57,7 @@ pub struct Worker {
     pub load: Load,
     pub tokens: RefCell<tokens::Cache>,
     pub read_monitors: ReadMonitors,
+    access_log: RefCell<access_log::Lines>,
     pub deadlines: Deadlines,
     /// The open requests, which are judged again when the moment changes.
     pub leases: Rc<Leases>,
@@ -71,7 +73,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn new(shared: Arc<Shared>, metrics: WorkerMetrics) -> Self {
+    pub fn new(shared: Arc<Shared>, metrics: WorkerMetrics, access_log: Option<AccessLog>) -> Self {
         let moment = Moment::live(Arc::clone(&shared.snapshot.load().judging), SystemTime::now());
         Self {
             snapshot: RefCell::new(arc_swap::Cache::new(Arc::clone(&shared.snapshot))),
@@ -83,6 +85,7 @@ impl Worker {
             load: Load::default(),
             tokens: RefCell::default(),
             read_monitors: ReadMonitors::default(),
+            access_log: RefCell::new(access_log::Lines::new(access_log)),
             deadlines: Deadlines::default(),
             leases: Rc::default(),
             peer_warned_at: Cell::default(),
@@ -127,6 +130,18 @@ impl Worker {
         let moment = self.moment();
         self.rechecked.replace(moment.clone());
         self.leases.renew_all(&moment, &self.vitals()).await;
+    }
+
+    /// Adds a line to the access log.
+    pub fn log_request(&self, write: impl FnOnce(&mut access_log::Line<'_>)) {
+        let dropped = self.access_log.borrow_mut().add(SystemTime::now(), write);
+        self.metrics.log_lines_dropped(dropped);
+    }
+
+    /// Hands the collected lines of the access log over to its output.
+    pub fn flush_access_log(&self) {
+        let dropped = self.access_log.borrow_mut().hand_over();
+        self.metrics.log_lines_dropped(dropped);
     }
 
     /// Whether the region drains. Probes report it, so that peers send their requests to other regions.

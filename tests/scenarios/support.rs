@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use domicile::access_log::AccessLog;
 use domicile::app::{App, Launch, StartError};
 use domicile::demo::certificates::Authority;
 use domicile::transport::listener::{self, BoundPort};
@@ -360,8 +361,12 @@ impl World {
 
     pub fn start_region(&mut self, index: usize) -> Result<(), StartError> {
         let region = &mut self.regions[index];
-        let launch =
-            Launch { config: region.config.clone(), inherited: region.ports.take().unwrap_or_default(), ..Launch::default() };
+        let launch = Launch {
+            config: region.config.clone(),
+            inherited: region.ports.take().unwrap_or_default(),
+            access_log: Some(access_log()),
+            ..Launch::default()
+        };
         region.app = Some(App::start(launch)?);
         Ok(())
     }
@@ -582,16 +587,31 @@ impl std::io::Write for Lines {
     }
 }
 
-/// The log of all proxies in this process since the first call: requests, tables and certificates, as JSON lines.
-pub fn log() -> String {
-    static LINES: OnceLock<Lines> = OnceLock::new();
-    let lines = LINES.get_or_init(|| {
+/// The lines of the log that tests read, and the access log that writes to the same place.
+fn logs() -> &'static (Lines, AccessLog) {
+    static LOGS: OnceLock<(Lines, AccessLog)> = OnceLock::new();
+    LOGS.get_or_init(|| {
         let lines = Lines::default();
-        let writer = lines.clone();
-        let filter = "domicile::request=info,domicile::app::build=info,domicile::transport::tls=warn";
-        let subscriber = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(move || writer.clone());
+        let (access_log, guard) = AccessLog::start(lines.clone(), true).unwrap();
+        // The guard would wait for the last lines at the end of the process.
+        std::mem::forget(guard);
+        (lines, access_log)
+    })
+}
+
+fn access_log() -> AccessLog {
+    logs().1.clone()
+}
+
+/// The log of all proxies in this process: requests, and since the first call tables and certificates, as JSON lines. A line of a
+/// request appears a moment after its response.
+pub fn log() -> String {
+    static STARTED: Once = Once::new();
+    let lines = &logs().0;
+    STARTED.call_once(|| {
+        let filter = "domicile::app::build=info,domicile::transport::tls=warn";
+        let subscriber = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(|| logs().0.clone());
         tracing::subscriber::set_global_default(subscriber.finish()).unwrap();
-        lines
     });
     String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
 }

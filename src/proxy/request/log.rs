@@ -1,5 +1,7 @@
 //! The log of one request: metrics, ledger counts and access log line, written once, when the request ends.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -103,7 +105,7 @@ impl RequestLog {
         if let Some(ledger) = &self.worker.shared.ledger {
             let policy = self.policy(judged.as_deref());
             let (class, from) = (class_of(judged.as_deref()), policy.region_name(policy.local));
-            ledger.count(Count { what, code, class: class.into(), from: from.into(), to: to.into() });
+            ledger.count(Count { what, code, class: class.into_owned().into(), from: from.into(), to: to.into() });
         }
     }
 
@@ -185,36 +187,32 @@ impl RequestLog {
         let user = judged.and_then(|judged| judged.user.as_ref()).map(|(user, _)| self.worker.shared.pseudonyms.of(user));
         let evidence = trail.and_then(|trail| trail.home).and_then(|home| home.evidence());
         let processed_here = judged.filter(|judged| judged.decision.trail.clearance.contains(policy.local));
-        let path = processed_here
-            .zip(self.question.as_ref())
-            .map(|(judged, question)| without_user(&question.path, judged.user_segment));
+        let path =
+            processed_here.zip(self.question.as_ref()).map(|(judged, question)| WithoutUser(&question.path, judged.user_segment));
         let peer = match self.arrival.ingress {
             Ingress::Client => None,
             Ingress::Peer(peer) => Some(policy.region_name(peer)),
         };
-        let broken = self.response_body.failure.get().or(self.request_body.failure.get()).map(|broken| broken.to_string());
-        tracing::info!(
-            target: "domicile::request",
-            id = self.id,
-            client = self.client.map(masked),
-            peer,
-            user,
-            method = self.method.as_str(),
-            path,
-            route = names.route,
-            class = names.class,
-            home = names.home,
-            evidence = evidence.map(|evidence| evidence.as_str()),
-            served_by = names.served_by,
-            verdict = names.verdict,
-            code = self.code.map(Code::as_str),
-            status = self.status.map_or(CLIENT_CLOSED, |status| status.as_u16()),
-            request_bytes = self.request_body.bytes.get(),
-            response_bytes = self.response_body.bytes.get(),
-            broken,
-            seconds = self.started.elapsed().as_secs_f64(),
-            "request"
-        );
+        self.worker.log_request(|line| {
+            line.text("id", Some(&self.id));
+            line.display("client", self.client.map(Masked));
+            line.text("peer", peer);
+            line.text("user", user.as_deref());
+            line.text("method", Some(self.method.as_str()));
+            line.display("path", path);
+            line.text("route", Some(names.route));
+            line.text("class", Some(&names.class));
+            line.text("home", Some(names.home));
+            line.text("evidence", evidence.map(|evidence| evidence.as_str()));
+            line.text("served_by", Some(names.served_by));
+            line.text("verdict", Some(names.verdict));
+            line.text("code", self.code.map(Code::as_str));
+            line.number("status", self.status.map_or(CLIENT_CLOSED, |status| status.as_u16()).into());
+            line.number("request_bytes", self.request_body.bytes.get());
+            line.number("response_bytes", self.response_body.bytes.get());
+            line.display("broken", self.response_body.failure.get().or(self.request_body.failure.get()));
+            line.seconds("seconds", self.started.elapsed());
+        });
     }
 }
 
@@ -225,11 +223,11 @@ struct Names<'a> {
     served_by: &'a str,
     verdict: &'static str,
     /// `none` if no route matched.
-    class: String,
+    class: Cow<'a, str>,
 }
 
-fn class_of(judged: Option<&Judged>) -> String {
-    judged.map_or_else(|| "none".to_owned(), |judged| class_label(judged.moment.policy(), judged.decision.trail.classes))
+fn class_of(judged: Option<&Judged>) -> Cow<'_, str> {
+    judged.map_or(Cow::Borrowed("none"), |judged| class_label(judged.moment.policy(), judged.decision.trail.classes))
 }
 
 impl Drop for RequestLog {
@@ -239,23 +237,34 @@ impl Drop for RequestLog {
     }
 }
 
-/// The path for the log: `{user}` replaces the segment that names a user.
-fn without_user(path: &str, user_segment: Option<usize>) -> String {
-    let Some(at) = user_segment else { return path.to_owned() };
-    let segments = path.split('/').skip(1).enumerate();
-    segments.fold(String::new(), |out, (index, segment)| out + "/" + if index == at { "{user}" } else { segment })
+/// A path for the log: `{user}` replaces the segment that names a user.
+struct WithoutUser<'a>(&'a str, Option<usize>);
+
+impl fmt::Display for WithoutUser<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(at) = self.1 else { return out.write_str(self.0) };
+        for (index, segment) in self.0.split('/').skip(1).enumerate() {
+            out.write_str("/")?;
+            out.write_str(if index == at { "{user}" } else { segment })?;
+        }
+        Ok(())
+    }
 }
 
 /// An address without the part that identifies a household: /24 of IPv4, /48 of IPv6.
-fn masked(address: IpAddr) -> String {
-    match address {
-        IpAddr::V4(address) => {
-            let [a, b, c, _] = address.octets();
-            format!("{a}.{b}.{c}.0/24")
-        }
-        IpAddr::V6(address) => {
-            let [a, b, c, ..] = address.segments();
-            format!("{a:x}:{b:x}:{c:x}::/48")
+struct Masked(IpAddr);
+
+impl fmt::Display for Masked {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(address) => {
+                let [a, b, c, _] = address.octets();
+                write!(out, "{a}.{b}.{c}.0/24")
+            }
+            IpAddr::V6(address) => {
+                let [a, b, c, ..] = address.segments();
+                write!(out, "{a:x}:{b:x}:{c:x}::/48")
+            }
         }
     }
 }
@@ -266,13 +275,13 @@ mod tests {
 
     #[test]
     fn a_logged_path_names_no_user() {
-        assert_eq!(without_user("/users/alice/orders/1", Some(1)), "/users/{user}/orders/1");
-        assert_eq!(without_user("/a/b", None), "/a/b");
+        assert_eq!(WithoutUser("/users/alice/orders/1", Some(1)).to_string(), "/users/{user}/orders/1");
+        assert_eq!(WithoutUser("/a/b", None).to_string(), "/a/b");
     }
 
     #[test]
     fn a_logged_address_names_no_household() {
-        assert_eq!(masked("81.2.69.142".parse().unwrap()), "81.2.69.0/24");
-        assert_eq!(masked("2001:db8:1:2::3".parse().unwrap()), "2001:db8:1::/48");
+        assert_eq!(Masked("81.2.69.142".parse().unwrap()).to_string(), "81.2.69.0/24");
+        assert_eq!(Masked("2001:db8:1:2::3".parse().unwrap()).to_string(), "2001:db8:1::/48");
     }
 }
