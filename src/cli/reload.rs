@@ -42,7 +42,7 @@ pub(super) fn run(options: &Options) -> Outcome {
     let server = Server { authority: address.to_string().into(), tls: None, http_version: HttpVersion::Http1, addresses: None };
     let runtime = tokio::runtime::LocalRuntime::new().map_err(|error| error.to_string())?;
     let (status, answer) = runtime.block_on(async {
-        let permitted = Permitted::without_user_data(config.policy.local, request);
+        let permitted = Permitted::without_user_data(config.policy.local, Box::new(request));
         let sent = UpstreamPool::of(config.policy.local).send(&server, permitted, &SendOptions::within(TIMEOUT)).await;
         let failed = "cannot reach the control plane; check that Domicile runs and that `admin.address` is correct";
         let (response, _) = sent.map_err(|error| format!("{failed} ({})", error.cause))?;

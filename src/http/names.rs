@@ -1,6 +1,8 @@
 //! Names of header fields: those that are not constants of the crate `http`, and lists of fields that are treated alike. The names
 //! in lists are in normal form: in lower case, with `-` for every punctuation character.
 
+use std::borrow::Cow;
+
 use http::HeaderName;
 use http::header;
 
@@ -32,6 +34,25 @@ pub fn is_framing_look_alike(name: &HeaderName) -> bool {
         name.len() == wanted.len() && name != wanted && name.iter().zip(wanted).all(is_same)
     };
     spelled(b"content-length") || spelled(b"transfer-encoding")
+}
+
+/// Replaces every punctuation character of a field name by `-`, because CGI-like servers turn punctuation into `_` and so cannot
+/// distinguish such names (RFC 3875 section 4.1.18).
+pub fn normalized_name(name: &str) -> Cow<'_, str> {
+    if name.bytes().all(|byte| normalized(byte) == byte) {
+        return name.into();
+    }
+    name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "-").into()
+}
+
+const fn normalized(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() { byte } else { b'-' }
+}
+
+/// Whether two field names are the same, in any spelling.
+pub fn is_same_name(one: &HeaderName, other: &str) -> bool {
+    let (one, other) = (one.as_str().as_bytes(), other.as_bytes());
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| normalized(*one) == normalized(*other))
 }
 
 /// A set of names and of beginnings of names.
@@ -79,6 +100,15 @@ impl NameSet {
         Self { names, prefixes, beginnings: Beginnings::of(names, prefixes) }
     }
 
+    /// Whether a name is in the set, in any spelling.
+    pub fn contains_any_spelling(&self, name: &str) -> bool {
+        let mut beginning = [0; 3];
+        for (to, from) in beginning.iter_mut().zip(name.bytes()) {
+            *to = normalized(from);
+        }
+        self.beginnings.may_contain(&beginning) && self.contains(&normalized_name(name))
+    }
+
     /// Whether a name in normal form is in the set.
     pub fn contains(&self, name: &str) -> bool {
         if !self.beginnings.may_contain(name.as_bytes()) {
@@ -116,7 +146,7 @@ const fn is_less(one: &[u8], other: &[u8]) -> bool {
 }
 
 /// Fields that apply to one connection only.
-pub const HOP_BY_HOP: [HeaderName; 9] = [
+pub static HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     // The proxy itself sends `100 Continue`, when it wants the body.
     header::EXPECT,

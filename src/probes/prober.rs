@@ -75,7 +75,7 @@ async fn probe(pool: &PeerPool, region: RegionId, target: ProbeTarget, limit: Du
     let authority = gateway.server.authority.to_string();
     let request = Request::get(format!("https://{authority}/")).header(fields::PROBE, "?1").body(Body::empty()).ok()?;
     let started = Instant::now();
-    let permitted = Permitted::without_user_data(region, request);
+    let permitted = Permitted::without_user_data(region, Box::new(request));
     let outcome = tokio::time::timeout(limit, pool.send(&gateway, 1, permitted, &SendOptions::within(limit))).await;
     match outcome {
         Ok(Ok((response, _))) if response.status() == http::StatusCode::NO_CONTENT => {

@@ -68,18 +68,17 @@ impl Load {
     }
 
     fn draw(&self, upstreams: &Upstreams, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, now: Instant) -> Selection {
-        if !upstreams.all().iter().any(|upstream| is_candidate(&upstream)) {
-            return Selection::None;
-        }
         let limit = upstreams.settings.circuit.requests;
         let has_room = |upstream: &&Arc<Upstream>| is_candidate(upstream) && self.cell(upstream).get() < limit;
-        let count = upstreams.all().iter().filter(has_room).count();
-        let nth = |index: usize| upstreams.all().iter().filter(has_room).nth(index);
-        let Some(first) = nth(fastrand::usize(..count.max(1))) else { return Selection::Full };
-        let second = nth(fastrand::usize(..count)).unwrap_or(first);
+        let Some(first) = any(upstreams.all(), has_room) else {
+            let has_candidate = upstreams.all().iter().any(|upstream| is_candidate(&upstream));
+            return if has_candidate { Selection::Full } else { Selection::None };
+        };
+        let second = any(upstreams.all(), has_room).unwrap_or(first);
         let slow_start = upstreams.settings.ejection.slow_start;
         let cost = |upstream: &Upstream| (self.cell(upstream).get() + 1) as f64 / upstream.share(slow_start, now);
-        let upstream = if cost(second) < cost(first) { second } else { first };
+        let is_other = !Arc::ptr_eq(first, second);
+        let upstream = if is_other && cost(second) < cost(first) { second } else { first };
         let cell = self.cell(upstream);
         cell.set(cell.get() + 1);
         Selection::Upstream(Arc::clone(upstream), Outstanding(cell, Rc::clone(&self.freed)))
@@ -125,6 +124,18 @@ impl Load {
         }
         Rc::clone(outstanding.entry(upstream.authority().into()).or_default())
     }
+}
+
+/// How often [`any`] tries to hit a suitable upstream before it looks at all of them.
+const RANDOM_TRIES: usize = 4;
+
+/// One of the suitable upstreams, each with the same probability. Usually all are suitable, so that the first one drawn is.
+fn any(all: &[Arc<Upstream>], is_suitable: impl Fn(&&Arc<Upstream>) -> bool) -> Option<&Arc<Upstream>> {
+    let drawn = (0..RANDOM_TRIES.min(all.len())).map(|_| &all[fastrand::usize(..all.len())]);
+    drawn.into_iter().find(&is_suitable).or_else(|| {
+        let count = all.iter().filter(&is_suitable).count();
+        all.iter().filter(&is_suitable).nth(fastrand::usize(..count.max(1)))
+    })
 }
 
 /// A slot in the queue, freed on drop.

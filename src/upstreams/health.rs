@@ -65,7 +65,7 @@ async fn run_check(pool: &UpstreamPool, upstream: &Upstream, check: &Check, regi
     let request =
         Request::get(&check.path).header("host", &*server.authority).header("user-agent", "domicile-health").body(Body::empty());
     let request = request.ok()?;
-    let permitted = Permitted::without_user_data(region, request);
+    let permitted = Permitted::without_user_data(region, Box::new(request));
     let outcome = tokio::time::timeout(check.timeout, pool.send(server, permitted, &options)).await;
     match outcome {
         Ok(Ok((response, _))) => Some(response.status().is_success() || response.status().is_redirection()),

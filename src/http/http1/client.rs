@@ -114,7 +114,7 @@ impl ClientConnection {
     /// Sends a request and waits for the head of its response. `on_informational` gets each informational response before it.
     pub async fn exchange(
         mut self: Box<Self>,
-        request: &Request<()>,
+        request: &Request<impl Sized>,
         body: Body,
         kind: RequestKind,
         mut on_informational: impl FnMut(StatusCode, HeaderMap),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request, Response};
+use http::{Method, Response};
 use tokio::time::Instant;
 
 use super::super::body::Body;
@@ -16,7 +16,7 @@ use super::super::http1::{ClientConnection, ExchangeError, IdleConnections, Outc
 use super::super::io::BufferedStream;
 use super::super::sent::Sent;
 use super::super::tunnel::CONNECT;
-use super::{Reply, SendCause, SendError, SendOptions, form};
+use super::{BoxedRequest, Reply, SendCause, SendError, SendOptions, form};
 use crate::transport::dial::{self, Server};
 use crate::transport::stream::Stream;
 
@@ -62,7 +62,7 @@ impl Http1Pool {
     pub(super) async fn send(
         &self,
         server: &Server,
-        mut request: Request<Body>,
+        mut request: BoxedRequest,
         options: &SendOptions,
     ) -> Result<Response<Body>, SendError> {
         let idle = self.idle(server, options);
@@ -70,7 +70,7 @@ impl Http1Pool {
         let usable = |since, remote| is_usable(server, now, since, remote);
         while let Some(connection) = (!options.is_fresh).then(|| idle.take(usable)).flatten() {
             match send_on(connection, request, options).await {
-                Err(SendError { sent: Sent::Nothing, request: Some(unsent), .. }) => request = *unsent,
+                Err(SendError { sent: Sent::Nothing, request: Some(unsent), .. }) => request = unsent,
                 outcome => return outcome,
             }
         }
@@ -84,7 +84,7 @@ impl Http1Pool {
         &self,
         stream: Stream,
         server: &Server,
-        request: Request<Body>,
+        request: BoxedRequest,
         options: &SendOptions,
     ) -> Result<Response<Body>, SendError> {
         let home = Rc::downgrade(&self.idle(server, options));
@@ -126,7 +126,7 @@ fn is_usable(server: &Server, now: Instant, idle_since: Instant, remote: Option<
 
 async fn send_on(
     connection: Box<ClientConnection>,
-    mut request: Request<Body>,
+    mut request: BoxedRequest,
     options: &SendOptions,
 ) -> Result<Response<Body>, SendError> {
     if form::for_http1(&mut request).is_none() {
@@ -142,20 +142,22 @@ async fn send_on(
 /// Sends a request and forwards its informational responses.
 async fn exchange(
     connection: Box<ClientConnection>,
-    request: Request<Body>,
+    mut request: BoxedRequest,
     kind: RequestKind,
     options: &SendOptions,
 ) -> Result<Outcome, SendError> {
-    let (head, body) = request.into_parts();
-    let head = Request::from_parts(head, ());
+    let body = std::mem::replace(request.body_mut(), Body::empty());
     let informational = options.informational.as_deref();
     let forward = |status, fields| {
         if let Some(queue) = informational {
             queue.push(status, fields);
         }
     };
-    connection.exchange(&head, body, kind, forward).await.map_err(|ExchangeError { sent, cause, body }| {
-        let request = body.map(|body| Box::new(head.map(|()| body)));
+    connection.exchange(&request, body, kind, forward).await.map_err(|ExchangeError { sent, cause, body }| {
+        let request = body.map(|body| {
+            *request.body_mut() = body;
+            request
+        });
         SendError { cause: SendCause::Broken(cause), sent, request }
     })
 }
@@ -163,7 +165,7 @@ async fn exchange(
 /// Requests a tunnel by an HTTP/1.1 upgrade, or by CONNECT, on a connection of its own.
 pub(super) async fn upgrade(
     server: &Server,
-    mut request: Request<Body>,
+    mut request: BoxedRequest,
     protocol: &str,
     options: &SendOptions,
 ) -> Result<Reply, SendError> {

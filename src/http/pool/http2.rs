@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use h2::ext::Protocol;
 use http::header::HOST;
-use http::{Method, Request, Response};
+use http::{Method, Response};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
@@ -24,7 +24,7 @@ use super::super::sent::Sent;
 use super::super::tunnel::CONNECT;
 use super::super::window::{CONNECTION_WINDOW, Share, Window};
 use super::sender::{EXTENDED_CONNECT, StreamSender};
-use super::{Reply, SendError, SendOptions, form};
+use super::{BoxedRequest, Reply, SendError, SendOptions, form};
 
 /// Memory budget of `h2` for small DATA frames that have arrived but have not been read. [`MonitoredIo`] reads less than this
 /// before it yields to the readers.
@@ -130,7 +130,7 @@ impl<K: Destination> Http2Pool<K> {
         place: K,
         server: &Server,
         connections: usize,
-        mut request: Request<Body>,
+        mut request: BoxedRequest,
         options: &SendOptions,
     ) -> Result<(Response<Body>, StreamInFlight), SendError> {
         let guard = self.begin(place, connections, options.buffers.share());
@@ -146,7 +146,7 @@ impl<K: Destination> Http2Pool<K> {
             match sender.send(request, options, guard.clone()).await {
                 Err(SendError { sent: Sent::Nothing, request: Some(unsent), .. }) if !last => {
                     guard.0.slot.open.lock().await.take();
-                    request = *unsent;
+                    request = unsent;
                 }
                 outcome => return outcome.map(|response| (response, guard)),
             }
@@ -160,7 +160,7 @@ impl<K: Destination> Http2Pool<K> {
         place: K,
         server: &Server,
         connections: usize,
-        mut request: Request<Body>,
+        mut request: BoxedRequest,
         protocol: &str,
         options: &SendOptions,
     ) -> Result<(Reply, StreamInFlight), SendError> {

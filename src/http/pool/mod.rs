@@ -29,6 +29,9 @@ pub use peers::{Gateway, PeerPool};
 pub use sender::EXTENDED_CONNECT;
 pub use upstream::UpstreamPool;
 
+/// A request with its body. It is boxed, because each of the many futures on its way would hold and copy its 264 bytes.
+pub type BoxedRequest = Box<Request<Body>>;
+
 /// How a request is sent.
 #[derive(Clone, Debug)]
 pub struct SendOptions {
@@ -56,7 +59,7 @@ pub struct SendError {
     pub cause: SendCause,
     pub sent: Sent,
     /// The complete request, unless a part of its body was read. It is always present if nothing was sent.
-    pub request: Option<Box<Request<Body>>>,
+    pub request: Option<BoxedRequest>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -80,18 +83,18 @@ impl From<NotPermitted> for SendError {
 }
 
 impl SendError {
-    fn dial(error: DialError, request: Request<Body>) -> Self {
-        Self { cause: error.into(), sent: Sent::Nothing, request: Some(Box::new(request)) }
+    fn dial(error: DialError, request: BoxedRequest) -> Self {
+        Self { cause: error.into(), sent: Sent::Nothing, request: Some(request) }
     }
 
     /// `unprocessed` is the request if the server did not process it.
-    fn broken(error: impl Into<BodyError>, unprocessed: Option<Request<Body>>) -> Self {
+    fn broken(error: impl Into<BodyError>, unprocessed: Option<BoxedRequest>) -> Self {
         let sent = if unprocessed.is_some() { Sent::Nothing } else { Sent::Partly };
-        Self { cause: SendCause::Broken(error.into()), sent, request: unprocessed.map(Box::new) }
+        Self { cause: SendCause::Broken(error.into()), sent, request: unprocessed }
     }
 
-    fn form(request: Request<Body>) -> Self {
-        Self { cause: SendCause::Form, sent: Sent::Nothing, request: Some(Box::new(request)) }
+    fn form(request: BoxedRequest) -> Self {
+        Self { cause: SendCause::Form, sent: Sent::Nothing, request: Some(request) }
     }
 }
 

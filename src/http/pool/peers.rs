@@ -1,6 +1,6 @@
 //! Connections to the peers' gateways, each to the region that the permit names.
 
-use http::{Request, Response};
+use http::Response;
 use rustls_pki_types::CertificateDer;
 
 use crate::decision::permit::Permitted;
@@ -10,7 +10,7 @@ use crate::transport::dial::Server;
 use super::super::body::Body;
 use super::super::window::Window;
 use super::http2::Http2Pool;
-use super::{Reply, SendError, SendOptions, StreamInFlight};
+use super::{BoxedRequest, Reply, SendError, SendOptions, StreamInFlight};
 
 /// The gateway of a region, through which its peers reach it.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ impl PeerPool {
         &self,
         gateway: &Gateway,
         connections: usize,
-        permitted: Permitted<Request<Body>>,
+        permitted: Permitted<BoxedRequest>,
         options: &SendOptions,
     ) -> Result<(Response<Body>, StreamInFlight), SendError> {
         let request = permitted.redeem(gateway.region)?;
@@ -43,7 +43,7 @@ impl PeerPool {
         &self,
         gateway: &Gateway,
         connections: usize,
-        permitted: Permitted<Request<Body>>,
+        permitted: Permitted<BoxedRequest>,
         protocol: &str,
         options: &SendOptions,
     ) -> Result<(Reply, StreamInFlight), SendError> {

@@ -20,7 +20,7 @@ use super::super::http2::{self, Piece, Received, StreamReader, StreamWriter, Tun
 use super::super::names::is_framing_look_alike;
 use super::super::tunnel::DECLINED;
 use super::replay::{self, ReplayBuffer};
-use super::{InformationalQueue, Reply, SendError, SendOptions, StreamInFlight};
+use super::{BoxedRequest, InformationalQueue, Reply, SendError, SendOptions, StreamInFlight};
 
 /// Opens streams on one connection.
 #[derive(Clone)]
@@ -57,7 +57,7 @@ impl StreamSender {
 
     /// Opens a stream with the head of a request, and waits until the server's stream limit allows it. The error contains the
     /// request if no stream was opened.
-    async fn open_stream(self, request: Request<Body>) -> Result<OpenStream, SendError> {
+    async fn open_stream(self, request: BoxedRequest) -> Result<OpenStream, SendError> {
         let mut streams = match self.streams.ready().await {
             Ok(streams) => streams,
             Err(error) => return Err(SendError::broken(error, Some(request))),
@@ -77,7 +77,7 @@ impl StreamSender {
     /// Sends a request and waits for the response head. Holds `in_flight` until the request body has been sent.
     pub(super) async fn send(
         self,
-        request: Request<Body>,
+        request: BoxedRequest,
         options: &SendOptions,
         in_flight: StreamInFlight,
     ) -> Result<Response<Body>, SendError> {
@@ -93,7 +93,8 @@ impl StreamSender {
             (Some(Upload::new(tokio::task::spawn_local(sending))), Some(buffer))
         };
         let outcome = response_head(response, options.informational.as_deref()).await;
-        let unprocessed = || buffer.map_or(Some(Body::empty()), ReplayBuffer::again).map(|body| Request::from_parts(head, body));
+        let unprocessed =
+            || buffer.map_or(Some(Body::empty()), ReplayBuffer::again).map(|body| Box::new(Request::from_parts(head, body)));
         let (mut head, incoming) = outcome.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
             // Neither has a body, whatever the server sends (RFC 9110 section 6.4.1).
@@ -107,10 +108,10 @@ impl StreamSender {
     }
 
     /// Requests a tunnel.
-    pub(super) async fn open(self, request: Request<Body>) -> Result<Reply, SendError> {
+    pub(super) async fn open(self, request: BoxedRequest) -> Result<Reply, SendError> {
         let OpenStream { response, stream: outgoing, head, body } = self.open_stream(request).await?;
         let outcome = response_head(response, None).await;
-        let unprocessed = || Some(Request::from_parts(head, body));
+        let unprocessed = || Some(Box::new(Request::from_parts(head, body)));
         let (head, incoming) = outcome.map_err(|error| error.into_send_error(unprocessed))?.into_parts();
         // A peer says so when its app server declined the upgrade with a status of 2xx.
         if head.status.is_success() && !head.headers.contains_key(DECLINED) {
@@ -138,7 +139,7 @@ enum NoResponse {
 impl NoResponse {
     /// Attaches `request` if the server reported that it did not process it: the server refused the stream, or its GOAWAY names
     /// an earlier stream as the last (RFC 9113 section 8.7).
-    fn into_send_error(self, request: impl FnOnce() -> Option<Request<Body>>) -> SendError {
+    fn into_send_error(self, request: impl FnOnce() -> Option<BoxedRequest>) -> SendError {
         match self {
             Self::Broken(error) => {
                 let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);

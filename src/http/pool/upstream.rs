@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use http::Response;
 
 use super::super::body::Body;
 use super::super::window::Window;
 use super::http1::{self, Http1Pool};
 use super::http2::Http2Pool;
-use super::{Reply, SendCause, SendError, SendOptions, StreamInFlight};
+use super::{BoxedRequest, Reply, SendCause, SendError, SendOptions, StreamInFlight};
 use crate::decision::permit::Permitted;
 use crate::model::region::RegionId;
 use crate::transport::dial::{self, DialError, HttpVersion, Server};
@@ -43,7 +43,7 @@ impl UpstreamPool {
     pub async fn send(
         &self,
         server: &Server,
-        permitted: Permitted<Request<Body>>,
+        permitted: Permitted<BoxedRequest>,
         options: &SendOptions,
     ) -> Result<Shared<Response<Body>>, SendError> {
         let request = permitted.redeem(self.region)?;
@@ -64,7 +64,7 @@ impl UpstreamPool {
     async fn send_negotiated(
         &self,
         server: &Server,
-        request: Request<Body>,
+        request: BoxedRequest,
         options: &SendOptions,
     ) -> Result<Shared<Response<Body>>, SendError> {
         let stream = match dial::open(server, &options.dial, false).await {
@@ -85,7 +85,7 @@ impl UpstreamPool {
     async fn send_http2(
         &self,
         server: &Server,
-        request: Request<Body>,
+        request: BoxedRequest,
         options: &SendOptions,
     ) -> Result<Shared<Response<Body>>, SendError> {
         let key = Arc::clone(&server.authority);
@@ -102,7 +102,7 @@ impl UpstreamPool {
     pub async fn open(
         &self,
         server: &Server,
-        permitted: Permitted<Request<Body>>,
+        permitted: Permitted<BoxedRequest>,
         protocol: &str,
         options: &SendOptions,
     ) -> Result<Shared<Reply>, SendError> {
@@ -122,7 +122,7 @@ impl UpstreamPool {
             Err(SendError { cause: SendCause::Dial(DialError::Connect { .. }), request: Some(request), .. })
                 if http_version == HttpVersion::Negotiated =>
             {
-                self.open_http2(server, *request, protocol, options).await
+                self.open_http2(server, request, protocol, options).await
             }
             opened => opened.map(|reply| (reply, None)),
         }
@@ -131,7 +131,7 @@ impl UpstreamPool {
     async fn open_http2(
         &self,
         server: &Server,
-        request: Request<Body>,
+        request: BoxedRequest,
         protocol: &str,
         options: &SendOptions,
     ) -> Result<Shared<Reply>, SendError> {

@@ -59,7 +59,7 @@ async fn respond(
     let _in_flight = ExchangeInFlight::count(&context.connection_state);
     let is_last = context.connection_state.requests() >= most_requests;
     let mut response = match received {
-        Ok(request) => request::handle(worker, context, channel, request).await,
+        Ok(request) => request::handle(worker, context, channel, Box::new(request)).await,
         Err(code) => request::refuse_unread(worker, context, channel, code),
     };
     if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {

@@ -245,6 +245,7 @@ fn serve_stream(
     let in_flight = ExchangeInFlight::count(&context.connection_state);
     let (worker, context, rapid_resets) = (Rc::clone(worker), Rc::clone(context), Rc::clone(rapid_resets));
     let (request, exchange) = Exchange::open(request, send_response);
+    let request = Box::new(request);
     let exchange = Rc::new(exchange);
     let served = Rc::clone(&exchange);
     let task = tokio::task::spawn_local(async move {

@@ -3,7 +3,6 @@
 
 mod tracing;
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -13,7 +12,7 @@ use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::http::lists::{self, Malformed};
-use crate::http::names::{self, FORGEABLE, HEADER_ONLY, HOP_BY_HOP};
+use crate::http::names::{self, FORGEABLE, HEADER_ONLY, HOP_BY_HOP, normalized_name};
 use crate::peer::fields;
 use crate::session;
 
@@ -21,17 +20,7 @@ pub use tracing::{drop_tracing, is_tracing};
 
 /// Whether a field is in [`FORGEABLE`], in any spelling.
 fn is_forgeable(name: &str) -> bool {
-    FORGEABLE.contains(&normalized_name(name))
-}
-
-/// Replaces every punctuation character of a field name by `-`, because CGI-like servers turn punctuation into `_` and so cannot
-/// distinguish such names (RFC 3875 section 4.1.18).
-pub fn normalized_name(name: &str) -> Cow<'_, str> {
-    let is_usual = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    if name.bytes().all(is_usual) {
-        return name.into();
-    }
-    name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "-").into()
+    FORGEABLE.contains_any_spelling(name)
 }
 
 /// The members of a list without quoted strings (RFC 9110 section 5.6.1), even if one of them has invalid bytes.
@@ -58,7 +47,8 @@ pub fn drop_hop_by_hop(headers: &mut HeaderMap) {
     for name in listed {
         headers.remove(name);
     }
-    for name in HOP_BY_HOP {
+    // Most messages have none of them, so that one pass is enough.
+    while let Some(name) = headers.keys().find_map(|name| HOP_BY_HOP.iter().find(|hop_by_hop| *hop_by_hop == name)) {
         headers.remove(name);
     }
 }

@@ -4,11 +4,11 @@ use http::{HeaderMap, HeaderName};
 
 use crate::http::names::{TRACEPARENT, TRACING};
 
-use super::{normalized_name, set};
+use super::set;
 
 /// Whether a field carries tracing context, except `traceparent`.
 pub fn is_tracing(name: &str) -> bool {
-    TRACING.contains(&normalized_name(name))
+    TRACING.contains_any_spelling(name)
 }
 
 /// Removes tracing headers before a message crosses a border, except those in `allowed`. `traceparent` gets a new parent id, so

@@ -4,10 +4,9 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
-use crate::http::names::CREDENTIALS;
+use crate::http::names::{CREDENTIALS, is_same_name};
 use crate::tokens::TokenLocation;
 
-use super::super::headers::normalized_name;
 use super::user;
 
 /// Query parameters in which apps expect credentials.
@@ -37,12 +36,12 @@ pub(super) fn presented<'h>(parts: &'h Parts, location: &'h TokenLocation) -> (P
 
 /// Whether a header field contains the token or another credential, in any spelling.
 pub fn is_credential(name: &str, location: Option<&TokenLocation>) -> bool {
-    CREDENTIALS.contains(&normalized_name(name)) || location.is_some_and(|location| is_token(name, location))
+    CREDENTIALS.contains_any_spelling(name) || location.is_some_and(|location| is_token(name, location))
 }
 
 /// Whether a header field contains the token, in any spelling.
 pub(super) fn is_token(name: &str, location: &TokenLocation) -> bool {
-    matches!(location, TokenLocation::Header(token) if normalized_name(token.as_str()) == normalized_name(name))
+    matches!(location, TokenLocation::Header(token) if is_same_name(token, name))
 }
 
 /// Whether the query contains a credential (RFC 6750 section 2.3, and the usual parameters for API keys).

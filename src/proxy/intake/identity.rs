@@ -113,19 +113,22 @@ fn rebuild_user_headers(headers: &mut HeaderMap, question: &Question, settings: 
     }
 }
 
+fn cookie_name(pair: &[u8]) -> &[u8] {
+    pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii()
+}
+
 /// Removes the cookies for whose names `is_dropped` is true. The other cookies keep their order and form.
 fn drop_cookies(headers: &mut HeaderMap, is_dropped: impl Fn(&[u8]) -> bool) {
-    let name_of = |pair: &[u8]| pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii().to_vec();
     let is_there = headers
         .get_all(COOKIE)
         .iter()
-        .any(|value| value.as_bytes().split(|byte| *byte == b';').any(|pair| is_dropped(&name_of(pair))));
+        .any(|value| value.as_bytes().split(|byte| *byte == b';').any(|pair| is_dropped(cookie_name(pair))));
     if !is_there {
         return;
     }
     let mut kept = Vec::new();
     for value in headers.get_all(COOKIE) {
-        let pairs: Vec<_> = value.as_bytes().split(|byte| *byte == b';').filter(|pair| !is_dropped(&name_of(pair))).collect();
+        let pairs: Vec<_> = value.as_bytes().split(|byte| *byte == b';').filter(|pair| !is_dropped(cookie_name(pair))).collect();
         let rest = pairs.join(&b';');
         kept.extend(HeaderValue::from_bytes(rest.trim_ascii()).ok().filter(|value| !value.is_empty()));
     }

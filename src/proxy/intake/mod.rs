@@ -23,13 +23,12 @@ use crate::decision::policy::Policy;
 use crate::decision::policy::route::{Head, Method};
 use crate::engine::path::{canonical_path, is_ambiguous};
 use crate::engine::question::{Identity, Question};
-use crate::http::names::is_framing_look_alike;
+use crate::http::names::{is_framing_look_alike, is_same_name};
 use crate::http::tunnel::CONNECT;
 use crate::model::outcome::Code;
 use crate::model::user::Proof;
 use crate::peer::{Envelope, fields};
 
-use super::headers::normalized_name;
 use super::{Limits, Snapshot};
 
 pub use client::canonical_network;
@@ -73,7 +72,7 @@ pub enum KeySource {
 
 /// The result of reading a request: the question for judgement, and the data for forwarding.
 pub struct Intake {
-    pub id: String,
+    pub id: Rc<str>,
     pub question: Rc<Question>,
     /// The host, with the port if the request names one; forwarded as `Host`.
     pub authority: String,
@@ -108,7 +107,15 @@ impl Arrival {
 }
 
 /// Reads a request, and removes the headers about the client and the user that did not come from a trusted hop.
-pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Verifiers<'_>) -> Result<Intake, Code> {
+///
+/// `id` identifies the request, unless a peer has already given it an id.
+pub fn read(
+    parts: &mut Parts,
+    id: &Rc<str>,
+    has_body: bool,
+    arrival: &Arrival,
+    verifiers: &Verifiers<'_>,
+) -> Result<Intake, Code> {
     let snapshot = verifiers.snapshot;
     check_message(parts, arrival, &snapshot.limits)?;
     let upgrade = read_upgrade(parts, snapshot.policy())?;
@@ -151,8 +158,8 @@ pub fn read(parts: &mut Parts, has_body: bool, arrival: &Arrival, verifiers: &Ve
         envelope,
     };
     let (id, certificate, is_peer_question) = match &question.envelope {
-        Some(envelope) => (envelope.id.clone(), envelope.certificate.clone(), envelope.is_question),
-        None => (new_id(), None, false),
+        Some(envelope) => (envelope.id.as_str().into(), envelope.certificate.clone(), envelope.is_question),
+        None => (Rc::clone(id), None, false),
     };
     Ok(Intake {
         id,
@@ -264,8 +271,7 @@ impl Settings {
     /// Whether a header field is configured to contain the user or the client's address, in any spelling, such as
     /// `x_user_id` for `x-user-id`.
     pub fn is_identity_header(&self, field: &str) -> bool {
-        let field = normalized_name(field);
-        let is = |name: &HeaderName| normalized_name(name.as_str()) == field;
+        let is = |name: &HeaderName| is_same_name(name, field);
         let by_key = self.keys.iter().any(|key| matches!(key, KeySource::Header(name) if is(name)));
         by_key || matches!(&self.source, AddressSource::Header(name) if is(name))
     }
@@ -304,8 +310,10 @@ fn check_grammar(parts: &Parts) -> Result<(), Code> {
 }
 
 /// A request id of 128 random bits: unique without coordination, and it reveals nothing.
-pub fn new_id() -> String {
-    format!("{:032x}", fastrand::u128(..))
+pub fn new_id() -> Rc<str> {
+    let mut digits = [0; 32];
+    hex::encode_to_slice(fastrand::u128(..).to_ne_bytes(), &mut digits).expect("two digits for each byte");
+    std::str::from_utf8(&digits).expect("digits are ASCII").into()
 }
 
 #[cfg(test)]

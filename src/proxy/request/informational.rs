@@ -49,7 +49,7 @@ impl InformationalResponses {
             let done = done.await;
             // The final response may arrive together with informational ones.
             while let Some(response) = self.queue.pop() {
-                self.relay(response, lease).await;
+                Box::pin(self.relay(response, lease)).await;
             }
             if let Some(done) = done {
                 return done;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::StatusCode;
 use tokio::time::Instant;
@@ -35,7 +36,7 @@ pub(super) struct RequestLog {
     arrival: Arrival,
     pub started: Instant,
     /// For a peer's request, the id in the peer's envelope.
-    pub id: String,
+    pub id: Rc<str>,
     client: Option<IpAddr>,
     method: http::Method,
     /// Its path is logged only if this region may process the data; otherwise the route alone identifies the request.
@@ -132,7 +133,8 @@ impl RequestLog {
             verdict: self.verdict(),
             class: class_of(judged.as_deref()),
         };
-        self.worker.metrics.request(names.route, names.home, names.served_by, names.verdict, self.started.elapsed());
+        let elapsed = self.started.elapsed();
+        self.worker.metrics.request(names.route, names.home, names.served_by, names.verdict, elapsed);
         if let Some(judged) = &judged {
             let is_redirect = names.verdict == "redirect";
             self.reported.count_at_the_end(&self.worker.metrics, judged, is_redirect, self.served_by);
@@ -142,7 +144,7 @@ impl RequestLog {
         }
         self.count_border_bytes(&names.class, policy);
         if self.snapshot.log_requests {
-            self.write_line(&names, judged.as_deref(), policy);
+            self.write_line(&names, judged.as_deref(), policy, elapsed);
         }
     }
 
@@ -182,7 +184,7 @@ impl RequestLog {
         }
     }
 
-    fn write_line(&self, names: &Names<'_>, judged: Option<&Judged>, policy: &Policy) {
+    fn write_line(&self, names: &Names<'_>, judged: Option<&Judged>, policy: &Policy, elapsed: Duration) {
         let trail = judged.map(|judged| &judged.decision.trail);
         let user = judged.and_then(|judged| judged.user.as_ref()).map(|(user, _)| self.worker.shared.pseudonyms.of(user));
         let evidence = trail.and_then(|trail| trail.home).and_then(|home| home.evidence());
@@ -211,7 +213,7 @@ impl RequestLog {
             line.number("request_bytes", self.request_body.bytes.get());
             line.number("response_bytes", self.response_body.bytes.get());
             line.display("broken", self.response_body.failure.get().or(self.request_body.failure.get()));
-            line.seconds("seconds", self.started.elapsed());
+            line.seconds("seconds", elapsed);
         });
     }
 }

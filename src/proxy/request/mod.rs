@@ -30,6 +30,7 @@ use crate::engine::judge::Judged;
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
 use crate::http::names::TRACEPARENT;
+use crate::http::pool::BoxedRequest;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::peer::fields;
@@ -37,6 +38,7 @@ use crate::peer::probe::Report;
 use crate::peer::response::ACCEPTED;
 use crate::transport::tls::ACME_PATH;
 
+use super::admission::Admitted;
 use super::body::{BodyFailure, Metered};
 use super::headers::Forwarded;
 use super::ingress::{ConnectionContext, ResponseChannel};
@@ -61,7 +63,7 @@ pub async fn handle(
     worker: Rc<Worker>,
     connection: Rc<ConnectionContext>,
     channel: ResponseChannel,
-    request: Request<Body>,
+    request: BoxedRequest,
 ) -> Response<Body> {
     let is_head = request.method() == Method::HEAD;
     let hsts = connection.options.hsts.clone();
@@ -100,39 +102,22 @@ async fn serve(
     worker: Rc<Worker>,
     connection: Rc<ConnectionContext>,
     channel: ResponseChannel,
-    request: Request<Body>,
+    request: BoxedRequest,
 ) -> Response<Body> {
-    let (mut parts, body) = request.into_parts();
-    let mut context = Context::open(worker, connection, channel, &parts, !body.is_end_stream());
-    let shared = Arc::clone(&context.worker.shared);
-    let Some(admitted) = shared.enter_request(context.snapshot.limits.requests) else {
-        return context.refuse(Code::Overloaded, None);
+    let Received { mut context, mut intake, request, admitted } = match receive(worker, connection, channel, request) {
+        Ok(received) => received,
+        Err(response) => return *response,
     };
-    let mut intake = match read(&mut parts, &context) {
-        Ok(intake) => intake,
-        Err(code) => return context.refuse(code, None),
-    };
-    if let Some(response) = own_response(&context, &intake, &parts) {
-        return context.finish(response);
-    }
-    match take_hop(&mut parts) {
-        Ok(None) => {}
-        Ok(Some(response)) => return context.finish(response),
-        Err(code) => return context.refuse(code, Some(&intake.question)),
-    }
-    if let Err(code) = guard(&context, &intake, &parts) {
-        return context.refuse(code, Some(&intake.question));
-    }
     let judged = context.judge(&intake).await;
     let itinerary = match judged.decision.verdict.clone() {
         _ if intake.is_peer_question => return respond_to_question(context, &intake, &judged),
         Verdict::Proceed(itinerary) => itinerary,
-        Verdict::Redirect(region) => return redirect(context, &intake, &judged, region, &parts),
-        Verdict::Refuse(code) => return refuse_or_answer_preflight(context, &intake, code, &parts.headers),
+        Verdict::Redirect(region) => return redirect(context, &intake, &judged, region, &request),
+        Verdict::Refuse(code) => return refuse_or_answer_preflight(context, &intake, code, request.headers()),
     };
     let lease = context.worker.leases.open(&intake.question, judged);
     context.log.follow(&lease);
-    match forward(&mut context, &mut intake, &lease, itinerary, (parts, body)).await {
+    match forward(&mut context, &mut intake, &lease, itinerary, request).await {
         Ok(served) => response::relay(context, intake, lease, served, admitted).await,
         Err(code) => {
             let failure = context.log.request_body.failure.get().filter(|failure| *failure != BodyFailure::NoLongerCleared);
@@ -142,11 +127,49 @@ async fn serve(
     }
 }
 
+/// A request that was read and that may be judged.
+struct Received {
+    context: Context,
+    intake: Intake,
+    request: BoxedRequest,
+    admitted: Admitted,
+}
+
+/// Reads a request. The error is the response to a request that needs no judgement, or that is refused before it.
+fn receive(
+    worker: Rc<Worker>,
+    connection: Rc<ConnectionContext>,
+    channel: ResponseChannel,
+    request: BoxedRequest,
+) -> Result<Received, Box<Response<Body>>> {
+    let (mut parts, body) = request.into_parts();
+    let context = Context::open(worker, connection, channel, &parts, !body.is_end_stream());
+    let Some(admitted) = context.worker.shared.enter_request(context.snapshot.limits.requests) else {
+        return Err(Box::new(context.refuse(Code::Overloaded, None)));
+    };
+    let intake = match read(&mut parts, &context) {
+        Ok(intake) => intake,
+        Err(code) => return Err(Box::new(context.refuse(code, None))),
+    };
+    if let Some(response) = own_response(&context, &intake, &parts) {
+        return Err(Box::new(context.finish(response)));
+    }
+    match take_hop(&mut parts) {
+        Ok(None) => {}
+        Ok(Some(response)) => return Err(Box::new(context.finish(response))),
+        Err(code) => return Err(Box::new(context.refuse(code, Some(&intake.question)))),
+    }
+    match guard(&context, &intake, &parts) {
+        Ok(()) => Ok(Received { context, intake, request: Box::new(Request::from_parts(parts, body)), admitted }),
+        Err(code) => Err(Box::new(context.refuse(code, Some(&intake.question)))),
+    }
+}
+
 fn read(parts: &mut Parts, context: &Context) -> Result<Intake, Code> {
     let worker = &context.worker;
     let verifiers =
         Verifiers { snapshot: &context.snapshot, tokens: &worker.tokens, metrics: &worker.metrics, now: SystemTime::now() };
-    intake::read(parts, context.has_body, &context.connection.arrival, &verifiers)
+    intake::read(parts, &context.log.id, context.has_body, &context.connection.arrival, &verifiers)
 }
 
 /// Responses that need no judgement: to `OPTIONS *` and to ACME challenges, and redirects from listeners that redirect
@@ -209,14 +232,14 @@ fn respond_to_question(context: Context, intake: &Intake, judged: &Judged) -> Re
 }
 
 /// Redirects the client to a region to which this proxy may not forward the request.
-fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId, parts: &Parts) -> Response<Body> {
+fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId, request: &Request<Body>) -> Response<Body> {
     // Browsers do not follow a redirect of a preflight, gRPC clients follow no redirects, and a uniform refusal must not
     // reveal the region.
     if intake.preflight.is_some() || context.grpc_call.is_some() || context.is_uniform(Some(&intake.question)) {
-        return refuse_or_answer_preflight(context, intake, Code::CarrierNotCleared, &parts.headers);
+        return refuse_or_answer_preflight(context, intake, Code::CarrierNotCleared, request.headers());
     }
     let url = context.snapshot.urls.get(&region);
-    let Some(response) = url.and_then(|url| reply::redirect(url, &intake.question.path, parts.uri.query())) else {
+    let Some(response) = url.and_then(|url| reply::redirect(url, &intake.question.path, request.uri().query())) else {
         return context.refuse(Code::CarrierNotCleared, Some(&intake.question));
     };
     let region = judged.moment.policy().region_name(region);
@@ -239,23 +262,24 @@ async fn forward(
     intake: &mut Intake,
     lease: &Rc<Lease>,
     itinerary: Itinerary,
-    (parts, body): (Parts, Body),
+    mut request: BoxedRequest,
 ) -> Result<attempts::RegionResponse, Code> {
-    let limits = context.snapshot.limits;
+    let limits = &context.snapshot.limits;
     let judged = lease.judged();
     let route = route_of(&judged.decision.trail, judged.moment.policy()).expect("a request that proceeds has a route");
     let most_bytes = route.body.unwrap_or(limits.body);
-    if body.size_hint().lower() > most_bytes {
+    if request.body().size_hint().lower() > most_bytes {
         return Err(Code::BodyTooLarge);
     }
     check_upgrade(context, intake, route)?;
-    let timeouts = MessageTimeouts::of_request(parts.version, &parts.headers, &limits);
-    let takes_informational = parts.version >= Version::HTTP_11;
-    if context.has_body && parts.headers.contains_key(EXPECT) {
+    let timeouts = MessageTimeouts::of_request(request.version(), request.headers(), limits);
+    let takes_informational = request.version() >= Version::HTTP_11;
+    if context.has_body && request.headers().contains_key(EXPECT) {
         context.channel.send_continue();
     }
-    let body = outgoing_body(context, lease, body, &timeouts, most_bytes);
-    let request = outgoing_request(context, intake, parts, body);
+    let body = std::mem::replace(request.body_mut(), Body::empty());
+    *request.body_mut() = outgoing_body(context, lease, body, &timeouts, most_bytes);
+    prepare(context, intake, &mut request);
     let informational = takes_informational.then(|| InformationalResponses::of(context));
     let (connection, request_body) = (Rc::clone(&context.connection), Rc::clone(&context.log.request_body));
     let total_timeout = if context.has_body { timeouts.deadline } else { Some(timeouts.request_timeout) };
@@ -312,9 +336,8 @@ fn outgoing_body(context: &Context, lease: &Rc<Lease>, body: Body, timeouts: &Me
     Body::streamed(metered.scrubbed(scrub).with_lease(Rc::clone(lease)))
 }
 
-/// The request for the next hop. Verified values replace every header field that the client could have forged.
-fn outgoing_request(context: &Context, intake: &Intake, parts: Parts, body: Body) -> Request<Body> {
-    let mut request = Request::from_parts(parts, body);
+/// Prepares a request for the next hop. Verified values replace every header field that the client could have forged.
+fn prepare(context: &Context, intake: &Intake, request: &mut Request<Body>) {
     request.extensions_mut().clear();
     let question = &intake.question;
     let host = HeaderValue::from_str(&intake.authority).expect("a canonical host is plain text");
@@ -329,7 +352,6 @@ fn outgoing_request(context: &Context, intake: &Intake, parts: Parts, body: Body
     headers::rebuild(request.headers_mut(), &forwarded);
     let certificate = context.connection.client_certificate.as_deref().or(intake.certificate.as_deref());
     headers::set_client_certificate(request.headers_mut(), certificate);
-    request
 }
 
 const fn code_of_failure(failure: BodyFailure) -> Code {

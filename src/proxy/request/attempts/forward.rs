@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::decision::permit::Permitted;
 use crate::http::body::Body;
 use crate::http::pool::{
-    EXTENDED_CONNECT, Gateway, InformationalQueue, Reply, SendCause, SendError, SendOptions, StreamInFlight,
+    BoxedRequest, EXTENDED_CONNECT, Gateway, InformationalQueue, Reply, SendCause, SendError, SendOptions, StreamInFlight,
 };
 use crate::http::sent::Sent;
 use crate::http::tunnel::Wire;
@@ -74,7 +74,7 @@ pub(in crate::proxy::request) struct Failure {
     pub code: Code,
     pub sent: Sent,
     /// The request, if it may be sent again.
-    pub retry: Option<Request<Body>>,
+    pub retry: Option<BoxedRequest>,
 }
 
 /// Whether another attempt may follow a failed one. If nothing was sent or processed, another attempt is always safe. A read
@@ -143,8 +143,8 @@ pub(in crate::proxy::request) async fn to_peer(
     worker: &Worker,
     snapshot: &Snapshot,
     gateway: &Gateway,
-    permitted: Permitted<Request<Body>>,
-    copy: Option<Request<Body>>,
+    permitted: Permitted<BoxedRequest>,
+    copy: Option<BoxedRequest>,
     options: &AttemptOptions<'_>,
 ) -> Result<Response, Failure> {
     let region = permitted.region();
@@ -175,8 +175,8 @@ pub(in crate::proxy::request) async fn to_upstream(
     worker: &Worker,
     snapshot: &Snapshot,
     (upstream, outstanding): (&Arc<Upstream>, Outstanding),
-    permitted: Permitted<Request<Body>>,
-    copy: Option<Request<Body>>,
+    permitted: Permitted<BoxedRequest>,
+    copy: Option<BoxedRequest>,
     options: &AttemptOptions<'_>,
 ) -> Result<Response, Failure> {
     let has_body = !permitted.request().body().is_end_stream();
@@ -244,7 +244,7 @@ async fn head_of<T>(
         if let Some(at) = options.deadline {
             deadline.set(at);
         }
-        let mut uploaded = pin!(async {
+        let mut uploaded = Box::pin(async {
             tokio::select! {
                 () = options.body.ended() => true,
                 () = options.body.send_stalled(options.idle_timeout) => false,
@@ -272,19 +272,19 @@ async fn head_of<T>(
     .await
 }
 
-fn failure(error: SendError, copy: Option<Request<Body>>) -> Failure {
+fn failure(error: SendError, copy: Option<BoxedRequest>) -> Failure {
     let code = match error.cause {
         SendCause::Dial(DialError::OutOfDescriptors { .. }) => Code::Overloaded,
         SendCause::Dial(_) => Code::UpstreamUnreachable,
         SendCause::NotPermitted => Code::NoLongerCleared,
         SendCause::Broken(_) | SendCause::Form | SendCause::OtherUpgrade => Code::UpstreamBad,
     };
-    Failure { code, sent: error.sent, retry: error.request.map(|request| *request).or(copy) }
+    Failure { code, sent: error.sent, retry: error.request.or(copy) }
 }
 
 /// A copy of a request without its body, for another attempt.
-pub(in crate::proxy::request) fn copy_head(request: &Request<Body>) -> Request<Body> {
-    let mut copy = Request::new(Body::empty());
+pub(in crate::proxy::request) fn copy_head(request: &Request<Body>) -> BoxedRequest {
+    let mut copy = Box::new(Request::new(Body::empty()));
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();

@@ -18,7 +18,7 @@ use crate::decision::verdict::{Itinerary, Stop, Verdict};
 use crate::engine::judge::{Judged, judge};
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
-use crate::http::pool::Gateway;
+use crate::http::pool::{BoxedRequest, Gateway};
 use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
@@ -33,7 +33,7 @@ use plan::{Attempts, Target};
 /// The copies of a request that another attempt needs, made before the request is sent.
 struct Copies {
     /// The whole request, if it may be repeated after it was sent.
-    spare: Option<Request<Body>>,
+    spare: Option<BoxedRequest>,
     /// The headers as they were before `prepare` adapted them to the target, if another stop is left.
     original: Option<HeaderMap>,
     has_another: bool,
@@ -47,7 +47,7 @@ enum Stopped {
     Refused(Code),
     /// A peer responded that it does not own the request. `spare` is the request, if it may be sent again.
     Misdirected {
-        spare: Option<Box<Request<Body>>>,
+        spare: Option<BoxedRequest>,
     },
 }
 
@@ -67,13 +67,13 @@ pub(super) struct Forwarding<'a> {
 
 impl Forwarding<'_> {
     /// Sends the request along its itinerary until there is a response.
-    pub async fn run(mut self, itinerary: Itinerary, request: Request<Body>) -> Result<RegionResponse, Code> {
+    pub async fn run(mut self, itinerary: Itinerary, request: BoxedRequest) -> Result<RegionResponse, Code> {
         match self.attempt_all(itinerary, request, false).await {
             Ok(served) => Ok(served),
             Err(Stopped::Refused(code)) => Err(code),
             Err(Stopped::Misdirected { spare: None }) => Err(Code::PeersDisagree),
             Err(Stopped::Misdirected { spare: Some(spare) }) if self.may_retry(Sent::Unprocessed) => {
-                Box::pin(self.retry_elsewhere(*spare)).await
+                Box::pin(self.retry_elsewhere(spare)).await
             }
             Err(Stopped::Misdirected { spare: Some(_) }) => Err(Code::PeersDisagree),
         }
@@ -81,7 +81,7 @@ impl Forwarding<'_> {
 
     /// Judges the request once more, after a peer responded that it does not own it, and sends it again. Ignores the
     /// home in the sealed cookie, because it may be outdated.
-    async fn retry_elsewhere(&mut self, spare: Request<Body>) -> Result<RegionResponse, Code> {
+    async fn retry_elsewhere(&mut self, spare: BoxedRequest) -> Result<RegionResponse, Code> {
         self.intake.question.ignores_hint.set(true);
         let judged = self.rejudge().await;
         match &judged.decision.verdict {
@@ -108,7 +108,7 @@ impl Forwarding<'_> {
     async fn attempt_all(
         &mut self,
         itinerary: Itinerary,
-        mut request: Request<Body>,
+        mut request: BoxedRequest,
         is_second: bool,
     ) -> Result<RegionResponse, Stopped> {
         let mut attempts = Attempts::along(itinerary, self.lease.judged().moment.clone(), self.context.snapshot.limits.attempts);
@@ -195,7 +195,7 @@ impl Forwarding<'_> {
         }
     }
 
-    async fn permit(&self, stop: Stop, request: Request<Body>) -> Result<Permitted<Request<Body>>, Code> {
+    async fn permit(&self, stop: Stop, request: BoxedRequest) -> Result<Permitted<BoxedRequest>, Code> {
         self.context.registrar(self.intake).permit(self.lease, stop, request).await
     }
 
@@ -203,8 +203,8 @@ impl Forwarding<'_> {
     async fn attempt(
         &mut self,
         target: &mut Target,
-        permitted: Permitted<Request<Body>>,
-        spare: Option<Request<Body>>,
+        permitted: Permitted<BoxedRequest>,
+        spare: Option<BoxedRequest>,
         has_another: bool,
         is_second: bool,
     ) -> Result<Result<Response, Failure>, Stopped> {
@@ -229,15 +229,15 @@ impl Forwarding<'_> {
     async fn attempt_peer(
         &mut self,
         gateway: &Gateway,
-        permitted: Permitted<Request<Body>>,
-        spare: Option<Request<Body>>,
+        permitted: Permitted<BoxedRequest>,
+        spare: Option<BoxedRequest>,
         has_another: bool,
         is_second: bool,
     ) -> Result<Result<Response, Failure>, Stopped> {
         if let Err(stopped) = self.clear_with_peer(gateway, &permitted, is_second).await {
             return Err(match stopped {
                 // Nothing of the request was sent, so all of it can be sent to another region.
-                Stopped::Misdirected { .. } => Stopped::Misdirected { spare: Some(Box::new(permitted.give_back())) },
+                Stopped::Misdirected { .. } => Stopped::Misdirected { spare: Some(permitted.give_back()) },
                 Stopped::Refused(code) => Stopped::Refused(code),
             });
         }

@@ -9,7 +9,7 @@ use http_body::Body as _;
 
 use crate::decision::permit::Permitted;
 use crate::http::body::Body;
-use crate::http::pool::Gateway;
+use crate::http::pool::{BoxedRequest, Gateway};
 use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
@@ -25,19 +25,19 @@ impl Forwarding<'_> {
     pub(super) async fn to_peer(
         &self,
         gateway: &Gateway,
-        permitted: Permitted<Request<Body>>,
-        spare: Option<Request<Body>>,
+        permitted: Permitted<BoxedRequest>,
+        spare: Option<BoxedRequest>,
         has_another: bool,
     ) -> Result<Result<Response, Failure>, Stopped> {
         let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
-        let copy = spare.as_ref().filter(|_| self.intake.question.is_read).map(copy_head);
+        let copy = spare.as_ref().filter(|_| self.intake.question.is_read).map(|spare| copy_head(spare));
         let work = pin!(forward::to_peer(worker, snapshot, gateway, permitted, copy, &self.options));
         let response = match self.while_cleared(work).await? {
             Ok(response) => response,
             Err(failure) => return Ok(Err(failure)),
         };
         match meaning_of(&response.head.headers) {
-            Meaning::Disowned => Err(Stopped::Misdirected { spare: spare.map(Box::new) }),
+            Meaning::Disowned => Err(Stopped::Misdirected { spare }),
             // A peer that cannot serve a read is a failed attempt, like a failed upstream. Without another target, the
             // peer's response is relayed.
             Meaning::Outage(code) if has_another && spare.is_some() && self.may_retry(Sent::Partly) => {
@@ -55,7 +55,7 @@ impl Forwarding<'_> {
         let (policy, home) = (moment.policy(), trail.home.as_ref());
         let question = &self.intake.question;
         let envelope = Envelope {
-            id: self.intake.id.clone(),
+            id: self.intake.id.to_string(),
             client: question.client,
             user: question.identity.caller.clone(),
             home: home.and_then(|home| home.region()).map(|region| policy.region_name(region).to_owned()),
@@ -82,7 +82,7 @@ impl Forwarding<'_> {
     pub(super) async fn clear_with_peer(
         &self,
         gateway: &Gateway,
-        permitted: &Permitted<Request<Body>>,
+        permitted: &Permitted<BoxedRequest>,
         is_second: bool,
     ) -> Result<(), Stopped> {
         let judged = self.lease.judged();
@@ -116,7 +116,7 @@ impl Forwarding<'_> {
             ..self.options
         };
         let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
-        let work = pin!(forward::to_peer(worker, snapshot, gateway, permitted.with_question(question), None, &options));
+        let work = pin!(forward::to_peer(worker, snapshot, gateway, permitted.with_question(Box::new(question)), None, &options));
         let response = self.while_cleared(work).await?.map_err(|failure| Stopped::Refused(failure.code))?;
         match meaning_of(&response.head.headers) {
             Meaning::Served if response.head.status == ACCEPTED => Ok(()),
