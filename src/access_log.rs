@@ -277,8 +277,11 @@ mod tests {
         let output = Output::default();
         let (log, guard) = AccessLog::start(output.clone(), true).unwrap();
         let mut lines = Lines::new(Some(log));
-        while lines.buffer.capacity() == 0 || !lines.buffer.is_empty() {
+        loop {
             assert_eq!(lines.add(UNIX_EPOCH, write), 0);
+            if lines.buffer.is_empty() {
+                break;
+            }
         }
         drop(guard);
         assert!(output.0.lock().unwrap().len() >= BATCH);

@@ -54,7 +54,7 @@ pub fn decide(facts: &Facts<'_>, policy: &Policy) -> Decision {
 fn judge(facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdict, Code> {
     let route = facts.route.id.map(|id| policy.routes.route(id)).ok_or(Code::RouteNone)?;
     if facts.directory == Lookup::Unverifiable {
-        return Err(Code::RequestMalformed);
+        return Err(Code::MalformedUser);
     }
     trail.classes = facts.claimed.ok_or(Code::ClassUnknown)?.union(ClassSet::only(route.class));
     check_credential(facts.credential, policy, trail.classes)?;

@@ -238,7 +238,7 @@ fn reason(code: Code) -> &'static str {
         Code::CarrierNotCleared => "the peer that forwarded this request may not carry its data",
         Code::TokenUnverified => "the request has a token that does not verify",
         Code::CredentialUnread => "the request has a credential that the app may read and this proxy cannot",
-        Code::RequestMalformed => "the user in the path cannot be decoded",
+        Code::MalformedUser => "the user in the path cannot be decoded",
         Code::ClassUnknown => "a peer names a data class that this policy does not have",
         Code::HomeDown => "the home accepts no requests, and the failover setting allows no other region",
         Code::AllDown => "no cleared region accepts requests",
@@ -254,6 +254,16 @@ fn reason(code: Code) -> &'static str {
         | Code::UpstreamUnreachable
         | Code::UpstreamBad
         | Code::UpstreamTimeout
+        | Code::MalformedLine
+        | Code::MalformedTarget
+        | Code::MalformedHeader
+        | Code::MalformedHost
+        | Code::MalformedLength
+        | Code::MalformedPath
+        | Code::MalformedUpgrade
+        | Code::MalformedHops
+        | Code::MalformedBody
+        | Code::MalformedStream
         | Code::BodyTooLarge
         | Code::HeadTooLarge
         | Code::TargetTooLong

@@ -66,8 +66,28 @@ codes! {
     UpstreamBad = "upstream.bad_response",
     /// The upstream did not respond in time.
     UpstreamTimeout = "upstream.timeout",
-    /// The request is malformed or ambiguous.
-    RequestMalformed = "request.malformed",
+    /// The request line is not valid, or a line of the head does not end with CRLF.
+    MalformedLine = "request.malformed_line",
+    /// The request target is not valid, or has a form that its method does not allow.
+    MalformedTarget = "request.malformed_target",
+    /// A header field is not valid.
+    MalformedHeader = "request.malformed_header",
+    /// The host is missing, repeated, not valid, or differs from the target.
+    MalformedHost = "request.malformed_host",
+    /// The fields that give the length of the body contradict each other, or servers read them differently.
+    MalformedLength = "request.malformed_length",
+    /// The path has no canonical form, or servers read it differently.
+    MalformedPath = "request.malformed_path",
+    /// The key of a WebSocket handshake is missing or not valid.
+    MalformedUpgrade = "request.malformed_upgrade",
+    /// `Max-Forwards` is not a number.
+    MalformedHops = "request.malformed_max_forwards",
+    /// The request names two users, or a user that cannot be decoded.
+    MalformedUser = "request.malformed_user",
+    /// The body broke off or was framed wrongly.
+    MalformedBody = "request.malformed_body",
+    /// A stream of HTTP/2 broke the rules of RFC 9113; it was reset without a response.
+    MalformedStream = "request.malformed_stream",
     /// The request body is larger than the limit.
     BodyTooLarge = "request.body_too_large",
     /// The request head is larger than the limit.

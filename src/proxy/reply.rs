@@ -34,7 +34,17 @@ pub const fn status_of(code: Code) -> StatusCode {
         Code::Misdirected | Code::PeerMalformed | Code::WrongSite => StatusCode::MISDIRECTED_REQUEST,
         Code::Loop | Code::UpstreamUnreachable | Code::UpstreamBad => StatusCode::BAD_GATEWAY,
         Code::UpstreamTimeout | Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
-        Code::RequestMalformed => StatusCode::BAD_REQUEST,
+        Code::MalformedLine
+        | Code::MalformedTarget
+        | Code::MalformedHeader
+        | Code::MalformedHost
+        | Code::MalformedLength
+        | Code::MalformedPath
+        | Code::MalformedUpgrade
+        | Code::MalformedHops
+        | Code::MalformedUser
+        | Code::MalformedBody
+        | Code::MalformedStream => StatusCode::BAD_REQUEST,
         Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::TargetTooLong => StatusCode::URI_TOO_LONG,
@@ -72,7 +82,17 @@ const fn sentence(code: Code) -> &'static str {
         Code::UpstreamUnreachable => "The application could not be reached.",
         Code::UpstreamBad => "The application sent an invalid response.",
         Code::UpstreamTimeout | Code::DeadlineExceeded => "The application did not respond in time.",
-        Code::RequestMalformed => "The request is malformed or ambiguous.",
+        Code::MalformedLine => "The request line is not valid, or a line does not end with CR LF.",
+        Code::MalformedTarget => "The request target is not valid.",
+        Code::MalformedHeader => "A header field of the request is not valid.",
+        Code::MalformedHost => "The host of the request is missing, repeated or not valid.",
+        Code::MalformedLength => "The length of the request's body is ambiguous.",
+        Code::MalformedPath => "The path of the request is not valid or ambiguous.",
+        Code::MalformedUpgrade => "The WebSocket handshake is not valid.",
+        Code::MalformedHops => "Max-Forwards is not a number.",
+        Code::MalformedUser => "The user of the request is not valid or ambiguous.",
+        Code::MalformedBody => "The body of the request broke off or is not valid.",
+        Code::MalformedStream => "The request breaks the rules of HTTP/2.",
         Code::BodyTooLarge => "The request's body is too large.",
         Code::HeadTooLarge => "The request's headers are too large.",
         Code::TargetTooLong => "The request's URL is too long.",
@@ -94,9 +114,21 @@ const fn proxy_error(code: Code) -> &'static str {
         }
         Code::UpstreamBad => "http_protocol_error",
         Code::UpstreamTimeout | Code::DeadlineExceeded => "http_response_timeout",
-        Code::RequestMalformed | Code::HeadTooLarge | Code::TargetTooLong | Code::BodyTooLarge | Code::RequestTimeout => {
-            "http_request_error"
-        }
+        Code::MalformedLine
+        | Code::MalformedTarget
+        | Code::MalformedHeader
+        | Code::MalformedHost
+        | Code::MalformedLength
+        | Code::MalformedPath
+        | Code::MalformedUpgrade
+        | Code::MalformedHops
+        | Code::MalformedUser
+        | Code::MalformedBody
+        | Code::MalformedStream
+        | Code::HeadTooLarge
+        | Code::TargetTooLong
+        | Code::BodyTooLarge
+        | Code::RequestTimeout => "http_request_error",
         Code::RouteNone
         | Code::HomeUnresolved
         | Code::NowhereCleared
@@ -271,7 +303,20 @@ const fn call_status(code: Code) -> u16 {
         Code::BodyTooLarge | Code::HeadTooLarge | Code::TargetTooLong => RESOURCE_EXHAUSTED,
         Code::WrongSite => FAILED_PRECONDITION,
         Code::RouteNone | Code::MethodNotAllowed | Code::UpgradeRefused | Code::WebSocketVersion => UNIMPLEMENTED,
-        Code::RequestMalformed | Code::Loop | Code::Misdirected | Code::PeerMalformed => INTERNAL,
+        Code::MalformedLine
+        | Code::MalformedTarget
+        | Code::MalformedHeader
+        | Code::MalformedHost
+        | Code::MalformedLength
+        | Code::MalformedPath
+        | Code::MalformedUpgrade
+        | Code::MalformedHops
+        | Code::MalformedUser
+        | Code::MalformedBody
+        | Code::MalformedStream
+        | Code::Loop
+        | Code::Misdirected
+        | Code::PeerMalformed => INTERNAL,
         Code::DirectoryUnavailable
         | Code::HomeUnknown
         | Code::HomeDown

@@ -391,7 +391,7 @@ fn route_matches(route: &Route, path: &[&str]) -> bool {
 fn user_named_by_path(route: &Route, path: &[&str]) -> Result<Option<String>, Code> {
     for (pattern, segment) in route.segments.iter().zip(path) {
         if matches!(pattern, Segment::User) {
-            let key = decoded_key(segment).ok_or("request.malformed")?;
+            let key = decoded_key(segment).ok_or("request.malformed_user")?;
             let is_alias = route.aliases.contains(&key);
             return Ok(if is_alias { None } else { Some(key) });
         }
@@ -1065,7 +1065,7 @@ mod tests {
     fn an_undecodable_user_is_malformed() {
         let too_long = format!("/users/{}", "a".repeat(257));
         for path in ["/users/%", "/users/%zz", "/users/%ff", "/users/a%00", "/users/a%C2%80", &too_long] {
-            assert_eq!(outcome(&world(), &read_of(path)), Outcome::Refuse("request.malformed"), "{path}");
+            assert_eq!(outcome(&world(), &read_of(path)), Outcome::Refuse("request.malformed_user"), "{path}");
         }
         assert_eq!(decoded_key("b%C3%a9"), Some("b\u{e9}".into()));
     }

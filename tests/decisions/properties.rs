@@ -158,7 +158,7 @@ const LEAST: [(&str, usize); 31] = [
     ("recorded", 2900),
     ("refused", 13_000),
     ("route.none", 700),
-    ("request.malformed", 150),
+    ("request.malformed_user", 150),
     ("residency.class_unknown", 350),
     ("token.unverified", 800),
     ("token.other_credential", 350),

@@ -96,7 +96,8 @@ fn a_user_in_the_path_that_cannot_be_decoded_is_answered_400() {
     for user in ["%FF", "%C3%28", "%00", "%C2%85", "%2F", "%", &long] {
         for fields in [&[][..], &[("x-user-id", "alice")]] {
             let answer = get(world.us().http, &format!("/users/{user}/orders/1"), fields);
-            assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_REQUEST, "request.malformed"), "{user}");
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{user}");
+            assert!(["request.malformed_path", "request.malformed_user"].contains(&&*answer.code()), "{user}");
         }
     }
     world.us().upstream().assert_no_requests();

@@ -11,23 +11,30 @@ use crate::support::{NAMES, Plan, RULES, Recorder, TIMEOUT, World, get, post, ra
 #[test]
 fn ambiguous_requests_are_answered_400_and_reach_nobody() {
     let world = World::start();
-    for fields in [
-        "Host: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "Host: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-        "Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "Host: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-        "Host: a\r\nHost: b\r\n\r\n",
-        "\r\n",
-        "Host: a b\r\n\r\n",
-        "Host: u@a\r\n\r\n",
-        "Host: a\r\nX: a\0b\r\n\r\n",
-        "Host: a\r\nX : y\r\n\r\n",
-        "Host: a\r\n X: folded\r\n\r\n",
+    for (fields, code) in [
+        ("Host: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "length"),
+        ("Host: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "length"),
+        ("Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "length"),
+        ("Host: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", "length"),
+        ("Host: a\r\nContent_Length: 5\r\n\r\nhello", "length"),
+        ("Host: a\r\nHost: b\r\n\r\n", "host"),
+        ("\r\n", "host"),
+        ("Host: a b\r\n\r\n", "host"),
+        ("Host: u@a\r\n\r\n", "host"),
+        ("Host: a\r\nX: a\0b\r\n\r\n", "header"),
+        ("Host: a\r\nX : y\r\n\r\n", "header"),
+        ("Host: a\r\n X: folded\r\n\r\n", "header"),
+        ("Host: a\n\n", "line"),
     ] {
         let answer = raw(world.eu().http, format!("POST /users/alice/orders/1 HTTP/1.1\r\n{fields}").as_bytes());
         assert!(answer.starts_with("HTTP/1.1 400 "), "{fields:?}: {answer}");
-        assert!(answer.contains("request.malformed") && answer.to_lowercase().contains("connection: close"), "{answer}");
+        assert!(answer.contains(&format!("\"code\":\"request.malformed_{code}\"")), "{fields:?}: {answer}");
+        assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
         assert_eq!(answer.matches("HTTP/1.1").count(), 1, "one response, then the connection closes: {answer}");
+    }
+    for (line, code) in [("GET  / HTTP/1.1", "line"), ("GET / HTTP/3.0", "line"), ("GET x HTTP/1.1", "target")] {
+        let answer = raw(world.eu().http, format!("{line}\r\nHost: a\r\n\r\n").as_bytes());
+        assert!(answer.contains(&format!("\"code\":\"request.malformed_{code}\"")), "{line}: {answer}");
     }
     world.eu().upstream().assert_no_requests();
 }
@@ -45,7 +52,7 @@ fn paths_that_two_servers_read_differently_are_answered_400() {
         "/..%c0%af",
     ] {
         let answer = get(world.eu().http, path, &[("x-user-id", "alice")]);
-        assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_REQUEST, "request.malformed"), "{path}");
+        assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_REQUEST, "request.malformed_path"), "{path}");
     }
     world.eu().upstream().assert_no_requests();
     // A path with only one interpretation is judged and forwarded in its canonical form.

@@ -236,7 +236,7 @@ fn a_preflight_of_a_configured_origin_is_answered_without_an_app_server() {
         region.upstream().assert_no_requests();
     }
     let malformed = preflight(world.us(), "/users/%C2%80/orders/1", "PUT", &[]);
-    assert_eq!((malformed.status, malformed.code().as_str()), (StatusCode::BAD_REQUEST, "request.malformed"));
+    assert_eq!((malformed.status, malformed.code().as_str()), (StatusCode::BAD_REQUEST, "request.malformed_user"));
     let fields = [("origin", "https://evil.example"), ("access-control-request-method", "PUT")];
     let answer = crate::support::send(world.us().http, http::Method::OPTIONS, "/account/1", &fields, whole(""));
     assert_eq!(answer.code(), "home.unresolved");

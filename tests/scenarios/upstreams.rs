@@ -73,7 +73,7 @@ fn faults_of_clients_eject_no_upstream() {
         let mut stream = TcpStream::connect(world.eu().http).unwrap();
         stream.write_all(b"POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx").unwrap();
         drop(stream);
-        eventually("the failure is counted", || failures("request.malformed") >= f64::from(count));
+        eventually("the failure is counted", || failures("request.malformed_body") >= f64::from(count));
     }
     let bad_chunk = "POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX";
     for _ in 0..8 {

@@ -555,8 +555,40 @@ fn a_request_that_cannot_be_read_is_answered_counted_and_logged() {
     let answer = raw(world.eu().http, b"GET /users/alice/orders/1 HTTP/1.1\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("application/problem+json"), "{answer}");
     let code = answer.split("\"code\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
-    assert_eq!(code, "request.malformed");
+    assert_eq!(code, "request.malformed_host");
     eventually("it is counted", || world.eu().metrics().contains(&format!("domicile_failures_total{{code=\"{code}\"}} 1")));
     let id = answer.split("\"request\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
     eventually("it is logged", || log().lines().any(|line| line.contains(id) && line.contains(&code)));
+}
+
+/// A frame of HTTP/2 on a stream.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+#[test]
+fn a_malformed_stream_of_http2_is_counted_and_logged_and_ends_alone() {
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    let _ = log();
+    let world = World::start();
+    let mut stream = TcpStream::connect(world.eu().http).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat();
+    // `:scheme http` and `:path /` without `:method`; then the same with `:method GET` and `:authority a`.
+    let requests = [frame(HEADERS, 5, 1, &[0x86, 0x84]), frame(HEADERS, 5, 3, &[0x82, 0x86, 0x84, 0x41, 1, b'a'])].concat();
+    stream.write_all(&[preface, requests].concat()).unwrap();
+    let (mut was_reset, mut was_answered) = (false, false);
+    while !(was_reset && was_answered) {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).unwrap();
+        was_reset |= (head[3], head[8]) == (RST_STREAM, 1);
+        was_answered |= (head[3], head[8]) == (HEADERS, 3);
+    }
+    let counted = "domicile_failures_total{code=\"request.malformed_stream\"} 1\n";
+    eventually("it is counted", || world.eu().metrics().contains(counted));
+    eventually("it is logged", || log().contains("\"code\":\"request.malformed_stream\",\"status\":400"));
 }

@@ -14,6 +14,8 @@ use tokio::time::{Instant, Sleep};
 
 /// Wraps an accepted connection. Every header block, and every frame except DATA, must be complete within `limit` of its first
 /// byte. At most `most` control frames may arrive per second: frames other than headers, data and WINDOW_UPDATE.
+///
+/// `h2` resets a stream that breaks the rules of RFC 9113 and tells nobody, so the guard finds these resets in what is written.
 pub struct FrameGuard<S> {
     io: S,
     limit: Duration,
@@ -23,11 +25,15 @@ pub struct FrameGuard<S> {
     since: Instant,
     /// Runs while a frame or a header block is incomplete.
     timer: Option<Pin<Box<Sleep>>>,
+    resets: SentResets,
+    on_malformed: Box<dyn Fn()>,
 }
 
 impl<S> FrameGuard<S> {
-    pub fn new(io: S, limit: Duration, most: u64) -> Self {
-        Self { io, limit, most, frames: Frames::new(), since: Instant::now(), timer: None }
+    /// `on_malformed` is called for each stream that `h2` resets as malformed.
+    pub fn new(io: S, limit: Duration, most: u64, on_malformed: impl Fn() + 'static) -> Self {
+        let (frames, resets) = (Frames::new(), SentResets::default());
+        Self { io, limit, most, frames, since: Instant::now(), timer: None, resets, on_malformed: Box::new(on_malformed) }
     }
 
     /// Returns the settings of the peer, updated whenever it sends new ones.
@@ -94,7 +100,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for FrameGuard<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for FrameGuard<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+        let guard = self.get_mut();
+        let written = Pin::new(&mut guard.io).poll_write(cx, buf);
+        if let Poll::Ready(Ok(size)) = written {
+            (0..guard.resets.count(&buf[..size])).for_each(|_| (guard.on_malformed)());
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -103,14 +114,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FrameGuard<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }
 
@@ -221,6 +224,49 @@ impl Frames {
     }
 }
 
+const RST_STREAM: u8 = 3;
+const PROTOCOL_ERROR: [u8; 4] = [0, 0, 0, 1];
+
+/// Finds the resets with PROTOCOL_ERROR among the frames that are written. Domicile itself resets streams for other reasons only.
+#[derive(Default)]
+struct SentResets {
+    head: [u8; FRAME_HEADER],
+    received: usize,
+    /// Bytes of the payload still to come.
+    left: usize,
+    /// The last four bytes of the payload of RST_STREAM: its reason.
+    reason: [u8; 4],
+}
+
+impl SentResets {
+    /// Advances over `bytes`; returns how many resets with PROTOCOL_ERROR ended in them.
+    fn count(&mut self, mut bytes: &[u8]) -> usize {
+        let mut found = 0;
+        while !bytes.is_empty() {
+            if self.left == 0 {
+                let step = (FRAME_HEADER - self.received).min(bytes.len());
+                self.head[self.received..self.received + step].copy_from_slice(&bytes[..step]);
+                (self.received, bytes) = (self.received + step, &bytes[step..]);
+                if self.received == FRAME_HEADER {
+                    let [a, b, c, ..] = self.head;
+                    (self.received, self.left) = (0, u32::from_be_bytes([0, a, b, c]) as usize);
+                }
+                continue;
+            }
+            let step = self.left.min(bytes.len());
+            if self.head[3] == RST_STREAM {
+                for byte in &bytes[..step] {
+                    self.reason.rotate_left(1);
+                    self.reason[3] = *byte;
+                }
+                found += usize::from(step == self.left && self.reason == PROTOCOL_ERROR);
+            }
+            (self.left, bytes) = (self.left - step, &bytes[step..]);
+        }
+        found
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,6 +293,16 @@ mod tests {
             assert_eq!((frames.pass(&[*byte]), frames.is_midway()), (is_last, !is_last), "byte {index}");
         }
         assert!(frames.pass(&frame(HEADERS, END_HEADERS, 0)) && !frames.is_midway());
+    }
+
+    #[test]
+    fn resets_of_malformed_streams_are_found_however_they_are_written() {
+        let reset = |reason: u8| vec![0, 0, 4, RST_STREAM, 0, 0, 0, 0, 1, 0, 0, 0, reason];
+        let frames = [frame(SETTINGS, 0, 0), frame(DATA, 0, 13), reset(1), reset(8), frame(HEADERS, 4, 1), reset(1)].concat();
+        for step in [1, 2, 3, 7, frames.len()] {
+            let mut resets = SentResets::default();
+            assert_eq!(frames.chunks(step).map(|part| resets.count(part)).sum::<usize>(), 2, "{step} bytes each");
+        }
     }
 
     #[test]

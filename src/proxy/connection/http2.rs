@@ -18,6 +18,7 @@ use crate::http::connection::{ConnectionState, ExchangeInFlight};
 use crate::http::http2::{Exchange, FrameGuard, MonitoredIo, PeerSettings, Piece};
 use crate::http::io::BufferedStream;
 use crate::http::window::{CONNECTION_WINDOW, Window};
+use crate::model::outcome::Code;
 use crate::transport::stream::Stream;
 
 use super::super::ingress::{ConnectionContext, ResponseChannel};
@@ -64,7 +65,9 @@ pub(super) async fn serve(
 ) {
     let io = BufferedStream::new(stream, received, limits.idle_timeout);
     let bounds = Bounds::of(&context, limits);
-    let io = FrameGuard::new(io, limits.header_timeout, bounds.control_frames);
+    let (log_worker, log_context) = (Rc::clone(&worker), Rc::clone(&context));
+    let log_malformed = move || request::log_unread(&log_worker, &log_context, Code::MalformedStream);
+    let io = FrameGuard::new(io, limits.header_timeout, bounds.control_frames, log_malformed);
     let peer_settings = io.peer_settings();
     let io = MonitoredIo::new(io);
     let batch = io.batch();
@@ -170,6 +173,9 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
                 }
                 Some(Err(error)) => {
                     tracing::debug!(%error, "connection ended with an error");
+                    if error.reason() == Some(Reason::PROTOCOL_ERROR) {
+                        request::log_unread(worker, context, Code::MalformedStream);
+                    }
                     return (!error.is_io()).then_some(MAX_AFTER_ERROR);
                 }
                 None => return Some(if is_refusing { MAX_AFTER_ERROR } else { u64::MAX }),

@@ -125,10 +125,10 @@ pub fn read(
         Ingress::Peer(_) => Some(read_envelope(&parts.headers)?),
     };
     let authority =
-        target::authority_of(parts).or_else(|| target::address_of(parts, arrival.local)).ok_or(Code::RequestMalformed)?;
+        target::authority_of(parts).or_else(|| target::address_of(parts, arrival.local)).ok_or(Code::MalformedHost)?;
     let is_connect = upgrade.as_ref().is_some_and(Upgrade::is_connect);
     if is_connect && authority.port.is_none() {
-        return Err(Code::RequestMalformed);
+        return Err(Code::MalformedHost);
     }
     let path = read_path(parts, method, is_connect, snapshot)?;
     let is_upgrade = upgrade.is_some() || parts.headers.contains_key(http::header::UPGRADE);
@@ -142,7 +142,7 @@ pub fn read(
     // A preflight is judged as the request that it announces.
     let method = preflight.as_ref().map_or(method, |preflight| preflight.method);
     if is_ambiguous(&Head { method, host: &authority.host, path: &path }, snapshot.policy()) {
-        return Err(Code::RequestMalformed);
+        return Err(Code::MalformedPath);
     }
     let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
     let question = Question {
@@ -199,12 +199,12 @@ fn read_path(parts: &mut Parts, method: Method, is_connect: bool, snapshot: &Sna
         // CONNECT has no path, so it is judged with the path `/`.
         "" | "/" if is_connect => Cow::Borrowed("/"),
         "*" if method == Method::Options => Cow::Borrowed("*"),
-        path => canonical_path(path, snapshot.judging.slashes).ok_or(Code::RequestMalformed)?,
+        path => canonical_path(path, snapshot.judging.slashes).ok_or(Code::MalformedPath)?,
     };
     match path {
         Cow::Borrowed(path) => Ok(path.to_owned()),
         Cow::Owned(path) => {
-            target::replace_path(parts, &path).ok_or(Code::RequestMalformed)?;
+            target::replace_path(parts, &path).ok_or(Code::MalformedPath)?;
             Ok(path)
         }
     }
@@ -303,10 +303,11 @@ fn check_size(parts: &Parts, limits: &Limits) -> Result<(), Code> {
 /// Applies the rules of the HTTP/1 codec to HTTP/2 as well, because the request may be forwarded as HTTP/1.
 fn check_grammar(parts: &Parts) -> Result<(), Code> {
     let is_visible = |target: &PathAndQuery| target.as_str().bytes().all(|byte| matches!(byte, 0x21..=0x7e));
-    let one_length = parts.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none();
-    let is_sound =
-        parts.uri.path_and_query().is_none_or(is_visible) && one_length && !parts.headers.keys().any(is_framing_look_alike);
-    if is_sound { Ok(()) } else { Err(Code::RequestMalformed) }
+    if !parts.uri.path_and_query().is_none_or(is_visible) {
+        return Err(Code::MalformedTarget);
+    }
+    let has_two_lengths = parts.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some();
+    if has_two_lengths || parts.headers.keys().any(is_framing_look_alike) { Err(Code::MalformedLength) } else { Ok(()) }
 }
 
 /// A request id of 128 random bits: unique without coordination, and it reveals nothing.

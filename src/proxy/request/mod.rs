@@ -50,6 +50,7 @@ use attempts::Forwarding;
 use attempts::forward::AttemptOptions;
 use context::Context;
 use informational::InformationalResponses;
+use log::RequestLog;
 use timeouts::MessageTimeouts;
 
 pub use timeouts::response_idle_timeout;
@@ -95,6 +96,13 @@ pub fn refuse_unread(
         response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts);
     }
     response
+}
+
+/// Counts and logs a request that the HTTP/2 connection itself refused, without a response.
+pub fn log_unread(worker: &Rc<Worker>, connection: &ConnectionContext, code: Code) {
+    let mut log = RequestLog::open(worker, &worker.snapshot(), connection.arrival, &Method::GET);
+    (log.code, log.status) = (Some(code), Some(reply::status_of(code)));
+    log.write();
 }
 
 /// Runs the steps of one request.
@@ -197,7 +205,7 @@ fn take_hop(parts: &mut Parts) -> Result<Option<Response<Body>>, Code> {
     let mut values = parts.headers.get_all(MAX_FORWARDS).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let is_number = !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit) && values.next().is_none();
-    let left = value.to_str().ok().filter(|_| is_number).ok_or(Code::RequestMalformed)?;
+    let left = value.to_str().ok().filter(|_| is_number).ok_or(Code::MalformedHops)?;
     // More digits than fit are more hops than any path has.
     match left.parse::<u32>().unwrap_or(u32::MAX) {
         0 if parts.method == Method::OPTIONS => Ok(Some(reply::options())),
@@ -213,7 +221,7 @@ fn take_hop(parts: &mut Parts) -> Result<Option<Response<Body>>, Code> {
 /// does not cover, or in a loop.
 fn guard(context: &Context, intake: &Intake, parts: &Parts) -> Result<(), Code> {
     if context.connection.options.redirect.is_some() {
-        return Err(if context.grpc_call.is_some() { Code::RouteNone } else { Code::RequestMalformed });
+        return Err(if context.grpc_call.is_some() { Code::RouteNone } else { Code::MalformedHost });
     }
     let site = context.connection.site.as_ref();
     if site.is_some_and(|site| !site.may_serve(&intake.question.host, &context.snapshot.sites)) {
@@ -250,7 +258,7 @@ fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId
 /// Refuses a request. A CORS preflight from a configured origin gets a response from the proxy instead: no app server
 /// may receive the preflight, and the browser needs a response before it sends the actual request, which can be judged.
 fn refuse_or_answer_preflight(context: Context, intake: &Intake, code: Code, asked: &HeaderMap) -> Response<Body> {
-    match context.preflight_response(intake, asked).filter(|_| code != Code::RequestMalformed) {
+    match context.preflight_response(intake, asked).filter(|_| code != Code::MalformedUser) {
         Some(response) => context.finish(response),
         None => context.refuse(code, Some(&intake.question)),
     }
@@ -358,7 +366,7 @@ const fn code_of_failure(failure: BodyFailure) -> Code {
     match failure {
         BodyFailure::TooLarge => Code::BodyTooLarge,
         BodyFailure::IdleTimeout | BodyFailure::TooSlow => Code::RequestTimeout,
-        BodyFailure::SenderFailed => Code::RequestMalformed,
+        BodyFailure::SenderFailed => Code::MalformedBody,
         BodyFailure::NoLongerCleared => Code::NoLongerCleared,
         BodyFailure::DeadlineExceeded => Code::DeadlineExceeded,
     }

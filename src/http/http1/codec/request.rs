@@ -54,21 +54,21 @@ pub fn read_request(bytes: &mut BytesMut, seen: &mut usize, limits: &HeadLimits)
     if head.starts_with(b"\r\n") {
         head.advance(2);
     }
-    let line_end = memchr::memchr(b'\n', &head).ok_or(Code::RequestMalformed)?;
+    let line_end = memchr::memchr(b'\n', &head).ok_or(Code::MalformedLine)?;
     let lines = head.split_off(line_end + 1);
     head.truncate(line_end - 1);
     let (method, target, is_http11) = request_line(&head, limits)?;
-    let mut uri = Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Code::RequestMalformed)?;
+    let mut uri = Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Code::MalformedTarget)?;
     if method == Method::OPTIONS && is_whole_server(target) {
-        uri = for_whole_server(uri).ok_or(Code::RequestMalformed)?;
+        uri = for_whole_server(uri).ok_or(Code::MalformedTarget)?;
     }
     let fields = Fields::read(&lines, is_http11, limits.fields, Blanks::Refused)?;
     if fields.hosts > 1 || (is_http11 && fields.hosts == 0) {
-        return Err(Code::RequestMalformed);
+        return Err(Code::MalformedHost);
     }
     // CONNECT has no content (RFC 9110 section 9.3.6). It would be taken for bytes of the tunnel.
     if method == Method::CONNECT && !matches!(fields.framing, None | Some(Framing::Length(0))) {
-        return Err(Code::RequestMalformed);
+        return Err(Code::MalformedLength);
     }
     Ok(Some(assemble(method, uri, is_http11, fields)))
 }
@@ -94,20 +94,20 @@ fn assemble(method: Method, uri: Uri, is_http11: bool, fields: Fields) -> Reques
 fn request_line<'l>(line: &'l [u8], limits: &HeadLimits) -> Result<(Method, &'l [u8], bool), Code> {
     let mut parts = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
-        return Err(Code::RequestMalformed);
+        return Err(Code::MalformedLine);
     };
     if target.len() > limits.target_bytes {
         return Err(Code::TargetTooLong);
     }
     let visible = |byte: &u8| matches!(byte, 0x21..=0x7e);
     if target.is_empty() || !target.iter().all(visible) || !is_form(method, target) {
-        return Err(Code::RequestMalformed);
+        return Err(Code::MalformedTarget);
     }
-    let method = Method::from_bytes(method).map_err(|_| Code::RequestMalformed)?;
+    let method = Method::from_bytes(method).map_err(|_| Code::MalformedLine)?;
     match version {
         b"HTTP/1.1" => Ok((method, target, true)),
         b"HTTP/1.0" => Ok((method, target, false)),
-        _ => Err(Code::RequestMalformed),
+        _ => Err(Code::MalformedLine),
     }
 }
 
