@@ -18,6 +18,7 @@
     )
 )]
 
+mod courier;
 mod pseudonym;
 mod record;
 mod sink;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
+pub use courier::WorkerLedger;
 pub use pseudonym::{KeyError, Pseudonyms};
 pub use record::{Count, Direction, Movement};
 
@@ -50,7 +52,7 @@ pub struct LedgerError {
     reason: String,
 }
 
-/// The maximum number of queued lines. One sync takes about a millisecond and covers many lines, so a full queue means that
+/// The maximum number of queued batches of lines. One sync takes about a millisecond and covers many, so a full queue means that
 /// the disk does not respond.
 const QUEUE: usize = 8192;
 
@@ -59,8 +61,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 const WRITER_ENDED: &str = "the writer thread has ended; restart the process";
 
+/// Lines that one worker hands over together.
 struct Entry {
-    line: String,
+    text: String,
+    lines: usize,
     written: oneshot::Sender<Result<(), LedgerError>>,
 }
 
@@ -122,18 +126,23 @@ impl Ledger {
 
     /// Writes a movement and returns when its line is on disk. The data must not be sent before.
     pub async fn record(&self, movement: &Movement<'_>) -> Result<(), LedgerError> {
+        self.write(movement.line(), 1).await
+    }
+
+    /// Writes whole lines and returns when they are on disk.
+    async fn write(&self, text: String, lines: usize) -> Result<(), LedgerError> {
         let (written, outcome) = oneshot::channel();
-        let entry = Entry { line: movement.line(), written };
+        let entry = Entry { text, lines, written };
         // Fail instead of waiting, because a full queue means that the disk does not respond.
         self.queue.try_send(entry).map_err(|error| match error {
-            TrySendError::Full(_) => self.failed("the queue is full because the disk does not respond"),
-            TrySendError::Closed(_) => self.failed(WRITER_ENDED),
+            TrySendError::Full(_) => self.failed(lines, "the queue is full because the disk does not respond"),
+            TrySendError::Closed(_) => self.failed(lines, WRITER_ENDED),
         })?;
         match tokio::time::timeout(WRITE_TIMEOUT, outcome).await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(self.failed(WRITER_ENDED)),
+            Ok(Err(_)) => Err(self.failed(lines, WRITER_ENDED)),
             // The line may still be written; it then records a transfer that did not happen.
-            Err(_) => Err(self.failed("the disk does not respond")),
+            Err(_) => Err(self.failed(lines, "the disk does not respond")),
         }
     }
 
@@ -143,9 +152,9 @@ impl Ledger {
         counts.add(event);
     }
 
-    /// Counts a line that the writer has not counted.
-    fn failed(&self, reason: &str) -> LedgerError {
-        (self.tally.failures)();
+    /// Counts lines that the writer has not counted.
+    fn failed(&self, lines: usize, reason: &str) -> LedgerError {
+        (0..lines).for_each(|_| (self.tally.failures)());
         LedgerError { file: self.file.clone(), reason: reason.into() }
     }
 }

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -12,8 +12,12 @@ use tokio::time::MissedTickBehavior;
 use super::record::Counts;
 use super::{Entry, LedgerError, Tally};
 
-/// The maximum number of lines in one sync.
+/// The maximum number of batches of lines in one sync.
 const BATCH: usize = 512;
+
+/// While several lines arrive for each sync, the next sync begins this long after the last one, so that it covers more lines and
+/// each pays for a smaller share of it. A line that is alone is synced at once.
+const COMMIT_DELAY: Duration = Duration::from_micros(500);
 
 const COUNTS_EVERY: Duration = Duration::from_secs(60);
 
@@ -48,12 +52,23 @@ async fn run(mut sink: Sink, mut entries: mpsc::Receiver<Entry>, counts: &Mutex<
     next_counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first tick is immediate.
     next_counts.tick().await;
+    let (mut last_sync, mut is_busy) = (Instant::now(), false);
     loop {
         let (is_due, ended) = tokio::select! {
             received = entries.recv_many(&mut batch, BATCH) => (false, received == 0),
             _ = next_counts.tick() => (true, false),
         };
         if !batch.is_empty() {
+            if is_busy {
+                std::thread::sleep(COMMIT_DELAY.saturating_sub(last_sync.elapsed()));
+                while batch.len() < BATCH
+                    && let Ok(entry) = entries.try_recv()
+                {
+                    batch.push(entry);
+                }
+            }
+            is_busy = batch.iter().map(|entry| entry.lines).sum::<usize>() > 1;
+            last_sync = Instant::now();
             sink.write_batch(&mut batch, tally);
         }
         if ended || is_due {
@@ -79,12 +94,13 @@ impl Sink {
     }
 
     fn write_batch(&mut self, batch: &mut Vec<Entry>, tally: &Tally) {
-        let text: String = batch.iter().map(|entry| entry.line.as_str()).collect();
+        let text: String = batch.iter().map(|entry| entry.text.as_str()).collect();
+        let lines = batch.iter().map(|entry| entry.lines).sum::<usize>();
         let outcome = self.append(text.as_bytes());
         match &outcome {
-            Ok(()) => (tally.lines)(batch.len() as u64),
+            Ok(()) => (tally.lines)(lines as u64),
             Err(error) => {
-                batch.iter().for_each(|_| (tally.failures)());
+                (0..lines).for_each(|_| (tally.failures)());
                 tracing::error!(%error, "ledger write failed; refusing the transfers");
             }
         }

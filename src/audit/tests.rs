@@ -51,6 +51,42 @@ fn a_line_is_in_the_file_when_recording_it_returns() {
 }
 
 #[test]
+fn lines_of_one_worker_are_written_together_and_each_is_acknowledged() {
+    let scratch = tempfile::tempdir().unwrap();
+    let batches = Arc::new(Mutex::new(Vec::new()));
+    let counted = Arc::clone(&batches);
+    let tally = Tally { lines: Arc::new(move |lines| counted.lock().unwrap().push(lines)), ..tally().0 };
+    let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally, false).unwrap();
+    let ledger = WorkerLedger::of(ledger);
+    let text = || std::fs::read_to_string(scratch.path().join("ledger.jsonl")).unwrap();
+    tokio::runtime::LocalRuntime::new().unwrap().block_on(async {
+        let movement = movement();
+        let all = tokio::join!(ledger.record(&movement), ledger.record(&movement), ledger.record(&movement));
+        assert!(matches!(all, (Ok(()), Ok(()), Ok(()))));
+        assert_eq!(text().lines().count(), 3);
+        // Lines that arrive later have a batch of their own.
+        ledger.record(&movement).await.unwrap();
+        assert_eq!(text().lines().count(), 4);
+    });
+    assert_eq!(*batches.lock().unwrap(), [3, 1]);
+}
+
+#[test]
+fn lines_of_a_worker_fail_together_on_a_full_disk() {
+    let scratch = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/dev/full", scratch.path().join("ledger.jsonl")).unwrap();
+    let (tally, failures) = tally();
+    let ledger = WorkerLedger::of(Ledger::open(&Settings { directory: scratch.path().into() }, tally, false).unwrap());
+    tokio::runtime::LocalRuntime::new().unwrap().block_on(async {
+        let movement = movement();
+        let both = tokio::join!(ledger.record(&movement), ledger.record(&movement));
+        assert!(matches!(both, (Err(_), Err(_))));
+        assert!(ledger.record(&movement).await.is_err(), "the next line is tried again");
+    });
+    assert_eq!(failures.load(Ordering::Relaxed), 3);
+}
+
+#[test]
 fn a_torn_last_line_is_cut_off_and_whole_lines_are_kept() {
     let scratch = tempfile::tempdir().unwrap();
     let file = scratch.path().join("ledger.jsonl");

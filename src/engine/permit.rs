@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 
-use crate::audit::{Count, Direction, Ledger, Movement, Pseudonyms};
+use crate::audit::{Count, Direction, Movement, Pseudonyms, WorkerLedger};
 use crate::decision::facts::Ingress;
 use crate::decision::lines::{bases, users_of};
 use crate::decision::permit::Permitted;
@@ -22,7 +22,7 @@ use super::recheck::Lease;
 
 /// Writes the ledger lines that must precede a request or a response.
 pub struct Registrar<'a> {
-    pub ledger: Option<&'a Ledger>,
+    pub ledger: Option<&'a WorkerLedger>,
     pub pseudonyms: &'a Pseudonyms,
     pub metrics: &'a WorkerMetrics,
     /// The request's id, which is the same in the ledgers of both regions.

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
 use crate::access_log::{self, AccessLog};
-use crate::audit::{Ledger, Pseudonyms};
+use crate::audit::{Ledger, Pseudonyms, WorkerLedger};
 use crate::engine::recheck::Leases;
 use crate::engine::snapshot::Moment;
 use crate::http::io::Deadlines;
@@ -59,6 +59,7 @@ pub struct Worker {
     pub read_monitors: ReadMonitors,
     access_log: RefCell<access_log::Lines>,
     pub deadlines: Deadlines,
+    pub ledger: Option<WorkerLedger>,
     /// The open requests, which are judged again when the moment changes.
     pub leases: Rc<Leases>,
     /// When a failed handshake of a peer was last logged, so that repeated failures do not flood the log.
@@ -79,6 +80,7 @@ impl Worker {
             snapshot: RefCell::new(arc_swap::Cache::new(Arc::clone(&shared.snapshot))),
             vitals: RefCell::new(arc_swap::Cache::new(Arc::clone(&shared.vitals))),
             upstream_pool: UpstreamPool::of(moment.policy().local),
+            ledger: shared.ledger.clone().map(WorkerLedger::of),
             shared,
             metrics,
             peer_pool: PeerPool::default(),

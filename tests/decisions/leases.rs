@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use domicile::audit::{Ledger, Pseudonyms, Settings, Tally};
+use domicile::audit::{Ledger, Pseudonyms, Settings, Tally, WorkerLedger};
 use domicile::decision::facts::{Credential, Ingress};
 use domicile::decision::policy::Policy;
 use domicile::decision::policy::route::Method;
@@ -38,7 +38,7 @@ struct Open {
     question: Rc<Question>,
     lease: Rc<Lease>,
     stop: Stop,
-    ledger: Ledger,
+    ledger: WorkerLedger,
     folder: tempfile::TempDir,
 }
 
@@ -92,7 +92,7 @@ impl Open {
         let folder = tempfile::tempdir().unwrap();
         let settings = Settings { directory: folder.path().join("ledger") };
         let tally = Tally { lines: Arc::new(|_| ()), failures: Arc::new(|| panic!("the ledger failed")) };
-        let ledger = Ledger::open(&settings, tally, false).unwrap();
+        let ledger = WorkerLedger::of(Ledger::open(&settings, tally, false).unwrap());
         Self { runtime, vitals: Arc::new(vitals), leases, question, lease, stop, ledger, folder }
     }
 

@@ -91,7 +91,7 @@ impl Context {
     /// The writer of ledger lines for this request.
     pub fn registrar<'a>(&'a self, intake: &'a Intake) -> Registrar<'a> {
         Registrar {
-            ledger: self.worker.shared.ledger.as_ref(),
+            ledger: self.worker.ledger.as_ref(),
             pseudonyms: &self.worker.shared.pseudonyms,
             metrics: &self.worker.metrics,
             request_id: &intake.id,

@@ -103,7 +103,7 @@ impl RequestLog {
     /// Counts an event in the ledger, for auditors.
     pub fn count_in_ledger(&self, what: &'static str, code: &'static str, to: &str) {
         let judged = self.judgement();
-        if let Some(ledger) = &self.worker.shared.ledger {
+        if let Some(ledger) = &self.worker.ledger {
             let policy = self.policy(judged.as_deref());
             let (class, from) = (class_of(judged.as_deref()), policy.region_name(policy.local));
             ledger.count(Count { what, code, class: class.into_owned().into(), from: from.into(), to: to.into() });
