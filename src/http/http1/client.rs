@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::super::body::{Body, BodyError as AnyError};
 use super::super::io::BufferedStream;
 use super::super::sent::Sent;
+use super::super::window::{Buffers, Share};
 use super::codec::{BodyDecoder, BodyEncoder, BodyError, Decoded, RequestKind, ResponseHead, ResponseReader, request_head};
 
 /// A connection to a server.
@@ -117,6 +118,7 @@ impl ClientConnection {
         request: &Request<impl Sized>,
         body: Body,
         kind: RequestKind,
+        buffers: &Rc<Buffers>,
         mut on_informational: impl FnMut(StatusCode, HeaderMap),
     ) -> Result<Outcome, ExchangeError> {
         let mut upload = Upload::begin(&mut self.io, request.method(), request.uri(), request.headers(), body);
@@ -159,7 +161,7 @@ impl ClientConnection {
                 // The rest of the request would be lost in the tunnel.
                 Err(ExchangeError { cause: Broken::Malformed.into(), sent: Sent::Partly, body: None })
             }
-            Ok(head) => Ok(self.answer(head, upload)),
+            Ok(head) => Ok(self.answer(head, upload, buffers)),
             Err(cause) => {
                 let sent = match cause {
                     _ if upload.is_untouched && upload.is_unread => Sent::Nothing,
@@ -175,7 +177,7 @@ impl ClientConnection {
     }
 
     /// The response to the request, with the rest of the upload.
-    fn answer(mut self: Box<Self>, head: ResponseHead, upload: Upload) -> Outcome {
+    fn answer(mut self: Box<Self>, head: ResponseHead, upload: Upload, buffers: &Rc<Buffers>) -> Outcome {
         let ResponseHead { parts, body: mut decoder, keeps_alive, .. } = head;
         // A small body has arrived with its head: the connection is then free at once.
         if let (Some(left), true) = (decoder.left(), upload.has_ended())
@@ -189,7 +191,9 @@ impl ClientConnection {
             }
         }
         let left = decoder.left();
-        let body = ResponseBody { connection: Some(self), decoder, upload: Some(upload), keeps_alive, left };
+        let share = buffers.share();
+        self.io.allow_reads_of(share.window());
+        let body = ResponseBody { connection: Some(self), decoder, upload: Some(upload), keeps_alive, left, _share: share };
         Outcome::Response(parts, Body::streamed(body))
     }
 
@@ -300,6 +304,8 @@ struct ResponseBody {
     keeps_alive: bool,
     /// Bytes that have not been returned yet, if the head has a length.
     left: Option<u64>,
+    /// Its part of the budget of the client's connection, which the reads of the body may use.
+    _share: Share,
 }
 
 impl ResponseBody {
@@ -403,7 +409,7 @@ mod tests {
             server.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno").await.unwrap();
             let request = Request::post("/").header("host", "a").body(()).unwrap();
             let body = Body::whole(vec![b'x'; size]);
-            let outcome = connection.exchange(&request, body, RequestKind::Other, |_, _| {}).await;
+            let outcome = connection.exchange(&request, body, RequestKind::Other, &Buffers::of(0), |_, _| {}).await;
             assert!(matches!(outcome, Ok(Outcome::Response(head, _)) if head.status == StatusCode::UNAUTHORIZED));
             idle.take(|_, _| true).is_some()
         })

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use super::super::window::Window;
 use super::stall::Stall;
 use crate::transport::stream::Stream;
 
@@ -24,15 +25,16 @@ pub struct BufferedStream {
     /// TLS may hold written bytes back until it is flushed.
     needs_flush: bool,
     stall: Stall,
-    /// The size of the next read of a body.
+    /// The size of the next read of a body, and the largest size that it may reach.
     body_read: usize,
+    max_body_read: usize,
 }
 
 /// The size of a read while no body is expected, and of the first read of a body.
 const READ: usize = 16 << 10;
 
-/// The size of a read while a body streams. It grows, because each read is a system call.
-const MAX_BODY_READ: usize = 256 << 10;
+/// The largest size of a read while a body streams. It grows to it, because each read is a system call.
+const MAX_BODY_READ: usize = 512 << 10;
 
 /// The most pieces in one write.
 const MAX_PIECES: usize = 16;
@@ -41,7 +43,13 @@ impl BufferedStream {
     /// Wraps a connection from which `received` has been read already. A write fails when the other end does not read for `stall`.
     pub fn new(stream: Stream, received: BytesMut, stall: Duration) -> Self {
         let (queue, out, needs_flush) = (VecDeque::new(), BytesMut::new(), false);
-        Self { stream, received, queue, out, needs_flush, stall: Stall::after(stall), body_read: READ }
+        Self { stream, received, queue, out, needs_flush, stall: Stall::after(stall), body_read: READ, max_body_read: READ }
+    }
+
+    /// Lets the reads of a body grow to half a window: while one read is being sent, the next one waits here.
+    pub fn allow_reads_of(&mut self, window: Window) {
+        self.max_body_read = MAX_BODY_READ.min(window.bytes() as usize / 2);
+        self.body_read = self.body_read.min(self.max_body_read);
     }
 
     /// The underlying stream.
@@ -59,7 +67,7 @@ impl BufferedStream {
         let size = space.filled().len();
         self.received.extend_from_slice(space.filled());
         if size == READ {
-            self.body_read = 4 * READ;
+            self.body_read = (4 * READ).min(self.max_body_read);
         }
         Poll::Ready(Ok(size))
     }
@@ -86,7 +94,7 @@ impl BufferedStream {
         } else {
             self.received = space;
         }
-        self.body_read = if size == wanted { (2 * wanted).min(MAX_BODY_READ) } else { self.body_read };
+        self.body_read = if size == wanted { (2 * wanted).min(self.max_body_read) } else { self.body_read };
         Poll::Ready(Ok(size))
     }
 

@@ -153,7 +153,7 @@ async fn exchange(
             queue.push(status, fields);
         }
     };
-    connection.exchange(&request, body, kind, forward).await.map_err(|ExchangeError { sent, cause, body }| {
+    connection.exchange(&request, body, kind, &options.buffers, forward).await.map_err(|ExchangeError { sent, cause, body }| {
         let request = body.map(|body| {
             *request.body_mut() = body;
             request

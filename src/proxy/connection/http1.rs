@@ -12,6 +12,7 @@ use crate::http::body::Body;
 use crate::http::connection::ExchangeInFlight;
 use crate::http::http1::{Ended, ServerConnection};
 use crate::http::io::BufferedStream;
+use crate::http::window::Buffers;
 use crate::model::outcome::Code;
 use crate::transport::stream::Stream;
 
@@ -27,7 +28,8 @@ pub(super) async fn serve(
     context: Rc<ConnectionContext>,
     limits: &Limits,
 ) {
-    let io = BufferedStream::new(stream, received, limits.idle_timeout);
+    let mut io = BufferedStream::new(stream, received, limits.idle_timeout);
+    io.allow_reads_of(Buffers::wide(limits.connection_buffer));
     let connection = ServerConnection::new(io, begun, limits.head(), context.options.allows_half_close, &worker.deadlines);
     let most_requests = limits.requests_per_connection as u64;
     let handle = |received| {
