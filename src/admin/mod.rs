@@ -65,7 +65,7 @@ pub const COMMAND: &str = "domicile-command";
 pub async fn serve(acceptor: Acceptor, commands: mpsc::Sender<Command>) {
     let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let (stream, _) = acceptor.accept().await;
+        let stream = acceptor.accept().await.stream;
         let Ok(slot) = std::sync::Arc::clone(&slots).try_acquire_owned() else { continue };
         let commands = commands.clone();
         tokio::task::spawn_local(async move {

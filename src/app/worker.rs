@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpStream;
+use prometheus::IntGauge;
 use tokio::runtime::LocalRuntime;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
@@ -25,7 +25,7 @@ use crate::proxy::admission::Admitted;
 use crate::proxy::connection::{self, Counted, ListenerConfig, Security};
 use crate::proxy::worker::{Shared, Worker};
 use crate::transport::dial::Server;
-use crate::transport::listener::Acceptor;
+use crate::transport::listener::{Accepted, Acceptor};
 
 use super::build::ListenerConfigs;
 
@@ -201,16 +201,17 @@ async fn drain(local: &Rc<Local>, commands: &mut mpsc::UnboundedReceiver<WorkerC
 /// Accepts connections until the listener closes, then serves the connections that are already queued.
 async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut closed: watch::Receiver<bool>) {
     let _open = Open::count(&local);
+    let gauge = local.metrics.connections.with_label_values(&[&address.to_string()]);
     let config_now = || local.listener_configs.load().get(&address).cloned();
     let mut listener_config = config_now();
     loop {
         tokio::select! {
             biased;
             _ = closed.wait_for(|closed| *closed) => break,
-            (stream, remote) = acceptor.accept() => {
+            accepted = acceptor.accept() => {
                 listener_config = config_now().or(listener_config);
                 if let Some(listener_config) = listener_config.clone() {
-                    serve(&local, address, stream, remote, listener_config);
+                    serve(&local, &gauge, accepted, listener_config);
                 }
             }
         }
@@ -224,28 +225,28 @@ async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut c
         loop {
             tokio::select! {
                 () = &mut drain_notice => break,
-                (stream, remote) = acceptor.accept() => {
+                accepted = acceptor.accept() => {
                     if let Some(listener_config) = listener_config.clone() {
-                        serve(&local, address, stream, remote, listener_config);
+                        serve(&local, &gauge, accepted, listener_config);
                     }
                 }
             }
         }
     }
-    for (stream, remote) in acceptor.close() {
+    for accepted in acceptor.close() {
         if let Some(listener_config) = listener_config.clone() {
-            serve(&local, address, stream, remote, listener_config);
+            serve(&local, &gauge, accepted, listener_config);
         }
     }
 }
 
-fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: SocketAddr, listener_config: ListenerConfig) {
+fn serve(local: &Rc<Local>, gauge: &IntGauge, accepted: Accepted, listener_config: ListenerConfig) {
     // Peers are few and authenticated, and limits on clients must not disconnect a region.
     let counted = match listener_config.security {
         Security::Peers(_) => None,
         // The client's address is not known before the PROXY protocol header has been read.
         Security::Cleartext | Security::Clients(_) if listener_config.options.proxy_protocol.is_some() => None,
-        Security::Cleartext | Security::Clients(_) => match Counted::enter(&local.worker, remote.ip().to_canonical()) {
+        Security::Cleartext | Security::Clients(_) => match Counted::enter(&local.worker, accepted.remote.ip().to_canonical()) {
             Ok(counted) => Some(counted),
             Err(reason) => {
                 local.metrics.connections_refused.with_label_values(&[reason]).inc();
@@ -256,11 +257,11 @@ fn serve(local: &Rc<Local>, address: SocketAddr, stream: TcpStream, remote: Sock
     let is_peer = matches!(listener_config.security, Security::Peers(_));
     let of_peer = is_peer.then(|| Admitted::enter(&local.worker.shared.peer_connections, usize::MAX));
     let open = Open::count(local);
-    let gauge = local.metrics.connections.with_label_values(&[&address.to_string()]);
+    let gauge = gauge.clone();
     gauge.inc();
     let worker = Rc::clone(&local.worker);
     tokio::task::spawn_local(async move {
-        connection::serve(worker, stream, remote, listener_config).await;
+        connection::serve(worker, accepted, listener_config).await;
         gauge.dec();
         drop((counted, of_peer, open));
     });

@@ -26,6 +26,11 @@ impl Stream {
         }
     }
 
+    /// Whether there is no TLS on the connection.
+    pub const fn is_plain(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
     /// The remote address; `None` if the socket is no longer connected.
     pub fn remote(&self) -> Option<SocketAddr> {
         self.socket().peer_addr().ok()

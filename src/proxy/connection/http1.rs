@@ -1,5 +1,6 @@
 //! HTTP/1: one request after the other, then the tunnel of an upgrade or CONNECT.
 
+use std::pin::pin;
 use std::rc::Rc;
 
 use bytes::BytesMut;
@@ -17,8 +18,8 @@ use crate::model::outcome::Code;
 use crate::transport::stream::Stream;
 
 use super::super::ingress::{ConnectionContext, ResponseChannel};
+use super::super::request;
 use super::super::worker::Worker;
-use super::super::{Limits, request};
 use super::{LINGER, drain_started, linger};
 
 pub(super) async fn serve(
@@ -26,17 +27,21 @@ pub(super) async fn serve(
     stream: Stream,
     (begun, received): (Instant, BytesMut),
     context: Rc<ConnectionContext>,
-    limits: &Limits,
 ) {
-    let mut io = BufferedStream::new(stream, received, limits.idle_timeout);
-    io.allow_reads_of(Buffers::wide(limits.connection_buffer));
-    let connection = ServerConnection::new(io, begun, limits.head(), context.options.allows_half_close, &worker.deadlines);
-    let most_requests = limits.requests_per_connection as u64;
+    let (connection, most_requests) = {
+        let limits = worker.snapshot().limits;
+        let mut io = BufferedStream::new(stream, received, limits.idle_timeout);
+        io.allow_reads_of(Buffers::wide(limits.connection_buffer));
+        let (head, allows_half_close) = (limits.head(), context.options.allows_half_close);
+        let connection = ServerConnection::new(io, begun, head, allows_half_close, &worker.deadlines);
+        (connection, limits.requests_per_connection as u64)
+    };
     let handle = |received| {
         let channel = ResponseChannel::Connection(Rc::clone(&connection));
         respond(Rc::clone(&worker), Rc::clone(&context), channel, received, most_requests)
     };
-    let ended = connection.serve(handle, drain_started(&worker, &context.connection_state)).await;
+    let drain = pin!(drain_started(&worker, &context.connection_state));
+    let ended = connection.serve(handle, drain).await;
     let Some(mut stream) = connection.take_stream() else { return };
     let lingers = match ended {
         // A TLS client that does not read could hold up even the end of the connection.
@@ -44,6 +49,10 @@ pub(super) async fn serve(
         Ended::Tunnel(handover) => return handover(Box::pin(stream)).await,
         Ended::Closed { lingers } => lingers,
     };
+    if !lingers && stream.stream().is_plain() {
+        // Closing the socket ends the connection.
+        return;
+    }
     let is_closed = tokio::time::timeout(LINGER, stream.shutdown()).await;
     // The last response must arrive even if the client is still sending.
     if lingers && matches!(is_closed, Ok(Ok(()))) {

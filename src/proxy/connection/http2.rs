@@ -56,13 +56,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(40);
 /// The bytes that are read and discarded after an error, because unread bytes reset the connection and GOAWAY would be lost.
 const MAX_AFTER_ERROR: u64 = 64 << 10;
 
-pub(super) async fn serve(
-    worker: Rc<Worker>,
-    stream: Stream,
-    received: BytesMut,
-    context: Rc<ConnectionContext>,
-    limits: &Limits,
-) {
+pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, received: BytesMut, context: Rc<ConnectionContext>) {
+    let limits = &worker.snapshot().limits;
     let io = BufferedStream::new(stream, received, limits.idle_timeout);
     let bounds = Bounds::of(&context, limits);
     let (log_worker, log_context) = (Rc::clone(&worker), Rc::clone(&context));

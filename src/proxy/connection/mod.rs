@@ -4,7 +4,7 @@ mod handshake;
 mod http1;
 mod http2;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use std::time::Duration;
 use bytes::BytesMut;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::decision::facts::Ingress;
 use crate::http::connection::ConnectionState;
 use crate::http::window::Buffers;
+use crate::transport::listener::Accepted;
 use crate::transport::stream::Stream;
-use crate::transport::tcp_info::TcpInfo;
+use crate::transport::tcp_info::{self, TcpInfo};
 use crate::transport::tls::ClientTls;
 
 use super::Phase;
@@ -51,13 +51,37 @@ const UNPROVEN_ADDRESSES: usize = 10;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection to its end.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, listener_config: ListenerConfig) {
-    let limits = worker.snapshot().limits;
-    let Ok(local) = stream.local_addr() else { return };
-    let options = Arc::clone(&listener_config.options);
+pub async fn serve(worker: Rc<Worker>, accepted: Accepted, listener_config: ListenerConfig) {
     // The boxes keep the memory of an idle HTTP/1 connection small.
-    let opening = Box::pin(handshake::open(&worker, stream, remote, listener_config));
-    let Ok(Some(opened)) = tokio::time::timeout(limits.header_timeout, opening).await else { return };
+    let established = Box::pin(establish(Rc::clone(&worker), accepted, listener_config)).await;
+    let Some(Established { stream, begun, first, begins_http2, context, until_closed }) = established else { return };
+    if begins_http2 {
+        Box::pin(http2::serve(worker, stream, first, context)).await;
+    } else {
+        http1::serve(worker, stream, (begun, first), context).await;
+    }
+    drop(until_closed);
+}
+
+/// A connection whose protocol is known.
+struct Established {
+    stream: Stream,
+    begun: Instant,
+    /// Bytes that have been read to find the protocol.
+    first: BytesMut,
+    begins_http2: bool,
+    context: Rc<ConnectionContext>,
+    /// Dropped when the connection has closed.
+    until_closed: (tcp_info::Open, Option<Counted>),
+}
+
+/// Finishes the handshake and finds the protocol. `None` if the connection must not be served.
+async fn establish(worker: Rc<Worker>, accepted: Accepted, listener_config: ListenerConfig) -> Option<Established> {
+    let limits = worker.snapshot().limits;
+    let Accepted { stream, remote, local } = accepted;
+    let options = Arc::clone(&listener_config.options);
+    let opening = handshake::open(&worker, stream, remote, listener_config);
+    let opened = tokio::time::timeout(limits.header_timeout, opening).await.ok()??;
     let arrival = Arrival {
         ingress: opened.ingress,
         remote: opened.remote.ip().to_canonical(),
@@ -67,12 +91,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
     };
     // A client that negotiated HTTP/2 must send its preface in time, because `h2` itself would wait forever.
     let begun = Instant::now();
-    let finding = Box::pin(find_protocol(opened.stream, limits.header_timeout));
-    let Some((stream, first, begins_http2)) = finding.await else { return };
+    let (stream, first, begins_http2) = find_protocol(opened.stream, limits.header_timeout).await?;
     let is_peer = matches!(arrival.ingress, Ingress::Peer(_));
     // Peers must use HTTP/2, because only an HTTP/2 connection is closed when its certificate is revoked.
     if opened.is_http2.is_some_and(|agreed| agreed != begins_http2) || (is_peer && !begins_http2) {
-        return;
+        return None;
     }
     let buffers = match arrival.ingress {
         Ingress::Client => Buffers::of(limits.connection_buffer),
@@ -89,13 +112,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, li
         tcp_info,
         buffers,
     };
-    let context = Rc::new(context);
-    if begins_http2 {
-        Box::pin(http2::serve(worker, stream, first, context, &limits)).await;
-    } else {
-        http1::serve(worker, stream, (begun, first), context, &limits).await;
-    }
-    drop((open, opened.counted));
+    let until_closed = (open, opened.counted);
+    Some(Established { stream, begun, first, begins_http2, context: Rc::new(context), until_closed })
 }
 
 /// Reads enough bytes to distinguish HTTP/2 from HTTP/1.

@@ -100,25 +100,38 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
 /// One worker's share of a port.
 pub struct Acceptor {
     listener: TcpListener,
+    /// The local address of every connection; `None` if the port is open at several addresses.
+    local: Option<SocketAddr>,
+}
+
+/// A connection that a client has opened.
+pub struct Accepted {
+    pub stream: TcpStream,
+    pub remote: SocketAddr,
+    pub local: SocketAddr,
 }
 
 impl Acceptor {
     /// Takes over a socket of [`BoundPort`] on the current runtime.
     pub fn adopt(socket: std::net::TcpListener) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { listener: TcpListener::from_std(socket)? })
+        // Accepted sockets inherit it. A failure costs latency, not correctness.
+        let _ = socket2::SockRef::from(&socket).set_tcp_nodelay(true);
+        let local = socket.local_addr().ok().filter(|address| !address.ip().is_unspecified());
+        Ok(Self { listener: TcpListener::from_std(socket)?, local })
     }
 
     /// Accepts the next connection. Without file descriptors or memory, it pauses and retries, so that it neither fails nor
     /// busy-loops.
-    pub async fn accept(&self) -> (TcpStream, SocketAddr) {
+    pub async fn accept(&self) -> Accepted {
         let mut pause = Duration::from_millis(5);
         loop {
             match self.listener.accept().await {
                 Ok((stream, remote)) => {
-                    // A failure costs latency, not correctness.
-                    let _ = stream.set_nodelay(true);
-                    return (stream, remote);
+                    // It fails if the client has closed the connection already.
+                    if let Some(local) = self.local.or_else(|| stream.local_addr().ok()) {
+                        return Accepted { stream, remote, local };
+                    }
                 }
                 Err(error) if is_connection_error(&error) => {}
                 Err(error) => {
@@ -131,16 +144,16 @@ impl Acceptor {
     }
 
     /// Closes the port and returns the queued connections, so that they are still served.
-    pub fn close(self) -> Vec<(TcpStream, SocketAddr)> {
+    pub fn close(self) -> Vec<Accepted> {
         let mut queued = Vec::new();
         // Ask the kernel, because the runtime may not have been notified of them yet.
         let Ok(listener) = self.listener.into_std() else { return queued };
         while let Ok((stream, remote)) = listener.accept() {
             if stream.set_nonblocking(true).is_ok()
                 && let Ok(stream) = TcpStream::from_std(stream)
+                && let Ok(local) = stream.local_addr()
             {
-                let _ = stream.set_nodelay(true);
-                queued.push((stream, remote));
+                queued.push(Accepted { stream, remote, local });
             }
         }
         queued
@@ -170,5 +183,18 @@ mod tests {
             socket.accept().unwrap();
         }
         drop(clients);
+    }
+
+    #[tokio::test]
+    async fn an_accepted_connection_knows_its_addresses_and_does_not_delay_data() {
+        for (address, target) in [("127.0.0.1:0", "127.0.0.1"), ("0.0.0.0:0", "127.0.0.2")] {
+            let mut bound = bind(address.parse().unwrap(), 1).unwrap();
+            let acceptor = Acceptor::adopt(bound.sockets.remove(0)).unwrap();
+            let client = TcpStream::connect((target, bound.address.port())).unwrap();
+            let accepted = acceptor.accept().await;
+            assert_eq!(accepted.local, client.peer_addr().unwrap());
+            assert_eq!(accepted.remote, client.local_addr().unwrap());
+            assert!(accepted.stream.nodelay().unwrap());
+        }
     }
 }

@@ -124,12 +124,11 @@ impl ServerConnection {
     pub async fn serve<F>(
         self: &Rc<Self>,
         handle: impl Fn(Result<Request<Body>, Code>) -> F,
-        drain: impl Future<Output = ()>,
+        drain: Pin<&mut impl Future<Output = ()>>,
     ) -> Ended
     where
         F: Future<Output = Response<Body>>,
     {
-        let drain = pin!(drain);
         let mut serving = pin!(self.serve_all(handle, drain));
         poll_fn(|cx| {
             if self.is_aborted.get() {
