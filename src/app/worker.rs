@@ -162,9 +162,10 @@ fn sweep_connections(worker: &Rc<Worker>) {
             let (worker, gateway) = (Rc::clone(worker), gateway.clone());
             tokio::task::spawn_local(async move {
                 let options = SendOptions::within(limits.connect_timeout);
-                for window in windows {
-                    worker.peer_pool.warm(&gateway, limits.peer_connections, window, &options).await;
-                }
+                // Few bodies have a narrow window, so that one connection is enough at first.
+                let [wide, narrow] = windows;
+                worker.peer_pool.warm(&gateway, limits.peer_connections, wide, &options).await;
+                worker.peer_pool.warm(&gateway, 1, narrow, &options).await;
             });
         }
     }

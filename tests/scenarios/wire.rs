@@ -592,3 +592,15 @@ fn a_malformed_stream_of_http2_is_counted_and_logged_and_ends_alone() {
     eventually("it is counted", || world.eu().metrics().contains(counted));
     eventually("it is logged", || log().contains("\"code\":\"request.malformed_stream\",\"status\":400"));
 }
+
+#[test]
+fn connections_to_peers_are_open_before_the_first_request() {
+    let world = World::start();
+    world.wait_until_measured();
+    let us = world.us();
+    let gauge = format!("domicile_connections{{listener=\"{}\"}} ", us.peers);
+    let open = || us.metrics().lines().find_map(|line| line.strip_prefix(&gauge)?.parse::<usize>().ok()).unwrap_or(0);
+    // From each of two peers: one of its probes, two with wide windows, and one with a narrow window.
+    eventually("the peers have opened their connections", || open() >= 8);
+    us.upstream().assert_no_requests();
+}

@@ -186,11 +186,15 @@ impl<K: Destination> Http2Pool<K> {
         sender.open(request).await.map(|reply| (reply, guard))
     }
 
-    /// Opens a connection if none is open, so that the first request does not wait for three round trips. Ignores a failure,
-    /// because the next request dials again and reports it.
+    /// Opens the connections that are not open, so that no request waits for three round trips. Ignores a failure, because the
+    /// next request dials again and reports it.
     pub async fn warm(&self, place: K, server: &Server, connections: usize, window: Window, options: &SendOptions) {
-        let slot = self.least_busy((place, window), connections);
-        let _ = slot.open::<K>(server, window, options, &self.live).await;
+        let slots: Slots = filled(&mut self.destinations.borrow_mut(), (place, window), connections).clone();
+        for slot in slots {
+            if slot.open::<K>(server, window, options, &self.live).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Closes at once every connection whose server presented certificates that `is_trusted` rejects, together with the
@@ -231,8 +235,8 @@ impl<K: Destination> Http2Pool<K> {
     /// The least busy connection. Opens more than `connections` if no connection window has room for another unread body.
     fn least_busy(&self, place: (K, Window), connections: usize) -> Rc<Slot> {
         let (most, mut destinations) = (place.1.most_bodies(), self.destinations.borrow_mut());
-        let slots = destinations.entry(place).or_default();
-        while slots.len() < connections.max(1) || slots.iter().all(|slot| slot.in_flight.get() >= most) {
+        let slots = filled(&mut destinations, place, connections);
+        if slots.iter().all(|slot| slot.in_flight.get() >= most) {
             slots.push(Rc::new(Slot::new()));
         }
         Rc::clone(slots.iter().min_by_key(|slot| slot.in_flight.get()).expect("there is at least one slot"))
@@ -243,6 +247,15 @@ impl StreamInFlight {
     async fn open<K: Destination>(&self, server: &Server, options: &SendOptions, live: &Live) -> Result<StreamSender, DialError> {
         self.0.slot.open::<K>(server, self.0.share.window(), options, live).await
     }
+}
+
+/// The slots of a destination, at least `connections`.
+fn filled<K: Destination>(destinations: &mut HashMap<(K, Window), Slots>, place: (K, Window), connections: usize) -> &mut Slots {
+    let slots = destinations.entry(place).or_default();
+    while slots.len() < connections.max(1) {
+        slots.push(Rc::new(Slot::new()));
+    }
+    slots
 }
 
 fn scheme_of(server: &Server) -> &'static str {

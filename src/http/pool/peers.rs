@@ -51,8 +51,8 @@ impl PeerPool {
         self.0.open(gateway.region, &gateway.server, connections, request, protocol, options).await
     }
 
-    /// Opens a connection if none is open, so that the first request does not wait for three round trips. A failure is
-    /// reported by the next request.
+    /// Opens the connections that are not open, so that no request waits for three round trips. A failure is reported by the
+    /// next request.
     pub async fn warm(&self, gateway: &Gateway, connections: usize, window: Window, options: &SendOptions) {
         self.0.warm(gateway.region, &gateway.server, connections, window, options).await;
     }
