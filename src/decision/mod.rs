@@ -45,6 +45,7 @@ pub fn match_route<'a>(head: &Head<'a>, policy: &Policy) -> RouteMatch<'a> {
 }
 
 /// Decides where a request may go, from its head alone.
+#[inline(never)] // a stage of benches/stages
 pub fn decide(facts: &Facts<'_>, policy: &Policy) -> Decision {
     let mut trail = Trail::of(facts, policy.local);
     let verdict = judge(facts, policy, &mut trail).unwrap_or_else(Verdict::Refuse);

@@ -56,6 +56,7 @@ impl Default for CircuitLimits {
 
 impl Load {
     /// Takes an upstream that is up and not in `tried`. Takes an ejected upstream only if there is no other.
+    #[inline(never)] // a stage of benches/stages
     pub fn select(&self, upstreams: &Upstreams, tried: &[Arc<Upstream>]) -> Selection {
         let now = Instant::now();
         let is_new = |upstream: &&Arc<Upstream>| !tried.iter().any(|other| Arc::ptr_eq(other, upstream));

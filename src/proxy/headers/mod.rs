@@ -65,6 +65,7 @@ pub struct Forwarded<'a> {
 }
 
 /// Prepares a request's headers for the next hop: removes hop-by-hop and forgeable fields, and sets the forwarding headers.
+#[inline(never)] // a stage of benches/stages
 pub fn rebuild(headers: &mut HeaderMap, forwarded: &Forwarded<'_>) {
     let wants_trailers = quoted_members(headers, &header::TE)
         .is_ok_and(|codings| codings.iter().any(|coding| coding.eq_ignore_ascii_case(b"trailers")));
@@ -166,6 +167,7 @@ pub fn passes(headers: &HeaderMap) -> usize {
 
 /// Prepares a response's headers for the client or peer: removes hop-by-hop fields, `Domicile-*` fields and our own cookie. For a
 /// response that crosses a border, `border` has the tracing headers that stay; all others are removed.
+#[inline(never)] // a stage of benches/stages
 pub fn scrub_response(headers: &mut HeaderMap, version: Version, border: Option<&[HeaderName]>) {
     drop_hop_by_hop(headers);
     let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(fields::PREFIX)).cloned().collect();

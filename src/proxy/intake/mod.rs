@@ -109,6 +109,7 @@ impl Arrival {
 /// Reads a request, and removes the headers about the client and the user that did not come from a trusted hop.
 ///
 /// `id` identifies the request, unless a peer has already given it an id.
+#[inline(never)] // a stage of benches/stages
 pub fn read(
     parts: &mut Parts,
     id: &Rc<str>,

@@ -62,6 +62,30 @@ pub(super) fn address_of(parts: &Parts, local: SocketAddr) -> Option<Authority> 
 }
 
 fn plain_authority(text: &str) -> Option<Authority> {
+    usual_authority(text).or_else(|| any_authority(text))
+}
+
+/// Reads the form that most requests have, a name in lower case with or without a port, without the cost of the full grammar.
+fn usual_authority(text: &str) -> Option<Authority> {
+    let (host, port) = match text.split_once(':') {
+        Some((host, digits)) if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            (host, Some(digits.parse().ok()?))
+        }
+        Some(_) => return None,
+        None => (text, None),
+    };
+    let mut before = b'.';
+    for byte in host.bytes() {
+        let is_usual = matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_') || (byte == b'.' && before != b'.');
+        if !is_usual {
+            return None;
+        }
+        before = byte;
+    }
+    (before != b'.').then(|| Authority { host: host.to_owned(), port })
+}
+
+fn any_authority(text: &str) -> Option<Authority> {
     let authority: http::uri::Authority = text.parse().ok()?;
     if text.contains('@') {
         return None;
@@ -95,4 +119,27 @@ pub(super) fn replace_path(parts: &mut Parts, path: &str) -> Option<()> {
     uri.path_and_query = Some(target.parse().ok()?);
     parts.uri = Uri::from_parts(uri).ok()?;
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_form_is_read_as_the_full_grammar_reads_it() {
+        let usual = ["a", "a.b", "api.example.com", "a-b_c.d:80", "127.0.0.1:8080", "x:0", "x:65535", "1.2.3"];
+        for text in usual {
+            assert!(usual_authority(text).is_some(), "{text}");
+        }
+        let other = [
+            "", ".", "a.", ".a", "a..b", "A", "a b", "[::1]", "[::1]:80", "a:", "a:+1", "a:65536", "a:1:2", "u@a", "a/b",
+            "\u{e4}",
+        ];
+        for text in other {
+            assert!(usual_authority(text).is_none(), "{text}");
+        }
+        for text in usual.iter().chain(&other) {
+            assert_eq!(plain_authority(text), any_authority(text), "{text}");
+        }
+    }
 }

@@ -28,6 +28,9 @@ pub struct WrongLength;
 /// Data up to this size is copied behind what is already in the buffer, so that both leave in one write.
 const COPY_BELOW: usize = 4 << 10;
 
+/// Most heads fit into this many bytes.
+const USUAL_HEAD: usize = 1 << 10;
+
 impl BodyEncoder {
     /// Writes data to `out`; returns it instead if it is too large to be copied: it then follows `out`, and [`Self::after`] follows
     /// it.
@@ -119,8 +122,9 @@ fn announces(fields: &HeaderMap) -> bool {
 
 /// Writes a request head in origin form (authority form for CONNECT), and returns how its body is framed. `length` is the exact
 /// length of the body, if it is known.
+#[inline(never)] // a stage of benches/stages
 pub fn request_head(method: &Method, target: &Uri, fields: &HeaderMap, length: Option<u64>, out: &mut BytesMut) -> BodyEncoder {
-    out.reserve(512);
+    out.reserve(USUAL_HEAD);
     out.extend_from_slice(method.as_str().as_bytes());
     out.extend_from_slice(b" ");
     match target.path_and_query() {
@@ -174,6 +178,7 @@ pub struct Asked {
 
 /// Writes the head of a final response, and returns how its body is framed, and whether the connection stays open after it.
 /// `length` is the exact length of the body, if it is known.
+#[inline(never)] // a stage of benches/stages
 pub fn response_head(
     status: StatusCode,
     fields: &HeaderMap,
@@ -181,7 +186,9 @@ pub fn response_head(
     asked: Asked,
     out: &mut BytesMut,
 ) -> (BodyEncoder, bool) {
-    out.reserve(512);
+    // The small body follows the head in the same buffer.
+    let body = length.and_then(|length| usize::try_from(length).ok()).filter(|length| *length <= COPY_BELOW);
+    out.reserve(USUAL_HEAD + body.unwrap_or(0));
     put_status(status, out);
     let is_framed = |name: &HeaderName| [CONTENT_LENGTH, TRANSFER_ENCODING].contains(name);
     fields.iter().filter(|(name, _)| !is_framed(name)).for_each(|(name, value)| put_field(name, value, out));

@@ -40,6 +40,7 @@ pub struct RequestHead {
 
 /// Takes a request head from the start of `bytes`; `None` if it is incomplete. `seen` is how many bytes an earlier call has
 /// looked at.
+#[inline(never)] // a stage of benches/stages
 pub fn read_request(bytes: &mut BytesMut, seen: &mut usize, limits: &HeadLimits) -> Result<Option<RequestHead>, Code> {
     let end = match find_end(bytes, *seen)? {
         None if bytes.len() <= limits.bytes => {

@@ -52,6 +52,7 @@ impl ResponseReader {
 
     /// Takes the next head from the start of `bytes`; `None` if it is incomplete. Informational responses come before the final
     /// one, and have a status below 200.
+    #[inline(never)] // a stage of benches/stages
     pub fn read(&mut self, bytes: &mut BytesMut) -> Result<Option<ResponseHead>, Code> {
         let end = match find_end(bytes, self.seen)? {
             None if bytes.len() <= MAX_HEAD => {
