@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::model::vitals::PolicyHash;
@@ -44,24 +45,45 @@ impl Movement<'_> {
             Direction::Answer => "answer",
             Direction::Processing => "processing",
         };
-        let line = json!({
-            "time": now(),
-            "kind": "movement",
-            "what": direction,
-            "request": self.request,
-            "from": self.from,
-            "to": self.to,
-            "route": self.route,
-            "classes": self.classes,
-            "user": self.user,
-            "jurisdiction": self.jurisdiction,
-            "evidence": self.evidence,
-            "bases": self.bases,
-            "reported": self.reported,
-            "policy": self.policy.to_string(),
-        });
-        format!("{line}\n")
+        let line = MovementLine {
+            bases: &self.bases,
+            classes: &self.classes,
+            evidence: self.evidence,
+            from: self.from,
+            jurisdiction: self.jurisdiction,
+            kind: "movement",
+            policy: &self.policy.to_string(),
+            reported: self.reported,
+            request: self.request,
+            route: self.route,
+            time: &now(),
+            to: self.to,
+            user: self.user.as_deref(),
+            what: direction,
+        };
+        let mut line = serde_json::to_string(&line).expect("texts and lists of texts are valid JSON");
+        line.push('\n');
+        line
     }
+}
+
+/// The fields of a movement, in the order of the line.
+#[derive(Serialize)]
+struct MovementLine<'a> {
+    bases: &'a [&'a str],
+    classes: &'a [&'a str],
+    evidence: Option<&'a str>,
+    from: &'a str,
+    jurisdiction: &'a str,
+    kind: &'a str,
+    policy: &'a str,
+    reported: bool,
+    request: &'a str,
+    route: &'a str,
+    time: &'a str,
+    to: &'a str,
+    user: Option<&'a str>,
+    what: &'a str,
 }
 
 /// A kind of event that is counted; it contains no user, path or address.

@@ -113,7 +113,9 @@ fn set_forwarded(headers: &mut HeaderMap, forwarded: &Forwarded<'_>) {
         (names::X_FORWARDED_PROTO, scheme),
         (names::X_REQUEST_ID, request_id),
     ] {
-        if let Ok(value) = HeaderValue::from_maybe_shared(text.slice(range)) {
+        if let Ok(mut value) = HeaderValue::from_maybe_shared(text.slice(range)) {
+            // Values that differ from request to request would replace the others in the table of HPACK (RFC 7541 section 7.1.3).
+            value.set_sensitive(true);
             headers.insert(name, value);
         }
     }

@@ -72,7 +72,9 @@ impl Forwarding<'_> {
         if policy.jurisdiction_of(region) != policy.jurisdiction_of(policy.local) {
             headers::drop_tracing(request.headers_mut(), &self.context.snapshot.privacy.tracing_across_borders);
         }
-        if let Ok(value) = HeaderValue::from_str(&envelope.write()) {
+        if let Ok(mut value) = HeaderValue::from_str(&envelope.write()) {
+            // It differs from request to request, so that it has no place in the table of HPACK.
+            value.set_sensitive(true);
             request.headers_mut().insert(fields::REQUEST, value);
         }
     }
