@@ -18,23 +18,24 @@
     )
 )]
 
-mod courier;
 mod pseudonym;
 mod record;
 mod sink;
+mod worker_ledger;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
-pub use courier::WorkerLedger;
 pub use pseudonym::{KeyError, Pseudonyms};
 pub use record::{Count, Direction, Movement};
+pub use worker_ledger::WorkerLedger;
 
 use record::Counts;
 
@@ -52,7 +53,7 @@ pub struct LedgerError {
     reason: String,
 }
 
-/// The maximum number of queued batches of lines. One sync takes about a millisecond and covers many, so a full queue means that
+/// The maximum number of lines that wait. One sync takes about a millisecond and covers many lines, so a full queue means that
 /// the disk does not respond.
 const QUEUE: usize = 8192;
 
@@ -73,6 +74,8 @@ struct Entry {
 pub struct Ledger {
     file: PathBuf,
     queue: mpsc::Sender<Entry>,
+    /// The number of lines that wait.
+    waiting: Arc<AtomicUsize>,
     counts: Arc<Mutex<Counts>>,
     tally: Tally,
     /// The lock file, locked while this process writes.
@@ -112,8 +115,9 @@ impl Ledger {
         let guard = guard(&settings.directory, is_successor)?;
         let (queue, entries) = mpsc::channel(QUEUE);
         let counts = Arc::new(Mutex::new(Counts::default()));
-        sink::start(&settings.directory, &file, entries, Arc::clone(&counts), tally.clone())?;
-        Ok(Self { file, queue, counts, tally, guard })
+        let waiting = Arc::new(AtomicUsize::new(0));
+        sink::start(&settings.directory, &file, (entries, Arc::clone(&waiting)), Arc::clone(&counts), tally.clone())?;
+        Ok(Self { file, queue, waiting, counts, tally, guard })
     }
 
     /// Shares the lock with a successor, or makes it exclusive again.
@@ -134,9 +138,14 @@ impl Ledger {
         let (written, outcome) = oneshot::channel();
         let entry = Entry { text, lines, written };
         // Fail instead of waiting, because a full queue means that the disk does not respond.
-        self.queue.try_send(entry).map_err(|error| match error {
-            TrySendError::Full(_) => self.failed(lines, "the queue is full because the disk does not respond"),
-            TrySendError::Closed(_) => self.failed(lines, WRITER_ENDED),
+        let is_full = self.waiting.fetch_add(lines, Ordering::Relaxed).saturating_add(lines) > QUEUE;
+        let queued = if is_full { Err(TrySendError::Full(entry)) } else { self.queue.try_send(entry) };
+        queued.map_err(|error| {
+            self.waiting.fetch_sub(lines, Ordering::Relaxed);
+            match error {
+                TrySendError::Full(_) => self.failed(lines, "the queue is full because the disk does not respond"),
+                TrySendError::Closed(_) => self.failed(lines, WRITER_ENDED),
+            }
         })?;
         match tokio::time::timeout(WRITE_TIMEOUT, outcome).await {
             Ok(Ok(outcome)) => outcome,

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ struct Sink {
 pub(super) fn start(
     directory: &Path,
     path: &Path,
-    entries: mpsc::Receiver<Entry>,
+    (entries, waiting): (mpsc::Receiver<Entry>, Arc<AtomicUsize>),
     counts: Arc<Mutex<Counts>>,
     tally: Tally,
 ) -> Result<(), LedgerError> {
@@ -41,12 +42,17 @@ pub(super) fn start(
     std::fs::create_dir_all(directory).map_err(failed)?;
     let sink = Sink::open(path).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
-    let work = move || runtime.block_on(run(sink, entries, &counts, &tally));
+    let work = move || runtime.block_on(run(sink, (entries, &waiting), &counts, &tally));
     std::thread::Builder::new().name("ledger".into()).spawn(work).map_err(failed)?;
     Ok(())
 }
 
-async fn run(mut sink: Sink, mut entries: mpsc::Receiver<Entry>, counts: &Mutex<Counts>, tally: &Tally) {
+async fn run(
+    mut sink: Sink,
+    (mut entries, waiting): (mpsc::Receiver<Entry>, &AtomicUsize),
+    counts: &Mutex<Counts>,
+    tally: &Tally,
+) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut next_counts = tokio::time::interval(COUNTS_EVERY);
     next_counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -67,9 +73,10 @@ async fn run(mut sink: Sink, mut entries: mpsc::Receiver<Entry>, counts: &Mutex<
                     batch.push(entry);
                 }
             }
-            is_busy = batch.iter().map(|entry| entry.lines).sum::<usize>() > 1;
-            last_sync = Instant::now();
-            sink.write_batch(&mut batch, tally);
+            let lines = batch.iter().map(|entry| entry.lines).sum();
+            (is_busy, last_sync) = (lines > 1, Instant::now());
+            sink.write_batch(&mut batch, lines, tally);
+            waiting.fetch_sub(lines, Ordering::Relaxed);
         }
         if ended || is_due {
             sink.write_counts(counts, tally);
@@ -93,9 +100,8 @@ impl Sink {
         Ok(Self { path: path.into(), file, length, has_partial_line: false })
     }
 
-    fn write_batch(&mut self, batch: &mut Vec<Entry>, tally: &Tally) {
+    fn write_batch(&mut self, batch: &mut Vec<Entry>, lines: usize, tally: &Tally) {
         let text: String = batch.iter().map(|entry| entry.text.as_str()).collect();
-        let lines = batch.iter().map(|entry| entry.lines).sum::<usize>();
         let outcome = self.append(text.as_bytes());
         match &outcome {
             Ok(()) => (tally.lines)(lines as u64),

@@ -1,7 +1,7 @@
 //! The ledger as one worker uses it: the lines that are due at the same time go to the writer thread together.
 //!
 //! Each line would wake the writer thread, and the writer thread would wake the worker for each line. Both cost system calls; a
-//! batch costs them once.
+//! group costs them once.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
@@ -20,14 +20,14 @@ pub struct WorkerLedger {
 /// The lines that are not handed over yet.
 #[derive(Default)]
 struct Waiting {
-    batch: RefCell<Rc<Batch>>,
+    group: RefCell<Rc<Group>>,
     /// A task is about to hand the lines over.
-    is_carried: Cell<bool>,
+    is_scheduled: Cell<bool>,
 }
 
-/// Lines that reach the disk together.
+/// Lines that reach the disk together (group commit).
 #[derive(Default)]
-struct Batch {
+struct Group {
     text: RefCell<String>,
     lines: Cell<usize>,
     outcome: OnceCell<Result<(), LedgerError>>,
@@ -44,15 +44,15 @@ impl WorkerLedger {
     /// # Panics
     /// Outside of a runtime that runs local tasks.
     pub async fn record(&self, movement: &Movement<'_>) -> Result<(), LedgerError> {
-        let batch = Rc::clone(&self.waiting.batch.borrow());
-        batch.text.borrow_mut().push_str(&movement.line());
-        batch.lines.set(batch.lines.get().saturating_add(1));
-        if !self.waiting.is_carried.replace(true) {
-            tokio::task::spawn_local(carry(self.ledger.clone(), Rc::clone(&self.waiting)));
+        let group = Rc::clone(&self.waiting.group.borrow());
+        group.text.borrow_mut().push_str(&movement.line());
+        group.lines.set(group.lines.get().saturating_add(1));
+        if !self.waiting.is_scheduled.replace(true) {
+            tokio::task::spawn_local(hand_over(self.ledger.clone(), Rc::clone(&self.waiting)));
         }
         loop {
-            let done = batch.done.notified();
-            match batch.outcome.get() {
+            let done = group.done.notified();
+            match group.outcome.get() {
                 Some(outcome) => return outcome.clone(),
                 None => done.await,
             }
@@ -65,11 +65,11 @@ impl WorkerLedger {
     }
 }
 
-/// Hands a batch over. It runs after the tasks that are ready now, whose lines thus belong to the batch.
-async fn carry(ledger: Ledger, waiting: Rc<Waiting>) {
-    let batch = waiting.batch.take();
-    waiting.is_carried.set(false);
-    let outcome = ledger.write(batch.text.take(), batch.lines.get()).await;
-    let _ = batch.outcome.set(outcome);
-    batch.done.notify_waiters();
+/// Hands a group over to the writer thread. It runs after the tasks that are ready now, whose lines thus belong to the group.
+async fn hand_over(ledger: Ledger, waiting: Rc<Waiting>) {
+    let group = waiting.group.take();
+    waiting.is_scheduled.set(false);
+    let outcome = ledger.write(group.text.take(), group.lines.get()).await;
+    let _ = group.outcome.set(outcome);
+    group.done.notify_waiters();
 }
