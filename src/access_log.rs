@@ -6,27 +6,33 @@
 
 use std::fmt::{self, Display};
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The size at which a worker hands its buffer over, in bytes.
 const BATCH: usize = 32 << 10;
 
-/// The most buffers that wait for the output: 8 MiB.
+/// The most buffers that wait for the output: 9 MiB.
 const MAX_WAITING: usize = 256;
 
 /// How long the process waits at its end for the output to take the last lines.
 const FINAL_WAIT: Duration = Duration::from_secs(1);
+const FINAL_RETRY: Duration = Duration::from_millis(10);
 
 /// The output of the access log, which all workers share.
 #[derive(Clone)]
 pub struct AccessLog {
     batches: SyncSender<Message>,
     is_json: bool,
+    /// Lines that the output refused, and that no worker has counted yet.
+    refused: Arc<AtomicU64>,
 }
 
 enum Message {
-    Lines(Vec<u8>),
+    /// Whole lines, and their number.
+    Lines(Vec<u8>, u64),
     /// Sends a reply when everything before has been written.
     Flush(SyncSender<()>),
 }
@@ -36,10 +42,18 @@ pub struct Guard(SyncSender<Message>);
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        let until = Instant::now() + FINAL_WAIT;
         let (reply, flushed) = sync_channel(1);
-        if self.0.send(Message::Flush(reply)).is_ok() {
-            let _ = flushed.recv_timeout(FINAL_WAIT);
+        let mut flush = Message::Flush(reply);
+        // `send` would wait for an output that takes nothing.
+        while let Err(TrySendError::Full(unsent)) = self.0.try_send(flush) {
+            if Instant::now() >= until {
+                return;
+            }
+            flush = unsent;
+            std::thread::sleep(FINAL_RETRY);
         }
+        let _ = flushed.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -47,16 +61,22 @@ impl AccessLog {
     /// Starts the thread that writes the lines to `output`, as JSON or as text.
     pub fn start(mut output: impl Write + Send + 'static, is_json: bool) -> std::io::Result<(Self, Guard)> {
         let (batches, received) = sync_channel(MAX_WAITING);
+        let refused = Arc::new(AtomicU64::new(0));
+        let count_refused = Arc::clone(&refused);
         std::thread::Builder::new().name("access-log".into()).spawn(move || {
             for message in received {
                 match message {
-                    // The log cannot report its own error.
-                    Message::Lines(lines) => drop(output.write_all(&lines)),
+                    // The log cannot report its own error, but it is counted. A part of the lines may have been written.
+                    Message::Lines(lines, count) => {
+                        if output.write_all(&lines).is_err() {
+                            count_refused.fetch_add(count, Ordering::Relaxed);
+                        }
+                    }
                     Message::Flush(reply) => drop((output.flush(), reply.send(()))),
                 }
             }
         })?;
-        Ok((Self { batches: batches.clone(), is_json }, Guard(batches)))
+        Ok((Self { batches: batches.clone(), is_json, refused }, Guard(batches)))
     }
 }
 
@@ -109,12 +129,23 @@ impl Lines {
 
     /// Hands the buffer over to the output. Returns the number of lines that had to be dropped.
     pub fn hand_over(&mut self) -> u64 {
-        let (lines, count) = (std::mem::take(&mut self.buffer), std::mem::take(&mut self.count));
-        let Some(log) = self.log.as_ref().filter(|_| count > 0) else { return 0 };
-        match log.batches.try_send(Message::Lines(lines)) {
-            Ok(()) => 0,
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => count,
+        let Some(log) = self.log.as_ref() else { return 0 };
+        let refused = log.refused.swap(0, Ordering::Relaxed);
+        if self.count == 0 {
+            return refused;
         }
+        let (lines, count) = (std::mem::take(&mut self.buffer), std::mem::take(&mut self.count));
+        match log.batches.try_send(Message::Lines(lines, count)) {
+            Ok(()) => refused,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => refused + count,
+        }
+    }
+}
+
+impl Drop for Lines {
+    /// The last requests of a worker end with it, for example when the drain timeout has passed.
+    fn drop(&mut self) {
+        self.hand_over();
     }
 }
 
@@ -145,7 +176,7 @@ impl Line<'_> {
         }
     }
 
-    /// Adds what a value displays, in quotes.
+    /// Adds the text form of a value, in quotes.
     pub fn display(&mut self, name: &str, value: Option<impl Display>) {
         if let Some(value) = value {
             self.name(name);
@@ -184,12 +215,13 @@ impl Line<'_> {
             let quoted = serde_json::to_string(text).expect("a text is valid JSON");
             self.out.extend_from_slice(&quoted.as_bytes()[1..quoted.len() - 1]);
         } else {
-            let _ = write!(self.out, "{}", text.escape_debug());
+            let quoted = format!("{text:?}");
+            self.out.extend_from_slice(&quoted.as_bytes()[1..quoted.len() - 1]);
         }
     }
 }
 
-/// Escapes what is written to it.
+/// Writes to the line, with escapes.
 struct Escaped<'l, 'a>(&'l mut Line<'a>);
 
 impl fmt::Write for Escaped<'_, '_> {
@@ -213,7 +245,7 @@ fn digits(out: &mut Vec<u8>, mut number: u64, width: usize) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use super::*;
 
@@ -234,7 +266,7 @@ mod tests {
         line.text("id", Some("0a"));
         line.text("user", None);
         line.display("client", Some("81.2.69.0/24"));
-        line.text("path", Some("/caf\u{e9}/\"x\"\\\n"));
+        line.text("path", Some("/caf\u{e9}/\"it's\"\\\n"));
         line.number("status", 200);
         line.number("request_bytes", u64::MAX);
         line.number("response_bytes", 0);
@@ -256,7 +288,7 @@ mod tests {
     #[test]
     fn a_line_of_text_has_the_format_of_all_other_lines() {
         let expected = "2000-02-28T23:59:59.000012Z  INFO domicile::request: request id=\"0a\" client=\"81.2.69.0/24\" \
-                        path=\"/caf\u{e9}/\\\"x\\\"\\\\\\n\" status=200 request_bytes=18446744073709551615 response_bytes=0 \
+                        path=\"/caf\u{e9}/\\\"it's\\\"\\\\\\n\" status=200 request_bytes=18446744073709551615 response_bytes=0 \
                         seconds=1.000012\n";
         assert_eq!(written(false), expected);
     }
@@ -266,7 +298,7 @@ mod tests {
         let line: serde_json::Value = serde_json::from_str(&written(true)).unwrap();
         let expected = serde_json::json!({
             "timestamp": "2000-02-28T23:59:59.000012Z", "level": "INFO", "message": "request", "id": "0a",
-            "client": "81.2.69.0/24", "path": "/caf\u{e9}/\"x\"\\\n", "status": 200, "request_bytes": u64::MAX,
+            "client": "81.2.69.0/24", "path": "/caf\u{e9}/\"it's\"\\\n", "status": 200, "request_bytes": u64::MAX,
             "response_bytes": 0, "seconds": 1.000_012, "target": "domicile::request",
         });
         assert_eq!(line, expected);
@@ -312,9 +344,46 @@ mod tests {
             lines.add(UNIX_EPOCH, write);
             dropped += lines.hand_over();
         }
-        // One buffer may be in the hands of the output already.
+        // The thread may have taken one buffer out of the queue.
         assert!(matches!(dropped, 2 | 4), "{dropped}");
-        drop(release);
+        // The process ends although the output takes nothing.
         drop(guard);
+        drop(release);
+    }
+
+    /// An output that refuses everything.
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_the_output_refuses_are_counted() {
+        let (log, guard) = AccessLog::start(Broken, true).unwrap();
+        let mut lines = Lines::new(Some(log));
+        for _ in 0..3 {
+            lines.add(UNIX_EPOCH, write);
+        }
+        assert_eq!(lines.hand_over(), 0);
+        drop(guard);
+        assert_eq!(lines.hand_over(), 3);
+    }
+
+    #[test]
+    fn the_last_lines_of_a_worker_are_written() {
+        let output = Output::default();
+        let (log, guard) = AccessLog::start(output.clone(), true).unwrap();
+        let mut lines = Lines::new(Some(log));
+        lines.add(UNIX_EPOCH, write);
+        drop(lines);
+        drop(guard);
+        assert!(!output.0.lock().unwrap().is_empty());
     }
 }
