@@ -214,7 +214,8 @@ impl<K: Destination> Http2Pool<K> {
     pub fn retain(&self, windows: &[Window], is_current: impl Fn(&K, &Server) -> bool) {
         self.destinations.borrow_mut().retain(|(place, window), slots| {
             slots.retain(|slot| {
-                if slot.in_flight.get() > 0 {
+                // A slot that someone else holds is being dialed, or is about to be.
+                if slot.in_flight.get() > 0 || Rc::strong_count(slot) > 1 {
                     return true;
                 }
                 // A locked slot is being dialed.
