@@ -55,6 +55,11 @@ const FORBIDDEN_TEXTS: &[(&[&str], &[&str], &str)] = &[
         "no global state, because two apps may run in one process",
     ),
     (
+        &["proxy"],
+        &["= &worker.snapshot()", "= &self.worker.snapshot()"],
+        "a reference keeps a whole snapshot, with its tables, alive as long as the connection or the request; copy what is needed",
+    ),
+    (
         &["!http", "demo", "config"],
         &["\"forwarded\"", "\"x-forwarded-", "\"x-request-id", "\"traceparent", "\"grpc-", "\"proxy-status", "\"keep-alive"],
         "the names of header fields are constants in `http::names`",

@@ -591,6 +591,31 @@ fn a_malformed_stream_of_http2_is_counted_and_logged_and_ends_alone() {
     let counted = "domicile_failures_total{code=\"request.malformed_stream\"} 1\n";
     eventually("it is counted", || world.eu().metrics().contains(counted));
     eventually("it is logged", || log().contains("\"code\":\"request.malformed_stream\",\"status\":400"));
+    // A request that has begun logs itself, and once.
+    let requests = || {
+        let metrics = world.eu().metrics();
+        let counts = metrics.lines().filter(|line| line.starts_with("domicile_requests_total{"));
+        counts.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
+    };
+    let before = requests();
+    // A body of another length than `content-length`, while its request is served. The response to PING shows that the head has
+    // been read.
+    let path = b"/users/alice/orders/1";
+    let post = [&[0x83, 0x86, 0x44, 21], &path[..], &[0x41, 1, b'a', 0x5c, 1, b'9']].concat();
+    stream.write_all(&[frame(HEADERS, 4, 5, &post), frame(6, 0, 0, &[0; 8])].concat()).unwrap();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).unwrap();
+        if (head[3], head[4]) == (6, 1) {
+            break;
+        }
+    }
+    stream.write_all(&frame(0, 1, 5, b"short")).unwrap();
+    eventually("the request with a wrong length is counted", || requests() > before);
+    assert_eq!(requests(), before + 1.0);
+    assert!(world.eu().metrics().contains(counted), "the stream of a request that is served is not counted again");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep};
 /// Wraps an accepted connection. Every header block, and every frame except DATA, must be complete within `limit` of its first
 /// byte. At most `most` control frames may arrive per second: frames other than headers, data and WINDOW_UPDATE.
 ///
-/// `h2` resets a stream that breaks the rules of RFC 9113 and tells nobody, so the guard finds these resets in what is written.
+/// `h2` resets a malformed stream without an event for its user, so the guard looks for RST_STREAM among the written frames.
 pub struct FrameGuard<S> {
     io: S,
     limit: Duration,
@@ -26,14 +26,14 @@ pub struct FrameGuard<S> {
     /// Runs while a frame or a header block is incomplete.
     timer: Option<Pin<Box<Sleep>>>,
     resets: SentResets,
-    on_malformed: Box<dyn Fn()>,
+    on_reset: Box<dyn Fn(Reset)>,
 }
 
 impl<S> FrameGuard<S> {
-    /// `on_malformed` is called for each stream that `h2` resets as malformed.
-    pub fn new(io: S, limit: Duration, most: u64, on_malformed: impl Fn() + 'static) -> Self {
+    /// `on_reset` is called for each stream that `h2` resets with PROTOCOL_ERROR.
+    pub fn new(io: S, limit: Duration, most: u64, on_reset: impl Fn(Reset) + 'static) -> Self {
         let (frames, resets) = (Frames::new(), SentResets::default());
-        Self { io, limit, most, frames, since: Instant::now(), timer: None, resets, on_malformed: Box::new(on_malformed) }
+        Self { io, limit, most, frames, since: Instant::now(), timer: None, resets, on_reset: Box::new(on_reset) }
     }
 
     /// Returns the settings of the peer, updated whenever it sends new ones.
@@ -103,7 +103,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FrameGuard<S> {
         let guard = self.get_mut();
         let written = Pin::new(&mut guard.io).poll_write(cx, buf);
         if let Poll::Ready(Ok(size)) = written {
-            (0..guard.resets.count(&buf[..size])).for_each(|_| (guard.on_malformed)());
+            guard.resets.find(&buf[..size], &guard.on_reset);
         }
         written
     }
@@ -227,7 +227,15 @@ impl Frames {
 const RST_STREAM: u8 = 3;
 const PROTOCOL_ERROR: [u8; 4] = [0, 0, 0, 1];
 
-/// Finds the resets with PROTOCOL_ERROR among the frames that are written. Domicile itself resets streams for other reasons only.
+/// A stream that was reset with PROTOCOL_ERROR. Only `h2` itself uses this code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reset {
+    pub stream: u32,
+    /// A whole response was written before: `h2` answers a head that is too large with 431 before it resets the stream.
+    pub is_answered: bool,
+}
+
+/// Finds the resets with PROTOCOL_ERROR among the frames that are written.
 #[derive(Default)]
 struct SentResets {
     head: [u8; FRAME_HEADER],
@@ -236,20 +244,24 @@ struct SentResets {
     left: usize,
     /// The last four bytes of the payload of RST_STREAM: its reason.
     reason: [u8; 4],
+    /// The last stream whose response ended with its head.
+    answered: u32,
 }
 
 impl SentResets {
-    /// Advances over `bytes`; returns how many resets with PROTOCOL_ERROR ended in them.
-    fn count(&mut self, mut bytes: &[u8]) -> usize {
-        let mut found = 0;
+    /// Advances over `bytes`, and reports the resets with PROTOCOL_ERROR that end in them.
+    fn find(&mut self, mut bytes: &[u8], report: impl Fn(Reset)) {
         while !bytes.is_empty() {
             if self.left == 0 {
                 let step = (FRAME_HEADER - self.received).min(bytes.len());
                 self.head[self.received..self.received + step].copy_from_slice(&bytes[..step]);
                 (self.received, bytes) = (self.received + step, &bytes[step..]);
                 if self.received == FRAME_HEADER {
-                    let [a, b, c, ..] = self.head;
+                    let [a, b, c, kind, flags, ..] = self.head;
                     (self.received, self.left) = (0, u32::from_be_bytes([0, a, b, c]) as usize);
+                    if kind == HEADERS && flags & END_STREAM != 0 {
+                        self.answered = self.stream();
+                    }
                 }
                 continue;
             }
@@ -259,11 +271,17 @@ impl SentResets {
                     self.reason.rotate_left(1);
                     self.reason[3] = *byte;
                 }
-                found += usize::from(step == self.left && self.reason == PROTOCOL_ERROR);
+                if step == self.left && self.reason == PROTOCOL_ERROR {
+                    report(Reset { stream: self.stream(), is_answered: self.answered == self.stream() });
+                }
             }
             (self.left, bytes) = (self.left - step, &bytes[step..]);
         }
-        found
+    }
+
+    fn stream(&self) -> u32 {
+        let [.., a, b, c, d] = self.head;
+        u32::from_be_bytes([a, b, c, d])
     }
 }
 
@@ -297,11 +315,14 @@ mod tests {
 
     #[test]
     fn resets_of_malformed_streams_are_found_however_they_are_written() {
-        let reset = |reason: u8| vec![0, 0, 4, RST_STREAM, 0, 0, 0, 0, 1, 0, 0, 0, reason];
-        let frames = [frame(SETTINGS, 0, 0), frame(DATA, 0, 13), reset(1), reset(8), frame(HEADERS, 4, 1), reset(1)].concat();
+        let reset = |stream: u8, reason: u8| vec![0, 0, 4, RST_STREAM, 0, 0, 0, 0, stream, 0, 0, 0, reason];
+        let refused = [frame(HEADERS, END_HEADERS | END_STREAM, 9), reset(1, 1)].concat();
+        let frames = [frame(SETTINGS, 0, 0), frame(DATA, 0, 13), reset(3, 1), reset(5, 8), refused, reset(7, 1)].concat();
         for step in [1, 2, 3, 7, frames.len()] {
-            let mut resets = SentResets::default();
-            assert_eq!(frames.chunks(step).map(|part| resets.count(part)).sum::<usize>(), 2, "{step} bytes each");
+            let (mut resets, found) = (SentResets::default(), std::cell::RefCell::new(Vec::new()));
+            frames.chunks(step).for_each(|part| resets.find(part, |reset| found.borrow_mut().push(reset)));
+            let expected = [(3, false), (1, true), (7, false)].map(|(stream, is_answered)| Reset { stream, is_answered });
+            assert_eq!(*found.borrow(), expected, "{step} bytes each");
         }
     }
 

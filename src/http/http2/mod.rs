@@ -22,9 +22,9 @@ use http_body::Body as _;
 
 pub use body::{Received, Upload, send};
 pub use exchange::Exchange;
-pub use frame_guard::{FrameGuard, PeerSettings};
+pub use frame_guard::{FrameGuard, PeerSettings, Reset};
 pub use keepalive::Keepalive;
-pub use monitored_io::{Batch, MonitoredIo};
+pub use monitored_io::{FrameBatch, MonitoredIo};
 pub use reader::StreamReader;
 pub use tunnel::Tunnel;
 pub use writer::{Piece, StreamWriter};

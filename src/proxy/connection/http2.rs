@@ -1,6 +1,6 @@
 //! HTTP/2: serves many requests at once on one connection.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::decision::facts::Ingress;
 use crate::http::connection::{ConnectionState, ExchangeInFlight};
-use crate::http::http2::{Exchange, FrameGuard, MonitoredIo, PeerSettings, Piece};
+use crate::http::http2::{Exchange, FrameGuard, MonitoredIo, PeerSettings, Piece, Reset};
 use crate::http::io::BufferedStream;
 use crate::http::window::{CONNECTION_WINDOW, Window};
 use crate::model::outcome::Code;
@@ -57,16 +57,15 @@ const PING_TIMEOUT: Duration = Duration::from_secs(40);
 const MAX_AFTER_ERROR: u64 = 64 << 10;
 
 pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, received: BytesMut, context: Rc<ConnectionContext>) {
-    let limits = &worker.snapshot().limits;
+    let limits = worker.snapshot().limits;
     let io = BufferedStream::new(stream, received, limits.idle_timeout);
-    let bounds = Bounds::of(&context, limits);
-    let (log_worker, log_context) = (Rc::clone(&worker), Rc::clone(&context));
-    let log_malformed = move || request::log_unread(&log_worker, &log_context, Code::MalformedStream);
-    let io = FrameGuard::new(io, limits.header_timeout, bounds.control_frames, log_malformed);
+    let bounds = Bounds::of(&context, &limits);
+    let served = ServedStreams::default();
+    let io = FrameGuard::new(io, limits.header_timeout, bounds.control_frames, log_resets(&worker, &context, &served));
     let peer_settings = io.peer_settings();
     let io = MonitoredIo::new(io);
     let batch = io.batch();
-    match batch.flushing(converse(&worker, &context, io, &peer_settings, (&bounds, limits))).await {
+    match batch.flushing(run_connection(&worker, &context, io, &peer_settings, (&bounds, &limits, &served))).await {
         Ok(Ok(Some(max))) => {
             if let Some(mut io) = batch.into_stream() {
                 // Requests may arrive after GOAWAY. Discard them, because unread bytes reset the connection and GOAWAY would be lost.
@@ -80,12 +79,12 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: Stream, received: BytesMut
 }
 
 /// Serves a connection to its end. Returns how many bytes to discard after it; `None` to close at once.
-async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+async fn run_connection<S: AsyncRead + AsyncWrite + Unpin>(
     worker: &Rc<Worker>,
     context: &Rc<ConnectionContext>,
     io: MonitoredIo<S>,
     peer_settings: &PeerSettings,
-    (bounds, limits): (&Bounds, &Limits),
+    (bounds, limits, streams): (&Bounds, &Limits, &ServedStreams),
 ) -> Result<Option<u64>, h2::Error> {
     let keepalive = io.keepalive(PING_EVERY, PING_TIMEOUT);
     let mut connection = builder(bounds.is_peer, limits).handshake(io).await?;
@@ -96,12 +95,46 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
             () = disproven(worker, context, bounds.is_peer) => tracing::warn!("peer certificate no longer proves its region; closing"),
         }
     };
-    let accepting = accept(worker, context, &mut connection, peer_settings, (bounds, limits));
+    let accepting = accept(worker, context, &mut connection, peer_settings, (bounds, limits, streams));
     tokio::select! {
         // Process received frames first, whichever other branch is ready.
         biased;
         after = accepting => Ok(after),
         () = lost => Ok(None),
+    }
+}
+
+/// The streams whose requests are being served, by their ids.
+#[derive(Clone, Default)]
+struct ServedStreams(Rc<RefCell<Vec<u32>>>);
+
+/// Removes its stream when it is dropped.
+struct ServedStream(ServedStreams, u32);
+
+impl ServedStreams {
+    /// Awaits `work`; its stream counts as served from the first poll on.
+    async fn during<T>(&self, stream: u32, work: impl Future<Output = T>) -> T {
+        self.0.borrow_mut().push(stream);
+        let _served = ServedStream(self.clone(), stream);
+        work.await
+    }
+}
+
+impl Drop for ServedStream {
+    fn drop(&mut self) {
+        self.0.0.borrow_mut().retain(|stream| *stream != self.1);
+    }
+}
+
+/// Logs and counts the malformed streams that `h2` resets before their requests are served. A request that is being served logs
+/// itself.
+fn log_resets(worker: &Rc<Worker>, context: &Rc<ConnectionContext>, served: &ServedStreams) -> impl Fn(Reset) + use<> {
+    let (worker, context, served) = (Rc::clone(worker), Rc::clone(context), served.clone());
+    move |reset| {
+        if !served.0.borrow().contains(&reset.stream) {
+            let code = if reset.is_answered { Code::HeadTooLarge } else { Code::MalformedStream };
+            request::log_unread(&worker, &context, code);
+        }
     }
 }
 
@@ -141,7 +174,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     context: &Rc<ConnectionContext>,
     connection: &mut ServerConnection<S>,
     peer_settings: &PeerSettings,
-    (bounds, limits): (&Bounds, &Limits),
+    (bounds, limits, streams): (&Bounds, &Limits, &ServedStreams),
 ) -> Option<u64> {
     let rapid_resets = Rc::new(RapidResetLimit::new(bounds.resets));
     let mut end = pin!(end(worker, Rc::clone(&context.connection_state), bounds));
@@ -164,11 +197,11 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
                         // request.
                         context.buffers.widen(window_of(peer_settings));
                     }
-                    serve_stream(worker, context, (&rapid_resets, *limits), request, response);
+                    serve_stream(worker, context, (&rapid_resets, *limits), request, (response, streams));
                 }
                 Some(Err(error)) => {
                     tracing::debug!(%error, "connection ended with an error");
-                    if error.reason() == Some(Reason::PROTOCOL_ERROR) {
+                    if error.reason() == Some(Reason::PROTOCOL_ERROR) && !error.is_remote() {
                         request::log_unread(worker, context, Code::MalformedStream);
                     }
                     return (!error.is_io()).then_some(MAX_AFTER_ERROR);
@@ -241,10 +274,11 @@ fn serve_stream(
     context: &Rc<ConnectionContext>,
     (rapid_resets, limits): (&Rc<RapidResetLimit>, Limits),
     request: Request<h2::RecvStream>,
-    send_response: SendResponse<Piece>,
+    (send_response, streams): (SendResponse<Piece>, &ServedStreams),
 ) {
     let in_flight = ExchangeInFlight::count(&context.connection_state);
     let (worker, context, rapid_resets) = (Rc::clone(worker), Rc::clone(context), Rc::clone(rapid_resets));
+    let (streams, stream) = (streams.clone(), send_response.stream_id().into());
     let (request, exchange) = Exchange::open(request, send_response);
     let request = Box::new(request);
     let exchange = Rc::new(exchange);
@@ -260,7 +294,7 @@ fn serve_stream(
                 return;
             }
             // `handle` is dropped, with the resources of the request, before the response is sent, which may take long.
-            response = Box::pin(request::handle(worker, Rc::clone(&context), channel, request)) => response,
+            response = streams.during(stream, Box::pin(request::handle(worker, Rc::clone(&context), channel, request))) => response,
         };
         let stall = request::response_idle_timeout(response.headers(), &limits);
         served.answer(response, stall).await;

@@ -51,7 +51,7 @@ impl Context {
     ) -> Self {
         let (snapshot, arrival) = (worker.snapshot(), connection.arrival);
         Self {
-            log: RequestLog::open(&worker, &snapshot, arrival, &parts.method),
+            log: RequestLog::open(&worker, &snapshot, arrival, Some(&parts.method)),
             grpc_call: GrpcCall::of(parts).filter(|_| arrival.ingress == Ingress::Client),
             has_body,
             may_have_arrived: false,

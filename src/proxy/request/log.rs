@@ -38,7 +38,8 @@ pub(super) struct RequestLog {
     /// For a peer's request, the id in the peer's envelope.
     pub id: Rc<str>,
     client: Option<IpAddr>,
-    method: http::Method,
+    /// `None` for a request that could not be read.
+    pub method: Option<http::Method>,
     /// Its path is logged only if this region may process the data; otherwise the route alone identifies the request.
     question: Option<Rc<Question>>,
     /// The last judgement of the request as a whole, whose verdict was followed; `None` before the first one.
@@ -58,7 +59,7 @@ pub(super) struct RequestLog {
 }
 
 impl RequestLog {
-    pub fn open(worker: &Rc<Worker>, snapshot: &Arc<Snapshot>, arrival: Arrival, method: &http::Method) -> Self {
+    pub fn open(worker: &Rc<Worker>, snapshot: &Arc<Snapshot>, arrival: Arrival, method: Option<&http::Method>) -> Self {
         Self {
             worker: Rc::clone(worker),
             snapshot: Arc::clone(snapshot),
@@ -67,7 +68,7 @@ impl RequestLog {
             id: new_id(),
             // `judged` replaces it by the address from a trusted hop's header, or sets it from the peer's envelope.
             client: (arrival.ingress == Ingress::Client).then_some(arrival.remote),
-            method: method.clone(),
+            method: method.cloned(),
             question: None,
             judged: None,
             lease: None,
@@ -201,7 +202,7 @@ impl RequestLog {
             line.display("client", self.client.map(Masked));
             line.text("peer", peer);
             line.text("user", user.as_deref());
-            line.text("method", Some(self.method.as_str()));
+            line.text("method", self.method.as_ref().map(http::Method::as_str));
             line.display("path", path);
             line.text("route", Some(names.route));
             line.text("class", Some(&names.class));

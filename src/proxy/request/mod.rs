@@ -91,7 +91,9 @@ pub fn refuse_unread(
 ) -> Response<Body> {
     let (parts, ()) = Request::new(()).into_parts();
     let hsts = connection.options.hsts.clone();
-    let mut response = Context::open(worker, connection, channel, &parts, false).refuse(code, None);
+    let mut context = Context::open(worker, connection, channel, &parts, false);
+    context.log.method = None;
+    let mut response = context.refuse(code, None);
     if let Some(hsts) = hsts {
         response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts);
     }
@@ -100,7 +102,7 @@ pub fn refuse_unread(
 
 /// Counts and logs a request that the HTTP/2 connection itself refused, without a response.
 pub fn log_unread(worker: &Rc<Worker>, connection: &ConnectionContext, code: Code) {
-    let mut log = RequestLog::open(worker, &worker.snapshot(), connection.arrival, &Method::GET);
+    let mut log = RequestLog::open(worker, &worker.snapshot(), connection.arrival, None);
     (log.code, log.status) = (Some(code), Some(reply::status_of(code)));
     log.write();
 }
