@@ -1,6 +1,7 @@
 //! Mistakes in a configuration: the position, the cause and the correction.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -76,7 +77,10 @@ impl Problems {
 
 /// Returns `; did you mean X?` if `given` looks like a misspelling of a known word, else the list of at most 12 known words.
 pub fn suggestion<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -> String {
-    let known: Vec<&str> = known.into_iter().collect();
+    let mut known: Vec<&str> = known.into_iter().collect();
+    // A key that is read in two places is known twice.
+    let mut listed = HashSet::new();
+    known.retain(|name| listed.insert(*name));
     let closest = known.iter().map(|name| (edits(given, name), *name)).min();
     match closest {
         Some((edits, name)) if edits <= 1 + given.len().max(name.len()) / 4 => format!("; did you mean `{name}`?"),
@@ -102,6 +106,7 @@ mod tests {
         assert_eq!(suggestion("resticted", ["public", "restricted"]), "; did you mean `restricted`?");
         assert_eq!(suggestion("adress", ["address", "tls"]), "; did you mean `address`?");
         assert_eq!(suggestion("zebra", ["public", "restricted"]), "; expected one of `public`, `restricted`");
+        assert_eq!(suggestion("zebra", ["key", "token", "token"]), "; expected one of `key`, `token`");
         assert_eq!(suggestion("x", []), "");
     }
 }
