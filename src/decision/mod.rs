@@ -29,7 +29,7 @@ pub mod residency;
 mod resolve;
 pub mod verdict;
 
-use crate::model::outcome::Code;
+use crate::model::outcome::{Code, Rule};
 use crate::model::region::{RegionId, RegionSet};
 
 use facts::{Credential, Facts, Ingress, Lookup};
@@ -55,7 +55,7 @@ pub fn decide(facts: &Facts<'_>, policy: &Policy) -> Decision {
 fn judge(facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdict, Code> {
     let route = facts.route.id.map(|id| policy.routes.route(id)).ok_or(Code::RouteNone)?;
     if facts.directory == Lookup::Unverifiable {
-        return Err(Code::MalformedUser);
+        return Err(Code::Malformed(Rule::User));
     }
     trail.classes = facts.claimed.ok_or(Code::ClassUnknown)?.union(ClassSet::only(route.class));
     check_credential(facts.credential, policy, trail.classes)?;

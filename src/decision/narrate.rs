@@ -2,7 +2,7 @@
 
 use crate::model::country::CountryCode;
 use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
-use crate::model::outcome::Code;
+use crate::model::outcome::{Code, Rule};
 use crate::model::region::{RegionId, RegionSet};
 use crate::model::user::Evidence;
 use crate::model::vitals::{Health, RegionVitals, Vitals};
@@ -238,7 +238,7 @@ fn reason(code: Code) -> &'static str {
         Code::CarrierNotCleared => "the peer that forwarded this request may not carry its data",
         Code::TokenUnverified => "the request has a token that does not verify",
         Code::CredentialUnread => "the request has a credential that the app may read and this proxy cannot",
-        Code::MalformedUser => "the user in the path cannot be decoded",
+        Code::Malformed(Rule::User) => "the user in the path cannot be decoded",
         Code::ClassUnknown => "a peer names a data class that this policy does not have",
         Code::HomeDown => "the home accepts no requests, and the failover setting allows no other region",
         Code::AllDown => "no cleared region accepts requests",
@@ -254,16 +254,18 @@ fn reason(code: Code) -> &'static str {
         | Code::UpstreamUnreachable
         | Code::UpstreamBad
         | Code::UpstreamTimeout
-        | Code::MalformedLine
-        | Code::MalformedTarget
-        | Code::MalformedHeader
-        | Code::MalformedHost
-        | Code::MalformedLength
-        | Code::MalformedPath
-        | Code::MalformedUpgrade
-        | Code::MalformedHops
-        | Code::MalformedBody
-        | Code::MalformedStream
+        | Code::Malformed(
+            Rule::Line
+            | Rule::Target
+            | Rule::Header
+            | Rule::Host
+            | Rule::Length
+            | Rule::Path
+            | Rule::Upgrade
+            | Rule::Hops
+            | Rule::Body
+            | Rule::Stream,
+        )
         | Code::BodyTooLarge
         | Code::HeadTooLarge
         | Code::TargetTooLong

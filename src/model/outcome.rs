@@ -1,17 +1,31 @@
 //! Stable codes for the reasons why a request is refused, fails or is redirected.
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
+    (
+        $($(#[$doc:meta])* $variant:ident = $text:literal,)*;
+        $($(#[$rule_doc:meta])* $rule:ident = $rule_text:literal,)*
+    ) => {
         /// Why a request was refused, failed or was redirected: the metric label, the ledger field and the problem code.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-        pub enum Code { $($(#[$doc])* $variant,)* }
+        pub enum Code {
+            $($(#[$doc])* $variant,)*
+            /// The request is malformed or ambiguous.
+            Malformed(Rule),
+        }
+
+        /// The rule that a malformed request breaks.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum Rule { $($(#[$rule_doc])* $rule,)* }
 
         impl Code {
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)* $(Self::Malformed(Rule::$rule),)*];
 
             /// The dotted name, which is the same in every release.
             pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
+                match self {
+                    $(Self::$variant => $text,)*
+                    $(Self::Malformed(Rule::$rule) => $rule_text,)*
+                }
             }
         }
     };
@@ -66,28 +80,6 @@ codes! {
     UpstreamBad = "upstream.bad_response",
     /// The upstream did not respond in time.
     UpstreamTimeout = "upstream.timeout",
-    /// The request line is not valid, or a line of the head does not end with CRLF.
-    MalformedLine = "request.malformed_line",
-    /// The request target is not valid, or has a form that its method does not allow.
-    MalformedTarget = "request.malformed_target",
-    /// A header field is not valid.
-    MalformedHeader = "request.malformed_header",
-    /// The host is missing, repeated, not valid, or differs from the target.
-    MalformedHost = "request.malformed_host",
-    /// The fields that give the length of the body contradict each other, or servers read them differently.
-    MalformedLength = "request.malformed_length",
-    /// The path has no canonical form, or servers read it differently.
-    MalformedPath = "request.malformed_path",
-    /// The key of a WebSocket handshake is missing or not valid.
-    MalformedUpgrade = "request.malformed_upgrade",
-    /// `Max-Forwards` is not a number.
-    MalformedHops = "request.malformed_max_forwards",
-    /// The request names two users, or a user that cannot be decoded.
-    MalformedUser = "request.malformed_user",
-    /// The body broke off or was framed wrongly.
-    MalformedBody = "request.malformed_body",
-    /// A stream of HTTP/2 broke the rules of RFC 9113; it was reset without a response.
-    MalformedStream = "request.malformed_stream",
     /// The request body is larger than the limit.
     BodyTooLarge = "request.body_too_large",
     /// The request head is larger than the limit.
@@ -108,4 +100,29 @@ codes! {
     Overloaded = "proxy.overloaded",
     /// The whole request took longer than the limit.
     DeadlineExceeded = "proxy.deadline_exceeded",
+
+    ;
+
+    /// The request line is not valid, or a line of the head does not end with CRLF.
+    Line = "request.malformed_line",
+    /// The request target is not valid, or has a form that its method does not allow.
+    Target = "request.malformed_target",
+    /// A header field is not valid.
+    Header = "request.malformed_header",
+    /// The host is missing, repeated, not valid, or differs from the target.
+    Host = "request.malformed_host",
+    /// The fields that give the length of the body contradict each other, or servers read them differently.
+    Length = "request.malformed_length",
+    /// The path has no canonical form, or servers read it differently.
+    Path = "request.malformed_path",
+    /// The key of a WebSocket handshake is missing or not valid.
+    Upgrade = "request.malformed_upgrade",
+    /// `Max-Forwards` is not a number.
+    Hops = "request.malformed_max_forwards",
+    /// The request names two users, or a user that cannot be decoded.
+    User = "request.malformed_user",
+    /// The body broke off or was framed wrongly.
+    Body = "request.malformed_body",
+    /// A stream of HTTP/2 broke the rules of RFC 9113; it was reset without a response.
+    Stream = "request.malformed_stream",
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::http::body::Body;
 use crate::http::names::{GRPC_MESSAGE, GRPC_STATUS, PROXY_STATUS};
 use crate::http::tunnel::WEBSOCKET_VERSION;
-use crate::model::outcome::Code;
+use crate::model::outcome::{Code, Rule};
 use crate::peer::response::write_code;
 
 /// The status of a refusal.
@@ -34,17 +34,7 @@ pub const fn status_of(code: Code) -> StatusCode {
         Code::Misdirected | Code::PeerMalformed | Code::WrongSite => StatusCode::MISDIRECTED_REQUEST,
         Code::Loop | Code::UpstreamUnreachable | Code::UpstreamBad => StatusCode::BAD_GATEWAY,
         Code::UpstreamTimeout | Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
-        Code::MalformedLine
-        | Code::MalformedTarget
-        | Code::MalformedHeader
-        | Code::MalformedHost
-        | Code::MalformedLength
-        | Code::MalformedPath
-        | Code::MalformedUpgrade
-        | Code::MalformedHops
-        | Code::MalformedUser
-        | Code::MalformedBody
-        | Code::MalformedStream => StatusCode::BAD_REQUEST,
+        Code::Malformed(_) => StatusCode::BAD_REQUEST,
         Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::TargetTooLong => StatusCode::URI_TOO_LONG,
@@ -82,17 +72,17 @@ const fn sentence(code: Code) -> &'static str {
         Code::UpstreamUnreachable => "The application could not be reached.",
         Code::UpstreamBad => "The application sent an invalid response.",
         Code::UpstreamTimeout | Code::DeadlineExceeded => "The application did not respond in time.",
-        Code::MalformedLine => "The request line is not valid, or a line does not end with CR LF.",
-        Code::MalformedTarget => "The request target is not valid.",
-        Code::MalformedHeader => "A header field of the request is not valid.",
-        Code::MalformedHost => "The host of the request is missing, repeated or not valid.",
-        Code::MalformedLength => "The length of the request's body is ambiguous.",
-        Code::MalformedPath => "The path of the request is not valid or ambiguous.",
-        Code::MalformedUpgrade => "The WebSocket handshake is not valid.",
-        Code::MalformedHops => "Max-Forwards is not a number.",
-        Code::MalformedUser => "The user of the request is not valid or ambiguous.",
-        Code::MalformedBody => "The body of the request broke off or is not valid.",
-        Code::MalformedStream => "The request breaks the rules of HTTP/2.",
+        Code::Malformed(Rule::Line) => "The request line is not valid, or a line does not end with CR LF.",
+        Code::Malformed(Rule::Target) => "The request target is not valid.",
+        Code::Malformed(Rule::Header) => "A header field of the request is not valid.",
+        Code::Malformed(Rule::Host) => "The host of the request is missing, repeated or not valid.",
+        Code::Malformed(Rule::Length) => "The length of the request's body is ambiguous.",
+        Code::Malformed(Rule::Path) => "The path of the request is not valid or ambiguous.",
+        Code::Malformed(Rule::Upgrade) => "The WebSocket handshake is not valid.",
+        Code::Malformed(Rule::Hops) => "Max-Forwards is not a number.",
+        Code::Malformed(Rule::User) => "The user of the request is not valid or ambiguous.",
+        Code::Malformed(Rule::Body) => "The body of the request broke off or is not valid.",
+        Code::Malformed(Rule::Stream) => "The request breaks the rules of HTTP/2.",
         Code::BodyTooLarge => "The request's body is too large.",
         Code::HeadTooLarge => "The request's headers are too large.",
         Code::TargetTooLong => "The request's URL is too long.",
@@ -114,21 +104,9 @@ const fn proxy_error(code: Code) -> &'static str {
         }
         Code::UpstreamBad => "http_protocol_error",
         Code::UpstreamTimeout | Code::DeadlineExceeded => "http_response_timeout",
-        Code::MalformedLine
-        | Code::MalformedTarget
-        | Code::MalformedHeader
-        | Code::MalformedHost
-        | Code::MalformedLength
-        | Code::MalformedPath
-        | Code::MalformedUpgrade
-        | Code::MalformedHops
-        | Code::MalformedUser
-        | Code::MalformedBody
-        | Code::MalformedStream
-        | Code::HeadTooLarge
-        | Code::TargetTooLong
-        | Code::BodyTooLarge
-        | Code::RequestTimeout => "http_request_error",
+        Code::Malformed(_) | Code::HeadTooLarge | Code::TargetTooLong | Code::BodyTooLarge | Code::RequestTimeout => {
+            "http_request_error"
+        }
         Code::RouteNone
         | Code::HomeUnresolved
         | Code::NowhereCleared
@@ -303,20 +281,7 @@ const fn call_status(code: Code) -> u16 {
         Code::BodyTooLarge | Code::HeadTooLarge | Code::TargetTooLong => RESOURCE_EXHAUSTED,
         Code::WrongSite => FAILED_PRECONDITION,
         Code::RouteNone | Code::MethodNotAllowed | Code::UpgradeRefused | Code::WebSocketVersion => UNIMPLEMENTED,
-        Code::MalformedLine
-        | Code::MalformedTarget
-        | Code::MalformedHeader
-        | Code::MalformedHost
-        | Code::MalformedLength
-        | Code::MalformedPath
-        | Code::MalformedUpgrade
-        | Code::MalformedHops
-        | Code::MalformedUser
-        | Code::MalformedBody
-        | Code::MalformedStream
-        | Code::Loop
-        | Code::Misdirected
-        | Code::PeerMalformed => INTERNAL,
+        Code::Malformed(_) | Code::Loop | Code::Misdirected | Code::PeerMalformed => INTERNAL,
         Code::DirectoryUnavailable
         | Code::HomeUnknown
         | Code::HomeDown

@@ -47,7 +47,7 @@ class Nginx:
 
 
 def load_module(binary):
-    """The directive that loads the geoip2 module, which is empty if it is compiled in; None if there is no such module."""
+    """Returns the directive that loads the geoip2 module: empty if nginx contains the module, None if it is not installed."""
     about = subprocess.run([binary, "-V"], capture_output=True, text=True).stderr
     if re.search(r"--add-module=\S*geoip2", about):
         return ""

@@ -18,7 +18,7 @@ use crate::http::connection::{ConnectionState, ExchangeInFlight};
 use crate::http::http2::{Exchange, FrameGuard, MonitoredIo, PeerSettings, Piece, Reset};
 use crate::http::io::BufferedStream;
 use crate::http::window::{CONNECTION_WINDOW, Window};
-use crate::model::outcome::Code;
+use crate::model::outcome::{Code, Rule};
 use crate::transport::stream::Stream;
 
 use super::super::ingress::{ConnectionContext, ResponseChannel};
@@ -132,7 +132,7 @@ fn log_resets(worker: &Rc<Worker>, context: &Rc<ConnectionContext>, served: &Ser
     let (worker, context, served) = (Rc::clone(worker), Rc::clone(context), served.clone());
     move |reset| {
         if !served.0.borrow().contains(&reset.stream) {
-            let code = if reset.is_answered { Code::HeadTooLarge } else { Code::MalformedStream };
+            let code = if reset.is_answered { Code::HeadTooLarge } else { Code::Malformed(Rule::Stream) };
             request::log_unread(&worker, &context, code);
         }
     }
@@ -202,7 +202,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
                 Some(Err(error)) => {
                     tracing::debug!(%error, "connection ended with an error");
                     if error.reason() == Some(Reason::PROTOCOL_ERROR) && !error.is_remote() {
-                        request::log_unread(worker, context, Code::MalformedStream);
+                        request::log_unread(worker, context, Code::Malformed(Rule::Stream));
                     }
                     return (!error.is_io()).then_some(MAX_AFTER_ERROR);
                 }

@@ -25,7 +25,7 @@ use crate::engine::path::{canonical_path, is_ambiguous};
 use crate::engine::question::{Identity, Question};
 use crate::http::names::{is_framing_look_alike, is_same_name};
 use crate::http::tunnel::CONNECT;
-use crate::model::outcome::Code;
+use crate::model::outcome::{Code, Rule};
 use crate::model::user::Proof;
 use crate::peer::{Envelope, fields};
 
@@ -126,10 +126,10 @@ pub fn read(
         Ingress::Peer(_) => Some(read_envelope(&parts.headers)?),
     };
     let authority =
-        target::authority_of(parts).or_else(|| target::address_of(parts, arrival.local)).ok_or(Code::MalformedHost)?;
+        target::authority_of(parts).or_else(|| target::address_of(parts, arrival.local)).ok_or(Code::Malformed(Rule::Host))?;
     let is_connect = upgrade.as_ref().is_some_and(Upgrade::is_connect);
     if is_connect && authority.port.is_none() {
-        return Err(Code::MalformedHost);
+        return Err(Code::Malformed(Rule::Host));
     }
     let path = read_path(parts, method, is_connect, snapshot)?;
     let is_upgrade = upgrade.is_some() || parts.headers.contains_key(http::header::UPGRADE);
@@ -143,7 +143,7 @@ pub fn read(
     // A preflight is judged as the request that it announces.
     let method = preflight.as_ref().map_or(method, |preflight| preflight.method);
     if is_ambiguous(&Head { method, host: &authority.host, path: &path }, snapshot.policy()) {
-        return Err(Code::MalformedPath);
+        return Err(Code::Malformed(Rule::Path));
     }
     let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
     let question = Question {
@@ -200,12 +200,12 @@ fn read_path(parts: &mut Parts, method: Method, is_connect: bool, snapshot: &Sna
         // CONNECT has no path, so it is judged with the path `/`.
         "" | "/" if is_connect => Cow::Borrowed("/"),
         "*" if method == Method::Options => Cow::Borrowed("*"),
-        path => canonical_path(path, snapshot.judging.slashes).ok_or(Code::MalformedPath)?,
+        path => canonical_path(path, snapshot.judging.slashes).ok_or(Code::Malformed(Rule::Path))?,
     };
     match path {
         Cow::Borrowed(path) => Ok(path.to_owned()),
         Cow::Owned(path) => {
-            target::replace_path(parts, &path).ok_or(Code::MalformedPath)?;
+            target::replace_path(parts, &path).ok_or(Code::Malformed(Rule::Path))?;
             Ok(path)
         }
     }
@@ -305,10 +305,10 @@ fn check_size(parts: &Parts, limits: &Limits) -> Result<(), Code> {
 fn check_grammar(parts: &Parts) -> Result<(), Code> {
     let is_visible = |target: &PathAndQuery| target.as_str().bytes().all(|byte| matches!(byte, 0x21..=0x7e));
     if !parts.uri.path_and_query().is_none_or(is_visible) {
-        return Err(Code::MalformedTarget);
+        return Err(Code::Malformed(Rule::Target));
     }
     let has_two_lengths = parts.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some();
-    if has_two_lengths || parts.headers.keys().any(is_framing_look_alike) { Err(Code::MalformedLength) } else { Ok(()) }
+    if has_two_lengths || parts.headers.keys().any(is_framing_look_alike) { Err(Code::Malformed(Rule::Length)) } else { Ok(()) }
 }
 
 /// A request id of 128 random bits: unique without coordination, and it reveals nothing.

@@ -176,9 +176,9 @@ fn a_header_names_the_user_only_from_a_trusted_hop() {
         "invalid bytes in another cookie do not hide the user"
     );
     headers.append("cookie", "uid=carol".parse().unwrap());
-    assert_eq!(user::key(&headers, false, None, &keys), Err(Code::MalformedUser), "a request must not name two users");
+    assert_eq!(user::key(&headers, false, None, &keys), Err(Code::Malformed(Rule::User)), "a request must not name two users");
     headers.append("x-user-id", "mallory".parse().unwrap());
-    assert_eq!(user::key(&headers, true, None, &keys), Err(Code::MalformedUser));
+    assert_eq!(user::key(&headers, true, None, &keys), Err(Code::Malformed(Rule::User)));
 }
 
 #[test]

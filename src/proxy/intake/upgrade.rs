@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::{Method, Version};
 
 use crate::http::tunnel::{CONNECT, WEBSOCKET_VERSION};
-use crate::model::outcome::Code;
+use crate::model::outcome::{Code, Rule};
 
 use super::super::headers::members;
 
@@ -84,7 +84,7 @@ fn websocket_key(parts: &Parts) -> Result<HeaderValue, Code> {
         values.next().filter(|_| values.next().is_none())
     };
     let key = only("sec-websocket-key").filter(|key| key.len() == 24 && key.as_bytes().ends_with(b"=="));
-    key.cloned().ok_or(Code::MalformedUpgrade)
+    key.cloned().ok_or(Code::Malformed(Rule::Upgrade))
 }
 
 /// RFC 6455 section 4.4: the response to another version names the supported one.

@@ -3,7 +3,7 @@
 use http::HeaderMap;
 
 use crate::engine::path::usable_key;
-use crate::model::outcome::Code;
+use crate::model::outcome::{Code, Rule};
 use crate::model::user::Proof;
 use crate::tokens::Verified;
 
@@ -31,7 +31,7 @@ pub(super) fn key(
             KeySource::Cookie(name) => (only(cookies(headers, name))?, Proof::Claimed),
         };
         if let Some(key) = key.filter(|key| !key.is_empty()) {
-            let key = std::str::from_utf8(key).ok().and_then(usable_key).ok_or(Code::MalformedUser)?;
+            let key = std::str::from_utf8(key).ok().and_then(usable_key).ok_or(Code::Malformed(Rule::User))?;
             return Ok(Some((key, proof)));
         }
     }
@@ -41,7 +41,7 @@ pub(super) fn key(
 /// The common value of all items; an error if they differ.
 fn only<'h>(mut values: impl Iterator<Item = &'h [u8]>) -> Result<Option<&'h [u8]>, Code> {
     let Some(first) = values.next() else { return Ok(None) };
-    if values.all(|other| other == first) { Ok(Some(first)) } else { Err(Code::MalformedUser) }
+    if values.all(|other| other == first) { Ok(Some(first)) } else { Err(Code::Malformed(Rule::User)) }
 }
 
 /// The values of a cookie, as bytes, so that invalid characters in another cookie do not hide it.

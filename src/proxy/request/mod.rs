@@ -31,7 +31,7 @@ use crate::engine::recheck::Lease;
 use crate::http::body::Body;
 use crate::http::names::TRACEPARENT;
 use crate::http::pool::BoxedRequest;
-use crate::model::outcome::Code;
+use crate::model::outcome::{Code, Rule};
 use crate::model::region::RegionId;
 use crate::peer::fields;
 use crate::peer::probe::Report;
@@ -207,7 +207,7 @@ fn take_hop(parts: &mut Parts) -> Result<Option<Response<Body>>, Code> {
     let mut values = parts.headers.get_all(MAX_FORWARDS).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let is_number = !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit) && values.next().is_none();
-    let left = value.to_str().ok().filter(|_| is_number).ok_or(Code::MalformedHops)?;
+    let left = value.to_str().ok().filter(|_| is_number).ok_or(Code::Malformed(Rule::Hops))?;
     // More digits than fit are more hops than any path has.
     match left.parse::<u32>().unwrap_or(u32::MAX) {
         0 if parts.method == Method::OPTIONS => Ok(Some(reply::options())),
@@ -223,7 +223,7 @@ fn take_hop(parts: &mut Parts) -> Result<Option<Response<Body>>, Code> {
 /// does not cover, or in a loop.
 fn guard(context: &Context, intake: &Intake, parts: &Parts) -> Result<(), Code> {
     if context.connection.options.redirect.is_some() {
-        return Err(if context.grpc_call.is_some() { Code::RouteNone } else { Code::MalformedHost });
+        return Err(if context.grpc_call.is_some() { Code::RouteNone } else { Code::Malformed(Rule::Host) });
     }
     let site = context.connection.site.as_ref();
     if site.is_some_and(|site| !site.may_serve(&intake.question.host, &context.snapshot.sites)) {
@@ -260,7 +260,7 @@ fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId
 /// Refuses a request. A CORS preflight from a configured origin gets a response from the proxy instead: no app server
 /// may receive the preflight, and the browser needs a response before it sends the actual request, which can be judged.
 fn refuse_or_answer_preflight(context: Context, intake: &Intake, code: Code, asked: &HeaderMap) -> Response<Body> {
-    match context.preflight_response(intake, asked).filter(|_| code != Code::MalformedUser) {
+    match context.preflight_response(intake, asked).filter(|_| code != Code::Malformed(Rule::User)) {
         Some(response) => context.finish(response),
         None => context.refuse(code, Some(&intake.question)),
     }
@@ -368,7 +368,7 @@ const fn code_of_failure(failure: BodyFailure) -> Code {
     match failure {
         BodyFailure::TooLarge => Code::BodyTooLarge,
         BodyFailure::IdleTimeout | BodyFailure::TooSlow => Code::RequestTimeout,
-        BodyFailure::SenderFailed => Code::MalformedBody,
+        BodyFailure::SenderFailed => Code::Malformed(Rule::Body),
         BodyFailure::NoLongerCleared => Code::NoLongerCleared,
         BodyFailure::DeadlineExceeded => Code::DeadlineExceeded,
     }

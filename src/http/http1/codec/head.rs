@@ -5,7 +5,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::super::super::lists::tokens;
 use super::super::super::names::is_framing_look_alike;
-use crate::model::outcome::Code;
+use crate::model::outcome::{Code, Rule};
 
 /// Returns the length of the head at the start of `bytes`, with its empty line; `None` if the head is incomplete.
 ///
@@ -15,7 +15,7 @@ pub(super) fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Code>
     for offset in memchr::memchr_iter(b'\n', &bytes[from..]) {
         let at = from + offset;
         if at == 0 || bytes[at - 1] != b'\r' {
-            return Err(Code::MalformedLine);
+            return Err(Code::Malformed(Rule::Line));
         }
         // One empty line before the request line is ignored (RFC 9112 section 2.2).
         if at > 3 && bytes[at - 3..at - 1] == *b"\r\n" {
@@ -76,7 +76,7 @@ impl Fields {
             fields.note(&name, value.as_bytes(), is_http11)?;
             fields.map.try_append(name, value).map_err(|_| Code::HeadTooLarge)?;
         }
-        Err(Code::MalformedHeader)
+        Err(Code::Malformed(Rule::Header))
     }
 
     fn note(&mut self, name: &HeaderName, value: &[u8], is_http11: bool) -> Result<(), Code> {
@@ -92,17 +92,17 @@ impl Fields {
             }
             TRANSFER_ENCODING => {
                 if self.framing.is_some() || !is_http11 || !value.eq_ignore_ascii_case(b"chunked") {
-                    return Err(Code::MalformedLength);
+                    return Err(Code::Malformed(Rule::Length));
                 }
                 self.framing = Some(Framing::Chunked);
             }
             CONTENT_LENGTH => {
                 if self.framing.is_some() {
-                    return Err(Code::MalformedLength);
+                    return Err(Code::Malformed(Rule::Length));
                 }
-                self.framing = Some(Framing::Length(length(value).ok_or(Code::MalformedLength)?));
+                self.framing = Some(Framing::Length(length(value).ok_or(Code::Malformed(Rule::Length))?));
             }
-            _ if is_framing_look_alike(name) => return Err(Code::MalformedLength),
+            _ if is_framing_look_alike(name) => return Err(Code::Malformed(Rule::Length)),
             _ => {}
         }
         Ok(())
@@ -112,14 +112,14 @@ impl Fields {
 /// Splits the field line at `line` into its name and its value. Refuses folded lines and control characters.
 pub(super) fn field(lines: &Bytes, line: std::ops::Range<usize>, blanks: Blanks) -> Result<(HeaderName, HeaderValue), Code> {
     let bytes = &lines[line.clone()];
-    let colon = memchr::memchr(b':', bytes).ok_or(Code::MalformedHeader)?;
+    let colon = memchr::memchr(b':', bytes).ok_or(Code::Malformed(Rule::Header))?;
     let mut name = &bytes[..colon];
     if blanks == Blanks::Removed && !name.starts_with(b" ") && !name.starts_with(b"\t") {
         name = trim_blanks(name);
     }
     let value = trim_blanks(&bytes[colon + 1..]);
-    let name = HeaderName::from_bytes(name).map_err(|_| Code::MalformedHeader)?;
-    let value = HeaderValue::from_maybe_shared(lines.slice_ref(value)).map_err(|_| Code::MalformedHeader)?;
+    let name = HeaderName::from_bytes(name).map_err(|_| Code::Malformed(Rule::Header))?;
+    let value = HeaderValue::from_maybe_shared(lines.slice_ref(value)).map_err(|_| Code::Malformed(Rule::Header))?;
     Ok((name, value))
 }
 

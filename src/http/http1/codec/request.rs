@@ -11,7 +11,7 @@ use http::{Method, Request, Uri, Version};
 use super::super::super::lists::tokens;
 use super::body::BodyDecoder;
 use super::head::{Blanks, Fields, Framing, find_end};
-use crate::model::outcome::Code;
+use crate::model::outcome::{Code, Rule};
 
 /// The limits on a request head, and the timeouts of its connection.
 #[derive(Clone, Copy, Debug)]
@@ -55,21 +55,21 @@ pub fn read_request(bytes: &mut BytesMut, seen: &mut usize, limits: &HeadLimits)
     if head.starts_with(b"\r\n") {
         head.advance(2);
     }
-    let line_end = memchr::memchr(b'\n', &head).ok_or(Code::MalformedLine)?;
+    let line_end = memchr::memchr(b'\n', &head).ok_or(Code::Malformed(Rule::Line))?;
     let lines = head.split_off(line_end + 1);
     head.truncate(line_end - 1);
     let (method, target, is_http11) = request_line(&head, limits)?;
-    let mut uri = Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Code::MalformedTarget)?;
+    let mut uri = Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Code::Malformed(Rule::Target))?;
     if method == Method::OPTIONS && is_whole_server(target) {
-        uri = for_whole_server(uri).ok_or(Code::MalformedTarget)?;
+        uri = for_whole_server(uri).ok_or(Code::Malformed(Rule::Target))?;
     }
     let fields = Fields::read(&lines, is_http11, limits.fields, Blanks::Refused)?;
     if fields.hosts > 1 || (is_http11 && fields.hosts == 0) {
-        return Err(Code::MalformedHost);
+        return Err(Code::Malformed(Rule::Host));
     }
     // CONNECT has no content (RFC 9110 section 9.3.6). It would be taken for bytes of the tunnel.
     if method == Method::CONNECT && !matches!(fields.framing, None | Some(Framing::Length(0))) {
-        return Err(Code::MalformedLength);
+        return Err(Code::Malformed(Rule::Length));
     }
     Ok(Some(assemble(method, uri, is_http11, fields)))
 }
@@ -95,20 +95,20 @@ fn assemble(method: Method, uri: Uri, is_http11: bool, fields: Fields) -> Reques
 fn request_line<'l>(line: &'l [u8], limits: &HeadLimits) -> Result<(Method, &'l [u8], bool), Code> {
     let mut parts = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
-        return Err(Code::MalformedLine);
+        return Err(Code::Malformed(Rule::Line));
     };
     if target.len() > limits.target_bytes {
         return Err(Code::TargetTooLong);
     }
     let visible = |byte: &u8| matches!(byte, 0x21..=0x7e);
     if target.is_empty() || !target.iter().all(visible) || !is_form(method, target) {
-        return Err(Code::MalformedTarget);
+        return Err(Code::Malformed(Rule::Target));
     }
-    let method = Method::from_bytes(method).map_err(|_| Code::MalformedLine)?;
+    let method = Method::from_bytes(method).map_err(|_| Code::Malformed(Rule::Line))?;
     match version {
         b"HTTP/1.1" => Ok((method, target, true)),
         b"HTTP/1.0" => Ok((method, target, false)),
-        _ => Err(Code::MalformedLine),
+        _ => Err(Code::Malformed(Rule::Line)),
     }
 }
 

@@ -2,7 +2,7 @@ use super::*;
 use bytes::BytesMut;
 use std::time::Duration;
 
-use crate::model::outcome::Code;
+use crate::model::outcome::{Code, Rule};
 
 fn limits() -> HeadLimits {
     let timeout = Duration::from_secs(3600);
@@ -28,7 +28,7 @@ fn requests(sent: &[u8], step: usize) -> (Vec<(String, String)>, Result<bool, Co
         found.push((head.parts.uri.to_string(), String::new()));
         loop {
             match head.body.decode(&mut bytes) {
-                Err(_) => return (found, Err(Code::MalformedBody)),
+                Err(_) => return (found, Err(Code::Malformed(Rule::Body))),
                 Ok(Decoded::Ended) => break,
                 Ok(Decoded::Data(data)) => found.last_mut().unwrap().1 += std::str::from_utf8(&data).unwrap(),
                 Ok(Decoded::Trailers(trailers)) => found.last_mut().unwrap().1 += &format!("{trailers:?}"),
@@ -87,20 +87,20 @@ fn every_ambiguous_framing_is_refused() {
         "Content_Length: 5",
         "Transfer_Encoding: chunked",
     ] {
-        assert_refused(&with(fields), Code::MalformedLength);
+        assert_refused(&with(fields), Code::Malformed(Rule::Length));
     }
     for fields in ["Content-Length : 5", "X: a\r\n b: folded", "X: a\0b", "X: a\rb", "X: \u{c}a", ": empty"] {
-        assert_refused(&with(fields), Code::MalformedHeader);
+        assert_refused(&with(fields), Code::Malformed(Rule::Header));
     }
-    assert_refused(&with("Host: b"), Code::MalformedHost);
-    assert_refused("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Code::MalformedLength);
-    assert_refused("GET / HTTP/1.1\r\n\r\n", Code::MalformedHost);
+    assert_refused(&with("Host: b"), Code::Malformed(Rule::Host));
+    assert_refused("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Code::Malformed(Rule::Length));
+    assert_refused("GET / HTTP/1.1\r\n\r\n", Code::Malformed(Rule::Host));
     for head in ["GET / HTTP/1.1\nHost: a\n\n", "GET  / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/2.0\r\nHost: a\r\n\r\n"] {
-        assert_refused(head, Code::MalformedLine);
+        assert_refused(head, Code::Malformed(Rule::Line));
     }
-    assert_refused("GET /\r\nHost: a\r\n\r\n", Code::MalformedLine);
-    assert_refused("\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Code::MalformedLine);
-    assert_refused("GET x HTTP/1.1\r\nHost: a\r\n\r\n", Code::MalformedTarget);
+    assert_refused("GET /\r\nHost: a\r\n\r\n", Code::Malformed(Rule::Line));
+    assert_refused("\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Code::Malformed(Rule::Line));
+    assert_refused("GET x HTTP/1.1\r\nHost: a\r\n\r\n", Code::Malformed(Rule::Target));
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn a_malformed_chunk_is_an_error_after_the_data_before_it() {
     ] {
         for step in [1, 5000] {
             let (found, outcome) = requests(format!("{head}{body}").as_bytes(), step);
-            assert_eq!((found[0].1.as_str(), outcome), (before, Err(Code::MalformedBody)), "{body:?}");
+            assert_eq!((found[0].1.as_str(), outcome), (before, Err(Code::Malformed(Rule::Body))), "{body:?}");
         }
     }
 }
