@@ -72,6 +72,20 @@ fn lines_of_one_worker_are_written_together_and_each_is_acknowledged() {
 }
 
 #[test]
+fn no_more_lines_wait_than_the_queue_holds() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (tally, failures) = tally();
+    let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally, false).unwrap();
+    let lines = QUEUE + 1;
+    let error = block_on(ledger.write("{}\n".repeat(lines), lines)).unwrap_err().to_string();
+    assert!(error.contains("the queue is full") && error.contains("free space"), "{error}");
+    assert_eq!(failures.load(Ordering::Relaxed), lines as u64);
+    for _ in 0..2 {
+        block_on(ledger.write("{}\n".repeat(QUEUE), QUEUE)).expect("refused and written lines no longer wait");
+    }
+}
+
+#[test]
 fn lines_of_a_worker_fail_together_on_a_full_disk() {
     let scratch = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("/dev/full", scratch.path().join("ledger.jsonl")).unwrap();

@@ -563,8 +563,8 @@ fn a_request_that_cannot_be_read_is_answered_counted_and_logged() {
 
 /// A frame of HTTP/2 on a stream.
 fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u8::try_from(payload.len()).unwrap();
-    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+    let [_, a, b, c] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&[a, b, c, kind, flags, 0, 0, 0, stream], payload].concat()
 }
 
 #[test]
@@ -616,6 +616,38 @@ fn a_malformed_stream_of_http2_is_counted_and_logged_and_ends_alone() {
     eventually("the request with a wrong length is counted", || requests() > before);
     assert_eq!(requests(), before + 1.0);
     assert!(world.eu().metrics().contains(counted), "the stream of a request that is served is not counted again");
+}
+
+/// A connection of HTTP/2 that sends these frames after its preface, and reads until the proxy closes it or `is_last` holds for the
+/// kind and the stream of a frame.
+fn converse_http2(address: SocketAddr, frames: &[Vec<u8>], is_last: impl Fn(u8, u8) -> bool) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat();
+    stream.write_all(&[preface, frames.concat()].concat()).unwrap();
+    let mut head = [0; 9];
+    while stream.read_exact(&mut head).is_ok() {
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).unwrap();
+        if is_last(head[3], head[8]) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn only_malformed_streams_are_counted_as_malformed() {
+    let world = World::start();
+    // A GOAWAY with PROTOCOL_ERROR says that the client found a fault in what it received.
+    converse_http2(world.eu().http, &[frame(7, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 1])], |_, _| false);
+    // `h2` itself responds to a head that is too large, and then resets its stream.
+    let large = [&[0x83, 0x86, 0x84, 0x41, 1, b'a'][..], &[0, 1, b'x', 0x7f, 0x81, 0x7e], &[b'y'; 16_256]].concat();
+    let more = [&[0, 1, b'x', 0x7f, 0x81, 0x7e][..], &[b'y'; 16_256]].concat();
+    let block = [frame(1, 0, 1, &large), frame(9, 0, 1, &more), frame(9, 0, 1, &more), frame(9, 4, 1, &more)];
+    converse_http2(world.eu().http, &block, |kind, stream| (kind, stream) == (3, 1));
+    let too_large = "domicile_failures_total{code=\"request.head_too_large\"} 1\n";
+    eventually("it is counted", || world.eu().metrics().contains(too_large));
+    assert!(!world.eu().metrics().contains("request.malformed_stream"), "{}", world.eu().metrics());
 }
 
 #[test]

@@ -354,3 +354,19 @@ async fn dial<K: Destination>(
     });
     Ok((StreamSender::new(sender), remote))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_keeps_a_connection_that_is_about_to_be_dialed() {
+        let pool = Http2Pool::<Arc<str>>::default();
+        let place: (Arc<str>, Window) = ("a:1".into(), Window::NARROW);
+        let held = Rc::clone(&filled(&mut pool.destinations.borrow_mut(), place.clone(), 2)[0]);
+        pool.retain(&[Window::NARROW], |_, _| true);
+        let destinations = pool.destinations.borrow();
+        let [kept] = &destinations[&place][..] else { panic!("only the connection that is held is kept") };
+        assert!(Rc::ptr_eq(kept, &held));
+    }
+}
