@@ -4,7 +4,7 @@
 //!
 //! Each figure is computed from the time difference between a longer and a shorter body, so that connection setup and the
 //! first round trips do not count. It is the median of three pairs, with the slowest and the fastest. `computed` is two thirds
-//! of a wide window (a quarter of `limits.connection_buffer`) per round trip: `h2` returns capacity in thirds of a window, so
+//! of the window for this distance (half of `limits.connection_buffer`) per round trip: `h2` returns capacity in thirds of a window, so
 //! up to a third of it is idle. A body that does not arrive completely ends the benchmark with an error.
 
 use std::net::SocketAddr;
@@ -47,7 +47,7 @@ fn main() -> Result<(), String> {
                     if is_upload { "upload" } else { "response" },
                     rates[PAIRS / 2],
                     format!("{:.1}-{:.1}", rates[0], rates[PAIRS - 1]),
-                    (buffer / 4) as f64 * 2.0 / 3.0 / round_trip.as_secs_f64() / 1e6
+                    (buffer / 2) as f64 * 2.0 / 3.0 / round_trip.as_secs_f64() / 1e6
                 );
             }
         }

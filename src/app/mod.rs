@@ -135,7 +135,7 @@ impl App {
         let built = build::build(sources)?;
         check_loss(&built, launch.predecessor_user_count)?;
         let (phase, phases) = channel::channel(Phase::Serving);
-        let shared = shared(&built, &metrics, launch.predecessor_user_count.is_some(), phases.clone())?;
+        let shared = shared(&built, &metrics, launch.predecessor_user_count.is_some(), (worker_count, phases.clone()))?;
         let listener_configs = Arc::new(ArcSwap::new(Arc::clone(&built.listener_configs)));
         let mut workers = Vec::new();
         let mut handles = Vec::new();
@@ -271,7 +271,7 @@ fn shared(
     built: &Built,
     metrics: &Arc<Metrics>,
     is_successor: bool,
-    phase: channel::Receiver<Phase>,
+    (worker_count, phase): (usize, channel::Receiver<Phase>),
 ) -> Result<Arc<Shared>, StartError> {
     let audit = built.settings.audit.as_ref();
     let ledger = audit.map(|settings| Ledger::open(settings, tally(metrics), is_successor)).transpose()?;
@@ -285,6 +285,7 @@ fn shared(
         vitals: Arc::new(ArcSwap::new(Arc::new(vitals))),
         ledger,
         pseudonyms,
+        worker_count,
         phase,
         connections: Connections::default(),
         requests: Arc::default(),

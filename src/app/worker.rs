@@ -17,6 +17,7 @@ use crate::access_log::AccessLog;
 use crate::engine::recheck::CLOCK_INTERVAL;
 use crate::http::io::SWEEP_INTERVAL;
 use crate::http::pool::SendOptions;
+use crate::http::window::Window;
 use crate::metrics::Metrics;
 use crate::model::region::RegionId;
 use crate::model::vitals::Health;
@@ -153,19 +154,20 @@ fn sweep_connections(worker: &Rc<Worker>) {
     let (snapshot, vitals) = (worker.snapshot(), worker.vitals());
     let limits = snapshot.limits;
     let windows = limits.windows();
-    worker.upstream_pool.sweep(snapshot.upstreams.all().iter().map(|upstream| &upstream.server), &windows);
+    worker.upstream_pool.sweep(snapshot.upstreams.all().iter().map(|upstream| &upstream.server), windows);
     let is_current =
         |region: &RegionId, server: &Server| snapshot.gateways.get(region).is_some_and(|gateway| gateway.server.is_same(server));
-    worker.peer_pool.retain(&windows, is_current);
+    worker.peer_pool.retain(windows, is_current);
     for gateway in snapshot.gateways.values() {
-        if vitals.region(gateway.region).health == Health::Up {
+        let region = vitals.region(gateway.region);
+        if region.health == Health::Up {
+            let round_trip = region.round_trip.unwrap_or_default();
             let (worker, gateway) = (Rc::clone(worker), gateway.clone());
             tokio::task::spawn_local(async move {
                 let options = SendOptions::within(limits.connect_timeout);
                 // Few bodies have a narrow window, so that one connection is enough at first.
-                let [wide, narrow] = windows;
-                worker.peer_pool.warm(&gateway, limits.peer_connections, wide, &options).await;
-                worker.peer_pool.warm(&gateway, 1, narrow, &options).await;
+                worker.peer_pool.warm(&gateway, limits.peer_connections, windows.at(round_trip), &options).await;
+                worker.peer_pool.warm(&gateway, 1, Window::NARROW, &options).await;
             });
         }
     }

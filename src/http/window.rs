@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// The flow-control window of one body, in bytes (RFC 9113 section 5.2).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -42,47 +43,103 @@ impl Window {
     }
 }
 
-/// The number of wide windows that fit in the budget of one connection.
-const WIDE_WINDOWS: usize = 4;
+/// The rate that one body should be able to reach over any distance: 1 Gbit/s.
+const FAST: u64 = 125_000_000;
 
-/// The buffer budget that the requests on one connection share for wide windows. Narrow windows are not counted.
+/// The buffer budget that the requests on one connection share for windows. Narrow windows are not counted.
 #[derive(Debug)]
 pub struct Buffers {
     available: Cell<usize>,
-    wide: Cell<Window>,
+    windows: Cell<Windows>,
+    of_worker: Option<(Rc<WorkerBuffers>, usize)>,
+}
+
+/// The windows that the bodies on a connection can have, besides [`Window::NARROW`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Windows {
+    /// For destinations at a distance at which a wide window would limit the rate to less than [`FAST`]; half of the budget.
+    pub far: Window,
+    /// A quarter of the budget.
+    pub wide: Window,
+}
+
+impl Windows {
+    /// The windows on a connection with a budget of `bytes`.
+    pub fn of(bytes: usize) -> Self {
+        Self { far: Window::of(bytes / 2), wide: Window::of(bytes / 4) }
+    }
+
+    /// The window of a body at this round-trip time, if the budget allows it.
+    pub fn at(self, round_trip: Duration) -> Window {
+        let per_round_trip = u64::from(self.wide.bytes()) * 2 / 3;
+        let needed = u128::from(FAST) * round_trip.as_micros() / 1_000_000;
+        if needed > per_round_trip.into() { self.far } else { self.wide }
+    }
+
+    pub fn contains(self, window: Window) -> bool {
+        window.is_narrow() || window == self.far || window == self.wide
+    }
+}
+
+/// The bytes of windows that the requests of one worker have together.
+#[derive(Default, Debug)]
+pub struct WorkerBuffers {
+    used: Cell<usize>,
 }
 
 impl Buffers {
-    /// A budget of `bytes` for all requests together.
-    pub fn of(bytes: usize) -> Rc<Self> {
-        Rc::new(Self { available: Cell::new(bytes), wide: Cell::new(Self::wide(bytes)) })
+    /// A budget of `bytes` for all requests of a connection, while those of the worker have at most `most` bytes.
+    pub fn of(bytes: usize, worker: &Rc<WorkerBuffers>, most: usize) -> Rc<Self> {
+        let of_worker = Some((Rc::clone(worker), most));
+        Rc::new(Self { available: Cell::new(bytes), windows: Cell::new(Windows::of(bytes)), of_worker })
     }
 
-    /// The wide window on a connection with a budget of `bytes`.
-    pub fn wide(bytes: usize) -> Window {
-        Window::of(bytes / WIDE_WINDOWS)
+    /// All windows are narrow.
+    pub fn none() -> Rc<Self> {
+        Rc::new(Self { available: Cell::new(0), windows: Cell::new(Windows::of(0)), of_worker: None })
     }
 
     /// For a peer's connection: no limit here, because the peer enforces its own budget. Windows are narrow until
     /// [`Self::widen`].
     pub fn of_peer() -> Rc<Self> {
-        Rc::new(Self { available: Cell::new(usize::MAX), wide: Cell::new(Window::NARROW) })
+        Rc::new(Self { available: Cell::new(usize::MAX), windows: Cell::new(Windows::of(0)), of_worker: None })
     }
 
     /// Sets the window of every later request.
     pub fn widen(&self, window: Window) {
-        self.wide.set(window);
+        self.windows.set(Windows { far: window, wide: window });
     }
 
-    /// A window for one request: wide while the budget allows it, else narrow.
-    pub fn share(self: &Rc<Self>) -> Share {
-        let (wide, available) = (self.wide.get(), self.available.get());
-        let bytes = wide.bytes() as usize;
-        if wide.is_narrow() || available < bytes {
-            return Share { window: Window::NARROW, of: None };
-        }
-        self.available.set(available - bytes);
-        Share { window: wide, of: Some(Rc::clone(self)) }
+    /// A window for one request to a destination at this round-trip time: the one that the distance needs, a smaller one if the
+    /// budget does not allow it, and always at least a narrow one.
+    pub fn share(self: &Rc<Self>, round_trip: Duration) -> Share {
+        let windows = self.windows.get();
+        let fitting =
+            [windows.at(round_trip), windows.wide].into_iter().find(|window| !window.is_narrow() && self.allows(*window));
+        let Some(window) = fitting else { return Share { window: Window::NARROW, of: None } };
+        self.take(window.bytes() as usize);
+        Share { window, of: Some(Rc::clone(self)) }
+    }
+
+    /// Windows for far destinations leave half of the worker's budget to others.
+    fn allows(&self, window: Window) -> bool {
+        let bytes = window.bytes() as usize;
+        let is_far = window > self.windows.get().wide;
+        bytes <= self.available.get()
+            && self
+                .of_worker
+                .as_ref()
+                .is_none_or(|(worker, most)| worker.used.get() + bytes <= if is_far { most / 2 } else { *most })
+    }
+
+    fn take(&self, bytes: usize) {
+        self.available.set(self.available.get() - bytes);
+        self.of_worker.iter().for_each(|(worker, _)| worker.used.set(worker.used.get() + bytes));
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.available.set(self.available.get() + bytes);
+        self.of_worker.iter().for_each(|(worker, _)| worker.used.set(worker.used.get() - bytes));
     }
 }
 
@@ -101,7 +158,7 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         if let Some(buffers) = &self.of {
-            buffers.available.set(buffers.available.get() + self.window.bytes() as usize);
+            buffers.give_back(self.window.bytes() as usize);
         }
     }
 }
@@ -110,24 +167,65 @@ impl Drop for Share {
 mod tests {
     use super::*;
 
+    const NEAR: Duration = Duration::from_millis(1);
+    const FAR: Duration = Duration::from_millis(164);
+    const MIB: usize = 1 << 20;
+
+    fn budget(bytes: usize) -> Rc<Buffers> {
+        Buffers::of(bytes, &Rc::default(), usize::MAX)
+    }
+
+    fn kib(shares: &[Share]) -> Vec<u32> {
+        shares.iter().map(|share| share.window().bytes() >> 10).collect()
+    }
+
     #[test]
     fn wide_windows_are_given_while_they_fit_and_come_back() {
-        let buffers = Buffers::of(4 << 20);
-        let mut shares: Vec<_> = (0..6).map(|_| buffers.share()).collect();
-        let windows: Vec<_> = shares.iter().map(|share| share.window().bytes() >> 10).collect();
-        assert_eq!(windows, [1024, 1024, 1024, 1024, 64, 64]);
+        let buffers = budget(4 * MIB);
+        let mut shares: Vec<_> = (0..6).map(|_| buffers.share(NEAR)).collect();
+        assert_eq!(kib(&shares), [1024, 1024, 1024, 1024, 64, 64]);
         shares.pop();
-        assert!(buffers.share().window().is_narrow(), "a narrow window is not counted against the budget");
+        assert!(buffers.share(NEAR).window().is_narrow(), "a narrow window is not counted against the budget");
         shares.remove(0);
-        let again = buffers.share();
-        assert_eq!(again.window(), Window::of(1 << 20));
-        assert!(buffers.share().window().is_narrow());
+        let again = buffers.share(NEAR);
+        assert_eq!(again.window(), Window::of(MIB));
+        assert!(buffers.share(NEAR).window().is_narrow());
+    }
+
+    #[test]
+    fn a_far_body_gets_half_of_the_budget_and_leaves_wide_windows_for_the_next() {
+        let buffers = budget(16 * MIB);
+        let shares: Vec<_> = (0..5).map(|_| buffers.share(FAR)).collect();
+        assert_eq!(kib(&shares), [8192, 8192, 64, 64, 64]);
+        let buffers = budget(16 * MIB);
+        let _near = buffers.share(NEAR);
+        let shares: Vec<_> = (0..3).map(|_| buffers.share(FAR)).collect();
+        assert_eq!(kib(&shares), [8192, 4096, 64]);
+    }
+
+    #[test]
+    fn the_distance_decides_which_window_is_needed() {
+        let windows = Windows::of(16 * MIB);
+        let reach = |millis| windows.at(Duration::from_millis(millis));
+        assert_eq!([reach(0), reach(22), reach(23), reach(164)], [windows.wide, windows.wide, windows.far, windows.far]);
+    }
+
+    #[test]
+    fn the_windows_of_all_connections_together_stay_within_the_budget_of_the_worker() {
+        let worker = Rc::<WorkerBuffers>::default();
+        let connections: Vec<_> = (0..4).map(|_| Buffers::of(16 * MIB, &worker, 32 * MIB)).collect();
+        let mut shares: Vec<_> = connections.iter().map(|buffers| buffers.share(FAR)).collect();
+        assert_eq!(kib(&shares), [8192, 8192, 4096, 4096], "far windows leave half of the budget");
+        shares.extend(connections.iter().map(|buffers| buffers.share(NEAR)));
+        assert_eq!(kib(&shares)[4..], [4096, 4096, 64, 64]);
+        drop(shares);
+        assert_eq!(worker.used.get(), 0);
     }
 
     #[test]
     fn a_window_is_never_less_than_narrow() {
-        let buffers = Buffers::of(64 << 10);
-        let shares: Vec<_> = (0..10).map(|_| buffers.share()).collect();
+        let buffers = budget(64 << 10);
+        let shares: Vec<_> = (0..10).map(|_| buffers.share(FAR)).collect();
         assert!(shares.iter().all(|share| share.window().is_narrow()));
         assert_eq!(Window::of(1 << 40).bytes(), MAX_WINDOW);
     }
@@ -135,9 +233,9 @@ mod tests {
     #[test]
     fn a_peers_requests_use_what_it_has_room_for() {
         let buffers = Buffers::of_peer();
-        assert!(buffers.share().window().is_narrow());
-        buffers.widen(Window::of(4 << 20));
-        let shares: Vec<_> = (0..1000).map(|_| buffers.share()).collect();
-        assert!(shares.iter().all(|share| share.window() == Window::of(4 << 20)));
+        assert!(buffers.share(FAR).window().is_narrow());
+        buffers.widen(Window::of(4 * MIB));
+        let shares: Vec<_> = (0..1000).map(|_| buffers.share(NEAR)).collect();
+        assert!(shares.iter().all(|share| share.window() == Window::of(4 * MIB)));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::http::http1::HeadLimits;
-use crate::http::window::{Buffers, Window};
+use crate::http::window::Windows;
 
 /// The limits on one request, one connection and one process.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -37,6 +37,8 @@ pub struct Limits {
     pub body_rate_grace: Duration,
     /// Bytes of bodies in flight on one client connection, in each direction, beyond one narrow window per request.
     pub connection_buffer: usize,
+    /// The same for all connections together.
+    pub body_buffers: usize,
     /// Concurrent streams on one HTTP/2 client connection.
     pub streams: usize,
     /// Requests on one client connection; then it is closed.
@@ -80,8 +82,10 @@ impl Default for Limits {
             // Clients with bad connectivity still reach this rate. nginx, HAProxy and Envoy have no minimum rate by default.
             body_rate: 256,
             body_rate_grace: Duration::from_secs(10),
-            // 1 MiB for each of four bodies: 4.4 MB/s each at a round-trip time of 160 ms, in which two thirds of a window move.
-            connection_buffer: 4 << 20,
+            // A window of 8 MiB for a body over a distance: 34 MB/s at a round-trip time of 164 ms, in which two thirds of a window
+            // move.
+            connection_buffer: 16 << 20,
+            body_buffers: 256 << 20,
             streams: 100,
             requests_per_connection: 10_000,
             requests: 10_000,
@@ -100,8 +104,8 @@ impl Default for Limits {
 
 impl Limits {
     /// The flow-control windows that bodies may have.
-    pub fn windows(&self) -> [Window; 2] {
-        [Buffers::wide(self.connection_buffer), Window::NARROW]
+    pub fn windows(&self) -> Windows {
+        Windows::of(self.connection_buffer)
     }
 
     pub const fn head(&self) -> HeadLimits {

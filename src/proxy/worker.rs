@@ -14,6 +14,7 @@ use crate::engine::recheck::Leases;
 use crate::engine::snapshot::Moment;
 use crate::http::io::Deadlines;
 use crate::http::pool::{PeerPool, UpstreamPool};
+use crate::http::window::{Buffers, WorkerBuffers};
 use crate::metrics::WorkerMetrics;
 use crate::model::vitals::Vitals;
 use crate::tokens;
@@ -21,7 +22,7 @@ use crate::upstreams::Load;
 
 use super::admission::{Admitted, Connections, Gauge};
 use super::read_monitor::ReadMonitors;
-use super::{Phase, Snapshot};
+use super::{Limits, Phase, Snapshot};
 
 /// The state that all workers share: snapshots with one writer each, and counters.
 pub struct Shared {
@@ -29,6 +30,7 @@ pub struct Shared {
     pub vitals: Arc<ArcSwap<Vitals>>,
     pub ledger: Option<Ledger>,
     pub pseudonyms: Pseudonyms,
+    pub worker_count: usize,
     pub phase: watch::Receiver<Phase>,
     pub connections: Connections,
     /// Requests whose response or tunnel has not ended.
@@ -59,6 +61,7 @@ pub struct Worker {
     pub read_monitors: ReadMonitors,
     access_log: RefCell<access_log::Lines>,
     pub deadlines: Deadlines,
+    body_buffers: Rc<WorkerBuffers>,
     pub ledger: Option<WorkerLedger>,
     /// The open requests, which are judged again when the moment changes.
     pub leases: Rc<Leases>,
@@ -89,6 +92,7 @@ impl Worker {
             read_monitors: ReadMonitors::default(),
             access_log: RefCell::new(access_log::Lines::new(access_log)),
             deadlines: Deadlines::default(),
+            body_buffers: Rc::default(),
             leases: Rc::default(),
             peer_warned_at: Cell::default(),
             changed: Arc::default(),
@@ -149,6 +153,11 @@ impl Worker {
     /// Whether the region drains. Probes report it, so that peers send their requests to other regions.
     pub fn is_draining(&self) -> bool {
         *self.shared.phase.borrow() == Phase::Draining
+    }
+
+    /// The buffer budget of a new connection of a client.
+    pub fn buffers(&self, limits: &Limits) -> Rc<Buffers> {
+        Buffers::of(limits.connection_buffer, &self.body_buffers, limits.body_buffers / self.shared.worker_count)
     }
 
     /// How long the listener for peers stays open: zero unless the region drains. With a successor, the region does not drain.

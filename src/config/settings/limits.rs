@@ -35,6 +35,7 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let buffer = 64 << 10..=1 << 30;
     let connection_buffer =
         limits.size_within("connection_buffer", standard.connection_buffer, buffer, "write a size from 64KiB to 1GiB");
+    let body_buffers = size("body_buffers", standard.body_buffers as u64);
     let streams = count("streams", standard.streams, 100_000);
     let requests_per_connection = count("requests_per_connection", standard.requests_per_connection, 1_000_000_000);
     let requests = count("requests", standard.requests, 10_000_000);
@@ -63,6 +64,7 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
         body_rate: body_rate?,
         body_rate_grace: body_rate_grace?,
         connection_buffer: connection_buffer?,
+        body_buffers: body_buffers? as usize,
         streams: streams?,
         requests_per_connection: requests_per_connection?,
         requests: requests?,

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::response::Parts;
@@ -191,7 +192,7 @@ impl ClientConnection {
             }
         }
         let left = decoder.left();
-        let share = buffers.share();
+        let share = buffers.share(Duration::ZERO);
         self.io.allow_reads_of(share.window());
         let body = ResponseBody { connection: Some(self), decoder, upload: Some(upload), keeps_alive, left, _share: share };
         Outcome::Response(parts, Body::streamed(body))
@@ -409,7 +410,7 @@ mod tests {
             server.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno").await.unwrap();
             let request = Request::post("/").header("host", "a").body(()).unwrap();
             let body = Body::whole(vec![b'x'; size]);
-            let outcome = connection.exchange(&request, body, RequestKind::Other, &Buffers::of(0), |_, _| {}).await;
+            let outcome = connection.exchange(&request, body, RequestKind::Other, &Buffers::none(), |_, _| {}).await;
             assert!(matches!(outcome, Ok(Outcome::Response(head, _)) if head.status == StatusCode::UNAUTHORIZED));
             idle.take(|_, _| true).is_some()
         })

@@ -22,7 +22,7 @@ use super::super::body::Body;
 use super::super::http2::MonitoredIo;
 use super::super::sent::Sent;
 use super::super::tunnel::CONNECT;
-use super::super::window::{CONNECTION_WINDOW, Share, Window};
+use super::super::window::{CONNECTION_WINDOW, Share, Window, Windows};
 use super::sender::{EXTENDED_CONNECT, StreamSender};
 use super::{BoxedRequest, Reply, SendError, SendOptions, form};
 
@@ -133,7 +133,7 @@ impl<K: Destination> Http2Pool<K> {
         mut request: BoxedRequest,
         options: &SendOptions,
     ) -> Result<(Response<Body>, StreamInFlight), SendError> {
-        let guard = self.begin(place, connections, options.buffers.share());
+        let guard = self.begin(place, connections, options.buffers.share(options.round_trip));
         if form::for_http2(&mut request, scheme_of(server)).is_none() {
             return Err(SendError::form(request));
         }
@@ -164,7 +164,7 @@ impl<K: Destination> Http2Pool<K> {
         protocol: &str,
         options: &SendOptions,
     ) -> Result<(Reply, StreamInFlight), SendError> {
-        let guard = self.begin(place, connections, options.buffers.share());
+        let guard = self.begin(place, connections, options.buffers.share(options.round_trip));
         let sender = match guard.open::<K>(server, options, &self.live).await {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::dial(error, request)),
@@ -211,7 +211,7 @@ impl<K: Destination> Http2Pool<K> {
 
     /// Drops connections without requests in flight that have ended, whose destination is gone or has changed, or whose window
     /// is not in `windows` and has been unused for a minute.
-    pub fn retain(&self, windows: &[Window], is_current: impl Fn(&K, &Server) -> bool) {
+    pub fn retain(&self, windows: Windows, is_current: impl Fn(&K, &Server) -> bool) {
         self.destinations.borrow_mut().retain(|(place, window), slots| {
             slots.retain(|slot| {
                 // A slot that someone else holds is being dialed, or is about to be.
@@ -220,7 +220,7 @@ impl<K: Destination> Http2Pool<K> {
                 }
                 // A locked slot is being dialed.
                 let Ok(open) = slot.open.try_lock() else { return true };
-                let is_wanted = windows.contains(window) || slot.used.get().elapsed() < RETIRED_AFTER;
+                let is_wanted = windows.contains(*window) || slot.used.get().elapsed() < RETIRED_AFTER;
                 is_wanted && open.as_ref().is_some_and(|open| open.sender.is_open() && is_current(place, &open.server))
             });
             !slots.is_empty()
@@ -364,7 +364,7 @@ mod tests {
         let pool = Http2Pool::<Arc<str>>::default();
         let place: (Arc<str>, Window) = ("a:1".into(), Window::NARROW);
         let held = Rc::clone(&filled(&mut pool.destinations.borrow_mut(), place.clone(), 2)[0]);
-        pool.retain(&[Window::NARROW], |_, _| true);
+        pool.retain(Windows::of(0), |_, _| true);
         let destinations = pool.destinations.borrow();
         let [kept] = &destinations[&place][..] else { panic!("only the connection that is held is kept") };
         assert!(Rc::ptr_eq(kept, &held));

@@ -39,6 +39,8 @@ pub struct SendOptions {
     pub dial: DialOptions,
     /// The flow-control budget of the client connection that the request arrived on.
     pub buffers: Rc<Buffers>,
+    /// The measured round trip to the destination.
+    pub round_trip: Duration,
     /// The maximum number of idle HTTP/1 connections to the server.
     pub max_idle: usize,
     /// Gets the informational responses, unless they are dropped.
@@ -50,7 +52,14 @@ pub struct SendOptions {
 impl SendOptions {
     /// For Domicile's own requests, which are small.
     pub fn within(timeout: Duration) -> Self {
-        Self { dial: DialOptions::within(timeout), buffers: Buffers::of(0), max_idle: 1, informational: None, is_fresh: false }
+        Self {
+            dial: DialOptions::within(timeout),
+            buffers: Buffers::none(),
+            round_trip: Duration::ZERO,
+            max_idle: 1,
+            informational: None,
+            is_fresh: false,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::model::region::RegionId;
 use crate::transport::dial::Server;
 
 use super::super::body::Body;
-use super::super::window::Window;
+use super::super::window::{Window, Windows};
 use super::http2::Http2Pool;
 use super::{BoxedRequest, Reply, SendError, SendOptions, StreamInFlight};
 
@@ -58,7 +58,7 @@ impl PeerPool {
     }
 
     /// Closes idle connections that lead to a gateway that is no longer current, or whose window is not one of `windows`.
-    pub fn retain(&self, windows: &[Window], is_current: impl Fn(&RegionId, &Server) -> bool) {
+    pub fn retain(&self, windows: Windows, is_current: impl Fn(&RegionId, &Server) -> bool) {
         self.0.retain(windows, is_current);
     }
 

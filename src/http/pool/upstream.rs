@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::Response;
 
 use super::super::body::Body;
-use super::super::window::Window;
+use super::super::window::Windows;
 use super::http1::{self, Http1Pool};
 use super::http2::Http2Pool;
 use super::{BoxedRequest, Reply, SendCause, SendError, SendOptions, StreamInFlight};
@@ -142,7 +142,7 @@ impl UpstreamPool {
 
     /// Closes connections that have been idle for too long, whose server is not in `servers`, or whose window is not in
     /// `windows`. The worker calls it periodically.
-    pub fn sweep<'s>(&self, servers: impl Iterator<Item = &'s Server> + Clone, windows: &[Window]) {
+    pub fn sweep<'s>(&self, servers: impl Iterator<Item = &'s Server> + Clone, windows: Windows) {
         self.http1.sweep();
         self.http2.retain(windows, |_, server| servers.clone().any(|current| current.is_same(server)));
     }

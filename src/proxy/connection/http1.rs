@@ -13,7 +13,6 @@ use crate::http::body::Body;
 use crate::http::connection::ExchangeInFlight;
 use crate::http::http1::{Ended, ServerConnection};
 use crate::http::io::BufferedStream;
-use crate::http::window::Buffers;
 use crate::model::outcome::Code;
 use crate::transport::stream::Stream;
 
@@ -31,7 +30,7 @@ pub(super) async fn serve(
     let (connection, most_requests) = {
         let limits = worker.snapshot().limits;
         let mut io = BufferedStream::new(stream, received, limits.idle_timeout);
-        io.allow_reads_of(Buffers::wide(limits.connection_buffer));
+        io.allow_reads_of(limits.windows().wide);
         let (head, allows_half_close) = (limits.head(), context.options.allows_half_close);
         let connection = ServerConnection::new(io, begun, head, allows_half_close, &worker.deadlines);
         (connection, limits.requests_per_connection as u64)

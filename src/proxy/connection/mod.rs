@@ -98,7 +98,7 @@ async fn establish(worker: Rc<Worker>, accepted: Accepted, listener_config: List
         return None;
     }
     let buffers = match arrival.ingress {
-        Ingress::Client => Buffers::of(limits.connection_buffer),
+        Ingress::Client => worker.buffers(&limits),
         Ingress::Peer(_) => Buffers::of_peer(),
     };
     let (tcp_info, open) = TcpInfo::of(&stream);

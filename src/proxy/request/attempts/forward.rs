@@ -125,11 +125,12 @@ impl AttemptOptions<'_> {
         self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    fn send_options(&self, limits: &Limits, greeting: Option<bytes::Bytes>) -> SendOptions {
+    fn send_options(&self, limits: &Limits, round_trip: Duration, greeting: Option<bytes::Bytes>) -> SendOptions {
         let (timeout, write_stall) = (limits.connect_timeout, limits.idle_timeout.max(limits.tunnel_idle));
         SendOptions {
             dial: DialOptions { timeout, write_stall, greeting },
             buffers: Rc::clone(self.buffers),
+            round_trip,
             max_idle: limits.idle_upstream_connections,
             informational: self.informational.clone(),
             is_fresh: self.is_fresh,
@@ -149,7 +150,9 @@ pub(in crate::proxy::request) async fn to_peer(
 ) -> Result<Response, Failure> {
     let region = permitted.region();
     let has_body = !permitted.request().body().is_end_stream();
-    let (send_options, connections) = (options.send_options(&snapshot.limits, None), snapshot.limits.peer_connections);
+    let round_trip = worker.vitals().region(region).round_trip.unwrap_or_default();
+    let send_options = options.send_options(&snapshot.limits, round_trip, None);
+    let connections = snapshot.limits.peer_connections;
     let work = pin!(async {
         let pool = &worker.peer_pool;
         match options.upgrade {
@@ -181,7 +184,7 @@ pub(in crate::proxy::request) async fn to_upstream(
 ) -> Result<Response, Failure> {
     let has_body = !permitted.request().body().is_end_stream();
     let greeting = upstream.proxy_protocol.map(|version| proxy_protocol::write(version, options.client, options.local));
-    let send_options = options.send_options(&snapshot.limits, greeting);
+    let send_options = options.send_options(&snapshot.limits, Duration::ZERO, greeting);
     let work = pin!(async {
         let (pool, server) = (&worker.upstream_pool, &upstream.server);
         match options.upgrade {
