@@ -22,7 +22,7 @@ pub mod model;
 pub mod peer;
 pub mod probes;
 pub mod proxy;
+pub mod services;
 pub mod session;
 pub mod tokens;
 pub mod transport;
-pub mod upstreams;

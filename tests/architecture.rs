@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["proxy", "admin"],
     &["engine"],
-    &["acme", "probes", "upstreams"],
+    &["acme", "probes", "services"],
     &["peer"],
     &["access_log", "audit", "directory", "geoip", "metrics", "session", "tokens"],
     &["http"],
@@ -91,7 +91,7 @@ const CALLERS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "Permitted::without_user_data(",
-        &["probes/prober.rs", "upstreams/health.rs", "cli/reload.rs"],
+        &["probes/prober.rs", "services/health.rs", "cli/reload.rs"],
         "only requests without user data need no stop",
     ),
 ];

@@ -20,12 +20,12 @@ use crate::model::region::{RegionId, Registry};
 use crate::proxy::Snapshot;
 use crate::proxy::connection::{ListenerConfig, Security};
 use crate::proxy::ingress::ListenerOptions;
+use crate::services::Service;
 use crate::session::Seal;
 use crate::tokens::{self, Tokens};
 use crate::transport::dial::{HttpVersion, Secured, Server, authority_of};
 use crate::transport::listener::Accepts;
 use crate::transport::tls::{Challenges, ClientTls, PeerTls};
-use crate::upstreams::Upstreams;
 
 use super::files::{self, Stamp};
 use super::{StartError, descriptors};
@@ -190,13 +190,13 @@ fn peers(settings: &Settings, policy: &Policy, before: Option<&Built>) -> Result
     Ok((Some(peers), stamps))
 }
 
-fn upstreams(settings: &Settings, before: Option<&Built>) -> Result<(Arc<Upstreams>, Vec<Stamp>), StartError> {
+fn upstreams(settings: &Settings, before: Option<&Built>) -> Result<(Arc<Service>, Vec<Stamp>), StartError> {
     let files = settings.upstreams.upstreams.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
     let stamps: Vec<_> = files.map(|file| Stamp::of(file)).collect();
     let is_same = |before: &&Built| before.snapshot.upstreams.settings == settings.upstreams && before.files.upstreams == stamps;
     let upstreams = match before.filter(is_same) {
         Some(same) => Arc::clone(&same.snapshot.upstreams),
-        None => Arc::new(Upstreams::new(settings.upstreams.clone(), before.map(|before| &*before.snapshot.upstreams))?),
+        None => Arc::new(Service::new(settings.upstreams.clone(), before.map(|before| &*before.snapshot.upstreams))?),
     };
     Ok((upstreams, stamps))
 }
@@ -233,7 +233,7 @@ pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), 
     wrong.extend(directory(&settings, &registry, None, false).err());
     wrong.extend(tokens(&settings, None).err());
     wrong.extend(settings.seal.as_ref().and_then(|seal| Seal::open_keys(seal).err()).map(StartError::from));
-    wrong.extend(Upstreams::new(settings.upstreams.clone(), None).err().map(StartError::from));
+    wrong.extend(Service::new(settings.upstreams.clone(), None).err().map(StartError::from));
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 

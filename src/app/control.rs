@@ -23,8 +23,8 @@ use crate::probes::{self, Observation, ProbeTarget, ProbeTargets};
 use crate::proxy::request::region_report;
 use crate::proxy::worker::Shared;
 use crate::proxy::{Phase, Snapshot};
+use crate::services;
 use crate::transport::listener::{self, Acceptor, BoundPort};
-use crate::upstreams;
 
 use super::build::{self, Built, ListenerConfigs, Sources};
 use super::handover::SocketHandover;
@@ -394,7 +394,7 @@ fn local_observation(snapshot: &Snapshot) -> Observation {
 
 /// Checks the health of the upstreams until the future is dropped.
 async fn watch_upstreams_of(snapshot: Arc<Snapshot>) {
-    upstreams::watch(Arc::clone(&snapshot.upstreams), snapshot.policy().local).await;
+    services::watch(Arc::clone(&snapshot.upstreams), snapshot.policy().local).await;
 }
 
 fn watch_upstreams(built: &Built) -> impl Future<Output = ()> + 'static {

@@ -26,10 +26,10 @@ use crate::decision::policy::Policy;
 use crate::engine;
 use crate::http::pool::Gateway;
 use crate::model::region::RegionId;
+use crate::services::Service;
 use crate::session::Seal;
 use crate::tokens::Tokens;
 use crate::transport::tls::{ClientTls, PeerTls};
-use crate::upstreams::Upstreams;
 
 pub use limits::Limits;
 
@@ -44,7 +44,7 @@ pub struct Snapshot {
     pub cors_origins: Vec<Box<str>>,
     pub tokens: Option<Arc<Tokens>>,
     pub seal: Option<Arc<Seal>>,
-    pub upstreams: Arc<Upstreams>,
+    pub upstreams: Arc<Service>,
     pub gateways: HashMap<RegionId, Gateway>,
     /// The certificates of every listener for clients.
     pub sites: Vec<Arc<ClientTls>>,

@@ -17,8 +17,8 @@ use crate::http::pool::{PeerPool, UpstreamPool};
 use crate::http::window::{Buffers, WorkerBuffers};
 use crate::metrics::WorkerMetrics;
 use crate::model::vitals::Vitals;
+use crate::services::Load;
 use crate::tokens;
-use crate::upstreams::Load;
 
 use super::admission::{Admitted, Connections, Gauge};
 use super::read_monitor::ReadMonitors;

@@ -2,7 +2,7 @@
 
 mod limits;
 mod listen;
-mod upstreams;
+mod services;
 mod users;
 
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ use super::reader::{Field, Section};
 
 use limits::read_limits;
 use listen::{read_listen, read_peer_tls};
-use upstreams::read_upstreams;
+use services::read_upstreams;
 use users::{Users, header_name, read_client_address, read_users};
 
 /// The validated settings of every module.
@@ -41,7 +41,7 @@ pub struct Settings {
     pub privacy: Privacy,
     /// Origins whose CORS preflights Domicile responds to itself if the user cannot be determined.
     pub cors_origins: Vec<Box<str>>,
-    pub upstreams: crate::upstreams::Settings,
+    pub upstreams: crate::services::Settings,
     /// The other regions that have a gateway.
     pub gateways: Vec<(RegionId, http::Uri)>,
     pub urls: Vec<(RegionId, http::Uri)>,

@@ -22,9 +22,9 @@ use crate::http::sent::Sent;
 use crate::http::tunnel::Wire;
 use crate::http::window::Buffers;
 use crate::model::outcome::Code;
+use crate::services::{Outstanding, Upstream};
 use crate::transport::dial::{DialError, DialOptions};
 use crate::transport::proxy_protocol;
-use crate::upstreams::{Outstanding, Upstream};
 
 use crate::proxy::body::Progress;
 use crate::proxy::worker::Worker;

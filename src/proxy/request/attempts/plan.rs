@@ -10,7 +10,7 @@ use crate::http::pool::Gateway;
 use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
-use crate::upstreams::{Outstanding, Selection, Upstream};
+use crate::services::{Outstanding, Selection, Upstream};
 
 use super::super::context::Context;
 

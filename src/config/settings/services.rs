@@ -1,10 +1,10 @@
 //! The app servers of the local region. The app servers of other regions are checked too, so that a file is valid either in all
 //! regions or in none.
 
+use crate::services::{Check, CircuitLimits, Ejection, Settings, UpstreamSettings};
 use crate::transport::dial::{HttpVersion, authority_of};
 use crate::transport::proxy_protocol::Version;
 use crate::transport::tls::UpstreamFiles;
-use crate::upstreams::{Check, CircuitLimits, Ejection, Settings, UpstreamSettings};
 
 use super::super::draft::{PolicyDraft, RegionDraft};
 use super::super::reader::{Field, Section};

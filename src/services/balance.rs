@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::budget::RetryBudget;
-use super::{Upstream, Upstreams};
+use super::{Service, Upstream};
 
 /// The outstanding requests of one worker. Workers do not share counters, because a choice only has to be roughly right and
 /// a shared counter would be the only contended cache line of the hot path.
@@ -57,26 +57,26 @@ impl Default for CircuitLimits {
 impl Load {
     /// Takes an upstream that is up and not in `tried`. Takes an ejected upstream only if there is no other.
     #[inline(never)] // a stage of benches/stages
-    pub fn select(&self, upstreams: &Upstreams, tried: &[Arc<Upstream>]) -> Selection {
+    pub fn select(&self, service: &Service, tried: &[Arc<Upstream>]) -> Selection {
         let now = Instant::now();
         let is_new = |upstream: &&Arc<Upstream>| !tried.iter().any(|other| Arc::ptr_eq(other, upstream));
         let is_usable = |upstream: &&Arc<Upstream>| upstream.is_up() && is_new(upstream);
         let is_preferred = |upstream: &&Arc<Upstream>| is_usable(upstream) && !upstream.is_ejected(now);
-        match self.draw(upstreams, is_preferred, now) {
-            Selection::None => self.draw(upstreams, is_usable, now),
+        match self.draw(service, is_preferred, now) {
+            Selection::None => self.draw(service, is_usable, now),
             selection => selection,
         }
     }
 
-    fn draw(&self, upstreams: &Upstreams, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, now: Instant) -> Selection {
-        let limit = upstreams.settings.circuit.requests;
+    fn draw(&self, service: &Service, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, now: Instant) -> Selection {
+        let limit = service.settings.circuit.requests;
         let has_room = |upstream: &&Arc<Upstream>| is_candidate(upstream) && self.cell(upstream).get() < limit;
-        let Some(first) = any(upstreams.all(), has_room) else {
-            let has_candidate = upstreams.all().iter().any(|upstream| is_candidate(&upstream));
+        let Some(first) = any(service.all(), has_room) else {
+            let has_candidate = service.all().iter().any(|upstream| is_candidate(&upstream));
             return if has_candidate { Selection::Full } else { Selection::None };
         };
-        let second = any(upstreams.all(), has_room).unwrap_or(first);
-        let slow_start = upstreams.settings.ejection.slow_start;
+        let second = any(service.all(), has_room).unwrap_or(first);
+        let slow_start = service.settings.ejection.slow_start;
         let cost = |upstream: &Upstream| (self.cell(upstream).get() + 1) as f64 / upstream.share(slow_start, now);
         let is_other = !Arc::ptr_eq(first, second);
         let upstream = if is_other && cost(second) < cost(first) { second } else { first };
@@ -87,10 +87,10 @@ impl Load {
 
     /// Takes an upstream as [`Load::select`] does. If all are full, the request waits in a FIFO queue, at most for the queue
     /// timeout and not past `deadline`. A retry does not wait, because the requests in the queue have not been tried yet.
-    pub async fn select_or_queue(&self, upstreams: &Upstreams, tried: &[Arc<Upstream>], deadline: Option<Instant>) -> Selection {
-        let circuit = &upstreams.settings.circuit;
+    pub async fn select_or_queue(&self, service: &Service, tried: &[Arc<Upstream>], deadline: Option<Instant>) -> Selection {
+        let circuit = &service.settings.circuit;
         if self.waiting.get() == 0 || !tried.is_empty() {
-            match self.select(upstreams, tried) {
+            match self.select(service, tried) {
                 Selection::Full if tried.is_empty() => {}
                 selection => return selection,
             }
@@ -108,7 +108,7 @@ impl Load {
             if tokio::time::timeout_at(until.into(), self.freed.notified()).await.is_err() {
                 return Selection::Full;
             }
-            match self.select(upstreams, tried) {
+            match self.select(service, tried) {
                 Selection::Full => {}
                 selection => {
                     self.freed.notify_one();
@@ -157,11 +157,11 @@ impl Drop for QueueSlot<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{HttpVersion, Settings, UpstreamSettings, Upstreams};
+    use super::super::{HttpVersion, Service, Settings, UpstreamSettings};
     use super::*;
     use std::sync::atomic::Ordering;
 
-    fn upstreams(requests: usize) -> Upstreams {
+    fn service(requests: usize) -> Service {
         let target = |name: &str| UpstreamSettings {
             authority: name.into(),
             http_version: HttpVersion::Http1,
@@ -170,7 +170,7 @@ mod tests {
         };
         let circuit = CircuitLimits { requests, queue: 1, queue_timeout: Duration::from_millis(20) };
         let upstreams = vec![target("a:1"), target("b:1"), target("c:1")];
-        Upstreams::new(Settings { upstreams, check: None, circuit, ..Settings::default() }, None).unwrap()
+        Service::new(Settings { upstreams, check: None, circuit, ..Settings::default() }, None).unwrap()
     }
 
     fn one(selection: Selection) -> (Arc<Upstream>, Outstanding) {
@@ -183,61 +183,61 @@ mod tests {
 
     #[test]
     fn a_busy_upstream_gets_less_and_an_idle_one_more() {
-        let (upstreams, load) = (upstreams(1000), Load::default());
-        let held: Vec<_> = (0..300).map(|_| one(load.select(&upstreams, &[]))).collect();
-        for upstream in upstreams.all() {
+        let (service, load) = (service(1000), Load::default());
+        let held: Vec<_> = (0..300).map(|_| one(load.select(&service, &[]))).collect();
+        for upstream in service.all() {
             let share = held.iter().filter(|(selection, _)| Arc::ptr_eq(selection, upstream)).count();
             assert!((95..=105).contains(&share), "two choices keep the load even: {share}");
         }
         drop(held);
-        assert_eq!(load.cell(&upstreams.all()[0]).get(), 0);
+        assert_eq!(load.cell(&service.all()[0]).get(), 0);
     }
 
     #[test]
     fn a_returning_upstream_gets_its_share_gradually() {
-        let (upstreams, load) = (upstreams(1000), Load::default());
-        upstreams.all()[0].set_up(false);
-        upstreams.all()[0].set_up(true);
-        let held: Vec<_> = (0..300).map(|_| one(load.select(&upstreams, &[]))).collect();
-        let share = held.iter().filter(|(selection, _)| Arc::ptr_eq(selection, &upstreams.all()[0])).count();
+        let (service, load) = (service(1000), Load::default());
+        service.all()[0].set_up(false);
+        service.all()[0].set_up(true);
+        let held: Vec<_> = (0..300).map(|_| one(load.select(&service, &[]))).collect();
+        let share = held.iter().filter(|(selection, _)| Arc::ptr_eq(selection, &service.all()[0])).count();
         assert!(share < 60, "the upstream has just returned: {share} of 300");
     }
 
     #[test]
     fn an_upstream_that_is_down_or_tried_is_not_taken() {
-        let (upstreams, load) = (upstreams(1000), Load::default());
-        upstreams.all()[0].state.up.store(false, Ordering::Relaxed);
-        let tried = [Arc::clone(&upstreams.all()[1])];
+        let (service, load) = (service(1000), Load::default());
+        service.all()[0].state.up.store(false, Ordering::Relaxed);
+        let tried = [Arc::clone(&service.all()[1])];
         for _ in 0..50 {
-            assert_eq!(one(load.select(&upstreams, &tried)).0.authority(), "c:1");
+            assert_eq!(one(load.select(&service, &tried)).0.authority(), "c:1");
         }
-        upstreams.all()[2].state.up.store(false, Ordering::Relaxed);
-        assert!(matches!(load.select(&upstreams, &tried), Selection::None));
+        service.all()[2].state.up.store(false, Ordering::Relaxed);
+        assert!(matches!(load.select(&service, &tried), Selection::None));
     }
 
     #[test]
     fn a_failing_upstream_is_ejected_but_never_more_than_half_of_them() {
-        let (upstreams, load) = (upstreams(1000), Load::default());
-        let fail = |index: usize| (0..5).for_each(|_| upstreams.note(&upstreams.all()[index], false));
+        let (service, load) = (service(1000), Load::default());
+        let fail = |index: usize| (0..5).for_each(|_| service.note(&service.all()[index], false));
         fail(0);
-        assert!(upstreams.all()[0].is_ejected(Instant::now()));
-        assert!((0..50).all(|_| one(load.select(&upstreams, &[])).0.authority() != "a:1"));
+        assert!(service.all()[0].is_ejected(Instant::now()));
+        assert!((0..50).all(|_| one(load.select(&service, &[])).0.authority() != "a:1"));
         fail(1);
-        assert!(!upstreams.all()[1].is_ejected(Instant::now()), "two of three are more than half");
+        assert!(!service.all()[1].is_ejected(Instant::now()), "two of three are more than half");
         // An ejected upstream is used when no other is left.
-        upstreams.all()[1].state.up.store(false, Ordering::Relaxed);
-        upstreams.all()[2].state.up.store(false, Ordering::Relaxed);
-        assert_eq!(one(load.select(&upstreams, &[])).0.authority(), "a:1");
+        service.all()[1].state.up.store(false, Ordering::Relaxed);
+        service.all()[2].state.up.store(false, Ordering::Relaxed);
+        assert_eq!(one(load.select(&service, &[])).0.authority(), "a:1");
     }
 
     #[test]
     fn requests_wait_for_a_full_upstream_and_the_queue_is_bounded() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
-            let (upstreams, load) = (upstreams(2), Load::default());
-            let mut held: Vec<_> = (0..6).map(|_| one(load.select(&upstreams, &[]))).collect();
-            assert!(matches!(load.select(&upstreams, &[]), Selection::Full));
-            let wait = || load.select_or_queue(&upstreams, &[], None);
+            let (service, load) = (service(2), Load::default());
+            let mut held: Vec<_> = (0..6).map(|_| one(load.select(&service, &[]))).collect();
+            assert!(matches!(load.select(&service, &[]), Selection::Full));
+            let wait = || load.select_or_queue(&service, &[], None);
             assert!(matches!(wait().await, Selection::Full), "no upstream becomes free before the queue timeout");
             let (waited, refused) = tokio::join!(wait(), async {
                 let refused = wait().await;
@@ -248,23 +248,22 @@ mod tests {
             assert!(matches!(refused, Selection::Full), "the queue is full for the second request");
             let soon = Some(Instant::now());
             assert!(
-                matches!(load.select_or_queue(&upstreams, &[], soon).await, Selection::Full),
+                matches!(load.select_or_queue(&service, &[], soon).await, Selection::Full),
                 "nothing waits past its deadline"
             );
             drop((held, waited));
             // Capacity grows although no request ends: an upstream that was down comes back while a request waits.
-            upstreams.all()[0].state.up.store(false, Ordering::Relaxed);
-            let held: Vec<_> = (0..4).map(|_| one(load.select(&upstreams, &[]))).collect();
-            let wide = CircuitLimits { queue: 5, queue_timeout: Duration::from_secs(60), ..upstreams.settings.circuit };
-            let upstreams =
-                Upstreams { settings: Settings { circuit: wide, ..upstreams.settings.clone() }, list: upstreams.list };
-            let (first, second) = tokio::join!(load.select_or_queue(&upstreams, &[], None), async {
-                upstreams.list[0].state.up.store(true, Ordering::Relaxed);
-                load.select_or_queue(&upstreams, &[], None).await
+            service.all()[0].state.up.store(false, Ordering::Relaxed);
+            let held: Vec<_> = (0..4).map(|_| one(load.select(&service, &[]))).collect();
+            let wide = CircuitLimits { queue: 5, queue_timeout: Duration::from_secs(60), ..service.settings.circuit };
+            let service = Service { settings: Settings { circuit: wide, ..service.settings.clone() }, list: service.list };
+            let (first, second) = tokio::join!(load.select_or_queue(&service, &[], None), async {
+                service.list[0].state.up.store(true, Ordering::Relaxed);
+                load.select_or_queue(&service, &[], None).await
             });
             assert_eq!([one(first).0.authority(), one(second).0.authority()], ["a:1", "a:1"]);
             drop(held);
-            assert!(matches!(load.select(&upstreams, &[]), Selection::Upstream(..)));
+            assert!(matches!(load.select(&service, &[]), Selection::Upstream(..)));
         });
     }
 }

@@ -14,17 +14,17 @@ use crate::transport::dial::DialError;
 use crate::transport::proxy_protocol;
 use crate::transport::resolver;
 
-use super::{Check, Upstream, Upstreams};
+use super::{Check, Service, Upstream};
 
-/// Resolves the names of all upstreams and checks their health, until the future is dropped. Runs on the control thread.
-pub async fn watch(upstreams: Arc<Upstreams>, region: RegionId) {
+/// Resolves the names of all upstreams of a service and checks their health, until the future is dropped. Runs on the control thread.
+pub async fn watch(service: Arc<Service>, region: RegionId) {
     let mut tasks = tokio::task::JoinSet::new();
-    for upstream in upstreams.all() {
-        if let Some(check) = upstreams.settings.check.clone() {
+    for upstream in service.all() {
+        if let Some(check) = service.settings.check.clone() {
             tasks.spawn_local(watch_one(Arc::clone(upstream), Arc::new(check), region));
         }
         if let Some(addresses) = upstream.server.addresses.clone() {
-            let (settings, authority) = (upstreams.settings.names.clone(), Arc::clone(&upstream.server.authority));
+            let (settings, authority) = (service.settings.names.clone(), Arc::clone(&upstream.server.authority));
             tasks.spawn_local(async move { resolver::watch(&settings, &authority, &addresses).await });
         }
     }

@@ -22,7 +22,7 @@ pub use balance::{CircuitLimits, Load, Outstanding, Selection};
 pub use health::watch;
 pub use outlier::Ejection;
 
-/// The settings of the local region's upstreams.
+/// The settings of a service.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Settings {
     pub upstreams: Vec<UpstreamSettings>,
@@ -111,14 +111,14 @@ impl Upstream {
     }
 }
 
-/// All app servers of the region.
-pub struct Upstreams {
+/// A set of app servers that are interchangeable.
+pub struct Service {
     pub settings: Settings,
     list: Vec<Arc<Upstream>>,
 }
 
-impl Upstreams {
-    /// Upstreams that `before` contains keep their state. New ones count as up, so that a region that starts does not refuse
+impl Service {
+    /// Service that `before` contains keep their state. New ones count as up, so that a region that starts does not refuse
     /// every request until the first check.
     pub fn new(settings: Settings, before: Option<&Self>) -> Result<Self, TlsError> {
         let known = |target: &UpstreamSettings| {
@@ -151,7 +151,7 @@ impl Upstreams {
         Ok(Self { settings, list })
     }
 
-    /// No upstreams, for a snapshot that makes decisions and sends no requests.
+    /// A service without upstreams, for a snapshot that makes decisions and sends no requests.
     pub fn none() -> Self {
         Self { settings: Settings::default(), list: Vec::new() }
     }
