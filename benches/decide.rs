@@ -36,6 +36,7 @@ use domicile::model::coordinates::Coordinates;
 use domicile::model::day::Day;
 use domicile::model::jurisdiction::{Jurisdiction, JurisdictionId, JurisdictionSet};
 use domicile::model::region::{RegionId, Registry};
+use domicile::model::service::ServiceId;
 use domicile::model::user::Evidence;
 use domicile::model::vitals::{PolicyHash, Vitals};
 
@@ -82,6 +83,7 @@ fn policy(regions: usize, routes: usize) -> Policy {
         transfers: vec![transfer],
         mode: Mode::Enforce,
     };
+    let service = ServiceId::new(0).expect("a service");
     let route = |index: usize| {
         let path = format!("/service-{}/v{}/users/{{user}}/items-{index}/**", index % 97, index % 5);
         let host = if index.is_multiple_of(3) { "*.example.com" } else { "*" };
@@ -93,6 +95,7 @@ fn policy(regions: usize, routes: usize) -> Policy {
                 methods: MethodSet::ALL,
             },
             class: ClassId::new(0).expect("a class"),
+            service,
             chain: vec![Step::Directory, Step::GeoIp, Step::Refuse],
             failover: Failover { reads: Reads::Nearest, writes: Writes::Never },
             upgrades: Vec::new(),
@@ -109,11 +112,19 @@ fn policy(regions: usize, routes: usize) -> Policy {
                 let jurisdiction = id(index % JURISDICTIONS);
                 (
                     region(index),
-                    Region { name: format!("region-{index}").into(), jurisdiction, at, has_url: true, has_gateway: true },
+                    Region {
+                        name: format!("region-{index}").into(),
+                        jurisdiction,
+                        at,
+                        has_url: true,
+                        has_gateway: true,
+                        services: vec![service],
+                    },
                 )
             })
             .collect(),
         jurisdictions: (0..JURISDICTIONS).map(|index| (id(index), format!("j{index}").into(), vec![])).collect(),
+        services: vec![(service, "app".into())],
         classes: vec![DataClass { name: "personal".into(), rule }],
         routes: (0..routes).map(route).collect(),
         geo: GeoRules::default(),

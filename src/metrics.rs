@@ -33,6 +33,7 @@ pub struct Metrics {
     pub connections: IntGaugeVec,
     pub connections_refused: IntCounterVec,
     pub region_health: IntGaugeVec,
+    pub service_up: IntGaugeVec,
     pub region_round_trip: GaugeVec,
     pub upstream_up: IntGaugeVec,
     pub upstream_ejected: IntGaugeVec,
@@ -58,8 +59,22 @@ impl Builder {
         collector
     }
 
+    fn describe_process(&self) {
+        let version = self.gauges("build_info", "The version of Domicile; the value is always 1.", &["version"]);
+        version.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        self.0.register(Box::new(ProcessCollector::for_self())).expect("the process is registered once");
+    }
+
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.add(IntCounterVec::new(opts(name, help), labels))
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::with_opts(opts(name, help)))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::with_opts(opts(name, help)))
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
@@ -67,15 +82,16 @@ impl Builder {
     }
 }
 
+/// The labels of what crosses a border.
+const BORDER: &[&str] = &["class", "from", "to"];
+
 impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         let build = Builder(registry.clone());
         let seconds = HistogramOpts::new("request_duration_seconds", "Time from the request head to the end of the response.");
         let seconds = seconds.namespace("domicile").buckets(SECONDS.into());
-        let version = build.gauges("build_info", "The version of Domicile; the value is always 1.", &["version"]);
-        version.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        registry.register(Box::new(ProcessCollector::for_self())).expect("the process is registered once");
+        build.describe_process();
         Self {
             requests: build.counters(
                 "requests_total",
@@ -88,24 +104,16 @@ impl Metrics {
                 "Requests and responses that residency rules refused.",
                 &["class", "from", "to", "code"],
             ),
-            reported: build.counters(
-                "residency_reported_total",
-                "Requests that only report-only mode allowed.",
-                &["class", "from", "to"],
-            ),
+            reported: build.counters("residency_reported_total", "Requests that only report-only mode allowed.", BORDER),
             failures: build.counters("failures_total", "Requests that were refused or failed, by code.", &["code"]),
-            border_bytes: build.counters(
-                "border_bytes_total",
-                "Body bytes sent from one region to another.",
-                &["class", "from", "to"],
-            ),
+            border_bytes: build.counters("border_bytes_total", "Body bytes sent from one region to another.", BORDER),
             geoip_lookups: build.counters("geoip_lookups_total", "GeoIP lookups, by result.", &["result"]),
             directory_lookups: build.counters("directory_lookups_total", "Directory lookups, by result.", &["result"]),
             tokens: build.counters("tokens_total", "Tokens in client requests, by result of their verification.", &["result"]),
             upstream_requests: build.counters(
                 "upstream_requests_total",
                 "Attempts at upstreams, by result.",
-                &["upstream", "result"],
+                &["service", "upstream", "result"],
             ),
             connections: build.gauges("connections", "Open connections.", &["listener"]),
             connections_refused: build.counters(
@@ -114,26 +122,30 @@ impl Metrics {
                 &["reason"],
             ),
             region_health: build.gauges("region_health", "1 for the current state of the region.", &["region", "state"]),
+            service_up: build.gauges(
+                "service_up",
+                "1 if an upstream of the service is up in the region.",
+                &["region", "service"],
+            ),
             region_round_trip: build
                 .add(GaugeVec::new(opts("region_round_trip_seconds", "Smoothed round-trip time to the region."), &["region"])),
-            upstream_up: build.gauges("upstream_up", "1 if the upstream is healthy.", &["upstream"]),
+            upstream_up: build.gauges("upstream_up", "1 if the upstream is healthy.", &["service", "upstream"]),
             upstream_ejected: build.gauges(
                 "upstream_ejected",
                 "1 if the upstream is ejected after consecutive failures.",
-                &["upstream"],
+                &["service", "upstream"],
             ),
             geoip_age: build
                 .add(GaugeVec::new(opts("geoip_database_age_seconds", "Time since the GeoIP database was built."), &[])),
-            directory_users: build.add(IntGauge::with_opts(opts("directory_users", "Users in the directory."))),
-            ledger_lines: build.add(IntCounter::with_opts(opts("ledger_lines_total", "Lines written to the ledger."))),
-            ledger_failures: build
-                .add(IntCounter::with_opts(opts("ledger_failures_total", "Ledger lines that were not written."))),
-            log_lines_dropped: build.add(IntCounter::with_opts(opts(
+            directory_users: build.gauge("directory_users", "Users in the directory."),
+            ledger_lines: build.counter("ledger_lines_total", "Lines written to the ledger."),
+            ledger_failures: build.counter("ledger_failures_total", "Ledger lines that were not written."),
+            log_lines_dropped: build.counter(
                 "access_log_dropped_lines_total",
                 "Lines of the access log that were dropped because the output was too slow.",
-            ))),
+            ),
             reloads: build.counters("reloads_total", "Reloads of the configuration and its files, by result.", &["result"]),
-            ready: build.add(IntGauge::with_opts(opts("ready", "1 while this process accepts requests."))),
+            ready: build.gauge("ready", "1 while this process accepts requests."),
             registry,
         }
     }
@@ -228,8 +240,8 @@ impl WorkerMetrics {
         self.directory_lookups.borrow_mut().with_label_values(&[result]).inc();
     }
 
-    pub fn upstream_request(&self, upstream: &str, result: &str) {
-        self.upstream_requests.borrow_mut().with_label_values(&[upstream, result]).inc();
+    pub fn upstream_request(&self, service: &str, upstream: &str, result: &str) {
+        self.upstream_requests.borrow_mut().with_label_values(&[service, upstream, result]).inc();
     }
 
     /// Adds this worker's counts to the totals.

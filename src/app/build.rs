@@ -20,7 +20,7 @@ use crate::model::region::{RegionId, Registry};
 use crate::proxy::Snapshot;
 use crate::proxy::connection::{ListenerConfig, Security};
 use crate::proxy::ingress::ListenerOptions;
-use crate::services::Service;
+use crate::services::{Service, Services};
 use crate::session::Seal;
 use crate::tokens::{self, Tokens};
 use crate::transport::dial::{HttpVersion, Secured, Server, authority_of};
@@ -114,7 +114,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
     let (tokens, token_stamp) =
         or_before(tokens(&settings, before), tokens_before, "the previous token keys are kept", &mut kept)?;
     let seal = settings.seal.as_ref().map(Seal::open_keys).transpose()?.map(Arc::new);
-    let (upstreams, upstream_stamps) = upstreams(&settings, before)?;
+    let (services, upstream_stamps) = services(&settings, before)?;
     files::check_unchanged(&all)?;
     all.extend(table_stamps);
     let judging = engine::snapshot::JudgingSnapshot {
@@ -132,7 +132,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
         cors_origins: settings.cors_origins.clone(),
         tokens,
         seal,
-        upstreams,
+        services,
         gateways,
         sites: sites_of(&listener_configs),
         peers: peers.clone(),
@@ -190,15 +190,19 @@ fn peers(settings: &Settings, policy: &Policy, before: Option<&Built>) -> Result
     Ok((Some(peers), stamps))
 }
 
-fn upstreams(settings: &Settings, before: Option<&Built>) -> Result<(Arc<Service>, Vec<Stamp>), StartError> {
-    let files = settings.upstreams.upstreams.iter().filter_map(|target| target.tls.as_ref()).flat_map(|tls| tls.files());
-    let stamps: Vec<_> = files.map(|file| Stamp::of(file)).collect();
-    let is_same = |before: &&Built| before.snapshot.upstreams.settings == settings.upstreams && before.files.upstreams == stamps;
-    let upstreams = match before.filter(is_same) {
-        Some(same) => Arc::clone(&same.snapshot.upstreams),
-        None => Arc::new(Service::new(settings.upstreams.clone(), before.map(|before| &*before.snapshot.upstreams))?),
+fn services(settings: &Settings, before: Option<&Built>) -> Result<(Arc<Services>, Vec<Stamp>), StartError> {
+    let stamps: Vec<_> = settings.upstream_tls().flat_map(|tls| tls.files()).map(|file| Stamp::of(file)).collect();
+    let has_same_files = before.is_some_and(|before| before.files.upstreams == stamps);
+    let is_same = |before: &&Built| has_same_files && before.settings.services == settings.services;
+    let services = match before.filter(is_same) {
+        Some(same) => Arc::clone(&same.snapshot.services),
+        None => {
+            let known = before.map(|before| &*before.snapshot.services);
+            let is_same = |known: &Service, settings: &_| has_same_files && known.settings == *settings;
+            Arc::new(Services::new(&settings.services, known, is_same)?)
+        }
     };
-    Ok((upstreams, stamps))
+    Ok((services, stamps))
 }
 
 /// Loads everything that judgement needs, without sockets and certificates.
@@ -233,7 +237,7 @@ pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), 
     wrong.extend(directory(&settings, &registry, None, false).err());
     wrong.extend(tokens(&settings, None).err());
     wrong.extend(settings.seal.as_ref().and_then(|seal| Seal::open_keys(seal).err()).map(StartError::from));
-    wrong.extend(Service::new(settings.upstreams.clone(), None).err().map(StartError::from));
+    wrong.extend(Services::new(&settings.services, None, |_, _| false).err().map(StartError::from));
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 

@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Health;
-use crate::probes::{self, Observation, ProbeTarget, ProbeTargets};
+use crate::probes::{self, ProbeTarget, ProbeTargets};
 use crate::proxy::request::region_report;
 use crate::proxy::worker::Shared;
 use crate::proxy::{Phase, Snapshot};
@@ -105,7 +105,7 @@ impl Control {
                 None => return,
                 Some(Command::Retire) => admin_plane.abort(),
                 Some(Command::Reload { accepts_loss, reply }) => {
-                    let upstreams_before = Arc::clone(&self.built.snapshot.upstreams);
+                    let services_before = Arc::clone(&self.built.snapshot.services);
                     let snapshot_before = Arc::clone(&self.built.snapshot);
                     let acme_before: Vec<_> = self.built.settings.acme().cloned().collect();
                     let outcome = self.reload(&mut received, accepts_loss).await;
@@ -116,7 +116,7 @@ impl Control {
                     if acme_before != self.built.settings.acme().cloned().collect::<Vec<_>>() {
                         _certificates = renew_certificates(&self.built);
                     }
-                    if !Arc::ptr_eq(&upstreams_before, &self.built.snapshot.upstreams) {
+                    if !Arc::ptr_eq(&services_before, &self.built.snapshot.services) {
                         health.abort();
                         health = tokio::task::spawn_local(watch_upstreams(&self.built));
                     }
@@ -301,7 +301,7 @@ impl Control {
         if *self.phase.borrow() != Phase::Serving {
             return Err("draining".into());
         }
-        if !self.built.snapshot.upstreams.any_up() {
+        if !self.built.snapshot.services.any_up() {
             return Err("no upstream is up".into());
         }
         Ok(())
@@ -333,9 +333,12 @@ impl Control {
         metrics.upstream_up.reset();
         metrics.upstream_ejected.reset();
         let now = std::time::Instant::now();
-        for upstream in snapshot.upstreams.all() {
-            metrics.upstream_up.with_label_values(&[upstream.authority()]).set(i64::from(upstream.is_up()));
-            metrics.upstream_ejected.with_label_values(&[upstream.authority()]).set(i64::from(upstream.is_ejected(now)));
+        for service in snapshot.services.all() {
+            for upstream in service.all() {
+                let labels = [&*service.settings.name, upstream.authority()];
+                metrics.upstream_up.with_label_values(&labels).set(i64::from(upstream.is_up()));
+                metrics.upstream_ejected.with_label_values(&labels).set(i64::from(upstream.is_ejected(now)));
+            }
         }
         let vitals = self.shared.vitals.load();
         metrics.region_health.reset();
@@ -347,6 +350,13 @@ impl Control {
             }
             if let Some(round_trip) = seen.round_trip {
                 metrics.region_round_trip.with_label_values(&[name]).set(round_trip.as_secs_f64());
+            }
+        }
+        metrics.service_up.reset();
+        for (service, name) in snapshot.policy().services() {
+            for region in snapshot.policy().regions_with(service).iter() {
+                let (is_up, region) = (!vitals.without(service).contains(region), snapshot.policy().region_name(region));
+                metrics.service_up.with_label_values(&[region, name]).set(i64::from(is_up));
             }
         }
         metrics.encode()
@@ -376,7 +386,7 @@ fn targets(built: &Built) -> ProbeTargets {
     let target = |region| {
         if region == snapshot.policy().local {
             let snapshot = Arc::clone(&built.snapshot);
-            return ProbeTarget::Local(Arc::new(move || local_observation(&snapshot)));
+            return ProbeTarget::Local(Arc::new(move || region_report(&snapshot, false)));
         }
         snapshot.gateways.get(&region).map_or(ProbeTarget::Silent, |gateway| ProbeTarget::Peer(gateway.clone()))
     };
@@ -384,17 +394,13 @@ fn targets(built: &Built) -> ProbeTargets {
         settings: built.settings.probes,
         nearest_first: snapshot.policy().nearest_first(),
         regions: snapshot.policy().regions.iter().map(|region| (region, target(region))).collect(),
+        services: Arc::new(snapshot.policy().services().map(|(id, name)| (name.into(), id)).collect()),
     }
-}
-
-/// The local region needs no probe, because its round trip is zero.
-fn local_observation(snapshot: &Snapshot) -> Observation {
-    Observation::Answered { round_trip: std::time::Duration::ZERO, report: region_report(snapshot, false) }
 }
 
 /// Checks the health of the upstreams until the future is dropped.
 async fn watch_upstreams_of(snapshot: Arc<Snapshot>) {
-    services::watch(Arc::clone(&snapshot.upstreams), snapshot.policy().local).await;
+    services::watch(Arc::clone(&snapshot.services), snapshot.policy().local).await;
 }
 
 fn watch_upstreams(built: &Built) -> impl Future<Output = ()> + 'static {

@@ -41,12 +41,13 @@ fn print(world: &World) {
     for region in &world.regions {
         let apps: Vec<_> = region.apps.iter().map(ToString::to_string).collect();
         println!(
-            "  {:<13} http://{}  https://{}  admin http://{}  apps {}",
+            "  {:<13} http://{}  https://{}  admin http://{}  app {}  search {}",
             region.name,
             region.http,
             region.https,
             region.admin,
-            apps.join(" ")
+            apps.join(" "),
+            region.search
         );
     }
     let (eu, us, jp) = (world.region("eu-west"), world.region("us-east"), world.region("ap-northeast"));
@@ -72,6 +73,13 @@ fn print(world: &World) {
         format!("curl -si -H 'X-User-Id: alice' http://{}/account/1", us.http),
     );
     show("public data: the nearest region serves the request", format!("curl -s http://{}/feed/1", jp.http));
+    show(
+        "another service: search stops in us-east, and its requests go to eu-west; then it starts again",
+        format!(
+            "curl -s http://{1}/demo/down; sleep 2; curl -s http://{0}/search/boots; curl -s http://{1}/demo/up",
+            us.http, us.search
+        ),
+    );
     let down: Vec<_> = us.apps.iter().map(|app| format!("curl -s http://{app}/demo/down")).collect();
     let up: Vec<_> = us.apps.iter().map(|app| format!("curl -s http://{app}/demo/up")).collect();
     show(

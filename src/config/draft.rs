@@ -9,16 +9,22 @@ use crate::decision::policy::{DataClass, Draft, Policy, Region};
 use crate::model::country::CountryCode;
 use crate::model::jurisdiction::{Jurisdiction, JurisdictionId, JurisdictionSet};
 use crate::model::region::RegionId;
+use crate::model::service::ServiceId;
 use crate::model::vitals::PolicyHash;
 
 use super::problem::suggestion;
 use super::reader::Field;
+
+/// The name of the service of a region that lists `upstreams` without naming services.
+pub const DEFAULT_SERVICE: &str = "app";
 
 /// The policy as far as it could be read, with the fields that contain its parts, so that later checks can report positions.
 pub struct PolicyDraft<'n> {
     pub local: Option<RegionId>,
     pub regions: Vec<RegionDraft<'n>>,
     pub jurisdictions: Vec<(JurisdictionId, Box<str>, Vec<CountryCode>)>,
+    /// The services of all regions.
+    pub services: Vec<(ServiceId, Box<str>)>,
     pub classes: Vec<DataClass>,
     pub routes: Vec<RouteDraft<'n>>,
     pub geo: Option<GeoRules>,
@@ -34,11 +40,18 @@ pub struct RegionDraft<'n> {
     pub field: Field<'n>,
     pub url: Option<http::Uri>,
     pub gateway: Option<http::Uri>,
-    pub upstreams: Option<Field<'n>>,
-    pub health: Option<Field<'n>>,
+    pub services: Vec<ServiceDraft<'n>>,
     /// The region's own listeners, if it overrides the common `listen`.
     pub listen: Option<Field<'n>>,
     pub admin: Option<Field<'n>>,
+}
+
+/// A service of a region, with the fields that `settings` reads.
+pub struct ServiceDraft<'n> {
+    pub id: ServiceId,
+    pub name: &'n str,
+    pub upstreams: Option<Field<'n>>,
+    pub health: Option<Field<'n>>,
 }
 
 /// A route, if it could be read, with its field.
@@ -56,6 +69,7 @@ impl<'n> PolicyDraft<'n> {
             local: self.local?,
             regions,
             jurisdictions: self.jurisdictions.clone(),
+            services: self.services.clone(),
             classes: self.classes.clone(),
             routes: self.routes.iter().map(|draft| draft.route.clone()).collect::<Option<_>>()?,
             geo: self.geo.clone().unwrap_or_default(),
@@ -71,6 +85,22 @@ impl<'n> PolicyDraft<'n> {
         let found = self.regions.iter().find(|draft| draft.name == name).map(|draft| draft.id);
         let known = self.regions.iter().map(|draft| draft.name);
         found.or_else(|| field.report(format!("unknown region `{name}`{}", suggestion(name, known))))
+    }
+
+    /// The service that a field names.
+    pub fn service(&self, field: &Field<'n>) -> Option<ServiceId> {
+        let name = field.text()?;
+        let found = self.services.iter().find(|(_, known)| **known == *name).map(|(id, _)| *id);
+        let known = self.services.iter().map(|(_, name)| &**name);
+        found.or_else(|| field.report(format!("unknown service `{name}`{}", suggestion(name, known))))
+    }
+
+    /// The service of a route that names none: the only one, or the one with the standard name.
+    pub fn default_service(&self) -> Option<ServiceId> {
+        match &self.services[..] {
+            [(only, _)] => Some(*only),
+            services => services.iter().find(|(_, name)| **name == *DEFAULT_SERVICE).map(|(id, _)| *id),
+        }
     }
 
     /// The data class that a field names.

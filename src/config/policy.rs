@@ -10,11 +10,12 @@ use crate::model::coordinates::Coordinates;
 use crate::model::country::{Continent, CountryCode};
 use crate::model::day::Day;
 use crate::model::jurisdiction::{Jurisdiction, JurisdictionId};
-use crate::model::region::{RegionId, Registry};
+use crate::model::region::{Names, RegionId, Registry};
+use crate::model::service::ServiceId;
 use crate::model::user::Evidence;
 
 use super::document::Value;
-use super::draft::{PolicyDraft, RegionDraft};
+use super::draft::{DEFAULT_SERVICE, PolicyDraft, RegionDraft, ServiceDraft};
 use super::problem::suggestion;
 use super::reader::{Field, Section};
 
@@ -23,6 +24,7 @@ pub fn read<'n>(section: &Section<'n>, root: &Field<'n>, region: Option<&str>, r
         local: None,
         regions: Vec::new(),
         jurisdictions: Vec::new(),
+        services: Vec::new(),
         classes: Vec::new(),
         routes: Vec::new(),
         geo: None,
@@ -44,6 +46,8 @@ pub fn read<'n>(section: &Section<'n>, root: &Field<'n>, region: Option<&str>, r
     }
     draft
 }
+
+const TOO_MANY_SERVICES: &str = "there are more than 4096 services; removed names count until the process restarts";
 
 /// Whether a name is valid in certificates, metric labels and tokens.
 fn is_plain_name(name: &str) -> bool {
@@ -135,7 +139,7 @@ impl<'n> PolicyDraft<'n> {
                     .report::<()>("this is the 65th region; the limit is 64, and removed names count until the process restarts");
                 continue;
             };
-            let draft = self.read_region(id, name, field);
+            let draft = self.read_region(id, name, field, &mut registry.services);
             self.regions.push(draft);
         }
         if self.regions.is_empty() {
@@ -143,7 +147,7 @@ impl<'n> PolicyDraft<'n> {
         }
     }
 
-    fn read_region(&self, id: RegionId, name: &'n str, field: Field<'n>) -> RegionDraft<'n> {
+    fn read_region(&mut self, id: RegionId, name: &'n str, field: Field<'n>, numbers: &mut Names) -> RegionDraft<'n> {
         let mut draft = RegionDraft {
             id,
             name,
@@ -151,8 +155,7 @@ impl<'n> PolicyDraft<'n> {
             field: field.clone(),
             url: None,
             gateway: None,
-            upstreams: None,
-            health: None,
+            services: Vec::new(),
             listen: None,
             admin: None,
         };
@@ -160,8 +163,7 @@ impl<'n> PolicyDraft<'n> {
         let jurisdiction = section.required("jurisdiction", "name the jurisdiction that the region is in");
         let jurisdiction = jurisdiction.and_then(|field| self.jurisdiction(&field));
         let at = section.required("at", "write `[latitude, longitude]` in degrees").and_then(|field| coordinates(&field));
-        draft.upstreams = section.required("upstreams", "list the app servers of the region, such as `[http://10.1.0.10:3000]`");
-        draft.health = section.optional("health");
+        draft.services = self.read_services(&section, numbers);
         draft.listen = section.optional("listen");
         draft.admin = section.optional("admin");
         draft.gateway = section.optional("gateway").and_then(|field| field.base_url(&["https"]));
@@ -173,8 +175,55 @@ impl<'n> PolicyDraft<'n> {
             at,
             has_url: draft.url.is_some(),
             has_gateway: draft.gateway.is_some(),
+            services: draft.services.iter().map(|service| service.id).collect(),
         });
         draft
+    }
+
+    /// Reads the services of a region, or the short form for a single one: `upstreams` and `health`.
+    fn read_services(&mut self, section: &Section<'n>, numbers: &mut Names) -> Vec<ServiceDraft<'n>> {
+        let (upstreams, health) = (section.optional("upstreams"), section.optional("health"));
+        let Some(services) = section.optional("services") else {
+            let missing = "`upstreams` is missing: list the app servers of the region, such as `[http://10.1.0.10:3000]`, or name \
+                           several `services`";
+            let upstreams = upstreams.or_else(|| section.report(missing));
+            let id = self.number_service(DEFAULT_SERVICE, numbers).or_else(|| section.report(TOO_MANY_SERVICES));
+            return id.map(|id| ServiceDraft { id, name: DEFAULT_SERVICE, upstreams, health }).into_iter().collect();
+        };
+        if let Some(extra) = upstreams.or(health) {
+            extra.report::<()>("this belongs to a service; move it into one of the `services`");
+        }
+        let entries = services.entries();
+        if entries.is_empty() {
+            services
+                .report::<()>("no service is listed; list at least one, such as `app: { upstreams: [http://10.1.0.10:3000] }`");
+        }
+        entries.into_iter().filter_map(|(key, field)| self.read_service(&key.text, &field, numbers)).collect()
+    }
+
+    fn read_service(&mut self, name: &'n str, field: &Field<'n>, numbers: &mut Names) -> Option<ServiceDraft<'n>> {
+        if !is_plain_name(name) {
+            return field.report(format!(
+                "`{name}` is not a valid service name; use at most 63 lower-case letters, digits and `-`, a letter first"
+            ));
+        }
+        let id = self.number_service(name, numbers).or_else(|| field.report(TOO_MANY_SERVICES))?;
+        if !field.is_section() {
+            return Some(ServiceDraft { id, name, upstreams: Some(field.clone()), health: None });
+        }
+        let section = field.section()?;
+        let upstreams = section.required("upstreams", "list the app servers of the service, such as `[http://10.1.0.10:3000]`");
+        let health = section.optional("health");
+        section.finish();
+        Some(ServiceDraft { id, name, upstreams, health })
+    }
+
+    fn number_service(&mut self, name: &str, numbers: &mut Names) -> Option<ServiceId> {
+        let id = numbers.number(name).and_then(ServiceId::new)?;
+        if !self.services.iter().any(|(known, _)| *known == id) {
+            self.services.push((id, name.into()));
+        }
+        Some(id)
     }
 
     fn read_classes(&mut self, field: &Field<'n>) {

@@ -52,6 +52,13 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
     });
     let pattern = section.required("match", "write `{}` to match every request").and_then(|field| read_pattern(&field));
     let class = section.required("data", "every route needs a data class").and_then(|field| draft.class(&field));
+    let service = match section.optional("service") {
+        Some(field) => draft.service(&field),
+        None => draft.default_service().or_else(|| {
+            let names: Vec<_> = draft.services.iter().map(|(_, name)| format!("`{name}`")).collect();
+            section.report(format!("`service` is missing: name the service of this route, one of {}", names.join(", ")))
+        }),
+    };
     let chain = section.required("home", "list the steps that find the home, such as `[directory, geoip, refuse]`");
     let chain = chain.and_then(|field| read_chain(&field, draft, class));
     let failover = section.optional("failover").map_or(Some(default), |field| read_failover(&field));
@@ -63,6 +70,7 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
         name: name?.into(),
         pattern: pattern?,
         class: class?,
+        service: service?,
         chain: chain.as_ref()?.0.clone(),
         aliases: aliases?,
         claim: chain?.1,

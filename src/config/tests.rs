@@ -52,6 +52,26 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("jurisdiction: us,", "jurisdiction: usa,", "regions.us-east.jurisdiction: unknown jurisdiction `usa`; did you mean `us`?"),
     ("[US]", "[UK]", "jurisdictions.us.countries[0]: unknown country code `UK`; the code of the United Kingdom is `GB`"),
     ("[US]", "[us]", "unknown country code `us`"),
+    ("upstreams: [\"http://127.0.0.1:1\"], gateway", "gateway", "regions.eu-west: `upstreams` is missing: list the app servers"),
+    ("upstreams: [\"http://127.0.0.1:1\"]", "services: {}", "regions.eu-west.services: no service is listed"),
+    (
+        "upstreams: [\"http://127.0.0.1:1\"]",
+        "services: { App: \"http://a:1\" }",
+        "services.App: `App` is not a valid service name",
+    ),
+    ("upstreams: [\"http://127.0.0.1:1\"]", "services: { app: {} }", "services.app: `upstreams` is missing"),
+    ("upstreams: [\"http://127.0.0.1:1\"]", "services: { app: [] }", "services.app: no upstream is listed"),
+    (
+        "upstreams: [\"http://127.0.0.1:1\"]",
+        "upstreams: [\"http://127.0.0.1:1\"], services: { app: \"http://a:1\" }",
+        "regions.eu-west.upstreams: this belongs to a service; move it into one of the `services`",
+    ),
+    (
+        "upstreams: [\"http://127.0.0.1:1\"]",
+        "services: { api: \"http://a:1\", web: \"http://a:2\", app: \"http://a:3\" }, health: /up",
+        "regions.eu-west.health: this belongs to a service",
+    ),
+    ("data: public, home", "service: ap, data: public, home", "routes[0].service: unknown service `ap`; did you mean `app`?"),
     ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),
     ("stays: anywhere", "stay: anywhere", "data.public: unknown key `stay`; did you mean `stays`?"),
@@ -112,6 +132,59 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("region: eu-west", "region: eu-west\nregion: us-east", "`region` is set twice, first in line 1"),
     ("region: eu-west", "region: [eu", "this is not valid YAML"),
 ];
+
+/// The valid file with other services in the two regions, and with a service for its first route.
+fn with_services(eu: &str, us: &str, route: &str) -> Vec<String> {
+    let text = VALID.replacen("upstreams: [\"http://127.0.0.1:1\"]", &format!("services: {eu}"), 1);
+    let text = text.replacen("upstreams: [\"http://127.0.0.1:1\"]", &format!("services: {us}"), 1);
+    problems(&text.replacen("name: rest,", &format!("name: rest, {route}"), 1))
+}
+
+#[test]
+fn a_route_names_a_service_that_a_region_may_serve_it_with() {
+    let (both, none): (_, Vec<String>) = ("{ api: \"http://a:1\", app: \"http://a:2\" }", Vec::new());
+    assert_eq!(with_services(both, both, "service: api,"), none);
+    assert_eq!(with_services(both, both, ""), none, "the standard name");
+    assert_eq!(with_services("{ web: \"http://a:1\" }", "{ web: \"http://a:1\" }", ""), none, "the only service");
+    assert_eq!(with_services(both, "{ app: \"http://a:1\" }", "service: api,"), none, "for users in eu");
+    let unnamed = with_services("{ api: \"http://a:1\", web: \"http://a:2\" }", "{ web: \"http://a:1\" }", "");
+    assert!(
+        unnamed[0].contains("routes[0]: `service` is missing: name the service of this route, one of `api`, `web`"),
+        "{unnamed:?}"
+    );
+    let everywhere = "{ stays: home }";
+    let text = VALID
+        .replacen("upstreams: [\"http://127.0.0.1:1\"]", &format!("services: {both}"), 1)
+        .replacen(everywhere, "{ stays: [us] }", 1)
+        .replacen("name: rest,", "name: rest, service: api,", 1);
+    let unserved = problems(&text);
+    assert!(
+        unserved[0].contains(
+            "no request of this route can be served: only eu-west has the service `api`, and may never process `restricted`"
+        ),
+        "{unserved:?}"
+    );
+    let text = VALID.replacen("upstreams: [\"http://127.0.0.1:1\"]", &format!("services: {both}"), 1).replacen(
+        "data: public, home: [latency]",
+        "service: api, data: public, home: [{ region: us-east }]",
+        1,
+    );
+    let unserved = problems(&text);
+    assert!(unserved[0].contains("its home is always `us-east`, which does not have the service `api`"), "{unserved:?}");
+}
+
+#[test]
+fn a_home_without_the_service_of_a_route_is_noted() {
+    let text = VALID
+        .replacen("upstreams: [\"http://127.0.0.1:1\"]", "services: { app: \"http://a:1\", api: \"http://a:2\" }", 1)
+        .replacen("name: rest,", "name: rest, service: api,", 1);
+    let Ok(config) = parse(&text, Path::new("d.yaml"), None, &mut Registry::default(), today()) else { panic!("valid") };
+    let notes = crate::config::notes(&config.policy, today());
+    let about =
+        |note: &&String| note.starts_with("us-east does not have the service `api`, and no other region may serve its users");
+    assert_eq!(notes.iter().filter(about).count(), 1, "{notes:?}");
+    assert!(notes.iter().any(|note| note.contains("(routes: `rest`)")), "{notes:?}");
+}
 
 #[test]
 fn every_mistake_is_reported_with_its_position_and_a_correction() {

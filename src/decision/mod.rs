@@ -1,7 +1,7 @@
 //! Judgement: makes a decision from facts and a policy, the same for live traffic, `explain` and the tests.
 //!
 //! Promises: pure, total and allocation-free. Each step can only remove regions: `resolve` finds the home, `residency`
-//! makes the clearance, `failover` orders the remaining regions. Never: async, a clock, a log line, an I/O error (failed
+//! makes the clearance, regions without the service are left out, and `failover` orders the remaining regions. Never: async, a clock, a log line, an I/O error (failed
 //! lookups arrive as facts). Start reading at [`decide`].
 
 #![cfg_attr(
@@ -71,9 +71,10 @@ fn judge(facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdic
         return Err(Code::HomeNotCleared);
     }
     let carriers = ruling.carriers.union(clearance.regions());
+    let clearance = clearance.narrow(policy.regions_with(route.service)).ok_or(Code::ServiceMissing)?;
     match facts.ingress {
         Ingress::Client => {
-            let itinerary = failover::plan(clearance, &home, facts, route.failover)?;
+            let itinerary = failover::plan(clearance, &home, facts, route)?;
             forward_or_redirect(itinerary, carriers, &home, policy)
         }
         Ingress::Peer(peer) => serve_peer(peer, clearance, carriers, &home, facts, policy),

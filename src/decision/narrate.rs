@@ -4,6 +4,7 @@ use crate::model::country::CountryCode;
 use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
 use crate::model::outcome::{Code, Rule};
 use crate::model::region::{RegionId, RegionSet};
+use crate::model::service::ServiceId;
 use crate::model::user::Evidence;
 use crate::model::vitals::{Health, RegionVitals, Vitals};
 
@@ -47,9 +48,16 @@ pub fn narrate(decision: &Decision, policy: &Policy, vitals: &Vitals) -> Vec<Lin
             add("rule", describe_rule(policy.class(class), home.jurisdiction(), trail, policy));
         }
         add("clearance", describe_clearance(trail, policy));
-        let refusing = trail.clearance.iter().filter(|region| !vitals.region(*region).health.takes_requests());
-        for region in refusing {
-            add("health", describe_health(region, vitals.region(region), policy));
+        if let Some(service) = route_of(trail, policy).map(|route| route.service) {
+            add("service", describe_service(service, policy));
+            for region in trail.clearance.intersection(policy.regions_with(service)).iter() {
+                if !vitals.region(region).health.takes_requests() {
+                    add("health", describe_health(region, vitals.region(region), policy));
+                } else if vitals.without(service).contains(region) {
+                    let (service, region) = (policy.service_name(service), policy.region_name(region));
+                    add("health", format!("`{service}` is down in {region}: none of its upstreams is up"));
+                }
+            }
         }
     }
     if let Verdict::Proceed(itinerary) = &decision.verdict {
@@ -170,6 +178,14 @@ fn describe_clearance(trail: &Trail, policy: &Policy) -> String {
     names(trail.clearance, policy)
 }
 
+fn describe_service(service: ServiceId, policy: &Policy) -> String {
+    let (name, regions) = (policy.service_name(service), policy.regions_with(service));
+    if regions == policy.regions {
+        return format!("`{name}`, which every region has");
+    }
+    format!("`{name}`, only in {}", names(regions, policy))
+}
+
 fn describe_stop(region: RegionId, policy: &Policy) -> String {
     if region == policy.local {
         format!("{} (here)", policy.region_name(region))
@@ -202,7 +218,8 @@ fn why_not_forwarded(trail: &Trail, target: RegionId, policy: &Policy) -> String
 /// The region that the request would be forwarded to if it had a gateway: its home, or another cleared region that is up.
 fn unreached(trail: &Trail, policy: &Policy, vitals: &Vitals) -> Option<RegionId> {
     let home = trail.home.and_then(|home| home.region());
-    let alive = vitals.taking_requests(trail.clearance);
+    let service = route_of(trail, policy)?.service;
+    let alive = vitals.taking_requests(trail.clearance.intersection(policy.regions_with(service)), service);
     let is_unreachable = |region: &RegionId| *region != policy.local && !policy.region(*region).has_gateway;
     home.into_iter().chain(vitals.nearest_first().iter().copied()).filter(|region| alive.contains(*region)).find(is_unreachable)
 }
@@ -242,6 +259,7 @@ fn reason(code: Code) -> &'static str {
         Code::ClassUnknown => "a peer names a data class that this policy does not have",
         Code::HomeDown => "the home accepts no requests, and the failover setting allows no other region",
         Code::AllDown => "no cleared region accepts requests",
+        Code::ServiceMissing => "no region that may serve this request has the service of its route",
         Code::Misdirected => "a peer sent a request that this region does not own or may not process",
         Code::HomeUnknown => "the token names a region that is not in this policy",
         Code::ResponseNotCleared

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 
-use super::World;
 use super::client::{self, ClientResponse};
+use super::world::{DemoRegion, World};
 
 /// Maximum time until every proxy notices that a region went down or came back up.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(20);
@@ -81,10 +81,19 @@ fn with_us_east_down() -> Vec<Sample> {
     ]
 }
 
+fn without_search_in_us_east() -> Vec<Sample> {
+    use Expect::ServedBy;
+    vec![
+        get("search, by another region", "us-east", AMERICA, None, "/search/boots", ServedBy("eu-west")),
+        get("the other service, at home", "us-east", AMERICA, None, "/users/bob/orders/1", ServedBy("us-east")),
+    ]
+}
+
 /// Sends the sample requests and prints one line for each. Returns whether all results are the expected ones.
 pub async fn tour(world: &World) -> Result<bool, String> {
     for region in &world.regions {
-        wait_for_health(world, region.name, "up").await?;
+        let series = format!("domicile_region_health{{region=\"{}\",state=\"up\"}} 1", region.name);
+        wait_for(world, &series, &format!("{} is up", region.name)).await?;
     }
     println!(
         "{:<26} {:<13} {:<13} {:<13} {:<9} {:<13} {:<34} {:>6}",
@@ -94,16 +103,21 @@ pub async fn tour(world: &World) -> Result<bool, String> {
     for sample in with_all_regions_up() {
         all_expected &= show(world, &sample).await?;
     }
-    switch(world, "us-east", "down").await?;
+    switch(world, "us-east", "app", "down").await?;
     println!("  -- the app servers of us-east go down --");
     for sample in with_us_east_down() {
         all_expected &= show(world, &sample).await?;
     }
-    switch(world, "us-east", "up").await?;
+    switch(world, "us-east", "app", "up").await?;
     println!("  -- the app servers of us-east are up again --");
     all_expected &=
         show(world, &get("a user at home again", "us-east", AMERICA, None, "/users/bob/orders/1", Expect::ServedBy("us-east")))
             .await?;
+    switch(world, "us-east", "search", "down").await?;
+    println!("  -- the service `search` of us-east goes down --");
+    for sample in without_search_in_us_east() {
+        all_expected &= show(world, &sample).await?;
+    }
     Ok(all_expected)
 }
 
@@ -170,21 +184,25 @@ async fn explain(world: &World, sample: &Sample) -> Result<serde_json::Value, St
     Ok(client::send(region.admin, Method::GET, &target, &[]).await?.json())
 }
 
-/// Takes the app servers of a region down or up, and waits until the health checks of every proxy show it.
-async fn switch(world: &World, region: &str, state: &str) -> Result<(), String> {
-    for app in &world.region(region).apps {
+/// Takes the app servers of a service down or up, and waits until the health checks of every proxy show it.
+async fn switch(world: &World, region: &str, service: &str, state: &str) -> Result<(), String> {
+    let DemoRegion { apps, search, .. } = world.region(region);
+    let apps = if service == "app" { apps } else { std::slice::from_ref(search) };
+    for app in apps {
         client::send(*app, Method::POST, &format!("/demo/{state}"), &[]).await?;
     }
-    wait_for_health(world, region, state).await
+    let is_up = u8::from(state == "up");
+    let series = format!("domicile_service_up{{region=\"{region}\",service=\"{service}\"}} {is_up}");
+    wait_for(world, &series, &format!("{service} of {region} is {state}")).await
 }
 
-async fn wait_for_health(world: &World, region: &str, state: &str) -> Result<(), String> {
-    let wanted = format!("domicile_region_health{{region=\"{region}\",state=\"{state}\"}} 1");
+/// Waits until the metrics of every proxy contain `wanted`.
+async fn wait_for(world: &World, wanted: &str, what: &str) -> Result<(), String> {
     let deadline = Instant::now() + HEALTH_TIMEOUT;
     for watcher in &world.regions {
-        while !metrics(watcher.admin).await?.contains(&wanted) {
+        while !metrics(watcher.admin).await?.contains(wanted) {
             if Instant::now() > deadline {
-                return Err(format!("{} did not notice that {region} is {state}", watcher.name));
+                return Err(format!("{} did not notice that {what}", watcher.name));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

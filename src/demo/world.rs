@@ -18,7 +18,10 @@ pub struct DemoRegion {
     pub http: SocketAddr,
     pub https: SocketAddr,
     pub admin: SocketAddr,
+    /// The app servers of the service `app`.
     pub apps: Vec<SocketAddr>,
+    /// The only app server of the service `search`.
+    pub search: SocketAddr,
     gateway: SocketAddr,
 }
 
@@ -63,8 +66,9 @@ impl World {
         for name in NAMES {
             let bound = Ports::bind().map_err(|error| error.to_string())?;
             let apps = runtime.block_on(start_apps(name)).map_err(failed)?;
+            let search = runtime.block_on(sample_app::start(name, format!("{name}-search"))).map_err(failed)?;
             let (http, https, admin) = (bound.http.address, bound.https.address, bound.admin.address);
-            regions.push(DemoRegion { name, http, https, admin, apps, gateway: bound.peers.address });
+            regions.push(DemoRegion { name, http, https, admin, apps, search, gateway: bound.peers.address });
             ports.push(bound);
         }
         let mut proxies = Vec::new();
@@ -135,13 +139,15 @@ async fn start_relays(regions: &[DemoRegion], from: usize) -> io::Result<Vec<Soc
 /// A configuration like `config/three-regions.yaml`, with the demo's own ports and files.
 fn configuration(regions: &[DemoRegion], local: usize, gateways: &[SocketAddr], folder: &Path, geoip: &Path) -> String {
     let places = [("eu", "[53.35, -6.26]"), ("us", "[38.95, -77.45]"), ("jp", "[35.68, 139.77]")];
+    let health = "health: { path: /healthz, every: 200ms, timeout: 1s, rise: 1, fall: 2 }";
     let mut text = String::new();
     for ((region, gateway), (jurisdiction, at)) in regions.iter().zip(gateways).zip(places) {
         let apps: Vec<_> = region.apps.iter().map(|app| format!("http://{app}")).collect();
         text += &format!(
-            "  {}:\n    jurisdiction: {jurisdiction}\n    at: {at}\n    upstreams: [{}]\n    health: {{ path: /healthz, every: 200ms, timeout: 1s, rise: 1, fall: 2 }}\n    gateway: https://{gateway}\n    url: http://{}\n",
+            "  {}:\n    jurisdiction: {jurisdiction}\n    at: {at}\n    services:\n      app: {{ upstreams: [{}], {health} }}\n      search: {{ upstreams: [\"http://{}\"], {health} }}\n    gateway: https://{gateway}\n    url: http://{}\n",
             region.name,
             apps.join(", "),
+            region.search,
             region.http
         );
     }

@@ -42,7 +42,7 @@ pub struct Query {
     pub claims: Vec<(String, String)>,
     /// The day to use instead of today.
     pub day: Option<String>,
-    /// Regions to treat as down.
+    /// Regions to treat as down, and services of regions as `REGION/SERVICE`.
     pub down: Vec<String>,
     pub json: bool,
 }
@@ -163,7 +163,13 @@ pub fn query_pairs(query: &str) -> Option<Vec<(String, String)>> {
 fn with_down(vitals: &Vitals, policy: &Policy, down: &[String]) -> Result<Vitals, String> {
     let mut vitals = vitals.clone();
     for name in down {
+        let (name, service) = name.split_once('/').map_or((name.as_str(), None), |(region, service)| (region, Some(service)));
         let region = policy.find_region(name).ok_or_else(|| format!("unknown region `{name}`"))?;
+        if let Some(service) = service {
+            let service = policy.find_service(service).ok_or_else(|| format!("unknown service `{service}`"))?;
+            vitals.set_down(service, region);
+            continue;
+        }
         vitals.set(region, RegionVitals { health: Health::Down, ..*vitals.region(region) });
     }
     Ok(vitals)
@@ -201,6 +207,7 @@ fn facts(decision: &Decision, policy: &Policy, query: &Query) -> Value {
         "country": trail.country.map(|code| code.as_str().to_owned()),
         "country_jurisdiction": policy.jurisdiction_name(trail.country.map_or(Jurisdiction::Unknown, |code| policy.jurisdiction_of_country(Some(code)))),
         "route": route_of(trail, policy).map(|route| &*route.name),
+        "service": route_of(trail, policy).map(|route| policy.service_name(route.service)),
         "classes": trail.classes.iter().map(|class| &*policy.class(class).name).collect::<Vec<_>>(),
         "report_only": trail.classes.iter().any(|class| policy.class(class).rule.mode == Mode::Report),
         "steps": trail.steps().map(|(step, _)| narrate::name_of(step)).collect::<Vec<_>>(),

@@ -10,5 +10,6 @@ pub mod jurisdiction;
 pub mod outcome;
 pub mod place;
 pub mod region;
+pub mod service;
 pub mod user;
 pub mod vitals;

@@ -64,6 +64,8 @@ codes! {
     HomeDown = "failover.home_down",
     /// Every region that may process this data is down.
     AllDown = "failover.all_down",
+    /// No region that may serve the request has the service of its route.
+    ServiceMissing = "failover.service_missing",
     /// A peer sent a request that this region does not own or may not process.
     Misdirected = "peer.misdirected",
     /// Two regions disagree about the home of a request.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::region::{MAX_REGIONS, RegionId, RegionSet};
+use super::service::ServiceId;
 
 /// Whether a region takes requests.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -90,13 +91,20 @@ pub struct Vitals {
     regions: [RegionVitals; MAX_REGIONS],
     /// The regions that take no requests. An unmeasured region is not among them.
     refusing: RegionSet,
+    /// For each service, the regions in which none of its upstreams is up.
+    down_services: Vec<RegionSet>,
     nearest_first: Vec<RegionId>,
 }
 
 impl Vitals {
     /// Nothing measured yet; `nearest_first` orders the regions by distance.
     pub fn unmeasured(nearest_first: Vec<RegionId>) -> Self {
-        Self { regions: [RegionVitals::default(); MAX_REGIONS], refusing: RegionSet::EMPTY, nearest_first }
+        Self {
+            regions: [RegionVitals::default(); MAX_REGIONS],
+            refusing: RegionSet::EMPTY,
+            down_services: Vec::new(),
+            nearest_first,
+        }
     }
 
     pub fn region(&self, region: RegionId) -> &RegionVitals {
@@ -113,8 +121,22 @@ impl Vitals {
         &self.nearest_first
     }
 
-    /// The members of `regions` that take requests now.
-    pub const fn taking_requests(&self, regions: RegionSet) -> RegionSet {
-        regions.intersection(self.refusing.complement())
+    /// Records that none of the upstreams of `service` is up in `region`.
+    pub fn set_down(&mut self, service: ServiceId, region: RegionId) {
+        if self.down_services.len() <= service.index() {
+            self.down_services.resize(service.index() + 1, RegionSet::EMPTY);
+        }
+        let regions = &mut self.down_services[service.index()];
+        *regions = regions.with(region);
+    }
+
+    /// The regions in which no upstream of `service` is up.
+    pub fn without(&self, service: ServiceId) -> RegionSet {
+        self.down_services.get(service.index()).copied().unwrap_or_default()
+    }
+
+    /// The members of `regions` that take requests for `service` now.
+    pub fn taking_requests(&self, regions: RegionSet, service: ServiceId) -> RegionSet {
+        regions.intersection(self.refusing.union(self.without(service)).complement())
     }
 }

@@ -33,5 +33,8 @@ pub const DRAINING: HeaderName = HeaderName::from_static("domicile-draining");
 /// Whether any upstream of a peer is up.
 pub const SERVING: HeaderName = HeaderName::from_static("domicile-serving");
 
+/// The services of a peer of which no upstream is up.
+pub const DOWN_SERVICES: HeaderName = HeaderName::from_static("domicile-down-services");
+
 /// Smoothed response time of a peer's upstreams, in microseconds.
 pub const UPSTREAM_MICROS: HeaderName = HeaderName::from_static("domicile-upstream-micros");

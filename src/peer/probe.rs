@@ -5,17 +5,21 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sfv::RefBareItem;
 
+use crate::http::lists;
+use crate::model::service::MAX_SERVICES;
 use crate::model::vitals::{PolicyHash, TableVersion};
 
 use super::fields;
 
 /// The report of a region about itself.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Report {
     /// The region accepts no new requests.
     pub is_draining: bool,
     /// At least one upstream is up.
     pub is_serving: bool,
+    /// The services of which no upstream is up.
+    pub down_services: Vec<Box<str>>,
     pub upstream_time: Option<Duration>,
     pub policy: Option<PolicyHash>,
     /// The version of the region's user table; `None` if it has none.
@@ -32,6 +36,9 @@ impl Report {
         };
         put(fields::DRAINING, boolean(self.is_draining));
         put(fields::SERVING, boolean(self.is_serving));
+        if !self.down_services.is_empty() {
+            put(fields::DOWN_SERVICES, self.down_services.join(", "));
+        }
         if let Some(policy) = self.policy {
             put(fields::POLICY, policy.to_string());
         }
@@ -49,11 +56,18 @@ impl Report {
         Self {
             is_draining: text(fields::DRAINING) == Some("?1"),
             is_serving: text(fields::SERVING) == Some("?1"),
+            down_services: text(fields::DOWN_SERVICES).map_or(Vec::new(), names),
             upstream_time: text(fields::UPSTREAM_MICROS).and_then(|micros| micros.parse().ok()).map(Duration::from_micros),
             policy: text(fields::POLICY).and_then(PolicyHash::parse),
             directory: text(fields::DIRECTORY).and_then(TableVersion::parse),
         }
     }
+}
+
+/// The members of a list of names.
+fn names(list: &str) -> Vec<Box<str>> {
+    let members = lists::tokens(list.as_bytes()).map(|name| String::from_utf8_lossy(name).into());
+    members.take(MAX_SERVICES).collect()
 }
 
 /// A boolean as a structured field.
@@ -72,12 +86,15 @@ mod tests {
         let whole = Report {
             is_draining: true,
             is_serving: false,
+            down_services: vec!["api".into(), "app-next".into()],
             upstream_time: Some(Duration::from_micros(1234)),
             policy: Some(PolicyHash([7; 16])),
             directory: Some(TableVersion([9; 16])),
         };
-        for report in [whole, Report { is_draining: false, is_serving: true, upstream_time: None, policy: None, directory: None }]
-        {
+        let down_services = Vec::new();
+        let bare =
+            Report { is_draining: false, is_serving: true, down_services, upstream_time: None, policy: None, directory: None };
+        for report in [whole, bare] {
             let mut headers = HeaderMap::new();
             report.write(&mut headers);
             assert_eq!(Report::read(&headers), report);

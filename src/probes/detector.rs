@@ -4,13 +4,19 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::model::region::RegionId;
+use crate::model::service::ServiceId;
 use crate::model::vitals::{Health, RegionVitals, Vitals};
 use crate::peer::probe::Report;
 
 /// The result of one probe.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Observation {
-    Answered { round_trip: Duration, report: Report },
+    /// `down` are the services of the report that the policy knows.
+    Answered {
+        round_trip: Duration,
+        report: Report,
+        down: Vec<ServiceId>,
+    },
     Failed,
 }
 
@@ -44,6 +50,8 @@ struct Seen {
     /// Consecutive results that contradict the current state.
     contradictions: u32,
     vitals: RegionVitals,
+    /// The services that the region last reported as down.
+    down: Vec<ServiceId>,
 }
 
 impl Detector {
@@ -71,6 +79,7 @@ impl Detector {
         let mut vitals = Vitals::unmeasured(self.order.clone());
         for (region, seen) in &self.seen {
             vitals.set(*region, seen.vitals);
+            seen.down.iter().for_each(|service| vitals.set_down(*service, *region));
         }
         vitals
     }
@@ -104,19 +113,20 @@ impl Detector {
 
 impl Seen {
     fn observe(&mut self, observation: Observation) {
-        let (reached, serving) = match observation {
-            Observation::Failed => (false, false),
-            Observation::Answered { round_trip, report } => {
+        let (reached, serving, draining) = match observation {
+            Observation::Failed => (false, false, false),
+            Observation::Answered { round_trip, report, down } => {
                 self.measure(round_trip);
+                self.down = down;
                 self.vitals.upstream_time = report.upstream_time;
                 self.vitals.policy = report.policy;
                 self.vitals.directory = report.directory;
-                (true, report.is_serving)
+                (true, report.is_serving, report.is_draining)
             }
         };
         self.vitals.is_reachable = reached;
         // The region itself reports that it drains or serves nothing, so one result is enough.
-        if let Observation::Answered { report: Report { is_draining: true, .. }, .. } = observation {
+        if draining {
             self.contradictions = 0;
             self.vitals.health = Health::Draining;
             return;
@@ -164,15 +174,42 @@ mod tests {
         RegionId::new(index).unwrap()
     }
 
-    const HEALTHY: Report = Report { is_draining: false, is_serving: true, upstream_time: None, policy: None, directory: None };
+    const HEALTHY: Report = Report {
+        is_draining: false,
+        is_serving: true,
+        down_services: Vec::new(),
+        upstream_time: None,
+        policy: None,
+        directory: None,
+    };
 
     fn answered(millis: u64) -> Observation {
-        Observation::Answered { round_trip: Duration::from_millis(millis), report: HEALTHY }
+        Observation::Answered { round_trip: Duration::from_millis(millis), report: HEALTHY, down: Vec::new() }
+    }
+
+    #[test]
+    fn a_service_is_down_while_its_region_reports_it() {
+        let (api, app) = (ServiceId::new(0).unwrap(), ServiceId::new(1).unwrap());
+        let without =
+            |down: &[ServiceId]| Observation::Answered { round_trip: Duration::ZERO, report: HEALTHY, down: down.into() };
+        let mut detector = Detector::new(vec![region(0), region(1)]);
+        detector.observe(region(0), without(&[api]));
+        detector.observe(region(1), without(&[]));
+        let both = [region(0), region(1)].into_iter().collect();
+        let taking = |detector: &mut Detector, service| {
+            let vitals = detector.vitals();
+            vitals.taking_requests(both, service).iter().map(|region| region.index()).collect::<Vec<_>>()
+        };
+        assert_eq!((taking(&mut detector, api), taking(&mut detector, app)), (vec![1], vec![0, 1]));
+        detector.observe(region(0), Observation::Failed);
+        assert_eq!(taking(&mut detector, api), [1], "a lost probe is no recovery");
+        detector.observe(region(0), without(&[]));
+        assert_eq!(taking(&mut detector, api), [0, 1]);
     }
 
     fn health_after(observations: &[Observation]) -> Health {
         let mut detector = Detector::new(vec![region(0)]);
-        observations.iter().for_each(|observation| detector.observe(region(0), *observation));
+        observations.iter().for_each(|observation| detector.observe(region(0), observation.clone()));
         detector.vitals().region(region(0)).health
     }
 
@@ -189,10 +226,10 @@ mod tests {
 
     #[test]
     fn a_regions_report_about_itself_counts_at_once() {
-        let reported = |report| Observation::Answered { round_trip: Duration::ZERO, report };
+        let reported = |report| Observation::Answered { round_trip: Duration::ZERO, report, down: Vec::new() };
         let draining = reported(Report { is_draining: true, ..HEALTHY });
         let not_serving = reported(Report { is_serving: false, ..HEALTHY });
-        assert_eq!(health_after(&[answered(1), draining]), Health::Draining);
+        assert_eq!(health_after(&[answered(1), draining.clone()]), Health::Draining);
         assert_eq!(health_after(&[answered(1), draining, answered(1)]), Health::Up);
         assert_eq!(health_after(&[answered(1), not_serving]), Health::Down);
     }

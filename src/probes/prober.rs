@@ -1,5 +1,6 @@
 //! Probes all regions concurrently, in rounds.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::decision::permit::Permitted;
 use crate::http::body::Body;
 use crate::http::pool::{Gateway, PeerPool, SendOptions};
 use crate::model::region::RegionId;
+use crate::model::service::ServiceId;
 use crate::model::vitals::Vitals;
 use crate::peer::fields;
 use crate::peer::probe::Report;
@@ -23,7 +25,7 @@ use super::detector::{Detector, Observation};
 #[derive(Clone)]
 pub enum ProbeTarget {
     /// The local region: the closure reports its state.
-    Local(Arc<dyn Fn() -> Observation + Send + Sync>),
+    Local(Arc<dyn Fn() -> Report + Send + Sync>),
     Peer(Gateway),
     /// The region has no gateway, so it cannot be probed.
     Silent,
@@ -35,6 +37,8 @@ pub struct ProbeTargets {
     pub settings: Settings,
     pub nearest_first: Vec<RegionId>,
     pub regions: Vec<(RegionId, ProbeTarget)>,
+    /// The services of the policy, by name.
+    pub services: Arc<HashMap<Box<str>, ServiceId>>,
 }
 
 /// Probes in rounds and publishes the vitals after each, until the sender of `targets` is dropped.
@@ -48,8 +52,15 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
         let mut probes = tokio::task::JoinSet::new();
         for (region, target) in current.regions {
             let pool = pool.clone();
-            let limit = current.settings.timeout;
-            probes.spawn_local(async move { (region, probe(&pool, region, target, limit).await) });
+            let (limit, services) = (current.settings.timeout, Arc::clone(&current.services));
+            probes.spawn_local(async move {
+                let answered = |(round_trip, report): (Duration, Report)| {
+                    let down = report.down_services.iter().filter_map(|name| services.get(name).copied()).collect();
+                    Observation::Answered { round_trip, report, down }
+                };
+                let result = probe(&pool, region, target, limit).await;
+                (region, result.map(|answer| answer.map_or(Observation::Failed, answered)))
+            });
         }
         while let Some(finished) = probes.join_next().await {
             if let Ok((region, Some(observation))) = finished {
@@ -66,9 +77,11 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
     }
 }
 
-async fn probe(pool: &PeerPool, region: RegionId, target: ProbeTarget, limit: Duration) -> Option<Observation> {
+/// The round trip and the report of a region; `Some(None)` if the probe failed, and `None` if the region cannot be probed. The
+/// local region needs no probe, because its round trip is zero.
+async fn probe(pool: &PeerPool, region: RegionId, target: ProbeTarget, limit: Duration) -> Option<Option<(Duration, Report)>> {
     let gateway = match target {
-        ProbeTarget::Local(report) => return Some(report()),
+        ProbeTarget::Local(report) => return Some(Some((Duration::ZERO, report()))),
         ProbeTarget::Silent => return None,
         ProbeTarget::Peer(gateway) => gateway,
     };
@@ -77,18 +90,18 @@ async fn probe(pool: &PeerPool, region: RegionId, target: ProbeTarget, limit: Du
     let started = Instant::now();
     let permitted = Permitted::without_user_data(region, Box::new(request));
     let outcome = tokio::time::timeout(limit, pool.send(&gateway, 1, permitted, &SendOptions::within(limit))).await;
-    match outcome {
+    Some(match outcome {
         Ok(Ok((response, _))) if response.status() == http::StatusCode::NO_CONTENT => {
-            Some(Observation::Answered { round_trip: started.elapsed(), report: Report::read(response.headers()) })
+            Some((started.elapsed(), Report::read(response.headers())))
         }
         Ok(Ok((response, _))) => {
             tracing::debug!(status = response.status().as_u16(), %authority, "unexpected response to a probe");
-            Some(Observation::Failed)
+            None
         }
         Ok(Err(error)) => {
             tracing::debug!(cause = %error.cause, "probe failed");
-            Some(Observation::Failed)
+            None
         }
-        Err(_) => Some(Observation::Failed),
-    }
+        Err(_) => None,
+    })
 }

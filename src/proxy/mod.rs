@@ -26,7 +26,7 @@ use crate::decision::policy::Policy;
 use crate::engine;
 use crate::http::pool::Gateway;
 use crate::model::region::RegionId;
-use crate::services::Service;
+use crate::services::Services;
 use crate::session::Seal;
 use crate::tokens::Tokens;
 use crate::transport::tls::{ClientTls, PeerTls};
@@ -44,7 +44,7 @@ pub struct Snapshot {
     pub cors_origins: Vec<Box<str>>,
     pub tokens: Option<Arc<Tokens>>,
     pub seal: Option<Arc<Seal>>,
-    pub upstreams: Arc<Service>,
+    pub services: Arc<Services>,
     pub gateways: HashMap<RegionId, Gateway>,
     /// The certificates of every listener for clients.
     pub sites: Vec<Arc<ClientTls>>,

@@ -28,6 +28,7 @@ pub const fn status_of(code: Code) -> StatusCode {
         | Code::HomeUnknown
         | Code::HomeDown
         | Code::AllDown
+        | Code::ServiceMissing
         | Code::PeersDisagree
         | Code::LedgerUnavailable
         | Code::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
@@ -67,6 +68,7 @@ const fn sentence(code: Code) -> &'static str {
         | Code::PeersDisagree
         | Code::LedgerUnavailable
         | Code::Overloaded => "The service is temporarily unavailable. Try again later.",
+        Code::ServiceMissing => "This service is not available in the regions that may serve this request.",
         Code::Misdirected | Code::PeerMalformed => "This region does not own the request.",
         Code::Loop => "Request loop detected.",
         Code::UpstreamUnreachable => "The application could not be reached.",
@@ -99,9 +101,12 @@ const fn proxy_error(code: Code) -> &'static str {
     match code {
         Code::Loop => "proxy_loop_detected",
         Code::UpstreamUnreachable => "destination_unavailable",
-        Code::HomeDown | Code::AllDown | Code::DirectoryUnavailable | Code::HomeUnknown | Code::PeersDisagree => {
-            "destination_unavailable"
-        }
+        Code::HomeDown
+        | Code::AllDown
+        | Code::ServiceMissing
+        | Code::DirectoryUnavailable
+        | Code::HomeUnknown
+        | Code::PeersDisagree => "destination_unavailable",
         Code::UpstreamBad => "http_protocol_error",
         Code::UpstreamTimeout | Code::DeadlineExceeded => "http_response_timeout",
         Code::Malformed(_) | Code::HeadTooLarge | Code::TargetTooLong | Code::BodyTooLarge | Code::RequestTimeout => {
@@ -280,7 +285,9 @@ const fn call_status(code: Code) -> u16 {
         | Code::NoLongerCleared => PERMISSION_DENIED,
         Code::BodyTooLarge | Code::HeadTooLarge | Code::TargetTooLong => RESOURCE_EXHAUSTED,
         Code::WrongSite => FAILED_PRECONDITION,
-        Code::RouteNone | Code::MethodNotAllowed | Code::UpgradeRefused | Code::WebSocketVersion => UNIMPLEMENTED,
+        Code::RouteNone | Code::ServiceMissing | Code::MethodNotAllowed | Code::UpgradeRefused | Code::WebSocketVersion => {
+            UNIMPLEMENTED
+        }
         Code::Malformed(_) | Code::Loop | Code::Misdirected | Code::PeerMalformed => INTERNAL,
         Code::DirectoryUnavailable
         | Code::HomeUnknown

@@ -14,24 +14,26 @@ use crate::transport::dial::DialError;
 use crate::transport::proxy_protocol;
 use crate::transport::resolver;
 
-use super::{Check, Service, Upstream};
+use super::{Check, Service, Services, Upstream};
 
-/// Resolves the names of all upstreams of a service and checks their health, until the future is dropped. Runs on the control thread.
-pub async fn watch(service: Arc<Service>, region: RegionId) {
+/// Resolves the names of all upstreams and checks their health, until the future is dropped. Runs on the control thread.
+pub async fn watch(services: Arc<Services>, region: RegionId) {
     let mut tasks = tokio::task::JoinSet::new();
-    for upstream in service.all() {
-        if let Some(check) = service.settings.check.clone() {
-            tasks.spawn_local(watch_one(Arc::clone(upstream), Arc::new(check), region));
-        }
-        if let Some(addresses) = upstream.server.addresses.clone() {
-            let (settings, authority) = (service.settings.names.clone(), Arc::clone(&upstream.server.authority));
-            tasks.spawn_local(async move { resolver::watch(&settings, &authority, &addresses).await });
+    for service in services.all() {
+        for upstream in service.all() {
+            if let Some(check) = service.settings.check.clone() {
+                tasks.spawn_local(watch_one(Arc::clone(service), Arc::clone(upstream), check, region));
+            }
+            if let Some(addresses) = upstream.server.addresses.clone() {
+                let (settings, authority) = (service.settings.names.clone(), Arc::clone(&upstream.server.authority));
+                tasks.spawn_local(async move { resolver::watch(&settings, &authority, &addresses).await });
+            }
         }
     }
     while tasks.join_next().await.is_some() {}
 }
 
-async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>, region: RegionId) {
+async fn watch_one(service: Arc<Service>, upstream: Arc<Upstream>, check: Check, region: RegionId) {
     let pool = UpstreamPool::of(region);
     let mut streak = Streak::default();
     loop {
@@ -48,7 +50,7 @@ async fn watch_one(upstream: Arc<Upstream>, check: Arc<Check>, region: RegionId)
         }
         if let Some(up) = streak.note(passed, upstream.is_up(), &check) {
             upstream.set_up(up);
-            tracing::info!(upstream = upstream.authority(), up, "upstream health changed");
+            tracing::info!(service = &*service.settings.name, upstream = upstream.authority(), up, "upstream health changed");
         }
         // Jitter of 25 % either way, so that the proxies do not check in step.
         tokio::time::sleep(check.every.mul_f64(0.75 + fastrand::f64() * 0.5)).await;

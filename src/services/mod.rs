@@ -1,4 +1,4 @@
-//! The app servers of the local region: which are up, and which takes the next request.
+//! The services of the local region: which of their app servers are up, and which takes the next request.
 //!
 //! Promises: an upstream that fails its health checks gets no requests until it passes them again; the next request goes to
 //! the less busy of two random healthy upstreams. Never: an upstream of another region, because that region's own proxy
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::model::service::ServiceId;
 use crate::transport::dial::{HttpVersion, Server};
 use crate::transport::proxy_protocol;
 use crate::transport::resolver::{self, Addresses};
@@ -25,6 +26,7 @@ pub use outlier::Ejection;
 /// The settings of a service.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Settings {
+    pub name: Box<str>,
     pub upstreams: Vec<UpstreamSettings>,
     /// `None` for no active health checks: every upstream counts as up.
     pub check: Option<Check>,
@@ -111,6 +113,56 @@ impl Upstream {
     }
 }
 
+/// The services of the local region, by their numbers.
+#[derive(Default)]
+pub struct Services(Vec<Option<Arc<Service>>>);
+
+impl Services {
+    /// Services that `before` contains keep the state of their upstreams, and are the same if `is_same` says that nothing has
+    /// changed.
+    pub fn new(
+        settings: &[(ServiceId, Settings)],
+        before: Option<&Self>,
+        is_same: impl Fn(&Service, &Settings) -> bool,
+    ) -> Result<Self, TlsError> {
+        let slots = settings.iter().map(|(id, _)| id.index() + 1).max().unwrap_or_default();
+        let mut services = Self((0..slots).map(|_| None).collect());
+        for (id, settings) in settings {
+            let known = before.and_then(|before| before.get(*id));
+            let service = match known.filter(|known| is_same(known, settings)) {
+                Some(same) => Arc::clone(same),
+                None => Arc::new(Service::new(settings.clone(), known.map(|known| &**known))?),
+            };
+            services.0[id.index()] = Some(service);
+        }
+        Ok(services)
+    }
+
+    /// The service with this number, if the local region has it.
+    pub fn get(&self, id: ServiceId) -> Option<&Arc<Service>> {
+        self.0.get(id.index())?.as_ref()
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Service>> + Clone {
+        self.0.iter().flatten()
+    }
+
+    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> + Clone {
+        self.all().flat_map(|service| service.all())
+    }
+
+    pub fn any_up(&self) -> bool {
+        self.all().any(|service| service.any_up())
+    }
+
+    /// The shortest smoothed response time among the healthy upstreams; `None` before the first check.
+    pub fn answer_time(&self) -> Option<Duration> {
+        let up = self.upstreams().filter(|upstream| upstream.is_up());
+        let micros = up.map(|upstream| upstream.state.answer_micros.load(Ordering::Relaxed));
+        micros.filter(|micros| *micros > 0).min().map(Duration::from_micros)
+    }
+}
+
 /// A set of app servers that are interchangeable.
 pub struct Service {
     pub settings: Settings,
@@ -151,11 +203,6 @@ impl Service {
         Ok(Self { settings, list })
     }
 
-    /// A service without upstreams, for a snapshot that makes decisions and sends no requests.
-    pub fn none() -> Self {
-        Self { settings: Settings::default(), list: Vec::new() }
-    }
-
     pub fn all(&self) -> &[Arc<Upstream>] {
         &self.list
     }
@@ -182,15 +229,5 @@ impl Service {
 
     pub fn any_up(&self) -> bool {
         self.list.iter().any(|upstream| upstream.is_up())
-    }
-
-    /// The shortest smoothed response time among the healthy upstreams; `None` before the first check.
-    pub fn answer_time(&self) -> Option<Duration> {
-        let micros = self
-            .list
-            .iter()
-            .filter(|upstream| upstream.is_up())
-            .map(|upstream| upstream.state.answer_micros.load(Ordering::Relaxed));
-        micros.filter(|micros| *micros > 0).min().map(Duration::from_micros)
     }
 }

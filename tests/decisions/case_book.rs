@@ -81,6 +81,7 @@ struct Case {
     token: Option<String>,
     /// The home in our own sealed cookie.
     hint: Option<Person>,
+    /// Regions, and services of regions as `REGION/SERVICE`.
     #[serde(default)]
     down: Vec<String>,
     #[serde(default)]
@@ -199,8 +200,13 @@ fn judge(case: &Case, people: &BTreeMap<String, Person>, book: &str) -> (Decisio
     let table = if is_available { Table::Text(table(people)) } else { Table::Unavailable };
     let mut vitals = Vitals::unmeasured(policy.nearest_first());
     for (names, health) in [(&case.down, Health::Down), (&case.draining, Health::Draining)] {
-        let region = |name: &String| policy.find_region(name).unwrap_or_else(|| panic!("{}: no region {name}", case.it));
-        names.iter().for_each(|name| vitals.set(region(name), RegionVitals { health, ..RegionVitals::default() }));
+        let region = |name: &str| policy.find_region(name).unwrap_or_else(|| panic!("{}: no region {name}", case.it));
+        for name in names {
+            match name.split_once('/') {
+                Some((name, service)) => vitals.set_down(policy.find_service(service).expect("a service"), region(name)),
+                None => vitals.set(region(name), RegionVitals { health, ..RegionVitals::default() }),
+            }
+        }
     }
     let day = case.day.as_deref().unwrap_or("2026-06-01");
     let world = World::new(policy, &registry, &table, case.stale, noon(day), vitals);

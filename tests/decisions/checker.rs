@@ -53,6 +53,8 @@ pub struct Region {
     pub at: (f32, f32),
     pub has_url: bool,
     pub has_gateway: bool,
+    /// The services that the region has.
+    pub services: Vec<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -121,6 +123,7 @@ pub struct Route {
     /// The pattern ends in `/**`.
     pub open_ended: bool,
     pub class: usize,
+    pub service: usize,
     pub chain: Vec<Step>,
     /// The token claim that the `Token` step reads.
     pub claim: Option<String>,
@@ -202,6 +205,8 @@ pub struct Situation {
     pub labels: Vec<String>,
     /// Regions that accept no requests.
     pub down: Vec<usize>,
+    /// Regions and services of which no app server is up there.
+    pub down_services: Vec<(usize, usize)>,
     /// All regions in the order of their cost to reach, cheapest first.
     pub nearest: Vec<usize>,
 }
@@ -322,6 +327,9 @@ fn judge_until_refused(world: &World, situation: &Situation) -> Result<Judgement
     let enforced = enforced_classes(&request.classes);
     let clearance = cleared_regions(&request, &enforced, &homes);
     check_clearance(&request, &clearance, &enforced, &homes)?;
+    if !clearance.iter().any(|region| has_service(&request, *region)) {
+        return Err("failover.service_missing");
+    }
 
     let owner = homes[0].region;
     let outcome = match situation.peer {
@@ -899,8 +907,10 @@ fn itinerary_of(request: &Request, owner: Option<usize>, clearance: &[usize]) ->
     if let Some(home) = owner {
         let may_leave_home = situation.is_read() && request.route.reads_fail_over;
         if !may_leave_home {
-            let is_down = situation.down.contains(&home);
-            return if is_down { Err("failover.home_down") } else { Ok(vec![home]) };
+            if !has_service(request, home) {
+                return Err("failover.service_missing");
+            }
+            return if is_down(request, home) { Err("failover.home_down") } else { Ok(vec![home]) };
         }
         order.push(home);
     }
@@ -909,8 +919,17 @@ fn itinerary_of(request: &Request, owner: Option<usize>, clearance: &[usize]) ->
             order.push(*region);
         }
     }
-    order.retain(|region| clearance.contains(region) && !situation.down.contains(region));
+    order.retain(|region| clearance.contains(region) && has_service(request, *region) && !is_down(request, *region));
     if order.is_empty() { Err("failover.all_down") } else { Ok(order) }
+}
+
+fn has_service(request: &Request, region: usize) -> bool {
+    request.world.regions[region].services.contains(&request.route.service)
+}
+
+/// Whether the region, or the service of the route in it, accepts no requests.
+fn is_down(request: &Request, region: usize) -> bool {
+    request.situation.down.contains(&region) || request.situation.down_services.contains(&(region, request.route.service))
 }
 
 // Check 12: a peer's request.
@@ -930,7 +949,7 @@ fn outcome_for_peer(
     if is_owned_elsewhere && !request.situation.is_read() {
         return Err("peer.misdirected");
     }
-    if !clearance.contains(&local) {
+    if !clearance.contains(&local) || !has_service(request, local) {
         return Err("peer.misdirected");
     }
     Ok(Outcome::Proceed(vec![local]))
@@ -968,7 +987,7 @@ mod tests {
 
     /// Regions r0 and r2 are in the EU, r1 is in the US. `/public/**` is unowned; `/users/{user}` is personal.
     fn world() -> World {
-        let region = |jurisdiction, at| Region { jurisdiction, at, has_url: true, has_gateway: true };
+        let region = |jurisdiction, at| Region { jurisdiction, at, has_url: true, has_gateway: true, services: vec![0] };
         let personal_chain = vec![Step::Directory, Step::GeoIp, Step::Refuse];
         let public = Route {
             host: Host::Any,
@@ -976,6 +995,7 @@ mod tests {
             segments: vec![Segment::Literal("public".into())],
             open_ended: true,
             class: 0,
+            service: 0,
             chain: vec![Step::Latency],
             claim: None,
             aliases: Vec::new(),
@@ -987,6 +1007,7 @@ mod tests {
             segments: vec![Segment::Literal("users".into()), Segment::User],
             open_ended: true,
             class: 1,
+            service: 0,
             chain: personal_chain,
             claim: Some("region".into()),
             aliases: vec!["me".into()],
@@ -1032,6 +1053,7 @@ mod tests {
             statement: None,
             labels: Vec::new(),
             down: Vec::new(),
+            down_services: Vec::new(),
             nearest: vec![0, 2, 1],
         }
     }

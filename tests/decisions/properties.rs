@@ -15,7 +15,7 @@ use crate::worlds::{self, is_only_reported, outcome};
 /// The number of policies that the checker judges too.
 const JUDGED_WORLDS: u64 = 10_000;
 /// The number of policies for each of the other properties.
-const WORLDS: u64 = 1_000;
+const WORLDS: u64 = 1_200;
 const SITUATIONS_IN_EACH: usize = 4;
 
 /// One random situation in one random world, and the program's decision.
@@ -140,7 +140,7 @@ fn kinds_of(case: &Case, outcome: &Outcome, is_only_reported: bool) -> Vec<&'sta
 }
 
 /// The minimum number of cases of each kind in the comparison, about half of the actual number.
-const LEAST: [(&str, usize); 31] = [
+const LEAST: [(&str, usize); 32] = [
     ("for a peer with other tables", 900),
     ("preflight sent on", 140),
     ("preflight not sent on", 500),
@@ -171,6 +171,7 @@ const LEAST: [(&str, usize); 31] = [
     ("residency.carrier_not_cleared", 400),
     ("peer.misdirected", 300),
     ("failover.home_down", 800),
+    ("failover.service_missing", 200),
     ("failover.all_down", 140),
 ];
 
@@ -260,6 +261,31 @@ fn a_region_that_takes_no_requests_is_never_tried() {
 }
 
 #[test]
+fn a_region_without_the_service_of_the_route_is_never_tried() {
+    holds_in_every_world(400, |case| {
+        let route = &case.world.routes[case.decision.trail.route?.index()];
+        let (serves, is_client) =
+            (|region: usize| case.world.regions[region].services.contains(&route.service), case.situation.peer.is_none());
+        let is_up = |region: usize| !is_client || !case.situation.down_services.contains(&(region, route.service));
+        (!case.destinations().is_empty()).then(|| case.destinations().iter().all(|region| serves(*region) && is_up(*region)))
+    });
+}
+
+#[test]
+fn the_health_of_another_service_changes_nothing() {
+    holds_in_every_world(1000, |case| {
+        let route = &case.world.routes[case.decision.trail.route?.index()];
+        let mut situation = case.situation.clone();
+        for region in 0..case.world.regions.len() {
+            situation
+                .down_services
+                .extend((0..worlds::SERVICES).filter(|service| *service != route.service).map(|service| (region, service)));
+        }
+        Some(case.judged_as(&situation) == *case.decision)
+    });
+}
+
+#[test]
 fn a_region_without_a_gateway_is_never_forwarded_to() {
     holds_in_every_world(300, |case| match case.outcome() {
         Outcome::Proceed(stops) if stops != [case.world.local] => {
@@ -298,7 +324,10 @@ fn an_owned_request_goes_home_first_if_its_home_takes_requests() {
             return None;
         }
         let owner = case.limits().owner?;
-        Some((case.destinations()[0] == owner) != case.situation.down.contains(&owner))
+        let route = &case.world.routes[case.decision.trail.route?.index()];
+        let is_down = case.situation.down.contains(&owner) || case.situation.down_services.contains(&(owner, route.service));
+        let serves = case.world.regions[owner].services.contains(&route.service);
+        Some((case.destinations()[0] == owner) == (serves && !is_down))
     });
 }
 

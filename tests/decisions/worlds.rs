@@ -21,6 +21,7 @@ use domicile::model::country::{Continent, CountryCode};
 use domicile::model::day::Day;
 use domicile::model::jurisdiction::{Jurisdiction, JurisdictionId, JurisdictionSet};
 use domicile::model::region::{RegionId, Registry};
+use domicile::model::service::ServiceId;
 use domicile::model::user::{Evidence, Proof};
 use domicile::model::vitals::{Health, PolicyHash, RegionVitals, TableVersion, Vitals};
 use domicile::peer::Envelope;
@@ -66,6 +67,9 @@ const DOMAINS: [&str; 3] = ["example.com", "b.example.com", "com"];
 const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PURGE"];
 
 const LITERALS: [&str; 3] = ["a", "b", "users"];
+
+/// The number of services; every region has the first.
+pub const SERVICES: usize = 3;
 
 pub const TODAY: &str = "2026-06-01";
 
@@ -123,6 +127,7 @@ pub fn world(random: &mut Rng) -> checker::World {
                 at: cities[index],
                 has_url: !once_in(random, 3),
                 has_gateway: !once_in(random, 4),
+                services: (0..SERVICES).filter(|service| *service == 0 || !once_in(random, 10)).collect(),
             })
             .collect(),
         jurisdictions: countries,
@@ -231,6 +236,7 @@ fn route(random: &mut Rng, regions: usize, classes: usize) -> checker::Route {
         segments,
         open_ended: random.bool(),
         class: random.usize(..classes),
+        service: random.usize(..SERVICES),
         chain,
         claim: Some("home_region".to_owned()),
         aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
@@ -315,6 +321,10 @@ pub fn situation(random: &mut Rng, world: &checker::World) -> Situation {
         }),
         labels: if once_in(random, 4) { labels(random, world) } else { Vec::new() },
         down: (0..regions).filter(|_| once_in(random, 5)).collect(),
+        down_services: (0..regions)
+            .flat_map(|region| (0..SERVICES).map(move |service| (region, service)))
+            .filter(|_| once_in(random, 25))
+            .collect(),
         nearest,
     }
 }
@@ -396,6 +406,10 @@ pub fn region_id(index: usize) -> RegionId {
     RegionId::new(index).expect("few regions")
 }
 
+fn service_id(index: usize) -> ServiceId {
+    ServiceId::new(index).expect("few services")
+}
+
 fn jurisdiction_id(index: usize) -> JurisdictionId {
     JurisdictionId::new(index).expect("few jurisdictions")
 }
@@ -443,6 +457,7 @@ fn draft(world: &checker::World) -> Draft {
             at: Coordinates { latitude: region.at.0, longitude: region.at.1 },
             has_url: region.has_url,
             has_gateway: region.has_gateway,
+            services: region.services.iter().map(|service| service_id(*service)).collect(),
         };
         (region_id(index), region)
     };
@@ -453,6 +468,7 @@ fn draft(world: &checker::World) -> Draft {
         local: region_id(world.local),
         regions: world.regions.iter().enumerate().map(region).collect(),
         jurisdictions: world.jurisdictions.iter().enumerate().map(jurisdiction).collect(),
+        services: (0..SERVICES).map(|service| (service_id(service), format!("s{service}").into())).collect(),
         classes: world.classes.iter().map(data_class).collect(),
         routes: world.routes.iter().map(program_route).collect(),
         geo: geo_rules(world),
@@ -518,6 +534,7 @@ fn program_route(route: &checker::Route) -> Route {
         name: "route".into(),
         pattern: Pattern { host, path, methods },
         class: ClassId::new(route.class).expect("few classes"),
+        service: service_id(route.service),
         chain: route.chain.iter().map(step).collect(),
         aliases: route.aliases.iter().map(|alias| alias.as_str().into()).collect(),
         claim: route.claim.as_deref().map(Into::into),
@@ -561,6 +578,9 @@ fn vitals(situation: &Situation) -> Vitals {
             (false, _) => Health::Unmeasured,
         };
         vitals.set(region_id(*index), RegionVitals { health, ..RegionVitals::default() });
+    }
+    for (region, service) in &situation.down_services {
+        vitals.set_down(service_id(*service), region_id(*region));
     }
     vitals
 }

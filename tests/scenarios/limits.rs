@@ -155,7 +155,7 @@ fn an_upstream_that_keeps_failing_is_ejected() {
         get(world.eu().http, "/users/alice/orders/1", &[]);
         world.eu().upstreams[0].seen().len() == 3
     });
-    let ejected = format!("domicile_upstream_ejected{{upstream=\"{}\"}} 1", world.eu().upstreams[0].address);
+    let ejected = format!("domicile_upstream_ejected{{service=\"app\",upstream=\"{}\"}} 1", world.eu().upstreams[0].address);
     assert!(world.eu().metrics().contains(&ejected));
     for _ in 0..20 {
         assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "eu-west");
@@ -166,7 +166,7 @@ fn an_upstream_that_keeps_failing_is_ejected() {
     for _ in 0..10 {
         assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).status.as_u16() / 100, 5);
     }
-    let other = format!("domicile_upstream_ejected{{upstream=\"{}\"}} 0", world.eu().upstreams[1].address);
+    let other = format!("domicile_upstream_ejected{{service=\"app\",upstream=\"{}\"}} 0", world.eu().upstreams[1].address);
     assert!(world.eu().metrics().contains(&other));
 }
 

@@ -20,6 +20,7 @@ mod operation;
 mod peers;
 mod residency;
 mod revocation;
+mod services;
 mod streams;
 mod upstreams;
 mod windows;

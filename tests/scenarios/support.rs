@@ -74,6 +74,7 @@ pub struct Recorder {
     pub address: SocketAddr,
     /// The entry of this upstream in the configuration.
     pub entry: String,
+    pub service: &'static str,
     seen: Arc<Mutex<Vec<RecordedRequest>>>,
     accepting: tokio::task::JoinHandle<()>,
     /// Bound to the port after a crash, and not listening.
@@ -105,6 +106,11 @@ impl Recorder {
                 Response::new(whole(name))
             })
         }))
+    }
+
+    /// Makes it an upstream of this service instead of `app`.
+    pub fn of_service(self, service: &'static str) -> Self {
+        Self { service, ..self }
     }
 
     pub fn with(handler: Handler) -> Self {
@@ -151,7 +157,7 @@ impl Recorder {
                 });
             }
         });
-        Self { address, entry: format!("\"{scheme}://{address}\""), seen, accepting, reserved: Mutex::default() }
+        Self { address, entry: format!("\"{scheme}://{address}\""), service: "app", seen, accepting, reserved: Mutex::default() }
     }
 
     /// An upstream that responds to every request head with the same bytes, and reads no bodies.
@@ -186,7 +192,7 @@ impl Recorder {
                 });
             }
         });
-        Self { address, entry: format!("\"http://{address}\""), seen, accepting, reserved: Mutex::default() }
+        Self { address, entry: format!("\"http://{address}\""), service: "app", seen, accepting, reserved: Mutex::default() }
     }
 
     pub fn seen(&self) -> Vec<RecordedRequest> {
@@ -338,12 +344,10 @@ impl World {
         let folder = self.folder.path().display();
         let mut regions = String::new();
         for (region, (jurisdiction, at)) in self.regions.iter().zip(PLACES) {
-            let upstreams: Vec<_> = region.upstreams.iter().map(|upstream| upstream.entry.clone()).collect();
-            let health = if plan.health.is_empty() { String::new() } else { format!("    health: {}\n", plan.health) };
             regions += &format!(
-                "  {}:\n    jurisdiction: {jurisdiction}\n    at: {at}\n    upstreams: [{}]\n{health}    gateway: \"https://{}\"\n    url: \"http://{}\"\n",
+                "  {}:\n    jurisdiction: {jurisdiction}\n    at: {at}\n{}    gateway: \"https://{}\"\n    url: \"http://{}\"\n",
                 region.name,
-                upstreams.join(", "),
+                services(&region.upstreams, plan.health),
                 region.peers,
                 region.http
             );
@@ -406,7 +410,37 @@ impl World {
     }
 }
 
+/// The services of a region in the configuration, in the short form if there is only `app`.
+fn services(upstreams: &[Recorder], health: &str) -> String {
+    let mut services = BTreeMap::<_, Vec<_>>::new();
+    upstreams.iter().for_each(|upstream| services.entry(upstream.service).or_default().push(upstream.entry.clone()));
+    let check = if health.is_empty() { String::new() } else { format!("health: {health}") };
+    match services.get("app") {
+        Some(app) if services.len() == 1 => format!("    upstreams: [{}]\n    {check}\n", app.join(", ")),
+        _ => {
+            let service = |(name, entries): (&&str, &Vec<String>)| {
+                let check = if check.is_empty() { String::new() } else { format!(", {check}") };
+                format!("      {name}: {{ upstreams: [{}]{check} }}\n", entries.join(", "))
+            };
+            format!("    services:\n{}", services.iter().map(service).collect::<String>())
+        }
+    }
+}
+
 impl Region {
+    /// The only upstream of a service.
+    pub fn upstream_of(&self, service: &str) -> &Recorder {
+        let [upstream] = &self.upstreams.iter().filter(|upstream| upstream.service == service).collect::<Vec<_>>()[..] else {
+            panic!("{} has another number of upstreams of {service}", self.name)
+        };
+        upstream
+    }
+
+    pub fn wait_for_service(&self, region: &str, service: &str, is_up: bool) {
+        let wanted = format!("domicile_service_up{{region=\"{region}\",service=\"{service}\"}} {}", u8::from(is_up));
+        eventually(&format!("{} sees {service} of {region}: {is_up}", self.name), || self.metrics().contains(&wanted));
+    }
+
     pub fn metrics(&self) -> String {
         let answer = get(self.admin, "/metrics", &[]);
         String::from_utf8(answer.body.to_vec()).unwrap()

@@ -13,20 +13,21 @@ use crate::directory;
 use crate::engine::path::Slashes;
 use crate::geoip;
 use crate::model::region::RegionId;
+use crate::model::service::ServiceId;
 use crate::probes;
 use crate::proxy::intake::{self, AddressSource};
 use crate::proxy::{Limits, Privacy};
 use crate::session;
 use crate::tokens;
 use crate::transport::listener::{self, Accepts};
-use crate::transport::tls::{AcmeFiles, PeerFiles};
+use crate::transport::tls::{AcmeFiles, PeerFiles, UpstreamFiles};
 
 use super::draft::{PolicyDraft, RegionDraft};
 use super::reader::{Field, Section};
 
 use limits::read_limits;
 use listen::{read_listen, read_peer_tls};
-use services::read_upstreams;
+use services::read_services;
 use users::{Users, header_name, read_client_address, read_users};
 
 /// The validated settings of every module.
@@ -41,7 +42,8 @@ pub struct Settings {
     pub privacy: Privacy,
     /// Origins whose CORS preflights Domicile responds to itself if the user cannot be determined.
     pub cors_origins: Vec<Box<str>>,
-    pub upstreams: crate::services::Settings,
+    /// The services of the local region.
+    pub services: Vec<(ServiceId, crate::services::Settings)>,
     /// The other regions that have a gateway.
     pub gateways: Vec<(RegionId, http::Uri)>,
     pub urls: Vec<(RegionId, http::Uri)>,
@@ -78,6 +80,11 @@ impl Settings {
     /// Whether a request with a credential that this process cannot read is refused, except for data that may be anywhere.
     pub fn refuses_unread_credentials(&self) -> bool {
         self.tokens.as_ref().is_none_or(|tokens| tokens.others == tokens::Others::Refuse)
+    }
+
+    /// The TLS files of the local region's upstreams.
+    pub fn upstream_tls(&self) -> impl Iterator<Item = &UpstreamFiles> {
+        self.services.iter().flat_map(|(_, service)| &service.upstreams).filter_map(|upstream| upstream.tls.as_ref())
     }
 
     /// The certificates that come from ACME servers.
@@ -150,7 +157,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let limits = section.optional("limits").map_or(Some(Limits::default()), |field| read_limits(&field));
     let log = section.optional("log").map_or(Some(Log { json: false, requests: true }), |field| read_log(&field));
     let workers = section.optional("workers").map(|field| field.number(1, 1024));
-    let upstreams = read_upstreams(section, draft);
+    let services = read_services(section, draft);
     check_peers(section, draft, &listeners, peer_tls.is_some());
     check_ledger(section, draft, audit.is_some());
     let Users { keys, directory, tokens, seal, uniform_refusals } = users?;
@@ -163,7 +170,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
         slashes: slashes?,
         privacy: Privacy { uniform_refusals, tracing_across_borders: tracing? },
         cors_origins: cors?,
-        upstreams: upstreams?,
+        services: services?,
         gateways: others(draft).filter_map(|region| Some((region.id, region.gateway.clone()?))).collect(),
         urls: draft.regions.iter().filter_map(|region| Some((region.id, region.url.clone()?))).collect(),
         directory,

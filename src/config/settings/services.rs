@@ -1,4 +1,4 @@
-//! The app servers of the local region. The app servers of other regions are checked too, so that a file is valid either in all
+//! The services of the local region. The app servers of other regions are checked too, so that a file is valid either in all
 //! regions or in none.
 
 use crate::services::{Check, CircuitLimits, Ejection, Settings, UpstreamSettings};
@@ -6,12 +6,13 @@ use crate::transport::dial::{HttpVersion, authority_of};
 use crate::transport::proxy_protocol::Version;
 use crate::transport::tls::UpstreamFiles;
 
-use super::super::draft::{PolicyDraft, RegionDraft};
+use super::super::draft::{PolicyDraft, RegionDraft, ServiceDraft};
 use super::super::reader::{Field, Section};
 use super::listen::read_certificate;
 use super::path;
+use crate::model::service::ServiceId;
 
-pub(super) fn read_upstreams(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> {
+pub(super) fn read_services(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Vec<(ServiceId, Settings)>> {
     let protection = section.optional("upstreams").map_or(Some(Default::default()), |field| read_protection(&field));
     let names = section.optional("dns").map_or(Some(Default::default()), |field| {
         let section = field.section()?;
@@ -20,15 +21,17 @@ pub(super) fn read_upstreams(section: &Section<'_>, draft: &PolicyDraft<'_>) -> 
         let servers = servers.iter().map(|server| server.address()).collect::<Option<Vec<_>>>();
         Some(crate::transport::resolver::Settings { servers: servers? })
     });
-    let read = |region: &RegionDraft<'_>| {
-        let upstreams = region.upstreams.as_ref().and_then(read_list);
-        let check = region.health.as_ref().map_or(Some(None), |field| read_health(field).map(Some));
-        Some(Settings { upstreams: upstreams?, check: check?, ..Settings::default() })
+    let read = |service: &ServiceDraft<'_>| {
+        let upstreams = service.upstreams.as_ref().and_then(read_list);
+        let check = service.health.as_ref().map_or(Some(None), |field| read_health(field).map(Some));
+        Some((service.id, Settings { name: service.name.into(), upstreams: upstreams?, check: check?, ..Settings::default() }))
     };
-    let all: Vec<_> = draft.regions.iter().map(|region| (region.id, read(region))).collect();
-    let own = all.into_iter().find(|(id, _)| Some(*id) == draft.local)?.1?;
-    let (ejection, circuit) = protection?;
-    Some(Settings { ejection, circuit, names: names?, ..own })
+    let of_region = |region: &RegionDraft<'_>| region.services.iter().map(read).collect::<Vec<_>>();
+    let all: Vec<_> = draft.regions.iter().map(|region| (region.id, of_region(region))).collect();
+    let (_, own) = all.into_iter().find(|(id, _)| Some(*id) == draft.local)?;
+    let ((ejection, circuit), names) = (protection?, names?);
+    let common = |(id, own)| (id, Settings { ejection, circuit, names: names.clone(), ..own });
+    own.into_iter().map(|service| service.map(common)).collect()
 }
 
 /// Outlier ejection and circuit breaking, which keep a failing or overloaded upstream from affecting the others.
@@ -57,7 +60,7 @@ fn read_protection(field: &Field<'_>) -> Option<(Ejection, CircuitLimits)> {
 fn read_list(field: &Field<'_>) -> Option<Vec<UpstreamSettings>> {
     let items = field.one_or_many();
     if items.is_empty() {
-        return field.report("no upstream is listed; a region needs at least one");
+        return field.report("no upstream is listed; a service needs at least one");
     }
     let upstreams: Vec<_> = items.iter().map(read_upstream).collect();
     upstreams.into_iter().collect()

@@ -16,7 +16,7 @@ use super::rule::{Carriers, Mode, ResidencyRule, Stays};
 
 /// The version of the judgement code. It increases with every change of `decision` that can change a judgement, so that two
 /// releases that judge differently never have the same hash.
-const RULES_VERSION: u32 = 3;
+const RULES_VERSION: u32 = 4;
 
 impl Policy {
     /// Everything that can change a judgement, one item per line.
@@ -31,7 +31,8 @@ impl Policy {
             let place = (region.at.latitude.to_bits(), region.at.longitude.to_bits());
             let jurisdiction = self.jurisdiction_name(Jurisdiction::Named(region.jurisdiction));
             let (url, gateway) = (region.has_url, region.has_gateway);
-            lines.push(format!("region {:?} {jurisdiction:?} {place:?} {url} {gateway}", region.name));
+            let services = sorted(region.services.iter().map(|id| format!("{:?}", self.service_name(*id))).collect());
+            lines.push(format!("region {:?} {jurisdiction:?} {place:?} {url} {gateway} {services}", region.name));
         }
         for class in self.class_ids().map(|id| self.class(id)) {
             lines.push(format!("class {:?} {}", class.name, self.rule_text(&class.rule)));
@@ -93,7 +94,8 @@ impl Policy {
         let class = &self.class(route.class).name;
         let aliases = sorted(route.aliases.iter().map(|alias| format!("{alias:?}")).collect());
         let upgrades = sorted(route.upgrades.iter().map(|upgrade| format!("{upgrade:?}")).collect());
-        let _ = write!(text, " {class:?} {chain:?} {:?} {:?} {aliases} {upgrades}", route.claim, route.failover);
+        let service = self.service_name(route.service);
+        let _ = write!(text, " {class:?} {service:?} {chain:?} {:?} {:?} {aliases} {upgrades}", route.claim, route.failover);
         text
     }
 

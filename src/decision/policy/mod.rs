@@ -11,6 +11,7 @@ use crate::model::coordinates::Coordinates;
 use crate::model::country::CountryCode;
 use crate::model::jurisdiction::{Jurisdiction, JurisdictionId};
 use crate::model::region::{MAX_REGIONS, RegionId, RegionSet};
+use crate::model::service::ServiceId;
 use crate::model::vitals::PolicyHash;
 
 use class::{ClassId, ClassSet};
@@ -35,6 +36,8 @@ pub struct Region {
     pub has_url: bool,
     /// Whether the local proxy can reach the region's proxy.
     pub has_gateway: bool,
+    /// The services that have app servers in the region.
+    pub services: Vec<ServiceId>,
 }
 
 /// The rules by which one region judges. The policies of different regions differ only in `local`.
@@ -44,6 +47,8 @@ pub struct Policy {
     pub regions: RegionSet,
     region_slots: Box<[Option<Region>; MAX_REGIONS]>,
     jurisdictions: Vec<JurisdictionEntry>,
+    /// By the numbers of the services.
+    services: Vec<Option<ServiceEntry>>,
     country_jurisdictions: Box<[Option<JurisdictionId>; CountryCode::SLOTS]>,
     classes: Vec<DataClass>,
     pub routes: RouteTable,
@@ -63,11 +68,18 @@ struct JurisdictionEntry {
     regions: RegionSet,
 }
 
+/// A service of the policy and the regions that have it.
+struct ServiceEntry {
+    name: Box<str>,
+    regions: RegionSet,
+}
+
 /// The parts of a policy before it is compiled.
 pub struct Draft {
     pub local: RegionId,
     pub regions: Vec<(RegionId, Region)>,
     pub jurisdictions: Vec<(JurisdictionId, Box<str>, Vec<CountryCode>)>,
+    pub services: Vec<(ServiceId, Box<str>)>,
     pub classes: Vec<DataClass>,
     pub routes: Vec<Route>,
     pub geo: GeoRules,
@@ -88,6 +100,7 @@ impl Policy {
         }
         let mut region_slots = Box::new([const { None }; MAX_REGIONS]);
         let regions = draft.regions.iter().map(|(id, _)| *id).collect();
+        let services = service_entries(&draft);
         let inside =
             |wanted| draft.regions.iter().filter(|(_, region)| region.jurisdiction == wanted).map(|(id, _)| *id).collect();
         let jurisdictions =
@@ -100,6 +113,7 @@ impl Policy {
             regions,
             region_slots,
             jurisdictions,
+            services,
             country_jurisdictions,
             classes: draft.classes,
             routes: RouteTable::build(draft.routes),
@@ -128,6 +142,31 @@ impl Policy {
 
     pub fn find_region(&self, name: &str) -> Option<RegionId> {
         self.regions.iter().find(|id| *self.region(*id).name == *name)
+    }
+
+    /// The service's name, or `?` for a service that this policy does not have.
+    pub fn service_name(&self, id: ServiceId) -> &str {
+        self.known_service(id).map_or("?", |service| &service.name)
+    }
+
+    pub fn find_service(&self, name: &str) -> Option<ServiceId> {
+        let position = self.services.iter().position(|entry| entry.as_ref().is_some_and(|service| *service.name == *name));
+        position.and_then(ServiceId::new)
+    }
+
+    /// The services, and their names in the configuration.
+    pub fn services(&self) -> impl Iterator<Item = (ServiceId, &str)> {
+        let numbered = self.services.iter().enumerate();
+        numbered.filter_map(|(index, entry)| ServiceId::new(index).zip(entry.as_ref().map(|entry| &*entry.name)))
+    }
+
+    /// The regions that have a service.
+    pub fn regions_with(&self, service: ServiceId) -> RegionSet {
+        self.known_service(service).map_or(RegionSet::EMPTY, |service| service.regions)
+    }
+
+    fn known_service(&self, id: ServiceId) -> Option<&ServiceEntry> {
+        self.services.get(id.index())?.as_ref()
     }
 
     pub fn class(&self, id: ClassId) -> &DataClass {
@@ -199,4 +238,17 @@ impl Policy {
         regions.insert(0, self.local);
         regions
     }
+}
+
+/// The services by their numbers, each with the regions that have it.
+fn service_entries(draft: &Draft) -> Vec<Option<ServiceEntry>> {
+    let slots = draft.services.iter().map(|(id, _)| id.index().saturating_add(1)).max().unwrap_or_default();
+    let mut entries: Vec<_> = std::iter::repeat_with(|| None).take(slots).collect();
+    for (id, name) in &draft.services {
+        let has_it = |(region, data): &(RegionId, Region)| data.services.contains(id).then_some(*region);
+        let regions = draft.regions.iter().filter_map(has_it).collect();
+        *entries.get_mut(id.index()).expect("every service number has a slot") =
+            Some(ServiceEntry { name: name.clone(), regions });
+    }
+    entries
 }

@@ -179,7 +179,8 @@ const fn uniform(code: Code) -> Code {
         | Code::CarrierNotCleared
         | Code::ResponseNotCleared
         | Code::HomeDown
-        | Code::AllDown => Code::HomeUnresolved,
+        | Code::AllDown
+        | Code::ServiceMissing => Code::HomeUnresolved,
         _ => code,
     }
 }

@@ -397,10 +397,12 @@ fn respond_to_probe(worker: &Worker) -> Response<Body> {
 
 /// The state of this region, for probes.
 pub fn region_report(snapshot: &Snapshot, is_draining: bool) -> Report {
+    let down = snapshot.services.all().filter(|service| !service.any_up());
     Report {
         is_draining,
-        is_serving: snapshot.upstreams.any_up(),
-        upstream_time: snapshot.upstreams.answer_time(),
+        is_serving: snapshot.services.any_up(),
+        down_services: down.map(|service| service.settings.name.clone()).collect(),
+        upstream_time: snapshot.services.answer_time(),
         policy: Some(snapshot.policy().hash),
         directory: snapshot.judging.table_version(),
     }

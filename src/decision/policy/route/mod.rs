@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use super::chain::{Failover, Step};
 use super::class::ClassId;
+use crate::model::service::ServiceId;
 
 pub use method::{Method, MethodSet};
 pub use pattern::{HostPattern, PathPattern, Pattern, PatternError, Segment};
@@ -39,6 +40,7 @@ pub struct Route {
     pub name: Box<str>,
     pub pattern: Pattern,
     pub class: ClassId,
+    pub service: ServiceId,
     pub chain: Vec<Step>,
     /// Values of the `{user}` segment that stand for the caller, such as `me`.
     pub aliases: Vec<Box<str>>,

@@ -6,6 +6,7 @@ fn route(host: &str, path: &str, methods: MethodSet) -> Route {
         name: path.into(),
         pattern,
         class: ClassId::new(0).unwrap(),
+        service: ServiceId::new(0).unwrap(),
         chain: vec![],
         aliases: vec![],
         claim: None,

@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -22,13 +21,15 @@ use crate::http::sent::Sent;
 use crate::http::tunnel::Wire;
 use crate::http::window::Buffers;
 use crate::model::outcome::Code;
-use crate::services::{Outstanding, Upstream};
+use crate::services::Outstanding;
 use crate::transport::dial::{DialError, DialOptions};
 use crate::transport::proxy_protocol;
 
 use crate::proxy::body::Progress;
 use crate::proxy::worker::Worker;
 use crate::proxy::{Limits, Snapshot};
+
+use super::plan::Selected;
 
 /// A response: its head, its body or tunnel, and the counters that it holds until it ends.
 pub(in crate::proxy::request) struct Response {
@@ -176,15 +177,16 @@ pub(in crate::proxy::request) async fn to_peer(
 /// Sends a request to one upstream, and records success or failure for the ejection of the upstream.
 pub(in crate::proxy::request) async fn to_upstream(
     worker: &Worker,
-    snapshot: &Snapshot,
-    (upstream, outstanding): (&Arc<Upstream>, Outstanding),
+    limits: &Limits,
+    Selected { service, upstream, outstanding }: &mut Selected,
     permitted: Permitted<BoxedRequest>,
     copy: Option<BoxedRequest>,
     options: &AttemptOptions<'_>,
 ) -> Result<Response, Failure> {
     let has_body = !permitted.request().body().is_end_stream();
     let greeting = upstream.proxy_protocol.map(|version| proxy_protocol::write(version, options.client, options.local));
-    let send_options = options.send_options(&snapshot.limits, Duration::ZERO, greeting);
+    let send_options = options.send_options(limits, Duration::ZERO, greeting);
+    let outstanding = outstanding.take().expect("a selected upstream is attempted once");
     let work = pin!(async {
         let (pool, server) = (&worker.upstream_pool, &upstream.server);
         match options.upgrade {
@@ -196,12 +198,12 @@ pub(in crate::proxy::request) async fn to_upstream(
         }
     });
     let outcome = head_of(work, worker, options, has_body).await;
-    let count = |result| worker.metrics.upstream_request(upstream.authority(), result);
+    let count = |result| worker.metrics.upstream_request(&service.settings.name, upstream.authority(), result);
     match outcome {
         Some(Ok((reply, in_flight))) => {
             count("answered");
             let response = Response::of(reply, ResponseCounters::Upstream(outstanding, in_flight));
-            snapshot.upstreams.note(upstream, !response.is_gateway_error());
+            service.note(upstream, !response.is_gateway_error());
             Ok(response)
         }
         // The request's body was aborted, so this is not a failure of the upstream.
@@ -218,15 +220,15 @@ pub(in crate::proxy::request) async fn to_upstream(
             count("failed");
             // The server never advertised extended CONNECT, so this is not a failure of the upstream.
             if !matches!(error.cause, SendCause::Dial(DialError::OtherProtocol { wanted: EXTENDED_CONNECT, .. })) {
-                snapshot.upstreams.note(upstream, false);
+                service.note(upstream, false);
             }
-            tracing::warn!(upstream = upstream.authority(), cause = %error.cause, "no response from an upstream");
+            tracing::warn!(service = &*service.settings.name, upstream = upstream.authority(), cause = %error.cause, "no response from an upstream");
             Err(failure(error, copy))
         }
         None => {
             count("timeout");
             if !options.is_client_deadline {
-                snapshot.upstreams.note(upstream, false);
+                service.note(upstream, false);
             }
             Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Partly, retry: copy })
         }

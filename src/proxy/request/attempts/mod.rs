@@ -14,6 +14,7 @@ use http::{HeaderMap, Request};
 use http_body::Body as _;
 
 use crate::decision::permit::Permitted;
+use crate::decision::route_of;
 use crate::decision::verdict::{Itinerary, Stop, Verdict};
 use crate::engine::judge::{Judged, judge};
 use crate::engine::recheck::Lease;
@@ -22,6 +23,7 @@ use crate::http::pool::{BoxedRequest, Gateway};
 use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
+use crate::model::service::ServiceId;
 use crate::peer::fields;
 
 use crate::proxy::intake::{Intake, forward_identity};
@@ -125,7 +127,7 @@ impl Forwarding<'_> {
                     Verdict::Refuse(code) => return Err((*code).into()),
                 }
             }
-            let target = attempts.next(self.context, self.options.deadline).await;
+            let target = attempts.next(self.context, self.service(), self.options.deadline).await;
             let mut target = target.map_err(|code| last.unwrap_or(code))?;
             // The moment may have changed while the request waited for an app server.
             if !self.is_current(&attempts) {
@@ -160,6 +162,12 @@ impl Forwarding<'_> {
         }
     }
 
+    /// The service of the request's route.
+    fn service(&self) -> Option<ServiceId> {
+        let judged = self.lease.judged();
+        route_of(&judged.decision.trail, judged.moment.policy()).map(|route| route.service)
+    }
+
     /// Whether the itinerary was made under the newest moment, and the request is still cleared.
     fn is_current(&self, attempts: &Attempts) -> bool {
         let newest = self.context.worker.moment();
@@ -174,7 +182,7 @@ impl Forwarding<'_> {
 
     /// Adapts the request to its target, and returns the copies that another attempt needs.
     fn prepare(&self, target: &Target, request: &mut Request<Body>, attempts: &Attempts, is_second: bool) -> Copies {
-        let (is_whole, has_another) = (request.body().is_end_stream(), attempts.has_another(target, self.context));
+        let (is_whole, has_another) = (request.body().is_end_stream(), attempts.has_another(target));
         match target {
             Target::Upstream(..) => {
                 let may_repeat = is_whole && self.intake.question.is_read && has_another;
@@ -209,13 +217,11 @@ impl Forwarding<'_> {
         is_second: bool,
     ) -> Result<Result<Response, Failure>, Stopped> {
         match target {
-            Target::Upstream(_, upstream, outstanding) => {
+            Target::Upstream(_, selected) => {
                 self.context.may_have_arrived = true;
-                let outstanding = outstanding.take().expect("a selected upstream is attempted once");
                 let outcome = {
-                    let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
-                    let upstream = (&*upstream, outstanding);
-                    let work = pin!(forward::to_upstream(worker, snapshot, upstream, permitted, spare, &self.options));
+                    let (worker, limits) = (&self.context.worker, &self.context.snapshot.limits);
+                    let work = pin!(forward::to_upstream(worker, limits, selected, permitted, spare, &self.options));
                     self.while_cleared(work).await?
                 };
                 self.note_unsent(&outcome);

@@ -10,14 +10,23 @@ use crate::http::pool::Gateway;
 use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
-use crate::services::{Outstanding, Selection, Upstream};
+use crate::model::service::ServiceId;
+use crate::services::{Outstanding, Selection, Service, Upstream};
 
 use super::super::context::Context;
 
 /// The target of one attempt.
 pub(super) enum Target {
-    Upstream(Stop, Arc<Upstream>, Option<Outstanding>),
+    Upstream(Stop, Selected),
     Peer(Stop, Gateway),
+}
+
+/// An app server of the local region.
+pub(in crate::proxy::request) struct Selected {
+    pub service: Arc<Service>,
+    pub upstream: Arc<Upstream>,
+    /// Taken by the attempt.
+    pub outstanding: Option<Outstanding>,
 }
 
 impl Target {
@@ -72,7 +81,12 @@ impl Attempts {
     }
 
     /// Returns the target of the next attempt, or the refusal if there is none.
-    pub async fn next(&mut self, context: &Context, deadline: Option<Instant>) -> Result<Target, Code> {
+    pub async fn next(
+        &mut self,
+        context: &Context,
+        service: Option<ServiceId>,
+        deadline: Option<Instant>,
+    ) -> Result<Target, Code> {
         let mut refusal = Code::UpstreamUnreachable;
         while let Some(stop) = self.current() {
             let region = stop.region();
@@ -90,9 +104,16 @@ impl Attempts {
             if !std::mem::replace(&mut self.has_deposited, true) {
                 context.worker.load.retries.deposit();
             }
-            let upstreams = &context.snapshot.upstreams;
-            match context.worker.load.select_or_queue(upstreams, &self.tried, deadline.map(Instant::into_std)).await {
-                Selection::Upstream(upstream, outstanding) => return Ok(Target::Upstream(stop, upstream, Some(outstanding))),
+            // A reload may have removed the service from the region while the request was judged.
+            let Some(service) = service.and_then(|service| context.snapshot.services.get(service)) else {
+                self.next_stop();
+                continue;
+            };
+            match context.worker.load.select_or_queue(service, &self.tried, deadline.map(Instant::into_std)).await {
+                Selection::Upstream(upstream, outstanding) => {
+                    let service = Arc::clone(service);
+                    return Ok(Target::Upstream(stop, Selected { service, upstream, outstanding: Some(outstanding) }));
+                }
                 Selection::None => self.next_stop(),
                 Selection::Full => {
                     refusal = Code::Overloaded;
@@ -109,8 +130,8 @@ impl Attempts {
             // Says nothing about the target, because the server may close an idle connection at any time.
             _ if sent == Sent::Stale => {}
             Target::Peer(..) => self.next_stop(),
-            Target::Upstream(_, upstream, _) => {
-                self.tried.push(Arc::clone(upstream));
+            Target::Upstream(_, selected) => {
+                self.tried.push(Arc::clone(&selected.upstream));
                 self.spent += usize::from(sent == Sent::Partly);
                 // An attempt that sent nothing does not count, because it put no load on an upstream.
                 if sent == Sent::Partly && self.spent + self.stop >= self.limit {
@@ -126,14 +147,14 @@ impl Attempts {
     }
 
     /// Whether another target is left after `target`.
-    pub fn has_another(&self, target: &Target, context: &Context) -> bool {
+    pub fn has_another(&self, target: &Target) -> bool {
         let has_another_upstream = || match target {
             Target::Peer(..) => false,
-            Target::Upstream(_, upstream, _) => {
+            Target::Upstream(_, Selected { service, upstream, .. }) => {
                 let is_left = |other: &&Arc<Upstream>| {
                     other.is_up() && !Arc::ptr_eq(other, upstream) && !self.tried.iter().any(|tried| Arc::ptr_eq(tried, other))
                 };
-                self.spent + self.stop + 1 < self.limit && context.snapshot.upstreams.all().iter().any(|other| is_left(&other))
+                self.spent + self.stop + 1 < self.limit && service.all().iter().any(|other| is_left(&other))
             }
         };
         self.has_another_stop() || has_another_upstream()

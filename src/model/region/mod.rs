@@ -1,5 +1,9 @@
 //! Region numbers, and sets of regions in one machine word.
 
+mod registry;
+
+pub use registry::{Names, Registry};
+
 /// The maximum number of regions in the life of a process, because a set of regions is one `u64`.
 pub const MAX_REGIONS: usize = 64;
 
@@ -91,44 +95,6 @@ impl FromIterator<RegionId> for RegionSet {
     }
 }
 
-/// The numbers of names, for regions and for jurisdictions.
-///
-/// INVARIANT: a name keeps its number until the process ends, so that all snapshots of the process agree on what a number
-/// means.
-#[derive(Clone, Default, Debug)]
-pub struct Names {
-    names: Vec<Box<str>>,
-}
-
-impl Names {
-    /// The number of `name`, which is assigned now if it has none; `None` if all numbers are taken.
-    pub fn number(&mut self, name: &str) -> Option<usize> {
-        if let Some(known) = self.find(name) {
-            return Some(known);
-        }
-        if self.names.len() == MAX_REGIONS {
-            return None;
-        }
-        self.names.push(name.into());
-        Some(self.names.len() - 1)
-    }
-
-    pub fn find(&self, name: &str) -> Option<usize> {
-        self.names.iter().position(|known| **known == *name)
-    }
-
-    pub fn name(&self, number: usize) -> &str {
-        self.names.get(number).map_or("?", |name| name)
-    }
-}
-
-/// The numbers that this process has assigned.
-#[derive(Clone, Default, Debug)]
-pub struct Registry {
-    pub regions: Names,
-    pub jurisdictions: Names,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,15 +107,5 @@ mod tests {
         assert!(!set.contains(region(1)));
         assert!(set.without(region(63)).is_subset_of(set));
         assert!(!set.is_subset_of(RegionSet::only(region(0))));
-    }
-
-    #[test]
-    fn a_name_keeps_its_number_and_the_sixty_fifth_gets_none() {
-        let mut names = Names::default();
-        for index in 0..MAX_REGIONS {
-            assert_eq!(names.number(&format!("r{index}")), Some(index));
-        }
-        assert_eq!(names.number("one-too-many"), None);
-        assert_eq!(names.number("r7"), Some(7));
     }
 }

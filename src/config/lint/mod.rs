@@ -1,5 +1,7 @@
 //! Checks of the policy as a whole, for example for routes that can never match.
 
+mod services;
+
 use crate::decision::policy::Policy;
 use crate::decision::policy::chain::Step;
 use crate::decision::policy::class::ClassId;
@@ -50,6 +52,9 @@ pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
                 class_name(policy, other.class),
                 class_name(policy, route.class)
             ));
+        }
+        if let Some(mistake) = services::never_served(policy, route, today) {
+            field.report::<()>(mistake);
         }
         if let Some(region) = dead_end(policy, route, today) {
             field.report::<()>(format!(
@@ -219,6 +224,7 @@ pub fn notes(policy: &Policy, today: Day) -> Vec<String> {
             ));
         }
     }
+    notes.extend(services::notes(policy, today));
     notes.extend(policy.routes.all().iter().filter_map(|route| spelling_note(policy, route, today)));
     notes
 }

@@ -1,0 +1,85 @@
+//! Checks of routes against the services of the regions.
+
+use std::collections::BTreeMap;
+
+use crate::decision::policy::Policy;
+use crate::decision::policy::chain::{Reads, Step};
+use crate::decision::policy::route::Route;
+use crate::decision::policy::rule::Mode;
+use crate::model::day::Day;
+use crate::model::jurisdiction::Jurisdiction;
+use crate::model::region::RegionId;
+
+use super::{class_name, user_jurisdictions};
+
+/// The mistake that no request of the route can be served, because no region that may serve it has the service.
+pub(super) fn never_served(policy: &Policy, route: &Route, today: Day) -> Option<String> {
+    let service = policy.service_name(route.service);
+    let equipped = policy.regions_with(route.service);
+    let is_cleared = |region| user_jurisdictions(policy).any(|user| may_serve(policy, route, user, region, today));
+    if !equipped.iter().any(is_cleared) {
+        let regions: Vec<_> = equipped.iter().map(|region| policy.region_name(region)).collect();
+        return Some(format!(
+            "no request of this route can be served: only {} has the service `{service}`, and may never process `{}`; add the \
+             service to a region that may",
+            regions.join(", "),
+            class_name(policy, route.class)
+        ));
+    }
+    let is_fixed = |region: &RegionId| route.chain[..] == [Step::Region(*region)] && !equipped.contains(*region);
+    let home = policy.regions.iter().find(is_fixed).filter(|_| route.failover.reads == Reads::Never)?;
+    Some(format!(
+        "no request of this route can be served: its home is always `{}`, which does not have the service `{service}`; add the \
+         service to the region, or name another one",
+        policy.region_name(home)
+    ))
+}
+
+fn may_serve(policy: &Policy, route: &Route, user: Jurisdiction, region: RegionId, today: Day) -> bool {
+    let rule = &policy.class(route.class).rule;
+    rule.mode == Mode::Report || rule.admits(user, policy.jurisdiction_of(region), today)
+}
+
+/// The maximum number of routes that a note lists.
+const MAX_ROUTES: usize = 4;
+
+/// Notes about users who get no service, because their home region does not have it and no other region may serve them.
+pub(super) fn notes(policy: &Policy, today: Day) -> Vec<String> {
+    let mut refused = BTreeMap::<_, Vec<&Route>>::new();
+    for route in policy.routes.all().iter().filter(|route| has_owner(route)) {
+        for home in policy.regions.iter().filter(|home| !serves_users_of(policy, route, *home, today)) {
+            refused.entry((route.service, home)).or_default().push(route);
+        }
+    }
+    let note = |((service, home), routes): ((_, RegionId), Vec<&Route>)| {
+        let mut names: Vec<_> = routes.iter().take(MAX_ROUTES).map(|route| format!("`{}`", route.name)).collect();
+        if routes.len() > MAX_ROUTES {
+            names.push(format!("{} more", routes.len() - MAX_ROUTES));
+        }
+        format!(
+            "{0} does not have the service `{1}`, and no other region may serve its users, so their requests are refused \
+             (routes: {2}); add the service to {0}",
+            policy.region_name(home),
+            policy.service_name(service),
+            names.join(", ")
+        )
+    };
+    refused.into_iter().map(note).collect()
+}
+
+/// Whether the chain of the route can find any region as the home.
+fn has_owner(route: &Route) -> bool {
+    route.chain.iter().any(|step| matches!(step, Step::Directory | Step::Token | Step::GeoIp))
+}
+
+/// Whether any request of a user whose home is `home` can be served.
+fn serves_users_of(policy: &Policy, route: &Route, home: RegionId, today: Day) -> bool {
+    let user = policy.jurisdiction_of(home);
+    // The home itself may not process the data, which another check reports.
+    if !may_serve(policy, route, user, home, today) {
+        return true;
+    }
+    let equipped = policy.regions_with(route.service);
+    let may_leave = route.failover.reads == Reads::Nearest;
+    equipped.contains(home) || may_leave && equipped.iter().any(|region| may_serve(policy, route, user, region, today))
+}
