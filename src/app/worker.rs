@@ -161,7 +161,7 @@ fn sweep_connections(worker: &Rc<Worker>) {
     for gateway in snapshot.gateways.values() {
         let region = vitals.region(gateway.region);
         if region.health == Health::Up {
-            let round_trip = region.round_trip.unwrap_or_default();
+            let round_trip = snapshot.round_trip_to(gateway.region, &vitals);
             let (worker, gateway) = (Rc::clone(worker), gateway.clone());
             tokio::task::spawn_local(async move {
                 let options = SendOptions::within(limits.connect_timeout);

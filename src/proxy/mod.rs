@@ -26,6 +26,7 @@ use crate::decision::policy::Policy;
 use crate::engine;
 use crate::http::pool::Gateway;
 use crate::model::region::RegionId;
+use crate::model::vitals::Vitals;
 use crate::services::Services;
 use crate::session::Seal;
 use crate::tokens::Tokens;
@@ -56,9 +57,22 @@ pub struct Snapshot {
     pub drain_notice: Duration,
 }
 
+/// The usual round trip per kilometre: light in fibre takes 10 us for both ways, and cables are longer than the great circle.
+const ROUND_TRIP_PER_KM: Duration = Duration::from_micros(15);
+
 impl Snapshot {
     pub fn policy(&self) -> &Policy {
         &self.judging.policy
+    }
+
+    /// The measured round trip to a region, or an estimate from its distance until it is measured.
+    pub fn round_trip_to(&self, region: RegionId, vitals: &Vitals) -> Duration {
+        let policy = self.policy();
+        let estimate = || {
+            let km = policy.region(policy.local).at.distance_km(policy.region(region).at);
+            ROUND_TRIP_PER_KM.mul_f32(km)
+        };
+        vitals.region(region).round_trip.unwrap_or_else(estimate)
     }
 }
 

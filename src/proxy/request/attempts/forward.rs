@@ -151,7 +151,7 @@ pub(in crate::proxy::request) async fn to_peer(
 ) -> Result<Response, Failure> {
     let region = permitted.region();
     let has_body = !permitted.request().body().is_end_stream();
-    let round_trip = worker.vitals().region(region).round_trip.unwrap_or_default();
+    let round_trip = snapshot.round_trip_to(region, &worker.vitals());
     let send_options = options.send_options(&snapshot.limits, round_trip, None);
     let connections = snapshot.limits.peer_connections;
     let work = pin!(async {
