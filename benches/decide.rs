@@ -90,8 +90,8 @@ fn policy(regions: usize, routes: usize) -> Policy {
         Route {
             name: format!("r{index}").into(),
             pattern: Pattern {
-                host: HostPattern::parse(host).expect("a host"),
-                path: PathPattern::parse(&path).expect("a path"),
+                hosts: vec![HostPattern::parse(host).expect("a host")],
+                paths: vec![PathPattern::parse(&path).expect("a path")],
                 methods: MethodSet::ALL,
             },
             class: ClassId::new(0).expect("a class"),

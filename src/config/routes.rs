@@ -82,31 +82,48 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
 
 fn read_pattern(field: &Field<'_>) -> Option<Pattern> {
     let section = field.section()?;
-    let host = section.optional("host").map_or(Some(HostPattern::Any), |field| {
-        HostPattern::parse(field.text()?).map_or_else(|error| field.report(error.to_string()), Some)
+    let hosts = section.optional("host").map_or(Some(vec![HostPattern::Any]), |field| {
+        let read =
+            |field: &Field<'_>| HostPattern::parse(field.text()?).map_or_else(|error| field.report(error.to_string()), Some);
+        read_all(&field, "every host", read)
     });
     let everything = PathPattern { segments: Vec::new(), open_ended: true };
-    let path = section.optional("path").map_or(Some(everything), |field| {
-        let text = field.text()?;
-        let pattern = PathPattern::parse(text).map_or_else(|error| field.report(error.to_string()), Some)?;
-        let literal = |segment: &Segment| match segment {
-            Segment::Literal(text) => format!("/{text}"),
-            Segment::Any | Segment::User => String::new(),
-        };
-        let literals = pattern.segments.iter().map(literal).collect::<String>();
-        match canonical_path(if literals.is_empty() { "/" } else { &literals }, Slashes::Merge) {
-            Some(canonical) if literals.is_empty() || canonical == literals => Some(pattern),
-            Some(canonical) => field.report(format!(
-                "`{text}` can never match: paths are matched in canonical form, and that of its literal segments is `{canonical}`"
-            )),
-            None => {
-                field.report(format!("`{text}` can never match: requests with this path are ambiguous and get a 400 response"))
-            }
-        }
+    let paths = section.optional("path").map_or(Some(vec![everything]), |field| {
+        let paths = read_all(&field, "every path", read_path)?;
+        let has_one_user = paths.iter().all(|path| path.user_segment() == paths[0].user_segment());
+        let differs = "`{user}` must be the same segment in all paths of a route; write a route for each of the others";
+        if has_one_user { Some(paths) } else { field.report(differs) }
     });
     let methods = section.optional("methods").map_or(Some(MethodSet::ALL), |field| read_methods(&field));
     section.finish();
-    Some(Pattern { host: host?, path: path?, methods: methods? })
+    Some(Pattern { hosts: hosts?, paths: paths?, methods: methods? })
+}
+
+/// Reads one pattern or a list of them; every mistake is reported.
+fn read_all<T>(field: &Field<'_>, all: &str, read: impl Fn(&Field<'_>) -> Option<T>) -> Option<Vec<T>> {
+    let items = field.one_or_many();
+    if items.is_empty() {
+        return field.report(format!("this list is empty; remove the key to match {all}"));
+    }
+    let patterns: Vec<_> = items.iter().map(read).collect();
+    patterns.into_iter().collect()
+}
+
+fn read_path(field: &Field<'_>) -> Option<PathPattern> {
+    let text = field.text()?;
+    let pattern = PathPattern::parse(text).map_or_else(|error| field.report(error.to_string()), Some)?;
+    let literal = |segment: &Segment| match segment {
+        Segment::Literal(text) => format!("/{text}"),
+        Segment::Any | Segment::User => String::new(),
+    };
+    let literals = pattern.segments.iter().map(literal).collect::<String>();
+    match canonical_path(if literals.is_empty() { "/" } else { &literals }, Slashes::Merge) {
+        Some(canonical) if literals.is_empty() || canonical == literals => Some(pattern),
+        Some(canonical) => field.report(format!(
+            "`{text}` can never match: paths are matched in canonical form, and that of its literal segments is `{canonical}`"
+        )),
+        None => field.report(format!("`{text}` can never match: requests with this path are ambiguous and get a 400 response")),
+    }
 }
 
 /// Reads `{ me: [me, self] }`: the path segments that mean the caller in place of `{user}`.
@@ -114,7 +131,7 @@ fn read_aliases(field: &Field<'_>, pattern: Option<&Pattern>) -> Option<Vec<Box<
     let section = field.section()?;
     let me = section.required("me", "list the path segments that stand for the caller, such as `[me, self]`")?;
     section.finish();
-    if pattern.is_some_and(|pattern| pattern.path.user_segment().is_none()) {
+    if pattern.is_some_and(|pattern| pattern.user_segment().is_none()) {
         return field.report("the path of this route does not contain `{user}`, so no segment can stand for the caller");
     }
     let mut aliases = Vec::new();

@@ -71,6 +71,14 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "services: { api: \"http://a:1\", web: \"http://a:2\", app: \"http://a:3\" }, health: /up",
         "regions.eu-west.health: this belongs to a service",
     ),
+    ("path: \"/feed/**\"", "path: []", "routes[0].match.path: this list is empty; remove the key to match every path"),
+    (
+        "path: \"/feed/**\"",
+        "path: [\"/feed/{user}\", \"/{user}/feed\"]",
+        "routes[0].match.path: `{user}` must be the same segment in all paths of a route",
+    ),
+    ("path: \"/feed/**\"", "path: [\"/feed/**\", \"feed\"]", "routes[0].match.path[1]: `feed` is not a valid path pattern"),
+    ("path: \"/feed/**\"", "host: [a.test, \"a b\"]", "routes[0].match.host[1]: `a b`"),
     ("data: public, home", "service: ap, data: public, home", "routes[0].service: unknown service `ap`; did you mean `app`?"),
     ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),
@@ -138,6 +146,14 @@ fn with_services(eu: &str, us: &str, route: &str) -> Vec<String> {
     let text = VALID.replacen("upstreams: [\"http://127.0.0.1:1\"]", &format!("services: {eu}"), 1);
     let text = text.replacen("upstreams: [\"http://127.0.0.1:1\"]", &format!("services: {us}"), 1);
     problems(&text.replacen("name: rest,", &format!("name: rest, {route}"), 1))
+}
+
+#[test]
+fn a_route_below_several_hosts_and_paths_of_another_never_matches() {
+    let above = |pattern: &str| with("match: { path: \"/feed/**\" }", &format!("match: {{ {pattern} }}"));
+    let shadowed = |problems: Vec<String>| problems.iter().any(|problem| problem.contains("route `rest` can never match"));
+    assert!(!shadowed(above("host: [a.test, b.test], path: [\"/a/**\", \"/b/**\"]")));
+    assert!(shadowed(above("host: [a.test, \"*\"], path: [\"/a/**\", \"/**\"]")));
 }
 
 #[test]

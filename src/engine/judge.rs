@@ -38,7 +38,7 @@ pub struct Lookups {
 pub async fn judge(question: &Question, labels: &[Box<str>], moment: Moment, vitals: &Vitals) -> Judged {
     let findings = facts::find(question, labels, &moment).await;
     let decision = decide(&findings.facts(vitals), moment.policy());
-    let user_segment = route_of(&decision.trail, moment.policy()).and_then(|route| route.pattern.path.user_segment());
+    let user_segment = route_of(&decision.trail, moment.policy()).and_then(|route| route.pattern.user_segment());
     let record = match findings.directory {
         Lookup::Found(record) => Some(record),
         Lookup::NotAsked | Lookup::NoKey | Lookup::Absent | Lookup::Unavailable | Lookup::Unverifiable => None,

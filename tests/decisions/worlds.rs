@@ -532,7 +532,7 @@ fn program_route(route: &checker::Route) -> Route {
     let reads = if route.reads_fail_over { Reads::Nearest } else { Reads::Never };
     Route {
         name: "route".into(),
-        pattern: Pattern { host, path, methods },
+        pattern: Pattern { hosts: vec![host], paths: vec![path], methods },
         class: ClassId::new(route.class).expect("few classes"),
         service: service_id(route.service),
         chain: route.chain.iter().map(step).collect(),

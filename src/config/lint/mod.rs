@@ -162,14 +162,15 @@ fn other_class_at<'p>(policy: &'p Policy, index: usize, url: &http::Uri) -> Opti
     let routes = policy.routes.all();
     let route = &routes[index];
     let host = HostPattern::Exact(url.host()?.to_ascii_lowercase().into());
-    let moved = Pattern { host, path: route.pattern.path.below(url.path()), methods: route.pattern.methods };
+    let paths = route.pattern.paths.iter().map(|path| path.below(url.path())).collect();
+    let moved = Pattern { hosts: vec![host], paths, methods: route.pattern.methods };
     let mut left = moved.methods;
     for (position, other) in routes.iter().enumerate() {
         if left.intersection(other.pattern.methods).is_empty() || !other.pattern.overlaps_target_of(&moved) {
             continue;
         }
         // If the path stays the same, an earlier route for the same hosts already matched the request before the redirect.
-        let matched_before = position < index && other.pattern.host.covers(&route.pattern.host) && url.path() == "/";
+        let matched_before = position < index && other.pattern.covers_hosts(&route.pattern.hosts) && url.path() == "/";
         if other.class != route.class && !matched_before {
             return Some(other);
         }
@@ -246,7 +247,7 @@ fn spelling_note(policy: &Policy, route: &Route, today: Day) -> Option<String> {
         };
         heads.iter().find_map(at)
     };
-    let spellings = other_cases(&route.pattern.path).into_iter().chain(with_extension(&route.pattern.path));
+    let spellings = route.pattern.paths.iter().flat_map(|path| other_cases(path).into_iter().chain(with_extension(path)));
     let found: Vec<(String, &Route)> =
         spellings.filter_map(|path| wider_at(&path).map(|wider| (path, wider))).take(MAX_SPELLINGS).collect();
     let (_, wider) = found.first()?;
@@ -269,10 +270,9 @@ fn heads_of(policy: &Policy, route: &Route) -> Vec<(String, Method)> {
         HostPattern::Exact(host) => host.to_string(),
         HostPattern::Below(domain) => format!("www.{domain}"),
     };
-    let mut hosts = vec![example(&route.pattern.host)];
-    for other in policy.routes.all() {
-        let host = example(&other.pattern.host);
-        let is_matched = route.pattern.host.covers(&HostPattern::Exact(host.as_str().into()));
+    let mut hosts: Vec<_> = route.pattern.hosts.iter().map(example).take(MAX_HOSTS).collect();
+    for host in policy.routes.all().iter().flat_map(|other| &other.pattern.hosts).map(example) {
+        let is_matched = route.pattern.covers_hosts(&[HostPattern::Exact(host.as_str().into())]);
         if is_matched && !hosts.contains(&host) && hosts.len() < MAX_HOSTS {
             hosts.push(host);
         }

@@ -11,7 +11,7 @@ use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
 use super::Policy;
 use super::chain::Step;
 use super::geography::Otherwise;
-use super::route::{HostPattern, Route, Segment};
+use super::route::{HostPattern, PathPattern, Route, Segment};
 use super::rule::{Carriers, Mode, ResidencyRule, Stays};
 
 /// The version of the judgement code. It increases with every change of `decision` that can change a judgement, so that two
@@ -76,21 +76,16 @@ impl Policy {
     }
 
     fn route_text(&self, route: &Route) -> String {
-        let host = match &route.pattern.host {
+        let host = |host: &HostPattern| match host {
             HostPattern::Any => "any".to_owned(),
             HostPattern::Exact(host) => format!("exact {host:?}"),
             HostPattern::Below(domain) => format!("below {domain:?}"),
         };
-        let segments = route.pattern.path.segments.iter().map(|segment| match segment {
-            Segment::Literal(text) => format!("/{text:?}"),
-            Segment::Any => "/*".to_owned(),
-            Segment::User => "/user".to_owned(),
-        });
-        let path: String = segments.collect();
-        let tail = if route.pattern.path.open_ended { "/**" } else { "" };
+        let hosts = sorted(route.pattern.hosts.iter().map(host).collect());
+        let paths = sorted(route.pattern.paths.iter().map(path_text).collect());
         let methods: Vec<_> = route.pattern.methods.iter().map(|method| method.as_str().to_owned()).collect();
         let chain: Vec<_> = route.chain.iter().map(|step| self.step_text(*step)).collect();
-        let mut text = format!("route {:?} {host} {path}{tail} {}", route.name, sorted(methods));
+        let mut text = format!("route {:?} {hosts} {paths} {}", route.name, sorted(methods));
         let class = &self.class(route.class).name;
         let aliases = sorted(route.aliases.iter().map(|alias| format!("{alias:?}")).collect());
         let upgrades = sorted(route.upgrades.iter().map(|upgrade| format!("{upgrade:?}")).collect());
@@ -127,6 +122,16 @@ impl Policy {
         lines.push(format!("unknown {:?}", self.geo.unknown.map(name)));
         lines
     }
+}
+
+fn path_text(path: &PathPattern) -> String {
+    let segment = |segment: &Segment| match segment {
+        Segment::Literal(text) => format!("/{text:?}"),
+        Segment::Any => "/*".to_owned(),
+        Segment::User => "/user".to_owned(),
+    };
+    let segments: String = path.segments.iter().map(segment).collect();
+    segments + if path.open_ended { "/**" } else { "" }
 }
 
 /// The members of a set, sorted.

@@ -74,12 +74,14 @@ impl RouteTable {
     pub fn build(routes: Vec<Route>) -> Self {
         let mut table = Self { routes: Vec::new(), exact: HashMap::new(), suffix: HashMap::new(), any: Trie::default() };
         for (index, route) in routes.iter().enumerate() {
-            let trie = match &route.pattern.host {
-                HostPattern::Any => &mut table.any,
-                HostPattern::Exact(host) => table.exact.entry(host.clone()).or_default(),
-                HostPattern::Below(domain) => table.suffix.entry(domain.clone()).or_default(),
-            };
-            trie.insert(&route.pattern, index);
+            for host in &route.pattern.hosts {
+                let trie = match host {
+                    HostPattern::Any => &mut table.any,
+                    HostPattern::Exact(host) => table.exact.entry(host.clone()).or_default(),
+                    HostPattern::Below(domain) => table.suffix.entry(domain.clone()).or_default(),
+                };
+                route.pattern.paths.iter().for_each(|path| trie.insert(path, route.pattern.methods, index));
+            }
         }
         table.routes = routes;
         table
@@ -111,7 +113,7 @@ impl RouteTable {
         }
         self.any.search(path, head.method, &mut best);
         let Some(route) = self.routes.get(best) else { return RouteMatch { id: None, user: None } };
-        let place = route.pattern.path.user_segment();
+        let place = route.pattern.user_segment();
         RouteMatch { id: Some(RouteId(best)), user: place.and_then(|place| path.split('/').nth(place)) }
     }
 }
@@ -140,17 +142,17 @@ impl Default for Trie {
 }
 
 impl Trie {
-    fn insert(&mut self, pattern: &Pattern, route: usize) {
+    fn insert(&mut self, path: &PathPattern, methods: MethodSet, route: usize) {
         let mut at = 0;
         let improve = |node: &mut Node| node.first = node.first.min(route);
         improve(self.node(at));
-        for segment in &pattern.path.segments {
+        for segment in &path.segments {
             at = self.child(at, segment);
             improve(self.node(at));
         }
         let node = self.node(at);
-        let list = if pattern.path.open_ended { &mut node.tails } else { &mut node.ends };
-        list.push((route, pattern.methods));
+        let list = if path.open_ended { &mut node.tails } else { &mut node.ends };
+        list.push((route, methods));
     }
 
     fn child(&mut self, parent: usize, segment: &Segment) -> usize {

@@ -4,11 +4,12 @@ use std::fmt;
 
 use super::method::MethodSet;
 
-/// The requests that a route matches.
+/// The requests that a route matches: those with one of the hosts, one of the paths, and one of the methods.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pattern {
-    pub host: HostPattern,
-    pub path: PathPattern,
+    pub hosts: Vec<HostPattern>,
+    /// INVARIANT: the `{user}` segment has the same position in all of them.
+    pub paths: Vec<PathPattern>,
     pub methods: MethodSet,
 }
 
@@ -193,13 +194,24 @@ impl Segment {
 }
 
 impl Pattern {
+    /// The index of the path segment that names the user.
+    pub fn user_segment(&self) -> Option<usize> {
+        self.paths.first().and_then(PathPattern::user_segment)
+    }
+
+    /// Whether this pattern matches every host that `other` matches.
+    pub fn covers_hosts(&self, others: &[HostPattern]) -> bool {
+        others.iter().all(|other| self.hosts.iter().any(|own| own.covers(other)))
+    }
+
     /// Whether this pattern matches every host and path that `other` matches, regardless of methods.
     pub fn covers_target_of(&self, other: &Self) -> bool {
-        self.host.covers(&other.host) && self.path.covers(&other.path)
+        self.covers_hosts(&other.hosts) && other.paths.iter().all(|other| self.paths.iter().any(|own| own.covers(other)))
     }
 
     /// Whether there is a host and path that both patterns match, regardless of methods.
     pub fn overlaps_target_of(&self, other: &Self) -> bool {
-        self.host.overlaps(&other.host) && self.path.overlaps(&other.path)
+        let hosts_overlap = self.hosts.iter().any(|own| other.hosts.iter().any(|other| own.overlaps(other)));
+        hosts_overlap && self.paths.iter().any(|own| other.paths.iter().any(|other| own.overlaps(other)))
     }
 }

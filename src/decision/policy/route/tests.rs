@@ -1,7 +1,8 @@
 use super::*;
 
 fn route(host: &str, path: &str, methods: MethodSet) -> Route {
-    let pattern = Pattern { host: HostPattern::parse(host).unwrap(), path: PathPattern::parse(path).unwrap(), methods };
+    let pattern =
+        Pattern { hosts: vec![HostPattern::parse(host).unwrap()], paths: vec![PathPattern::parse(path).unwrap()], methods };
     Route {
         name: path.into(),
         pattern,
@@ -68,7 +69,12 @@ fn matching_agrees_with_trying_every_route_in_turn() {
                 let path = if random.bool() { format!("{path}/**") } else { format!("{path}/").replace("//", "/") };
                 let path = if path.len() > 1 && !path.ends_with("**") { path.trim_end_matches('/').into() } else { path };
                 let methods = if random.bool() { MethodSet::ALL } else { MethodSet::NONE.with(Method::Get) };
-                route(hosts[random.usize(0..hosts.len())], &path, methods)
+                let mut route = route(hosts[random.usize(0..hosts.len())], &path, methods);
+                if random.usize(..4) == 0 {
+                    route.pattern.hosts.push(HostPattern::parse(hosts[random.usize(0..hosts.len())]).unwrap());
+                    route.pattern.paths.push(PathPattern::parse(["/a/**", "/b", "/{x}/a"][random.usize(..3)]).unwrap());
+                }
+                route
             })
             .collect();
         let table = RouteTable::build(routes.clone());
@@ -78,8 +84,8 @@ fn matching_agrees_with_trying_every_route_in_turn() {
             let path = if random.bool() { format!("{path}/") } else { path };
             let method = if random.bool() { Method::Get } else { Method::Post };
             let exact = Pattern {
-                host: HostPattern::parse(host).unwrap(),
-                path: PathPattern::parse(&path).unwrap(),
+                hosts: vec![HostPattern::parse(host).unwrap()],
+                paths: vec![PathPattern::parse(&path).unwrap()],
                 methods: MethodSet::NONE.with(method),
             };
             let slow =
