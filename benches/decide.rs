@@ -95,13 +95,12 @@ fn policy(regions: usize, routes: usize) -> Policy {
                 methods: MethodSet::ALL,
             },
             class: ClassId::new(0).expect("a class"),
-            service,
+            service: Some(service),
             chain: vec![Step::Directory, Step::GeoIp, Step::Refuse],
             failover: Failover { reads: Reads::Nearest, writes: Writes::Never },
             upgrades: Vec::new(),
             claim: None,
             aliases: Vec::new(),
-            body: None,
         }
     };
     let draft = Draft {

@@ -130,6 +130,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
         limits: descriptors::fit(settings.limits),
         privacy: settings.privacy.clone(),
         cors_origins: settings.cors_origins.clone(),
+        actions: settings.actions.clone(),
         tokens,
         seal,
         services,

@@ -12,6 +12,7 @@ use crate::model::region::RegionId;
 use crate::model::service::ServiceId;
 use crate::model::vitals::PolicyHash;
 
+use super::actions::ActionsDraft;
 use super::problem::suggestion;
 use super::reader::Field;
 
@@ -54,9 +55,10 @@ pub struct ServiceDraft<'n> {
     pub health: Option<Field<'n>>,
 }
 
-/// A route, if it could be read, with its field.
+/// A route and its actions, if they could be read, with its field.
 pub struct RouteDraft<'n> {
     pub route: Option<Route>,
+    pub actions: Option<ActionsDraft>,
     pub field: Field<'n>,
 }
 

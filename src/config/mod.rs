@@ -4,6 +4,7 @@
 //! checks. There are two stages: `document` represents the file as written, `policy` and `settings` convert it to types. Never: a
 //! default for a value that residency depends on. Start reading at [`load`].
 
+mod actions;
 mod document;
 mod draft;
 mod lint;

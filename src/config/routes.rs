@@ -9,6 +9,7 @@ use crate::http::tunnel::CONNECT;
 
 use crate::model::user::Evidence;
 
+use super::actions::{self, ActionsDraft};
 use super::document::Value;
 use super::draft::{PolicyDraft, RouteDraft};
 use super::problem::suggestion;
@@ -25,7 +26,7 @@ pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Vec<RouteDraf
     items
         .into_iter()
         .map(|field| {
-            let route = default.and_then(|default| read_route(&field, draft, default));
+            let (route, actions) = default.and_then(|default| read_route(&field, draft, default)).unzip();
             if let Some(route) = &route
                 && !names.insert(route.name.clone())
             {
@@ -34,12 +35,12 @@ pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Vec<RouteDraf
                     route.name
                 ));
             }
-            RouteDraft { route, field }
+            RouteDraft { route, actions, field }
         })
         .collect()
 }
 
-fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover) -> Option<Route> {
+fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover) -> Option<(Route, ActionsDraft)> {
     let section = field.section()?;
     let name = section.required("name", "it identifies the route in metrics, logs and explanations").and_then(|field| {
         let name = field.text()?;
@@ -52,9 +53,13 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
     });
     let pattern = section.required("match", "write `{}` to match every request").and_then(|field| read_pattern(&field));
     let class = section.required("data", "every route needs a data class").and_then(|field| draft.class(&field));
+    let actions = actions::read(&section, pattern.as_ref());
+    let answers = actions.as_ref().is_some_and(ActionsDraft::answers);
     let service = match section.optional("service") {
-        Some(field) => draft.service(&field),
-        None => draft.default_service().or_else(|| {
+        Some(field) if answers => field.report("a route that responds itself needs no service; remove `service`"),
+        Some(field) => draft.service(&field).map(Some),
+        None if answers => Some(None),
+        None => draft.default_service().map(Some).or_else(|| {
             let names: Vec<_> = draft.services.iter().map(|(_, name)| format!("`{name}`")).collect();
             section.report(format!("`service` is missing: name the service of this route, one of {}", names.join(", ")))
         }),
@@ -64,9 +69,8 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
     let failover = section.optional("failover").map_or(Some(default), |field| read_failover(&field));
     let upgrades = section.optional("upgrades").map_or(Some(vec!["websocket".into()]), |field| read_upgrades(&field));
     let aliases = section.optional("user").map_or(Some(Vec::new()), |field| read_aliases(&field, pattern.as_ref()));
-    let body = section.optional("body").map_or(Some(None), |field| field.size_limit().map(Some));
     section.finish();
-    Some(Route {
+    let route = Route {
         name: name?.into(),
         pattern: pattern?,
         class: class?,
@@ -76,8 +80,8 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
         claim: chain?.1,
         failover: failover?,
         upgrades: upgrades?,
-        body: body?,
-    })
+    };
+    Some((route, actions?))
 }
 
 fn read_pattern(field: &Field<'_>) -> Option<Pattern> {

@@ -79,6 +79,108 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ),
     ("path: \"/feed/**\"", "path: [\"/feed/**\", \"feed\"]", "routes[0].match.path[1]: `feed` is not a valid path pattern"),
     ("path: \"/feed/**\"", "host: [a.test, \"a b\"]", "routes[0].match.host[1]: `a b`"),
+    (
+        "data: public, home",
+        "redirect: \"www.a.test\", data: public, home",
+        "routes[0].redirect: `www.a.test` is not a valid target; begin it with `/`, `http://` or `https://`",
+    ),
+    (
+        "data: public, home",
+        "redirect: { to: /a, status: 200 }, data: public, home",
+        "routes[0].redirect.status: `200` is not a status of redirects; write 301, 302, 303, 307 or 308",
+    ),
+    (
+        "data: public, home",
+        "redirect: \"/{pth}\", data: public, home",
+        "routes[0].redirect: `{pth}` is not a known value; write one of `{client.address}`",
+    ),
+    (
+        "data: public, home",
+        "redirect: /a, respond: 204, data: public, home",
+        "routes[0].respond: a route has either `redirect` or `respond`",
+    ),
+    (
+        "data: public, home",
+        "redirect: /a, service: app, data: public, home",
+        "routes[0].service: a route that responds itself needs no service",
+    ),
+    (
+        "data: public, home",
+        "redirect: /a, rewrite: { path: /b }, data: public, home",
+        "routes[0].rewrite: a route that responds itself sends no request",
+    ),
+    (
+        "data: public, home",
+        "respond: 99, data: public, home",
+        "routes[0].respond: `99` is not a valid value; write a whole number from 200 to 599",
+    ),
+    (
+        "data: public, home",
+        "respond: { status: 204, body: x }, data: public, home",
+        "routes[0].respond.body: a response with status 204 has no body",
+    ),
+    ("data: public, home", "respond: { type: html }, data: public, home", "routes[0].respond.type: `html` is not a media type"),
+    (
+        "data: public, home",
+        "rewrite: { strip_prefix: /api }, data: public, home",
+        "routes[0].rewrite.strip_prefix: not every path of this route begins with `/api`",
+    ),
+    (
+        "data: public, home",
+        "rewrite: { strip_prefix: feed }, data: public, home",
+        "routes[0].rewrite.strip_prefix: `feed` is not a valid path",
+    ),
+    (
+        "data: public, home",
+        "rewrite: { prefix: /feed }, data: public, home",
+        "routes[0].rewrite: write one of `strip_prefix: /api`",
+    ),
+    (
+        "data: public, home",
+        "rewrite: { path: \"/a?b\" }, data: public, home",
+        "routes[0].rewrite.path: `/a?b` is not a valid path",
+    ),
+    ("data: public, home", "rewrite: { host: \"a b\" }, data: public, home", "routes[0].rewrite.host: `a b` is not a valid host"),
+    (
+        "data: public, home",
+        "request_headers: { set: { \"x y\": \"1\" } }, data: public, home",
+        "routes[0].request_headers.set.x y: `x y` is not a valid header name",
+    ),
+    (
+        "data: public, home",
+        "request_headers: { set: { host: a } }, data: public, home",
+        "`host` cannot be changed by a route, because Domicile sets it itself; `rewrite.host` changes the host",
+    ),
+    (
+        "data: public, home",
+        "response_headers: { remove: [content-length] }, data: public, home",
+        "routes[0].response_headers.remove[0]: `content-length` cannot be changed",
+    ),
+    (
+        "data: public, home",
+        "response_headers: { st: { a: b } }, data: public, home",
+        "routes[0].response_headers: unknown key `st`; did you mean `set`?",
+    ),
+    (
+        "data: public, home",
+        "clients: { allow: [10.0.0.0/99] }, data: public, home",
+        "routes[0].clients.allow[0]: `10.0.0.0/99` is not a valid network",
+    ),
+    (
+        "data: public, home",
+        "clients: { deny: [10.1.2.3/8] }, data: public, home",
+        "has address bits after its prefix; did you mean `10.0.0.0/8`?",
+    ),
+    (
+        "data: public, home",
+        "timeouts: { request: 0s }, data: public, home",
+        "routes[0].timeouts.request: this duration must be longer than zero",
+    ),
+    (
+        "data: public, home",
+        "attempts: 0, data: public, home",
+        "routes[0].attempts: `0` is not a valid value; write a whole number from 1 to 10",
+    ),
     ("data: public, home", "service: ap, data: public, home", "routes[0].service: unknown service `ap`; did you mean `app`?"),
     ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),

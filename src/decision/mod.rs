@@ -71,7 +71,7 @@ fn judge(facts: &Facts<'_>, policy: &Policy, trail: &mut Trail) -> Result<Verdic
         return Err(Code::HomeNotCleared);
     }
     let carriers = ruling.carriers.union(clearance.regions());
-    let clearance = clearance.narrow(policy.regions_with(route.service)).ok_or(Code::ServiceMissing)?;
+    let clearance = clearance.narrow(policy.regions_for(route.service)).ok_or(Code::ServiceMissing)?;
     match facts.ingress {
         Ingress::Client => {
             let itinerary = failover::plan(clearance, &home, facts, route)?;

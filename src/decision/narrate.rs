@@ -48,15 +48,16 @@ pub fn narrate(decision: &Decision, policy: &Policy, vitals: &Vitals) -> Vec<Lin
             add("rule", describe_rule(policy.class(class), home.jurisdiction(), trail, policy));
         }
         add("clearance", describe_clearance(trail, policy));
-        if let Some(service) = route_of(trail, policy).map(|route| route.service) {
+        let service = route_of(trail, policy).and_then(|route| route.service);
+        if let Some(service) = service {
             add("service", describe_service(service, policy));
-            for region in trail.clearance.intersection(policy.regions_with(service)).iter() {
-                if !vitals.region(region).health.takes_requests() {
-                    add("health", describe_health(region, vitals.region(region), policy));
-                } else if vitals.without(service).contains(region) {
-                    let (service, region) = (policy.service_name(service), policy.region_name(region));
-                    add("health", format!("`{service}` is down in {region}: none of its upstreams is up"));
-                }
+        }
+        for region in trail.clearance.intersection(policy.regions_for(service)).iter() {
+            if !vitals.region(region).health.takes_requests() {
+                add("health", describe_health(region, vitals.region(region), policy));
+            } else if let Some(service) = service.filter(|service| vitals.without(*service).contains(region)) {
+                let (service, region) = (policy.service_name(service), policy.region_name(region));
+                add("health", format!("`{service}` is down in {region}: none of its upstreams is up"));
             }
         }
     }
@@ -219,7 +220,7 @@ fn why_not_forwarded(trail: &Trail, target: RegionId, policy: &Policy) -> String
 fn unreached(trail: &Trail, policy: &Policy, vitals: &Vitals) -> Option<RegionId> {
     let home = trail.home.and_then(|home| home.region());
     let service = route_of(trail, policy)?.service;
-    let alive = vitals.taking_requests(trail.clearance.intersection(policy.regions_with(service)), service);
+    let alive = vitals.taking_requests(trail.clearance.intersection(policy.regions_for(service)), service);
     let is_unreachable = |region: &RegionId| *region != policy.local && !policy.region(*region).has_gateway;
     home.into_iter().chain(vitals.nearest_first().iter().copied()).filter(|region| alive.contains(*region)).find(is_unreachable)
 }
@@ -265,6 +266,7 @@ fn reason(code: Code) -> &'static str {
         Code::ResponseNotCleared
         | Code::ResponseWithheld
         | Code::NoLongerCleared
+        | Code::ClientDenied
         | Code::PeersDisagree
         | Code::PeerMalformed
         | Code::Loop

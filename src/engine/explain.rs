@@ -207,7 +207,7 @@ fn facts(decision: &Decision, policy: &Policy, query: &Query) -> Value {
         "country": trail.country.map(|code| code.as_str().to_owned()),
         "country_jurisdiction": policy.jurisdiction_name(trail.country.map_or(Jurisdiction::Unknown, |code| policy.jurisdiction_of_country(Some(code)))),
         "route": route_of(trail, policy).map(|route| &*route.name),
-        "service": route_of(trail, policy).map(|route| policy.service_name(route.service)),
+        "service": route_of(trail, policy).and_then(|route| route.service).map(|service| policy.service_name(service)),
         "classes": trail.classes.iter().map(|class| &*policy.class(class).name).collect::<Vec<_>>(),
         "report_only": trail.classes.iter().any(|class| policy.class(class).rule.mode == Mode::Report),
         "steps": trail.steps().map(|(step, _)| narrate::name_of(step)).collect::<Vec<_>>(),

@@ -66,6 +66,8 @@ codes! {
     AllDown = "failover.all_down",
     /// No region that may serve the request has the service of its route.
     ServiceMissing = "failover.service_missing",
+    /// The route does not admit clients of this network.
+    ClientDenied = "route.client_denied",
     /// A peer sent a request that this region does not own or may not process.
     Misdirected = "peer.misdirected",
     /// Two regions disagree about the home of a request.

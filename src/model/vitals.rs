@@ -135,8 +135,9 @@ impl Vitals {
         self.down_services.get(service.index()).copied().unwrap_or_default()
     }
 
-    /// The members of `regions` that take requests for `service` now.
-    pub fn taking_requests(&self, regions: RegionSet, service: ServiceId) -> RegionSet {
-        regions.intersection(self.refusing.union(self.without(service)).complement())
+    /// The members of `regions` that take requests now, for `service` if the request needs one.
+    pub fn taking_requests(&self, regions: RegionSet, service: Option<ServiceId>) -> RegionSet {
+        let without = service.map_or(RegionSet::EMPTY, |service| self.without(service));
+        regions.intersection(self.refusing.union(without).complement())
     }
 }

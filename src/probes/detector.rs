@@ -198,7 +198,7 @@ mod tests {
         let both = [region(0), region(1)].into_iter().collect();
         let taking = |detector: &mut Detector, service| {
             let vitals = detector.vitals();
-            vitals.taking_requests(both, service).iter().map(|region| region.index()).collect::<Vec<_>>()
+            vitals.taking_requests(both, Some(service)).iter().map(|region| region.index()).collect::<Vec<_>>()
         };
         assert_eq!((taking(&mut detector, api), taking(&mut detector, app)), (vec![1], vec![0, 1]));
         detector.observe(region(0), Observation::Failed);

@@ -4,6 +4,7 @@
 //! region only as its itinerary says. Never: a header that a client could have forged reaches an upstream.
 //! Start reading at `request`.
 
+pub mod actions;
 pub mod admission;
 pub mod body;
 pub mod connection;
@@ -32,6 +33,8 @@ use crate::session::Seal;
 use crate::tokens::Tokens;
 use crate::transport::tls::{ClientTls, PeerTls};
 
+use actions::Actions;
+
 pub use limits::Limits;
 
 /// The configuration and the tables that requests are served with. A reload replaces the whole snapshot and never modifies it.
@@ -43,6 +46,8 @@ pub struct Snapshot {
     pub privacy: Privacy,
     /// Origins whose CORS preflights this proxy answers itself if the user cannot be determined; see `request`.
     pub cors_origins: Vec<Box<str>>,
+    /// The actions of the policy's routes, by their numbers.
+    pub actions: Vec<Option<Arc<Actions>>>,
     pub tokens: Option<Arc<Tokens>>,
     pub seal: Option<Arc<Seal>>,
     pub services: Arc<Services>,

@@ -14,7 +14,7 @@ use crate::peer::response::write_code;
 pub const fn status_of(code: Code) -> StatusCode {
     match code {
         Code::RouteNone => StatusCode::NOT_FOUND,
-        Code::HomeUnresolved => StatusCode::FORBIDDEN,
+        Code::HomeUnresolved | Code::ClientDenied => StatusCode::FORBIDDEN,
         Code::TokenUnverified | Code::CredentialUnread => StatusCode::UNAUTHORIZED,
         Code::NowhereCleared
         | Code::EvidenceTooWeak
@@ -51,6 +51,7 @@ const fn sentence(code: Code) -> &'static str {
     match code {
         Code::RouteNone => "There is no service at this address.",
         Code::HomeUnresolved => "The region of this request could not be determined.",
+        Code::ClientDenied => "Clients of this network may not use this service.",
         Code::TokenUnverified => "The token of this request is not valid. Get a new one and try again.",
         Code::CredentialUnread => "Credentials of this kind are not supported. Use a bearer token.",
         Code::EvidenceTooWeak => "This data is only served to authenticated users. Sign in and try again.",
@@ -121,6 +122,7 @@ const fn proxy_error(code: Code) -> &'static str {
         | Code::ClassUnknown
         | Code::ResponseNotCleared
         | Code::ResponseWithheld
+        | Code::ClientDenied
         | Code::Misdirected
         | Code::PeerMalformed
         | Code::NoLongerCleared
@@ -276,6 +278,7 @@ const fn call_status(code: Code) -> u16 {
         Code::UpstreamTimeout | Code::DeadlineExceeded | Code::RequestTimeout => DEADLINE_EXCEEDED,
         Code::EvidenceTooWeak | Code::TokenUnverified | Code::CredentialUnread => UNAUTHENTICATED,
         Code::HomeUnresolved
+        | Code::ClientDenied
         | Code::NowhereCleared
         | Code::HomeNotCleared
         | Code::CarrierNotCleared

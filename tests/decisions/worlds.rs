@@ -534,13 +534,12 @@ fn program_route(route: &checker::Route) -> Route {
         name: "route".into(),
         pattern: Pattern { hosts: vec![host], paths: vec![path], methods },
         class: ClassId::new(route.class).expect("few classes"),
-        service: service_id(route.service),
+        service: Some(service_id(route.service)),
         chain: route.chain.iter().map(step).collect(),
         aliases: route.aliases.iter().map(|alias| alias.as_str().into()).collect(),
         claim: route.claim.as_deref().map(Into::into),
         failover: Failover { reads, writes: Writes::Never },
         upgrades: Vec::new(),
-        body: None,
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod actions;
 mod exits;
 mod failover;
 mod faults;

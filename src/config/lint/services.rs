@@ -14,8 +14,8 @@ use super::{class_name, user_jurisdictions};
 
 /// The mistake that no request of the route can be served, because no region that may serve it has the service.
 pub(super) fn never_served(policy: &Policy, route: &Route, today: Day) -> Option<String> {
-    let service = policy.service_name(route.service);
-    let equipped = policy.regions_with(route.service);
+    let id = route.service?;
+    let (service, equipped) = (policy.service_name(id), policy.regions_with(id));
     let is_cleared = |region| user_jurisdictions(policy).any(|user| may_serve(policy, route, user, region, today));
     if !equipped.iter().any(is_cleared) {
         let regions: Vec<_> = equipped.iter().map(|region| policy.region_name(region)).collect();
@@ -46,9 +46,10 @@ const MAX_ROUTES: usize = 4;
 /// Notes about users who get no service, because their home region does not have it and no other region may serve them.
 pub(super) fn notes(policy: &Policy, today: Day) -> Vec<String> {
     let mut refused = BTreeMap::<_, Vec<&Route>>::new();
-    for route in policy.routes.all().iter().filter(|route| has_owner(route)) {
+    let owned = policy.routes.all().iter().filter(|route| has_owner(route));
+    for (route, service) in owned.filter_map(|route| Some((route, route.service?))) {
         for home in policy.regions.iter().filter(|home| !serves_users_of(policy, route, *home, today)) {
-            refused.entry((route.service, home)).or_default().push(route);
+            refused.entry((service, home)).or_default().push(route);
         }
     }
     let note = |((service, home), routes): ((_, RegionId), Vec<&Route>)| {
@@ -79,7 +80,7 @@ fn serves_users_of(policy: &Policy, route: &Route, home: RegionId, today: Day) -
     if !may_serve(policy, route, user, home, today) {
         return true;
     }
-    let equipped = policy.regions_with(route.service);
+    let equipped = policy.regions_for(route.service);
     let may_leave = route.failover.reads == Reads::Nearest;
     equipped.contains(home) || may_leave && equipped.iter().any(|region| may_serve(policy, route, user, region, today))
 }

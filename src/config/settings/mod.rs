@@ -6,6 +6,7 @@ mod services;
 mod users;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::admin;
 use crate::audit;
@@ -15,6 +16,7 @@ use crate::geoip;
 use crate::model::region::RegionId;
 use crate::model::service::ServiceId;
 use crate::probes;
+use crate::proxy::actions::Actions;
 use crate::proxy::intake::{self, AddressSource};
 use crate::proxy::{Limits, Privacy};
 use crate::session;
@@ -22,7 +24,7 @@ use crate::tokens;
 use crate::transport::listener::{self, Accepts};
 use crate::transport::tls::{AcmeFiles, PeerFiles, UpstreamFiles};
 
-use super::draft::{PolicyDraft, RegionDraft};
+use super::draft::{PolicyDraft, RegionDraft, RouteDraft};
 use super::reader::{Field, Section};
 
 use limits::read_limits;
@@ -44,6 +46,8 @@ pub struct Settings {
     pub cors_origins: Vec<Box<str>>,
     /// The services of the local region.
     pub services: Vec<(ServiceId, crate::services::Settings)>,
+    /// The actions of the routes, in their order.
+    pub actions: Vec<Option<Arc<Actions>>>,
     /// The other regions that have a gateway.
     pub gateways: Vec<(RegionId, http::Uri)>,
     pub urls: Vec<(RegionId, http::Uri)>,
@@ -160,6 +164,8 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let services = read_services(section, draft);
     check_peers(section, draft, &listeners, peer_tls.is_some());
     check_ledger(section, draft, audit.is_some());
+    let limits = limits?;
+    let actions = |route: &RouteDraft<'_>| Some(route.actions.as_ref()?.complete(&limits).map(Arc::new));
     let Users { keys, directory, tokens, seal, uniform_refusals } = users?;
     let (trust, source) = client_address?;
     Some(Settings {
@@ -171,6 +177,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
         privacy: Privacy { uniform_refusals, tracing_across_borders: tracing? },
         cors_origins: cors?,
         services: services?,
+        actions: draft.routes.iter().map(actions).collect::<Option<_>>()?,
         gateways: others(draft).filter_map(|region| Some((region.id, region.gateway.clone()?))).collect(),
         urls: draft.regions.iter().filter_map(|region| Some((region.id, region.url.clone()?))).collect(),
         directory,
@@ -179,7 +186,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
         geoip: geoip.map_or(Some(None), |settings| settings.map(Some))?,
         probes: probes?,
         audit: audit.map_or(Some(None), |settings| settings.map(Some))?,
-        limits: limits?,
+        limits,
         log: log?,
         workers: workers.map_or(Some(None), |number| number.map(|number| Some(number as usize)))?,
     })

@@ -89,7 +89,7 @@ impl Policy {
         let class = &self.class(route.class).name;
         let aliases = sorted(route.aliases.iter().map(|alias| format!("{alias:?}")).collect());
         let upgrades = sorted(route.upgrades.iter().map(|upgrade| format!("{upgrade:?}")).collect());
-        let service = self.service_name(route.service);
+        let service = route.service.map(|service| self.service_name(service));
         let _ = write!(text, " {class:?} {service:?} {chain:?} {:?} {:?} {aliases} {upgrades}", route.claim, route.failover);
         text
     }

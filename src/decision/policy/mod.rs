@@ -165,6 +165,11 @@ impl Policy {
         self.known_service(service).map_or(RegionSet::EMPTY, |service| service.regions)
     }
 
+    /// The regions that can serve a route with this service: all of them if the route needs none.
+    pub fn regions_for(&self, service: Option<ServiceId>) -> RegionSet {
+        service.map_or(self.regions, |service| self.regions_with(service))
+    }
+
     fn known_service(&self, id: ServiceId) -> Option<&ServiceEntry> {
         self.services.get(id.index())?.as_ref()
     }

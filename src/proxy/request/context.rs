@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, Response, Version};
 use tokio::time::Instant;
 
 use crate::decision::facts::{Credential, Ingress};
+use crate::decision::route_of;
 use crate::engine::judge::{Judged, judge};
 use crate::engine::permit::Registrar;
 use crate::engine::question::Question;
@@ -17,11 +18,12 @@ use crate::http::body::Body;
 use crate::model::outcome::Code;
 use crate::model::user::Proof;
 
-use super::super::Snapshot;
+use super::super::actions::{Actions, Values};
 use super::super::ingress::{ConnectionContext, ResponseChannel};
 use super::super::intake::Intake;
 use super::super::reply::{self, Recipient};
 use super::super::worker::Worker;
+use super::super::{Limits, Snapshot};
 use super::log::RequestLog;
 use super::timeouts::GrpcCall;
 
@@ -36,6 +38,10 @@ pub(super) struct Context {
     /// Present for a client's gRPC call: refusals are then sent as gRPC statuses.
     pub grpc_call: Option<GrpcCall>,
     pub has_body: bool,
+    /// The actions of the request's route, under the snapshot under which it was judged.
+    pub actions: Option<Arc<Actions>>,
+    /// The query of the request, if actions may need it after the request was sent.
+    pub query: Option<Box<str>>,
     /// An app server or a peer may have received the request.
     pub may_have_arrived: bool,
     is_http1: bool,
@@ -54,6 +60,8 @@ impl Context {
             log: RequestLog::open(&worker, &snapshot, arrival, Some(&parts.method)),
             grpc_call: GrpcCall::of(parts).filter(|_| arrival.ingress == Ingress::Client),
             has_body,
+            actions: None,
+            query: None,
             may_have_arrived: false,
             is_http1: parts.version < Version::HTTP_2,
             worker,
@@ -70,6 +78,45 @@ impl Context {
     /// Switches to the newest snapshot.
     pub fn refresh(&mut self) {
         self.snapshot = self.worker.snapshot();
+    }
+
+    /// Whether a judgement was made under the snapshot under which the request is served.
+    pub fn is_of_snapshot(&self, moment: &Moment) -> bool {
+        Arc::ptr_eq(&self.snapshot.judging, &moment.snapshot)
+    }
+
+    /// Takes the actions of the route that a judgement found. Routes of another snapshot have other numbers.
+    pub fn adopt_actions(&mut self, judged: &Judged) {
+        let route = judged.decision.trail.route.filter(|_| self.is_of_snapshot(&judged.moment));
+        self.actions = route.and_then(|route| self.snapshot.actions.get(route.index()).cloned().flatten());
+    }
+
+    /// The limits of the request's route.
+    pub fn limits(&self) -> &Limits {
+        let own = self.actions.as_ref().and_then(|actions| actions.limits.as_ref());
+        own.unwrap_or(&self.snapshot.limits)
+    }
+
+    /// Calls `use_values` with the values of the request, for the templates of its actions.
+    pub fn with_values<T>(&self, intake: &Intake, judged: &Judged, use_values: impl FnOnce(&Values<'_>) -> T) -> T {
+        let (trail, policy, question) = (&judged.decision.trail, judged.moment.policy(), &intake.question);
+        let country = trail.country.map(|country| country.as_str().to_owned());
+        let home = trail.home.and_then(|home| home.region());
+        let pseudonym = || judged.user.as_ref().map(|(user, _)| self.worker.shared.pseudonyms.of(user));
+        use_values(&Values {
+            client: question.client,
+            country: country.as_deref(),
+            host: &intake.authority,
+            method: self.log.method.as_ref().map_or("GET", |method| method.as_str()),
+            path: &question.path,
+            query: self.query.as_deref(),
+            is_https: intake.is_https,
+            home: home.map(|home| policy.region_name(home)),
+            region: policy.region_name(policy.local),
+            route: route_of(trail, policy).map_or("", |route| &route.name),
+            request_id: &intake.id,
+            pseudonym: &pseudonym,
+        })
     }
 
     /// Judges the request for the first time, and counts the look-ups in the metrics.

@@ -274,10 +274,12 @@ async fn forward(
     itinerary: Itinerary,
     mut request: BoxedRequest,
 ) -> Result<attempts::RegionResponse, Code> {
-    let limits = &context.snapshot.limits;
     let judged = lease.judged();
+    context.adopt_actions(&judged);
+    context.query = request.uri().query().filter(|_| context.actions.is_some()).map(Into::into);
+    let limits = context.limits();
     let route = route_of(&judged.decision.trail, judged.moment.policy()).expect("a request that proceeds has a route");
-    let most_bytes = route.body.unwrap_or(limits.body);
+    let most_bytes = limits.body;
     if request.body().size_hint().lower() > most_bytes {
         return Err(Code::BodyTooLarge);
     }

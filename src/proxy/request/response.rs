@@ -65,6 +65,9 @@ pub(super) async fn relay(
         return context.refuse(Code::UpgradeRefused, Some(&intake.question));
     }
     headers::scrub_response(&mut head.headers, head.version, context.border());
+    if let Some(actions) = context.actions.as_ref().filter(|actions| region == local && !actions.response_headers.is_empty()) {
+        context.with_values(&intake, &lease.judged(), |values| actions.response_headers.apply(&mut head.headers, values));
+    }
     if context.is_peer() {
         write_peer_fields(&mut head.headers, context.log.code, &labels, is_declined_upgrade);
     }
@@ -129,7 +132,7 @@ fn outgoing_body(
     hold: ResponseCounters,
     admitted: Admitted,
 ) -> Body {
-    let timeouts = MessageTimeouts::of_response(&head.headers, &context.snapshot.limits);
+    let timeouts = MessageTimeouts::of_response(&head.headers, context.limits());
     // A small body that is in memory has no trailers, and the system takes it at once, so that no client can delay it.
     let is_small = body.is_whole() && body.size_hint().exact().is_some_and(|size| size <= SMALL);
     let read_monitor = if is_small { None } else { read_monitor(&context, &timeouts) };

@@ -40,7 +40,8 @@ pub struct Route {
     pub name: Box<str>,
     pub pattern: Pattern,
     pub class: ClassId,
-    pub service: ServiceId,
+    /// `None` for a route that responds without an app server.
+    pub service: Option<ServiceId>,
     pub chain: Vec<Step>,
     /// Values of the `{user}` segment that stand for the caller, such as `me`.
     pub aliases: Vec<Box<str>>,
@@ -49,8 +50,6 @@ pub struct Route {
     pub failover: Failover,
     /// Protocols that a request may upgrade its connection to, in lower case.
     pub upgrades: Vec<Box<str>>,
-    /// Maximum size of a request body in bytes; `None` means the general limit.
-    pub body: Option<u64>,
 }
 
 /// The route of a request, and the user that its path names.

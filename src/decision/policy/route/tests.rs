@@ -7,13 +7,12 @@ fn route(host: &str, path: &str, methods: MethodSet) -> Route {
         name: path.into(),
         pattern,
         class: ClassId::new(0).unwrap(),
-        service: ServiceId::new(0).unwrap(),
+        service: ServiceId::new(0),
         chain: vec![],
         aliases: vec![],
         claim: None,
         failover: Failover::NEVER,
         upgrades: vec![],
-        body: None,
     }
 }
 

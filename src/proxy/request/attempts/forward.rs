@@ -46,6 +46,12 @@ pub(in crate::proxy::request) enum Rest {
 }
 
 impl Response {
+    /// A response of this proxy itself.
+    pub fn of_proxy(response: http::Response<Body>) -> Self {
+        let (head, body) = response.into_parts();
+        Self { head, rest: Rest::Body(body), hold: ResponseCounters::None }
+    }
+
     fn of(reply: Reply, hold: ResponseCounters) -> Self {
         match reply {
             Reply::Answered(response) => {
@@ -66,6 +72,7 @@ impl Response {
 /// The counters that a response holds until it ends.
 #[expect(dead_code, reason = "dropping them decrements the counters")]
 pub(in crate::proxy::request) enum ResponseCounters {
+    None,
     Upstream(Outstanding, Option<StreamInFlight>),
     Peer(StreamInFlight),
 }

@@ -10,7 +10,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Request, Uri};
 use http_body::Body as _;
 
 use crate::decision::permit::Permitted;
@@ -26,6 +26,7 @@ use crate::model::region::RegionId;
 use crate::model::service::ServiceId;
 use crate::peer::fields;
 
+use crate::proxy::actions::Actions;
 use crate::proxy::intake::{Intake, forward_identity};
 
 use super::context::Context;
@@ -36,8 +37,8 @@ use plan::{Attempts, Target};
 struct Copies {
     /// The whole request, if it may be repeated after it was sent.
     spare: Option<BoxedRequest>,
-    /// The headers as they were before `prepare` adapted them to the target, if another stop is left.
-    original: Option<HeaderMap>,
+    /// The headers and the target as they were before `prepare` adapted them, if another attempt may need them.
+    original: Option<(HeaderMap, Uri)>,
     has_another: bool,
 }
 
@@ -103,6 +104,7 @@ impl Forwarding<'_> {
         let worker = Rc::clone(&self.context.worker);
         let judged = Rc::new(judge(&self.intake.question, &[], worker.moment(), &worker.vitals()).await);
         self.lease.adopt(Rc::clone(&judged));
+        self.context.adopt_actions(&judged);
         self.context.log.record_judgement(self.intake, &judged);
         judged
     }
@@ -113,7 +115,7 @@ impl Forwarding<'_> {
         mut request: BoxedRequest,
         is_second: bool,
     ) -> Result<RegionResponse, Stopped> {
-        let mut attempts = Attempts::along(itinerary, self.lease.judged().moment.clone(), self.context.snapshot.limits.attempts);
+        let mut attempts = Attempts::along(itinerary, self.lease.judged().moment.clone(), self.context.limits().attempts);
         let (mut last, mut is_retry) = (None, false);
         loop {
             if !self.is_current(&attempts) {
@@ -127,7 +129,7 @@ impl Forwarding<'_> {
                     Verdict::Refuse(code) => return Err((*code).into()),
                 }
             }
-            let target = attempts.next(self.context, self.service(), self.options.deadline).await;
+            let target = attempts.next(self.context, self.intake, self.service(), self.options.deadline).await;
             let mut target = target.map_err(|code| last.unwrap_or(code))?;
             // The moment may have changed while the request waited for an app server.
             if !self.is_current(&attempts) {
@@ -154,8 +156,9 @@ impl Forwarding<'_> {
             let again = failure.retry.filter(|_| self.may_retry(failure.sent));
             request = again.ok_or(failure.code)?;
             // Another target may need header fields that were removed for this one.
-            if let Some(original) = original {
-                *request.headers_mut() = original;
+            if let Some((headers, target)) = original {
+                *request.headers_mut() = headers;
+                *request.uri_mut() = target;
             }
             is_retry = failure.sent == Sent::Partly;
             self.options.is_fresh = failure.sent == Sent::Stale;
@@ -165,13 +168,14 @@ impl Forwarding<'_> {
     /// The service of the request's route.
     fn service(&self) -> Option<ServiceId> {
         let judged = self.lease.judged();
-        route_of(&judged.decision.trail, judged.moment.policy()).map(|route| route.service)
+        route_of(&judged.decision.trail, judged.moment.policy()).and_then(|route| route.service)
     }
 
     /// Whether the itinerary was made under the newest moment, and the request is still cleared.
     fn is_current(&self, attempts: &Attempts) -> bool {
         let newest = self.context.worker.moment();
-        attempts.moment.is_same(&newest) && self.lease.is_current(&newest) && !self.lease.has_ended()
+        let is_judged = attempts.moment.is_same(&newest) && self.lease.is_current(&newest) && !self.lease.has_ended();
+        is_judged && self.context.is_of_snapshot(&newest)
     }
 
     /// Whether another attempt may follow one that sent this much.
@@ -184,23 +188,46 @@ impl Forwarding<'_> {
     fn prepare(&self, target: &Target, request: &mut Request<Body>, attempts: &Attempts, is_second: bool) -> Copies {
         let (is_whole, has_another) = (request.body().is_end_stream(), attempts.has_another(target));
         match target {
+            Target::Proxy(_) => Copies { spare: None, original: None, has_another: false },
             Target::Upstream(..) => {
                 let may_repeat = is_whole && self.intake.question.is_read && has_another;
                 // Copied before the headers are adapted to an app server, because another attempt may go to a peer.
                 let spare = may_repeat.then(|| copy_head(request));
-                let original = attempts.has_another_stop().then(|| request.headers().clone());
+                let actions = self.context.actions.as_deref();
+                let may_differ = attempts.has_another_stop() || (has_another && actions.is_some());
+                let original = may_differ.then(|| (request.headers().clone(), request.uri().clone()));
                 let (snapshot, headers) = (&self.context.snapshot, request.headers_mut());
                 headers.remove(fields::REQUEST);
                 forward_identity(headers, &self.intake.question, &snapshot.intake, snapshot.tokens.as_deref());
+                if let Some(actions) = actions {
+                    actions.rewrite.apply(request);
+                    self.edit(request, actions);
+                }
                 Copies { spare, original, has_another }
             }
             Target::Peer(stop, _) => {
                 let spare = is_whole.then(|| copy_head(request));
-                let original = attempts.has_another_stop().then(|| request.headers().clone());
+                let original = attempts.has_another_stop().then(|| (request.headers().clone(), request.uri().clone()));
                 self.seal(stop.region(), request, false, is_second);
                 Copies { spare, original, has_another }
             }
         }
+    }
+
+    /// Changes the header fields of a request as its route says.
+    fn edit(&self, request: &mut Request<Body>, actions: &Actions) {
+        let edits = &actions.request_headers;
+        if !edits.is_empty() {
+            let judged = self.lease.judged();
+            self.context.with_values(self.intake, &judged, |values| edits.apply(request.headers_mut(), values));
+        }
+    }
+
+    /// The response of the route itself, which needs no app server.
+    fn answer(&self) -> Option<Response> {
+        let answer = self.context.actions.as_ref()?.answer.as_ref()?;
+        let response = self.context.with_values(self.intake, &self.lease.judged(), |values| answer.response(values))?;
+        Some(Response::of_proxy(response))
     }
 
     async fn permit(&self, stop: Stop, request: BoxedRequest) -> Result<Permitted<BoxedRequest>, Code> {
@@ -217,6 +244,7 @@ impl Forwarding<'_> {
         is_second: bool,
     ) -> Result<Result<Response, Failure>, Stopped> {
         match target {
+            Target::Proxy(_) => self.answer().map(Ok).ok_or(Code::UpstreamBad.into()),
             Target::Upstream(_, selected) => {
                 self.context.may_have_arrived = true;
                 let outcome = {

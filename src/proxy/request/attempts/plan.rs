@@ -14,9 +14,12 @@ use crate::model::service::ServiceId;
 use crate::services::{Outstanding, Selection, Service, Upstream};
 
 use super::super::context::Context;
+use crate::proxy::intake::Intake;
 
 /// The target of one attempt.
 pub(super) enum Target {
+    /// The proxy of the local region itself, because the route responds without an app server.
+    Proxy(Stop),
     Upstream(Stop, Selected),
     Peer(Stop, Gateway),
 }
@@ -32,7 +35,7 @@ pub(in crate::proxy::request) struct Selected {
 impl Target {
     pub const fn stop(&self) -> Stop {
         match self {
-            Self::Upstream(stop, ..) | Self::Peer(stop, _) => *stop,
+            Self::Proxy(stop) | Self::Upstream(stop, ..) | Self::Peer(stop, _) => *stop,
         }
     }
 }
@@ -84,6 +87,7 @@ impl Attempts {
     pub async fn next(
         &mut self,
         context: &Context,
+        intake: &Intake,
         service: Option<ServiceId>,
         deadline: Option<Instant>,
     ) -> Result<Target, Code> {
@@ -100,6 +104,14 @@ impl Attempts {
                     None => self.next_stop(),
                 }
                 continue;
+            }
+            if let Some(actions) = &context.actions {
+                if !actions.clients.admit(intake.question.client) {
+                    return Err(Code::ClientDenied);
+                }
+                if actions.answer.is_some() {
+                    return Ok(Target::Proxy(stop));
+                }
             }
             if !std::mem::replace(&mut self.has_deposited, true) {
                 context.worker.load.retries.deposit();
@@ -129,7 +141,7 @@ impl Attempts {
         match target {
             // Says nothing about the target, because the server may close an idle connection at any time.
             _ if sent == Sent::Stale => {}
-            Target::Peer(..) => self.next_stop(),
+            Target::Peer(..) | Target::Proxy(_) => self.next_stop(),
             Target::Upstream(_, selected) => {
                 self.tried.push(Arc::clone(&selected.upstream));
                 self.spent += usize::from(sent == Sent::Partly);
@@ -149,7 +161,7 @@ impl Attempts {
     /// Whether another target is left after `target`.
     pub fn has_another(&self, target: &Target) -> bool {
         let has_another_upstream = || match target {
-            Target::Peer(..) => false,
+            Target::Peer(..) | Target::Proxy(_) => false,
             Target::Upstream(_, Selected { service, upstream, .. }) => {
                 let is_left = |other: &&Arc<Upstream>| {
                     other.is_up() && !Arc::ptr_eq(other, upstream) && !self.tried.iter().any(|tried| Arc::ptr_eq(tried, other))

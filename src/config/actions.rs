@@ -1,0 +1,276 @@
+//! The actions of routes: what a route does for a request after judgement.
+
+use http::header::{HeaderName, HeaderValue};
+use http::{StatusCode, Uri};
+use ipnet::IpNet;
+
+use crate::decision::policy::route::{PathPattern, Pattern, Segment};
+use crate::proxy::Limits;
+use crate::proxy::actions::{
+    Actions, Answer, ClientNetworks, Edits, FixedResponse, PathRewrite, Redirection, Rewrite, Template, is_editable,
+};
+
+use super::reader::{Field, Section};
+
+/// The actions of a route, and its limits, which the common limits complete.
+#[derive(Clone)]
+pub struct ActionsDraft {
+    actions: Actions,
+    limits: LimitsDraft,
+}
+
+/// The limits that a route overrides.
+#[derive(Clone, Copy, PartialEq, Default)]
+struct LimitsDraft {
+    body: Option<u64>,
+    attempts: Option<usize>,
+    request_timeout: Option<std::time::Duration>,
+    response_timeout: Option<std::time::Duration>,
+    idle_timeout: Option<std::time::Duration>,
+}
+
+impl ActionsDraft {
+    /// Whether the route responds without an app server.
+    pub const fn answers(&self) -> bool {
+        self.actions.answer.is_some()
+    }
+
+    /// The actions with all limits; `None` if the route has no actions.
+    pub fn complete(&self, common: &Limits) -> Option<Actions> {
+        let own = &self.limits;
+        let limits = (*own != LimitsDraft::default()).then(|| Limits {
+            body: own.body.unwrap_or(common.body),
+            attempts: own.attempts.unwrap_or(common.attempts),
+            request_timeout: own.request_timeout.unwrap_or(common.request_timeout),
+            response_timeout: own.response_timeout.unwrap_or(common.response_timeout),
+            idle_timeout: own.idle_timeout.unwrap_or(common.idle_timeout),
+            ..*common
+        });
+        let actions = Actions { limits, ..self.actions.clone() };
+        (actions != Actions::default()).then_some(actions)
+    }
+}
+
+/// Reads the actions of a route. Every mistake is reported.
+pub fn read(section: &Section<'_>, pattern: Option<&Pattern>) -> Option<ActionsDraft> {
+    let clients = section.optional("clients").map_or(Some(ClientNetworks::default()), |field| read_clients(&field));
+    let redirect = section.optional("redirect").map(|field| (read_redirect(&field).map(Answer::Redirect), field));
+    let respond = section.optional("respond").map(|field| (read_respond(&field).map(Answer::Respond), field));
+    let rewrite = section.optional("rewrite").map(|field| (read_rewrite(&field, pattern), field));
+    let edits = |key| section.optional(key).map_or(Some(Edits::default()), |field| read_edits(&field));
+    let (request_headers, response_headers) = (edits("request_headers"), edits("response_headers"));
+    let limits = read_limits(section);
+    if let (Some((_, field)), true) = (&rewrite, redirect.is_some() || respond.is_some()) {
+        field.report::<()>("a route that responds itself sends no request, so there is nothing to rewrite; remove `rewrite`");
+    }
+    if let (Some(_), Some((_, field))) = (&redirect, &respond) {
+        return field.report("a route has either `redirect` or `respond`; remove one of them");
+    }
+    let answer = redirect.or(respond).map_or(Some(None), |(answer, _)| answer.map(Some));
+    let rewrite = rewrite.map_or(Some(Rewrite::default()), |(rewrite, _)| rewrite);
+    let actions = Actions {
+        clients: clients?,
+        answer: answer?,
+        rewrite: rewrite?,
+        request_headers: request_headers?,
+        response_headers: response_headers?,
+        limits: None,
+    };
+    Some(ActionsDraft { actions, limits: limits? })
+}
+
+fn read_limits(section: &Section<'_>) -> Option<LimitsDraft> {
+    let body = section.optional("body").map_or(Some(None), |field| field.size_limit().map(Some));
+    let attempts = section.optional("attempts").map_or(Some(None), |field| field.number(1, 10).map(|most| Some(most as usize)));
+    let Some(field) = section.optional("timeouts") else {
+        return Some(LimitsDraft { body: body?, attempts: attempts?, ..LimitsDraft::default() });
+    };
+    let section = field.section()?;
+    let time = |key| section.optional(key).map_or(Some(None), |field| field.positive_duration().map(Some));
+    let (request, response, idle) = (time("request"), time("response"), time("idle"));
+    section.finish();
+    Some(LimitsDraft {
+        body: body?,
+        attempts: attempts?,
+        request_timeout: request?,
+        response_timeout: response?,
+        idle_timeout: idle?,
+    })
+}
+
+fn read_clients(field: &Field<'_>) -> Option<ClientNetworks> {
+    let section = field.section()?;
+    let networks = |key| section.optional(key).map_or(Some(Vec::new()), |field| read_networks(&field));
+    let (allow, deny) = (networks("allow"), networks("deny"));
+    section.finish();
+    Some(ClientNetworks { allow: allow?, deny: deny? })
+}
+
+/// Reads networks; an address alone is the network of this address.
+fn read_networks(field: &Field<'_>) -> Option<Vec<IpNet>> {
+    let read = |item: &Field<'_>| {
+        let text = item.text()?;
+        let network = text.parse().ok().or_else(|| text.parse().ok().map(|address: std::net::IpAddr| IpNet::from(address)));
+        let Some(network) = network else {
+            return item.report(format!("`{text}` is not a valid network; write `10.1.0.0/16` or a single address"));
+        };
+        if network.trunc() != network {
+            return item.report(format!("`{text}` has address bits after its prefix; did you mean `{}`?", network.trunc()));
+        }
+        Some(network)
+    };
+    let networks: Vec<_> = field.one_or_many().iter().map(read).collect();
+    networks.into_iter().collect()
+}
+
+fn read_template(field: &Field<'_>) -> Option<Template> {
+    Template::parse(field.text()?).map_or_else(|error| field.report(error.to_string()), Some)
+}
+
+/// Reads `redirect: URL`, or `redirect: { to: URL, status: 301 }`.
+fn read_redirect(field: &Field<'_>) -> Option<Redirection> {
+    if !field.is_section() {
+        return Some(Redirection { status: StatusCode::FOUND, to: read_target(field)? });
+    }
+    let section = field.section()?;
+    let to = section.required("to", "write the target, such as `https://www.example.com{uri}`");
+    let to = to.and_then(|field| read_target(&field));
+    let statuses = [301, 302, 303, 307, 308].map(|code| (code, StatusCode::from_u16(code).expect("a status of redirects")));
+    let status = section.optional("status").map_or(Some(StatusCode::FOUND), |field| {
+        let text = field.text()?;
+        let found = statuses.iter().find(|(code, _)| code.to_string() == text).map(|(_, status)| *status);
+        found.or_else(|| field.report(format!("`{text}` is not a status of redirects; write 301, 302, 303, 307 or 308")))
+    });
+    section.finish();
+    Some(Redirection { status: status?, to: to? })
+}
+
+fn read_target(field: &Field<'_>) -> Option<Template> {
+    let text = field.text()?;
+    if !text.starts_with(['/', '{']) && !text.starts_with("http://") && !text.starts_with("https://") {
+        return field.report(format!("`{text}` is not a valid target; begin it with `/`, `http://` or `https://`"));
+    }
+    read_template(field)
+}
+
+/// Reads `respond: 204`, or `respond: { status: 200, body: "…", type: text/html }`.
+fn read_respond(field: &Field<'_>) -> Option<FixedResponse> {
+    const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+    if !field.is_section() {
+        return Some(FixedResponse { status: read_status(field)?, body: None, content_type: PLAIN });
+    }
+    let section = field.section()?;
+    let status = section.optional("status").map_or(Some(StatusCode::OK), |field| read_status(&field));
+    let body = section.optional("body").map(|field| (read_template(&field), field));
+    let content_type = section.optional("type").map_or(Some(PLAIN), |field| {
+        let text = field.text()?;
+        let value = HeaderValue::from_str(text).ok().filter(|_| text.contains('/'));
+        value.or_else(|| field.report(format!("`{text}` is not a media type; write one such as `text/html; charset=utf-8`")))
+    });
+    section.finish();
+    let (status, body) = (status?, body.map_or(Some(None), |(body, field)| body.map(|body| Some((body, field)))));
+    let body = body?;
+    let takes_no_body = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    if let (Some((_, field)), true) = (&body, takes_no_body) {
+        return field.report(format!("a response with status {} has no body; remove it", status.as_u16()));
+    }
+    Some(FixedResponse { status, body: body.map(|(body, _)| body), content_type: content_type? })
+}
+
+fn read_status(field: &Field<'_>) -> Option<StatusCode> {
+    field.number(200, 599).and_then(|code| StatusCode::from_u16(code as u16).ok())
+}
+
+fn read_rewrite(field: &Field<'_>, pattern: Option<&Pattern>) -> Option<Rewrite> {
+    let section = field.section()?;
+    let strip = section.optional("strip_prefix").map(|field| read_prefix(&field, pattern));
+    let prefix = section.optional("prefix").map(|field| read_prefix(&field, pattern));
+    let with = section.optional("with").map(|field| read_base(&field));
+    let whole = section.optional("path").map(|field| read_base(&field).map(|path| PathRewrite::Whole(slash_if_empty(path))));
+    let host = section.optional("host").map_or(Some(None), |field| read_host(&field).map(Some));
+    section.finish();
+    let path = match (strip, prefix, with, whole) {
+        (Some(from), None, None, None) => from.map(|from| Some(PathRewrite::Prefix { from, to: "".into() })),
+        (None, Some(from), Some(to), None) => from.zip(to).map(|(from, to)| Some(PathRewrite::Prefix { from, to })),
+        (None, None, None, Some(whole)) => whole.map(Some),
+        (None, None, None, None) => Some(None),
+        _ => field.report("write one of `strip_prefix: /api`, `prefix: /old` together with `with: /new`, and `path: /whole`"),
+    };
+    Some(Rewrite { path: path?, host: host? })
+}
+
+fn slash_if_empty(path: Box<str>) -> Box<str> {
+    if path.is_empty() { "/".into() } else { path }
+}
+
+/// A path in canonical form, without a slash at its end; `/` is the empty text.
+fn read_base(field: &Field<'_>) -> Option<Box<str>> {
+    use crate::engine::path::{Slashes, canonical_path};
+    let text = field.text()?;
+    let canonical = canonical_path(text, Slashes::Refuse).filter(|canonical| canonical == text);
+    if canonical.is_none() || text.parse::<http::uri::PathAndQuery>().is_err() || text.contains('?') {
+        return field
+            .report(format!("`{text}` is not a valid path; write one such as `/v2`, without a query and in canonical form"));
+    }
+    Some(text.trim_end_matches('/').into())
+}
+
+/// The beginning of a path, which every path of the route must have.
+fn read_prefix(field: &Field<'_>, pattern: Option<&Pattern>) -> Option<Box<str>> {
+    let prefix = read_base(field)?;
+    let segments: Vec<_> = prefix.split('/').skip(1).collect();
+    let is_literal = |(segment, expected): (&Segment, &&str)| matches!(segment, Segment::Literal(text) if &**text == *expected);
+    let begins =
+        |path: &PathPattern| path.segments.len() >= segments.len() && path.segments.iter().zip(&segments).all(is_literal);
+    if pattern.is_some_and(|pattern| !pattern.paths.iter().all(begins)) {
+        return field.report(format!("not every path of this route begins with `{prefix}`, so it would not always be replaced"));
+    }
+    Some(prefix)
+}
+
+fn read_host(field: &Field<'_>) -> Option<HeaderValue> {
+    let text = field.text()?;
+    let is_host =
+        text.parse::<Uri>().is_ok_and(|uri| uri.authority().is_some_and(|own| own.as_str() == text && !text.contains('@')));
+    let value = HeaderValue::from_str(text).ok().filter(|_| is_host);
+    value.or_else(|| {
+        field.report(format!("`{text}` is not a valid host; write one such as `app.internal` or `app.internal:8080`"))
+    })
+}
+
+/// Reads `{ remove: [NAME], set: { NAME: VALUE }, add: { NAME: VALUE } }`.
+fn read_edits(field: &Field<'_>) -> Option<Edits> {
+    let section = field.section()?;
+    let remove = section.optional("remove").map_or(Some(Vec::new()), |field| {
+        let names: Vec<_> = field.one_or_many().iter().map(|item| read_name(item, item.text()?)).collect();
+        names.into_iter().collect()
+    });
+    let fields = |key| section.optional(key).map_or(Some(Vec::new()), |field| read_fields(&field));
+    let (set, add) = (fields("set"), fields("add"));
+    section.finish();
+    Some(Edits { remove: remove?, set: set?, add: add? })
+}
+
+/// The header fields of a section; a field may have several values.
+fn read_fields(field: &Field<'_>) -> Option<Vec<(HeaderName, Template)>> {
+    let read = |(key, field): (&super::document::Key, Field<'_>)| {
+        let name = read_name(&field, &key.text);
+        let values: Vec<_> = field.one_or_many().iter().map(read_template).collect();
+        let name = name?;
+        values.into_iter().map(|value| Some((name.clone(), value?))).collect::<Option<Vec<_>>>()
+    };
+    let fields: Vec<_> = field.entries().into_iter().map(read).collect();
+    fields.into_iter().collect::<Option<Vec<_>>>().map(|fields| fields.concat())
+}
+
+fn read_name(field: &Field<'_>, text: &str) -> Option<HeaderName> {
+    let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
+        return field.report(format!("`{text}` is not a valid header name"));
+    };
+    if !is_editable(&name) {
+        return field.report(format!(
+            "`{text}` cannot be changed by a route, because Domicile sets it itself; `rewrite.host` changes the host"
+        ));
+    }
+    Some(name)
+}

@@ -1,0 +1,83 @@
+//! What a route does for a request after judgement: who may use it, a response of its own, rewriting, header fields, limits.
+//!
+//! Promises: an action never changes a decision, because `decision` does not know the type [`Actions`]; actions on messages run at
+//! the region that serves the request, after its last judgement. Never: an action that sends a request to another service than
+//! that of its route. Start reading at [`Actions`].
+
+mod answer;
+mod edits;
+mod rewrite;
+mod template;
+
+use ipnet::IpNet;
+
+use super::Limits;
+
+pub use answer::{Answer, FixedResponse, Redirection};
+pub use edits::{Edits, is_editable};
+pub use rewrite::{PathRewrite, Rewrite};
+pub use template::{Template, TemplateError, Values};
+
+/// The actions of one route.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct Actions {
+    pub clients: ClientNetworks,
+    /// The response of the proxy itself, instead of one of an app server.
+    pub answer: Option<Answer>,
+    pub rewrite: Rewrite,
+    pub request_headers: Edits,
+    pub response_headers: Edits,
+    /// The limits of the route, if they differ from the common ones. They apply in every region that a request passes.
+    pub limits: Option<Limits>,
+}
+
+/// The clients that may use a route.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct ClientNetworks {
+    /// Empty for all.
+    pub allow: Vec<IpNet>,
+    pub deny: Vec<IpNet>,
+}
+
+impl ClientNetworks {
+    /// Whether the client may use the route. `deny` wins over `allow`.
+    pub fn admit(&self, client: std::net::IpAddr) -> bool {
+        let is_in = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&client));
+        (self.allow.is_empty() || is_in(&self.allow)) && !is_in(&self.deny)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The values of a request for the tests of the actions.
+    pub fn values<'a>(path: &'a str, query: Option<&'a str>) -> Values<'a> {
+        Values {
+            client: [192, 0, 2, 1].into(),
+            country: Some("DE"),
+            host: "a.test:81",
+            method: "GET",
+            path,
+            query,
+            is_https: true,
+            home: Some("eu-west"),
+            region: "us-east",
+            route: "api",
+            request_id: "id",
+            pseudonym: &|| Some("p".into()),
+        }
+    }
+
+    #[test]
+    fn clients_are_admitted_by_their_networks_and_deny_wins() {
+        let networks = |list: &[&str]| list.iter().map(|network| network.parse().unwrap()).collect();
+        let admits = |allow: &[&str], deny: &[&str], client: &str| {
+            ClientNetworks { allow: networks(allow), deny: networks(deny) }.admit(client.parse().unwrap())
+        };
+        assert!(admits(&[], &[], "192.0.2.1"));
+        assert!(admits(&["10.0.0.0/8"], &[], "10.1.2.3") && !admits(&["10.0.0.0/8"], &[], "192.0.2.1"));
+        assert!(!admits(&["10.0.0.0/8"], &["10.1.0.0/16"], "10.1.2.3") && admits(&["10.0.0.0/8"], &["10.1.0.0/16"], "10.2.2.3"));
+        assert!(!admits(&["10.0.0.0/8"], &[], "2001:db8::1") && admits(&["2001:db8::/32"], &[], "2001:db8::1"));
+    }
+}

@@ -1,0 +1,154 @@
+//! The actions of routes: rewriting, header fields, responses without an app server, client networks and limits.
+
+use std::sync::Arc;
+
+use http::{Response, StatusCode};
+
+use crate::support::{NAMES, Plan, RULES, Recorder, World, get, post, remember, whole};
+
+/// Three regions with these routes before the usual ones, and these upstreams.
+fn world_with(routes: &str, upstreams: impl Fn(&'static str) -> Vec<Recorder> + 'static) -> World {
+    let rules = RULES.replace("routes:\n", &format!("routes:\n{routes}\n"));
+    let rules = NAMES.into_iter().map(|name| (name, rules.clone())).collect();
+    World::planned(Plan { rules, upstreams: Box::new(upstreams), ..Plan::default() })
+}
+
+fn world(routes: &str) -> World {
+    world_with(routes, |name| vec![Recorder::start(name)])
+}
+
+const OWNED: &str = "data: personal, home: [directory, refuse]";
+
+#[test]
+fn the_owner_rewrites_the_target_and_the_header_fields() {
+    let world = world(&format!(
+        "  - {{ name: api, match: {{ path: \"/api/{{user}}/**\" }}, {OWNED},
+      rewrite: {{ strip_prefix: /api, host: \"app.internal:81\" }},
+      request_headers: {{ set: {{ x-country: \"{{client.country}}\", x-where: \"{{home}} {{region}} {{route}}\", x-path: \"{{uri}}\" }}, remove: [x-secret] }},
+      response_headers: {{ set: {{ x-served-by: \"{{region}}\", cache-control: no-store }}, add: {{ vary: [accept, origin] }} }} }}"
+    ));
+    let forged = [("x-country", "forged"), ("x-secret", "1"), ("x-forwarded-for", "91.64.0.1")];
+    for proxy in [world.eu(), world.us()] {
+        let answer = get(proxy.http, "/api/alice/orders?a=%2Fapi", &forged);
+        assert_eq!(answer.text(), "eu-west");
+        assert_eq!([&answer.headers["x-served-by"], &answer.headers["cache-control"]], ["eu-west", "no-store"]);
+        assert_eq!(answer.headers.get_all("vary").iter().collect::<Vec<_>>(), ["accept", "origin"]);
+        let seen = world.eu().upstream().seen();
+        let request = seen.last().unwrap();
+        assert_eq!(
+            (request.target.as_str(), request.headers["host"].to_str().unwrap()),
+            ("/alice/orders?a=%2Fapi", "app.internal:81")
+        );
+        assert_eq!([&request.headers["x-country"], &request.headers["x-where"]], ["DE", "eu-west eu-west api"]);
+        assert_eq!(&request.headers["x-path"], &"/api/alice/orders?a=%2Fapi");
+        assert!(!request.headers.contains_key("x-secret"));
+        assert_eq!(request.headers.get_all("x-country").iter().count(), 1);
+    }
+    world.assert_no_requests(&["ap-northeast"]);
+    world.us().upstream().assert_no_requests();
+}
+
+#[test]
+fn a_request_that_is_sent_again_is_rewritten_once() {
+    let routes = format!(
+        "  - {{ name: api, match: {{ path: \"/api/**\" }}, {OWNED}, rewrite: {{ prefix: /api, with: /api/api }}, request_headers: {{ add: {{ x-hop: one }} }} }}"
+    );
+    let world = world_with(&routes, |name| vec![Recorder::start(name), Recorder::start(name)]);
+    world.eu().upstreams[0].crash();
+    for _ in 0..10 {
+        assert_eq!(get(world.eu().http, "/api/x", &[("x-user-id", "alice")]).text(), "eu-west");
+    }
+    for request in world.eu().upstreams[1].seen() {
+        assert_eq!((request.target.as_str(), request.headers.get_all("x-hop").iter().count()), ("/api/api/x", 1));
+    }
+}
+
+#[test]
+fn a_route_responds_or_redirects_itself_at_the_owner() {
+    let world = world(&format!(
+        "  - {{ name: moved, match: {{ path: \"/moved/{{user}}/**\" }}, {OWNED}, redirect: {{ to: \"https://{{region}}.example.com{{uri}}\", status: 308 }} }}
+  - {{ name: about, match: {{ path: \"/about/{{user}}\" }}, {OWNED}, respond: {{ status: 418, body: \"{{region}} for {{client.country}}\", type: text/html }}, response_headers: {{ set: {{ x-region: \"{{region}}\" }} }} }}
+  - {{ name: gone, match: {{ path: /gone }}, data: public, home: [latency], respond: 410 }}"
+    ));
+    let german = [("x-forwarded-for", "91.64.0.1")];
+    for proxy in [world.eu(), world.us()] {
+        let moved = get(proxy.http, "/moved/alice/a?b=c", &german);
+        assert_eq!(moved.status, StatusCode::PERMANENT_REDIRECT);
+        assert_eq!(moved.headers["location"], "https://eu-west.example.com/moved/alice/a?b=c");
+        let about = post(proxy.http, "/about/alice", &german, "ignored");
+        assert_eq!((about.status.as_u16(), about.text()), (418, "eu-west for DE"));
+        assert_eq!([&about.headers["content-type"], &about.headers["x-region"]], ["text/html", "eu-west"]);
+        assert_eq!(get(proxy.http, "/gone", &[]).status, StatusCode::GONE);
+    }
+    let refused = get(world.jp().http, "/about/alice", &german);
+    assert_eq!(refused.status, StatusCode::TEMPORARY_REDIRECT, "judged like any other request: Japan may not carry it");
+    let unknown = get(world.eu().http, "/about/nobody", &[]);
+    assert_eq!(unknown.code(), "home.unresolved");
+    [world.eu(), world.us(), world.jp()].iter().for_each(|region| region.upstream().assert_no_requests());
+}
+
+#[test]
+fn a_route_admits_only_the_clients_of_its_networks() {
+    let world = world(&format!(
+        "  - {{ name: office, match: {{ path: \"/office/{{user}}\" }}, {OWNED}, clients: {{ allow: [10.0.0.0/8, \"2001:db8::/32\"], deny: [10.6.6.6] }} }}"
+    ));
+    let from = |proxy: &crate::support::Region, client: &str| get(proxy.http, "/office/alice", &[("x-forwarded-for", client)]);
+    for proxy in [world.eu(), world.us()] {
+        for denied in ["10.6.6.6", "192.0.2.1", "2001:db9::1"] {
+            let answer = from(proxy, denied);
+            assert_eq!((answer.status, answer.code().as_str()), (StatusCode::FORBIDDEN, "route.client_denied"), "{denied}");
+        }
+    }
+    world.eu().upstream().assert_no_requests();
+    for proxy in [world.eu(), world.us()] {
+        assert_eq!(from(proxy, "10.1.2.3").text(), "eu-west");
+        assert_eq!(from(proxy, "2001:db8::1").text(), "eu-west");
+    }
+}
+
+#[test]
+fn a_route_has_limits_of_its_own_in_every_region() {
+    let routes = format!(
+        "  - {{ name: uploads, match: {{ path: \"/uploads/{{user}}\" }}, {OWNED}, body: 20B }}
+  - {{ name: slow, match: {{ path: \"/slow/{{user}}\" }}, {OWNED}, timeouts: {{ response: 150ms }} }}"
+    );
+    let world = world_with(&routes, |name| {
+        vec![Recorder::with(Arc::new(move |request, seen| {
+            Box::pin(async move {
+                let is_slow = request.uri().path().starts_with("/slow");
+                remember(request, &seen).await;
+                if is_slow {
+                    std::future::pending::<()>().await;
+                }
+                Response::new(whole(name))
+            })
+        }))]
+    });
+    for proxy in [world.eu(), world.us()] {
+        assert_eq!(post(proxy.http, "/uploads/alice", &[], "twenty bytes, exact.").text(), "eu-west");
+        let large = post(proxy.http, "/uploads/alice", &[], "one byte more than 20");
+        assert_eq!((large.status, large.code().as_str()), (StatusCode::PAYLOAD_TOO_LARGE, "request.body_too_large"));
+        assert_eq!(get(proxy.http, "/slow/alice", &[]).code(), "upstream.timeout");
+    }
+}
+
+#[test]
+fn actions_change_no_decision() {
+    let plain = world("  - { name: api, match: { path: \"/api/{user}/**\" }, data: personal, home: [directory, refuse] }");
+    let acting = world(&format!(
+        "  - {{ name: api, match: {{ path: \"/api/{{user}}/**\" }}, {OWNED}, rewrite: {{ path: /elsewhere, host: other.test }}, body: 1B, clients: {{ deny: [10.0.0.0/8] }},
+      request_headers: {{ set: {{ x-user-id: bob }} }}, timeouts: {{ request: 1s }}, attempts: 1 }}"
+    ));
+    let explain = |world: &World, user: &str| {
+        let target = format!("/explain?format=json&url=http://a.test/api/{user}/1&ip=10.1.1.1");
+        let mut explained: serde_json::Value = serde_json::from_slice(&get(world.us().admin, &target, &[]).body).unwrap();
+        assert_eq!(explained["route"], "api");
+        explained.as_object_mut().unwrap().remove("url");
+        explained
+    };
+    for user in ["alice", "bob", "chika", "nobody"] {
+        assert_eq!(explain(&plain, user), explain(&acting, user));
+    }
+    // The hash of the policy, by which regions compare their judgement, is the same too.
+    assert_eq!(explain(&plain, "alice")["policy"], explain(&acting, "alice")["policy"]);
+}
