@@ -53,6 +53,7 @@ pub struct ServiceDraft<'n> {
     pub name: &'n str,
     pub upstreams: Option<Field<'n>>,
     pub health: Option<Field<'n>>,
+    pub balance: Option<Field<'n>>,
 }
 
 /// A route and its actions, if they could be read, with its field.

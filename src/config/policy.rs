@@ -182,15 +182,16 @@ impl<'n> PolicyDraft<'n> {
 
     /// Reads the services of a region, or the short form for a single one: `upstreams` and `health`.
     fn read_services(&mut self, section: &Section<'n>, numbers: &mut Names) -> Vec<ServiceDraft<'n>> {
-        let (upstreams, health) = (section.optional("upstreams"), section.optional("health"));
+        let (upstreams, health, balance) =
+            (section.optional("upstreams"), section.optional("health"), section.optional("balance"));
         let Some(services) = section.optional("services") else {
             let missing = "`upstreams` is missing: list the app servers of the region, such as `[http://10.1.0.10:3000]`, or name \
                            several `services`";
             let upstreams = upstreams.or_else(|| section.report(missing));
             let id = self.number_service(DEFAULT_SERVICE, numbers).or_else(|| section.report(TOO_MANY_SERVICES));
-            return id.map(|id| ServiceDraft { id, name: DEFAULT_SERVICE, upstreams, health }).into_iter().collect();
+            return id.map(|id| ServiceDraft { id, name: DEFAULT_SERVICE, upstreams, health, balance }).into_iter().collect();
         };
-        if let Some(extra) = upstreams.or(health) {
+        if let Some(extra) = upstreams.or(health).or(balance) {
             extra.report::<()>("this belongs to a service; move it into one of the `services`");
         }
         let entries = services.entries();
@@ -209,13 +210,13 @@ impl<'n> PolicyDraft<'n> {
         }
         let id = self.number_service(name, numbers).or_else(|| field.report(TOO_MANY_SERVICES))?;
         if !field.is_section() {
-            return Some(ServiceDraft { id, name, upstreams: Some(field.clone()), health: None });
+            return Some(ServiceDraft { id, name, upstreams: Some(field.clone()), health: None, balance: None });
         }
         let section = field.section()?;
         let upstreams = section.required("upstreams", "list the app servers of the service, such as `[http://10.1.0.10:3000]`");
-        let health = section.optional("health");
+        let (health, balance) = (section.optional("health"), section.optional("balance"));
         section.finish();
-        Some(ServiceDraft { id, name, upstreams, health })
+        Some(ServiceDraft { id, name, upstreams, health, balance })
     }
 
     fn number_service(&mut self, name: &str, numbers: &mut Names) -> Option<ServiceId> {

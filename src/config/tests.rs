@@ -181,6 +181,28 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "attempts: 0, data: public, home",
         "routes[0].attempts: `0` is not a valid value; write a whole number from 1 to 10",
     ),
+    ("\"http://127.0.0.1:1\"", "\"http://127.0.0.1:1/a/../b\"", "the path `/a/../b` is not in canonical form"),
+    ("\"http://127.0.0.1:1\"", "\"unix:run/app.sock\"", "`run/app.sock` is not the path of a socket; write an absolute path"),
+    (
+        "\"http://127.0.0.1:1\"",
+        "{ url: \"http://a:1\", weight: 0 }",
+        "upstreams[0].weight: `0` is not a valid value; write a whole number from 1 to 1000",
+    ),
+    (
+        "\"http://127.0.0.1:1\"]",
+        "\"http://127.0.0.1:1\"], balance: { hash: usr }",
+        "balance.hash: `usr` is not a valid value; did you mean `user`?",
+    ),
+    (
+        "\"http://127.0.0.1:1\"]",
+        "\"http://127.0.0.1:1\"], balance: random",
+        "balance: `random` is not a valid value; expected one of `least_busy`",
+    ),
+    (
+        "\"http://127.0.0.1:1\"]",
+        "\"http://127.0.0.1:1\"], balance: { hash: {} }",
+        "balance.hash: name either a `header` or a `cookie`",
+    ),
     ("data: public, home", "service: ap, data: public, home", "routes[0].service: unknown service `ap`; did you mean `app`?"),
     ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),

@@ -1,7 +1,9 @@
-//! Picks the less busy of two random healthy upstreams (Mitzenmacher's power of two choices).
+//! Picks an upstream: the less busy of two random healthy ones (Mitzenmacher's power of two choices), drawn by their weights, or
+//! the one that a key hashes to.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,42 +57,83 @@ impl Default for CircuitLimits {
 }
 
 impl Load {
-    /// Takes an upstream that is up and not in `tried`. Takes an ejected upstream only if there is no other.
+    /// Takes an upstream that is up and not in `tried`. Takes an ejected upstream only if there is no other. With a `key`, equal
+    /// keys get the same upstream while the upstreams stay the same.
     #[inline(never)] // a stage of benches/stages
-    pub fn select(&self, service: &Service, tried: &[Arc<Upstream>]) -> Selection {
+    pub fn select(&self, service: &Service, tried: &[Arc<Upstream>], key: Option<u64>) -> Selection {
         let now = Instant::now();
         let is_new = |upstream: &&Arc<Upstream>| !tried.iter().any(|other| Arc::ptr_eq(other, upstream));
         let is_usable = |upstream: &&Arc<Upstream>| upstream.is_up() && is_new(upstream);
         let is_preferred = |upstream: &&Arc<Upstream>| is_usable(upstream) && !upstream.is_ejected(now);
+        if let Some(key) = key {
+            return match self.hash(service, is_preferred, key) {
+                Selection::None => self.hash(service, is_usable, key),
+                selection => selection,
+            };
+        }
         match self.draw(service, is_preferred, now) {
             Selection::None => self.draw(service, is_usable, now),
             selection => selection,
         }
     }
 
-    fn draw(&self, service: &Service, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, now: Instant) -> Selection {
+    /// The candidate with the highest weighted rendezvous hash of the key (Thaler and Ravishankar 1998) that has at most
+    /// [`BOUND`] times its share of the outstanding requests (Mirrokni, Thorup and Zadimoghaddam 2016).
+    fn hash(&self, service: &Service, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, key: u64) -> Selection {
+        let candidates = || service.all().iter().filter(&is_candidate);
+        let load = |upstream: &Upstream| self.cell(upstream).get();
+        let (total, weights) =
+            candidates().fold((1, 0), |(total, weights), upstream| (total + load(upstream), weights + upstream.weight));
         let limit = service.settings.circuit.requests;
-        let has_room = |upstream: &&Arc<Upstream>| is_candidate(upstream) && self.cell(upstream).get() < limit;
-        let Some(first) = any(service.all(), has_room) else {
-            let has_candidate = service.all().iter().any(|upstream| is_candidate(&upstream));
-            return if has_candidate { Selection::Full } else { Selection::None };
+        let has_room = |upstream: &&Arc<Upstream>| {
+            let share = total as f64 * f64::from(upstream.weight) / f64::from(weights);
+            load(upstream) < limit && (load(upstream) as f64) < (share * BOUND).ceil()
         };
-        let second = any(service.all(), has_room).unwrap_or(first);
-        let slow_start = service.settings.ejection.slow_start;
-        let cost = |upstream: &Upstream| (self.cell(upstream).get() + 1) as f64 / upstream.share(slow_start, now);
-        let is_other = !Arc::ptr_eq(first, second);
-        let upstream = if is_other && cost(second) < cost(first) { second } else { first };
+        let by_score = |one: &&Arc<Upstream>, other: &&Arc<Upstream>| score(one, key).total_cmp(&score(other, key));
+        match candidates().filter(has_room).max_by(by_score) {
+            Some(upstream) => self.take(upstream),
+            None if candidates().next().is_some() => Selection::Full,
+            None => Selection::None,
+        }
+    }
+
+    fn take(&self, upstream: &Arc<Upstream>) -> Selection {
         let cell = self.cell(upstream);
         cell.set(cell.get() + 1);
         Selection::Upstream(Arc::clone(upstream), Outstanding(cell, Rc::clone(&self.freed)))
     }
 
+    fn draw(&self, service: &Service, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, now: Instant) -> Selection {
+        let limit = service.settings.circuit.requests;
+        let has_room = |upstream: &&Arc<Upstream>| is_candidate(upstream) && self.cell(upstream).get() < limit;
+        let Some(first) = service.wheel.draw(service.all(), has_room) else {
+            let has_candidate = service.all().iter().any(|upstream| is_candidate(&upstream));
+            return if has_candidate { Selection::Full } else { Selection::None };
+        };
+        let second = service.wheel.draw(service.all(), has_room).unwrap_or(first);
+        let slow_start = service.settings.ejection.slow_start;
+        // Of two idle upstreams the first is taken, so that weights decide by the draw alone.
+        let cost = |upstream: &Upstream| {
+            let busy = (self.cell(upstream).get() + 1) as f64 / upstream.share(slow_start, now) - 1.0;
+            busy / f64::from(upstream.weight)
+        };
+        let is_other = !Arc::ptr_eq(first, second);
+        let upstream = if is_other && cost(second) < cost(first) { second } else { first };
+        self.take(upstream)
+    }
+
     /// Takes an upstream as [`Load::select`] does. If all are full, the request waits in a FIFO queue, at most for the queue
     /// timeout and not past `deadline`. A retry does not wait, because the requests in the queue have not been tried yet.
-    pub async fn select_or_queue(&self, service: &Service, tried: &[Arc<Upstream>], deadline: Option<Instant>) -> Selection {
+    pub async fn select_or_queue(
+        &self,
+        service: &Service,
+        tried: &[Arc<Upstream>],
+        key: Option<u64>,
+        deadline: Option<Instant>,
+    ) -> Selection {
         let circuit = &service.settings.circuit;
         if self.waiting.get() == 0 || !tried.is_empty() {
-            match self.select(service, tried) {
+            match self.select(service, tried, key) {
                 Selection::Full if tried.is_empty() => {}
                 selection => return selection,
             }
@@ -108,7 +151,7 @@ impl Load {
             if tokio::time::timeout_at(until.into(), self.freed.notified()).await.is_err() {
                 return Selection::Full;
             }
-            match self.select(service, tried) {
+            match self.select(service, tried, key) {
                 Selection::Full => {}
                 selection => {
                     self.freed.notify_one();
@@ -127,16 +170,79 @@ impl Load {
     }
 }
 
-/// How often [`any`] tries to hit a suitable upstream before it looks at all of them.
+/// A loaded upstream gets a quarter more than its share before the next requests for its keys go elsewhere.
+const BOUND: f64 = 1.25;
+
+/// The weighted rendezvous score of an upstream for a key.
+fn score(upstream: &Upstream, key: u64) -> f64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    (upstream.authority(), key).hash(&mut hasher);
+    // A number between 0 and 1, both excluded.
+    let uniform = (((hasher.finish() >> 12) as f64) + 0.5) / (1_u64 << 52) as f64;
+    -f64::from(upstream.weight) / uniform.ln()
+}
+
+/// How a service chooses among its upstreams.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub enum Balance {
+    /// The less busy of two, drawn by weight.
+    #[default]
+    LeastBusy,
+    /// By a key of the request; requests without the key are balanced as with `LeastBusy`.
+    Hash(HashKey),
+}
+
+/// The key of a request that chooses its upstream.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum HashKey {
+    User,
+    Header(http::HeaderName),
+    Cookie(Box<str>),
+}
+
+/// Draws upstreams at random, in proportion to their weights.
+#[derive(Default)]
+pub(super) struct Wheel {
+    /// The sums of the weights up to each upstream; empty if all weights are equal.
+    sums: Vec<u32>,
+}
+
+/// How often an upstream is drawn before all of them are looked at.
 const RANDOM_TRIES: usize = 4;
 
-/// One of the suitable upstreams, each with the same probability. Usually all are suitable, so that the first one drawn is.
-fn any(all: &[Arc<Upstream>], is_suitable: impl Fn(&&Arc<Upstream>) -> bool) -> Option<&Arc<Upstream>> {
-    let drawn = (0..RANDOM_TRIES.min(all.len())).map(|_| &all[fastrand::usize(..all.len())]);
-    drawn.into_iter().find(&is_suitable).or_else(|| {
-        let count = all.iter().filter(&is_suitable).count();
-        all.iter().filter(&is_suitable).nth(fastrand::usize(..count.max(1)))
-    })
+impl Wheel {
+    pub(super) fn of(upstreams: &[Arc<Upstream>]) -> Self {
+        let is_even = upstreams.windows(2).all(|pair| pair[0].weight == pair[1].weight);
+        let sum = |sum: &mut u32, upstream: &Arc<Upstream>| {
+            *sum += upstream.weight;
+            Some(*sum)
+        };
+        Self { sums: if is_even { Vec::new() } else { upstreams.iter().scan(0, sum).collect() } }
+    }
+
+    /// One of the suitable upstreams. Usually all are suitable, so that the first one drawn is.
+    fn draw<'s>(&self, all: &'s [Arc<Upstream>], is_suitable: impl Fn(&&Arc<Upstream>) -> bool) -> Option<&'s Arc<Upstream>> {
+        let drawn = (0..RANDOM_TRIES.min(all.len())).map(|_| &all[self.spin(all.len())]);
+        drawn.into_iter().find(&is_suitable).or_else(|| {
+            let weights = all.iter().filter(&is_suitable).map(|upstream| upstream.weight).sum::<u32>();
+            let mut left = fastrand::u32(..weights.max(1));
+            all.iter().filter(&is_suitable).find(|upstream| {
+                let is_drawn = left < upstream.weight;
+                left = left.saturating_sub(upstream.weight);
+                is_drawn
+            })
+        })
+    }
+
+    fn spin(&self, count: usize) -> usize {
+        match self.sums.last() {
+            None => fastrand::usize(..count),
+            Some(total) => {
+                let at = fastrand::u32(..*total);
+                self.sums.partition_point(|sum| *sum <= at)
+            }
+        }
+    }
 }
 
 /// A slot in the queue, freed on drop.
@@ -166,6 +272,8 @@ mod tests {
             authority: name.into(),
             http_version: HttpVersion::Http1,
             tls: None,
+            weight: 1,
+            base: "".into(),
             proxy_protocol: None,
         };
         let circuit = CircuitLimits { requests, queue: 1, queue_timeout: Duration::from_millis(20) };
@@ -184,7 +292,7 @@ mod tests {
     #[test]
     fn a_busy_upstream_gets_less_and_an_idle_one_more() {
         let (service, load) = (service(1000), Load::default());
-        let held: Vec<_> = (0..300).map(|_| one(load.select(&service, &[]))).collect();
+        let held: Vec<_> = (0..300).map(|_| one(load.select(&service, &[], None))).collect();
         for upstream in service.all() {
             let share = held.iter().filter(|(selection, _)| Arc::ptr_eq(selection, upstream)).count();
             assert!((95..=105).contains(&share), "two choices keep the load even: {share}");
@@ -198,7 +306,7 @@ mod tests {
         let (service, load) = (service(1000), Load::default());
         service.all()[0].set_up(false);
         service.all()[0].set_up(true);
-        let held: Vec<_> = (0..300).map(|_| one(load.select(&service, &[]))).collect();
+        let held: Vec<_> = (0..300).map(|_| one(load.select(&service, &[], None))).collect();
         let share = held.iter().filter(|(selection, _)| Arc::ptr_eq(selection, &service.all()[0])).count();
         assert!(share < 60, "the upstream has just returned: {share} of 300");
     }
@@ -209,10 +317,10 @@ mod tests {
         service.all()[0].state.up.store(false, Ordering::Relaxed);
         let tried = [Arc::clone(&service.all()[1])];
         for _ in 0..50 {
-            assert_eq!(one(load.select(&service, &tried)).0.authority(), "c:1");
+            assert_eq!(one(load.select(&service, &tried, None)).0.authority(), "c:1");
         }
         service.all()[2].state.up.store(false, Ordering::Relaxed);
-        assert!(matches!(load.select(&service, &tried), Selection::None));
+        assert!(matches!(load.select(&service, &tried, None), Selection::None));
     }
 
     #[test]
@@ -221,13 +329,13 @@ mod tests {
         let fail = |index: usize| (0..5).for_each(|_| service.note(&service.all()[index], false));
         fail(0);
         assert!(service.all()[0].is_ejected(Instant::now()));
-        assert!((0..50).all(|_| one(load.select(&service, &[])).0.authority() != "a:1"));
+        assert!((0..50).all(|_| one(load.select(&service, &[], None)).0.authority() != "a:1"));
         fail(1);
         assert!(!service.all()[1].is_ejected(Instant::now()), "two of three are more than half");
         // An ejected upstream is used when no other is left.
         service.all()[1].state.up.store(false, Ordering::Relaxed);
         service.all()[2].state.up.store(false, Ordering::Relaxed);
-        assert_eq!(one(load.select(&service, &[])).0.authority(), "a:1");
+        assert_eq!(one(load.select(&service, &[], None)).0.authority(), "a:1");
     }
 
     #[test]
@@ -235,9 +343,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let (service, load) = (service(2), Load::default());
-            let mut held: Vec<_> = (0..6).map(|_| one(load.select(&service, &[]))).collect();
-            assert!(matches!(load.select(&service, &[]), Selection::Full));
-            let wait = || load.select_or_queue(&service, &[], None);
+            let mut held: Vec<_> = (0..6).map(|_| one(load.select(&service, &[], None))).collect();
+            assert!(matches!(load.select(&service, &[], None), Selection::Full));
+            let wait = || load.select_or_queue(&service, &[], None, None);
             assert!(matches!(wait().await, Selection::Full), "no upstream becomes free before the queue timeout");
             let (waited, refused) = tokio::join!(wait(), async {
                 let refused = wait().await;
@@ -248,22 +356,88 @@ mod tests {
             assert!(matches!(refused, Selection::Full), "the queue is full for the second request");
             let soon = Some(Instant::now());
             assert!(
-                matches!(load.select_or_queue(&service, &[], soon).await, Selection::Full),
+                matches!(load.select_or_queue(&service, &[], None, soon).await, Selection::Full),
                 "nothing waits past its deadline"
             );
             drop((held, waited));
             // Capacity grows although no request ends: an upstream that was down comes back while a request waits.
             service.all()[0].state.up.store(false, Ordering::Relaxed);
-            let held: Vec<_> = (0..4).map(|_| one(load.select(&service, &[]))).collect();
+            let held: Vec<_> = (0..4).map(|_| one(load.select(&service, &[], None))).collect();
             let wide = CircuitLimits { queue: 5, queue_timeout: Duration::from_secs(60), ..service.settings.circuit };
-            let service = Service { settings: Settings { circuit: wide, ..service.settings.clone() }, list: service.list };
-            let (first, second) = tokio::join!(load.select_or_queue(&service, &[], None), async {
+            let service = Service { settings: Settings { circuit: wide, ..service.settings.clone() }, ..service };
+            let (first, second) = tokio::join!(load.select_or_queue(&service, &[], None, None), async {
                 service.list[0].state.up.store(true, Ordering::Relaxed);
-                load.select_or_queue(&service, &[], None).await
+                load.select_or_queue(&service, &[], None, None).await
             });
             assert_eq!([one(first).0.authority(), one(second).0.authority()], ["a:1", "a:1"]);
             drop(held);
-            assert!(matches!(load.select(&service, &[]), Selection::Upstream(..)));
+            assert!(matches!(load.select(&service, &[], None), Selection::Upstream(..)));
         });
+    }
+
+    /// A service with these weights of its upstreams `a:1`, `b:1`, …
+    fn weighted(weights: &[u32]) -> Service {
+        let upstream = |(index, weight): (usize, &u32)| UpstreamSettings {
+            authority: format!("{}:1", char::from(b'a' + index as u8)),
+            http_version: HttpVersion::Http1,
+            tls: None,
+            weight: *weight,
+            base: "".into(),
+            proxy_protocol: None,
+        };
+        let upstreams = weights.iter().enumerate().map(upstream).collect();
+        Service::new(Settings { upstreams, ..Settings::default() }, None).unwrap()
+    }
+
+    fn shares(service: &Service, taken: &[Arc<Upstream>]) -> Vec<usize> {
+        let count = |upstream: &Arc<Upstream>| taken.iter().filter(|taken| Arc::ptr_eq(taken, upstream)).count();
+        service.all().iter().map(count).collect()
+    }
+
+    #[test]
+    fn upstreams_get_their_weights_both_idle_and_busy() {
+        let (service, load) = (weighted(&[1, 3, 0x10]), Load::default());
+        let idle: Vec<_> = (0..20_000).map(|_| one(load.select(&service, &[], None)).0).collect();
+        let held: Vec<_> = (0..1_000).map(|_| one(load.select(&service, &[], None))).collect();
+        let busy: Vec<_> = held.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
+        for (shares, total) in [(shares(&service, &idle), 20_000), (shares(&service, &busy), 1_000)] {
+            for (share, weight) in shares.iter().zip([1, 3, 16]) {
+                let expected = total * weight / 20;
+                assert!(share.abs_diff(expected) <= expected / 5, "{shares:?}");
+            }
+        }
+        service.all()[2].set_up(false);
+        let rest: Vec<_> = (0..400).map(|_| one(load.select(&service, &[], None)).0).collect();
+        assert_eq!(shares(&service, &rest)[2], 0);
+    }
+
+    #[test]
+    fn equal_keys_get_the_same_upstream_and_few_move_when_one_is_lost() {
+        let (service, load) = (weighted(&[1; 10]), Load::default());
+        let of = |key| one(load.select(&service, &[], Some(key))).0;
+        let before: Vec<_> = (0..1_000).map(of).collect();
+        assert!((0..1_000).all(|key| Arc::ptr_eq(&of(key), &before[key as usize])));
+        let counts: Vec<_> =
+            service.all().iter().map(|one| before.iter().filter(|taken| Arc::ptr_eq(taken, one)).count()).collect();
+        assert!(counts.iter().all(|count| (60..=140).contains(count)), "{counts:?}");
+        service.all()[3].set_up(false);
+        let moved = (0..1_000).filter(|key| !Arc::ptr_eq(&of(*key), &before[*key as usize])).count();
+        assert_eq!(moved, counts[3], "only the keys of the lost upstream move");
+    }
+
+    #[test]
+    fn a_popular_key_does_not_overload_its_upstream() {
+        let (service, load) = (weighted(&[1; 4]), Load::default());
+        let held: Vec<_> = (0..400).map(|_| one(load.select(&service, &[], Some(7)))).collect();
+        let taken: Vec<_> = held.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
+        let most = shares(&service, &taken).into_iter().max();
+        assert!(most.is_some_and(|most| (100..=126).contains(&most)), "{most:?}");
+    }
+
+    #[test]
+    fn weights_count_for_hashed_keys_too() {
+        let (service, load) = (weighted(&[1, 4]), Load::default());
+        let heavy = (0..1_000).filter(|key| one(load.select(&service, &[], Some(*key))).0.authority() == "b:1").count();
+        assert!((740..=860).contains(&heavy), "{heavy}");
     }
 }

@@ -10,7 +10,7 @@ use crate::decision::permit::Permitted;
 use crate::http::body::Body;
 use crate::http::pool::{SendCause, SendOptions, UpstreamPool};
 use crate::model::region::RegionId;
-use crate::transport::dial::DialError;
+use crate::transport::dial::{DialError, UNIX};
 use crate::transport::proxy_protocol;
 use crate::transport::resolver;
 
@@ -64,8 +64,10 @@ async fn run_check(pool: &UpstreamPool, upstream: &Upstream, check: &Check, regi
     let greeting = upstream.proxy_protocol.map(proxy_protocol::write_own);
     let mut options = SendOptions::within(check.timeout);
     options.dial.greeting = greeting;
-    let request =
-        Request::get(&check.path).header("host", &*server.authority).header("user-agent", "domicile-health").body(Body::empty());
+    // A Unix socket has no name that is valid as a host.
+    let host = if server.authority.starts_with(UNIX) { "localhost" } else { &*server.authority };
+    let path = format!("{}{}", upstream.base, check.path);
+    let request = Request::get(path).header("host", host).header("user-agent", "domicile-health").body(Body::empty());
     let request = request.ok()?;
     let permitted = Permitted::without_user_data(region, Box::new(request));
     let outcome = tokio::time::timeout(check.timeout, pool.send(server, permitted, &options)).await;

@@ -19,7 +19,9 @@ use crate::transport::proxy_protocol;
 use crate::transport::resolver::{self, Addresses};
 use crate::transport::tls::{TlsError, UpstreamFiles};
 
-pub use balance::{CircuitLimits, Load, Outstanding, Selection};
+use balance::Wheel;
+
+pub use balance::{Balance, CircuitLimits, HashKey, Load, Outstanding, Selection};
 pub use health::watch;
 pub use outlier::Ejection;
 
@@ -32,16 +34,21 @@ pub struct Settings {
     pub check: Option<Check>,
     pub ejection: Ejection,
     pub circuit: CircuitLimits,
+    pub balance: Balance,
     pub names: resolver::Settings,
 }
 
 /// The configuration of one app server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UpstreamSettings {
-    /// `HOST:PORT`.
+    /// `HOST:PORT`, or `unix:` and the path of a socket.
     pub authority: String,
     pub http_version: HttpVersion,
     pub tls: Option<UpstreamFiles>,
+    /// The share of the requests, compared with the weights of the other upstreams.
+    pub weight: u32,
+    /// The beginning of every path on the app server, such as `/app`; empty for none.
+    pub base: Box<str>,
     /// Begins each connection with a PROXY protocol header that names the client's address.
     pub proxy_protocol: Option<proxy_protocol::Version>,
 }
@@ -75,6 +82,9 @@ impl Check {
 /// One app server.
 pub struct Upstream {
     pub server: Server,
+    pub weight: u32,
+    /// The beginning of every path on the app server.
+    pub base: Box<str>,
     pub proxy_protocol: Option<proxy_protocol::Version>,
     state: Arc<State>,
 }
@@ -167,6 +177,7 @@ impl Services {
 pub struct Service {
     pub settings: Settings,
     list: Vec<Arc<Upstream>>,
+    wheel: Wheel,
 }
 
 impl Service {
@@ -197,10 +208,12 @@ impl Service {
         let upstream = |target: &UpstreamSettings| {
             let state = known(target).unwrap_or_else(fresh);
             let (server, proxy_protocol) = (target.server(&state.addresses)?, target.proxy_protocol);
-            Ok(Arc::new(Upstream { server, proxy_protocol, state }))
+            let (weight, base) = (target.weight, target.base.clone());
+            Ok(Arc::new(Upstream { server, weight, base, proxy_protocol, state }))
         };
-        let list = settings.upstreams.iter().map(upstream).collect::<Result<_, _>>()?;
-        Ok(Self { settings, list })
+        let list: Vec<_> = settings.upstreams.iter().map(upstream).collect::<Result<_, _>>()?;
+        let wheel = Wheel::of(&list);
+        Ok(Self { settings, list, wheel })
     }
 
     pub fn all(&self) -> &[Arc<Upstream>] {

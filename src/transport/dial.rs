@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use super::resolver::Addresses;
@@ -18,7 +18,7 @@ use super::stream::Stream;
 /// A process to connect to, and how.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// `HOST:PORT`.
+    /// `HOST:PORT`, or `unix:` and the path of a socket.
     pub authority: Arc<str>,
     pub tls: Option<Secured>,
     pub http_version: HttpVersion,
@@ -106,7 +106,8 @@ pub async fn open(server: &Server, options: &DialOptions, for_http1: bool) -> Re
         if let Some(greeting) = &options.greeting {
             stream.write_all(greeting).await?;
         }
-        let Some(tls) = &server.tls else { return Ok(Stream::Plain(stream)) };
+        let Some(tls) = &server.tls else { return Ok(stream) };
+        let Stream::Plain(stream) = stream else { return Err(io::Error::other("there is no TLS over Unix sockets")) };
         let host = server.authority.rsplit_once(':').map_or(&*server.authority, |(host, _)| host).trim_matches(['[', ']']);
         let name = tls.name.as_deref().unwrap_or(host).to_owned();
         let name = ServerName::try_from(name).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
@@ -124,11 +125,17 @@ pub async fn open(server: &Server, options: &DialOptions, for_http1: bool) -> Re
     }
 }
 
+/// The beginning of the authority of a Unix socket.
+pub const UNIX: &str = "unix:";
+
 /// The system, or this process, has no file descriptor left.
 const ENFILE: i32 = rustix::io::Errno::NFILE.raw_os_error();
 const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
 
-async fn connect(server: &Server) -> io::Result<TcpStream> {
+async fn connect(server: &Server) -> io::Result<Stream> {
+    if let Some(path) = server.authority.strip_prefix(UNIX) {
+        return UnixStream::connect(path).await.map(Stream::Local);
+    }
     let mut addresses = server.addresses.as_ref().map_or(Vec::new(), |addresses| addresses.load().to_vec());
     fastrand::shuffle(&mut addresses);
     let stream = match addresses.as_slice() {
@@ -137,7 +144,7 @@ async fn connect(server: &Server) -> io::Result<TcpStream> {
     };
     // A failure costs latency, not correctness.
     let _ = stream.set_nodelay(true);
-    Ok(stream)
+    Ok(Stream::Plain(stream))
 }
 
 /// `HOST:PORT` of a URL, with the default port of its scheme if it has none.

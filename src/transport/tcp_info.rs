@@ -21,7 +21,7 @@ impl Drop for Open {
 
 impl TcpInfo {
     pub fn of(stream: &Stream) -> (Self, Open) {
-        let info = Self(Rc::new(Cell::new(Some(stream.socket().as_raw_fd()))));
+        let info = Self(Rc::new(Cell::new(Some(stream.descriptor().as_raw_fd()))));
         (info.clone(), Open(info))
     }
 

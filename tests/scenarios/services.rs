@@ -1,8 +1,10 @@
 //! Services: the pools of app servers that a region has.
 
-use http::StatusCode;
+use std::sync::Arc;
 
-use crate::support::{Plan, RULES, Recorder, World, eventually, get, post};
+use http::{Response, StatusCode};
+
+use crate::support::{Handler, Plan, RULES, Recorder, Wire, World, eventually, get, post, remember, runtime, whole};
 
 const CHECKS: &str = "{ path: /healthz, every: 20ms, timeout: 5s, rise: 1, fall: 1 }";
 
@@ -100,4 +102,118 @@ fn a_reload_adds_a_service_to_a_running_region_and_removes_it() {
     assert_eq!(get(world.eu().http, "/third/1", &ALICE).text(), "eu-west");
     assert_eq!(third.seen().len(), 2);
     eventually("the third service has no metrics", || !world.eu().metrics().contains("upstream_up{service=\"third\""));
+}
+
+/// Makes an upstream reachable through a Unix socket instead of its port.
+fn behind_socket(mut upstream: Recorder, scheme: &str, file: &std::path::Path) -> Recorder {
+    let _guard = runtime().enter();
+    let (listener, address) = (tokio::net::UnixListener::bind(file).unwrap(), upstream.address);
+    upstream.entry = format!("\"{scheme}:{}\"", file.display());
+    runtime().spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(address).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    upstream
+}
+
+fn answering(name: &'static str) -> Handler {
+    Arc::new(move |request, seen| {
+        Box::pin(async move {
+            if request.uri().path() != "/healthz" {
+                remember(request, &seen).await;
+            }
+            Response::new(whole(name))
+        })
+    })
+}
+
+#[test]
+fn app_servers_are_reached_through_unix_sockets() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    let upstreams = move |name: &'static str| {
+        if name != "eu-west" {
+            return vec![Recorder::start(name)];
+        }
+        let http2 = Recorder::with_protocol(Wire::Http2, answering("over HTTP/2")).of_service("api");
+        vec![
+            behind_socket(Recorder::start("over HTTP/1"), "unix", &path.join("app.sock")),
+            behind_socket(http2, "h2c+unix", &path.join("api.sock")),
+        ]
+    };
+    let rules = crate::support::NAMES.into_iter().map(|name| (name, rules())).collect();
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), rules, health: CHECKS, ..Plan::default() });
+    world.us().wait_for_service("eu-west", "api", true);
+    for proxy in [world.eu(), world.us()] {
+        assert_eq!(get(proxy.http, "/users/alice/orders/1", &[]).text(), "over HTTP/1");
+        assert_eq!(post(proxy.http, "/users/alice/lists/1", &[], "body").text(), "over HTTP/2");
+    }
+    std::fs::remove_file(folder.path().join("app.sock")).unwrap();
+    world.eu().upstream_of("app").crash();
+    world.us().wait_for_service("eu-west", "app", false);
+    assert_eq!(get(world.eu().http, "/users/alice/lists/1", &[]).text(), "over HTTP/2");
+}
+
+#[test]
+fn the_base_path_of_an_app_server_is_added_once_also_if_a_request_is_sent_again() {
+    let with_base = |name| {
+        let mut upstream = Recorder::start(name);
+        upstream.entry = format!("\"http://{}/shop/app\"", upstream.address);
+        upstream
+    };
+    let world =
+        World::planned(Plan { upstreams: Box::new(move |name| vec![with_base(name), with_base(name)]), ..Plan::default() });
+    world.eu().upstreams[0].crash();
+    for _ in 0..10 {
+        assert_eq!(get(world.us().http, "/users/alice/orders/1?x=/y", &[]).text(), "eu-west");
+    }
+    let targets: Vec<_> = world.eu().upstreams[1].seen().iter().map(|seen| seen.target.clone()).collect();
+    assert_eq!(targets, ["/shop/app/users/alice/orders/1?x=/y"; 10]);
+}
+
+/// A request: its target and its header fields.
+type Sample = (String, Vec<(&'static str, String)>);
+
+#[test]
+fn a_service_balanced_by_a_key_sends_equal_keys_to_one_app_server() {
+    let by_user: fn(usize) -> Sample = |key| (format!("/users/u{key}/lists/1"), Vec::new());
+    let by_header: fn(usize) -> Sample = |key| ("/users/u0/lists/1".into(), vec![("x-tenant", format!("t{key}"))]);
+    let by_cookie: fn(usize) -> Sample = |key| ("/users/u0/lists/1".into(), vec![("cookie", format!("a=b; cart={key}"))]);
+    for (balance, sample) in
+        [("{ hash: user }", by_user), ("{ hash: { header: x-tenant } }", by_header), ("{ hash: { cookie: cart } }", by_cookie)]
+    {
+        let upstreams = |name: &'static str| {
+            let api = (0..4).map(|_| Recorder::start(name).of_service("api"));
+            api.chain([Recorder::start(name)]).collect()
+        };
+        let rules = crate::support::NAMES.into_iter().map(|name| (name, rules())).collect();
+        let table = (0..12).map(|key| format!("u{key},us-east\n")).collect::<String>();
+        let users = crate::support::NAMES.into_iter().map(|name| (name, format!("user,home\n{table}"))).collect();
+        let mut world = World::prepare(&Plan { upstreams: Box::new(upstreams), rules, users, ..Plan::default() });
+        for region in &world.regions {
+            let text = std::fs::read_to_string(&region.config).unwrap();
+            let balanced = text.replace("      api: { upstreams", &format!("      api: {{ balance: {balance}, upstreams"));
+            assert_ne!(text, balanced);
+            std::fs::write(&region.config, balanced).unwrap();
+        }
+        (0..3).for_each(|index| world.start_region(index).unwrap());
+        let counts = || world.us().upstreams.iter().map(|upstream| upstream.seen().len()).collect::<Vec<_>>();
+        // The app server that each key gets, three times over.
+        let mut taken = vec![std::collections::BTreeSet::new(); 12];
+        for key in (0..12).cycle().take(36) {
+            let (target, fields) = sample(key);
+            let fields: Vec<_> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let before = counts();
+            assert_eq!(get(world.eu().http, &target, &fields).text(), "us-east");
+            let at = counts().iter().zip(&before).position(|(now, before)| now > before).unwrap();
+            taken[key].insert(at);
+        }
+        assert!(taken.iter().all(|servers| servers.len() == 1), "{balance}: {taken:?}");
+        let all: std::collections::BTreeSet<_> = taken.iter().flatten().collect();
+        assert!(all.len() > 1, "{balance}: {taken:?}");
+    }
 }

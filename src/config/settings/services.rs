@@ -1,8 +1,9 @@
 //! The services of the local region. The app servers of other regions are checked too, so that a file is valid either in all
 //! regions or in none.
 
-use crate::services::{Check, CircuitLimits, Ejection, Settings, UpstreamSettings};
-use crate::transport::dial::{HttpVersion, authority_of};
+use crate::engine::path::{Slashes, canonical_path};
+use crate::services::{Balance, Check, CircuitLimits, Ejection, HashKey, Settings, UpstreamSettings};
+use crate::transport::dial::{HttpVersion, UNIX, authority_of};
 use crate::transport::proxy_protocol::Version;
 use crate::transport::tls::UpstreamFiles;
 
@@ -10,6 +11,7 @@ use super::super::draft::{PolicyDraft, RegionDraft, ServiceDraft};
 use super::super::reader::{Field, Section};
 use super::listen::read_certificate;
 use super::path;
+use super::users::header_name;
 use crate::model::service::ServiceId;
 
 pub(super) fn read_services(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Vec<(ServiceId, Settings)>> {
@@ -24,7 +26,15 @@ pub(super) fn read_services(section: &Section<'_>, draft: &PolicyDraft<'_>) -> O
     let read = |service: &ServiceDraft<'_>| {
         let upstreams = service.upstreams.as_ref().and_then(read_list);
         let check = service.health.as_ref().map_or(Some(None), |field| read_health(field).map(Some));
-        Some((service.id, Settings { name: service.name.into(), upstreams: upstreams?, check: check?, ..Settings::default() }))
+        let balance = service.balance.as_ref().map_or(Some(Balance::default()), read_balance);
+        let own = Settings {
+            name: service.name.into(),
+            upstreams: upstreams?,
+            check: check?,
+            balance: balance?,
+            ..Settings::default()
+        };
+        Some((service.id, own))
     };
     let of_region = |region: &RegionDraft<'_>| region.services.iter().map(read).collect::<Vec<_>>();
     let all: Vec<_> = draft.regions.iter().map(|region| (region.id, of_region(region))).collect();
@@ -32,6 +42,28 @@ pub(super) fn read_services(section: &Section<'_>, draft: &PolicyDraft<'_>) -> O
     let ((ejection, circuit), names) = (protection?, names?);
     let common = |(id, own)| (id, Settings { ejection, circuit, names: names.clone(), ..own });
     own.into_iter().map(|service| service.map(common)).collect()
+}
+
+/// Reads `least_busy`, or `{ hash: user }`, `{ hash: { header: NAME } }` or `{ hash: { cookie: NAME } }`.
+fn read_balance(field: &Field<'_>) -> Option<Balance> {
+    if !field.is_section() {
+        return field.word(&[("least_busy", ())]).map(|()| Balance::LeastBusy);
+    }
+    let section = field.section()?;
+    let key = section.required("hash", "name the key: `user`, `{ header: NAME }` or `{ cookie: NAME }`");
+    section.finish();
+    let key = key?;
+    if !key.is_section() {
+        return key.word(&[("user", ())]).map(|()| Balance::Hash(HashKey::User));
+    }
+    let section = key.section()?;
+    let header = section.optional("header").map(|field| header_name(&field).map(HashKey::Header));
+    let cookie = section.optional("cookie").map(|field| field.text().map(|name| HashKey::Cookie(name.into())));
+    section.finish();
+    match (header, cookie) {
+        (Some(key), None) | (None, Some(key)) => key.map(Balance::Hash),
+        _ => key.report("name either a `header` or a `cookie`"),
+    }
 }
 
 /// Outlier ejection and circuit breaking, which keep a failing or overloaded upstream from affecting the others.
@@ -75,11 +107,13 @@ fn read_upstream(field: &Field<'_>) -> Option<UpstreamSettings> {
     let target =
         section.required("url", "name the app server, such as `https://app.internal:8443`").and_then(|field| read_url(&field));
     let tls = section.optional("tls").map(|field| Some((read_tls(&field)?, field)));
+    let weight = section.optional("weight").map_or(Some(1), |field| field.number(1, 1000));
     let proxy_protocol = section
         .optional("proxy_protocol")
         .map_or(Some(None), |field| field.word(&[("v1", Version::One), ("v2", Version::Two)]).map(Some));
     section.finish();
     let mut target = target?;
+    target.weight = weight? as u32;
     target.proxy_protocol = proxy_protocol?;
     if target.proxy_protocol.is_some() {
         match target.http_version {
@@ -103,16 +137,46 @@ fn read_upstream(field: &Field<'_>) -> Option<UpstreamSettings> {
 
 /// `http` means HTTP/1.1, `h2c` cleartext HTTP/2, and `https` the version that the server selects by ALPN.
 fn read_url(field: &Field<'_>) -> Option<UpstreamSettings> {
+    if let Some(upstream) = read_socket(field) {
+        return upstream;
+    }
     let uri = field.base_url(&["http", "https", "h2c"])?;
-    if uri.path() != "/" {
-        return field.report("an upstream URL must not have a path; write for example `http://10.1.0.10:3000`");
+    let base = uri.path().trim_end_matches('/');
+    if canonical_path(uri.path(), Slashes::Refuse).as_deref() != Some(uri.path()) {
+        return field.report(format!(
+            "the path `{}` is not in canonical form; write for example `http://10.1.0.10:3000/app`",
+            uri.path()
+        ));
     }
     let (http_version, tls) = match uri.scheme_str() {
         Some("https") => (HttpVersion::Negotiated, Some(UpstreamFiles::default())),
         Some("h2c") => (HttpVersion::Http2, None),
         _ => (HttpVersion::Http1, None),
     };
-    Some(UpstreamSettings { authority: authority_of(&uri), http_version, tls, proxy_protocol: None })
+    Some(UpstreamSettings {
+        authority: authority_of(&uri),
+        http_version,
+        tls,
+        weight: 1,
+        base: base.into(),
+        proxy_protocol: None,
+    })
+}
+
+/// Reads `unix:/run/app.sock`, or `h2c+unix:/run/app.sock` for HTTP/2; `None` for another URL.
+fn read_socket(field: &Field<'_>) -> Option<Option<UpstreamSettings>> {
+    let text = field.text()?;
+    let (http_version, path) = match (text.strip_prefix(UNIX), text.strip_prefix("h2c+unix:")) {
+        (Some(path), _) => (HttpVersion::Http1, path),
+        (None, Some(path)) => (HttpVersion::Http2, path),
+        (None, None) => return None,
+    };
+    // The kernel's limit for the path of a socket, with its final zero (unix(7)).
+    if !path.starts_with('/') || path.len() > 107 {
+        return Some(field.report(format!("`{path}` is not the path of a socket; write an absolute path of at most 107 bytes")));
+    }
+    let authority = format!("{UNIX}{path}");
+    Some(Some(UpstreamSettings { authority, http_version, tls: None, weight: 1, base: "".into(), proxy_protocol: None }))
 }
 
 fn read_tls(field: &Field<'_>) -> Option<UpstreamFiles> {

@@ -15,7 +15,7 @@ use super::Limits;
 
 pub use answer::{Answer, FixedResponse, Redirection};
 pub use edits::{Edits, is_editable};
-pub use rewrite::{PathRewrite, Rewrite};
+pub use rewrite::{PathRewrite, Rewrite, set_path};
 pub use template::{Template, TemplateError, Values};
 
 /// The actions of one route.

@@ -35,6 +35,7 @@ pub use client::canonical_network;
 pub use credential::is_credential;
 pub use identity::{Verifiers, forward_identity};
 pub use upgrade::Upgrade;
+pub use user::cookies;
 
 /// The trusted sources for the client's address and the user's key.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]

@@ -6,6 +6,7 @@ mod peer;
 mod plan;
 
 use std::future::poll_fn;
+use std::hash::{Hash, Hasher};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
@@ -26,8 +27,9 @@ use crate::model::region::RegionId;
 use crate::model::service::ServiceId;
 use crate::peer::fields;
 
-use crate::proxy::actions::Actions;
-use crate::proxy::intake::{Intake, forward_identity};
+use crate::proxy::actions::{Actions, set_path};
+use crate::proxy::intake::{Intake, cookies, forward_identity};
+use crate::services::{Balance, HashKey};
 
 use super::context::Context;
 use forward::{AttemptOptions, Failure, Response, copy_head, may_retry};
@@ -129,7 +131,8 @@ impl Forwarding<'_> {
                     Verdict::Refuse(code) => return Err((*code).into()),
                 }
             }
-            let target = attempts.next(self.context, self.intake, self.service(), self.options.deadline).await;
+            let service = (self.service(), self.balance_key(&request));
+            let target = attempts.next(self.context, self.intake, service, self.options.deadline).await;
             let mut target = target.map_err(|code| last.unwrap_or(code))?;
             // The moment may have changed while the request waited for an app server.
             if !self.is_current(&attempts) {
@@ -171,6 +174,19 @@ impl Forwarding<'_> {
         route_of(&judged.decision.trail, judged.moment.policy()).and_then(|route| route.service)
     }
 
+    /// The key by which the service chooses an upstream for this request; `None` if it chooses by load.
+    fn balance_key(&self, request: &Request<Body>) -> Option<u64> {
+        let service = self.service().and_then(|service| self.context.snapshot.services.get(service))?;
+        let Balance::Hash(key) = &service.settings.balance else { return None };
+        let mut hasher = std::hash::DefaultHasher::new();
+        match key {
+            HashKey::User => self.lease.judged().user.as_ref().map(|(user, _)| user.hash(&mut hasher))?,
+            HashKey::Header(name) => request.headers().get(name)?.as_bytes().hash(&mut hasher),
+            HashKey::Cookie(name) => cookies(request.headers(), name).next()?.hash(&mut hasher),
+        }
+        Some(hasher.finish())
+    }
+
     /// Whether the itinerary was made under the newest moment, and the request is still cleared.
     fn is_current(&self, attempts: &Attempts) -> bool {
         let newest = self.context.worker.moment();
@@ -189,12 +205,13 @@ impl Forwarding<'_> {
         let (is_whole, has_another) = (request.body().is_end_stream(), attempts.has_another(target));
         match target {
             Target::Proxy(_) => Copies { spare: None, original: None, has_another: false },
-            Target::Upstream(..) => {
+            Target::Upstream(_, selected) => {
                 let may_repeat = is_whole && self.intake.question.is_read && has_another;
                 // Copied before the headers are adapted to an app server, because another attempt may go to a peer.
                 let spare = may_repeat.then(|| copy_head(request));
                 let actions = self.context.actions.as_deref();
-                let may_differ = attempts.has_another_stop() || (has_another && actions.is_some());
+                let is_changed = actions.is_some() || !selected.upstream.base.is_empty();
+                let may_differ = attempts.has_another_stop() || (has_another && is_changed);
                 let original = may_differ.then(|| (request.headers().clone(), request.uri().clone()));
                 let (snapshot, headers) = (&self.context.snapshot, request.headers_mut());
                 headers.remove(fields::REQUEST);
@@ -202,6 +219,10 @@ impl Forwarding<'_> {
                 if let Some(actions) = actions {
                     actions.rewrite.apply(request);
                     self.edit(request, actions);
+                }
+                if !selected.upstream.base.is_empty() {
+                    let path = format!("{}{}", selected.upstream.base, request.uri().path());
+                    set_path(request, &path);
                 }
                 Copies { spare, original, has_another }
             }

@@ -88,7 +88,7 @@ impl Attempts {
         &mut self,
         context: &Context,
         intake: &Intake,
-        service: Option<ServiceId>,
+        (service, key): (Option<ServiceId>, Option<u64>),
         deadline: Option<Instant>,
     ) -> Result<Target, Code> {
         let mut refusal = Code::UpstreamUnreachable;
@@ -121,7 +121,7 @@ impl Attempts {
                 self.next_stop();
                 continue;
             };
-            match context.worker.load.select_or_queue(service, &self.tried, deadline.map(Instant::into_std)).await {
+            match context.worker.load.select_or_queue(service, &self.tried, key, deadline.map(Instant::into_std)).await {
                 Selection::Upstream(upstream, outstanding) => {
                     let service = Arc::clone(service);
                     return Ok(Target::Upstream(stop, Selected { service, upstream, outstanding: Some(outstanding) }));
