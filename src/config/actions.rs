@@ -5,6 +5,7 @@ use http::{StatusCode, Uri};
 use ipnet::IpNet;
 
 use crate::decision::policy::route::{PathPattern, Pattern, Segment};
+use crate::http::compression::Coding;
 use crate::proxy::Limits;
 use crate::proxy::actions::{
     Actions, Answer, ClientNetworks, Edits, FixedResponse, PathRewrite, Redirection, Rewrite, Template, is_editable,
@@ -59,6 +60,7 @@ pub fn read(section: &Section<'_>, pattern: Option<&Pattern>) -> Option<ActionsD
     let rewrite = section.optional("rewrite").map(|field| (read_rewrite(&field, pattern), field));
     let edits = |key| section.optional(key).map_or(Some(Edits::default()), |field| read_edits(&field));
     let (request_headers, response_headers) = (edits("request_headers"), edits("response_headers"));
+    let compress = section.optional("compress").map_or(Some(Vec::new()), |field| read_codings(&field));
     let limits = read_limits(section);
     if let (Some((_, field)), true) = (&rewrite, redirect.is_some() || respond.is_some()) {
         field.report::<()>("a route that responds itself sends no request, so there is nothing to rewrite; remove `rewrite`");
@@ -74,9 +76,23 @@ pub fn read(section: &Section<'_>, pattern: Option<&Pattern>) -> Option<ActionsD
         rewrite: rewrite?,
         request_headers: request_headers?,
         response_headers: response_headers?,
+        compress: compress?,
         limits: None,
     };
     Some(ActionsDraft { actions, limits: limits? })
+}
+
+fn read_codings(field: &Field<'_>) -> Option<Vec<Coding>> {
+    let words = Coding::ALL.map(|coding| (coding.as_str(), coding));
+    let mut codings = Vec::new();
+    for item in field.one_or_many() {
+        let coding = item.word(&words)?;
+        if codings.contains(&coding) {
+            return item.report("this coding is already in the list");
+        }
+        codings.push(coding);
+    }
+    Some(codings)
 }
 
 fn read_limits(section: &Section<'_>) -> Option<LimitsDraft> {

@@ -203,6 +203,12 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "\"http://127.0.0.1:1\"], balance: { hash: {} }",
         "balance.hash: name either a `header` or a `cookie`",
     ),
+    (
+        "data: public, home",
+        "compress: [gzip, deflate], data: public, home",
+        "routes[0].compress[1]: `deflate` is not a valid value; expected one of",
+    ),
+    ("data: public, home", "compress: [br, br], data: public, home", "routes[0].compress[1]: this coding is already in the list"),
     ("data: public, home", "service: ap, data: public, home", "routes[0].service: unknown service `ap`; did you mean `app`?"),
     ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),

@@ -4,6 +4,7 @@
 //! thread and needs no lock. Each version of HTTP has its own module, with the same rules for messages. Never: routing, policy, the meaning of a header. Start reading at `pool`.
 
 pub mod body;
+pub mod compression;
 pub mod connection;
 pub mod http1;
 pub mod http2;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{Response, StatusCode};
 
-use crate::support::{NAMES, Plan, RULES, Recorder, World, get, post, remember, whole};
+use crate::support::{NAMES, Plan, RULES, Recorder, World, get, post, remember, runtime, whole};
 
 /// Three regions with these routes before the usual ones, and these upstreams.
 fn world_with(routes: &str, upstreams: impl Fn(&'static str) -> Vec<Recorder> + 'static) -> World {
@@ -151,4 +151,64 @@ fn actions_change_no_decision() {
     }
     // The hash of the policy, by which regions compare their judgement, is the same too.
     assert_eq!(explain(&plain, "alice")["policy"], explain(&acting, "alice")["policy"]);
+}
+
+/// Decompresses a body.
+fn decompressed(coding: &str, data: &[u8]) -> Vec<u8> {
+    use async_compression::tokio::bufread::{BrotliDecoder, GzipDecoder, ZstdDecoder};
+    use tokio::io::AsyncReadExt;
+    let mut plain = Vec::new();
+    runtime().block_on(async {
+        match coding {
+            "gzip" => GzipDecoder::new(data).read_to_end(&mut plain).await,
+            "br" => BrotliDecoder::new(data).read_to_end(&mut plain).await,
+            "zstd" => ZstdDecoder::new(data).read_to_end(&mut plain).await,
+            other => panic!("{other}"),
+        }
+        .unwrap()
+    });
+    plain
+}
+
+#[test]
+fn responses_are_compressed_at_the_owner_for_clients_that_accept_it() {
+    let text = "a line of text that repeats\n".repeat(4000);
+    let body = text.clone();
+    let routes = format!("  - {{ name: pages, match: {{ path: \"/pages/{{user}}/**\" }}, {OWNED}, compress: [zstd, br, gzip] }}");
+    let world = world_with(&routes, move |_| {
+        let body = body.clone();
+        vec![Recorder::with(Arc::new(move |request, seen| {
+            let body = body.clone();
+            Box::pin(async move {
+                let kind = if request.uri().path().ends_with(".png") { "image/png" } else { "text/plain" };
+                remember(request, &seen).await;
+                Response::builder().header("content-type", kind).header("etag", "\"v1\"").body(whole(body)).unwrap()
+            })
+        }))]
+    });
+    for proxy in [world.eu(), world.us()] {
+        for (accept, expected) in
+            [("gzip, br", "br"), ("gzip", "gzip"), ("gzip, br, zstd", "zstd"), ("gzip;q=1, br;q=0.1", "gzip")]
+        {
+            let answer = get(proxy.http, "/pages/alice/1", &[("accept-encoding", accept)]);
+            let fields = ["content-encoding", "vary", "etag"].map(|name| answer.headers[name].to_str().unwrap().to_owned());
+            assert_eq!(fields, [expected, "accept-encoding", "W/\"v1\""]);
+            assert!(
+                answer.body.len() < text.len() / 50 && !answer.headers.contains_key("content-length"),
+                "{}",
+                answer.body.len()
+            );
+            assert_eq!(decompressed(expected, &answer.body), text.as_bytes());
+        }
+        let plain = get(proxy.http, "/pages/alice/1", &[]);
+        assert_eq!((plain.text(), plain.headers.contains_key("content-encoding")), (&*text, false));
+        assert_eq!(
+            (&plain.headers["vary"], &plain.headers["etag"]),
+            (&"accept-encoding".parse().unwrap(), &"\"v1\"".parse().unwrap())
+        );
+        let image = get(proxy.http, "/pages/alice/1.png", &[("accept-encoding", "gzip")]);
+        assert_eq!((image.text(), image.headers.contains_key("vary")), (&*text, false));
+        let other = get(proxy.http, "/users/alice/orders/1", &[("accept-encoding", "gzip")]);
+        assert!(!other.headers.contains_key("content-encoding"), "another route does not compress");
+    }
 }

@@ -5,15 +5,19 @@
 //! that of its route. Start reading at [`Actions`].
 
 mod answer;
+mod compress;
 mod edits;
 mod rewrite;
 mod template;
 
 use ipnet::IpNet;
 
+use crate::http::compression::Coding;
+
 use super::Limits;
 
 pub use answer::{Answer, FixedResponse, Redirection};
+pub use compress::{compress, may_stream};
 pub use edits::{Edits, is_editable};
 pub use rewrite::{PathRewrite, Rewrite, set_path};
 pub use template::{Template, TemplateError, Values};
@@ -27,6 +31,8 @@ pub struct Actions {
     pub rewrite: Rewrite,
     pub request_headers: Edits,
     pub response_headers: Edits,
+    /// The codings with which responses are compressed, the preferred one first.
+    pub compress: Vec<Coding>,
     /// The limits of the route, if they differ from the common ones. They apply in every region that a request passes.
     pub limits: Option<Limits>,
 }

@@ -15,6 +15,7 @@ use crate::engine::permit::Registrar;
 use crate::engine::question::Question;
 use crate::engine::snapshot::Moment;
 use crate::http::body::Body;
+use crate::http::compression::Coding;
 use crate::model::outcome::Code;
 use crate::model::user::Proof;
 
@@ -42,6 +43,8 @@ pub(super) struct Context {
     pub actions: Option<Arc<Actions>>,
     /// The query of the request, if actions may need it after the request was sent.
     pub query: Option<Box<str>>,
+    /// The coding in which the response may be compressed.
+    pub coding: Option<Coding>,
     /// An app server or a peer may have received the request.
     pub may_have_arrived: bool,
     is_http1: bool,
@@ -62,6 +65,7 @@ impl Context {
             has_body,
             actions: None,
             query: None,
+            coding: None,
             may_have_arrived: false,
             is_http1: parts.version < Version::HTTP_2,
             worker,

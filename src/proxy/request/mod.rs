@@ -29,6 +29,7 @@ use crate::decision::verdict::{Itinerary, Verdict};
 use crate::engine::judge::Judged;
 use crate::engine::recheck::Lease;
 use crate::http::body::Body;
+use crate::http::compression::Coding;
 use crate::http::names::TRACEPARENT;
 use crate::http::pool::BoxedRequest;
 use crate::model::outcome::{Code, Rule};
@@ -38,6 +39,7 @@ use crate::peer::probe::Report;
 use crate::peer::response::ACCEPTED;
 use crate::transport::tls::ACME_PATH;
 
+use super::actions::may_stream;
 use super::admission::Admitted;
 use super::body::{BodyFailure, Metered};
 use super::headers::Forwarded;
@@ -277,6 +279,8 @@ async fn forward(
     let judged = lease.judged();
     context.adopt_actions(&judged);
     context.query = request.uri().query().filter(|_| context.actions.is_some()).map(Into::into);
+    let offered = context.actions.as_ref().filter(|_| may_stream(request.version())).map(|actions| &*actions.compress);
+    context.coding = offered.and_then(|offered| Coding::negotiate(request.headers(), offered));
     let limits = context.limits();
     let route = route_of(&judged.decision.trail, judged.moment.policy()).expect("a request that proceeds has a route");
     let most_bytes = limits.body;

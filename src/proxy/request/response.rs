@@ -13,6 +13,7 @@ use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::peer::response::{code_of, labels_of, write_code, write_declined, write_labels};
 
+use super::super::actions::compress;
 use super::super::admission::Admitted;
 use super::super::body::{BodyFailure, Metered, Progress, Until};
 use super::super::ingress::ResponseChannel;
@@ -73,6 +74,8 @@ pub(super) async fn relay(
     }
     hint::issue(&context, &intake, &lease.judged(), &mut head.headers);
     context.log.status = Some(head.status);
+    let compresses = region == local && context.actions.as_ref().is_some_and(|actions| !actions.compress.is_empty());
+    let body = if compresses { compress(&mut head, body, context.log.method.as_ref(), context.coding) } else { body };
     let body = outgoing_body(context, lease, &mut head, body, hold, admitted);
     Response::from_parts(head, body)
 }
