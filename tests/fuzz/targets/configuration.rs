@@ -131,14 +131,13 @@ impl Tree {
             | EventData::MappingStart { tag, anchor, .. } => tag.is_some() || anchor.is_some(),
             _ => false,
         });
-        if !is_read || documents != 1 || !is_plain {
+        if !is_read || documents != 1 || !is_plain || depth_of(&events) > MAX_DEPTH {
             return None;
         }
-        Self::take(&mut events.into_iter().skip(2), 30)
+        Self::take(&mut events.into_iter().skip(2))
     }
 
-    fn take(events: &mut impl Iterator<Item = EventData>, depth: usize) -> Option<Self> {
-        let depth = depth.checked_sub(1)?;
+    fn take(events: &mut impl Iterator<Item = EventData>) -> Option<Self> {
         match events.next()? {
             EventData::Scalar { value, style: ScalarStyle::Plain, .. } if ["", "~", "null"].contains(&&*value) => {
                 Some(Self::Null)
@@ -146,21 +145,38 @@ impl Tree {
             EventData::Scalar { value, .. } => Some(Self::Text(value)),
             EventData::SequenceStart { .. } => {
                 let mut items = Vec::new();
-                while let Some(item) = Self::take(events, depth) {
+                while let Some(item) = Self::take(events) {
                     items.push(item);
                 }
                 Some(Self::List(items))
             }
             EventData::MappingStart { .. } => {
                 let mut entries = Vec::new();
-                while let Some(key) = Self::take(events, depth) {
-                    entries.push((key, Self::take(events, depth)?));
+                while let Some(key) = Self::take(events) {
+                    entries.push((key, Self::take(events)?));
                 }
                 Some(Self::Map(entries))
             }
             _ => None,
         }
     }
+}
+
+/// Domicile refuses documents that are nested deeper.
+const MAX_DEPTH: usize = 28;
+
+/// The most collections around a value.
+fn depth_of(events: &[EventData]) -> usize {
+    let (mut depth, mut most) = (0_usize, 0);
+    for event in events {
+        match event {
+            EventData::SequenceStart { .. } | EventData::MappingStart { .. } => depth += 1,
+            EventData::SequenceEnd | EventData::MappingEnd => depth -= 1,
+            _ => {}
+        }
+        most = most.max(depth);
+    }
+    most
 }
 
 /// Writes the document in flow style, with every text in double quotes.
