@@ -139,8 +139,13 @@ const fn proxy_error(code: Code) -> &'static str {
 /// The `blocked-by` link of a legal block (RFC 7725), which identifies the operator by a stable name.
 const BLOCKED_BY: &str = "<urn:domicile:residency>; rel=\"blocked-by\"";
 
-/// A refusal as problem details.
-fn problem(code: Code, request_id: &str) -> Response<Body> {
+/// Whether a request comes from the address bar or a link of a browser: only then browsers put `text/html` first.
+pub fn wants_html(headers: &HeaderMap) -> bool {
+    headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes().trim_ascii_start().starts_with(b"text/html"))
+}
+
+/// The refusal as problem details for programs (RFC 9457).
+fn document(code: Code, request_id: &str) -> String {
     let status = status_of(code);
     let document = json!({
         "type": format!("urn:domicile:problem:{}", code.as_str()),
@@ -150,10 +155,41 @@ fn problem(code: Code, request_id: &str) -> Response<Body> {
         "code": code.as_str(),
         "request": request_id,
     });
-    let mut response = Response::new(Body::whole(format!("{document}\n")));
+    format!("{document}\n")
+}
+
+/// The refusal as a page for people. It loads nothing, and works without scripts.
+fn page(code: Code, request_id: &str) -> String {
+    let (status, request_id) = (status_of(code), request_id.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', ""));
+    let title = status.canonical_reason().unwrap_or("Error");
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
+         <title>{title}</title>\n\
+         <style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1rem;color:#222;background:#fff}}\
+         small{{color:#666}}@media(prefers-color-scheme:dark){{body{{color:#ddd;background:#111}}small{{color:#999}}}}</style>\n\
+         <h1>{title}</h1>\n<p>{}</p>\n<p><small>{} &middot; {} &middot; {request_id}</small></p>\n</html>\n",
+        sentence(code),
+        status.as_u16(),
+        code.as_str()
+    )
+}
+
+/// A refusal, in the form that its recipient reads.
+fn problem(code: Code, request_id: &str, wants_html: bool) -> Response<Body> {
+    let status = status_of(code);
+    let (body, kind) = if wants_html {
+        (page(code, request_id), "text/html; charset=utf-8")
+    } else {
+        (document(code, request_id), "application/problem+json")
+    };
+    let mut response = Response::new(Body::whole(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if wants_html {
+        let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'");
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Ok(value) = HeaderValue::from_str(&format!("domicile; error={}; details=\"{}\"", proxy_error(code), code.as_str())) {
         headers.insert(PROXY_STATUS, value);
@@ -190,6 +226,8 @@ pub struct Recipient<'a> {
     pub request_id: &'a str,
     /// The media type of a gRPC call, whose client only understands gRPC responses.
     pub grpc: Option<&'a HeaderValue>,
+    /// The client is a browser, and its user reads the response.
+    pub wants_html: bool,
     /// Peers get the code in a header.
     pub is_peer: bool,
     /// HTTP/1 has header fields for the connection, which HTTP/2 forbids.
@@ -202,7 +240,7 @@ pub struct Recipient<'a> {
 pub fn refusal(code: Code, recipient: &Recipient<'_>) -> Response<Body> {
     let mut response = match recipient.grpc {
         Some(kind) => call_problem(code, recipient.request_id, kind),
-        None => problem(code, recipient.request_id),
+        None => problem(code, recipient.request_id, recipient.wants_html),
     };
     if recipient.is_peer {
         write_code(response.headers_mut(), code);
@@ -246,7 +284,7 @@ pub fn preflight(origin: &HeaderValue, asked: &HeaderMap) -> Response<Body> {
 /// A refusal of a gRPC call: a trailers-only response, with the gRPC status in its headers (gRPC over HTTP/2, Responses). The
 /// code is at the end of `grpc-message` for people, and in `Proxy-Status` for programs.
 fn call_problem(code: Code, request_id: &str, kind: &HeaderValue) -> Response<Body> {
-    let (mut head, _) = problem(code, request_id).into_parts();
+    let (mut head, _) = problem(code, request_id, false).into_parts();
     head.status = StatusCode::OK;
     head.headers.insert(header::CONTENT_TYPE, kind.clone());
     head.headers.extend(call_trailers(code));

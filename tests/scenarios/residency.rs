@@ -26,6 +26,27 @@ fn a_request_that_no_region_is_cleared_for_reaches_no_region() {
 }
 
 #[test]
+fn a_browser_gets_a_page_and_a_program_gets_problem_details() {
+    let world = World::start();
+    const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+    for (at, target, code) in
+        [(world.us(), "/profile/me", "residency.nowhere_cleared"), (world.us(), "/account/1", "home.unresolved")]
+    {
+        let brazilian = ("x-forwarded-for", "177.1.1.1");
+        let page = get(at.http, target, &[brazilian, ("accept", BROWSER)]);
+        assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
+        assert!(page.headers["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
+        assert!(page.text().starts_with("<!doctype html>") && page.text().contains(code), "{}", page.text());
+        assert!(NAMES.iter().all(|name| !page.text().contains(name)));
+        for accept in ["application/json", "*/*", "application/json, text/html"] {
+            let problem = get(at.http, target, &[brazilian, ("accept", accept)]);
+            assert_eq!((problem.status, problem.code().as_str()), (page.status, code));
+            assert_eq!(problem.headers["content-type"], "application/problem+json");
+        }
+    }
+}
+
+#[test]
 fn a_request_for_restricted_data_is_redirected_home_and_reaches_no_region() {
     let world = World::start();
     let answer = post(world.us().http, "/account/1?x=y", &[("x-user-id", "alice")], "secret");

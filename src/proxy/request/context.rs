@@ -48,6 +48,7 @@ pub(super) struct Context {
     /// An app server or a peer may have received the request.
     pub may_have_arrived: bool,
     is_http1: bool,
+    wants_html: bool,
 }
 
 impl Context {
@@ -68,6 +69,7 @@ impl Context {
             coding: None,
             may_have_arrived: false,
             is_http1: parts.version < Version::HTTP_2,
+            wants_html: reply::wants_html(&parts.headers),
             worker,
             snapshot,
             connection,
@@ -158,6 +160,7 @@ impl Context {
         let shown = if self.is_uniform(question) { uniform(code) } else { code };
         let recipient = Recipient {
             request_id: &self.log.id,
+            wants_html: self.wants_html,
             grpc: self.grpc_call.as_ref().map(|call| &call.kind),
             is_peer: self.is_peer(),
             is_http1: self.is_http1,
