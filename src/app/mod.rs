@@ -35,6 +35,7 @@ use crate::model::region::Registry;
 use crate::model::vitals::Vitals;
 use crate::proxy::Phase;
 use crate::proxy::admission::{Connections, Gauge};
+use crate::proxy::rate_limit::RateLimits;
 use crate::proxy::worker::Shared;
 use crate::session::SealError;
 use crate::tokens::KeysError;
@@ -289,6 +290,7 @@ fn shared(
         phase,
         connections: Connections::default(),
         requests: Arc::default(),
+        rates: RateLimits::default(),
         handshakes: Gauge::default(),
         peer_connections: Arc::default(),
         unproven: Connections::default(),

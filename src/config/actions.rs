@@ -1,5 +1,7 @@
 //! The actions of routes: what a route does for a request after judgement.
 
+use std::time::Duration;
+
 use http::header::{HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 use ipnet::IpNet;
@@ -10,6 +12,7 @@ use crate::proxy::Limits;
 use crate::proxy::actions::{
     Actions, Answer, ClientNetworks, Edits, FixedResponse, PathRewrite, Redirection, Rewrite, Template, is_editable,
 };
+use crate::proxy::rate_limit::{RateKey, RateLimit};
 
 use super::reader::{Field, Section};
 
@@ -25,9 +28,9 @@ pub struct ActionsDraft {
 struct LimitsDraft {
     body: Option<u64>,
     attempts: Option<usize>,
-    request_timeout: Option<std::time::Duration>,
-    response_timeout: Option<std::time::Duration>,
-    idle_timeout: Option<std::time::Duration>,
+    request_timeout: Option<Duration>,
+    response_timeout: Option<Duration>,
+    idle_timeout: Option<Duration>,
 }
 
 impl ActionsDraft {
@@ -55,6 +58,7 @@ impl ActionsDraft {
 /// Reads the actions of a route. Every mistake is reported.
 pub fn read(section: &Section<'_>, pattern: Option<&Pattern>) -> Option<ActionsDraft> {
     let clients = section.optional("clients").map_or(Some(ClientNetworks::default()), |field| read_clients(&field));
+    let rate_limits = section.optional("rate_limit").map_or(Some(Vec::new()), |field| read_rate_limits(&field));
     let redirect = section.optional("redirect").map(|field| (read_redirect(&field).map(Answer::Redirect), field));
     let respond = section.optional("respond").map(|field| (read_respond(&field).map(Answer::Respond), field));
     let rewrite = section.optional("rewrite").map(|field| (read_rewrite(&field, pattern), field));
@@ -72,6 +76,7 @@ pub fn read(section: &Section<'_>, pattern: Option<&Pattern>) -> Option<ActionsD
     let rewrite = rewrite.map_or(Some(Rewrite::default()), |(rewrite, _)| rewrite);
     let actions = Actions {
         clients: clients?,
+        rate_limits: rate_limits?,
         answer: answer?,
         rewrite: rewrite?,
         request_headers: request_headers?,
@@ -80,6 +85,62 @@ pub fn read(section: &Section<'_>, pattern: Option<&Pattern>) -> Option<ActionsD
         limits: None,
     };
     Some(ActionsDraft { actions, limits: limits? })
+}
+
+/// Reads `{ rate: 100/s, burst: 200, by: client }`, or a list of such limits.
+fn read_rate_limits(field: &Field<'_>) -> Option<Vec<RateLimit>> {
+    let limits: Vec<_> = field.one_or_many().iter().map(read_rate_limit).collect();
+    limits.into_iter().collect()
+}
+
+fn read_rate_limit(field: &Field<'_>) -> Option<RateLimit> {
+    let section = field.section()?;
+    let rate = section.required("rate", "write a number of requests and a unit, such as `100/s`, `600/m` or `5000/h`");
+    let rate = rate.and_then(|field| read_rate(&field));
+    let burst = section.optional("burst").map(|field| field.number(1, 1_000_000));
+    let by = section.optional("by").map_or(Some(RateKey::Client), |field| read_rate_key(&field));
+    section.finish();
+    let (requests, period) = rate?;
+    // Without a burst, the requests of one second may come at once.
+    let in_a_second = (f64::from(requests) / period.as_secs_f64()).ceil().max(1.0) as u32;
+    let burst = burst.map_or(Some(in_a_second), |burst| burst.map(|burst| burst as u32))?;
+    Some(RateLimit { by: by?, requests, period, burst })
+}
+
+fn read_rate(field: &Field<'_>) -> Option<(u32, Duration)> {
+    let text = field.text()?;
+    let parsed = text.split_once('/').and_then(|(requests, unit)| {
+        let seconds = match unit.trim() {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return None,
+        };
+        let requests = requests.trim().parse().ok().filter(|requests| (1..=1_000_000).contains(requests))?;
+        Some((requests, Duration::from_secs(seconds)))
+    });
+    let advice =
+        format!("`{text}` is not a valid rate; write 1 to 1000000 requests and a unit, such as `100/s`, `600/m` or `5000/h`");
+    parsed.or_else(|| field.report(advice))
+}
+
+fn read_rate_key(field: &Field<'_>) -> Option<RateKey> {
+    if !field.is_section() {
+        let words = [("client", ()), ("user", ()), ("route", ())];
+        field.word(&words)?;
+        return Some(match field.text()? {
+            "user" => RateKey::User,
+            "route" => RateKey::Route,
+            _ => RateKey::Client,
+        });
+    }
+    let section = field.section()?;
+    let name = section.required("header", "name a header field, or write `client`, `user` or `route`");
+    section.finish();
+    let name = name?;
+    let text = name.text()?;
+    let parsed = HeaderName::from_bytes(text.as_bytes()).ok();
+    parsed.map(RateKey::Header).or_else(|| name.report(format!("`{text}` is not a valid header name")))
 }
 
 fn read_codings(field: &Field<'_>) -> Option<Vec<Coding>> {

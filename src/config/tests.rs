@@ -209,6 +209,21 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "routes[0].compress[1]: `deflate` is not a valid value; expected one of",
     ),
     ("data: public, home", "compress: [br, br], data: public, home", "routes[0].compress[1]: this coding is already in the list"),
+    (
+        "data: public, home",
+        "rate_limit: { rate: 100 }, data: public, home",
+        "routes[0].rate_limit.rate: `100` is not a valid rate; write 1 to",
+    ),
+    (
+        "data: public, home",
+        "rate_limit: { burst: 1 }, data: public, home",
+        "routes[0].rate_limit: `rate` is missing: write a number of",
+    ),
+    (
+        "data: public, home",
+        "rate_limit: [{ rate: 1/s, by: ip }], data: public, home",
+        "routes[0].rate_limit[0].by: `ip` is not a valid value",
+    ),
     ("data: public, home", "service: ap, data: public, home", "routes[0].service: unknown service `ap`; did you mean `app`?"),
     ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),

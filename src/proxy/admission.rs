@@ -70,7 +70,7 @@ impl Connections {
             self.total.fetch_sub(1, Relaxed);
             return Err("connections");
         }
-        let mut count = self.by_address.entry(counted_as(address)).or_default();
+        let mut count = self.by_address.entry(network_of(address)).or_default();
         if *count >= max_per_address {
             self.total.fetch_sub(1, Relaxed);
             return Err("connections_per_address");
@@ -80,7 +80,7 @@ impl Connections {
     }
 
     pub fn leave(&self, address: IpAddr) {
-        let address = counted_as(address);
+        let address = network_of(address);
         self.total.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         if let Some(mut count) = self.by_address.get_mut(&address) {
             *count -= 1;
@@ -94,7 +94,7 @@ impl Connections {
 }
 
 /// The address itself, or the /64 of an IPv6 address.
-fn counted_as(address: IpAddr) -> IpAddr {
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),

@@ -12,6 +12,7 @@ pub mod headers;
 pub mod ingress;
 pub mod intake;
 mod limits;
+pub mod rate_limit;
 pub mod read_monitor;
 pub mod reply;
 pub mod request;

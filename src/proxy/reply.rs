@@ -42,6 +42,7 @@ pub const fn status_of(code: Code) -> StatusCode {
         Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::UpgradeRefused => StatusCode::NOT_IMPLEMENTED,
+        Code::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         Code::WebSocketVersion => StatusCode::UPGRADE_REQUIRED,
     }
 }
@@ -52,6 +53,7 @@ const fn sentence(code: Code) -> &'static str {
         Code::RouteNone => "There is no service at this address.",
         Code::HomeUnresolved => "The region of this request could not be determined.",
         Code::ClientDenied => "Clients of this network may not use this service.",
+        Code::RateLimited => "There were too many requests. Try again later.",
         Code::TokenUnverified => "The token of this request is not valid. Get a new one and try again.",
         Code::CredentialUnread => "Credentials of this kind are not supported. Use a bearer token.",
         Code::EvidenceTooWeak => "This data is only served to authenticated users. Sign in and try again.",
@@ -123,6 +125,7 @@ const fn proxy_error(code: Code) -> &'static str {
         | Code::ResponseNotCleared
         | Code::ResponseWithheld
         | Code::ClientDenied
+        | Code::RateLimited
         | Code::Misdirected
         | Code::PeerMalformed
         | Code::NoLongerCleared
@@ -324,7 +327,7 @@ const fn call_status(code: Code) -> u16 {
         | Code::ResponseNotCleared
         | Code::ResponseWithheld
         | Code::NoLongerCleared => PERMISSION_DENIED,
-        Code::BodyTooLarge | Code::HeadTooLarge | Code::TargetTooLong => RESOURCE_EXHAUSTED,
+        Code::BodyTooLarge | Code::HeadTooLarge | Code::TargetTooLong | Code::RateLimited => RESOURCE_EXHAUSTED,
         Code::WrongSite => FAILED_PRECONDITION,
         Code::RouteNone | Code::ServiceMissing | Code::MethodNotAllowed | Code::UpgradeRefused | Code::WebSocketVersion => {
             UNIMPLEMENTED

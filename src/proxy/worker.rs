@@ -21,6 +21,7 @@ use crate::services::Load;
 use crate::tokens;
 
 use super::admission::{Admitted, Connections, Gauge};
+use super::rate_limit::RateLimits;
 use super::read_monitor::ReadMonitors;
 use super::{Limits, Phase, Snapshot};
 
@@ -35,6 +36,7 @@ pub struct Shared {
     pub connections: Connections,
     /// Requests whose response or tunnel has not ended.
     pub requests: Arc<Gauge>,
+    pub rates: RateLimits,
     /// TLS handshakes in progress.
     pub handshakes: Gauge,
     /// Connections to listeners for peers.

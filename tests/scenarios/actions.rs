@@ -212,3 +212,38 @@ fn responses_are_compressed_at_the_owner_for_clients_that_accept_it() {
         assert!(!other.headers.contains_key("content-encoding"), "another route does not compress");
     }
 }
+
+#[test]
+fn a_rate_limit_counts_at_the_owner_for_requests_of_all_regions() {
+    let world = world(&format!(
+        "  - {{ name: mine, match: {{ path: \"/mine/{{user}}\" }}, {OWNED}, rate_limit: {{ rate: 2/h, burst: 3, by: user }} }}
+  - {{ name: theirs, match: {{ path: \"/theirs/{{user}}\" }}, {OWNED}, rate_limit: [{{ rate: 1/h, by: client }}, {{ rate: 1000/s, by: route }}] }}
+  - {{ name: keyed, match: {{ path: \"/keyed/{{user}}\" }}, {OWNED}, rate_limit: {{ rate: 1/h, by: {{ header: x-tenant }} }} }}"
+    ));
+    let from = |client: &'static str| [("x-forwarded-for", client)];
+    let ok = |answer: &crate::support::Answer| answer.status == StatusCode::OK;
+    // The user's requests count together, through whichever region they come.
+    let answers: Vec<_> = [world.eu(), world.us(), world.eu(), world.us(), world.eu()]
+        .iter()
+        .map(|proxy| get(proxy.http, "/mine/alice", &from("91.64.0.1")))
+        .collect();
+    assert_eq!(answers.iter().map(ok).collect::<Vec<_>>(), [true, true, true, false, false]);
+    for refused in &answers[3..] {
+        assert_eq!((refused.status.as_u16(), refused.code().as_str()), (429, "route.rate_limited"));
+        let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((1700..=1800).contains(&wait), "{wait}");
+        assert_eq!(refused.headers["ratelimit-policy"].to_str().unwrap(), "\"route\";q=3;w=5400");
+        assert_eq!(refused.headers["ratelimit"].to_str().unwrap(), format!("\"route\";r=0;t={wait}"));
+    }
+    assert!(ok(&get(world.eu().http, "/mine/bob", &from("91.64.0.1"))), "another user");
+    assert_eq!(world.eu().upstream().seen().len(), 3, "refused requests reach no app server");
+    let theirs = |client: &'static str| ok(&get(world.us().http, "/theirs/alice", &from(client)));
+    assert_eq!([theirs("192.0.2.1"), theirs("192.0.2.1"), theirs("192.0.2.2")], [true, false, true]);
+    assert_eq!(
+        [theirs("2001:db8::1"), theirs("2001:db8::2"), theirs("2001:db8:0:1::1")],
+        [true, false, true],
+        "a /64 is one client"
+    );
+    let keyed = |tenant: &str| ok(&get(world.us().http, "/keyed/alice", &[("x-tenant", tenant)]));
+    assert_eq!([keyed("a"), keyed("a"), keyed("b")], [true, false, true]);
+}

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use crate::http::compression::Coding;
 
 use super::Limits;
+use super::rate_limit::RateLimit;
 
 pub use answer::{Answer, FixedResponse, Redirection};
 pub use compress::{compress, may_stream};
@@ -26,6 +27,7 @@ pub use template::{Template, TemplateError, Values};
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct Actions {
     pub clients: ClientNetworks,
+    pub rate_limits: Vec<RateLimit>,
     /// The response of the proxy itself, instead of one of an app server.
     pub answer: Option<Answer>,
     pub rewrite: Rewrite,

@@ -1,5 +1,6 @@
 //! The state that all steps of one request share.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -22,6 +23,7 @@ use crate::model::user::Proof;
 use super::super::actions::{Actions, Values};
 use super::super::ingress::{ConnectionContext, ResponseChannel};
 use super::super::intake::Intake;
+use super::super::rate_limit::Exceeded;
 use super::super::reply::{self, Recipient};
 use super::super::worker::Worker;
 use super::super::{Limits, Snapshot};
@@ -45,6 +47,8 @@ pub(super) struct Context {
     pub query: Option<Box<str>>,
     /// The coding in which the response may be compressed.
     pub coding: Option<Coding>,
+    /// The rate limit that the request exceeds.
+    pub exceeded: Cell<Option<Exceeded>>,
     /// An app server or a peer may have received the request.
     pub may_have_arrived: bool,
     is_http1: bool,
@@ -67,6 +71,7 @@ impl Context {
             actions: None,
             query: None,
             coding: None,
+            exceeded: Cell::new(None),
             may_have_arrived: false,
             is_http1: parts.version < Version::HTTP_2,
             wants_html: reply::wants_html(&parts.headers),
@@ -167,7 +172,10 @@ impl Context {
             // The proxy does not read the body of a refused request, and cannot read on after a malformed head.
             closes: self.is_http1 && (self.has_body || question.is_none()),
         };
-        let response = reply::refusal(shown, &recipient);
+        let mut response = reply::refusal(shown, &recipient);
+        if let Some(exceeded) = self.exceeded.get().filter(|_| code == Code::RateLimited) {
+            exceeded.write(response.headers_mut());
+        }
         let bytes = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
         self.log.response_body.bytes.set(bytes);
         self.log.write();

@@ -13,6 +13,7 @@ mod response;
 mod timeouts;
 mod tunnel;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -313,7 +314,7 @@ async fn forward(
         informational: informational.as_ref().map(InformationalResponses::queue),
         is_fresh: false,
     };
-    let forwarding = Forwarding { context, intake, lease, options };
+    let forwarding = Forwarding { context, intake, lease, options, is_admitted: Cell::new(false) };
     let work = std::pin::pin!(forwarding.run(itinerary, request));
     match informational {
         Some(informational) => informational.relay_during(work, lease).await,

@@ -5,6 +5,7 @@ pub(super) mod forward;
 mod peer;
 mod plan;
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::hash::{Hash, Hasher};
 use std::pin::{Pin, pin};
@@ -68,6 +69,8 @@ pub(super) struct Forwarding<'a> {
     pub intake: &'a Intake,
     pub lease: &'a Rc<Lease>,
     pub options: AttemptOptions<'a>,
+    /// The request was counted towards the rate limits.
+    pub is_admitted: Cell<bool>,
 }
 
 impl Forwarding<'_> {
@@ -132,7 +135,8 @@ impl Forwarding<'_> {
                 }
             }
             let service = (self.service(), self.balance_key(&request));
-            let target = attempts.next(self.context, self.intake, service, self.options.deadline).await;
+            let admit = || self.admit(&request);
+            let target = attempts.next(self.context, admit, service, self.options.deadline).await;
             let mut target = target.map_err(|code| last.unwrap_or(code))?;
             // The moment may have changed while the request waited for an app server.
             if !self.is_current(&attempts) {
@@ -233,6 +237,29 @@ impl Forwarding<'_> {
                 Copies { spare, original, has_another }
             }
         }
+    }
+
+    /// Whether the actions of the route let this region serve the request. A request counts once towards the rate limits.
+    fn admit(&self, request: &Request<Body>) -> Result<(), Code> {
+        let Some(actions) = &self.context.actions else { return Ok(()) };
+        let client = self.intake.question.client;
+        if !actions.clients.admit(client) {
+            return Err(Code::ClientDenied);
+        }
+        if actions.rate_limits.is_empty() || self.is_admitted.replace(true) {
+            return Ok(());
+        }
+        let judged = self.lease.judged();
+        let route = route_of(&judged.decision.trail, judged.moment.policy()).map_or("", |route| &route.name);
+        let (user, now) = (judged.user.as_ref().map(|(user, _)| user.as_str()), std::time::Instant::now());
+        for (index, limit) in actions.rate_limits.iter().enumerate() {
+            let key = limit.key(client, user, request.headers());
+            self.context.worker.shared.rates.take(limit, (route, index), &key, now).map_err(|exceeded| {
+                self.context.exceeded.set(Some(exceeded));
+                Code::RateLimited
+            })?;
+        }
+        Ok(())
     }
 
     /// Changes the header fields of a request as its route says.

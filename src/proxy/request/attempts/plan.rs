@@ -14,7 +14,6 @@ use crate::model::service::ServiceId;
 use crate::services::{Outstanding, Selection, Service, Upstream};
 
 use super::super::context::Context;
-use crate::proxy::intake::Intake;
 
 /// The target of one attempt.
 pub(super) enum Target {
@@ -83,11 +82,12 @@ impl Attempts {
         self.spent = 0;
     }
 
-    /// Returns the target of the next attempt, or the refusal if there is none.
+    /// Returns the target of the next attempt, or the refusal if there is none. `admit` says whether the actions of the route let
+    /// this region serve the request.
     pub async fn next(
         &mut self,
         context: &Context,
-        intake: &Intake,
+        admit: impl Fn() -> Result<(), Code>,
         (service, key): (Option<ServiceId>, Option<u64>),
         deadline: Option<Instant>,
     ) -> Result<Target, Code> {
@@ -106,9 +106,7 @@ impl Attempts {
                 continue;
             }
             if let Some(actions) = &context.actions {
-                if !actions.clients.admit(intake.question.client) {
-                    return Err(Code::ClientDenied);
-                }
+                admit()?;
                 if actions.answer.is_some() {
                     return Ok(Target::Proxy(stop));
                 }
