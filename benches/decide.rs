@@ -23,7 +23,7 @@ use domicile::decision::facts::{Credential, Ingress};
 use domicile::decision::policy::chain::{Failover, Reads, Step, Writes};
 use domicile::decision::policy::class::ClassId;
 use domicile::decision::policy::geography::GeoRules;
-use domicile::decision::policy::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route};
+use domicile::decision::policy::route::{Conditions, HostPattern, Method, MethodSet, PathPattern, Pattern, Route};
 use domicile::decision::policy::rule::{Carriers, Mode, ResidencyRule, Stays, Transfer};
 use domicile::decision::policy::{DataClass, Draft, Policy, Region};
 use domicile::directory::{self, Directory};
@@ -93,6 +93,7 @@ fn policy(regions: usize, routes: usize) -> Policy {
                 hosts: vec![HostPattern::parse(host).expect("a host")],
                 paths: vec![PathPattern::parse(&path).expect("a path")],
                 methods: MethodSet::ALL,
+                conditions: Conditions::default(),
             },
             class: ClassId::new(0).expect("a class"),
             service: Some(service),
@@ -167,6 +168,7 @@ fn question(random: &mut fastrand::Rng, routes: usize) -> Question {
         path: format!("/service-{}/v{}/users/user-{user}/items-{index}/1/details", index % 97, index % 5),
         is_read: true,
         client: IpAddr::from(random.u32(..).to_be_bytes()),
+        fields: Default::default(),
         identity: Identity { credential: Credential::Absent, ..Identity::default() },
         is_preflight: false,
         ignores_hint: Default::default(),

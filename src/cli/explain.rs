@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use clap::Args;
 
 use crate::app;
-use crate::engine::explain::{Query, claim, explain};
+use crate::engine::explain::{Query, claim, explain, header};
 use crate::model::day::Day;
 use crate::model::vitals::Vitals;
 
@@ -29,6 +29,9 @@ pub(super) struct Options {
     /// A claim of a verified token; may be given several times.
     #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = claim)]
     claims: Vec<(String, String)>,
+    /// A header field of the request, for routes that match on it; may be given several times.
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
+    headers: Vec<(String, String)>,
     /// Decide as of this day (YYYY-MM-DD) instead of today.
     #[arg(long)]
     day: Option<String>,
@@ -48,8 +51,8 @@ pub(super) fn run(options: Options) -> Outcome {
     let Source { config, region } = &options.source;
     let snapshot = app::offline(config, region.as_deref(), Day::of(SystemTime::now())).map_err(|error| error.to_string())?;
     let vitals = Vitals::unmeasured(snapshot.policy.nearest_first());
-    let Options { ip, user, claimed, claims, day, down, json, method, url, .. } = options;
-    let query = Query { method, url, ip, user, claimed, claims, day, down, json };
+    let Options { ip, user, claimed, claims, headers, day, down, json, method, url, .. } = options;
+    let query = Query { method, url, ip, user, claimed, claims, headers, day, down, json };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|error| error.to_string())?;
     let explanation = runtime.block_on(explain(&snapshot, &vitals, &query))?;
     say(&if json { explanation.json() } else { explanation.text() })?;

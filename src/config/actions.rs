@@ -184,7 +184,7 @@ fn read_clients(field: &Field<'_>) -> Option<ClientNetworks> {
 }
 
 /// Reads networks; an address alone is the network of this address.
-fn read_networks(field: &Field<'_>) -> Option<Vec<IpNet>> {
+pub fn read_networks(field: &Field<'_>) -> Option<Vec<IpNet>> {
     let read = |item: &Field<'_>| {
         let text = item.text()?;
         let network = text.parse().ok().or_else(|| text.parse().ok().map(|address: std::net::IpAddr| IpNet::from(address)));

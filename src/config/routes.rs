@@ -2,15 +2,23 @@
 
 use crate::decision::policy::chain::{Failover, MAX_CHAIN, Reads, Step, Writes};
 use crate::decision::policy::class::ClassId;
-use crate::decision::policy::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment};
+use crate::decision::policy::geography::Prefix;
+use crate::decision::policy::route::{
+    Conditions, FieldCondition, HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment,
+};
 use crate::decision::policy::rule::Stays;
 use crate::engine::path::{Slashes, canonical_path};
+use crate::http::names::FORGEABLE;
 use crate::http::tunnel::CONNECT;
 
 use crate::model::user::Evidence;
+use crate::proxy::actions::is_editable;
+use crate::proxy::headers;
+use http::HeaderName;
+use http::header::COOKIE;
 
 use super::actions::{self, ActionsDraft};
-use super::document::Value;
+use super::document::{Key, Value};
 use super::draft::{PolicyDraft, RouteDraft};
 use super::problem::suggestion;
 use super::reader::{Field, Section};
@@ -99,8 +107,53 @@ fn read_pattern(field: &Field<'_>) -> Option<Pattern> {
         if has_one_user { Some(paths) } else { field.report(differs) }
     });
     let methods = section.optional("methods").map_or(Some(MethodSet::ALL), |field| read_methods(&field));
+    let conditions = read_conditions(&section);
     section.finish();
-    Some(Pattern { hosts: hosts?, paths: paths?, methods: methods? })
+    Some(Pattern { hosts: hosts?, paths: paths?, methods: methods?, conditions: conditions? })
+}
+
+/// Reads the conditions of a route: `clients`, `headers` and `query`.
+fn read_conditions(section: &Section<'_>) -> Option<Conditions> {
+    let clients = section.optional("clients").map_or(Some(Vec::new()), |field| {
+        let networks = actions::read_networks(&field)?;
+        Some(networks.into_iter().map(|network| Prefix::new(network.addr(), network.prefix_len())).collect())
+    });
+    let headers = section.optional("headers").map_or(Some(Vec::new()), |field| read_field_conditions(&field, header_name));
+    let any_name = |name: &str, _: &Field<'_>| Some(name.to_owned());
+    let query = section.optional("query").map_or(Some(Vec::new()), |field| read_field_conditions(&field, any_name));
+    Some(Conditions { clients: clients?, headers: headers?, query: query? })
+}
+
+/// Reads `{ NAME: VALUE }`, with one value, several, or `*` for any.
+fn read_field_conditions(
+    field: &Field<'_>,
+    read_name: impl Fn(&str, &Field<'_>) -> Option<String>,
+) -> Option<Vec<FieldCondition>> {
+    let read = |(key, field): (&Key, Field<'_>)| {
+        let name = read_name(&key.text, &field);
+        let values: Option<Vec<Box<str>>> = field.one_or_many().iter().map(|item| item.text().map(Into::into)).collect();
+        let (name, mut values) = (name?.into(), values?);
+        if values.iter().any(|value| &**value == "*") {
+            values.clear();
+        }
+        Some(FieldCondition { name, values })
+    };
+    let conditions: Vec<_> = field.entries().into_iter().map(read).collect();
+    conditions.into_iter().collect()
+}
+
+/// The name of a header field that routes may match on: it must reach the owner as the client sent it.
+fn header_name(name: &str, field: &Field<'_>) -> Option<String> {
+    let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
+        return field.report(format!("`{name}` is not a valid header name"));
+    };
+    let is_changed = !is_editable(&name) || FORGEABLE.contains_any_spelling(name.as_str()) || headers::is_tracing(name.as_str());
+    if is_changed || name == COOKIE {
+        return field.report(format!(
+            "routes cannot match on `{name}`, because Domicile removes or changes it on the way, so that regions would disagree"
+        ));
+    }
+    Some(name.as_str().to_owned())
 }
 
 /// Reads one pattern or a list of them; every mistake is reported.

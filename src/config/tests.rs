@@ -224,6 +224,18 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "rate_limit: [{ rate: 1/s, by: ip }], data: public, home",
         "routes[0].rate_limit[0].by: `ip` is not a valid value",
     ),
+    (
+        "path: \"/feed/**\"",
+        "headers: { x-forwarded-for: a }",
+        "routes[0].match.headers.x-forwarded-for: routes cannot match on `x-forwarded-for`, because Domicile removes or changes it",
+    ),
+    ("path: \"/feed/**\"", "headers: { \"x y\": a }", "routes[0].match.headers.x y: `x y` is not a valid header name"),
+    ("path: \"/feed/**\"", "clients: [10.0.0.1/8]", "routes[0].match.clients[0]: `10.0.0.1/8` has address bits after its prefix"),
+    (
+        "path: \"/feed/**\"",
+        "path: \"/feed/**\", headers: { x-beta: \"1\" }",
+        "clients decide by header fields or the query whether `feed` or `rest` matches, so both need the same clearance",
+    ),
     ("data: public, home", "service: ap, data: public, home", "routes[0].service: unknown service `ap`; did you mean `app`?"),
     ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),
@@ -299,6 +311,27 @@ fn a_route_below_several_hosts_and_paths_of_another_never_matches() {
     let shadowed = |problems: Vec<String>| problems.iter().any(|problem| problem.contains("route `rest` can never match"));
     assert!(!shadowed(above("host: [a.test, b.test], path: [\"/a/**\", \"/b/**\"]")));
     assert!(shadowed(above("host: [a.test, \"*\"], path: [\"/a/**\", \"/**\"]")));
+}
+
+#[test]
+fn conditions_count_when_routes_are_compared() {
+    let above = |pattern: &str| {
+        with(
+            "match: { path: \"/feed/**\" }, data: public, home: [latency]",
+            &format!("match: {{ {pattern} }}, data: restricted, home: [directory, refuse]"),
+        )
+    };
+    let none: Vec<String> = Vec::new();
+    assert_eq!(above("headers: { x-beta: \"1\" }"), none, "the route below matches the other requests");
+    assert_eq!(above("query: { v: [\"1\", \"2\"] }"), none);
+    assert_eq!(above("clients: [10.0.0.0/8]"), none);
+    assert!(above("path: \"/**\"")[0].contains("route `rest` can never match"));
+    let text = VALID.replacen("routes:\n", "routes:\n  - { name: any, match: { headers: { x-beta: \"*\" } }, data: restricted, home: [directory, refuse] }\n  - { name: one, match: { headers: { X-Beta: \"1\" } }, data: restricted, home: [directory, refuse] }\n", 1).replace("  - { name: feed, match: { path: \"/feed/**\" }, data: public, home: [latency] }\n", "");
+    let shadowed = problems(&text);
+    assert!(
+        shadowed.len() == 1 && shadowed[0].contains("route `one` can never match: the routes above it, up to `any`"),
+        "{shadowed:?}"
+    );
 }
 
 #[test]
@@ -636,7 +669,7 @@ fn other_spellings_are_looked_for_at_every_host_and_method() {
 
 #[test]
 fn a_path_that_servers_fold_to_a_guarded_one_is_ambiguous() {
-    use crate::decision::policy::route::{Head, Method};
+    use crate::decision::policy::route::{Head, Method, NO_FIELDS};
     use crate::engine::path::is_ambiguous;
 
     let config = guarded("/account/**");
@@ -655,7 +688,8 @@ fn a_path_that_servers_fold_to_a_guarded_one_is_ambiguous() {
         ("/other./%EF%BC%A1", false),
         ("/feed/a%3Bb", false),
     ] {
-        let head = Head { method: Method::Get, host: "a.test", path };
+        let (client, fields) = ([192, 0, 2, 1].into(), &NO_FIELDS);
+        let head = Head { method: Method::Get, host: "a.test", path, client, fields };
         assert_eq!(is_ambiguous(&head, &config.policy), expected, "{path}");
     }
 }

@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use crate::decision::facts::{Credential, Ingress};
 use crate::decision::narrate::{self, Line};
 use crate::decision::policy::Policy;
-use crate::decision::policy::route::{Head, Method};
+use crate::decision::policy::route::{Fields, Head, Method};
 use crate::decision::policy::rule::Mode;
 use crate::decision::route_of;
 use crate::decision::verdict::{Decision, Verdict};
@@ -25,7 +26,7 @@ use crate::tokens::Verified;
 
 use super::judge::judge;
 use super::path::{canonical_path, is_ambiguous};
-use super::question::{Identity, Question};
+use super::question::{Identity, Question, read_fields};
 use super::snapshot::{JudgingSnapshot, Moment};
 
 /// A request to explain.
@@ -40,6 +41,8 @@ pub struct Query {
     pub claimed: bool,
     /// The claims of a verified token.
     pub claims: Vec<(String, String)>,
+    /// Header fields of the request, for routes that match on them.
+    pub headers: Vec<(String, String)>,
     /// The day to use instead of today.
     pub day: Option<String>,
     /// Regions to treat as down, and services of regions as `REGION/SERVICE`.
@@ -50,7 +53,7 @@ pub struct Query {
 impl Query {
     /// Reads the query of `/explain`: `url`, and optionally `method ip user claimed claim day down format`.
     pub fn from_pairs(pairs: &[(String, String)]) -> Result<Self, String> {
-        const KNOWN: [&str; 9] = ["url", "method", "ip", "user", "claimed", "claim", "day", "down", "format"];
+        const KNOWN: [&str; 10] = ["url", "method", "ip", "user", "claimed", "claim", "header", "day", "down", "format"];
         if let Some((name, _)) = pairs.iter().find(|(name, _)| !KNOWN.contains(&name.as_str())) {
             return Err(format!("unknown parameter `{name}`; expected one of {}", KNOWN.join(", ")));
         }
@@ -63,11 +66,22 @@ impl Query {
             user: get("user"),
             claimed: get("claimed").is_some_and(|value| value != "false"),
             claims: pairs.iter().filter(|(name, _)| name == "claim").map(|(_, value)| claim(value)).collect::<Result<_, _>>()?,
+            headers: pairs
+                .iter()
+                .filter(|(name, _)| name == "header")
+                .map(|(_, value)| header(value))
+                .collect::<Result<_, _>>()?,
             day: get("day"),
             down: pairs.iter().filter(|(name, _)| name == "down").map(|(_, value)| value.clone()).collect(),
             json: get("format").as_deref() == Some("json"),
         })
     }
+}
+
+/// Reads `NAME: VALUE`.
+pub fn header(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once(':').ok_or_else(|| format!("`{text}` is not a valid header; write it as `NAME: VALUE`"))?;
+    Ok((pair.0.trim().to_owned(), pair.1.trim().to_owned()))
 }
 
 /// Reads `NAME=VALUE`.
@@ -125,8 +139,10 @@ fn question(snapshot: &JudgingSnapshot, query: &Query) -> Result<Question, Strin
     let method = Method::of(&query.method);
     // CONNECT has no path, so it is judged with the path `/`.
     let path = if method == Method::Connect { "/" } else { uri.path() };
+    let fields = fields(snapshot, query, uri.query())?;
+    let client = query.ip.to_canonical();
     let path = canonical_path(path, snapshot.slashes)
-        .filter(|path| !is_ambiguous(&Head { method, host: &host, path }, &snapshot.policy))
+        .filter(|path| !is_ambiguous(&Head { method, host: &host, path, client, fields: &fields }, &snapshot.policy))
         .ok_or_else(|| format!("the path `{}` is ambiguous or malformed; such a request gets a 400 response", uri.path()))?;
     let caller = query.user.clone().map(|user| (user, if query.claimed { Proof::Claimed } else { Proof::Proven }));
     let token = (!query.claims.is_empty()).then(|| Arc::new(Verified::saying(&query.claims)));
@@ -138,11 +154,22 @@ fn question(snapshot: &JudgingSnapshot, query: &Query) -> Result<Question, Strin
         path: path.into_owned(),
         is_preflight: false,
         is_read: matches!(method, Method::Get | Method::Head),
-        client: query.ip.to_canonical(),
+        client,
+        fields,
         identity: Identity { caller, token, credential, ..Identity::default() },
         ignores_hint: Cell::new(false),
         envelope: None,
     })
+}
+
+/// The fields of the request that conditions of routes read.
+fn fields(snapshot: &JudgingSnapshot, query: &Query, parameters: Option<&str>) -> Result<Fields, String> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &query.headers {
+        let name: HeaderName = name.parse().map_err(|_| format!("`{name}` is not a valid header name"))?;
+        headers.append(name, HeaderValue::from_str(value).map_err(|_| format!("`{value}` is not a valid header value"))?);
+    }
+    Ok(read_fields(&snapshot.policy.routes.field_names, &headers, parameters))
 }
 
 /// The pairs of a URL query, decoded like a form; `None` if they are not UTF-8.

@@ -61,7 +61,8 @@ enum Subject {
 pub async fn find<'q>(question: &'q Question, labels: &[Box<str>], moment: &Moment) -> Findings<'q> {
     let snapshot = &*moment.snapshot;
     let policy = &snapshot.policy;
-    let head = Head { method: question.method, host: &question.host, path: &question.path };
+    let (host, path, fields) = (&question.host, &question.path, &question.fields);
+    let head = Head { method: question.method, host, path, client: question.client, fields };
     let matched = match_route(&head, policy);
     let route = matched.id.map(|id| policy.routes.route(id));
     let caller = question.identity.caller.as_ref();

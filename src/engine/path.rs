@@ -115,7 +115,7 @@ pub fn usable_key(key: &str) -> Option<String> {
 /// Whether a server may read a canonical path as another path, and the data of one of the two paths may not be anywhere.
 pub fn is_ambiguous(head: &Head<'_>, policy: &Policy) -> bool {
     let is_guarded = |path: &str| {
-        let found = policy.routes.find(&Head { method: head.method, host: head.host, path });
+        let found = policy.routes.find(&Head { path, ..*head });
         found.id.is_some_and(|id| !policy.may_be_anywhere(ClassSet::only(policy.routes.route(id).class)))
     };
     let mut folded = folded_paths(head.path).peekable();

@@ -9,9 +9,10 @@ use domicile::config;
 use domicile::decision::facts::{Credential, Ingress};
 use domicile::decision::narrate;
 use domicile::decision::policy::Policy;
+use domicile::decision::policy::route::Fields;
 use domicile::decision::policy::route::Method;
 use domicile::decision::verdict::{Decision, Verdict};
-use domicile::engine::question::{Identity, Question};
+use domicile::engine::question::{Identity, Question, read_fields};
 use domicile::model::country::CountryCode;
 use domicile::model::day::Day;
 use domicile::model::region::Registry;
@@ -58,6 +59,9 @@ struct Case {
     user: Option<String>,
     #[serde(default)]
     claimed: bool,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    query: Option<String>,
     /// A CORS preflight for this request.
     #[serde(default)]
     preflight: bool,
@@ -132,6 +136,17 @@ fn table(people: &BTreeMap<String, Person>) -> String {
 }
 
 impl Case {
+    /// The fields of the request that conditions read.
+    fn fields(&self, policy: &Policy) -> Fields {
+        let headers = self.headers.iter().map(|(name, value)| {
+            (
+                name.parse::<http::HeaderName>().expect("a header name"),
+                value.parse::<http::HeaderValue>().expect("a header value"),
+            )
+        });
+        read_fields(&policy.routes.field_names, &headers.collect(), self.query.as_deref())
+    }
+
     fn question(&self, policy: &Policy, table: TableVersion) -> Question {
         let region = |name: &str| policy.find_region(name).unwrap_or_else(|| panic!("{}: no region {name}", self.it));
         let (method, path) = self.ask.split_once(' ').expect("METHOD /path");
@@ -185,6 +200,7 @@ impl Case {
             path: self.path.clone().unwrap_or_else(|| path.to_owned()),
             is_read: matches!(method, Method::Get | Method::Head),
             client,
+            fields: self.fields(policy),
             identity: Identity { caller, token: token.map(Into::into), credential, hint, is_fresh: false },
             is_preflight: self.preflight,
             ignores_hint: Default::default(),

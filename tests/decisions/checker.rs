@@ -131,6 +131,8 @@ pub struct Route {
     pub aliases: Vec<String>,
     /// The setting `failover reads: nearest`.
     pub reads_fail_over: bool,
+    /// The value that the header field `x-variant` must have.
+    pub variant: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -190,6 +192,8 @@ pub struct Situation {
     pub is_preflight: bool,
     /// The request asks to open a tunnel.
     pub is_upgrade: bool,
+    /// The header field `x-variant`.
+    pub variant: Option<String>,
     pub client: IpAddr,
     /// The GeoIP database's finding for the client's address.
     pub country: Option<String>,
@@ -364,7 +368,8 @@ fn segments_of(path: &str) -> Vec<&str> {
 fn matching_route<'a>(world: &'a World, situation: &Situation, path: &[&str]) -> Option<&'a Route> {
     world.routes.iter().find(|route| {
         let takes_method = route.methods.as_ref().is_none_or(|methods| methods.contains(&situation.method));
-        takes_method && host_matches(&route.host, &situation.host) && route_matches(route, path)
+        let has_variant = route.variant.is_none() || route.variant == situation.variant;
+        takes_method && has_variant && host_matches(&route.host, &situation.host) && route_matches(route, path)
     })
 }
 
@@ -1000,6 +1005,7 @@ mod tests {
             claim: None,
             aliases: Vec::new(),
             reads_fail_over: false,
+            variant: None,
         };
         let personal = Route {
             host: Host::Any,
@@ -1012,6 +1018,7 @@ mod tests {
             claim: Some("region".into()),
             aliases: vec!["me".into()],
             reads_fail_over: false,
+            variant: None,
         };
         World {
             local: 0,
@@ -1044,6 +1051,7 @@ mod tests {
             method: "GET",
             is_preflight: false,
             is_upgrade: false,
+            variant: None,
             client: IpAddr::from([192, 0, 2, 1]),
             country: None,
             caller: None,

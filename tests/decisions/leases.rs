@@ -75,6 +75,7 @@ impl Open {
             path: path.into(),
             is_read: true,
             client: address_in(CountryCode::parse(country).unwrap()),
+            fields: Default::default(),
             identity: Identity {
                 caller: user.map(|user| (user.to_owned(), Proof::Proven)),
                 credential: Credential::Absent,

@@ -11,7 +11,9 @@ use domicile::decision::facts::{Credential, Ingress};
 use domicile::decision::policy::chain::{Failover, Reads, Step, Writes};
 use domicile::decision::policy::class::ClassId;
 use domicile::decision::policy::geography::{GeoRules, Network, Networks, Otherwise};
-use domicile::decision::policy::route::{HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment};
+use domicile::decision::policy::route::{
+    Conditions, FieldCondition, Fields, HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment,
+};
 use domicile::decision::policy::rule::{Carriers, Mode, ResidencyRule, Stays, Transfer};
 use domicile::decision::policy::{DataClass, Draft, Policy, Region};
 use domicile::decision::verdict::{Decision, Verdict};
@@ -65,6 +67,9 @@ const DOMAINS: [&str; 3] = ["example.com", "b.example.com", "com"];
 
 /// The methods of requests, and of routes that take some methods only. The last is not a standard method.
 const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PURGE"];
+
+/// The values of the header field on which routes match.
+const VARIANTS: [&str; 2] = ["one", "two"];
 
 const LITERALS: [&str; 3] = ["a", "b", "users"];
 
@@ -241,6 +246,7 @@ fn route(random: &mut Rng, regions: usize, classes: usize) -> checker::Route {
         claim: Some("home_region".to_owned()),
         aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
         reads_fail_over: random.bool(),
+        variant: once_in(random, 6).then(|| one_of(random, &VARIANTS).to_owned()),
     }
 }
 
@@ -306,6 +312,7 @@ pub fn situation(random: &mut Rng, world: &checker::World) -> Situation {
         method: if random.bool() { "GET" } else { one_of(random, &METHODS) },
         is_preflight,
         is_upgrade: !is_preflight && once_in(random, 20),
+        variant: random.bool().then(|| one_of(random, &VARIANTS).to_owned()),
         client,
         country: country_of_client.map(str::to_owned),
         caller,
@@ -529,10 +536,13 @@ fn program_route(route: &checker::Route) -> Route {
         None => MethodSet::ALL,
         Some(methods) => methods.iter().fold(MethodSet::NONE, |set, method| set.with(Method::of(method))),
     };
+    let condition = |value: &String| FieldCondition { name: "x-variant".into(), values: vec![value.as_str().into()] };
+    let headers = route.variant.iter().map(condition).collect();
+    let conditions = Conditions { headers, ..Conditions::default() };
     let reads = if route.reads_fail_over { Reads::Nearest } else { Reads::Never };
     Route {
         name: "route".into(),
-        pattern: Pattern { hosts: vec![host], paths: vec![path], methods },
+        pattern: Pattern { hosts: vec![host], paths: vec![path], methods, conditions },
         class: ClassId::new(route.class).expect("few classes"),
         service: Some(service_id(route.service)),
         chain: route.chain.iter().map(step).collect(),
@@ -620,11 +630,18 @@ fn question(situation: &Situation, table: TableVersion) -> Question {
         path: situation.path.clone(),
         is_read: situation.is_read(),
         client: situation.client,
+        fields: fields(situation),
         identity,
         is_preflight: situation.is_preflight,
         ignores_hint: Default::default(),
         envelope: situation.statement.as_ref().map(|statement| envelope(statement, situation.client, caller)),
     }
+}
+
+/// The header field that conditions read; `None` is a request without it.
+fn fields(situation: &Situation) -> Fields {
+    let values = situation.variant.iter().map(|value| value.as_bytes().into()).collect();
+    Fields { headers: vec![("x-variant".into(), values)], query: Vec::new() }
 }
 
 fn envelope(statement: &checker::Statement, client: IpAddr, caller: Option<(String, Proof)>) -> Envelope {

@@ -172,6 +172,7 @@ impl Engine {
             path: path.into(),
             is_read: true,
             client: "91.64.0.1".parse().unwrap(),
+            fields: Default::default(),
             identity: Identity { caller: Some((user.into(), Proof::Proven)), ..Identity::default() },
             is_preflight: false,
             ignores_hint: Default::default(),

@@ -217,3 +217,28 @@ fn a_service_balanced_by_a_key_sends_equal_keys_to_one_app_server() {
         assert!(all.len() > 1, "{balance}: {taken:?}");
     }
 }
+
+#[test]
+fn a_header_field_or_a_network_chooses_the_route_in_every_region() {
+    let routes = "routes:
+  - { name: beta, match: { path: \"/users/{user}/lists/**\", headers: { x-beta: [\"1\", on] } }, service: api, data: personal, home: [directory, refuse] }
+  - { name: office, match: { path: \"/users/{user}/lists/**\", clients: [10.0.0.0/8] }, service: api, data: personal, home: [directory, refuse] }
+  - { name: new, match: { path: \"/users/{user}/lists/**\", query: { \"ui version\": \"2\" } }, service: api, data: personal, home: [directory, refuse] }
+  - { name: lists, match: { path: \"/users/{user}/lists/**\" }, data: personal, home: [directory, refuse] }
+";
+    let upstreams = |name| vec![Recorder::start(name), Recorder::start("api").of_service("api")];
+    let rules = crate::support::NAMES.into_iter().map(|name| (name, RULES.replace("routes:\n", routes))).collect();
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), rules, ..Plan::default() });
+    for proxy in [world.eu(), world.us()] {
+        let ask = |query: &str, fields: &[(&str, &str)]| {
+            get(proxy.http, &format!("/users/alice/lists/1{query}"), fields).text().to_owned()
+        };
+        for fields in [[("x-beta", "1")], [("X-Beta", "on")], [("x-forwarded-for", "10.1.2.3")]] {
+            assert_eq!(ask("", &fields), "api", "{fields:?}");
+        }
+        assert_eq!([ask("?a=b&ui+version=2", &[]), ask("?ui%20version=%32", &[])], ["api", "api"]);
+        for fields in [[("x-beta", "2")], [("x-gamma", "1")], [("x-forwarded-for", "192.0.2.1")]] {
+            assert_eq!(ask("?ui+version=3", &fields), "eu-west", "{fields:?}");
+        }
+    }
+}

@@ -2,10 +2,12 @@
 
 mod services;
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use crate::decision::policy::Policy;
 use crate::decision::policy::chain::Step;
 use crate::decision::policy::class::ClassId;
-use crate::decision::policy::route::{Head, HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment};
+use crate::decision::policy::route::{Head, HostPattern, Method, MethodSet, NO_FIELDS, PathPattern, Pattern, Route, Segment};
 use crate::decision::policy::rule::{Carriers, Mode, ResidencyRule, Stays};
 use crate::model::day::Day;
 use crate::model::jurisdiction::Jurisdiction;
@@ -42,6 +44,16 @@ pub fn run(policy: &Policy, draft: &PolicyDraft<'_>, today: Day) {
                 wider.name,
                 class_name(policy, wider.class),
                 class_name(policy, route.class)
+            ));
+        }
+        if let Some((wider, narrower)) = escape_by_fields(policy, index, today) {
+            field.report::<()>(format!(
+                "clients decide by header fields or the query whether `{}` or `{}` matches, so both need the same clearance, but class \
+                 `{}` has a wider one than `{}`; give them the same class, or tell them apart by `host`, `path` or `clients`",
+                wider.name,
+                narrower.name,
+                class_name(policy, wider.class),
+                class_name(policy, narrower.class)
             ));
         }
         if let Some((url, other)) = escape_by_redirect(policy, draft, index, today) {
@@ -116,6 +128,33 @@ fn escape_by_method(policy: &Policy, index: usize, today: Day) -> Option<(&'stat
     None
 }
 
+/// Two routes between which clients choose by header fields or the query, the first with a wider clearance than the second.
+fn escape_by_fields(policy: &Policy, index: usize, today: Day) -> Option<(&Route, &Route)> {
+    let routes = policy.routes.all();
+    let route = &routes[index];
+    if !route.pattern.conditions.depend_on_fields() {
+        return None;
+    }
+    let mut left = route.pattern.methods;
+    for later in &routes[index + 1..] {
+        let is_other_place =
+            left.intersection(later.pattern.methods).is_empty() || !later.pattern.overlaps_target_of(&route.pattern);
+        if is_other_place {
+            continue;
+        }
+        if is_wider(policy, later.class, route.class, today) {
+            return Some((later, route));
+        }
+        if is_wider(policy, route.class, later.class, today) {
+            return Some((route, later));
+        }
+        if later.pattern.conditions.is_empty() && later.pattern.covers_place_of(&route.pattern) {
+            left = left.without(later.pattern.methods);
+        }
+    }
+    None
+}
+
 /// Whether class `one` allows anything that class `other` forbids. A class in report-only mode forbids nothing.
 fn is_wider(policy: &Policy, one: ClassId, other: ClassId, today: Day) -> bool {
     let (one, other) = (&policy.class(one).rule, &policy.class(other).rule);
@@ -163,7 +202,8 @@ fn other_class_at<'p>(policy: &'p Policy, index: usize, url: &http::Uri) -> Opti
     let route = &routes[index];
     let host = HostPattern::Exact(url.host()?.to_ascii_lowercase().into());
     let paths = route.pattern.paths.iter().map(|path| path.below(url.path())).collect();
-    let moved = Pattern { hosts: vec![host], paths, methods: route.pattern.methods };
+    let (methods, conditions) = (route.pattern.methods, route.pattern.conditions.clone());
+    let moved = Pattern { hosts: vec![host], paths, methods, conditions };
     let mut left = moved.methods;
     for (position, other) in routes.iter().enumerate() {
         if left.intersection(other.pattern.methods).is_empty() || !other.pattern.overlaps_target_of(&moved) {
@@ -242,7 +282,7 @@ fn spelling_note(policy: &Policy, route: &Route, today: Day) -> Option<String> {
     let heads = heads_of(policy, route);
     let wider_at = |path: &str| {
         let at = |(host, method): &(String, Method)| {
-            let other = policy.routes.find(&Head { method: *method, host, path }).id.map(|id| policy.routes.route(id))?;
+            let other = policy.routes.find(&head(*method, host, path)).id.map(|id| policy.routes.route(id))?;
             is_wider(policy, other.class, route.class, today).then_some(other)
         };
         heads.iter().find_map(at)
@@ -261,6 +301,11 @@ fn spelling_note(policy: &Policy, route: &Route, today: Day) -> Option<String> {
         class_name(policy, wider.class),
         class_name(policy, route.class)
     ))
+}
+
+/// A request without header fields and query parameters, from no network of the operator.
+fn head<'a>(method: Method, host: &'a str, path: &'a str) -> Head<'a> {
+    Head { method, host, path, client: IpAddr::V4(Ipv4Addr::UNSPECIFIED), fields: &NO_FIELDS }
 }
 
 /// The hosts and methods with which requests match `route`: every method, and the hosts that the routes distinguish.

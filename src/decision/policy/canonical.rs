@@ -11,7 +11,7 @@ use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
 use super::Policy;
 use super::chain::Step;
 use super::geography::Otherwise;
-use super::route::{HostPattern, PathPattern, Route, Segment};
+use super::route::{FieldCondition, HostPattern, PathPattern, Route, Segment};
 use super::rule::{Carriers, Mode, ResidencyRule, Stays};
 
 /// The version of the judgement code. It increases with every change of `decision` that can change a judgement, so that two
@@ -85,7 +85,7 @@ impl Policy {
         let paths = sorted(route.pattern.paths.iter().map(path_text).collect());
         let methods: Vec<_> = route.pattern.methods.iter().map(|method| method.as_str().to_owned()).collect();
         let chain: Vec<_> = route.chain.iter().map(|step| self.step_text(*step)).collect();
-        let mut text = format!("route {:?} {hosts} {paths} {}", route.name, sorted(methods));
+        let mut text = format!("route {:?} {hosts} {paths} {} {}", route.name, sorted(methods), conditions_text(route));
         let class = &self.class(route.class).name;
         let aliases = sorted(route.aliases.iter().map(|alias| format!("{alias:?}")).collect());
         let upgrades = sorted(route.upgrades.iter().map(|upgrade| format!("{upgrade:?}")).collect());
@@ -122,6 +122,17 @@ impl Policy {
         lines.push(format!("unknown {:?}", self.geo.unknown.map(name)));
         lines
     }
+}
+
+fn conditions_text(route: &Route) -> String {
+    let conditions = &route.pattern.conditions;
+    let field = |kind: &str, field: &FieldCondition| {
+        format!("{kind} {:?} {}", field.name, sorted(field.values.iter().map(|value| format!("{value:?}")).collect()))
+    };
+    let mut texts: Vec<_> = conditions.headers.iter().map(|header| field("header", header)).collect();
+    texts.extend(conditions.query.iter().map(|query| field("query", query)));
+    texts.push(format!("clients {}", sorted(conditions.clients.iter().map(|network| format!("{network:?}")).collect())));
+    sorted(texts)
 }
 
 fn path_text(path: &PathPattern) -> String {

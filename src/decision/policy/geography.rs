@@ -74,6 +74,30 @@ impl Networks {
     }
 }
 
+/// A network: an address and the length of its prefix, both as IPv6.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Prefix {
+    length: u8,
+    address: u128,
+}
+
+impl Prefix {
+    /// `length` counts bits of the address's own family.
+    pub fn new(address: IpAddr, length: u8) -> Self {
+        let length = if matches!(address, IpAddr::V4(_)) { length.saturating_add(96) } else { length };
+        Self { length, address: bits(address) & mask(length) }
+    }
+
+    pub fn contains(&self, address: IpAddr) -> bool {
+        bits(address) & mask(self.length) == self.address
+    }
+
+    /// Whether every address in `other` is in this network.
+    pub const fn covers(&self, other: &Self) -> bool {
+        self.length <= other.length && other.address & mask(self.length) == self.address
+    }
+}
+
 fn bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),

@@ -22,7 +22,7 @@ use crate::decision::facts::Ingress;
 use crate::decision::policy::Policy;
 use crate::decision::policy::route::{Head, Method};
 use crate::engine::path::{canonical_path, is_ambiguous};
-use crate::engine::question::{Identity, Question};
+use crate::engine::question::{Identity, Question, read_fields};
 use crate::http::names::{is_framing_look_alike, is_same_name};
 use crate::http::tunnel::CONNECT;
 use crate::model::outcome::{Code, Rule};
@@ -143,7 +143,9 @@ pub fn read(
     let preflight = read_preflight(&parts.headers, method, has_body, &identity);
     // A preflight is judged as the request that it announces.
     let method = preflight.as_ref().map_or(method, |preflight| preflight.method);
-    if is_ambiguous(&Head { method, host: &authority.host, path: &path }, snapshot.policy()) {
+    let fields = read_fields(&snapshot.policy().routes.field_names, &parts.headers, parts.uri.query());
+    let head = Head { method, host: &authority.host, path: &path, client: client.address, fields: &fields };
+    if is_ambiguous(&head, snapshot.policy()) {
         return Err(Code::Malformed(Rule::Path));
     }
     let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
@@ -155,6 +157,7 @@ pub fn read(
         is_preflight: preflight.is_some(),
         is_read,
         client: client.address,
+        fields,
         identity,
         ignores_hint: Cell::new(false),
         envelope,

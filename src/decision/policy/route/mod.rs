@@ -2,15 +2,18 @@
 //!
 //! Matching walks a trie of path segments, so it costs the same with ten routes as with ten thousand.
 
+mod condition;
 mod method;
 mod pattern;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use super::chain::{Failover, Step};
 use super::class::ClassId;
 use crate::model::service::ServiceId;
 
+pub use condition::{Conditions, FieldCondition, FieldNames, Fields, NO_FIELDS};
 pub use method::{Method, MethodSet};
 pub use pattern::{HostPattern, PathPattern, Pattern, PatternError, Segment};
 
@@ -22,6 +25,8 @@ pub struct Head<'a> {
     pub host: &'a str,
     /// In canonical form; starts with a slash.
     pub path: &'a str,
+    pub client: IpAddr,
+    pub fields: &'a Fields,
 }
 
 /// A route's position in the operator's order.
@@ -67,11 +72,15 @@ pub struct RouteTable {
     /// The routes of `*.domain` hosts, by domain.
     suffix: HashMap<Box<str>, Trie>,
     any: Trie,
+    /// The fields that conditions read.
+    pub field_names: FieldNames,
 }
 
 impl RouteTable {
     pub fn build(routes: Vec<Route>) -> Self {
-        let mut table = Self { routes: Vec::new(), exact: HashMap::new(), suffix: HashMap::new(), any: Trie::default() };
+        let field_names = field_names(&routes);
+        let mut table =
+            Self { routes: Vec::new(), exact: HashMap::new(), suffix: HashMap::new(), any: Trie::default(), field_names };
         for (index, route) in routes.iter().enumerate() {
             for host in &route.pattern.hosts {
                 let trie = match host {
@@ -79,7 +88,7 @@ impl RouteTable {
                     HostPattern::Exact(host) => table.exact.entry(host.clone()).or_default(),
                     HostPattern::Below(domain) => table.suffix.entry(domain.clone()).or_default(),
                 };
-                route.pattern.paths.iter().for_each(|path| trie.insert(path, route.pattern.methods, index));
+                route.pattern.paths.iter().for_each(|path| trie.insert(path, &route.pattern, index));
             }
         }
         table.routes = routes;
@@ -96,24 +105,63 @@ impl RouteTable {
 
     /// The first route that matches, and the user that the path names.
     pub fn find<'a>(&self, head: &Head<'a>) -> RouteMatch<'a> {
-        let mut best = usize::MAX;
+        let mut search = Search { head, routes: &self.routes, best: usize::MAX };
         let path = head.path.strip_prefix('/').unwrap_or(head.path);
         // Most servers serve `/a/` as `/a`, so a trailing slash must not bypass a rule.
         let path = path.strip_suffix('/').unwrap_or(path);
         if let Some(trie) = self.exact.get(head.host) {
-            trie.search(path, head.method, &mut best);
+            trie.search(path, &mut search);
         }
         let mut domain = head.host;
         while let Some((_, parent)) = domain.split_once('.') {
             if let Some(trie) = self.suffix.get(parent) {
-                trie.search(path, head.method, &mut best);
+                trie.search(path, &mut search);
             }
             domain = parent;
         }
-        self.any.search(path, head.method, &mut best);
+        self.any.search(path, &mut search);
+        let best = search.best;
         let Some(route) = self.routes.get(best) else { return RouteMatch { id: None, user: None } };
         let place = route.pattern.user_segment();
         RouteMatch { id: Some(RouteId(best)), user: place.and_then(|place| path.split('/').nth(place)) }
+    }
+}
+
+/// The names of the fields in all conditions, each once.
+fn field_names(routes: &[Route]) -> FieldNames {
+    let mut names = FieldNames::default();
+    let conditions = routes.iter().map(|route| &route.pattern.conditions);
+    for (condition, list) in conditions.flat_map(|conditions| {
+        conditions.headers.iter().map(|header| (header, true)).chain(conditions.query.iter().map(|query| (query, false)))
+    }) {
+        let list = if list { &mut names.headers } else { &mut names.query };
+        if !list.contains(&condition.name) {
+            list.push(condition.name.clone());
+        }
+    }
+    names
+}
+
+/// A search for the first route.
+struct Search<'s> {
+    head: &'s Head<'s>,
+    routes: &'s [Route],
+    /// The lowest number of a route that matches.
+    best: usize,
+}
+
+impl Search<'_> {
+    /// Looks through the routes that end at a node. They are in order.
+    fn improve(&mut self, ends: &[End]) {
+        let matches = |end: &&End| end.methods.contains(self.head.method) && (!end.is_conditional || self.holds(end.route));
+        if let Some(first) = ends.iter().find(matches) {
+            self.best = self.best.min(first.route);
+        }
+    }
+
+    fn holds(&self, route: usize) -> bool {
+        let conditions = self.routes.get(route).map(|route| &route.pattern.conditions);
+        conditions.is_some_and(|conditions| conditions.hold(self.head.client, self.head.fields))
     }
 }
 
@@ -127,11 +175,18 @@ struct Node {
     literals: HashMap<Box<str>, usize>,
     any_segment: Option<usize>,
     /// Routes whose pattern ends here.
-    ends: Vec<(usize, MethodSet)>,
+    ends: Vec<End>,
     /// Routes whose pattern continues with `/**`.
-    tails: Vec<(usize, MethodSet)>,
+    tails: Vec<End>,
     /// The lowest route number at or below this node. The search skips the node if it has found a lower one.
     first: usize,
+}
+
+/// A route whose pattern ends at a node.
+struct End {
+    route: usize,
+    methods: MethodSet,
+    is_conditional: bool,
 }
 
 impl Default for Trie {
@@ -141,7 +196,7 @@ impl Default for Trie {
 }
 
 impl Trie {
-    fn insert(&mut self, path: &PathPattern, methods: MethodSet, route: usize) {
+    fn insert(&mut self, path: &PathPattern, pattern: &Pattern, route: usize) {
         let mut at = 0;
         let improve = |node: &mut Node| node.first = node.first.min(route);
         improve(self.node(at));
@@ -151,7 +206,7 @@ impl Trie {
         }
         let node = self.node(at);
         let list = if path.open_ended { &mut node.tails } else { &mut node.ends };
-        list.push((route, methods));
+        list.push(End { route, methods: pattern.methods, is_conditional: !pattern.conditions.is_empty() });
     }
 
     fn child(&mut self, parent: usize, segment: &Segment) -> usize {
@@ -171,44 +226,37 @@ impl Trie {
         self.nodes.get_mut(at).expect("node numbers come from this trie")
     }
 
-    fn search(&self, path: &str, method: Method, best: &mut usize) {
+    fn search(&self, path: &str, search: &mut Search<'_>) {
         // The path `/` arrives as one empty segment; `visit` also matches it with the pattern that has no segments.
-        self.visit(0, Some(path), method, best);
+        self.visit(0, Some(path), search);
     }
 
     /// The depth is limited by the longest pattern, regardless of the path's length.
-    fn visit(&self, at: usize, rest: Option<&str>, method: Method, best: &mut usize) {
+    fn visit(&self, at: usize, rest: Option<&str>, search: &mut Search<'_>) {
         let Some(node) = self.nodes.get(at) else { return };
-        if node.first >= *best {
+        if node.first >= search.best {
             return;
         }
-        improve(&node.tails, method, best);
+        search.improve(&node.tails);
         let Some(rest) = rest else {
-            improve(&node.ends, method, best);
+            search.improve(&node.ends);
             return;
         };
         if at == 0 && rest.is_empty() {
-            improve(&node.ends, method, best);
+            search.improve(&node.ends);
         }
         let (segment, rest) = match rest.split_once('/') {
             Some((segment, rest)) => (segment, Some(rest)),
             None => (rest, None),
         };
         if let Some(child) = node.literals.get(segment) {
-            self.visit(*child, rest, method, best);
+            self.visit(*child, rest, search);
         }
         if let Some(child) = node.any_segment
             && !segment.is_empty()
         {
-            self.visit(child, rest, method, best);
+            self.visit(child, rest, search);
         }
-    }
-}
-
-fn improve(list: &[(usize, MethodSet)], method: Method, best: &mut usize) {
-    // Routes are inserted in order, so the first one with the method has the lowest number.
-    if let Some((route, _)) = list.iter().find(|(_, methods)| methods.contains(method)) {
-        *best = (*best).min(*route);
     }
 }
 

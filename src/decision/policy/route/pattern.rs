@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::condition::Conditions;
 use super::method::MethodSet;
 
 /// The requests that a route matches: those with one of the hosts, one of the paths, and one of the methods.
@@ -11,6 +12,7 @@ pub struct Pattern {
     /// INVARIANT: the `{user}` segment has the same position in all of them.
     pub paths: Vec<PathPattern>,
     pub methods: MethodSet,
+    pub conditions: Conditions,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -204,14 +206,21 @@ impl Pattern {
         others.iter().all(|other| self.hosts.iter().any(|own| own.covers(other)))
     }
 
-    /// Whether this pattern matches every host and path that `other` matches, regardless of methods.
+    /// Whether this pattern matches every host and path that `other` matches, under its conditions, regardless of methods.
     pub fn covers_target_of(&self, other: &Self) -> bool {
+        self.conditions.cover(&other.conditions) && self.covers_place_of(other)
+    }
+
+    /// Whether this pattern has every host and path that `other` has, regardless of methods and conditions.
+    pub fn covers_place_of(&self, other: &Self) -> bool {
         self.covers_hosts(&other.hosts) && other.paths.iter().all(|other| self.paths.iter().any(|own| own.covers(other)))
     }
 
     /// Whether there is a host and path that both patterns match, regardless of methods.
     pub fn overlaps_target_of(&self, other: &Self) -> bool {
         let hosts_overlap = self.hosts.iter().any(|own| other.hosts.iter().any(|other| own.overlaps(other)));
-        hosts_overlap && self.paths.iter().any(|own| other.paths.iter().any(|other| own.overlaps(other)))
+        hosts_overlap
+            && self.conditions.share_clients(&other.conditions)
+            && self.paths.iter().any(|own| other.paths.iter().any(|other| own.overlaps(other)))
     }
 }

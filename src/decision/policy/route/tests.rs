@@ -1,8 +1,12 @@
 use super::*;
 
 fn route(host: &str, path: &str, methods: MethodSet) -> Route {
-    let pattern =
-        Pattern { hosts: vec![HostPattern::parse(host).unwrap()], paths: vec![PathPattern::parse(path).unwrap()], methods };
+    let pattern = Pattern {
+        hosts: vec![HostPattern::parse(host).unwrap()],
+        paths: vec![PathPattern::parse(path).unwrap()],
+        methods,
+        conditions: Conditions::default(),
+    };
     Route {
         name: path.into(),
         pattern,
@@ -17,7 +21,7 @@ fn route(host: &str, path: &str, methods: MethodSet) -> Route {
 }
 
 fn find<'a>(table: &RouteTable, method: Method, host: &'a str, path: &'a str) -> (Option<usize>, Option<&'a str>) {
-    let found = table.find(&Head { method, host, path });
+    let found = table.find(&Head { method, host, path, client: [192, 0, 2, 1].into(), fields: &NO_FIELDS });
     (found.id.map(RouteId::index), found.user)
 }
 
@@ -86,6 +90,7 @@ fn matching_agrees_with_trying_every_route_in_turn() {
                 hosts: vec![HostPattern::parse(host).unwrap()],
                 paths: vec![PathPattern::parse(&path).unwrap()],
                 methods: MethodSet::NONE.with(method),
+                conditions: Conditions::default(),
             };
             let slow =
                 routes.iter().position(|route| route.pattern.covers_target_of(&exact) && route.pattern.methods.contains(method));
@@ -102,4 +107,29 @@ fn bad_patterns_say_what_would_be_right() {
     for bad in ["", "*.", "a b", "*example.com", "example.com:80"] {
         assert!(HostPattern::parse(bad).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn a_condition_lets_other_requests_pass_to_the_next_route() {
+    let mut routes =
+        vec![route("*", "/a/**", MethodSet::ALL), route("*", "/a/b", MethodSet::ALL), route("*", "/**", MethodSet::ALL)];
+    let header = FieldCondition { name: "x-beta".into(), values: vec!["1".into()] };
+    routes[0].pattern.conditions.headers.push(header);
+    routes[1].pattern.conditions.query.push(FieldCondition { name: "v".into(), values: Vec::new() });
+    let table = RouteTable::build(routes);
+    assert_eq!((&*table.field_names.headers, &*table.field_names.query), (&["x-beta".into()][..], &["v".into()][..]));
+    let client = [192, 0, 2, 1].into();
+    let find = |path, fields: &Fields| {
+        table.find(&Head { method: Method::Get, host: "a.test", path, client, fields }).id.map(RouteId::index)
+    };
+    let fields = |beta: &[&str], v: &[&str]| {
+        let values = |values: &[&str]| values.iter().map(|value| value.as_bytes().into()).collect();
+        Fields { headers: vec![("x-beta".into(), values(beta))], query: vec![("v".into(), values(v))] }
+    };
+    assert_eq!(
+        [find("/a/b", &fields(&["1"], &[])), find("/a/b", &fields(&["2"], &["x"])), find("/a/b", &fields(&[], &[]))],
+        [Some(0), Some(1), Some(2)]
+    );
+    assert_eq!([find("/a/c", &fields(&["1"], &[])), find("/b", &Fields::default())], [Some(0), Some(2)]);
+    assert_eq!(find("/a/b", &NO_FIELDS), Some(2));
 }
