@@ -51,7 +51,7 @@ fn the_owner_rewrites_the_target_and_the_header_fields() {
 #[test]
 fn a_request_that_is_sent_again_is_rewritten_once() {
     let routes = format!(
-        "  - {{ name: api, match: {{ path: \"/api/**\" }}, {OWNED}, rewrite: {{ prefix: /api, with: /api/api }}, request_headers: {{ add: {{ x-hop: one }} }} }}"
+        "  - {{ name: api, match: {{ path: \"/api/**\" }}, {OWNED}, rewrite: {{ prefix: /api, with: /api/api }}, rate_limit: {{ rate: 1/h, burst: 10 }}, request_headers: {{ add: {{ x-hop: one }} }} }}"
     );
     let world = world_with(&routes, |name| vec![Recorder::start(name), Recorder::start(name)]);
     world.eu().upstreams[0].crash();
