@@ -86,7 +86,7 @@ const CALLERS: &[(&str, &[&str], &str)] = &[
     (".redeem(", &["http/pool/upstream.rs", "http/pool/peers.rs"], "only the pools send requests"),
     (
         ".with_question(",
-        &["proxy/request/attempts/peer.rs"],
+        &["proxy/request/attempts/actions.rs", "proxy/request/attempts/peer.rs"],
         "a question beside a permitted request has no ledger line of its own",
     ),
     (

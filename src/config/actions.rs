@@ -8,9 +8,10 @@ use ipnet::IpNet;
 
 use crate::decision::policy::route::{PathPattern, Pattern, Segment};
 use crate::http::compression::Coding;
+use crate::model::service::ServiceId;
 use crate::proxy::Limits;
 use crate::proxy::actions::{
-    Actions, Answer, ClientNetworks, Edits, FixedResponse, PathRewrite, Redirection, Rewrite, Template, is_editable,
+    Actions, Answer, ClientNetworks, Edits, FixedResponse, ForwardAuth, PathRewrite, Redirection, Rewrite, Template, is_editable,
 };
 use crate::proxy::rate_limit::{RateKey, RateLimit};
 
@@ -55,8 +56,12 @@ impl ActionsDraft {
     }
 }
 
+/// Finds a service that every region has.
+type FindService<'f, 'n> = &'f dyn Fn(&Field<'n>) -> Option<ServiceId>;
+
 /// Reads the actions of a route. Every mistake is reported.
-pub fn read(section: &Section<'_>, pattern: Option<&Pattern>) -> Option<ActionsDraft> {
+pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: FindService<'_, 'n>) -> Option<ActionsDraft> {
+    let auth = section.optional("auth").map_or(Some(None), |field| read_auth(&field, find_service).map(Some));
     let clients = section.optional("clients").map_or(Some(ClientNetworks::default()), |field| read_clients(&field));
     let rate_limits = section.optional("rate_limit").map_or(Some(Vec::new()), |field| read_rate_limits(&field));
     let redirect = section.optional("redirect").map(|field| (read_redirect(&field).map(Answer::Redirect), field));
@@ -77,6 +82,7 @@ pub fn read(section: &Section<'_>, pattern: Option<&Pattern>) -> Option<ActionsD
     let actions = Actions {
         clients: clients?,
         rate_limits: rate_limits?,
+        auth: auth?,
         answer: answer?,
         rewrite: rewrite?,
         request_headers: request_headers?,
@@ -141,6 +147,20 @@ fn read_rate_key(field: &Field<'_>) -> Option<RateKey> {
     let text = name.text()?;
     let parsed = HeaderName::from_bytes(text.as_bytes()).ok();
     parsed.map(RateKey::Header).or_else(|| name.report(format!("`{text}` is not a valid header name")))
+}
+
+/// Reads `{ service: auth, path: /verify, copy: [x-auth-user] }`.
+fn read_auth<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Option<ForwardAuth> {
+    let section = field.section()?;
+    let service = section.required("service", "name the service that decides, such as `auth`");
+    let service = service.and_then(|field| find_service(&field));
+    let path = section.required("path", "name the path to request, such as `/verify`").and_then(|field| read_base(&field));
+    let copy = section.optional("copy").map_or(Some(Vec::new()), |field| {
+        let names: Vec<_> = field.one_or_many().iter().map(|item| read_name(item, item.text()?)).collect();
+        names.into_iter().collect()
+    });
+    section.finish();
+    Some(ForwardAuth { service: service?, path: slash_if_empty(path?), copy: copy? })
 }
 
 fn read_codings(field: &Field<'_>) -> Option<Vec<Coding>> {

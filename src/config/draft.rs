@@ -98,6 +98,19 @@ impl<'n> PolicyDraft<'n> {
         found.or_else(|| field.report(format!("unknown service `{name}`{}", suggestion(name, known))))
     }
 
+    /// The service that a field names, if every region has it.
+    pub fn service_of_every_region(&self, field: &Field<'n>) -> Option<ServiceId> {
+        let id = self.service(field)?;
+        let lacks = |region: &&RegionDraft<'_>| !region.services.iter().any(|service| service.id == id);
+        match self.regions.iter().find(lacks) {
+            Some(region) => field.report(format!(
+                "`{}` does not have this service, so that it could not serve the route; add the service to every region",
+                region.name
+            )),
+            None => Some(id),
+        }
+    }
+
     /// The service of a route that names none: the only one, or the one with the standard name.
     pub fn default_service(&self) -> Option<ServiceId> {
         match &self.services[..] {

@@ -236,6 +236,17 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "path: \"/feed/**\", headers: { x-beta: \"1\" }",
         "clients decide by header fields or the query whether `feed` or `rest` matches, so both need the same clearance",
     ),
+    ("data: public, home", "auth: { service: ap, path: / }, data: public, home", "routes[0].auth.service: unknown service `ap`"),
+    (
+        "data: public, home",
+        "auth: { path: /verify }, data: public, home",
+        "routes[0].auth: `service` is missing: name the service that decides",
+    ),
+    (
+        "data: public, home",
+        "auth: { service: app, path: / , copy: [host] }, data: public, home",
+        "routes[0].auth.copy[0]: `host` cannot be changed",
+    ),
     ("data: public, home", "service: ap, data: public, home", "routes[0].service: unknown service `ap`; did you mean `app`?"),
     ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),

@@ -11,6 +11,9 @@ pub const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// The method and the target of a request that an authorization service is asked about.
+pub const X_FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
+pub const X_FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// RFC 9440.
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");

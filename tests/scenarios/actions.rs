@@ -247,3 +247,68 @@ fn a_rate_limit_counts_at_the_owner_for_requests_of_all_regions() {
     let keyed = |tenant: &str| ok(&get(world.us().http, "/keyed/alice", &[("x-tenant", tenant)]));
     assert_eq!([keyed("a"), keyed("a"), keyed("b")], [true, false, true]);
 }
+
+/// An authorization service: it lets requests with the cookie `session=good` pass, and sends others to its login page.
+fn authorizer() -> Recorder {
+    Recorder::with(Arc::new(|request, seen| {
+        Box::pin(async move {
+            let is_good = request.headers().get_all("cookie").iter().any(|cookie| cookie == "session=good");
+            remember(request, &seen).await;
+            let answer = Response::builder();
+            if is_good {
+                return answer.header("x-auth-user", "alice").header("x-other", "1").body(whole("")).unwrap();
+            }
+            let login = "https://login.example.com/";
+            answer.status(302).header("location", login).header("set-cookie", "csrf=1").body(whole("log in")).unwrap()
+        })
+    }))
+    .of_service("auth")
+}
+
+#[test]
+fn a_service_of_the_same_region_decides_which_requests_pass() {
+    let routes = format!(
+        "  - {{ name: guarded, match: {{ path: \"/guarded/{{user}}/**\" }}, service: app, {OWNED}, rewrite: {{ strip_prefix: /guarded }},
+      auth: {{ service: auth, path: /verify, copy: [x-auth-user, x-auth-groups] }} }}
+  - {{ name: page, match: {{ path: \"/page/{{user}}\" }}, {OWNED}, auth: {{ service: auth, path: / }}, respond: {{ body: secret }} }}"
+    );
+    let world = world_with(&routes, |name| vec![Recorder::start(name), Recorder::start(name), authorizer()]);
+    let auth = world.eu().upstream_of("auth");
+    let forged = ("x-auth-groups", "admin");
+    for proxy in [world.eu(), world.us()] {
+        for path in ["/guarded/alice/1?a=b", "/page/alice"] {
+            let refused = post(proxy.http, path, &[("cookie", "session=bad"), forged], "a body that nobody reads");
+            assert_eq!((refused.status, refused.text()), (StatusCode::FOUND, "log in"));
+            assert_eq!(refused.headers["location"], "https://login.example.com/");
+            assert_eq!(refused.headers["set-cookie"], "csrf=1");
+        }
+    }
+    world.eu().upstreams[..2].iter().for_each(Recorder::assert_no_requests);
+    assert_eq!(auth.seen().len(), 4);
+    let asked = auth.seen()[0].clone();
+    assert_eq!((asked.target.as_str(), asked.body.len()), ("/verify?a=b", 0));
+    let fields =
+        ["x-forwarded-method", "x-forwarded-uri", "x-forwarded-for"].map(|name| asked.headers[name].to_str().unwrap().to_owned());
+    assert_eq!(fields, ["POST", "/guarded/alice/1?a=b", "127.0.0.1"]);
+    assert!(!asked.headers.contains_key("x-auth-groups") && !asked.headers.contains_key("domicile-request"));
+    for proxy in [world.eu(), world.us()] {
+        let good = [("cookie", "session=good"), forged, ("x-auth-user", "mallory")];
+        assert_eq!(post(proxy.http, "/guarded/alice/1", &good, "body").text(), "eu-west");
+        assert_eq!(get(proxy.http, "/page/alice", &good).text(), "secret");
+    }
+    for seen in world.eu().upstreams[..2].iter().flat_map(Recorder::seen) {
+        assert_eq!((seen.target.as_str(), &*seen.body), ("/alice/1", &b"body"[..]));
+        assert_eq!(seen.headers.get_all("x-auth-user").iter().collect::<Vec<_>>(), ["alice"]);
+        assert!(!seen.headers.contains_key("x-auth-groups"));
+    }
+    // Once for the request, also if it is sent again.
+    world.eu().upstreams[0].crash();
+    let before = auth.seen().len();
+    (0..6).for_each(|_| assert_eq!(get(world.eu().http, "/guarded/alice/1", &[("cookie", "session=good")]).text(), "eu-west"));
+    assert_eq!(auth.seen().len(), before + 6);
+    // Without the service nobody passes.
+    auth.crash();
+    let closed = get(world.us().http, "/guarded/alice/1", &[("cookie", "session=good")]);
+    assert_eq!((closed.status, closed.code().as_str()), (StatusCode::BAD_GATEWAY, "upstream.unreachable"));
+    [world.us(), world.jp()].iter().for_each(|region| region.upstreams.iter().for_each(Recorder::assert_no_requests));
+}

@@ -10,9 +10,11 @@ mod edits;
 mod rewrite;
 mod template;
 
+use http::HeaderName;
 use ipnet::IpNet;
 
 use crate::http::compression::Coding;
+use crate::model::service::ServiceId;
 
 use super::Limits;
 use super::rate_limit::RateLimit;
@@ -28,6 +30,7 @@ pub use template::{Template, TemplateError, Values};
 pub struct Actions {
     pub clients: ClientNetworks,
     pub rate_limits: Vec<RateLimit>,
+    pub auth: Option<ForwardAuth>,
     /// The response of the proxy itself, instead of one of an app server.
     pub answer: Option<Answer>,
     pub rewrite: Rewrite,
@@ -53,6 +56,16 @@ impl ClientNetworks {
         let is_in = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&client));
         (self.allow.is_empty() || is_in(&self.allow)) && !is_in(&self.deny)
     }
+}
+
+/// A service that decides whether a request may pass.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ForwardAuth {
+    /// A service of the same region.
+    pub service: ServiceId,
+    pub path: Box<str>,
+    /// The fields of its response that the app server gets. The client cannot set them.
+    pub copy: Vec<HeaderName>,
 }
 
 #[cfg(test)]

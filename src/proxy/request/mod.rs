@@ -13,7 +13,6 @@ mod response;
 mod timeouts;
 mod tunnel;
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -49,8 +48,8 @@ use super::intake::{self, Intake, Verifiers};
 use super::worker::Worker;
 use super::{Snapshot, headers, reply};
 
-use attempts::Forwarding;
 use attempts::forward::AttemptOptions;
+use attempts::{ActionsDone, Forwarding};
 use context::Context;
 use informational::InformationalResponses;
 use log::RequestLog;
@@ -314,7 +313,7 @@ async fn forward(
         informational: informational.as_ref().map(InformationalResponses::queue),
         is_fresh: false,
     };
-    let forwarding = Forwarding { context, intake, lease, options, is_admitted: Cell::new(false) };
+    let forwarding = Forwarding { context, intake, lease, options, done: ActionsDone::default() };
     let work = std::pin::pin!(forwarding.run(itinerary, request));
     match informational {
         Some(informational) => informational.relay_during(work, lease).await,

@@ -1,13 +1,12 @@
 //! The attempts at one request: sends it to the stops of its itinerary, and at the local stop to its upstreams, until
 //! there is a response. Each attempt has its own permit.
 
+mod actions;
 pub(super) mod forward;
 mod peer;
 mod plan;
 
-use std::cell::Cell;
 use std::future::poll_fn;
-use std::hash::{Hash, Hasher};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
@@ -28,13 +27,14 @@ use crate::model::region::RegionId;
 use crate::model::service::ServiceId;
 use crate::peer::fields;
 
-use crate::proxy::actions::{Actions, set_path};
-use crate::proxy::intake::{Intake, cookies, forward_identity};
-use crate::services::{Balance, HashKey};
+use crate::proxy::actions::set_path;
+use crate::proxy::intake::{Intake, forward_identity};
 
 use super::context::Context;
 use forward::{AttemptOptions, Failure, Response, copy_head, may_retry};
 use plan::{Attempts, Target};
+
+pub(super) use actions::ActionsDone;
 
 /// The copies of a request that another attempt needs, made before the request is sent.
 struct Copies {
@@ -69,8 +69,7 @@ pub(super) struct Forwarding<'a> {
     pub intake: &'a Intake,
     pub lease: &'a Rc<Lease>,
     pub options: AttemptOptions<'a>,
-    /// The request was counted towards the rate limits.
-    pub is_admitted: Cell<bool>,
+    pub done: ActionsDone,
 }
 
 impl Forwarding<'_> {
@@ -149,6 +148,14 @@ impl Forwarding<'_> {
                 self.lease.leave();
                 continue;
             }
+            if let Some(response) = self.authorize(&target, &permitted).await? {
+                return Ok((target.stop().region(), response));
+            }
+            if !self.is_current(&attempts) {
+                request = permitted.give_back();
+                self.lease.leave();
+                continue;
+            }
             let Copies { spare, original, has_another } = self.prepare(&target, permitted.request_mut(), &attempts, is_second);
             if std::mem::take(&mut is_retry) {
                 self.context.worker.load.retries.withdraw();
@@ -178,19 +185,6 @@ impl Forwarding<'_> {
         route_of(&judged.decision.trail, judged.moment.policy()).and_then(|route| route.service)
     }
 
-    /// The key by which the service chooses an upstream for this request; `None` if it chooses by load.
-    fn balance_key(&self, request: &Request<Body>) -> Option<u64> {
-        let service = self.service().and_then(|service| self.context.snapshot.services.get(service))?;
-        let Balance::Hash(key) = &service.settings.balance else { return None };
-        let mut hasher = std::hash::DefaultHasher::new();
-        match key {
-            HashKey::User => self.lease.judged().user.as_ref().map(|(user, _)| user.hash(&mut hasher))?,
-            HashKey::Header(name) => request.headers().get(name)?.as_bytes().hash(&mut hasher),
-            HashKey::Cookie(name) => cookies(request.headers(), name).next()?.hash(&mut hasher),
-        }
-        Some(hasher.finish())
-    }
-
     /// Whether the itinerary was made under the newest moment, and the request is still cleared.
     fn is_current(&self, attempts: &Attempts) -> bool {
         let newest = self.context.worker.moment();
@@ -217,12 +211,9 @@ impl Forwarding<'_> {
                 let is_changed = actions.is_some() || !selected.upstream.base.is_empty();
                 let may_differ = attempts.has_another_stop() || (has_another && is_changed);
                 let original = may_differ.then(|| (request.headers().clone(), request.uri().clone()));
-                let (snapshot, headers) = (&self.context.snapshot, request.headers_mut());
-                headers.remove(fields::REQUEST);
-                forward_identity(headers, &self.intake.question, &snapshot.intake, snapshot.tokens.as_deref());
+                self.adapt_headers(request.headers_mut());
                 if let Some(actions) = actions {
-                    actions.rewrite.apply(request);
-                    self.edit(request, actions);
+                    self.act(request, actions);
                 }
                 if !selected.upstream.base.is_empty() {
                     let path = format!("{}{}", selected.upstream.base, request.uri().path());
@@ -239,43 +230,11 @@ impl Forwarding<'_> {
         }
     }
 
-    /// Whether the actions of the route let this region serve the request. A request counts once towards the rate limits.
-    fn admit(&self, request: &Request<Body>) -> Result<(), Code> {
-        let Some(actions) = &self.context.actions else { return Ok(()) };
-        let client = self.intake.question.client;
-        if !actions.clients.admit(client) {
-            return Err(Code::ClientDenied);
-        }
-        if actions.rate_limits.is_empty() || self.is_admitted.replace(true) {
-            return Ok(());
-        }
-        let judged = self.lease.judged();
-        let route = route_of(&judged.decision.trail, judged.moment.policy()).map_or("", |route| &route.name);
-        let (user, now) = (judged.user.as_ref().map(|(user, _)| user.as_str()), std::time::Instant::now());
-        for (index, limit) in actions.rate_limits.iter().enumerate() {
-            let key = limit.key(client, user, request.headers());
-            self.context.worker.shared.rates.take(limit, (route, index), &key, now).map_err(|exceeded| {
-                self.context.exceeded.set(Some(exceeded));
-                Code::RateLimited
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Changes the header fields of a request as its route says.
-    fn edit(&self, request: &mut Request<Body>, actions: &Actions) {
-        let edits = &actions.request_headers;
-        if !edits.is_empty() {
-            let judged = self.lease.judged();
-            self.context.with_values(self.intake, &judged, |values| edits.apply(request.headers_mut(), values));
-        }
-    }
-
-    /// The response of the route itself, which needs no app server.
-    fn answer(&self) -> Option<Response> {
-        let answer = self.context.actions.as_ref()?.answer.as_ref()?;
-        let response = self.context.with_values(self.intake, &self.lease.judged(), |values| answer.response(values))?;
-        Some(Response::of_proxy(response))
+    /// Adapts the header fields of a request to an app server: removes the envelope, our own cookie and credentials that do not verify.
+    fn adapt_headers(&self, headers: &mut HeaderMap) {
+        let snapshot = &self.context.snapshot;
+        headers.remove(fields::REQUEST);
+        forward_identity(headers, &self.intake.question, &snapshot.intake, snapshot.tokens.as_deref());
     }
 
     async fn permit(&self, stop: Stop, request: BoxedRequest) -> Result<Permitted<BoxedRequest>, Code> {

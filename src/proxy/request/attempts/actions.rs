@@ -1,0 +1,159 @@
+//! Runs the actions of a route at the region that serves the request.
+
+use std::cell::{Cell, RefCell};
+use std::hash::{Hash, Hasher};
+use std::pin::pin;
+use std::sync::Arc;
+
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING};
+use http::{Method, Request};
+use tokio::time::Instant;
+
+use crate::decision::permit::Permitted;
+use crate::decision::route_of;
+use crate::http::body::Body;
+use crate::http::names::{X_FORWARDED_METHOD, X_FORWARDED_URI};
+use crate::http::pool::BoxedRequest;
+use crate::model::outcome::Code;
+use crate::proxy::actions::{Actions, ForwardAuth, set_path};
+use crate::proxy::intake::cookies;
+use crate::services::{Balance, HashKey, Selection};
+
+use super::forward::{self, AttemptOptions, Response};
+use super::plan::{Selected, Target};
+use super::{Forwarding, Stopped};
+
+/// The actions that were done for a request, and are not done again in its next attempt.
+#[derive(Default)]
+pub(in crate::proxy::request) struct ActionsDone {
+    /// The request was counted towards the rate limits.
+    is_admitted: Cell<bool>,
+    /// The fields of the authorization service's response for the app server, once it has let the request pass.
+    authorization: RefCell<Option<Vec<CopiedField>>>,
+}
+
+/// A field for the app server; without a value it is removed.
+type CopiedField = (HeaderName, Option<HeaderValue>);
+
+impl Forwarding<'_> {
+    /// The key by which the service chooses an upstream for this request; `None` if it chooses by load.
+    pub(super) fn balance_key(&self, request: &Request<Body>) -> Option<u64> {
+        let service = self.service().and_then(|service| self.context.snapshot.services.get(service))?;
+        let Balance::Hash(key) = &service.settings.balance else { return None };
+        let mut hasher = std::hash::DefaultHasher::new();
+        match key {
+            HashKey::User => self.lease.judged().user.as_ref().map(|(user, _)| user.hash(&mut hasher))?,
+            HashKey::Header(name) => request.headers().get(name)?.as_bytes().hash(&mut hasher),
+            HashKey::Cookie(name) => cookies(request.headers(), name).next()?.hash(&mut hasher),
+        }
+        Some(hasher.finish())
+    }
+
+    /// Whether the actions of the route let this region serve the request. A request counts once towards the rate limits.
+    pub(super) fn admit(&self, request: &Request<Body>) -> Result<(), Code> {
+        let Some(actions) = &self.context.actions else { return Ok(()) };
+        let client = self.intake.question.client;
+        if !actions.clients.admit(client) {
+            return Err(Code::ClientDenied);
+        }
+        if actions.rate_limits.is_empty() || self.done.is_admitted.replace(true) {
+            return Ok(());
+        }
+        let judged = self.lease.judged();
+        let route = route_of(&judged.decision.trail, judged.moment.policy()).map_or("", |route| &route.name);
+        let (user, now) = (judged.user.as_ref().map(|(user, _)| user.as_str()), std::time::Instant::now());
+        for (index, limit) in actions.rate_limits.iter().enumerate() {
+            let key = limit.key(client, user, request.headers());
+            self.context.worker.shared.rates.take(limit, (route, index), &key, now).map_err(|exceeded| {
+                self.context.exceeded.set(Some(exceeded));
+                Code::RateLimited
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The response of the route itself, which needs no app server.
+    pub(super) fn answer(&self) -> Option<Response> {
+        let answer = self.context.actions.as_ref()?.answer.as_ref()?;
+        let response = self.context.with_values(self.intake, &self.lease.judged(), |values| answer.response(values))?;
+        Some(Response::of_proxy(response))
+    }
+
+    /// Changes the target and the header fields of a request as its route says.
+    pub(super) fn act(&self, request: &mut Request<Body>, actions: &Actions) {
+        actions.rewrite.apply(request);
+        for (name, value) in self.done.authorization.borrow().iter().flatten() {
+            match value {
+                Some(value) => drop(request.headers_mut().insert(name, value.clone())),
+                None => drop(request.headers_mut().remove(name)),
+            }
+        }
+        let edits = &actions.request_headers;
+        if !edits.is_empty() {
+            let judged = self.lease.judged();
+            self.context.with_values(self.intake, &judged, |values| edits.apply(request.headers_mut(), values));
+        }
+    }
+
+    /// Asks the authorization service of the route, once for all attempts. Returns its response if it does not let the request pass.
+    pub(super) async fn authorize(
+        &self,
+        target: &Target,
+        permitted: &Permitted<BoxedRequest>,
+    ) -> Result<Option<Response>, Stopped> {
+        let is_local = matches!(target, Target::Proxy(_) | Target::Upstream(..));
+        let Some(auth) = self.context.actions.as_ref().and_then(|actions| actions.auth.as_ref()).filter(|_| is_local) else {
+            return Ok(None);
+        };
+        if self.done.authorization.borrow().is_some() {
+            return Ok(None);
+        }
+        let mut selected = self.select_authorizer(auth).await?;
+        let mut question = Box::new(question(auth, permitted.request()));
+        self.adapt_headers(question.headers_mut());
+        let question = permitted.with_question(question);
+        let progress = Default::default();
+        let options = AttemptOptions { body: &progress, upgrade: None, informational: None, is_fresh: false, ..self.options };
+        let limits = &self.context.snapshot.limits;
+        let work = pin!(forward::to_upstream(&self.context.worker, limits, &mut selected, question, None, &options));
+        let response = self.while_cleared(work).await?.map_err(|failure| Stopped::Refused(failure.code))?;
+        if !response.head.status.is_success() {
+            return Ok(Some(response));
+        }
+        let copied = auth.copy.iter().map(|name| (name.clone(), response.head.headers.get(name).cloned()));
+        self.done.authorization.replace(Some(copied.collect()));
+        Ok(None)
+    }
+
+    async fn select_authorizer(&self, auth: &ForwardAuth) -> Result<Selected, Code> {
+        let service = self.context.snapshot.services.get(auth.service).ok_or(Code::UpstreamUnreachable)?;
+        let deadline = self.options.deadline.map(Instant::into_std);
+        match self.context.worker.load.select_or_queue(service, &[], None, deadline).await {
+            Selection::Upstream(upstream, outstanding) => {
+                Ok(Selected { service: Arc::clone(service), upstream, outstanding: Some(outstanding) })
+            }
+            Selection::Full => Err(Code::Overloaded),
+            Selection::None => Err(Code::UpstreamUnreachable),
+        }
+    }
+}
+
+/// The question to the authorization service: a GET without a body, with the header fields of the request, and its method and target
+/// in two more.
+fn question(auth: &ForwardAuth, request: &Request<Body>) -> Request<Body> {
+    let mut question = Request::new(Body::empty());
+    *question.headers_mut() = request.headers().clone();
+    for name in [CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TE, TRAILER, TRANSFER_ENCODING].iter().chain(&auth.copy) {
+        question.headers_mut().remove(name);
+    }
+    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    for (name, value) in [(X_FORWARDED_METHOD, request.method().as_str()), (X_FORWARDED_URI, target)] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            question.headers_mut().insert(name, value);
+        }
+    }
+    *question.method_mut() = Method::GET;
+    *question.uri_mut() = request.uri().clone();
+    set_path(&mut question, &auth.path);
+    question
+}
