@@ -290,6 +290,7 @@ fn shared(
         phase,
         connections: Connections::default(),
         requests: Arc::default(),
+        compressions: Arc::default(),
         rates: RateLimits::default(),
         handshakes: Gauge::default(),
         peer_connections: Arc::default(),

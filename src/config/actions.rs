@@ -100,6 +100,10 @@ fn read_rate_limits(field: &Field<'_>) -> Option<Vec<RateLimit>> {
 }
 
 fn read_rate_limit(field: &Field<'_>) -> Option<RateLimit> {
+    if !field.is_section() {
+        let (requests, period) = read_rate(field)?;
+        return Some(RateLimit { by: RateKey::Client, requests, period, burst: burst_of(requests, period) });
+    }
     let section = field.section()?;
     let rate = section.required("rate", "write a number of requests and a unit, such as `100/s`, `600/m` or `5000/h`");
     let rate = rate.and_then(|field| read_rate(&field));
@@ -107,10 +111,13 @@ fn read_rate_limit(field: &Field<'_>) -> Option<RateLimit> {
     let by = section.optional("by").map_or(Some(RateKey::Client), |field| read_rate_key(&field));
     section.finish();
     let (requests, period) = rate?;
-    // Without a burst, the requests of one second may come at once.
-    let in_a_second = (f64::from(requests) / period.as_secs_f64()).ceil().max(1.0) as u32;
-    let burst = burst.map_or(Some(in_a_second), |burst| burst.map(|burst| burst as u32))?;
+    let burst = burst.map_or(Some(burst_of(requests, period)), |burst| burst.map(|burst| burst as u32))?;
     Some(RateLimit { by: by?, requests, period, burst })
+}
+
+/// The burst of a limit that names none: the requests of ten seconds.
+fn burst_of(requests: u32, period: Duration) -> u32 {
+    (f64::from(requests) * 10.0 / period.as_secs_f64()).ceil().max(1.0) as u32
 }
 
 fn read_rate(field: &Field<'_>) -> Option<(u32, Duration)> {
@@ -132,13 +139,13 @@ fn read_rate(field: &Field<'_>) -> Option<(u32, Duration)> {
 
 fn read_rate_key(field: &Field<'_>) -> Option<RateKey> {
     if !field.is_section() {
-        let words = [("client", ()), ("user", ()), ("route", ())];
-        field.word(&words)?;
-        return Some(match field.text()? {
-            "user" => RateKey::User,
-            "route" => RateKey::Route,
-            _ => RateKey::Client,
-        });
+        let text = field.text()?;
+        return match text {
+            "client" => Some(RateKey::Client),
+            "user" => Some(RateKey::User),
+            "route" => Some(RateKey::Route),
+            _ => field.report(format!("`{text}` is not a valid key; write `client`, `user`, `route` or `{{ header: NAME }}`")),
+        };
     }
     let section = field.section()?;
     let name = section.required("header", "name a header field, or write `client`, `user` or `route`");
@@ -197,7 +204,12 @@ fn read_limits(section: &Section<'_>) -> Option<LimitsDraft> {
 
 fn read_clients(field: &Field<'_>) -> Option<ClientNetworks> {
     let section = field.section()?;
-    let networks = |key| section.optional(key).map_or(Some(Vec::new()), |field| read_networks(&field));
+    let networks = |key| {
+        section.optional(key).map_or(Some(Vec::new()), |field| match read_networks(&field)? {
+            networks if networks.is_empty() => field.report("this list is empty; name at least one network, or remove it"),
+            networks => Some(networks),
+        })
+    };
     let (allow, deny) = (networks("allow"), networks("deny"));
     section.finish();
     Some(ClientNetworks { allow: allow?, deny: deny? })
@@ -244,7 +256,9 @@ fn read_redirect(field: &Field<'_>) -> Option<Redirection> {
 
 fn read_target(field: &Field<'_>) -> Option<Template> {
     let text = field.text()?;
-    if !text.starts_with(['/', '{']) && !text.starts_with("http://") && !text.starts_with("https://") {
+    let is_path = text.starts_with('/') || (text.starts_with("{path}") && text != "{path}");
+    let is_url = ["http://", "https://", "{scheme}://"].iter().any(|beginning| text.starts_with(beginning));
+    if !is_path && !is_url {
         return field.report(format!("`{text}` is not a valid target; begin it with `/`, `http://` or `https://`"));
     }
     read_template(field)
@@ -267,7 +281,7 @@ fn read_respond(field: &Field<'_>) -> Option<FixedResponse> {
     section.finish();
     let (status, body) = (status?, body.map_or(Some(None), |(body, field)| body.map(|body| Some((body, field)))));
     let body = body?;
-    let takes_no_body = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    let takes_no_body = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED].contains(&status);
     if let (Some((_, field)), true) = (&body, takes_no_body) {
         return field.report(format!("a response with status {} has no body; remove it", status.as_u16()));
     }

@@ -191,12 +191,12 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "\"http://127.0.0.1:1\"]",
         "\"http://127.0.0.1:1\"], balance: { hash: usr }",
-        "balance.hash: `usr` is not a valid value; did you mean `user`?",
+        "balance.hash: `usr` is not a valid key; write `user`, `{ header: NAME }` or `{ cookie: NAME }`",
     ),
     (
         "\"http://127.0.0.1:1\"]",
         "\"http://127.0.0.1:1\"], balance: random",
-        "balance: `random` is not a valid value; expected one of `least_busy`",
+        "balance: `random` is not a valid balance; write `least_busy`, or `{ hash: user }`",
     ),
     (
         "\"http://127.0.0.1:1\"]",
@@ -222,7 +222,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "data: public, home",
         "rate_limit: [{ rate: 1/s, by: ip }], data: public, home",
-        "routes[0].rate_limit[0].by: `ip` is not a valid value",
+        "routes[0].rate_limit[0].by: `ip` is not a valid key; write `client`, `user`, `route` or `{ header: NAME }`",
     ),
     (
         "path: \"/feed/**\"",
@@ -247,6 +247,11 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "auth: { service: app, path: / , copy: [host] }, data: public, home",
         "routes[0].auth.copy[0]: `host` cannot be changed",
     ),
+    ("data: public, home", "clients: { allow: [] }, data: public, home", "routes[0].clients.allow: this list is empty"),
+    ("data: public, home", "redirect: \"{uri}\", data: public, home", "routes[0].redirect: `{uri}` is not a valid target"),
+    ("data: public, home", "redirect: \"{host}/a\", data: public, home", "routes[0].redirect: `{host}/a` is not a valid target"),
+    ("data: public, home", "respond: { status: 205, body: x }, data: public, home", "a response with status 205 has no body"),
+    ("data: public, home", "rate_limit: [100/x], data: public, home", "routes[0].rate_limit[0]: `100/x` is not a valid rate"),
     ("data: public, home", "service: ap, data: public, home", "routes[0].service: unknown service `ap`; did you mean `app`?"),
     ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),
@@ -365,7 +370,7 @@ fn a_route_names_a_service_that_a_region_may_serve_it_with() {
     let unserved = problems(&text);
     assert!(
         unserved[0].contains(
-            "no request of this route can be served: only eu-west has the service `api`, and may never process `restricted`"
+            "no request of this route can be served: the service `api` is only in eu-west, where `restricted` may never be processed"
         ),
         "{unserved:?}"
     );

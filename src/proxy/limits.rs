@@ -45,6 +45,8 @@ pub struct Limits {
     pub requests_per_connection: usize,
     /// Requests in flight in total, until their responses or tunnels end; more get 503.
     pub requests: usize,
+    /// Responses that are compressed at the same time, with at most 2 MiB each; more are sent as they are.
+    pub compressions: usize,
     /// TLS handshakes of clients in progress in total, and as many connections that have not proven a peer's region yet; more
     /// connections are closed.
     pub handshakes: usize,
@@ -89,6 +91,7 @@ impl Default for Limits {
             streams: 100,
             requests_per_connection: 10_000,
             requests: 10_000,
+            compressions: 250,
             handshakes: 1_000,
             resets: 50,
             // gRPC clients send tens of PING frames per second to measure bandwidth; floods send a hundred thousand.

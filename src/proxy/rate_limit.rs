@@ -30,7 +30,7 @@ pub struct RateLimit {
 pub enum RateKey {
     /// The client's IPv4 address or IPv6 /64.
     Client,
-    /// The user whose data is touched; the client where there is none.
+    /// The caller, if its key is proven; otherwise the client.
     User,
     /// The value of a header field; the client where there is none.
     Header(HeaderName),
@@ -45,6 +45,8 @@ pub enum Key<'a> {
     User(&'a str),
     Header(&'a [u8]),
     Route,
+    /// All keys that have no bucket while there are too many.
+    Overflow,
 }
 
 /// A request that exceeds a limit.
@@ -73,7 +75,7 @@ impl RateLimit {
     }
 }
 
-/// The most buckets that are not full; requests with further keys are not limited. They take about 40 MB.
+/// The most buckets that are not full, about 40 MB. Further keys of a limit share one bucket.
 const MAX_BUCKETS: usize = 1_000_000;
 
 /// How often full buckets are removed.
@@ -86,6 +88,7 @@ pub struct RateLimits {
     hasher: RandomState,
     /// The number of buckets, roughly.
     count: AtomicUsize,
+    most: usize,
     started: Instant,
     swept_at: AtomicU64,
 }
@@ -96,6 +99,7 @@ impl Default for RateLimits {
             buckets: DashMap::new(),
             hasher: RandomState::new(),
             count: AtomicUsize::new(0),
+            most: MAX_BUCKETS,
             started: Instant::now(),
             swept_at: AtomicU64::new(0),
         }
@@ -109,8 +113,13 @@ impl RateLimits {
         self.sweep(now);
         let (interval, burst) = (nanos(limit.interval()).max(1), u64::from(limit.burst));
         let most = interval.saturating_mul(burst.saturating_sub(1));
-        match self.buckets.entry(self.hasher.hash_one((route, index, key))) {
-            Entry::Vacant(_) if self.count.load(Ordering::Relaxed) >= MAX_BUCKETS => Ok(()),
+        // Another rate or burst begins with full buckets.
+        let bucket_of = |key: &Key<'_>| self.hasher.hash_one((route, index, interval, burst, key));
+        let mut number = bucket_of(key);
+        if self.count.load(Ordering::Relaxed) >= self.most && !self.buckets.contains_key(&number) {
+            number = bucket_of(&Key::Overflow);
+        }
+        match self.buckets.entry(number) {
             Entry::Vacant(free) => {
                 self.count.fetch_add(1, Ordering::Relaxed);
                 free.insert(now.saturating_add(interval));
@@ -134,12 +143,27 @@ impl RateLimits {
         if is_due && self.swept_at.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             self.buckets.retain(|_, full_at| *full_at > now);
             self.count.store(self.buckets.len(), Ordering::Relaxed);
+            if self.buckets.len() >= self.most {
+                tracing::warn!(keys = self.most, "too many clients of rate limits; further ones share a bucket");
+            }
         }
     }
 }
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const LEFT: HeaderName = HeaderName::from_static("ratelimit");
+
+/// Copies the fields of [`Exceeded::write`] from the owner's refusal to ours, if it has them.
+pub fn copy_fields(from: &HeaderMap, to: &mut HeaderMap) {
+    if from.contains_key(LEFT) {
+        for name in [RETRY_AFTER, POLICY, LEFT] {
+            from.get(&name).into_iter().for_each(|value| drop(to.insert(name.clone(), value.clone())));
+        }
+    }
 }
 
 impl Exceeded {
@@ -149,8 +173,8 @@ impl Exceeded {
         let retry_after = seconds(self.retry_after);
         headers.insert(RETRY_AFTER, HeaderValue::from(retry_after));
         let policy = format!("\"route\";q={};w={}", self.burst, seconds(self.window));
-        for (name, text) in [("ratelimit-policy", policy), ("ratelimit", format!("\"route\";r=0;t={retry_after}"))] {
-            headers.insert(HeaderName::from_static(name), HeaderValue::try_from(text).expect("digits are a valid field value"));
+        for (name, text) in [(POLICY, policy), (LEFT, format!("\"route\";r=0;t={retry_after}"))] {
+            headers.insert(name, HeaderValue::try_from(text).expect("digits are a valid field value"));
         }
     }
 }
@@ -199,6 +223,27 @@ mod tests {
         exceeded.write(&mut headers);
         let fields = ["retry-after", "ratelimit-policy", "ratelimit"].map(|name| headers[name].to_str().unwrap().to_owned());
         assert_eq!(fields, ["2", "\"route\";q=3;w=6", "\"route\";r=0;t=2"]);
+    }
+
+    #[test]
+    fn too_many_keys_share_a_bucket() {
+        let limits = RateLimits { most: 3, ..RateLimits::default() };
+        let limit = limit(1, 60, 2);
+        let take = |last| limits.take(&limit, ("a", 0), &client(last), limits.started).is_ok();
+        assert_eq!((1..=3).map(take).collect::<Vec<_>>(), [true; 3]);
+        assert_eq!(
+            (4..=8).map(take).collect::<Vec<_>>(),
+            [true, true, false, false, false],
+            "a burst of two for all further keys"
+        );
+        assert!(take(1), "a known key keeps its own bucket");
+    }
+
+    #[test]
+    fn a_new_rate_begins_with_full_buckets() {
+        let limits = RateLimits::default();
+        let take = |limit: &RateLimit| limits.take(limit, ("a", 0), &client(1), limits.started).is_ok();
+        assert!(take(&limit(1, 3600, 1)) && !take(&limit(1, 3600, 1)) && take(&limit(2, 3600, 1)) && take(&limit(1, 3600, 2)));
     }
 
     #[test]

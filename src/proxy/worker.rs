@@ -36,6 +36,8 @@ pub struct Shared {
     pub connections: Connections,
     /// Requests whose response or tunnel has not ended.
     pub requests: Arc<Gauge>,
+    /// Responses that are being compressed.
+    pub compressions: Arc<Gauge>,
     pub rates: RateLimits,
     /// TLS handshakes in progress.
     pub handshakes: Gauge,

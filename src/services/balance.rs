@@ -18,18 +18,25 @@ use super::{Service, Upstream};
 #[derive(Default)]
 pub struct Load {
     outstanding: RefCell<HashMap<Box<str>, Rc<Cell<usize>>>>,
-    waiting: Cell<usize>,
-    freed: Rc<Notify>,
+    /// By the numbers of the services.
+    queues: RefCell<Vec<Rc<Queue>>>,
     pub retries: RetryBudget,
 }
 
+/// The requests that wait for an upstream of one service.
+#[derive(Default)]
+struct Queue {
+    waiting: Cell<usize>,
+    freed: Notify,
+}
+
 /// One outstanding request at an upstream; dropping the value ends the count.
-pub struct Outstanding(Rc<Cell<usize>>, Rc<Notify>);
+pub struct Outstanding(Rc<Cell<usize>>, Rc<Queue>);
 
 impl Drop for Outstanding {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
-        self.1.notify_one();
+        self.1.freed.notify_one();
     }
 }
 
@@ -80,27 +87,28 @@ impl Load {
     /// The candidate with the highest weighted rendezvous hash of the key (Thaler and Ravishankar 1998) that has at most
     /// [`BOUND`] times its share of the outstanding requests (Mirrokni, Thorup and Zadimoghaddam 2016).
     fn hash(&self, service: &Service, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, key: u64) -> Selection {
-        let candidates = || service.all().iter().filter(&is_candidate);
         let load = |upstream: &Upstream| self.cell(upstream).get();
+        let limit = service.settings.circuit.requests;
+        // An upstream at its limit has no share, so that the others can take its keys.
+        let candidates = || service.all().iter().filter(|upstream| is_candidate(upstream) && load(upstream) < limit);
         let (total, weights) =
             candidates().fold((1, 0), |(total, weights), upstream| (total + load(upstream), weights + upstream.weight));
-        let limit = service.settings.circuit.requests;
         let has_room = |upstream: &&Arc<Upstream>| {
             let share = total as f64 * f64::from(upstream.weight) / f64::from(weights);
-            load(upstream) < limit && (load(upstream) as f64) < (share * BOUND).ceil()
+            (load(upstream) as f64) < (share * BOUND).ceil()
         };
         let by_score = |one: &&Arc<Upstream>, other: &&Arc<Upstream>| score(one, key).total_cmp(&score(other, key));
         match candidates().filter(has_room).max_by(by_score) {
-            Some(upstream) => self.take(upstream),
-            None if candidates().next().is_some() => Selection::Full,
+            Some(upstream) => self.take(service, upstream),
+            None if service.all().iter().any(|upstream| is_candidate(&upstream)) => Selection::Full,
             None => Selection::None,
         }
     }
 
-    fn take(&self, upstream: &Arc<Upstream>) -> Selection {
+    fn take(&self, service: &Service, upstream: &Arc<Upstream>) -> Selection {
         let cell = self.cell(upstream);
         cell.set(cell.get() + 1);
-        Selection::Upstream(Arc::clone(upstream), Outstanding(cell, Rc::clone(&self.freed)))
+        Selection::Upstream(Arc::clone(upstream), Outstanding(cell, self.queue(service)))
     }
 
     fn draw(&self, service: &Service, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, now: Instant) -> Selection {
@@ -119,7 +127,7 @@ impl Load {
         };
         let is_other = !Arc::ptr_eq(first, second);
         let upstream = if is_other && cost(second) < cost(first) { second } else { first };
-        self.take(upstream)
+        self.take(service, upstream)
     }
 
     /// Takes an upstream as [`Load::select`] does. If all are full, the request waits in a FIFO queue, at most for the queue
@@ -131,34 +139,42 @@ impl Load {
         key: Option<u64>,
         deadline: Option<Instant>,
     ) -> Selection {
-        let circuit = &service.settings.circuit;
-        if self.waiting.get() == 0 || !tried.is_empty() {
+        let (circuit, queue) = (&service.settings.circuit, self.queue(service));
+        if queue.waiting.get() == 0 || !tried.is_empty() {
             match self.select(service, tried, key) {
                 Selection::Full if tried.is_empty() => {}
                 selection => return selection,
             }
         }
-        if self.waiting.get() >= circuit.queue {
+        if queue.waiting.get() >= circuit.queue {
             return Selection::Full;
         }
-        let _slot = QueueSlot::take(&self.waiting);
+        let _slot = QueueSlot::take(&queue.waiting);
         // Wake the longest waiter, because capacity can grow without the end of a request: an upstream comes back, or a reload
         // raises the limit.
-        self.freed.notify_one();
+        queue.freed.notify_one();
         let queue_end = Instant::now() + circuit.queue_timeout;
         let until = deadline.map_or(queue_end, |deadline| deadline.min(queue_end));
         loop {
-            if tokio::time::timeout_at(until.into(), self.freed.notified()).await.is_err() {
+            if tokio::time::timeout_at(until.into(), queue.freed.notified()).await.is_err() {
                 return Selection::Full;
             }
             match self.select(service, tried, key) {
                 Selection::Full => {}
                 selection => {
-                    self.freed.notify_one();
+                    queue.freed.notify_one();
                     return selection;
                 }
             }
         }
+    }
+
+    fn queue(&self, service: &Service) -> Rc<Queue> {
+        let (index, mut queues) = (service.id.index(), self.queues.borrow_mut());
+        while queues.len() <= index {
+            queues.push(Rc::default());
+        }
+        Rc::clone(&queues[index])
     }
 
     fn cell(&self, upstream: &Upstream) -> Rc<Cell<usize>> {
@@ -265,6 +281,7 @@ impl Drop for QueueSlot<'_> {
 mod tests {
     use super::super::{HttpVersion, Service, Settings, UpstreamSettings};
     use super::*;
+    use crate::model::service::ServiceId;
     use std::sync::atomic::Ordering;
 
     fn service(requests: usize) -> Service {
@@ -278,7 +295,8 @@ mod tests {
         };
         let circuit = CircuitLimits { requests, queue: 1, queue_timeout: Duration::from_millis(20) };
         let upstreams = vec![target("a:1"), target("b:1"), target("c:1")];
-        Service::new(Settings { upstreams, check: None, circuit, ..Settings::default() }, None).unwrap()
+        Service::new(ServiceId::new(0).unwrap(), Settings { upstreams, check: None, circuit, ..Settings::default() }, None)
+            .unwrap()
     }
 
     fn one(selection: Selection) -> (Arc<Upstream>, Outstanding) {
@@ -386,7 +404,7 @@ mod tests {
             proxy_protocol: None,
         };
         let upstreams = weights.iter().enumerate().map(upstream).collect();
-        Service::new(Settings { upstreams, ..Settings::default() }, None).unwrap()
+        Service::new(ServiceId::new(0).unwrap(), Settings { upstreams, ..Settings::default() }, None).unwrap()
     }
 
     fn shares(service: &Service, taken: &[Arc<Upstream>]) -> Vec<usize> {
@@ -439,5 +457,22 @@ mod tests {
         let (service, load) = (weighted(&[1, 4]), Load::default());
         let heavy = (0..1_000).filter(|key| one(load.select(&service, &[], Some(*key))).0.authority() == "b:1").count();
         assert!((740..=860).contains(&heavy), "{heavy}");
+    }
+
+    #[tokio::test]
+    async fn a_full_service_does_not_hold_up_another() {
+        let load = Load::default();
+        let named = |id, authority: &str| {
+            let mut settings = weighted(&[1]).settings;
+            settings.upstreams[0].authority = authority.into();
+            settings.circuit = CircuitLimits { requests: 1, queue: 10, queue_timeout: Duration::from_secs(3600) };
+            Service::new(ServiceId::new(id).unwrap(), settings, None).unwrap()
+        };
+        let (full, idle) = (named(0, "full:1"), named(1, "idle:1"));
+        let _held = one(load.select(&full, &[], None));
+        let waits = load.select_or_queue(&full, &[], None, None);
+        let mut waits = std::pin::pin!(waits);
+        assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(waits.as_mut().poll(cx).is_pending())).await);
+        assert_eq!(one(load.select_or_queue(&idle, &[], None, None).await).0.authority(), "idle:1");
     }
 }

@@ -1,7 +1,7 @@
 //! The services of the local region: which of their app servers are up, and which takes the next request.
 //!
 //! Promises: an upstream that fails its health checks gets no requests until it passes them again; the next request goes to
-//! the less busy of two random healthy upstreams. Never: an upstream of another region, because that region's own proxy
+//! the less busy of two random healthy upstreams, or to the one that its key hashes to. Never: an upstream of another region, because that region's own proxy
 //! reaches it.
 
 mod balance;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::model::service::ServiceId;
-use crate::transport::dial::{HttpVersion, Server};
+use crate::transport::dial::{HttpVersion, Secured, Server};
 use crate::transport::proxy_protocol;
 use crate::transport::resolver::{self, Addresses};
 use crate::transport::tls::{TlsError, UpstreamFiles};
@@ -54,8 +54,8 @@ pub struct UpstreamSettings {
 }
 
 impl UpstreamSettings {
-    fn server(&self, addresses: &Addresses) -> Result<Server, TlsError> {
-        let tls = self.tls.as_ref().map(|files| files.load(self.http_version != HttpVersion::Http1)).transpose()?;
+    fn server(&self, addresses: &Addresses, tls: &mut TlsConfigs) -> Result<Server, TlsError> {
+        let tls = self.tls.as_ref().map(|files| tls.load(files, self.http_version)).transpose()?;
         let addresses = resolver::named(&self.authority).map(|_| Arc::clone(addresses));
         Ok(Server { authority: self.authority.as_str().into(), tls, http_version: self.http_version, addresses })
     }
@@ -136,12 +136,17 @@ impl Services {
         is_same: impl Fn(&Service, &Settings) -> bool,
     ) -> Result<Self, TlsError> {
         let slots = settings.iter().map(|(id, _)| id.index() + 1).max().unwrap_or_default();
+        let mut tls = TlsConfigs::default();
+        for (id, settings) in settings {
+            let kept = before.and_then(|before| before.get(*id)).filter(|known| is_same(known, settings));
+            kept.into_iter().for_each(|service| tls.share(service));
+        }
         let mut services = Self((0..slots).map(|_| None).collect());
         for (id, settings) in settings {
             let known = before.and_then(|before| before.get(*id));
             let service = match known.filter(|known| is_same(known, settings)) {
                 Some(same) => Arc::clone(same),
-                None => Arc::new(Service::new(settings.clone(), known.map(|known| &**known))?),
+                None => Arc::new(Service::build(*id, settings.clone(), known.map(|known| &**known), &mut tls)?),
             };
             services.0[id.index()] = Some(service);
         }
@@ -173,8 +178,35 @@ impl Services {
     }
 }
 
+/// The TLS configurations of upstreams by their files. Upstreams with the same files share one, because connections to a server belong to
+/// its configuration, and several services may be on one server.
+#[derive(Default)]
+struct TlsConfigs(Vec<(UpstreamFiles, HttpVersion, Secured)>);
+
+impl TlsConfigs {
+    fn load(&mut self, files: &UpstreamFiles, version: HttpVersion) -> Result<Secured, TlsError> {
+        let is_same = |(known, of, _): &&(UpstreamFiles, HttpVersion, Secured)| known == files && *of == version;
+        if let Some((_, _, secured)) = self.0.iter().find(is_same) {
+            return Ok(secured.clone());
+        }
+        let secured = files.load(version != HttpVersion::Http1)?;
+        self.0.push((files.clone(), version, secured.clone()));
+        Ok(secured)
+    }
+
+    /// Adds the configurations of a service that is kept.
+    fn share(&mut self, service: &Service) {
+        for (settings, upstream) in service.settings.upstreams.iter().zip(&service.list) {
+            if let (Some(files), Some(secured)) = (&settings.tls, &upstream.server.tls) {
+                self.0.push((files.clone(), settings.http_version, secured.clone()));
+            }
+        }
+    }
+}
+
 /// A set of app servers that are interchangeable.
 pub struct Service {
+    pub id: ServiceId,
     pub settings: Settings,
     list: Vec<Arc<Upstream>>,
     wheel: Wheel,
@@ -183,12 +215,16 @@ pub struct Service {
 impl Service {
     /// Service that `before` contains keep their state. New ones count as up, so that a region that starts does not refuse
     /// every request until the first check.
-    pub fn new(settings: Settings, before: Option<&Self>) -> Result<Self, TlsError> {
+    pub fn new(id: ServiceId, settings: Settings, before: Option<&Self>) -> Result<Self, TlsError> {
+        Self::build(id, settings, before, &mut TlsConfigs::default())
+    }
+
+    fn build(id: ServiceId, settings: Settings, before: Option<&Self>, tls: &mut TlsConfigs) -> Result<Self, TlsError> {
         let known = |target: &UpstreamSettings| {
             before?
                 .list
                 .iter()
-                .find(|upstream| *upstream.authority() == *target.authority)
+                .find(|upstream| *upstream.authority() == *target.authority && upstream.base == target.base)
                 .map(|upstream| Arc::clone(&upstream.state))
         };
         let fresh = || {
@@ -205,15 +241,15 @@ impl Service {
             let known = before.into_iter().flat_map(|before| &before.list);
             known.for_each(|upstream| upstream.state.up.store(true, Ordering::Relaxed));
         }
-        let upstream = |target: &UpstreamSettings| {
+        let mut upstream = |target: &UpstreamSettings| {
             let state = known(target).unwrap_or_else(fresh);
-            let (server, proxy_protocol) = (target.server(&state.addresses)?, target.proxy_protocol);
+            let (server, proxy_protocol) = (target.server(&state.addresses, tls)?, target.proxy_protocol);
             let (weight, base) = (target.weight, target.base.clone());
             Ok(Arc::new(Upstream { server, weight, base, proxy_protocol, state }))
         };
-        let list: Vec<_> = settings.upstreams.iter().map(upstream).collect::<Result<_, _>>()?;
+        let list: Vec<_> = settings.upstreams.iter().map(&mut upstream).collect::<Result<_, _>>()?;
         let wheel = Wheel::of(&list);
-        Ok(Self { settings, list, wheel })
+        Ok(Self { id, settings, list, wheel })
     }
 
     pub fn all(&self) -> &[Arc<Upstream>] {

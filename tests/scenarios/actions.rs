@@ -217,15 +217,15 @@ fn responses_are_compressed_at_the_owner_for_clients_that_accept_it() {
 fn a_rate_limit_counts_at_the_owner_for_requests_of_all_regions() {
     let world = world(&format!(
         "  - {{ name: mine, match: {{ path: \"/mine/{{user}}\" }}, {OWNED}, rate_limit: {{ rate: 2/h, burst: 3, by: user }} }}
-  - {{ name: theirs, match: {{ path: \"/theirs/{{user}}\" }}, {OWNED}, rate_limit: [{{ rate: 1/h, by: client }}, {{ rate: 1000/s, by: route }}] }}
+  - {{ name: theirs, match: {{ path: \"/theirs/{{user}}\" }}, {OWNED}, rate_limit: [1/h, {{ rate: 1000/s, by: route }}] }}
   - {{ name: keyed, match: {{ path: \"/keyed/{{user}}\" }}, {OWNED}, rate_limit: {{ rate: 1/h, by: {{ header: x-tenant }} }} }}"
     ));
-    let from = |client: &'static str| [("x-forwarded-for", client)];
+    let from = |client: &'static str, user: &'static str| [("x-forwarded-for", client), ("x-user-id", user)];
     let ok = |answer: &crate::support::Answer| answer.status == StatusCode::OK;
     // The user's requests count together, through whichever region they come.
     let answers: Vec<_> = [world.eu(), world.us(), world.eu(), world.us(), world.eu()]
         .iter()
-        .map(|proxy| get(proxy.http, "/mine/alice", &from("91.64.0.1")))
+        .map(|proxy| get(proxy.http, "/mine/alice", &from("91.64.0.1", "alice")))
         .collect();
     assert_eq!(answers.iter().map(ok).collect::<Vec<_>>(), [true, true, true, false, false]);
     for refused in &answers[3..] {
@@ -235,9 +235,9 @@ fn a_rate_limit_counts_at_the_owner_for_requests_of_all_regions() {
         assert_eq!(refused.headers["ratelimit-policy"].to_str().unwrap(), "\"route\";q=3;w=5400");
         assert_eq!(refused.headers["ratelimit"].to_str().unwrap(), format!("\"route\";r=0;t={wait}"));
     }
-    assert!(ok(&get(world.eu().http, "/mine/bob", &from("91.64.0.1"))), "another user");
-    assert_eq!(world.eu().upstream().seen().len(), 3, "refused requests reach no app server");
-    let theirs = |client: &'static str| ok(&get(world.us().http, "/theirs/alice", &from(client)));
+    assert!(ok(&get(world.eu().http, "/mine/alice", &from("91.64.0.1", "bob"))), "another user");
+    assert_eq!(world.eu().upstream().seen().len(), 4, "refused requests reach no app server");
+    let theirs = |client: &'static str| ok(&get(world.us().http, "/theirs/alice", &[("x-forwarded-for", client)]));
     assert_eq!([theirs("192.0.2.1"), theirs("192.0.2.1"), theirs("192.0.2.2")], [true, false, true]);
     assert_eq!(
         [theirs("2001:db8::1"), theirs("2001:db8::2"), theirs("2001:db8:0:1::1")],
@@ -246,6 +246,96 @@ fn a_rate_limit_counts_at_the_owner_for_requests_of_all_regions() {
     );
     let keyed = |tenant: &str| ok(&get(world.us().http, "/keyed/alice", &[("x-tenant", tenant)]));
     assert_eq!([keyed("a"), keyed("a"), keyed("b")], [true, false, true]);
+}
+
+#[test]
+fn nobody_spends_the_tokens_of_a_user_whose_key_is_only_claimed() {
+    let world = world(&format!(
+        "  - {{ name: mine, match: {{ path: \"/mine/{{user}}\" }}, {OWNED}, rate_limit: {{ rate: 1/h, burst: 1, by: user }} }}"
+    ));
+    let claims = |client: &'static str| {
+        get(world.eu().http, "/mine/alice", &[("x-forwarded-for", client), ("cookie", "uid=alice")]).status
+    };
+    assert_eq!([claims("192.0.2.1"), claims("192.0.2.1"), claims("192.0.2.2")], [200, 429, 200], "counted by client");
+    let proven = get(world.eu().http, "/mine/alice", &[("x-forwarded-for", "192.0.2.1"), ("x-user-id", "alice")]);
+    assert_eq!(proven.status, StatusCode::OK);
+}
+
+#[test]
+fn a_refusal_of_the_route_is_told_as_such_also_after_another_region_has_failed() {
+    let routes = "  - { name: feed2, match: { path: \"/feed2/**\" }, data: public, home: [directory, { region: us-east }], failover: { reads: nearest }, clients: { deny: [192.0.2.0/24] }, rate_limit: 1/h }";
+    let mut world = world(routes);
+    world.regions[1].app.take().unwrap().shut_down();
+    // Before the probes notice it, the home is tried first.
+    let ask = |client: &'static str| get(world.eu().http, "/feed2/1", &[("x-forwarded-for", client)]);
+    assert_eq!(ask("192.0.2.1").code(), "route.client_denied");
+    assert_eq!(ask("198.51.100.1").text(), "eu-west");
+    // Without a burst, the requests of ten seconds pass: one.
+    assert_eq!(ask("198.51.100.1").code(), "route.rate_limited");
+}
+
+#[test]
+fn a_uniform_refusal_of_another_region_says_when_to_come_back() {
+    let routes =
+        format!("  - {{ name: mine, match: {{ path: \"/mine/{{user}}\" }}, {OWNED}, rate_limit: {{ rate: 1/h, burst: 1 }} }}");
+    let rules =
+        RULES.replace("routes:\n", &format!("routes:\n{routes}\n")).replace("users:\n", "users:\n  uniform_refusals: true\n");
+    let rules = NAMES.into_iter().map(|name| (name, rules.clone())).collect();
+    let world = World::planned(Plan { rules, ..Plan::default() });
+    assert_eq!(get(world.us().http, "/mine/alice", &[]).text(), "eu-west");
+    let refused = get(world.us().http, "/mine/alice", &[]);
+    assert_eq!((refused.code().as_str(), refused.headers.contains_key("ratelimit")), ("route.rate_limited", true));
+    assert!(refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() > 3000);
+}
+
+/// An upstream that closes the connection after every response, without saying so.
+fn closing() -> Recorder {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut recorder = Recorder::start("closing");
+    recorder.crash();
+    let listener = runtime().block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    recorder.entry = format!("\"http://{}/app\"", listener.local_addr().unwrap());
+    runtime().spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = stream.read_u8().await else { break };
+                head.push(byte);
+            }
+            // The response says what the app server got.
+            let line = String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned();
+            let tags = String::from_utf8_lossy(&head).lines().filter(|line| line.to_lowercase().starts_with("x-tag:")).count();
+            let body = format!("{line}; {tags}");
+            let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await;
+        }
+    });
+    recorder
+}
+
+#[test]
+fn a_request_that_meets_a_stale_connection_is_rewritten_once() {
+    let routes = format!(
+        "  - {{ name: api, match: {{ path: \"/api/**\" }}, {OWNED}, rewrite: {{ prefix: /api, with: /api/api }}, request_headers: {{ add: {{ x-tag: one }} }} }}"
+    );
+    let world = world_with(&routes, |_| vec![closing()]);
+    for _ in 0..20 {
+        assert_eq!(get(world.eu().http, "/api/x", &[("x-user-id", "alice")]).text(), "GET /app/api/api/x HTTP/1.1; 1");
+    }
+}
+
+#[test]
+fn the_last_attempt_is_rewritten_once_too() {
+    let routes = format!(
+        "  - {{ name: api, match: {{ path: \"/api/**\" }}, {OWNED}, attempts: 1, rewrite: {{ prefix: /api, with: /api/api }}, request_headers: {{ add: {{ x-hop: one }} }} }}"
+    );
+    let world = world_with(&routes, |name| vec![Recorder::start(name), Recorder::start(name)]);
+    world.eu().upstreams[0].crash();
+    for _ in 0..10 {
+        assert_eq!(post(world.eu().http, "/api/x", &[("x-user-id", "alice")], "body").text(), "eu-west");
+    }
+    for request in world.eu().upstreams[1].seen() {
+        assert_eq!((request.target.as_str(), request.headers.get_all("x-hop").iter().count()), ("/api/api/x", 1));
+    }
 }
 
 /// An authorization service: it lets requests with the cookie `session=good` pass, and sends others to its login page.
@@ -292,14 +382,15 @@ fn a_service_of_the_same_region_decides_which_requests_pass() {
     assert_eq!(fields, ["POST", "/guarded/alice/1?a=b", "127.0.0.1"]);
     assert!(!asked.headers.contains_key("x-auth-groups") && !asked.headers.contains_key("domicile-request"));
     for proxy in [world.eu(), world.us()] {
-        let good = [("cookie", "session=good"), forged, ("x-auth-user", "mallory")];
+        let good =
+            [("cookie", "session=good; __Host-domicile-home=x"), forged, ("x-auth-user", "mallory"), ("x_auth_groups", "admin")];
         assert_eq!(post(proxy.http, "/guarded/alice/1", &good, "body").text(), "eu-west");
         assert_eq!(get(proxy.http, "/page/alice", &good).text(), "secret");
     }
     for seen in world.eu().upstreams[..2].iter().flat_map(Recorder::seen) {
         assert_eq!((seen.target.as_str(), &*seen.body), ("/alice/1", &b"body"[..]));
         assert_eq!(seen.headers.get_all("x-auth-user").iter().collect::<Vec<_>>(), ["alice"]);
-        assert!(!seen.headers.contains_key("x-auth-groups"));
+        assert!(!seen.headers.contains_key("x-auth-groups") && !seen.headers.contains_key("x_auth_groups"));
     }
     // Once for the request, also if it is sent again.
     world.eu().upstreams[0].crash();

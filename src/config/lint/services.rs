@@ -20,8 +20,8 @@ pub(super) fn never_served(policy: &Policy, route: &Route, today: Day) -> Option
     if !equipped.iter().any(is_cleared) {
         let regions: Vec<_> = equipped.iter().map(|region| policy.region_name(region)).collect();
         return Some(format!(
-            "no request of this route can be served: only {} has the service `{service}`, and may never process `{}`; add the \
-             service to a region that may",
+            "no request of this route can be served: the service `{service}` is only in {}, where `{}` may never be processed; add the \
+             service to a region that may process it",
             regions.join(", "),
             class_name(policy, route.class)
         ));

@@ -13,16 +13,13 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let limits = Values(&section);
     let time = |key, standard| limits.time(key, standard);
     let size = |key, standard| limits.size(key, standard);
-    let count = |key, standard, most| limits.count(key, standard, most);
     // Read all limits before the first `?`, so that every mistake is reported.
     // Many clients send heads of several KiB, so a smaller limit is probably a mistake.
     let header_bytes =
         limits.size_within("header_bytes", standard.header_bytes, 8 << 10..=1 << 20, "write a size from 8KiB to 1MiB");
-    let headers = count("headers", standard.headers, 1000);
+    let headers = limits.count("headers", standard.headers, 1000);
     let target_bytes = size("target_bytes", standard.target_bytes as u64);
     let body = section.optional("body").map_or(Some(standard.body), |field| field.size_limit());
-    let connections = count("connections", standard.connections, 1_000_000);
-    let connections_per_address = count("connections_per_address", standard.connections_per_address, 1_000_000);
     let header_timeout = time("header_timeout", standard.header_timeout);
     let keep_alive = time("keep_alive", standard.keep_alive);
     let connect_timeout = time("connect_timeout", standard.connect_timeout);
@@ -36,24 +33,14 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let connection_buffer =
         limits.size_within("connection_buffer", standard.connection_buffer, buffer, "write a size from 64KiB to 1GiB");
     let body_buffers = size("body_buffers", standard.body_buffers as u64);
-    let streams = count("streams", standard.streams, 100_000);
-    let requests_per_connection = count("requests_per_connection", standard.requests_per_connection, 1_000_000_000);
-    let requests = count("requests", standard.requests, 10_000_000);
-    let handshakes = count("handshakes", standard.handshakes, 1_000_000);
-    let resets = count("resets", standard.resets, 100_000);
-    let control_frames = count("control_frames", standard.control_frames, 1_000_000);
     let drain = section.optional("drain").map_or(Some(standard.drain), |field| field.duration());
-    let attempts = count("attempts", standard.attempts, 10);
-    let peer_connections = count("peer_connections", standard.peer_connections, 64);
-    let idle_upstream_connections = count("idle_upstream_connections", standard.idle_upstream_connections, 100_000);
+    let counts = limits.counts(&standard);
     section.finish();
     Some(Limits {
         header_bytes: header_bytes?,
         headers: headers?,
         target_bytes: target_bytes? as usize,
         body: body?,
-        connections: connections?,
-        connections_per_address: connections_per_address?,
         header_timeout: header_timeout?,
         keep_alive: keep_alive?,
         connect_timeout: connect_timeout?,
@@ -65,16 +52,8 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
         body_rate_grace: body_rate_grace?,
         connection_buffer: connection_buffer?,
         body_buffers: body_buffers? as usize,
-        streams: streams?,
-        requests_per_connection: requests_per_connection?,
-        requests: requests?,
-        handshakes: handshakes?,
-        resets: resets?,
-        control_frames: control_frames?,
         drain: drain?,
-        attempts: attempts?,
-        peer_connections: peer_connections?,
-        idle_upstream_connections: idle_upstream_connections?,
+        ..counts?
     })
 }
 
@@ -82,6 +61,37 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
 struct Values<'s, 'f>(&'s Section<'f>);
 
 impl Values<'_, '_> {
+    /// The limits that are numbers; the others have their defaults.
+    fn counts(&self, standard: &Limits) -> Option<Limits> {
+        let connections = self.count("connections", standard.connections, 1_000_000);
+        let connections_per_address = self.count("connections_per_address", standard.connections_per_address, 1_000_000);
+        let streams = self.count("streams", standard.streams, 100_000);
+        let requests_per_connection = self.count("requests_per_connection", standard.requests_per_connection, 1_000_000_000);
+        let requests = self.count("requests", standard.requests, 10_000_000);
+        let handshakes = self.count("handshakes", standard.handshakes, 1_000_000);
+        let compressions = self.count("compressions", standard.compressions, 1_000_000);
+        let resets = self.count("resets", standard.resets, 100_000);
+        let control_frames = self.count("control_frames", standard.control_frames, 1_000_000);
+        let attempts = self.count("attempts", standard.attempts, 10);
+        let peer_connections = self.count("peer_connections", standard.peer_connections, 64);
+        let idle_upstream_connections = self.count("idle_upstream_connections", standard.idle_upstream_connections, 100_000);
+        Some(Limits {
+            connections: connections?,
+            connections_per_address: connections_per_address?,
+            streams: streams?,
+            requests_per_connection: requests_per_connection?,
+            requests: requests?,
+            handshakes: handshakes?,
+            compressions: compressions?,
+            resets: resets?,
+            control_frames: control_frames?,
+            attempts: attempts?,
+            peer_connections: peer_connections?,
+            idle_upstream_connections: idle_upstream_connections?,
+            ..*standard
+        })
+    }
+
     fn time(&self, key: &'static str, standard: Duration) -> Option<Duration> {
         self.0.optional(key).map_or(Some(standard), |field| field.positive_duration())
     }

@@ -47,18 +47,31 @@ pub(super) fn read_services(section: &Section<'_>, draft: &PolicyDraft<'_>) -> O
 /// Reads `least_busy`, or `{ hash: user }`, `{ hash: { header: NAME } }` or `{ hash: { cookie: NAME } }`.
 fn read_balance(field: &Field<'_>) -> Option<Balance> {
     if !field.is_section() {
-        return field.word(&[("least_busy", ())]).map(|()| Balance::LeastBusy);
+        return match field.text()? {
+            "least_busy" => Some(Balance::LeastBusy),
+            text => field.report(format!("`{text}` is not a valid balance; write `least_busy`, or `{{ hash: user }}`")),
+        };
     }
     let section = field.section()?;
     let key = section.required("hash", "name the key: `user`, `{ header: NAME }` or `{ cookie: NAME }`");
     section.finish();
     let key = key?;
     if !key.is_section() {
-        return key.word(&[("user", ())]).map(|()| Balance::Hash(HashKey::User));
+        return match key.text()? {
+            "user" => Some(Balance::Hash(HashKey::User)),
+            text => {
+                key.report(format!("`{text}` is not a valid key; write `user`, `{{ header: NAME }}` or `{{ cookie: NAME }}`"))
+            }
+        };
     }
     let section = key.section()?;
     let header = section.optional("header").map(|field| header_name(&field).map(HashKey::Header));
-    let cookie = section.optional("cookie").map(|field| field.text().map(|name| HashKey::Cookie(name.into())));
+    let cookie = section.optional("cookie").map(|field| {
+        let name = field.text()?;
+        let is_token =
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte));
+        if is_token { Some(HashKey::Cookie(name.into())) } else { field.report(format!("`{name}` is not a valid cookie name")) }
+    });
     section.finish();
     match (header, cookie) {
         (Some(key), None) | (None, Some(key)) => key.map(Balance::Hash),

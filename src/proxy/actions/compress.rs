@@ -1,15 +1,22 @@
 //! Which responses are compressed, and the header fields of a compressed one.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName,
     HeaderValue, VARY,
 };
 use http::response::Parts;
 use http::{Method, StatusCode, Version};
+use http_body::{Body as _, Frame};
 
-use crate::http::body::Body;
+use crate::http::body::{Body, BodyError};
 use crate::http::compression::{Coding, Compressed};
 use crate::http::lists;
+
+use super::super::admission::Admitted;
 
 /// Smaller responses fit in one packet anyway.
 const MIN_BYTES: u64 = 256;
@@ -40,18 +47,42 @@ const DIGESTS: [HeaderName; 4] = [
 ];
 
 /// Compresses a response if that is useful and allowed. `coding` is what the client accepts, if it accepts any of the route's.
-pub fn compress(head: &mut Parts, body: Body, method: Option<&Method>, coding: Option<Coding>) -> Body {
-    if !is_eligible(head, method) {
+///
+/// `admit` counts the response as one that is compressed until its body ends; without it, the response stays as it is.
+pub fn compress(
+    head: &mut Parts,
+    body: Body,
+    method: Option<&Method>,
+    coding: Option<Coding>,
+    admit: impl FnOnce() -> Option<Admitted>,
+) -> Body {
+    let is_small = body.size_hint().exact().is_some_and(|size| size < MIN_BYTES);
+    if is_small || !is_eligible(head, method) {
         return body;
     }
     add_vary(&mut head.headers);
-    let Some(coding) = coding else { return body };
+    let Some((coding, admitted)) = coding.and_then(|coding| Some((coding, admit()?))) else { return body };
     head.headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
     for name in [CONTENT_LENGTH, ACCEPT_RANGES].iter().chain(&DIGESTS) {
         head.headers.remove(name);
     }
     weaken_etag(&mut head.headers);
-    Body::streamed(Compressed::new(body, coding))
+    Body::streamed(Counted { body: Compressed::new(body, coding), _admitted: admitted })
+}
+
+/// A body that counts as one that is compressed.
+struct Counted {
+    body: Compressed,
+    _admitted: Admitted,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
 }
 
 /// Whether a response may be compressed (RFC 9110 section 7.7, RFC 9111 section 5.2.2.6), and is worth it.
@@ -78,6 +109,10 @@ fn is_compressible(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let is_text = kind.starts_with("text/") && kind != "text/event-stream";
+    // Every message of a gRPC call has a length, and its client has its own compression.
+    if kind.starts_with("application/grpc") {
+        return false;
+    }
     is_text || ["+json", "+xml", "+text"].iter().any(|ending| kind.ends_with(ending)) || TYPES.contains(&&*kind)
 }
 
@@ -107,6 +142,9 @@ pub fn may_stream(version: Version) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::super::admission::Gauge;
     use super::*;
 
     fn head(status: u16, fields: &[(&'static str, &'static str)]) -> Parts {
@@ -137,7 +175,7 @@ mod tests {
             (200, &[JSON, ("content-range", "bytes 0-1/2")], Method::GET, false),
             (200, &[("content-type", "image/png")], Method::GET, false),
             (200, &[("content-type", "text/event-stream")], Method::GET, false),
-            (200, &[("content-type", "application/grpc")], Method::POST, false),
+            (200, &[("content-type", "application/grpc+json")], Method::POST, false),
             (200, &[], Method::GET, false),
         ] {
             assert_eq!(is_eligible(&head(status, fields), Some(&method)), expected, "{status} {fields:?} {method}");
@@ -154,16 +192,26 @@ mod tests {
             ("accept-ranges", "bytes"),
             ("content-md5", "x"),
         ];
+        let slots = Arc::<Gauge>::default();
         let mut compressed = head(200, &fields);
-        let body = compress(&mut compressed, Body::whole("x".repeat(1000)), Some(&Method::GET), Some(Coding::Gzip));
+        let body = compress(&mut compressed, Body::whole("x".repeat(1000)), Some(&Method::GET), Some(Coding::Gzip), || {
+            Admitted::enter(&slots, 1)
+        });
         assert!(!body.is_whole());
+        assert_eq!(slots.count(), 1);
         let names = ["content-encoding", "etag", "content-length", "accept-ranges", "content-md5"];
         let values = names.map(|name| compressed.headers.get(name).map(|value| value.to_str().unwrap()));
         assert_eq!(values, [Some("gzip"), Some("W/\"a\""), None, None, None]);
         let vary: Vec<_> = compressed.headers.get_all(VARY).iter().collect();
         assert_eq!(vary, ["Origin", "accept-encoding"]);
-        let mut plain = head(200, &fields);
-        assert!(compress(&mut plain, Body::whole("x".repeat(1000)), Some(&Method::GET), None).is_whole());
-        assert_eq!((plain.headers.get_all(VARY).iter().count(), plain.headers.contains_key("content-encoding")), (2, false));
+        // Neither a client without a coding nor one more than the limit gets a compressed response.
+        for (coding, most) in [(None, 2), (Some(Coding::Gzip), 1)] {
+            let mut plain = head(200, &fields);
+            let text = Body::whole("x".repeat(1000));
+            assert!(compress(&mut plain, text, Some(&Method::GET), coding, || Admitted::enter(&slots, most)).is_whole());
+            assert_eq!((plain.headers.get_all(VARY).iter().count(), plain.headers.contains_key("content-encoding")), (2, false));
+        }
+        drop(body);
+        assert_eq!(slots.count(), 0);
     }
 }

@@ -2,7 +2,9 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::http::names::{FORWARDED, HOP_BY_HOP, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, is_framing_look_alike};
+use crate::http::names::{
+    FORWARDED, HOP_BY_HOP, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, is_framing_look_alike, is_same_name,
+};
 use crate::peer::fields;
 
 use super::template::{Template, Values};
@@ -23,13 +25,13 @@ impl Edits {
     /// Changes the header fields. A value that is not valid in a header field, such as one with a line break, is left out.
     pub fn apply(&self, headers: &mut HeaderMap, values: &Values<'_>) {
         for name in &self.remove {
-            headers.remove(name);
+            remove_in_any_spelling(headers, name);
         }
         let render = |template: &Template| HeaderValue::try_from(template.render(values)).ok();
         for (name, template) in &self.set {
-            match render(template) {
-                Some(value) => drop(headers.insert(name, value)),
-                None => drop(headers.remove(name)),
+            remove_in_any_spelling(headers, name);
+            if let Some(value) = render(template) {
+                headers.insert(name, value);
             }
         }
         for (name, template) in &self.add {
@@ -37,6 +39,14 @@ impl Edits {
                 headers.append(name, value);
             }
         }
+    }
+}
+
+/// Removes a field in every spelling, because servers behind a gateway interface such as CGI read `x_plan` as `x-plan`.
+pub fn remove_in_any_spelling(headers: &mut HeaderMap, name: &HeaderName) {
+    let spellings: Vec<_> = headers.keys().filter(|other| is_same_name(other, name.as_str())).cloned().collect();
+    for spelling in spellings {
+        headers.remove(spelling);
     }
 }
 
@@ -66,7 +76,9 @@ mod tests {
             add: vec![(name("x-list"), template("1")), (name("x-list"), template("{region}"))],
         };
         let mut headers = HeaderMap::new();
-        for (name, value) in [("x-old", "a"), ("x-list", "b"), ("x-country", "forged"), ("x-other", "c")] {
+        for (name, value) in
+            [("x-old", "a"), ("x-list", "b"), ("x-country", "forged"), ("x_country", "forged"), ("x.old", "d"), ("x-other", "c")]
+        {
             headers.append(name, HeaderValue::from_static(value));
         }
         edits.apply(&mut headers, &values("/", None));
@@ -76,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_no_field_value_replaces_nothing_by_nothing() {
+    fn an_invalid_value_removes_the_field() {
         let edits = Edits { set: vec![("x-a".parse().unwrap(), Template::parse("{host}").unwrap())], ..Edits::default() };
         let mut headers = HeaderMap::new();
         headers.insert("x-a", HeaderValue::from_static("forged"));

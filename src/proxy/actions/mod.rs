@@ -21,7 +21,7 @@ use super::rate_limit::RateLimit;
 
 pub use answer::{Answer, FixedResponse, Redirection};
 pub use compress::{compress, may_stream};
-pub use edits::{Edits, is_editable};
+pub use edits::{Edits, is_editable, remove_in_any_spelling};
 pub use rewrite::{PathRewrite, Rewrite, set_path};
 pub use template::{Template, TemplateError, Values};
 

@@ -55,8 +55,11 @@ impl Rewrite {
     }
 }
 
-/// Replaces the path of a request; the query stays.
+/// Replaces the path of a request; the query stays. A CONNECT request has no path.
 pub fn set_path<B>(request: &mut Request<B>, path: &str) {
+    if request.uri().path_and_query().is_none() {
+        return;
+    }
     let target = match request.uri().query() {
         Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
         None => PathAndQuery::try_from(path),
@@ -89,6 +92,13 @@ mod tests {
         ] {
             assert_eq!(rewrite.apply(path), expected, "{rewrite:?} {path}");
         }
+    }
+
+    #[test]
+    fn a_request_without_a_path_keeps_its_target() {
+        let mut request = Request::connect("db.internal:5432").body(()).unwrap();
+        Rewrite { path: Some(PathRewrite::Whole("/a".into())), host: None }.apply(&mut request);
+        assert_eq!(request.uri().to_string(), "db.internal:5432");
     }
 
     #[test]

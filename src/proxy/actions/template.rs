@@ -114,7 +114,7 @@ impl Template {
 }
 
 fn unbalanced(text: &str) -> String {
-    format!("`{text}` has a brace without its other; write `{{name}}` for a value, or `{{{{` and `}}}}` for braces")
+    format!("`{text}` has an unbalanced brace; write `{{name}}` for a value, or `{{{{` and `}}}}` for braces")
 }
 
 fn unknown(name: &str) -> String {
@@ -171,8 +171,7 @@ mod tests {
     fn braces_are_escaped_by_doubling_and_mistakes_are_named() {
         assert_eq!(Template::parse("{{\"a\": \"{path}\"}}").unwrap().render(&values("/x", None)), "{\"a\": \"/x\"}");
         assert_eq!(Template::parse("").unwrap().render(&values("/x", None)), "");
-        for (bad, says) in
-            [("{path", "a brace without its other"), ("path}", "a brace"), ("{pth}", "`{pth}` is not a known value")]
+        for (bad, says) in [("{path", "an unbalanced brace"), ("path}", "unbalanced"), ("{pth}", "`{pth}` is not a known value")]
         {
             assert!(Template::parse(bad).unwrap_err().to_string().contains(says), "{bad}");
         }

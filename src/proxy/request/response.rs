@@ -19,7 +19,7 @@ use super::super::body::{BodyFailure, Metered, Progress, Until};
 use super::super::ingress::ResponseChannel;
 use super::super::intake::Intake;
 use super::super::read_monitor::{ReadLimits, ReadMonitor};
-use super::super::{headers, reply};
+use super::super::{headers, rate_limit, reply};
 use super::attempts::RegionResponse;
 use super::attempts::forward::{ResponseCounters, Rest};
 use super::context::Context;
@@ -42,7 +42,9 @@ pub(super) async fn relay(
     // user's record, which a uniform refusal must not.
     let rewrites = context.grpc_call.is_some() || context.is_uniform(Some(&intake.question));
     if let Some(code) = context.log.code.filter(|_| rewrites) {
-        return context.refuse(code, Some(&intake.question));
+        let mut refusal = context.refuse(code, Some(&intake.question));
+        rate_limit::copy_fields(&response.head.headers, refusal.headers_mut());
+        return refusal;
     }
     let labels = match clear(&context, &intake, &lease, region, &response.head.headers).await {
         Ok(labels) => labels,
@@ -75,7 +77,9 @@ pub(super) async fn relay(
     hint::issue(&context, &intake, &lease.judged(), &mut head.headers);
     context.log.status = Some(head.status);
     let compresses = region == local && context.actions.as_ref().is_some_and(|actions| !actions.compress.is_empty());
-    let body = if compresses { compress(&mut head, body, context.log.method.as_ref(), context.coding) } else { body };
+    let admit = || Admitted::enter(&context.worker.shared.compressions, context.snapshot.limits.compressions);
+    let method = context.log.method.as_ref();
+    let body = if compresses { compress(&mut head, body, method, context.coding, admit) } else { body };
     let body = outgoing_body(context, lease, &mut head, body, hold, admitted);
     Response::from_parts(head, body)
 }

@@ -15,7 +15,8 @@ use crate::http::body::Body;
 use crate::http::names::{X_FORWARDED_METHOD, X_FORWARDED_URI};
 use crate::http::pool::BoxedRequest;
 use crate::model::outcome::Code;
-use crate::proxy::actions::{Actions, ForwardAuth, set_path};
+use crate::model::user::Proof;
+use crate::proxy::actions::{Actions, ForwardAuth, remove_in_any_spelling, set_path};
 use crate::proxy::intake::cookies;
 use crate::services::{Balance, HashKey, Selection};
 
@@ -61,7 +62,10 @@ impl Forwarding<'_> {
         }
         let judged = self.lease.judged();
         let route = route_of(&judged.decision.trail, judged.moment.policy()).map_or("", |route| &route.name);
-        let (user, now) = (judged.user.as_ref().map(|(user, _)| user.as_str()), std::time::Instant::now());
+        let now = std::time::Instant::now();
+        // A key that is only claimed could be that of another user, or a new one for each request.
+        let caller = self.intake.question.identity.caller.as_ref().filter(|(_, proof)| *proof > Proof::Claimed);
+        let user = caller.map(|(user, _)| user.as_str());
         for (index, limit) in actions.rate_limits.iter().enumerate() {
             let key = limit.key(client, user, request.headers());
             self.context.worker.shared.rates.take(limit, (route, index), &key, now).map_err(|exceeded| {
@@ -83,9 +87,9 @@ impl Forwarding<'_> {
     pub(super) fn act(&self, request: &mut Request<Body>, actions: &Actions) {
         actions.rewrite.apply(request);
         for (name, value) in self.done.authorization.borrow().iter().flatten() {
-            match value {
-                Some(value) => drop(request.headers_mut().insert(name, value.clone())),
-                None => drop(request.headers_mut().remove(name)),
+            remove_in_any_spelling(request.headers_mut(), name);
+            if let Some(value) = value {
+                request.headers_mut().insert(name, value.clone());
             }
         }
         let edits = &actions.request_headers;
@@ -144,7 +148,7 @@ fn question(auth: &ForwardAuth, request: &Request<Body>) -> Request<Body> {
     let mut question = Request::new(Body::empty());
     *question.headers_mut() = request.headers().clone();
     for name in [CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TE, TRAILER, TRANSFER_ENCODING].iter().chain(&auth.copy) {
-        question.headers_mut().remove(name);
+        remove_in_any_spelling(question.headers_mut(), name);
     }
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
     for (name, value) in [(X_FORWARDED_METHOD, request.method().as_str()), (X_FORWARDED_URI, target)] {

@@ -22,7 +22,7 @@ use crate::engine::recheck::Lease;
 use crate::http::body::Body;
 use crate::http::pool::{BoxedRequest, Gateway};
 use crate::http::sent::Sent;
-use crate::model::outcome::Code;
+use crate::model::outcome::{Code, Rule};
 use crate::model::region::RegionId;
 use crate::model::service::ServiceId;
 use crate::peer::fields;
@@ -136,7 +136,7 @@ impl Forwarding<'_> {
             let service = (self.service(), self.balance_key(&request));
             let admit = || self.admit(&request);
             let target = attempts.next(self.context, admit, service, self.options.deadline).await;
-            let mut target = target.map_err(|code| last.unwrap_or(code))?;
+            let mut target = target.map_err(|code| if is_of_route(code) { code } else { last.unwrap_or(code) })?;
             // The moment may have changed while the request waited for an app server.
             if !self.is_current(&attempts) {
                 continue;
@@ -209,8 +209,9 @@ impl Forwarding<'_> {
                 let spare = may_repeat.then(|| copy_head(request));
                 let actions = self.context.actions.as_deref();
                 let is_changed = actions.is_some() || !selected.upstream.base.is_empty();
-                let may_differ = attempts.has_another_stop() || (has_another && is_changed);
-                let original = may_differ.then(|| (request.headers().clone(), request.uri().clone()));
+                // Also for the last attempt: one that sent nothing, or met a stale connection, is made again.
+                let is_kept = attempts.has_another_stop() || is_changed;
+                let original = is_kept.then(|| (request.headers().clone(), request.uri().clone()));
                 self.adapt_headers(request.headers_mut());
                 if let Some(actions) = actions {
                     self.act(request, actions);
@@ -251,7 +252,8 @@ impl Forwarding<'_> {
         is_second: bool,
     ) -> Result<Result<Response, Failure>, Stopped> {
         match target {
-            Target::Proxy(_) => self.answer().map(Ok).ok_or(Code::UpstreamBad.into()),
+            // A value of the request, such as its query, is not valid in a header field.
+            Target::Proxy(_) => self.answer().map(Ok).ok_or(Code::Malformed(Rule::Target).into()),
             Target::Upstream(_, selected) => {
                 self.context.may_have_arrived = true;
                 let outcome = {
@@ -311,4 +313,9 @@ impl Forwarding<'_> {
         })
         .await
     }
+}
+
+/// Whether the route itself refuses the request, which no earlier failure explains.
+const fn is_of_route(code: Code) -> bool {
+    matches!(code, Code::ClientDenied | Code::RateLimited)
 }
