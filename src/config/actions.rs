@@ -11,7 +11,8 @@ use crate::http::compression::Coding;
 use crate::model::service::ServiceId;
 use crate::proxy::Limits;
 use crate::proxy::actions::{
-    Actions, Answer, ClientNetworks, Edits, FixedResponse, ForwardAuth, PathRewrite, Redirection, Rewrite, Template, is_editable,
+    Actions, Answer, ClientNetworks, Cors, Edits, FixedResponse, ForwardAuth, PathRewrite, Redirection, Rewrite, Template,
+    is_editable,
 };
 use crate::proxy::rate_limit::{RateKey, RateLimit};
 
@@ -64,6 +65,7 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
     let auth = section.optional("auth").map_or(Some(None), |field| read_auth(&field, find_service).map(Some));
     let clients = section.optional("clients").map_or(Some(ClientNetworks::default()), |field| read_clients(&field));
     let rate_limits = section.optional("rate_limit").map_or(Some(Vec::new()), |field| read_rate_limits(&field));
+    let cors = section.optional("cors").map_or(Some(None), |field| read_cors(&field).map(Some));
     let redirect = section.optional("redirect").map(|field| (read_redirect(&field).map(Answer::Redirect), field));
     let respond = section.optional("respond").map(|field| (read_respond(&field).map(Answer::Respond), field));
     let rewrite = section.optional("rewrite").map(|field| (read_rewrite(&field, pattern), field));
@@ -83,6 +85,7 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
         clients: clients?,
         rate_limits: rate_limits?,
         auth: auth?,
+        cors: cors?,
         answer: answer?,
         rewrite: rewrite?,
         request_headers: request_headers?,
@@ -168,6 +171,55 @@ fn read_auth<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Option
     });
     section.finish();
     Some(ForwardAuth { service: service?, path: slash_if_empty(path?), copy: copy? })
+}
+
+/// Reads `{ origins: [https://app.example.com], credentials: true }`; `origins: "*"` is every origin.
+fn read_cors(field: &Field<'_>) -> Option<Cors> {
+    let section = field.section()?;
+    let origins = section.required("origins", "list the origins, such as `[https://app.example.com]`, or write `\"*\"`");
+    let origins = origins.and_then(|field| read_origins(&field));
+    let names = |key| section.optional(key).map_or(Some(None), |field| read_names(&field).map(Some));
+    let (methods, headers, expose) = (names("methods"), names("headers"), names("expose"));
+    let credentials = section.optional("credentials").map(|field| (field.flag(), field));
+    let max_age = section.optional("max_age").map_or(Some(Duration::from_secs(600)), |field| field.duration());
+    section.finish();
+    let origins = origins?;
+    if let (None, Some((Some(true), field))) = (&origins, &credentials) {
+        return field.report("browsers refuse credentials where every origin is allowed; list the origins");
+    }
+    let credentials = credentials.map_or(Some(false), |(flag, _)| flag);
+    Some(Cors { origins, methods: methods?, headers: headers?, expose: expose?, credentials: credentials?, max_age: max_age? })
+}
+
+/// The origins; the inner `None` is every origin.
+fn read_origins(field: &Field<'_>) -> Option<Option<Vec<HeaderValue>>> {
+    let mut origins = Vec::new();
+    for item in field.one_or_many() {
+        let text = item.text()?;
+        if text == "*" {
+            return Some(None);
+        }
+        let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let is_origin = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', '*', '@']));
+        let Some(origin) = HeaderValue::from_str(text).ok().filter(|_| is_origin) else {
+            return item.report(format!(
+                "`{text}` is not a valid origin; write scheme and host without a path, such as `https://app.example.com`"
+            ));
+        };
+        origins.push(origin);
+    }
+    if origins.is_empty() { field.report("this list is empty; name at least one origin") } else { Some(Some(origins)) }
+}
+
+/// A list of methods or header names, as one field value.
+fn read_names(field: &Field<'_>) -> Option<HeaderValue> {
+    let name = |item: &Field<'_>| {
+        let text = item.text()?;
+        let is_token = HeaderName::from_bytes(text.as_bytes()).is_ok();
+        if is_token { Some(text.to_owned()) } else { item.report(format!("`{text}` is not a valid name")) }
+    };
+    let names: Option<Vec<_>> = field.one_or_many().iter().map(name).collect();
+    HeaderValue::try_from(names?.join(", ")).ok()
 }
 
 fn read_codings(field: &Field<'_>) -> Option<Vec<Coding>> {

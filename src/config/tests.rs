@@ -252,6 +252,16 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("data: public, home", "redirect: \"{host}/a\", data: public, home", "routes[0].redirect: `{host}/a` is not a valid target"),
     ("data: public, home", "respond: { status: 205, body: x }, data: public, home", "a response with status 205 has no body"),
     ("data: public, home", "rate_limit: [100/x], data: public, home", "routes[0].rate_limit[0]: `100/x` is not a valid rate"),
+    (
+        "data: public, home",
+        "cors: { origins: [a.test] }, data: public, home",
+        "routes[0].cors.origins[0]: `a.test` is not a valid origin",
+    ),
+    (
+        "data: public, home",
+        "cors: { origins: \"*\", credentials: true }, data: public, home",
+        "routes[0].cors.credentials: browsers refuse",
+    ),
     ("data: public, home", "service: ap, data: public, home", "routes[0].service: unknown service `ap`; did you mean `app`?"),
     ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{Response, StatusCode};
 
-use crate::support::{NAMES, Plan, RULES, Recorder, World, get, post, remember, runtime, whole};
+use crate::support::{NAMES, Plan, RULES, Recorder, World, get, post, remember, runtime, send, whole};
 
 /// Three regions with these routes before the usual ones, and these upstreams.
 fn world_with(routes: &str, upstreams: impl Fn(&'static str) -> Vec<Recorder> + 'static) -> World {
@@ -402,4 +402,49 @@ fn a_service_of_the_same_region_decides_which_requests_pass() {
     let closed = get(world.us().http, "/guarded/alice/1", &[("cookie", "session=good")]);
     assert_eq!((closed.status, closed.code().as_str()), (StatusCode::BAD_GATEWAY, "upstream.unreachable"));
     [world.us(), world.jp()].iter().for_each(|region| region.upstreams.iter().for_each(Recorder::assert_no_requests));
+}
+
+#[test]
+fn cors_settings_answer_preflights_and_replace_the_fields_of_the_app_server() {
+    let routes = format!(
+        "  - {{ name: shared, match: {{ path: \"/shared/{{user}}\" }}, {OWNED}, cors: {{ origins: [https://app.test], credentials: true, expose: [x-total] }} }}"
+    );
+    let world = world_with(&routes, |name| {
+        vec![Recorder::with(Arc::new(move |request, seen| {
+            Box::pin(async move {
+                remember(request, &seen).await;
+                Response::builder().header("access-control-allow-origin", "*").body(whole(name)).unwrap()
+            })
+        }))]
+    });
+    let app = ("origin", "https://app.test");
+    for proxy in [world.eu(), world.us()] {
+        let asks = [app, ("access-control-request-method", "PUT"), ("access-control-request-headers", "x-a")];
+        let preflight = send(proxy.http, http::Method::OPTIONS, "/shared/alice", &asks, whole(""));
+        let fields = [
+            "access-control-allow-origin",
+            "access-control-allow-methods",
+            "access-control-allow-headers",
+            "access-control-allow-credentials",
+        ];
+        assert_eq!(
+            fields.map(|name| preflight.headers[name].to_str().unwrap().to_owned()),
+            ["https://app.test", "PUT", "x-a", "true"]
+        );
+        let evil = [("origin", "https://evil.test"), asks[1], asks[2]];
+        let refused = send(proxy.http, http::Method::OPTIONS, "/shared/alice", &evil, whole(""));
+        assert!(refused.headers.keys().all(|name| !name.as_str().starts_with("access-control")), "{:?}", refused.headers);
+    }
+    world.eu().upstream().assert_no_requests();
+    for proxy in [world.eu(), world.us()] {
+        let answer = get(proxy.http, "/shared/alice", &[app]);
+        let fields = ["access-control-allow-origin", "access-control-expose-headers", "vary"];
+        assert_eq!(
+            fields.map(|name| answer.headers[name].to_str().unwrap().to_owned()),
+            ["https://app.test", "x-total", "origin"]
+        );
+        assert_eq!(answer.headers.get_all("access-control-allow-origin").iter().count(), 1);
+        let other = get(proxy.http, "/shared/alice", &[("origin", "https://evil.test")]);
+        assert!(!other.headers.contains_key("access-control-allow-origin"));
+    }
 }

@@ -6,6 +6,7 @@
 
 mod answer;
 mod compress;
+mod cors;
 mod edits;
 mod rewrite;
 mod template;
@@ -21,6 +22,7 @@ use super::rate_limit::RateLimit;
 
 pub use answer::{Answer, FixedResponse, Redirection};
 pub use compress::{compress, may_stream};
+pub use cors::Cors;
 pub use edits::{Edits, is_editable, remove_in_any_spelling};
 pub use rewrite::{PathRewrite, Rewrite, set_path};
 pub use template::{Template, TemplateError, Values};
@@ -31,6 +33,7 @@ pub struct Actions {
     pub clients: ClientNetworks,
     pub rate_limits: Vec<RateLimit>,
     pub auth: Option<ForwardAuth>,
+    pub cors: Option<Cors>,
     /// The response of the proxy itself, instead of one of an app server.
     pub answer: Option<Answer>,
     pub rewrite: Rewrite,

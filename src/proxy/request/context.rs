@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Response, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
 use tokio::time::Instant;
 
 use crate::decision::facts::{Credential, Ingress};
@@ -47,6 +47,8 @@ pub(super) struct Context {
     pub query: Option<Box<str>>,
     /// The coding in which the response may be compressed.
     pub coding: Option<Coding>,
+    /// The origin of the page that sends the request, if the route has CORS settings.
+    pub origin: Option<HeaderValue>,
     /// The rate limit that the request exceeds.
     pub exceeded: Cell<Option<Exceeded>>,
     /// An app server or a peer may have received the request.
@@ -71,6 +73,7 @@ impl Context {
             actions: None,
             query: None,
             coding: None,
+            origin: None,
             exceeded: Cell::new(None),
             may_have_arrived: false,
             is_http1: parts.version < Version::HTTP_2,

@@ -68,6 +68,11 @@ pub(super) async fn relay(
         return context.refuse(Code::UpgradeRefused, Some(&intake.question));
     }
     headers::scrub_response(&mut head.headers, head.version, context.border());
+    if let Some(cors) = context.actions.as_ref().and_then(|actions| actions.cors.as_ref()).filter(|_| region == local)
+        && intake.preflight.is_none()
+    {
+        cors.apply(context.origin.as_ref(), &mut head.headers);
+    }
     if let Some(actions) = context.actions.as_ref().filter(|actions| region == local && !actions.response_headers.is_empty()) {
         context.with_values(&intake, &lease.judged(), |values| actions.response_headers.apply(&mut head.headers, values));
     }

@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::pin::pin;
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING};
 use http::{Method, Request};
 use tokio::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::http::names::{X_FORWARDED_METHOD, X_FORWARDED_URI};
 use crate::http::pool::BoxedRequest;
 use crate::model::outcome::Code;
 use crate::model::user::Proof;
-use crate::proxy::actions::{Actions, ForwardAuth, remove_in_any_spelling, set_path};
+use crate::proxy::actions::{Actions, Cors, ForwardAuth, remove_in_any_spelling, set_path};
 use crate::proxy::intake::cookies;
 use crate::services::{Balance, HashKey, Selection};
 
@@ -76,8 +76,20 @@ impl Forwarding<'_> {
         Ok(())
     }
 
+    /// Whether the route's CORS settings answer the request, which is a preflight.
+    pub(super) fn answers_preflight(&self) -> bool {
+        self.intake.preflight.is_some() && self.cors().is_some()
+    }
+
+    fn cors(&self) -> Option<&Cors> {
+        self.context.actions.as_ref()?.cors.as_ref()
+    }
+
     /// The response of the route itself, which needs no app server.
-    pub(super) fn answer(&self) -> Option<Response> {
+    pub(super) fn answer(&self, asked: &HeaderMap) -> Option<Response> {
+        if let (Some(cors), Some(origin)) = (self.cors(), &self.intake.preflight) {
+            return Some(Response::of_proxy(cors.preflight(origin, asked)));
+        }
         let answer = self.context.actions.as_ref()?.answer.as_ref()?;
         let response = self.context.with_values(self.intake, &self.lease.judged(), |values| answer.response(values))?;
         Some(Response::of_proxy(response))
@@ -109,7 +121,8 @@ impl Forwarding<'_> {
         let Some(auth) = self.context.actions.as_ref().and_then(|actions| actions.auth.as_ref()).filter(|_| is_local) else {
             return Ok(None);
         };
-        if self.done.authorization.borrow().is_some() {
+        // A preflight has no credentials (Fetch standard).
+        if self.done.authorization.borrow().is_some() || self.answers_preflight() {
             return Ok(None);
         }
         let mut selected = self.select_authorizer(auth).await?;

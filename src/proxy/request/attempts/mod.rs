@@ -135,7 +135,7 @@ impl Forwarding<'_> {
             }
             let service = (self.service(), self.balance_key(&request));
             let admit = || self.admit(&request);
-            let target = attempts.next(self.context, admit, service, self.options.deadline).await;
+            let target = attempts.next(self.context, admit, self.answers_preflight(), service, self.options.deadline).await;
             let mut target = target.map_err(|code| if is_of_route(code) { code } else { last.unwrap_or(code) })?;
             // The moment may have changed while the request waited for an app server.
             if !self.is_current(&attempts) {
@@ -253,7 +253,7 @@ impl Forwarding<'_> {
     ) -> Result<Result<Response, Failure>, Stopped> {
         match target {
             // A value of the request, such as its query, is not valid in a header field.
-            Target::Proxy(_) => self.answer().map(Ok).ok_or(Code::Malformed(Rule::Target).into()),
+            Target::Proxy(_) => self.answer(permitted.request().headers()).map(Ok).ok_or(Code::Malformed(Rule::Target).into()),
             Target::Upstream(_, selected) => {
                 self.context.may_have_arrived = true;
                 let outcome = {

@@ -88,6 +88,7 @@ impl Attempts {
         &mut self,
         context: &Context,
         admit: impl Fn() -> Result<(), Code>,
+        answers_preflight: bool,
         (service, key): (Option<ServiceId>, Option<u64>),
         deadline: Option<Instant>,
     ) -> Result<Target, Code> {
@@ -107,7 +108,7 @@ impl Attempts {
             }
             if let Some(actions) = &context.actions {
                 admit()?;
-                if actions.answer.is_some() {
+                if actions.answer.is_some() || answers_preflight {
                     return Ok(Target::Proxy(stop));
                 }
             }
