@@ -11,7 +11,7 @@ use crate::http::compression::Coding;
 use crate::model::service::ServiceId;
 use crate::proxy::Limits;
 use crate::proxy::actions::{
-    Actions, Answer, ClientNetworks, Cors, Edits, FixedResponse, ForwardAuth, PathRewrite, Redirection, Rewrite, Template,
+    Actions, Answer, ClientNetworks, Cors, Edits, FixedResponse, ForwardAuth, PathRewrite, Redirection, Rewrite, Split, Template,
     is_editable,
 };
 use crate::proxy::rate_limit::{RateKey, RateLimit};
@@ -23,6 +23,7 @@ use super::reader::{Field, Section};
 pub struct ActionsDraft {
     actions: Actions,
     limits: LimitsDraft,
+    first_of_split: Option<ServiceId>,
 }
 
 /// The limits that a route overrides.
@@ -36,6 +37,11 @@ struct LimitsDraft {
 }
 
 impl ActionsDraft {
+    /// The service that the route is judged by, if it has a split.
+    pub const fn split_service(&self) -> Option<ServiceId> {
+        self.first_of_split
+    }
+
     /// Whether the route responds without an app server.
     pub const fn answers(&self) -> bool {
         self.actions.answer.is_some()
@@ -57,14 +63,15 @@ impl ActionsDraft {
     }
 }
 
-/// Finds a service that every region has.
-type FindService<'f, 'n> = &'f dyn Fn(&Field<'n>) -> Option<ServiceId>;
+/// Finds the service that a field names; every region must have it if the flag is set.
+type FindService<'f, 'n> = &'f dyn Fn(&Field<'n>, bool) -> Option<ServiceId>;
 
 /// Reads the actions of a route. Every mistake is reported.
 pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: FindService<'_, 'n>) -> Option<ActionsDraft> {
     let auth = section.optional("auth").map_or(Some(None), |field| read_auth(&field, find_service).map(Some));
     let clients = section.optional("clients").map_or(Some(ClientNetworks::default()), |field| read_clients(&field));
     let rate_limits = section.optional("rate_limit").map_or(Some(Vec::new()), |field| read_rate_limits(&field));
+    let split = section.optional("split").map_or(Some(None), |field| read_split(&field, find_service).map(Some));
     let cors = section.optional("cors").map_or(Some(None), |field| read_cors(&field).map(Some));
     let redirect = section.optional("redirect").map(|field| (read_redirect(&field).map(Answer::Redirect), field));
     let respond = section.optional("respond").map(|field| (read_respond(&field).map(Answer::Respond), field));
@@ -81,7 +88,9 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
     }
     let answer = redirect.or(respond).map_or(Some(None), |(answer, _)| answer.map(Some));
     let rewrite = rewrite.map_or(Some(Rewrite::default()), |(rewrite, _)| rewrite);
+    let (first_of_split, split) = split?.unzip();
     let actions = Actions {
+        split,
         clients: clients?,
         rate_limits: rate_limits?,
         auth: auth?,
@@ -93,7 +102,7 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
         compress: compress?,
         limits: None,
     };
-    Some(ActionsDraft { actions, limits: limits? })
+    Some(ActionsDraft { actions, limits: limits?, first_of_split })
 }
 
 /// Reads `{ rate: 100/s, burst: 200, by: client }`, or a list of such limits.
@@ -159,11 +168,31 @@ fn read_rate_key(field: &Field<'_>) -> Option<RateKey> {
     parsed.map(RateKey::Header).or_else(|| name.report(format!("`{text}` is not a valid header name")))
 }
 
+/// Reads `[{ service: app, weight: 95 }, { service: app-next, weight: 5 }]`; returns the first service too.
+fn read_split<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Option<(ServiceId, Split)> {
+    let read = |item: &Field<'n>| {
+        let section = item.section()?;
+        let service =
+            section.required("service", "name a service").and_then(|field| Some((find_service(&field, false)?, field.text()?)));
+        let weight = section.required("weight", "write the share of the requests, compared with the other weights");
+        let weight = weight.and_then(|field| field.number(0, 10_000));
+        section.finish();
+        let (id, name) = service?;
+        Some((id, Box::<str>::from(name), weight? as u32))
+    };
+    let shares: Vec<_> = field.list().iter().map(read).collect();
+    let shares = shares.into_iter().collect::<Option<Vec<_>>>()?;
+    if shares.len() < 2 || shares.iter().all(|(_, _, weight)| *weight == 0) {
+        return field.report("a split needs at least two services, and a weight above 0");
+    }
+    Some((shares[0].0, Split::new(shares)))
+}
+
 /// Reads `{ service: auth, path: /verify, copy: [x-auth-user] }`.
 fn read_auth<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Option<ForwardAuth> {
     let section = field.section()?;
     let service = section.required("service", "name the service that decides, such as `auth`");
-    let service = service.and_then(|field| find_service(&field));
+    let service = service.and_then(|field| find_service(&field, true));
     let path = section.required("path", "name the path to request, such as `/verify`").and_then(|field| read_base(&field));
     let copy = section.optional("copy").map_or(Some(Vec::new()), |field| {
         let names: Vec<_> = field.one_or_many().iter().map(|item| read_name(item, item.text()?)).collect();

@@ -61,9 +61,17 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
     });
     let pattern = section.required("match", "write `{}` to match every request").and_then(|field| read_pattern(&field));
     let class = section.required("data", "every route needs a data class").and_then(|field| draft.class(&field));
-    let actions = actions::read(&section, pattern.as_ref(), &|field| draft.service_of_every_region(field));
+    let actions = actions::read(&section, pattern.as_ref(), &|field, is_everywhere| {
+        if is_everywhere { draft.service_of_every_region(field) } else { draft.service(field) }
+    });
     let answers = actions.as_ref().is_some_and(ActionsDraft::answers);
     let service = match section.optional("service") {
+        Some(field) if actions.as_ref().is_some_and(|actions| actions.split_service().is_some()) => {
+            field.report("`split` names the services of this route; remove `service`")
+        }
+        None if actions.as_ref().is_some_and(|actions| actions.split_service().is_some()) => {
+            actions.as_ref().map(ActionsDraft::split_service)
+        }
         Some(field) if answers => field.report("a route that responds itself needs no service; remove `service`"),
         Some(field) => draft.service(&field).map(Some),
         None if answers => Some(None),

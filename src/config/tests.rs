@@ -262,6 +262,12 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "cors: { origins: \"*\", credentials: true }, data: public, home",
         "routes[0].cors.credentials: browsers refuse",
     ),
+    (
+        "data: public, home",
+        "split: [{ service: app, weight: 1 }], data: public, home",
+        "routes[0].split: a split needs at least two services",
+    ),
+    ("data: public, home", "split: [{ service: app }], data: public, home", "routes[0].split[0]: `weight` is missing"),
     ("data: public, home", "service: ap, data: public, home", "routes[0].service: unknown service `ap`; did you mean `app`?"),
     ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),

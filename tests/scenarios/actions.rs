@@ -448,3 +448,31 @@ fn cors_settings_answer_preflights_and_replace_the_fields_of_the_app_server() {
         assert!(!other.headers.contains_key("access-control-allow-origin"));
     }
 }
+
+#[test]
+fn a_canary_gets_its_share_of_the_users_and_keeps_them() {
+    let routes = format!(
+        "  - {{ name: lists, match: {{ path: \"/lists/{{user}}\" }}, {OWNED}, split: [{{ service: app, weight: 70 }}, {{ service: next, weight: 30 }}] }}"
+    );
+    let rules = RULES.replace("routes:\n", &format!("routes:\n{routes}\n"));
+    let rules = NAMES.into_iter().map(|name| (name, rules.clone())).collect();
+    let table = (0..60).map(|user| format!("u{user},eu-west\n")).collect::<String>();
+    let users = NAMES.into_iter().map(|name| (name, format!("user,home\n{table}"))).collect();
+    // Only one region has the new version.
+    let upstreams = Box::new(|name| match name {
+        "eu-west" => vec![Recorder::start("old"), Recorder::start("new").of_service("next")],
+        _ => vec![Recorder::start("old")],
+    });
+    let health = "{ path: /healthz, every: 20ms, timeout: 5s, rise: 1, fall: 1 }";
+    let world = World::planned(Plan { rules, users, upstreams, health, ..Plan::default() });
+    let versions = |proxy: &crate::support::Region| {
+        (0..60).map(|user| get(proxy.http, &format!("/lists/u{user}"), &[]).text().to_owned()).collect::<Vec<_>>()
+    };
+    let first = versions(world.eu());
+    let new = first.iter().filter(|version| *version == "new").count();
+    assert!((6..=32).contains(&new), "{new} of 60");
+    assert_eq!(first, versions(world.us()), "the same users, through whichever region");
+    world.eu().upstream_of("next").crash();
+    world.us().wait_for_service("eu-west", "next", false);
+    assert_eq!(versions(world.us()), ["old"; 60], "a canary that is down takes no users");
+}

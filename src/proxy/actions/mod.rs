@@ -9,6 +9,7 @@ mod compress;
 mod cors;
 mod edits;
 mod rewrite;
+mod split;
 mod template;
 
 use http::HeaderName;
@@ -25,6 +26,7 @@ pub use compress::{compress, may_stream};
 pub use cors::Cors;
 pub use edits::{Edits, is_editable, remove_in_any_spelling};
 pub use rewrite::{PathRewrite, Rewrite, set_path};
+pub use split::Split;
 pub use template::{Template, TemplateError, Values};
 
 /// The actions of one route.
@@ -32,6 +34,7 @@ pub use template::{Template, TemplateError, Values};
 pub struct Actions {
     pub clients: ClientNetworks,
     pub rate_limits: Vec<RateLimit>,
+    pub split: Option<Split>,
     pub auth: Option<ForwardAuth>,
     pub cors: Option<Cors>,
     /// The response of the proxy itself, instead of one of an app server.

@@ -15,8 +15,10 @@ use crate::http::body::Body;
 use crate::http::names::{X_FORWARDED_METHOD, X_FORWARDED_URI};
 use crate::http::pool::BoxedRequest;
 use crate::model::outcome::Code;
+use crate::model::service::ServiceId;
 use crate::model::user::Proof;
 use crate::proxy::actions::{Actions, Cors, ForwardAuth, remove_in_any_spelling, set_path};
+use crate::proxy::admission::network_of;
 use crate::proxy::intake::cookies;
 use crate::services::{Balance, HashKey, Selection};
 
@@ -37,6 +39,20 @@ pub(in crate::proxy::request) struct ActionsDone {
 type CopiedField = (HeaderName, Option<HeaderValue>);
 
 impl Forwarding<'_> {
+    /// The service that gets the request: that of the route, or another one of its split, if it is up in this region.
+    pub(super) fn service(&self) -> Option<ServiceId> {
+        let judged = self.lease.judged();
+        let judged_by = route_of(&judged.decision.trail, judged.moment.policy()).and_then(|route| route.service);
+        let Some(split) = self.context.actions.as_ref().and_then(|actions| actions.split.as_ref()) else { return judged_by };
+        let question = &self.intake.question;
+        let chosen = match judged.user.as_ref().or(question.identity.caller.as_ref()) {
+            Some((user, _)) => split.service_for(user),
+            None => split.service_for(network_of(question.client)),
+        };
+        let is_up = |id: &ServiceId| self.context.snapshot.services.get(*id).is_some_and(|service| service.any_up());
+        chosen.filter(is_up).or(judged_by)
+    }
+
     /// The key by which the service chooses an upstream for this request; `None` if it chooses by load.
     pub(super) fn balance_key(&self, request: &Request<Body>) -> Option<u64> {
         let service = self.service().and_then(|service| self.context.snapshot.services.get(service))?;

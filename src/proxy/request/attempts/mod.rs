@@ -15,7 +15,6 @@ use http::{HeaderMap, Request, Uri};
 use http_body::Body as _;
 
 use crate::decision::permit::Permitted;
-use crate::decision::route_of;
 use crate::decision::verdict::{Itinerary, Stop, Verdict};
 use crate::engine::judge::{Judged, judge};
 use crate::engine::recheck::Lease;
@@ -24,7 +23,6 @@ use crate::http::pool::{BoxedRequest, Gateway};
 use crate::http::sent::Sent;
 use crate::model::outcome::{Code, Rule};
 use crate::model::region::RegionId;
-use crate::model::service::ServiceId;
 use crate::peer::fields;
 
 use crate::proxy::actions::set_path;
@@ -177,12 +175,6 @@ impl Forwarding<'_> {
             is_retry = failure.sent == Sent::Partly;
             self.options.is_fresh = failure.sent == Sent::Stale;
         }
-    }
-
-    /// The service of the request's route.
-    fn service(&self) -> Option<ServiceId> {
-        let judged = self.lease.judged();
-        route_of(&judged.decision.trail, judged.moment.policy()).and_then(|route| route.service)
     }
 
     /// Whether the itinerary was made under the newest moment, and the request is still cleared.
