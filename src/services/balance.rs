@@ -465,7 +465,7 @@ mod tests {
         let named = |id, authority: &str| {
             let mut settings = weighted(&[1]).settings;
             settings.upstreams[0].authority = authority.into();
-            settings.circuit = CircuitLimits { requests: 1, queue: 10, queue_timeout: Duration::from_secs(3600) };
+            settings.circuit = CircuitLimits { requests: 1, queue: 10, queue_timeout: Duration::from_secs(3) };
             Service::new(ServiceId::new(id).unwrap(), settings, None).unwrap()
         };
         let (full, idle) = (named(0, "full:1"), named(1, "idle:1"));
