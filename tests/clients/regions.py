@@ -18,6 +18,14 @@ def eventually(what, is_so):
         time.sleep(0.02)
 
 
+def services(upstreams, health):
+    """The services of a region: the upstreams of one, or a dictionary of several."""
+    listed = lambda urls: "[" + ", ".join('"%s"' % url for url in urls) + "]"
+    if isinstance(upstreams, dict):
+        return "services: { " + ", ".join("%s: { upstreams: %s }" % (name, listed(urls)) for name, urls in upstreams.items()) + " }"
+    return "upstreams: %s\n    %s" % (listed(upstreams), health)
+
+
 class Regions:
     """Starts a region for each entry of `upstreams`; `routes`, `more` and `data` are YAML. All data is public by default."""
 
@@ -39,8 +47,7 @@ class Regions:
       - {{ address: "127.0.0.1:{p['https']}", tls: {{ certificates: [{{ certificate: "{folder}/certs/site.pem", key: "{folder}/certs/site.key" }}] }} }}
       - {{ address: "127.0.0.1:{p['peers']}", peers: true }}
     admin: {{ address: "127.0.0.1:{p['admin']}" }}
-    upstreams: [{', '.join('"%s"' % upstream for upstream in upstreams[region])}]
-    {"health: { path: /, every: 500ms }" if region in health else ""}
+    {services(upstreams[region], "health: { path: /, every: 500ms }" if region in health else "")}
     gateway: "https://127.0.0.1:{p['peers']}"
     url: "http://127.0.0.1:{p['http']}\""""
         self.config = folder + "/domicile.yaml"
