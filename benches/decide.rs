@@ -100,6 +100,7 @@ fn policy(regions: usize, routes: usize) -> Policy {
             chain: vec![Step::Directory, Step::GeoIp, Step::Refuse],
             failover: Failover { reads: Reads::Nearest, writes: Writes::Never },
             upgrades: Vec::new(),
+            keeps: Default::default(),
             claim: None,
             aliases: Vec::new(),
         }

@@ -4,7 +4,7 @@ use crate::decision::policy::chain::{Failover, MAX_CHAIN, Reads, Step, Writes};
 use crate::decision::policy::class::ClassId;
 use crate::decision::policy::geography::Prefix;
 use crate::decision::policy::route::{
-    Conditions, FieldCondition, HostPattern, Method, MethodSet, PathPattern, Pattern, Route, Segment,
+    Conditions, FieldCondition, HostPattern, KeptCharacters, Method, MethodSet, PathPattern, Pattern, Route, Segment,
 };
 use crate::decision::policy::rule::Stays;
 use crate::engine::path::{Slashes, canonical_path};
@@ -84,6 +84,7 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
     let chain = chain.and_then(|field| read_chain(&field, draft, class));
     let failover = section.optional("failover").map_or(Some(default), |field| read_failover(&field));
     let upgrades = section.optional("upgrades").map_or(Some(vec!["websocket".into()]), |field| read_upgrades(&field));
+    let keeps = section.optional("paths").map_or(Some(KeptCharacters::NONE), |field| read_kept(&field));
     let aliases = section.optional("user").map_or(Some(Vec::new()), |field| read_aliases(&field, pattern.as_ref()));
     section.finish();
     let route = Route {
@@ -96,6 +97,7 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
         claim: chain?.1,
         failover: failover?,
         upgrades: upgrades?,
+        keeps: keeps?,
     };
     Some((route, actions?))
 }
@@ -248,6 +250,15 @@ fn read_upgrades(field: &Field<'_>) -> Option<Vec<Box<str>>> {
         upgrades.push(name.into());
     }
     Some(upgrades)
+}
+
+/// Reads `{ encoded_slash: keep, encoded_percent: keep, semicolon: keep }`.
+fn read_kept(field: &Field<'_>) -> Option<KeptCharacters> {
+    let section = field.section()?;
+    let read = |key| section.optional(key).map_or(Some(false), |field| field.word(&[("refuse", false), ("keep", true)]));
+    let (slash, percent, semicolon) = (read("encoded_slash"), read("encoded_percent"), read("semicolon"));
+    section.finish();
+    Some(KeptCharacters { encoded_slash: slash?, encoded_percent: percent?, semicolon: semicolon? })
 }
 
 fn read_failover(field: &Field<'_>) -> Option<Failover> {

@@ -268,6 +268,11 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "routes[0].split: a split needs at least two services",
     ),
     ("data: public, home", "split: [{ service: app }], data: public, home", "routes[0].split[0]: `weight` is missing"),
+    (
+        "data: public, home",
+        "paths: { encoded_slash: keep, dots: keep }, data: public, home",
+        "routes[0].paths: unknown key `dots`",
+    ),
     ("data: public, home", "service: ap, data: public, home", "routes[0].service: unknown service `ap`; did you mean `app`?"),
     ("[US]", "[US, DE]", "jurisdictions.us.countries[1]: `DE` is already in jurisdiction `eu`"),
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),

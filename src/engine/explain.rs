@@ -1,5 +1,6 @@
 //! Explains where a request would go, and why: with the same lookups and the same judgement as for live requests.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use crate::decision::facts::{Credential, Ingress};
 use crate::decision::narrate::{self, Line};
 use crate::decision::policy::Policy;
-use crate::decision::policy::route::{Fields, Head, Method};
+use crate::decision::policy::route::{Fields, Head, KeptCharacters, Method};
 use crate::decision::policy::rule::Mode;
 use crate::decision::route_of;
 use crate::decision::verdict::{Decision, Verdict};
@@ -25,7 +26,7 @@ use crate::model::vitals::{Health, RegionVitals, Vitals};
 use crate::tokens::Verified;
 
 use super::judge::judge;
-use super::path::{canonical_path, is_ambiguous};
+use super::path::{canonical_path_keeping, is_ambiguous, may_keep};
 use super::question::{Identity, Question, read_fields};
 use super::snapshot::{JudgingSnapshot, Moment};
 
@@ -141,8 +142,12 @@ fn question(snapshot: &JudgingSnapshot, query: &Query) -> Result<Question, Strin
     let path = if method == Method::Connect { "/" } else { uri.path() };
     let fields = fields(snapshot, query, uri.query())?;
     let client = query.ip.to_canonical();
-    let path = canonical_path(path, snapshot.slashes)
-        .filter(|path| !is_ambiguous(&Head { method, host: &host, path, client, fields: &fields }, &snapshot.policy))
+    let is_clear = |(path, kept): &(Cow<'_, str>, KeptCharacters)| {
+        let head = Head { method, host: &host, path, client, fields: &fields };
+        !is_ambiguous(&head, &snapshot.policy) && may_keep(&head, *kept, &snapshot.policy)
+    };
+    let (path, _) = canonical_path_keeping(path, snapshot.slashes, KeptCharacters::ALL)
+        .filter(is_clear)
         .ok_or_else(|| format!("the path `{}` is ambiguous or malformed; such a request gets a 400 response", uri.path()))?;
     let caller = query.user.clone().map(|user| (user, if query.claimed { Proof::Claimed } else { Proof::Proven }));
     let token = (!query.claims.is_empty()).then(|| Arc::new(Verified::saying(&query.claims)));

@@ -2,6 +2,7 @@
 
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Uri};
+use percent_encoding::{CONTROLS, utf8_percent_encode};
 use serde_json::json;
 
 use crate::http::body::Body;
@@ -365,8 +366,7 @@ pub fn options() -> Response<Body> {
 pub fn to_https(host: &str, port: u16, target: &str) -> Option<Response<Body>> {
     let port = if port == 443 { String::new() } else { format!(":{port}") };
     let mut response = status_only(StatusCode::PERMANENT_REDIRECT);
-    let location = HeaderValue::from_str(&format!("https://{host}{port}{target}")).ok()?;
-    response.headers_mut().insert(header::LOCATION, location);
+    response.headers_mut().insert(header::LOCATION, location(&format!("https://{host}{port}{target}"))?);
     Some(response)
 }
 
@@ -374,14 +374,19 @@ pub fn to_https(host: &str, port: u16, target: &str) -> Option<Response<Body>> {
 pub fn redirect(region: &Uri, path: &str, query: Option<&str>) -> Option<Response<Body>> {
     let base = region.to_string();
     let base = base.trim_end_matches('/');
-    let location = match query {
+    let url = match query {
         Some(query) => format!("{base}{path}?{query}"),
         None => format!("{base}{path}"),
     };
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
     let headers = response.headers_mut();
-    headers.insert(header::LOCATION, HeaderValue::from_str(&location).ok()?);
+    headers.insert(header::LOCATION, location(&url)?);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Some(response)
+}
+
+/// The value of `Location` for a URL. A URL is ASCII (RFC 3986), while the query of a request may not be.
+pub fn location(url: &str) -> Option<HeaderValue> {
+    HeaderValue::try_from(utf8_percent_encode(url, CONTROLS).to_string()).ok()
 }

@@ -550,6 +550,7 @@ fn program_route(route: &checker::Route) -> Route {
         claim: route.claim.as_deref().map(Into::into),
         failover: Failover { reads, writes: Writes::Never },
         upgrades: Vec::new(),
+        keeps: Default::default(),
     }
 }
 

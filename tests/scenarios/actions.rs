@@ -367,7 +367,8 @@ fn a_service_of_the_same_region_decides_which_requests_pass() {
     let forged = ("x-auth-groups", "admin");
     for proxy in [world.eu(), world.us()] {
         for path in ["/guarded/alice/1?a=b", "/page/alice"] {
-            let refused = post(proxy.http, path, &[("cookie", "session=bad"), forged], "a body that nobody reads");
+            let bad = [("cookie", "session=bad"), forged, ("x_forwarded_uri", "/public")];
+            let refused = post(proxy.http, path, &bad, "a body that nobody reads");
             assert_eq!((refused.status, refused.text()), (StatusCode::FOUND, "log in"));
             assert_eq!(refused.headers["location"], "https://login.example.com/");
             assert_eq!(refused.headers["set-cookie"], "csrf=1");
@@ -380,7 +381,8 @@ fn a_service_of_the_same_region_decides_which_requests_pass() {
     let fields =
         ["x-forwarded-method", "x-forwarded-uri", "x-forwarded-for"].map(|name| asked.headers[name].to_str().unwrap().to_owned());
     assert_eq!(fields, ["POST", "/guarded/alice/1?a=b", "127.0.0.1"]);
-    assert!(!asked.headers.contains_key("x-auth-groups") && !asked.headers.contains_key("domicile-request"));
+    assert!(!asked.headers.contains_key("x-auth-groups") && !asked.headers.contains_key("x_forwarded_uri"));
+    assert!(!asked.headers.contains_key("domicile-request"));
     for proxy in [world.eu(), world.us()] {
         let good =
             [("cookie", "session=good; __Host-domicile-home=x"), forged, ("x-auth-user", "mallory"), ("x_auth_groups", "admin")];
@@ -475,4 +477,70 @@ fn a_canary_gets_its_share_of_the_users_and_keeps_them() {
     world.eu().upstream_of("next").crash();
     world.us().wait_for_service("eu-west", "next", false);
     assert_eq!(versions(world.us()), ["old"; 60], "a canary that is down takes no users");
+}
+
+#[test]
+fn a_route_may_keep_characters_in_paths_and_no_spelling_leads_out_of_it() {
+    let world = world(
+        "  - { name: packages, match: { path: \"/packages/**\" }, data: public, home: [{ region: eu-west }], paths: { encoded_slash: keep, encoded_percent: keep, semicolon: keep } }
+  - { name: objects, match: { path: \"/objects/{user}/**\" }, data: personal, home: [directory, refuse], paths: { encoded_slash: keep, semicolon: keep } }",
+    );
+    for proxy in [world.eu(), world.us()] {
+        for (sent, received) in [
+            ("/packages/@scope%2fname", "/packages/@scope%2Fname"),
+            ("/packages/a%2Fb/c;v=1;w", "/packages/a%2Fb/c;v=1;w"),
+            ("/packages/100%25/x%252Fy", "/packages/100%25/x%252Fy"),
+            ("/objects/alice/a%2Fb;c", "/objects/alice/a%2Fb;c"),
+        ] {
+            assert_eq!(get(proxy.http, sent, &[]).text(), "eu-west", "{sent}");
+            assert_eq!(world.eu().upstream().seen().last().unwrap().target, received);
+        }
+        let seen = world.eu().upstream().seen().len();
+        for sent in [
+            "/packages/..%2Faccount%2F1",
+            "/packages/%2e%2e%2faccount/1",
+            "/packages/x%2F..%2F..%2Faccount/1",
+            "/packages/..;/account/1",
+            "/packages/..;x=1%2Faccount/1",
+            "/packages/..%252Faccount%252F1",
+            "/packages/%252e%252e/account/1",
+            "/packages/%252e%252e%252faccount/1",
+            "/packages/..%253B/account/1",
+            "/packages/..%2F..%2F..%2Fx",
+            "/objects/alice%2F..%2Fbob/1",
+            "/objects/alice;x/1",
+            "/objects/alice%2F1/2",
+            "/objects/alice/100%25",
+            "/users/alice/orders/a%2Fb",
+            "/account/1;x",
+        ] {
+            let refused = get(proxy.http, sent, &[("x-user-id", "alice")]);
+            assert_eq!((refused.status, refused.code().as_str()), (StatusCode::BAD_REQUEST, "request.malformed_path"), "{sent}");
+        }
+        assert_eq!(world.eu().upstream().seen().len(), seen);
+    }
+    world.us().upstream().assert_no_requests();
+}
+
+#[test]
+fn bytes_outside_ascii_in_a_query_are_forwarded_as_they_are() {
+    use std::io::{Read, Write};
+    let world = World::start();
+    for proxy in [world.eu(), world.us()] {
+        let mut stream = std::net::TcpStream::connect(proxy.http).unwrap();
+        stream.write_all(b"GET /users/alice/orders/1?q=\xc3\xa4 HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+        let target = world.eu().upstream().seen().last().unwrap().target.clone();
+        assert_eq!(target.as_bytes(), b"/users/alice/orders/1?q=\xc3\xa4", "{target}");
+        for refused in [&b"/users/alice/orders/\xc3\xa4"[..], b"/users/alice/orders/1?q=\xff"] {
+            let request = [b"GET ", refused, b" HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n"].concat();
+            let mut stream = std::net::TcpStream::connect(proxy.http).unwrap();
+            stream.write_all(&request).unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            assert!(answer.starts_with(b"HTTP/1.1 400 "), "{}", String::from_utf8_lossy(&answer));
+        }
+    }
 }

@@ -90,7 +90,11 @@ impl Policy {
         let aliases = sorted(route.aliases.iter().map(|alias| format!("{alias:?}")).collect());
         let upgrades = sorted(route.upgrades.iter().map(|upgrade| format!("{upgrade:?}")).collect());
         let service = route.service.map(|service| self.service_name(service));
-        let _ = write!(text, " {class:?} {service:?} {chain:?} {:?} {:?} {aliases} {upgrades}", route.claim, route.failover);
+        let _ = write!(
+            text,
+            " {class:?} {service:?} {chain:?} {:?} {:?} {aliases} {upgrades} {:?}",
+            route.claim, route.failover, route.keeps
+        );
         text
     }
 

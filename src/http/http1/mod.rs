@@ -10,6 +10,6 @@ mod server;
 pub use client::{ClientConnection, ExchangeError, IdleConnections, Outcome};
 pub use codec::{
     BodyDecoder, BodyError, Decoded, HeadLimits, MAX_INFORMATIONAL, MAX_RESPONSE_FIELDS, RequestHead, RequestKind, ResponseHead,
-    ResponseReader, read_request,
+    ResponseReader, is_valid_target, read_request,
 };
 pub use server::{Ended, ServerConnection};

@@ -4,6 +4,7 @@ use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use http::{Response, StatusCode};
 
 use crate::http::body::Body;
+use crate::proxy::reply::location;
 
 use super::template::{Template, Values};
 
@@ -35,8 +36,7 @@ impl Answer {
         match self {
             Self::Redirect(redirection) => {
                 *response.status_mut() = redirection.status;
-                let location = HeaderValue::try_from(on_this_host(&redirection.to.render(values))).ok()?;
-                response.headers_mut().insert(LOCATION, location);
+                response.headers_mut().insert(LOCATION, location(&on_this_host(&redirection.to.render(values)))?);
             }
             Self::Respond(fixed) => {
                 *response.status_mut() = fixed.status;
@@ -72,6 +72,7 @@ mod tests {
     fn a_redirect_keeps_the_path_and_the_query_and_never_names_another_host() {
         assert_eq!(redirect("https://www.example.com{uri}", "/a"), "https://www.example.com/a?b=c");
         assert_eq!(redirect("{path}/", "/a"), "/a/");
+        assert_eq!(redirect("{path}ä", "/a"), "/a%C3%A4");
         for path in ["//evil.test/a", "/\\evil.test/a", "///evil.test/a"] {
             assert_eq!(redirect("{path}/", path), "/evil.test/a/", "{path}");
         }

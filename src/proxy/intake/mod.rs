@@ -14,16 +14,17 @@ use std::rc::Rc;
 
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 use crate::decision::facts::Ingress;
 use crate::decision::policy::Policy;
-use crate::decision::policy::route::{Head, Method};
-use crate::engine::path::{canonical_path, is_ambiguous};
+use crate::decision::policy::route::{Head, KeptCharacters, Method};
+use crate::engine::path::{canonical_path_keeping, is_ambiguous, may_keep};
 use crate::engine::question::{Identity, Question, read_fields};
+use crate::http::http1::is_valid_target;
 use crate::http::names::{is_framing_look_alike, is_same_name};
+
 use crate::http::tunnel::CONNECT;
 use crate::model::outcome::{Code, Rule};
 use crate::model::user::Proof;
@@ -132,7 +133,7 @@ pub fn read(
     if is_connect && authority.port.is_none() {
         return Err(Code::Malformed(Rule::Host));
     }
-    let path = read_path(parts, method, is_connect, snapshot)?;
+    let (path, kept) = read_path(parts, method, is_connect, snapshot)?;
     let is_upgrade = upgrade.is_some() || parts.headers.contains_key(http::header::UPGRADE);
     let client = OriginatingClient::of(parts, arrival, envelope.as_ref(), &snapshot.intake);
     let mut identity = verifiers.identify(parts, client.is_from_trusted_hop, client.is_https)?;
@@ -145,7 +146,7 @@ pub fn read(
     let method = preflight.as_ref().map_or(method, |preflight| preflight.method);
     let fields = read_fields(&snapshot.policy().routes.field_names, &parts.headers, parts.uri.query());
     let head = Head { method, host: &authority.host, path: &path, client: client.address, fields: &fields };
-    if is_ambiguous(&head, snapshot.policy()) {
+    if is_ambiguous(&head, snapshot.policy()) || !may_keep(&head, kept, snapshot.policy()) {
         return Err(Code::Malformed(Rule::Path));
     }
     let is_read = matches!(method, Method::Get | Method::Head) && !is_upgrade;
@@ -198,19 +199,25 @@ fn read_upgrade(parts: &mut Parts, policy: &Policy) -> Result<Option<Upgrade>, C
     Ok(upgrade)
 }
 
-/// Replaces the path of the request by its canonical form, and returns it.
-fn read_path(parts: &mut Parts, method: Method, is_connect: bool, snapshot: &Snapshot) -> Result<String, Code> {
+/// Replaces the path of the request by its canonical form, and returns it with the characters in it that its route must keep.
+fn read_path(parts: &mut Parts, method: Method, is_connect: bool, snapshot: &Snapshot) -> Result<(String, KeptCharacters), Code> {
+    let mut kept = KeptCharacters::NONE;
     let path = match parts.uri.path() {
         // CONNECT has no path, so it is judged with the path `/`.
         "" | "/" if is_connect => Cow::Borrowed("/"),
         "*" if method == Method::Options => Cow::Borrowed("*"),
-        path => canonical_path(path, snapshot.judging.slashes).ok_or(Code::Malformed(Rule::Path))?,
+        path => {
+            let canonical = canonical_path_keeping(path, snapshot.judging.slashes, KeptCharacters::ALL);
+            let (path, used) = canonical.ok_or(Code::Malformed(Rule::Path))?;
+            kept = used;
+            path
+        }
     };
     match path {
-        Cow::Borrowed(path) => Ok(path.to_owned()),
+        Cow::Borrowed(path) => Ok((path.to_owned(), kept)),
         Cow::Owned(path) => {
             target::replace_path(parts, &path).ok_or(Code::Malformed(Rule::Path))?;
-            Ok(path)
+            Ok((path, kept))
         }
     }
 }
@@ -307,8 +314,7 @@ fn check_size(parts: &Parts, limits: &Limits) -> Result<(), Code> {
 
 /// Applies the rules of the HTTP/1 codec to HTTP/2 as well, because the request may be forwarded as HTTP/1.
 fn check_grammar(parts: &Parts) -> Result<(), Code> {
-    let is_visible = |target: &PathAndQuery| target.as_str().bytes().all(|byte| matches!(byte, 0x21..=0x7e));
-    if !parts.uri.path_and_query().is_none_or(is_visible) {
+    if !parts.uri.path_and_query().is_none_or(|target| is_valid_target(target.as_str().as_bytes())) {
         return Err(Code::Malformed(Rule::Target));
     }
     let has_two_lengths = parts.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some();

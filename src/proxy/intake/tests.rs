@@ -3,6 +3,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::engine::path::Slashes;
+use crate::engine::path::canonical_path;
 use crate::model::user::Proof;
 
 #[test]

@@ -55,6 +55,30 @@ pub struct Route {
     pub failover: Failover,
     /// Protocols that a request may upgrade its connection to, in lower case.
     pub upgrades: Vec<Box<str>>,
+    pub keeps: KeptCharacters,
+}
+
+/// Characters in paths that are kept as a part of their segment, instead of being refused.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct KeptCharacters {
+    /// `%2F`
+    pub encoded_slash: bool,
+    /// `%25`
+    pub encoded_percent: bool,
+    /// `;`
+    pub semicolon: bool,
+}
+
+impl KeptCharacters {
+    pub const NONE: Self = Self { encoded_slash: false, encoded_percent: false, semicolon: false };
+    pub const ALL: Self = Self { encoded_slash: true, encoded_percent: true, semicolon: true };
+
+    /// Whether all characters of `other` are kept.
+    pub const fn covers(self, other: Self) -> bool {
+        (self.encoded_slash || !other.encoded_slash)
+            && (self.encoded_percent || !other.encoded_percent)
+            && (self.semicolon || !other.semicolon)
+    }
 }
 
 /// The route of a request, and the user that its path names.

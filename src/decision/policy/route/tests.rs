@@ -17,6 +17,7 @@ fn route(host: &str, path: &str, methods: MethodSet) -> Route {
         claim: None,
         failover: Failover::NEVER,
         upgrades: vec![],
+        keeps: KeptCharacters::NONE,
     }
 }
 

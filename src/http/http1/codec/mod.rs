@@ -15,7 +15,7 @@ mod response;
 pub use body::BodyDecoder;
 pub use decoded::{BodyError, Decoded};
 pub use encode::{Asked, BodyEncoder, informational_head, request_head, response_head};
-pub use request::{HeadLimits, RequestHead, read_request};
+pub use request::{HeadLimits, RequestHead, is_valid_target, read_request};
 pub use response::{MAX_INFORMATIONAL, MAX_RESPONSE_FIELDS, RequestKind, ResponseHead, ResponseReader};
 
 #[cfg(test)]

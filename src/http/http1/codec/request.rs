@@ -100,8 +100,7 @@ fn request_line<'l>(line: &'l [u8], limits: &HeadLimits) -> Result<(Method, &'l 
     if target.len() > limits.target_bytes {
         return Err(Code::TargetTooLong);
     }
-    let visible = |byte: &u8| matches!(byte, 0x21..=0x7e);
-    if target.is_empty() || !target.iter().all(visible) || !is_form(method, target) {
+    if target.is_empty() || !is_valid_target(target) || !is_form(method, target) {
         return Err(Code::Malformed(Rule::Target));
     }
     let method = Method::from_bytes(method).map_err(|_| Code::Malformed(Rule::Line))?;
@@ -110,6 +109,13 @@ fn request_line<'l>(line: &'l [u8], limits: &HeadLimits) -> Result<(Method, &'l 
         b"HTTP/1.0" => Ok((method, target, false)),
         _ => Err(Code::Malformed(Rule::Line)),
     }
+}
+
+/// Whether a request target has only visible characters of ASCII. A query may hold bytes outside ASCII too, because programs
+/// send them and app servers read them; `Uri` requires that they are UTF-8.
+pub fn is_valid_target(target: &[u8]) -> bool {
+    let (path, query) = target.split_at(memchr::memchr(b'?', target).unwrap_or(target.len()));
+    path.iter().all(|byte| matches!(byte, 0x21..=0x7e)) && query.iter().all(|byte| matches!(byte, 0x21..=0x7e | 0x80..))
 }
 
 /// Whether the target has a form that the method allows (RFC 9112 section 3.2): a path, an `http` or `https` URL, an

@@ -101,6 +101,7 @@ fn every_ambiguous_framing_is_refused() {
     assert_refused("GET /\r\nHost: a\r\n\r\n", Code::Malformed(Rule::Line));
     assert_refused("\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Code::Malformed(Rule::Line));
     assert_refused("GET x HTTP/1.1\r\nHost: a\r\n\r\n", Code::Malformed(Rule::Target));
+    assert_refused("GET /ä HTTP/1.1\r\nHost: a\r\n\r\n", Code::Malformed(Rule::Target));
 }
 
 #[test]

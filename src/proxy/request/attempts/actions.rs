@@ -181,9 +181,8 @@ fn question(auth: &ForwardAuth, request: &Request<Body>) -> Request<Body> {
     }
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
     for (name, value) in [(X_FORWARDED_METHOD, request.method().as_str()), (X_FORWARDED_URI, target)] {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            question.headers_mut().insert(name, value);
-        }
+        let value = HeaderValue::from_bytes(value.as_bytes()).expect("a method and a target have no control characters");
+        question.headers_mut().insert(name, value);
     }
     *question.method_mut() = Method::GET;
     *question.uri_mut() = request.uri().clone();
