@@ -249,6 +249,18 @@ fn a_rate_limit_counts_at_the_owner_for_requests_of_all_regions() {
 }
 
 #[test]
+fn a_limit_that_ends_a_failover_is_the_code_of_the_response() {
+    let world = world(&format!(
+        "  - {{ name: mine, match: {{ path: \"/mine/{{user}}\" }}, {OWNED}, failover: {{ reads: nearest }}, rate_limit: {{ rate: 1/h, burst: 1, by: route }} }}"
+    ));
+    assert_eq!(get(world.eu().http, "/mine/alice", &[]).text(), "eu-west");
+    world.us().upstream().crash();
+    let limited = get(world.eu().http, "/mine/bob", &[]);
+    assert_eq!((limited.status.as_u16(), limited.code().as_str()), (429, "route.rate_limited"));
+    assert_eq!(world.eu().upstream().seen().len(), 1);
+}
+
+#[test]
 fn nobody_spends_the_tokens_of_a_user_whose_key_is_only_claimed() {
     let world = world(&format!(
         "  - {{ name: mine, match: {{ path: \"/mine/{{user}}\" }}, {OWNED}, rate_limit: {{ rate: 1/h, burst: 1, by: user }} }}"
