@@ -471,6 +471,23 @@ fn one_mistake_hides_no_other() {
 }
 
 #[test]
+fn a_listener_may_be_written_as_its_address_alone() {
+    let list = "listen:\n  - address: \"127.0.0.1:8080\"\n";
+    assert!(VALID.contains(list));
+    let short_form = |address: &str| format!("listen:\n  - {address}\n");
+    for address in ["127.0.0.1:8080", "\"[::1]:8080\""] {
+        assert_eq!(with(list, &short_form(address)), Vec::<String>::new());
+    }
+    let found = with(list, &short_form("0.0.0.0:8080"));
+    assert!(found.len() == 1 && found[0].contains("listen[0]: cleartext is limited to loopback: write `{ address:"), "{found:?}");
+    let found = with(list, &short_form("8080"));
+    assert!(found.len() == 1 && found[0].contains("listen[0]: `8080` is not a valid address"), "{found:?}");
+    let one = include_str!("../../config/minimal.yaml");
+    assert!(one.contains("\nlisten: 127.0.0.1:8080\n"));
+    assert_eq!(problems(one), Vec::<String>::new());
+}
+
+#[test]
 fn a_mistake_in_the_only_listener_for_clients_is_reported_alone() {
     let found = with("- address: \"127.0.0.1:8080\"", "- { address: \"127.0.0.1:8080\", half_close: maybe }");
     assert_eq!(found, ["d.yaml:3:46: listen[0].half_close: `maybe` is not a valid value; expected one of `allow`, `abort`"]);

@@ -1,5 +1,7 @@
 //! Listeners and their certificates.
 
+use std::net::SocketAddr;
+
 use crate::transport::listener::{self, Accepts};
 use crate::transport::tls::{AcmeFiles, CertificateFiles, ChallengeKind, ClientAuthority, ClientTlsFiles, PeerFiles};
 
@@ -27,15 +29,16 @@ pub(super) fn read_listen(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Vec
 
 fn read_listeners(field: &Field<'_>) -> Vec<listener::Settings> {
     let mut listeners: Vec<listener::Settings> = Vec::new();
-    for item in field.list() {
-        let Some(settings) = read_listener(&item) else { continue };
+    let items = field.one_or_many();
+    for item in &items {
+        let Some(settings) = read_listener(item) else { continue };
         if listeners.iter().any(|other| other.address == settings.address && settings.address.port() != 0) {
             item.report::<()>(format!("`{}` is listed twice; remove one of the two listeners", settings.address));
         }
         listeners.push(settings);
     }
     // A listener with a mistake may be the one for clients.
-    let all_are_read = listeners.len() == field.list().len();
+    let all_are_read = listeners.len() == items.len();
     if all_are_read && !listeners.is_empty() && listeners.iter().all(|listener| listener.accepts == Accepts::Peers) {
         field.report::<()>("no listener accepts clients; add one without `peers: true`");
     }
@@ -43,6 +46,9 @@ fn read_listeners(field: &Field<'_>) -> Vec<listener::Settings> {
 }
 
 fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
+    if !field.is_section() {
+        return read_short_form(field);
+    }
     let section = field.section()?;
     let address =
         section.required("address", "write an IP address and a port, such as `127.0.0.1:8080`").and_then(|field| field.address());
@@ -78,11 +84,33 @@ fn read_listener(field: &Field<'_>) -> Option<listener::Settings> {
         return field.report("browsers ignore `hsts` without TLS; give this listener a `tls` section");
     }
     if tls.is_none() && !peers && redirect.is_none() && !cleartext && !address.ip().is_loopback() {
-        return field
-            .report(format!("cleartext is limited to loopback: give `{address}` a `tls` section, or set `cleartext: true`"));
+        return report_cleartext(field, address);
     }
     let accepts = if peers { Accepts::Peers } else { Accepts::Clients };
     Some(listener::Settings { address, accepts, tls, proxy_protocol, redirect, hsts, allows_half_close })
+}
+
+/// A listener for clients without TLS, which is written as its address alone.
+fn read_short_form(field: &Field<'_>) -> Option<listener::Settings> {
+    let address = field.address()?;
+    if !address.ip().is_loopback() {
+        return report_cleartext(field, address);
+    }
+    Some(listener::Settings {
+        address,
+        accepts: Accepts::Clients,
+        tls: None,
+        proxy_protocol: None,
+        redirect: None,
+        hsts: None,
+        allows_half_close: false,
+    })
+}
+
+fn report_cleartext<T>(field: &Field<'_>, address: SocketAddr) -> Option<T> {
+    field.report(format!(
+        "cleartext is limited to loopback: write `{{ address: \"{address}\", tls: {{ … }} }}`, or the same with `cleartext: true`"
+    ))
 }
 
 fn read_tls(field: &Field<'_>) -> Option<ClientTlsFiles> {
