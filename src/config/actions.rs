@@ -34,6 +34,7 @@ struct LimitsDraft {
     request_timeout: Option<Duration>,
     response_timeout: Option<Duration>,
     idle_timeout: Option<Duration>,
+    tunnel_idle: Option<Duration>,
 }
 
 impl ActionsDraft {
@@ -56,6 +57,7 @@ impl ActionsDraft {
             request_timeout: own.request_timeout.unwrap_or(common.request_timeout),
             response_timeout: own.response_timeout.unwrap_or(common.response_timeout),
             idle_timeout: own.idle_timeout.unwrap_or(common.idle_timeout),
+            tunnel_idle: own.tunnel_idle.unwrap_or(common.tunnel_idle),
             ..*common
         });
         let actions = Actions { limits, ..self.actions.clone() };
@@ -272,7 +274,7 @@ fn read_limits(section: &Section<'_>) -> Option<LimitsDraft> {
     };
     let section = field.section()?;
     let time = |key| section.optional(key).map_or(Some(None), |field| field.positive_duration().map(Some));
-    let (request, response, idle) = (time("request"), time("response"), time("idle"));
+    let (request, response, idle, tunnel) = (time("request"), time("response"), time("idle"), time("tunnel_idle"));
     section.finish();
     Some(LimitsDraft {
         body: body?,
@@ -280,6 +282,7 @@ fn read_limits(section: &Section<'_>) -> Option<LimitsDraft> {
         request_timeout: request?,
         response_timeout: response?,
         idle_timeout: idle?,
+        tunnel_idle: tunnel?,
     })
 }
 

@@ -8,7 +8,9 @@ use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 use tokio::sync::Notify;
 
-use crate::support::{Plan, Recorder, TIMEOUT, World, eventually, get, http2, post, read, remember, request, runtime, whole};
+use crate::support::{
+    Plan, Recorder, TIMEOUT, World, assert_closed, eventually, get, http2, post, read, remember, request, runtime, whole,
+};
 
 /// An upstream that responds to one request for each notification on `release`.
 fn held(release: &Arc<Notify>) -> impl Fn(&'static str) -> Vec<Recorder> + use<> {
@@ -177,8 +179,7 @@ fn the_number_of_connections_is_limited() {
     let two = format!("domicile_connections{{listener=\"{}\"}} 2", world.eu().http);
     eventually("both connections are open", || world.eu().metrics().contains(&two));
     let mut third = TcpStream::connect(world.eu().http).unwrap();
-    third.set_read_timeout(Some(TIMEOUT)).unwrap();
-    assert_eq!(third.read(&mut [0; 1]).unwrap_or(0), 0, "the third connection is closed without a response");
+    assert_closed(&mut third);
     assert_eq!(world.us().metrics().matches("connections_refused_total{reason=\"connections\"} 1").count(), 0);
     assert!(world.eu().metrics().contains("domicile_connections_refused_total{reason=\"connections\"} 1"));
     drop(held);
@@ -215,8 +216,7 @@ fn the_number_of_handshakes_in_progress_is_limited() {
     let one = format!("domicile_connections{{listener=\"{}\"}} 1", world.eu().https);
     eventually("the first connection is open", || world.eu().metrics().contains(&one));
     let mut second = TcpStream::connect(world.eu().https).unwrap();
-    second.set_read_timeout(Some(TIMEOUT)).unwrap();
-    assert_eq!(second.read(&mut [0; 1]).unwrap_or(0), 0, "the second connection is closed");
+    assert_closed(&mut second);
     drop(silent);
     let none = format!("domicile_connections{{listener=\"{}\"}} 0", world.eu().https);
     eventually("the first connection is closed", || world.eu().metrics().contains(&none));

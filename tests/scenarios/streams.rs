@@ -14,8 +14,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
-    NAMES, Plan, RULES, Recorder, TIMEOUT, USERS, Wire, World, eventually, get, http2, pieces, raw, read, remember, request,
-    runtime, tls, whole,
+    NAMES, Plan, RULES, Recorder, TIMEOUT, USERS, Wire, World, assert_closed, eventually, get, http2, pieces, raw, read,
+    remember, request, runtime, tls, whole,
 };
 
 /// An app server that echoes the bytes of a tunnel.
@@ -841,13 +841,19 @@ fn connect_opens_a_tunnel_only_where_a_route_allows_it() {
 
 #[test]
 fn a_tunnel_that_is_quiet_for_too_long_is_closed() {
-    let plan = Plan { extra: "limits: { tunnel_idle: 200ms }\n".into(), ..echoing(Wire::Http1) };
-    let world = World::planned(plan);
-    for region in [world.eu(), world.us()] {
-        let (mut stream, answer) = open_http1(region.http, "/users/alice/orders/live", "");
-        assert!(answer.starts_with("http/1.1 101 "), "{answer}");
-        speak(&mut stream, b"hello");
-        assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
+    let limited = Plan { extra: "limits: { tunnel_idle: 200ms }\n".into(), ..echoing(Wire::Http1) };
+    let rules =
+        RULES.replace("failover: { reads: nearest } }", "failover: { reads: nearest }, timeouts: { tunnel_idle: 200ms } }");
+    let rules = NAMES.into_iter().map(|name| (name, rules.clone())).collect();
+    let limited_by_route = Plan { rules, ..echoing(Wire::Http1) };
+    for plan in [limited, limited_by_route] {
+        let world = World::planned(plan);
+        for region in [world.eu(), world.us()] {
+            let (mut stream, answer) = open_http1(region.http, "/users/alice/orders/live", "");
+            assert!(answer.starts_with("http/1.1 101 "), "{answer}");
+            speak(&mut stream, b"hello");
+            assert_closed(&mut stream);
+        }
     }
 }
 

@@ -37,6 +37,13 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until the other side closes the connection; panics if a byte arrives, or nothing for [`TIMEOUT`].
+pub fn assert_closed(stream: &mut std::net::TcpStream) {
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let end = std::io::Read::read(stream, &mut [0; 1]).map_err(|error| error.kind());
+    assert!(matches!(end, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)), "the connection is not closed: {end:?}");
+}
+
 /// A request as an upstream saw it.
 #[derive(Clone, Debug)]
 pub struct RecordedRequest {

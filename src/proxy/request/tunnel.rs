@@ -71,7 +71,7 @@ fn write_upgrade_fields(headers: &mut HeaderMap, upgrade: &Upgrade) -> Option<()
 
 async fn run(mut context: Context, client: Wire, server: Wire, hold: ResponseCounters, lease: Rc<Lease>) {
     let traffic = Rc::new(Traffic::default());
-    let idle = context.snapshot.limits.tunnel_idle;
+    let idle = context.limits().tunnel_idle;
     let failure = tokio::select! {
         biased;
         () = poll_fn(|cx| lease.poll_ended(cx)) => Some(BodyFailure::NoLongerCleared),
