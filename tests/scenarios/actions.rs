@@ -494,7 +494,8 @@ fn a_canary_gets_its_share_of_the_users_and_keeps_them() {
 #[test]
 fn a_route_may_keep_characters_in_paths_and_no_spelling_leads_out_of_it() {
     let world = world(
-        "  - { name: packages, match: { path: \"/packages/**\" }, data: public, home: [{ region: eu-west }], paths: { encoded_slash: keep, encoded_percent: keep, semicolon: keep } }
+        "  - { name: admin, match: { path: \"/packages/admin/**\" }, data: public, home: [{ region: eu-west }], clients: { deny: [127.0.0.0/8] } }
+  - { name: packages, match: { path: \"/packages/**\" }, data: public, home: [{ region: eu-west }], paths: { encoded_slash: keep, encoded_percent: keep, semicolon: keep } }
   - { name: objects, match: { path: \"/objects/{user}/**\" }, data: personal, home: [directory, refuse], paths: { encoded_slash: keep, semicolon: keep } }",
     );
     for proxy in [world.eu(), world.us()] {
@@ -509,6 +510,15 @@ fn a_route_may_keep_characters_in_paths_and_no_spelling_leads_out_of_it() {
         }
         let seen = world.eu().upstream().seen().len();
         for sent in [
+            "/packages/admin%2Fusers",
+            "/packages/admin;x/users",
+            "/packages/admin%252Fusers",
+            "/packages/admin;x%2Fusers",
+            "/packages/admin%3Bx/users",
+            "/packages/admin./users",
+            "/packages/admin.%2Fusers",
+            "/packages/%25/%252e%252e/%252e%252e/account/1",
+            "/packages/..%255Caccount%255C1",
             "/packages/..%2Faccount%2F1",
             "/packages/%2e%2e%2faccount/1",
             "/packages/x%2F..%2F..%2Faccount/1",

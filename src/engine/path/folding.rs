@@ -6,18 +6,20 @@ use percent_encoding::percent_decode_str;
 
 use crate::decision::policy::Policy;
 use crate::decision::policy::class::ClassSet;
-use crate::decision::policy::route::Head;
+use crate::decision::policy::route::{Head, RouteId};
 
 use super::push_octet;
 
-/// Whether a server may read a canonical path as another path, and the data of one of the two paths may not be anywhere.
+/// Whether a server may read a canonical path as another path, and the data of one of the two paths may not be anywhere, or
+/// the other path has another route, which may have an `auth` of its own.
 pub fn is_ambiguous(head: &Head<'_>, policy: &Policy) -> bool {
-    let is_guarded = |path: &str| {
-        let found = policy.routes.find(&Head { path, ..*head });
-        found.id.is_some_and(|id| !policy.may_be_anywhere(ClassSet::only(policy.routes.route(id).class)))
-    };
     let mut folded = folded_paths(head.path).peekable();
-    folded.peek().is_some() && (is_guarded(head.path) || folded.any(|path| is_guarded(&path)))
+    if folded.peek().is_none() {
+        return false;
+    }
+    let matched = policy.routes.find(head).id;
+    let is_guarded = |id: RouteId| !policy.may_be_anywhere(ClassSet::only(policy.routes.route(id).class));
+    matched.is_some_and(is_guarded) || folded.any(|path| policy.routes.find(&Head { path: &path, ..*head }).id != matched)
 }
 
 /// The other paths that servers may read a canonical path as. Every combination of foldings counts, because a server may apply
