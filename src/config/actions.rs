@@ -170,7 +170,8 @@ fn read_rate_key(field: &Field<'_>) -> Option<RateKey> {
     parsed.map(RateKey::Header).or_else(|| name.report(format!("`{text}` is not a valid header name")))
 }
 
-/// Reads `[{ service: app, weight: 95 }, { service: app-next, weight: 5 }]`; returns the first service too.
+/// Reads `[{ service: app, weight: 95 }, { service: app-next, weight: 5 }]`; returns also the first service with a weight
+/// above 0, by which the route is judged.
 fn read_split<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Option<(ServiceId, Split)> {
     let read = |item: &Field<'n>| {
         let section = item.section()?;
@@ -184,10 +185,11 @@ fn read_split<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Optio
     };
     let shares: Vec<_> = field.list().iter().map(read).collect();
     let shares = shares.into_iter().collect::<Option<Vec<_>>>()?;
-    if shares.len() < 2 || shares.iter().all(|(_, _, weight)| *weight == 0) {
+    let first = shares.iter().find(|(_, _, weight)| *weight > 0).filter(|_| shares.len() >= 2);
+    let Some((first, _, _)) = first else {
         return field.report("a split needs at least two services, and a weight above 0");
-    }
-    Some((shares[0].0, Split::new(shares)))
+    };
+    Some((*first, Split::new(shares)))
 }
 
 /// Reads `{ service: auth, path: /verify, copy: [x-auth-user] }`.

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use http::{Response, StatusCode};
+use hyper::body::Frame;
 
-use crate::support::{NAMES, Plan, RULES, Recorder, World, get, post, remember, runtime, send, whole};
+use crate::support::{
+    NAMES, Plan, RULES, Recorder, World, get, http2, pieces, post, read, remember, request, runtime, send, whole,
+};
 
 /// Three regions with these routes before the usual ones, and these upstreams.
 fn world_with(routes: &str, upstreams: impl Fn(&'static str) -> Vec<Recorder> + 'static) -> World {
@@ -352,30 +355,35 @@ fn the_last_attempt_is_rewritten_once_too() {
 
 /// An authorization service: it lets requests with the cookie `session=good` pass, and sends others to its login page.
 fn authorizer() -> Recorder {
-    Recorder::with(Arc::new(|request, seen| {
+    let mut authorizer = Recorder::with(Arc::new(|request, seen| {
         Box::pin(async move {
             let is_good = request.headers().get_all("cookie").iter().any(|cookie| cookie == "session=good");
             remember(request, &seen).await;
             let answer = Response::builder();
             if is_good {
-                return answer.header("x-auth-user", "alice").header("x-other", "1").body(whole("")).unwrap();
+                let answer = answer.header("x-auth-user", "alice").header("x-other", "1");
+                return answer.header("x-auth-role", "reader").header("x-auth-role", "writer").body(whole("")).unwrap();
             }
             let login = "https://login.example.com/";
             answer.status(302).header("location", login).header("set-cookie", "csrf=1").body(whole("log in")).unwrap()
         })
     }))
-    .of_service("auth")
+    .of_service("auth");
+    authorizer.entry = format!("\"http://{}/auth\"", authorizer.address);
+    authorizer
 }
 
 #[test]
 fn a_service_of_the_same_region_decides_which_requests_pass() {
     let routes = format!(
         "  - {{ name: guarded, match: {{ path: \"/guarded/{{user}}/**\" }}, service: app, {OWNED}, rewrite: {{ strip_prefix: /guarded }},
-      auth: {{ service: auth, path: /verify, copy: [x-auth-user, x-auth-groups] }} }}
+      auth: {{ service: auth, path: /verify, copy: [x-auth-user, x-auth-groups, x-auth-role, cookie] }} }}
   - {{ name: page, match: {{ path: \"/page/{{user}}\" }}, {OWNED}, auth: {{ service: auth, path: / }}, respond: {{ body: secret }} }}"
     );
-    let world = world_with(&routes, |name| vec![Recorder::start(name), Recorder::start(name), authorizer()]);
-    let auth = world.eu().upstream_of("auth");
+    let world = world_with(&routes, |name| vec![Recorder::start(name), Recorder::start(name), authorizer(), authorizer()]);
+    let auth = &world.eu().upstreams[2];
+    // A dead authorization service is passed over.
+    world.eu().upstreams[3].crash();
     let forged = ("x-auth-groups", "admin");
     for proxy in [world.eu(), world.us()] {
         for path in ["/guarded/alice/1?a=b", "/page/alice"] {
@@ -389,7 +397,7 @@ fn a_service_of_the_same_region_decides_which_requests_pass() {
     world.eu().upstreams[..2].iter().for_each(Recorder::assert_no_requests);
     assert_eq!(auth.seen().len(), 4);
     let asked = auth.seen()[0].clone();
-    assert_eq!((asked.target.as_str(), asked.body.len()), ("/verify?a=b", 0));
+    assert_eq!((asked.target.as_str(), asked.body.len()), ("/auth/verify", 0));
     let fields =
         ["x-forwarded-method", "x-forwarded-uri", "x-forwarded-for"].map(|name| asked.headers[name].to_str().unwrap().to_owned());
     assert_eq!(fields, ["POST", "/guarded/alice/1?a=b", "127.0.0.1"]);
@@ -404,8 +412,12 @@ fn a_service_of_the_same_region_decides_which_requests_pass() {
     for seen in world.eu().upstreams[..2].iter().flat_map(Recorder::seen) {
         assert_eq!((seen.target.as_str(), &*seen.body), ("/alice/1", &b"body"[..]));
         assert_eq!(seen.headers.get_all("x-auth-user").iter().collect::<Vec<_>>(), ["alice"]);
+        assert_eq!(seen.headers.get_all("x-auth-role").iter().collect::<Vec<_>>(), ["reader", "writer"]);
         assert!(!seen.headers.contains_key("x-auth-groups") && !seen.headers.contains_key("x_auth_groups"));
     }
+    let trailers =
+        runtime().block_on(trailers_of(&world, &[("x-auth-user", "mallory"), ("x_auth_groups", "admin"), ("x-sum", "1")]));
+    assert_eq!(trailers.keys().collect::<Vec<_>>(), ["x-sum"]);
     // Once for the request, also if it is sent again.
     world.eu().upstreams[0].crash();
     let before = auth.seen().len();
@@ -418,10 +430,26 @@ fn a_service_of_the_same_region_decides_which_requests_pass() {
     [world.us(), world.jp()].iter().for_each(|region| region.upstreams.iter().for_each(Recorder::assert_no_requests));
 }
 
+/// Sends a request with these trailers; returns those that the app server receives.
+async fn trailers_of(world: &World, trailers: &[(&'static str, &'static str)]) -> http::HeaderMap {
+    let mut sender = http2(world, world.us().https, "localhost").await;
+    let (sends, body) = pieces();
+    let fields = [("te", "trailers"), ("trailer", "x-sum, x-auth-user"), ("cookie", "session=good")];
+    let ask = request(http::Method::POST, "https://localhost/guarded/alice/1", "", &fields, body);
+    sends.send(Frame::data(bytes::Bytes::from_static(b"body"))).unwrap();
+    let trailers = trailers.iter().map(|(name, value)| (name.parse().unwrap(), http::HeaderValue::from_static(value)));
+    sends.send(Frame::trailers(trailers.collect())).unwrap();
+    drop(sends);
+    assert_eq!(read(sender.send_request(ask).await.unwrap()).await.unwrap().text(), "eu-west");
+    let seen = world.eu().upstreams[..2].iter().flat_map(Recorder::seen).find_map(|seen| seen.trailers);
+    seen.expect("the app server receives trailers")
+}
+
 #[test]
 fn cors_settings_answer_preflights_and_replace_the_fields_of_the_app_server() {
     let routes = format!(
-        "  - {{ name: shared, match: {{ path: \"/shared/{{user}}\" }}, {OWNED}, cors: {{ origins: [https://app.test], credentials: true, expose: [x-total] }} }}"
+        "  - {{ name: shared, match: {{ path: \"/shared/{{user}}\" }}, {OWNED}, cors: {{ origins: [https://app.test], credentials: true, expose: [x-total] }} }}
+  - {{ name: mine, match: {{ path: /mine }}, {OWNED}, cors: {{ origins: [https://app.test] }} }}"
     );
     let world = world_with(&routes, |name| {
         vec![Recorder::with(Arc::new(move |request, seen| {
@@ -448,6 +476,13 @@ fn cors_settings_answer_preflights_and_replace_the_fields_of_the_app_server() {
         let evil = [("origin", "https://evil.test"), asks[1], asks[2]];
         let refused = send(proxy.http, http::Method::OPTIONS, "/shared/alice", &evil, whole(""));
         assert!(refused.headers.keys().all(|name| !name.as_str().starts_with("access-control")), "{:?}", refused.headers);
+    }
+    // A preflight names no user, so these requests have no home and are refused.
+    for (origin, allowed) in [("https://app.test", Some("https://app.test")), ("https://evil.test", None)] {
+        let asks = [("origin", origin), ("access-control-request-method", "PUT")];
+        let preflight = send(world.us().http, http::Method::OPTIONS, "/mine", &asks, whole(""));
+        let found = preflight.headers.get("access-control-allow-origin").map(|value| value.to_str().unwrap());
+        assert_eq!((preflight.status, found), (StatusCode::NO_CONTENT, allowed));
     }
     world.eu().upstream().assert_no_requests();
     for proxy in [world.eu(), world.us()] {
@@ -489,6 +524,26 @@ fn a_canary_gets_its_share_of_the_users_and_keeps_them() {
     world.eu().upstream_of("next").crash();
     world.us().wait_for_service("eu-west", "next", false);
     assert_eq!(versions(world.us()), ["old"; 60], "a canary that is down takes no users");
+}
+
+#[test]
+fn a_request_for_a_canary_that_crashed_reaches_the_other_service() {
+    for (shares, crashed, left) in [
+        ("[{ service: app, weight: 1 }, { service: next, weight: 1 }]", "next", "old"),
+        ("[{ service: app, weight: 0 }, { service: next, weight: 1 }]", "app", "new"),
+    ] {
+        let route = format!("routes:\n  - {{ name: lists, match: {{ path: \"/lists/{{user}}\" }}, {OWNED}, split: {shares} }}\n");
+        let rules = NAMES.into_iter().map(|name| (name, RULES.replace("routes:\n", &route))).collect();
+        let table = (0..20).map(|user| format!("u{user},eu-west\n")).collect::<String>();
+        let users = NAMES.into_iter().map(|name| (name, format!("user,home\n{table}"))).collect();
+        let upstreams = Box::new(|_| vec![Recorder::start("old"), Recorder::start("new").of_service("next")]);
+        let world = World::planned(Plan { rules, users, upstreams, ..Plan::default() });
+        world.eu().upstream_of(crashed).crash();
+        for user in 0..20 {
+            let answer = post(world.us().http, &format!("/lists/u{user}"), &[], "body");
+            assert_eq!((answer.status, answer.text()), (StatusCode::OK, left));
+        }
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! What a route does for a request after judgement: who may use it, a response of its own, rewriting, header fields, limits.
 //!
 //! Promises: an action never changes a decision, because `decision` does not know the type [`Actions`]; actions on messages run at
-//! the region that serves the request, after its last judgement. Never: an action that sends a request to another service than
-//! that of its route. Start reading at [`Actions`].
+//! the region that serves the request, after its last judgement. Never: an action that sends a request to another region. Start
+//! reading at [`Actions`].
 
 mod answer;
 mod compress;
@@ -16,6 +16,7 @@ use http::HeaderName;
 use ipnet::IpNet;
 
 use crate::http::compression::Coding;
+use crate::http::names::is_same_name;
 use crate::model::service::ServiceId;
 
 use super::Limits;
@@ -46,6 +47,16 @@ pub struct Actions {
     pub compress: Vec<Coding>,
     /// The limits of the route, if they differ from the common ones. They apply in every region that a request passes.
     pub limits: Option<Limits>,
+}
+
+impl Actions {
+    /// Whether the route decides about this field of a request, so that a client cannot set it, for example in a trailer.
+    pub fn govern_request_field(&self, name: &str) -> bool {
+        let copied = self.auth.iter().flat_map(|auth| &auth.copy);
+        let edits = &self.request_headers;
+        let mut names = copied.chain(&edits.remove).chain(edits.set.iter().map(|(name, _)| name));
+        names.any(|governed| is_same_name(governed, name))
+    }
 }
 
 /// The clients that may use a route.

@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::model::service::ServiceId;
 
-/// The services of a route and their weights. The first one is the service that the route is judged by.
+/// The services of a route and their weights. The route is judged by the first one with a weight above 0.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Split {
     shares: Vec<(ServiceId, Box<str>, u32)>,

@@ -99,10 +99,14 @@ impl Context {
         Arc::ptr_eq(&self.snapshot.judging, &moment.snapshot)
     }
 
-    /// Takes the actions of the route that a judgement found. Routes of another snapshot have other numbers.
-    pub fn adopt_actions(&mut self, judged: &Judged) {
+    /// Takes the actions of the route that a judgement found; returns whether they differ from the previous ones. Routes of another
+    /// snapshot have other numbers.
+    pub fn adopt_actions(&mut self, judged: &Judged) -> bool {
         let route = judged.decision.trail.route.filter(|_| self.is_of_snapshot(&judged.moment));
-        self.actions = route.and_then(|route| self.snapshot.actions.get(route.index()).cloned().flatten());
+        let actions = route.and_then(|route| self.snapshot.actions.get(route.index()).cloned().flatten());
+        let differ = actions != self.actions;
+        self.actions = actions;
+        differ
     }
 
     /// The limits of the request's route.
@@ -204,9 +208,13 @@ impl Context {
         response
     }
 
-    /// The response to a CORS preflight that is not forwarded, if the configuration contains its origin.
+    /// The response to a CORS preflight that is not forwarded, if its route has CORS settings, or those for all routes contain its
+    /// origin.
     pub fn preflight_response(&self, intake: &Intake, asked: &HeaderMap) -> Option<Response<Body>> {
         let origin = intake.preflight.as_ref()?;
+        if let Some(cors) = self.actions.as_ref().and_then(|actions| actions.cors.as_ref()) {
+            return Some(cors.preflight(origin, asked));
+        }
         let is_known = self.snapshot.cors_origins.iter().any(|known| origin == &**known);
         is_known.then(|| reply::preflight(origin, asked))
     }

@@ -125,7 +125,7 @@ async fn serve(
         _ if intake.is_peer_question => return respond_to_question(context, &intake, &judged),
         Verdict::Proceed(itinerary) => itinerary,
         Verdict::Redirect(region) => return redirect(context, &intake, &judged, region, &request),
-        Verdict::Refuse(code) => return refuse_or_answer_preflight(context, &intake, code, request.headers()),
+        Verdict::Refuse(code) => return refuse_or_answer_preflight(context, &intake, &judged, code, request.headers()),
     };
     let lease = context.worker.leases.open(&intake.question, judged);
     context.log.follow(&lease);
@@ -248,7 +248,7 @@ fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId
     // Browsers do not follow a redirect of a preflight, gRPC clients follow no redirects, and a uniform refusal must not
     // reveal the region.
     if intake.preflight.is_some() || context.grpc_call.is_some() || context.is_uniform(Some(&intake.question)) {
-        return refuse_or_answer_preflight(context, intake, Code::CarrierNotCleared, request.headers());
+        return refuse_or_answer_preflight(context, intake, judged, Code::CarrierNotCleared, request.headers());
     }
     let url = context.snapshot.urls.get(&region);
     let Some(response) = url.and_then(|url| reply::redirect(url, &intake.question.path, request.uri().query())) else {
@@ -259,9 +259,17 @@ fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId
     context.finish(response)
 }
 
-/// Refuses a request. A CORS preflight from a configured origin gets a response from the proxy instead: no app server
-/// may receive the preflight, and the browser needs a response before it sends the actual request, which can be judged.
-fn refuse_or_answer_preflight(context: Context, intake: &Intake, code: Code, asked: &HeaderMap) -> Response<Body> {
+/// Refuses a request. A CORS preflight gets a response from the proxy instead, if its route has CORS settings or its origin is
+/// configured for all routes: no app server may receive the preflight, and the browser needs a response before it sends the
+/// actual request, which can be judged.
+fn refuse_or_answer_preflight(
+    mut context: Context,
+    intake: &Intake,
+    judged: &Judged,
+    code: Code,
+    asked: &HeaderMap,
+) -> Response<Body> {
+    context.adopt_actions(judged);
     match context.preflight_response(intake, asked).filter(|_| code != Code::Malformed(Rule::User)) {
         Some(response) => context.finish(response),
         None => context.refuse(code, Some(&intake.question)),
@@ -342,12 +350,14 @@ fn outgoing_body(context: &Context, lease: &Rc<Lease>, body: Body, timeouts: &Me
     }
     let snapshot = Arc::clone(&context.snapshot);
     // The target is not known yet, so tracing fields are always removed from the trailers.
+    let actions = context.actions.clone();
     let is_unwanted = move |name: &str| {
         let location = snapshot.tokens.as_ref().map(|tokens| &tokens.settings.location);
         snapshot.intake.is_identity_header(name)
             || intake::is_credential(name, location)
             || headers::is_tracing(name)
             || name.eq_ignore_ascii_case(TRACEPARENT.as_str())
+            || actions.as_ref().is_some_and(|actions| actions.govern_request_field(name))
     };
     let scrub = move |trailers: &mut HeaderMap| headers::scrub_trailers(trailers, &is_unwanted);
     let metered = Metered::new(body, timeouts.request_limits(most_bytes), Rc::clone(&context.log.request_body));

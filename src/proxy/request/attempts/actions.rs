@@ -5,8 +5,11 @@ use std::hash::{Hash, Hasher};
 use std::pin::pin;
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING};
-use http::{Method, Request};
+use http::Request;
+use http::header::{
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
+    TRANSFER_ENCODING,
+};
 use tokio::time::Instant;
 
 use crate::decision::permit::Permitted;
@@ -14,16 +17,17 @@ use crate::decision::route_of;
 use crate::http::body::Body;
 use crate::http::names::{X_FORWARDED_METHOD, X_FORWARDED_URI};
 use crate::http::pool::BoxedRequest;
+use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::service::ServiceId;
 use crate::model::user::Proof;
-use crate::proxy::actions::{Actions, Cors, ForwardAuth, remove_in_any_spelling, set_path};
+use crate::proxy::actions::{Actions, Cors, ForwardAuth, remove_in_any_spelling};
 use crate::proxy::admission::network_of;
 use crate::proxy::intake::cookies;
-use crate::services::{Balance, HashKey, Selection};
+use crate::services::{Balance, HashKey, Selection, Upstream};
 
 use super::forward::{self, AttemptOptions, Response};
-use super::plan::{Selected, Target};
+use super::plan::{Attempts, Selected, Target};
 use super::{Forwarding, Stopped};
 
 /// The actions that were done for a request, and are not done again in its next attempt.
@@ -35,12 +39,13 @@ pub(in crate::proxy::request) struct ActionsDone {
     authorization: RefCell<Option<Vec<CopiedField>>>,
 }
 
-/// A field for the app server; without a value it is removed.
-type CopiedField = (HeaderName, Option<HeaderValue>);
+/// A field for the app server with its values; without a value it is removed.
+type CopiedField = (HeaderName, Vec<HeaderValue>);
 
 impl Forwarding<'_> {
-    /// The service that gets the request: that of the route, or another one of its split, if it is up in this region.
-    pub(super) fn service(&self) -> Option<ServiceId> {
+    /// The service that gets the request: that of the route, or another one of its split, if an app server of it is up in this
+    /// region and was not tried.
+    pub(super) fn service(&self, attempts: &Attempts) -> Option<ServiceId> {
         let judged = self.lease.judged();
         let judged_by = route_of(&judged.decision.trail, judged.moment.policy()).and_then(|route| route.service);
         let Some(split) = self.context.actions.as_ref().and_then(|actions| actions.split.as_ref()) else { return judged_by };
@@ -49,13 +54,14 @@ impl Forwarding<'_> {
             Some((user, _)) => split.service_for(user),
             None => split.service_for(network_of(question.client)),
         };
-        let is_up = |id: &ServiceId| self.context.snapshot.services.get(*id).is_some_and(|service| service.any_up());
-        chosen.filter(is_up).or(judged_by)
+        let has_another =
+            |id: &ServiceId| self.context.snapshot.services.get(*id).is_some_and(|service| attempts.is_left(service));
+        chosen.filter(has_another).or(judged_by)
     }
 
     /// The key by which the service chooses an upstream for this request; `None` if it chooses by load.
-    pub(super) fn balance_key(&self, request: &Request<Body>) -> Option<u64> {
-        let service = self.service().and_then(|service| self.context.snapshot.services.get(service))?;
+    pub(super) fn balance_key(&self, service: Option<ServiceId>, request: &Request<Body>) -> Option<u64> {
+        let service = service.and_then(|service| self.context.snapshot.services.get(service))?;
         let Balance::Hash(key) = &service.settings.balance else { return None };
         let mut hasher = std::hash::DefaultHasher::new();
         match key {
@@ -114,10 +120,10 @@ impl Forwarding<'_> {
     /// Changes the target and the header fields of a request as its route says.
     pub(super) fn act(&self, request: &mut Request<Body>, actions: &Actions) {
         actions.rewrite.apply(request);
-        for (name, value) in self.done.authorization.borrow().iter().flatten() {
+        for (name, values) in self.done.authorization.borrow().iter().flatten() {
             remove_in_any_spelling(request.headers_mut(), name);
-            if let Some(value) = value {
-                request.headers_mut().insert(name, value.clone());
+            for value in values {
+                request.headers_mut().append(name, value.clone());
             }
         }
         let edits = &actions.request_headers;
@@ -141,27 +147,43 @@ impl Forwarding<'_> {
         if self.done.authorization.borrow().is_some() || self.answers_preflight() {
             return Ok(None);
         }
-        let mut selected = self.select_authorizer(auth).await?;
-        let mut question = Box::new(question(auth, permitted.request()));
-        self.adapt_headers(question.headers_mut());
-        let question = permitted.with_question(question);
-        let progress = Default::default();
-        let options = AttemptOptions { body: &progress, upgrade: None, informational: None, is_fresh: false, ..self.options };
-        let limits = &self.context.snapshot.limits;
-        let work = pin!(forward::to_upstream(&self.context.worker, limits, &mut selected, question, None, &options));
-        let response = self.while_cleared(work).await?.map_err(|failure| Stopped::Refused(failure.code))?;
+        let response = self.ask(auth, permitted).await?;
         if !response.head.status.is_success() {
             return Ok(Some(response));
         }
-        let copied = auth.copy.iter().map(|name| (name.clone(), response.head.headers.get(name).cloned()));
-        self.done.authorization.replace(Some(copied.collect()));
+        let values = |name| response.head.headers.get_all(name).iter().cloned().collect();
+        self.done.authorization.replace(Some(auth.copy.iter().map(|name| (name.clone(), values(name))).collect()));
         Ok(None)
     }
 
-    async fn select_authorizer(&self, auth: &ForwardAuth) -> Result<Selected, Code> {
+    /// Asks until an upstream of the authorization service responds. The question may be repeated, because it is a GET.
+    async fn ask(&self, auth: &ForwardAuth, permitted: &Permitted<BoxedRequest>) -> Result<Response, Stopped> {
+        let progress = Default::default();
+        let (limits, mut tried, mut is_fresh) = (&self.context.snapshot.limits, Vec::new(), false);
+        loop {
+            let options = AttemptOptions { body: &progress, upgrade: None, informational: None, is_fresh, ..self.options };
+            let mut selected = self.select_authorizer(auth, &tried).await?;
+            let mut question = Box::new(question(auth, &selected.upstream.base, permitted.request()));
+            self.adapt_headers(question.headers_mut());
+            let upstream = Arc::clone(&selected.upstream);
+            let question = permitted.with_question(question);
+            let work = pin!(forward::to_upstream(&self.context.worker, limits, &mut selected, question, None, &options));
+            let failure = match self.while_cleared(work).await? {
+                Ok(response) => return Ok(response),
+                Err(failure) => failure,
+            };
+            match failure.sent {
+                Sent::Stale if !is_fresh => is_fresh = true,
+                _ if tried.len() + 1 < limits.attempts => tried.push(upstream),
+                _ => return Err(Stopped::Refused(failure.code)),
+            }
+        }
+    }
+
+    async fn select_authorizer(&self, auth: &ForwardAuth, tried: &[Arc<Upstream>]) -> Result<Selected, Code> {
         let service = self.context.snapshot.services.get(auth.service).ok_or(Code::UpstreamUnreachable)?;
         let deadline = self.options.deadline.map(Instant::into_std);
-        match self.context.worker.load.select_or_queue(service, &[], None, deadline).await {
+        match self.context.worker.load.select_or_queue(service, tried, None, deadline).await {
             Selection::Upstream(upstream, outstanding) => {
                 Ok(Selected { service: Arc::clone(service), upstream, outstanding: Some(outstanding) })
             }
@@ -172,11 +194,12 @@ impl Forwarding<'_> {
 }
 
 /// The question to the authorization service: a GET without a body, with the header fields of the request, and its method and target
-/// in two more.
-fn question(auth: &ForwardAuth, request: &Request<Body>) -> Request<Body> {
+/// in two more. Fields that are copied from the response are left out, except credentials, which the service may exchange.
+fn question(auth: &ForwardAuth, base: &str, request: &Request<Body>) -> Request<Body> {
     let mut question = Request::new(Body::empty());
     *question.headers_mut() = request.headers().clone();
-    for name in [CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TE, TRAILER, TRANSFER_ENCODING].iter().chain(&auth.copy) {
+    let copied = auth.copy.iter().filter(|name| ![AUTHORIZATION, COOKIE].contains(name));
+    for name in [CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TE, TRAILER, TRANSFER_ENCODING].iter().chain(copied) {
         remove_in_any_spelling(question.headers_mut(), name);
     }
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
@@ -184,8 +207,6 @@ fn question(auth: &ForwardAuth, request: &Request<Body>) -> Request<Body> {
         let value = HeaderValue::from_bytes(value.as_bytes()).expect("a method and a target have no control characters");
         question.headers_mut().insert(name, value);
     }
-    *question.method_mut() = Method::GET;
-    *question.uri_mut() = request.uri().clone();
-    set_path(&mut question, &auth.path);
+    *question.uri_mut() = format!("{base}{}", auth.path).parse().expect("the configuration has valid paths");
     question
 }

@@ -106,7 +106,10 @@ impl Forwarding<'_> {
         let worker = Rc::clone(&self.context.worker);
         let judged = Rc::new(judge(&self.intake.question, &[], worker.moment(), &worker.vitals()).await);
         self.lease.adopt(Rc::clone(&judged));
-        self.context.adopt_actions(&judged);
+        // Other actions have another `auth`, which was not asked, and other rate limits.
+        if self.context.adopt_actions(&judged) {
+            self.done = ActionsDone::default();
+        }
         self.context.log.record_judgement(self.intake, &judged);
         judged
     }
@@ -131,7 +134,8 @@ impl Forwarding<'_> {
                     Verdict::Refuse(code) => return Err((*code).into()),
                 }
             }
-            let service = (self.service(), self.balance_key(&request));
+            let service = self.service(&attempts);
+            let service = (service, self.balance_key(service, &request));
             let admit = || self.admit(&request);
             let target = attempts.next(self.context, admit, self.answers_preflight(), service, self.options.deadline).await;
             let mut target = target.map_err(|code| if is_of_route(code) { code } else { last.unwrap_or(code) })?;

@@ -157,6 +157,12 @@ impl Attempts {
         self.stop + 1 < self.itinerary.stops().len().min(self.limit)
     }
 
+    /// Whether an app server of the service is up and was not tried at the current stop.
+    pub fn is_left(&self, service: &Service) -> bool {
+        let was_tried = |upstream: &Arc<Upstream>| self.tried.iter().any(|tried| Arc::ptr_eq(tried, upstream));
+        service.all().iter().any(|upstream| upstream.is_up() && !was_tried(upstream))
+    }
+
     /// Whether another target is left after `target`.
     pub fn has_another(&self, target: &Target) -> bool {
         let has_another_upstream = || match target {
