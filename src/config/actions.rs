@@ -220,15 +220,26 @@ fn read_cors(field: &Field<'_>) -> Option<Cors> {
     if let (None, Some((Some(true), field))) = (&origins, &credentials) {
         return field.report("browsers refuse credentials where every origin is allowed; list the origins");
     }
+    let (methods, headers, expose) = (methods?, headers?, expose?);
+    if let (true, Some((Some(true), field))) = ([&methods, &headers, &expose].iter().any(|names| is_wild(names)), &credentials) {
+        return field.report("with credentials, browsers take `*` for a name; list the names, or leave the key out to allow all");
+    }
     let credentials = credentials.map_or(Some(false), |(flag, _)| flag);
-    Some(Cors { origins, methods: methods?, headers: headers?, expose: expose?, credentials: credentials?, max_age: max_age? })
+    Some(Cors { origins, methods, headers, expose, credentials: credentials?, max_age: max_age? })
+}
+
+fn is_wild(names: &Option<HeaderValue>) -> bool {
+    names.as_ref().is_some_and(|names| names.as_bytes().contains(&b'*'))
 }
 
 /// The origins; the inner `None` is every origin.
 fn read_origins(field: &Field<'_>) -> Option<Option<Vec<HeaderValue>>> {
-    let mut origins = Vec::new();
-    for item in field.one_or_many() {
+    let (items, mut origins) = (field.one_or_many(), Vec::new());
+    for item in &items {
         let text = item.text()?;
+        if text == "*" && items.len() > 1 {
+            return item.report("`*` is every origin; remove it, or the others");
+        }
         if text == "*" {
             return Some(None);
         }

@@ -264,6 +264,16 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ),
     (
         "data: public, home",
+        "cors: { origins: [https://a.test, \"*\"] }, data: public, home",
+        "routes[0].cors.origins[1]: `*` is every origin",
+    ),
+    (
+        "data: public, home",
+        "cors: { origins: [https://a.test], headers: \"*\", credentials: true }, data: public, home",
+        "routes[0].cors.credentials: with credentials, browsers take `*` for a name",
+    ),
+    (
+        "data: public, home",
         "split: [{ service: app, weight: 1 }], data: public, home",
         "routes[0].split: a split needs at least two services",
     ),

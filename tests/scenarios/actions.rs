@@ -365,7 +365,10 @@ fn authorizer() -> Recorder {
                 return answer.header("x-auth-role", "reader").header("x-auth-role", "writer").body(whole("")).unwrap();
             }
             let login = "https://login.example.com/";
-            answer.status(302).header("location", login).header("set-cookie", "csrf=1").body(whole("log in")).unwrap()
+            // Without a length, as a page that is generated.
+            let (sends, page) = pieces();
+            sends.send(Frame::data("log in".into())).unwrap();
+            answer.status(302).header("location", login).header("set-cookie", "csrf=1").body(page).unwrap()
         })
     }))
     .of_service("auth");
@@ -396,6 +399,12 @@ fn a_service_of_the_same_region_decides_which_requests_pass() {
     }
     world.eu().upstreams[..2].iter().for_each(Recorder::assert_no_requests);
     assert_eq!(auth.seen().len(), 4);
+    let head = runtime().block_on(async {
+        let mut sender = http2(&world, world.us().https, "localhost").await;
+        let ask = request(http::Method::HEAD, "https://localhost/page/alice", "", &[], whole(""));
+        read(sender.send_request(ask).await.unwrap()).await.unwrap()
+    });
+    assert_eq!((head.status, head.text()), (StatusCode::FOUND, ""), "HEAD has no body, though the service was asked with GET");
     let asked = auth.seen()[0].clone();
     assert_eq!((asked.target.as_str(), asked.body.len()), ("/auth/verify", 0));
     let fields =

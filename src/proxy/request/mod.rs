@@ -394,11 +394,14 @@ const fn code_of_failure(failure: BodyFailure) -> Code {
 
 /// Removes the body of a response to HEAD, and keeps its size in `Content-Length` (RFC 9110 section 9.3.2).
 fn drop_body(response: &mut Response<Body>) {
-    let length = response.body().size_hint().exact().filter(|_| !response.body().is_end_stream());
-    if let Some(length) = length {
-        response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
-        *response.body_mut() = Body::empty();
+    // An app server's response to HEAD has no body, but it may have the length of one.
+    if response.body().is_end_stream() {
+        return;
     }
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+    }
+    *response.body_mut() = Body::empty();
 }
 
 fn is_probe(connection: &ConnectionContext, request: &Request<Body>) -> bool {
