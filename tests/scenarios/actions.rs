@@ -439,6 +439,62 @@ fn a_service_of_the_same_region_decides_which_requests_pass() {
     [world.us(), world.jp()].iter().for_each(|region| region.upstreams.iter().for_each(Recorder::assert_no_requests));
 }
 
+/// An app server that holds its first request until the semaphore has a permit, and closes that connection then.
+fn holding(gate: &Arc<tokio::sync::Semaphore>) -> Recorder {
+    let gate = Arc::clone(gate);
+    Recorder::with(Arc::new(move |request, seen| {
+        let gate = Arc::clone(&gate);
+        Box::pin(async move {
+            remember(request, &seen).await;
+            gate.acquire().await.unwrap().forget();
+            panic!("close the connection");
+            #[expect(unreachable_code, reason = "gives the block its type")]
+            Response::new(whole(""))
+        })
+    }))
+}
+
+#[test]
+fn an_authorization_of_earlier_actions_does_not_count_after_a_reload() {
+    let rules = |path: &str| {
+        let route = format!(
+            "  - {{ name: guarded, match: {{ path: \"/guarded/{{user}}\" }}, service: app, {OWNED}, auth: {{ service: auth, path: {path} }} }}"
+        );
+        NAMES.map(|name| (name, RULES.replace("routes:\n", &format!("routes:\n{route}\n")))).into()
+    };
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let upstreams = Box::new(move |_| vec![holding(&held), holding(&held), only_first()]);
+    let world = World::planned(Plan { rules: rules("/first"), upstreams, ..Plan::default() });
+    std::thread::scope(|scope| {
+        let address = world.eu().http;
+        let read = scope.spawn(move || get(address, "/guarded/alice", &[]));
+        let seen = || world.eu().upstreams[..2].iter().map(|app| app.seen().len()).sum::<usize>();
+        crate::support::eventually("an app server has the read", || seen() == 1);
+        world.write_config(0, &Plan { rules: rules("/second"), ..Plan::default() });
+        world.eu().reload().unwrap();
+        // The worker judges the open read again before it serves these requests.
+        (0..3).for_each(|_| drop(get(address, "/account/1", &[])));
+        gate.add_permits(1);
+        assert_eq!(read.join().unwrap().status, StatusCode::FORBIDDEN);
+        assert_eq!(seen(), 1, "the other app server saw nothing");
+    });
+    let asked: Vec<_> = world.eu().upstreams[2].seen().iter().map(|seen| seen.target.clone()).collect();
+    assert_eq!(asked, ["/first", "/second"]);
+}
+
+/// An authorization service that lets only those requests pass that it is asked about at `/first`.
+fn only_first() -> Recorder {
+    Recorder::with(Arc::new(|request, seen| {
+        Box::pin(async move {
+            let status = if request.uri().path() == "/first" { StatusCode::OK } else { StatusCode::FORBIDDEN };
+            remember(request, &seen).await;
+            Response::builder().status(status).body(whole("")).unwrap()
+        })
+    }))
+    .of_service("auth")
+}
+
 /// Sends a request with these trailers; returns those that the app server receives.
 async fn trailers_of(world: &World, trailers: &[(&'static str, &'static str)]) -> http::HeaderMap {
     let mut sender = http2(world, world.us().https, "localhost").await;
