@@ -170,6 +170,9 @@ fn read_rate_key(field: &Field<'_>) -> Option<RateKey> {
     parsed.map(RateKey::Header).or_else(|| name.report(format!("`{text}` is not a valid header name")))
 }
 
+const SPLIT_HELP: &str = "a split needs at least two services, and a weight above 0, such as `[{ service: app, weight: 95 }, \
+                          { service: app-next, weight: 5 }]`";
+
 /// Reads `[{ service: app, weight: 95 }, { service: app-next, weight: 5 }]`; returns also the first service with a weight
 /// above 0, by which the route is judged.
 fn read_split<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Option<(ServiceId, Split)> {
@@ -183,12 +186,13 @@ fn read_split<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Optio
         let (id, name) = service?;
         Some((id, Box::<str>::from(name), weight? as u32))
     };
+    if field.is_section() {
+        return field.report(SPLIT_HELP);
+    }
     let shares: Vec<_> = field.list().iter().map(read).collect();
     let shares = shares.into_iter().collect::<Option<Vec<_>>>()?;
     let first = shares.iter().find(|(_, _, weight)| *weight > 0).filter(|_| shares.len() >= 2);
-    let Some((first, _, _)) = first else {
-        return field.report("a split needs at least two services, and a weight above 0");
-    };
+    let Some((first, _, _)) = first else { return field.report(SPLIT_HELP) };
     Some((*first, Split::new(shares)))
 }
 
@@ -365,6 +369,10 @@ fn read_target(field: &Field<'_>) -> Option<Template> {
 fn read_respond(field: &Field<'_>) -> Option<FixedResponse> {
     const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
     if !field.is_section() {
+        let text = field.text()?;
+        if text.parse::<u32>().is_err() {
+            return field.report(format!("`{text}` is not a status; write one such as `404`, or `{{ body: \"…\" }}` for a text"));
+        }
         return Some(FixedResponse { status: read_status(field)?, body: None, content_type: PLAIN });
     }
     let section = field.section()?;

@@ -277,6 +277,12 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "split: [{ service: app, weight: 1 }], data: public, home",
         "routes[0].split: a split needs at least two services",
     ),
+    ("data: public, home", "split: { app: 95 }, data: public, home", "such as `[{ service: app, weight: 95 }"),
+    (
+        "data: public, home",
+        "respond: hello, data: public, home",
+        "routes[0].respond: `hello` is not a status; write one such as `404`",
+    ),
     ("data: public, home", "split: [{ service: app }], data: public, home", "routes[0].split[0]: `weight` is missing"),
     (
         "data: public, home",

@@ -120,7 +120,7 @@ pub struct Compressed {
     input: Bytes,
     /// The compressor holds data that it has not put out.
     is_dirty: bool,
-    /// What follows the last data.
+    /// The trailers of the source, which are sent after the last compressed data.
     trailers: Option<HeaderMap>,
 }
 

@@ -202,7 +202,7 @@ mod tests {
         };
         assert_eq!((taking(&mut detector, api), taking(&mut detector, app)), (vec![1], vec![0, 1]));
         detector.observe(region(0), Observation::Failed);
-        assert_eq!(taking(&mut detector, api), [1], "a lost probe is no recovery");
+        assert_eq!(taking(&mut detector, api), [1], "after a lost probe, the last known state of the service stays");
         detector.observe(region(0), without(&[]));
         assert_eq!(taking(&mut detector, api), [0, 1]);
     }

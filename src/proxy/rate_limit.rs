@@ -25,7 +25,7 @@ pub struct RateLimit {
     pub burst: u32,
 }
 
-/// What the requests of one bucket have in common.
+/// The property that assigns a request to a token bucket: requests with the same value share one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RateKey {
     /// The client's IPv4 address or IPv6 /64.

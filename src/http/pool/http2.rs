@@ -344,7 +344,7 @@ async fn dial<K: Destination>(
                     tracing::debug!(%error, "HTTP/2 connection ended with an error");
                 },
                 // Dropping the connection ends its streams.
-                () = open.close.notified() => tracing::warn!("server certificate is no longer trusted; closing the connection"),
+                () = open.close.notified() => tracing::warn!("closing a connection whose server certificate is not trusted after a reload"),
                 () = lost => tracing::debug!("no PING response in time; closing"),
             }
         };

@@ -1,4 +1,4 @@
-//! What a route does for a request after judgement: who may use it, a response of its own, rewriting, header fields, limits.
+//! The actions of a route on a judged request: client networks, rate limits, authorization, fixed responses, rewriting, headers.
 //!
 //! Promises: an action never changes a decision, because `decision` does not know the type [`Actions`]; actions on messages run at
 //! the region that serves the request, after its last judgement. Never: an action that sends a request to another region. Start
