@@ -11,6 +11,7 @@ import aiohttp.web, grpc, websockets
 
 import grpc_server
 from regions import TIMEOUT, Regions, eventually, free_port
+from steps import Steps
 
 BINARY = os.path.abspath(sys.argv[1])
 # Fewer steps than these is a failure, so that none is lost unnoticed.
@@ -305,17 +306,7 @@ def grpc_calls(folder):
 
 
 def main():
-    passed, failed = 0, 0
-
-    def attempt(name, call):
-        nonlocal passed, failed
-        try:
-            call()
-            passed += 1
-            print("ok    ", name, flush=True)
-        except Exception as error:
-            failed += 1
-            print("FAILED", name, repr(error), getattr(error, "stderr", "") or "", flush=True)
+    outcome = Steps("protocols", STEPS)
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         app, other = App("eu-west"), App("us-east")
@@ -324,14 +315,13 @@ def main():
         try:
             for step in (websockets_talk, event_streams_are_not_buffered, curl_does_everything, nodes_fetch_streams,
                          a_browser_loads_a_page_with_a_socket_and_events, tls_has_nothing_weak, nothing_is_left_open):
-                attempt(step.__name__, lambda: step(world, app))
-            attempt("the_other_region_saw_nothing", lambda: None if not other.served else 1 / 0)
+                outcome.attempt(step.__name__, lambda: step(world, app))
+            outcome.attempt("the_other_region_saw_nothing", lambda: None if not other.served else 1 / 0)
         finally:
             world.stop()
-        attempt("grpc_calls", lambda: grpc_calls(folder))
-        attempt("a_browser_writes_restricted_data_across_origins", lambda: a_browser_writes_restricted_data_across_origins(folder))
-    print("protocols: %d passed, %d failed" % (passed, failed))
-    sys.exit(0 if (passed, failed) == (STEPS, 0) else 1)
+        outcome.attempt("grpc_calls", lambda: grpc_calls(folder))
+        outcome.attempt("a_browser_writes_restricted_data_across_origins", lambda: a_browser_writes_restricted_data_across_origins(folder))
+    outcome.end()
 
 
 main()

@@ -11,6 +11,7 @@ import aiohttp.web, grpc, websockets
 
 import grpc_server
 from regions import TIMEOUT, Regions, eventually, free_port
+from steps import Steps
 
 BINARY = os.path.abspath(sys.argv[1])
 # Fewer steps than these is a failure, so that none is lost unnoticed.
@@ -230,17 +231,7 @@ async def say(url):
 
 
 def main():
-    passed, failed = 0, 0
-
-    def attempt(name, call):
-        nonlocal passed, failed
-        try:
-            call()
-            passed += 1
-            print("ok    ", name, flush=True)
-        except Exception as error:
-            failed += 1
-            print("FAILED", name, repr(error), getattr(error, "stderr", "") or "", flush=True)
+    outcome = Steps("services", STEPS)
 
     steps = (a_session_of_the_site, the_api_gets_its_own_paths, grpc_calls_reach_their_service, sockets_reach_their_service,
              static_files_are_served_and_cached, old_links_are_redirected, a_browser_uses_all_services_on_one_page)
@@ -257,15 +248,14 @@ def main():
             region = names[-1] if len(names) == 1 else "us-east"
             try:
                 for step in steps:
-                    attempt("%s (%d regions)" % (step.__name__, len(names)), lambda: step(world, region, apps))
-                attempt("a_browser_shows_an_error_as_a_page (%d regions)" % len(names), lambda: a_browser_shows_an_error_as_a_page(world, region, apps))
-                attempt("the file is valid (%d regions)" % len(names),
+                    outcome.attempt("%s (%d regions)" % (step.__name__, len(names)), lambda: step(world, region, apps))
+                outcome.attempt("a_browser_shows_an_error_as_a_page (%d regions)" % len(names), lambda: a_browser_shows_an_error_as_a_page(world, region, apps))
+                outcome.attempt("the file is valid (%d regions)" % len(names),
                         lambda: subprocess.run([BINARY, "check", "--config", world.config], check=True, capture_output=True, text=True))
             finally:
                 world.stop()
                 server.stop(0).wait()
-    print("services: %d passed, %d failed" % (passed, failed))
-    sys.exit(0 if (passed, failed) == (STEPS, 0) else 1)
+    outcome.end()
 
 
 main()
