@@ -28,7 +28,7 @@ use crate::transport::listener::Accepts;
 use crate::transport::tls::{Challenges, ClientTls, PeerTls};
 
 use super::files::{self, Stamp};
-use super::{StartError, descriptors};
+use super::{StartError, resources};
 
 /// The configuration of each listener, by configured address.
 pub type ListenerConfigs = HashMap<SocketAddr, ListenerConfig>;
@@ -127,7 +127,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
     let snapshot = Arc::new(Snapshot {
         judging: Arc::new(judging),
         intake: settings.intake.clone(),
-        limits: descriptors::fit(settings.limits),
+        limits: resources::fit(settings.limits),
         privacy: settings.privacy.clone(),
         cors_origins: settings.cors_origins.clone(),
         actions: settings.actions.clone(),

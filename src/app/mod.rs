@@ -5,9 +5,9 @@
 
 mod build;
 mod control;
-mod descriptors;
 mod files;
 mod handover;
+mod resources;
 mod watch;
 mod worker;
 
@@ -34,8 +34,8 @@ use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Vitals;
 use crate::proxy::Phase;
+use crate::proxy::admission::rate_limit::RateLimits;
 use crate::proxy::admission::{Connections, Gauge};
-use crate::proxy::rate_limit::RateLimits;
 use crate::proxy::worker::Shared;
 use crate::session::SealError;
 use crate::tokens::KeysError;

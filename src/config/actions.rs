@@ -14,7 +14,7 @@ use crate::proxy::actions::{
     Actions, Answer, ClientNetworks, Cors, Edits, FixedResponse, ForwardAuth, PathRewrite, Redirection, Rewrite, Split, Template,
     is_editable,
 };
-use crate::proxy::rate_limit::{RateKey, RateLimit};
+use crate::proxy::admission::rate_limit::{RateKey, RateLimit};
 
 use super::reader::{Field, Section};
 

@@ -12,7 +12,6 @@ pub mod headers;
 pub mod ingress;
 pub mod intake;
 mod limits;
-pub mod rate_limit;
 pub mod read_monitor;
 pub mod reply;
 pub mod request;

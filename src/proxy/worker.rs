@@ -20,8 +20,8 @@ use crate::model::vitals::Vitals;
 use crate::services::Load;
 use crate::tokens;
 
+use super::admission::rate_limit::RateLimits;
 use super::admission::{Admitted, Connections, Gauge};
-use super::rate_limit::RateLimits;
 use super::read_monitor::ReadMonitors;
 use super::{Limits, Phase, Snapshot};
 

@@ -20,7 +20,7 @@ use crate::http::names::is_same_name;
 use crate::model::service::ServiceId;
 
 use super::Limits;
-use super::rate_limit::RateLimit;
+use super::admission::rate_limit::RateLimit;
 
 pub use answer::{Answer, FixedResponse, Redirection};
 pub use compress::{compress, may_stream};

@@ -21,9 +21,9 @@ use crate::model::outcome::Code;
 use crate::model::user::Proof;
 
 use super::super::actions::{Actions, Values};
+use super::super::admission::rate_limit::Exceeded;
 use super::super::ingress::{ConnectionContext, ResponseChannel};
 use super::super::intake::Intake;
-use super::super::rate_limit::Exceeded;
 use super::super::reply::{self, Recipient};
 use super::super::worker::Worker;
 use super::super::{Limits, Snapshot};

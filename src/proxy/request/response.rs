@@ -15,11 +15,12 @@ use crate::peer::response::{code_of, labels_of, write_code, write_declined, writ
 
 use super::super::actions::compress;
 use super::super::admission::Admitted;
+use super::super::admission::rate_limit;
 use super::super::body::{BodyFailure, Metered, Progress, Until};
 use super::super::ingress::ResponseChannel;
 use super::super::intake::Intake;
 use super::super::read_monitor::{ReadLimits, ReadMonitor};
-use super::super::{headers, rate_limit, reply};
+use super::super::{headers, reply};
 use super::attempts::RegionResponse;
 use super::attempts::forward::{ResponseCounters, Rest};
 use super::context::Context;

@@ -1,5 +1,7 @@
 //! Counters that limit requests, handshakes, and connections in total and per address.
 
+pub mod rate_limit;
+
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 

@@ -12,7 +12,7 @@ const RESERVED: u64 = 128;
 const CLIENTS: (u64, u64) = (3, 5);
 
 /// Lowers the limit on connections to the number that the file descriptors suffice for.
-pub(super) fn fit(limits: Limits) -> Limits {
+pub fn fit(limits: Limits) -> Limits {
     let most = connections_of(raised());
     if most >= limits.connections {
         return limits;

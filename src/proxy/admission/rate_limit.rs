@@ -12,7 +12,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
-use super::admission::network_of;
+use super::network_of;
 
 /// A rate limit of a route.
 #[derive(Clone, PartialEq, Debug)]
