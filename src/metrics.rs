@@ -44,6 +44,8 @@ pub struct Metrics {
     log_lines_dropped: IntCounter,
     pub reloads: IntCounterVec,
     pub ready: IntGauge,
+    pub overload_pressure: IntGauge,
+    overload_usage: GaugeVec,
 }
 
 fn opts(name: &str, help: &str) -> Opts {
@@ -146,7 +148,22 @@ impl Metrics {
             ),
             reloads: build.counters("reloads_total", "Reloads of the configuration and its files, by result.", &["result"]),
             ready: build.gauge("ready", "1 while this process accepts requests."),
+            overload_pressure: build.gauge(
+                "overload_pressure",
+                "The lowest priority that is refused: 0 none, 1 low, 2 normal, 3 all and new connections.",
+            ),
+            overload_usage: build.add(GaugeVec::new(
+                opts("overload_usage", "Usage of a resource: shares of memory and descriptors, seconds of event loop lag."),
+                &["resource"],
+            )),
             registry,
+        }
+    }
+
+    /// Sets the usage that the overload guard has measured: shares of memory and descriptors, and seconds of lag.
+    pub fn overload_usage(&self, memory: f64, descriptors: f64, lag: f64) {
+        for (resource, value) in [("memory", memory), ("descriptors", descriptors), ("event_loop", lag)] {
+            self.overload_usage.with_label_values(&[resource]).set(value);
         }
     }
 

@@ -127,7 +127,8 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
     let snapshot = Arc::new(Snapshot {
         judging: Arc::new(judging),
         intake: settings.intake.clone(),
-        limits: resources::fit(settings.limits),
+        limits: resources::fit(settings.limits, &settings.overload),
+        overload: settings.overload,
         privacy: settings.privacy.clone(),
         cors_origins: settings.cors_origins.clone(),
         actions: settings.actions.clone(),

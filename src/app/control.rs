@@ -29,7 +29,7 @@ use crate::transport::listener::{self, Acceptor, BoundPort};
 use super::build::{self, Built, ListenerConfigs, Sources};
 use super::handover::SocketHandover;
 use super::worker::{WorkerCommand, WorkerHandle};
-use super::{FLUSH_TIMEOUT, StartError, files, watch};
+use super::{FLUSH_TIMEOUT, StartError, files, resources, watch};
 
 /// The state of the control thread.
 pub struct Control {
@@ -91,6 +91,7 @@ impl Control {
         let admin_plane = tokio::task::spawn_local(admin::serve(acceptor, sender.clone()));
         let (targets, targeted) = channel::channel(targets(&self.built));
         tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals)));
+        tokio::task::spawn_local(resources::guard(Arc::clone(&self.shared), Arc::clone(&self.metrics)));
         let mut health = tokio::task::spawn_local(watch_upstreams(&self.built));
         // Dropping the set ends its tasks.
         let mut _certificates = renew_certificates(&self.built);

@@ -34,6 +34,7 @@ use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Vitals;
 use crate::proxy::Phase;
+use crate::proxy::admission::overload::Overload;
 use crate::proxy::admission::rate_limit::RateLimits;
 use crate::proxy::admission::{Connections, Gauge};
 use crate::proxy::worker::Shared;
@@ -292,6 +293,7 @@ fn shared(
         requests: Arc::default(),
         compressions: Arc::default(),
         rates: RateLimits::default(),
+        overload: Overload::of(worker_count),
         handshakes: Gauge::default(),
         peer_connections: Arc::default(),
         unproven: Connections::default(),

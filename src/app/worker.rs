@@ -23,6 +23,7 @@ use crate::model::region::RegionId;
 use crate::model::vitals::Health;
 use crate::proxy::Phase;
 use crate::proxy::admission::Admitted;
+use crate::proxy::admission::overload::{Lag, Pressure};
 use crate::proxy::connection::{self, Counted, ListenerConfig, Security};
 use crate::proxy::worker::{Shared, Worker};
 use crate::transport::dial::Server;
@@ -53,7 +54,7 @@ pub fn spawn(
 ) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
     let (commands, received) = mpsc::unbounded_channel();
     let work = move || match LocalRuntime::new() {
-        Ok(runtime) => runtime.block_on(run(shared, listener_configs, (metrics, access_log), received)),
+        Ok(runtime) => runtime.block_on(run(shared, listener_configs, (index, metrics, access_log), received)),
         Err(error) => tracing::error!(%error, "worker cannot start"),
     };
     let handle = std::thread::Builder::new().name(format!("worker-{index}")).spawn(work)?;
@@ -72,12 +73,12 @@ struct Local {
 async fn run(
     shared: Arc<Shared>,
     listener_configs: Arc<ArcSwap<ListenerConfigs>>,
-    (metrics, access_log): (Arc<Metrics>, Option<AccessLog>),
+    (index, metrics, access_log): (usize, Arc<Metrics>, Option<AccessLog>),
     mut commands: mpsc::UnboundedReceiver<WorkerCommand>,
 ) {
     let worker = Rc::new(Worker::new(Arc::clone(&shared), metrics.worker(), access_log));
     let local = Rc::new(Local { worker, listener_configs, metrics, open: Cell::new(0), all_closed: Notify::new() });
-    tokio::task::spawn_local(sweep_often(Rc::clone(&local.worker)));
+    tokio::task::spawn_local(sweep_often(Rc::clone(&local.worker), index));
     let mut phase = shared.phase.clone();
     let mut listeners: HashMap<SocketAddr, Vec<watch::Sender<bool>>> = HashMap::new();
     let mut sweep = clock_ticks();
@@ -116,12 +117,17 @@ async fn run(
     local.worker.metrics.flush();
 }
 
-/// Checks the deadlines of all connections and hands over the lines of the access log, until the worker ends.
-async fn sweep_often(worker: Rc<Worker>) {
+/// Checks the deadlines of all connections, hands over the lines of the access log, and takes the pressure on the process over,
+/// until the worker ends.
+async fn sweep_often(worker: Rc<Worker>, index: usize) {
+    let mut lag = Lag::default();
     let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        worker.deadlines.sweep(ticks.tick().await);
+        let due = ticks.tick().await;
+        worker.shared.overload.set_lag(index, lag.add(due.elapsed()));
+        worker.check_pressure();
+        worker.deadlines.sweep(due);
         worker.flush_access_log();
     }
 }
@@ -208,10 +214,15 @@ async fn accept(local: Rc<Local>, address: SocketAddr, acceptor: Acceptor, mut c
     let config_now = || local.listener_configs.load().get(&address).cloned();
     let mut listener_config = config_now();
     loop {
+        // Connections of peers carry the probes, and are few.
+        let is_for_peers = listener_config.as_ref().is_some_and(|config| matches!(config.security, Security::Peers(_)));
+        let may_accept = is_for_peers || local.worker.pressure() < Pressure::Full;
         tokio::select! {
             biased;
             _ = closed.wait_for(|closed| *closed) => break,
-            accepted = acceptor.accept() => {
+            () = local.worker.pressure_changed.notified() => {}
+            // Otherwise, connections wait in the queue of the kernel.
+            accepted = acceptor.accept(), if may_accept => {
                 listener_config = config_now().or(listener_config);
                 if let Some(listener_config) = listener_config.clone() {
                     serve(&local, &gauge, accepted, listener_config);

@@ -14,6 +14,7 @@ use crate::proxy::actions::{
     Actions, Answer, ClientNetworks, Cors, Edits, FixedResponse, ForwardAuth, PathRewrite, Redirection, Rewrite, Split, Template,
     is_editable,
 };
+use crate::proxy::admission::overload::Priority;
 use crate::proxy::admission::rate_limit::{RateKey, RateLimit};
 
 use super::reader::{Field, Section};
@@ -71,6 +72,8 @@ type FindService<'f, 'n> = &'f dyn Fn(&Field<'n>, bool) -> Option<ServiceId>;
 /// Reads the actions of a route. Every mistake is reported.
 pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: FindService<'_, 'n>) -> Option<ActionsDraft> {
     let auth = section.optional("auth").map_or(Some(None), |field| read_auth(&field, find_service).map(Some));
+    let priorities = [("low", Priority::Low), ("normal", Priority::Normal), ("high", Priority::High)];
+    let priority = section.optional("priority").map_or(Some(Priority::Normal), |field| field.word(&priorities));
     let clients = section.optional("clients").map_or(Some(ClientNetworks::default()), |field| read_clients(&field));
     let rate_limits = section.optional("rate_limit").map_or(Some(Vec::new()), |field| read_rate_limits(&field));
     let split = section.optional("split").map_or(Some(None), |field| read_split(&field, find_service).map(Some));
@@ -92,6 +95,7 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
     let rewrite = rewrite.map_or(Some(Rewrite::default()), |(rewrite, _)| rewrite);
     let (first_of_split, split) = split?.unzip();
     let actions = Actions {
+        priority: priority?,
         split,
         clients: clients?,
         rate_limits: rate_limits?,

@@ -85,6 +85,14 @@ impl Windows {
 #[derive(Default, Debug)]
 pub struct WorkerBuffers {
     used: Cell<usize>,
+    is_narrow: Cell<bool>,
+}
+
+impl WorkerBuffers {
+    /// Whether new bodies get narrow windows only, because memory is scarce.
+    pub fn keep_narrow(&self, is_narrow: bool) {
+        self.is_narrow.set(is_narrow);
+    }
 }
 
 impl Buffers {
@@ -126,10 +134,9 @@ impl Buffers {
         let bytes = window.bytes() as usize;
         let is_far = window > self.windows.get().wide;
         bytes <= self.available.get()
-            && self
-                .of_worker
-                .as_ref()
-                .is_none_or(|(worker, most)| worker.used.get() + bytes <= if is_far { most / 2 } else { *most })
+            && self.of_worker.as_ref().is_none_or(|(worker, most)| {
+                !worker.is_narrow.get() && worker.used.get() + bytes <= if is_far { most / 2 } else { *most }
+            })
     }
 
     fn take(&self, bytes: usize) {

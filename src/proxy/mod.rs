@@ -34,6 +34,7 @@ use crate::tokens::Tokens;
 use crate::transport::tls::{ClientTls, PeerTls};
 
 use actions::Actions;
+use admission::overload;
 
 pub use limits::Limits;
 
@@ -43,6 +44,7 @@ pub struct Snapshot {
     pub judging: Arc<engine::snapshot::JudgingSnapshot>,
     pub intake: intake::Settings,
     pub limits: Limits,
+    pub overload: overload::Settings,
     pub privacy: Privacy,
     /// Origins whose CORS preflights this proxy answers itself if the user cannot be determined; see `request`.
     pub cors_origins: Vec<Box<str>>,

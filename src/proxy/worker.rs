@@ -20,6 +20,7 @@ use crate::model::vitals::Vitals;
 use crate::services::Load;
 use crate::tokens;
 
+use super::admission::overload::{Overload, Pressure};
 use super::admission::rate_limit::RateLimits;
 use super::admission::{Admitted, Connections, Gauge};
 use super::read_monitor::ReadMonitors;
@@ -39,6 +40,7 @@ pub struct Shared {
     /// Responses that are being compressed.
     pub compressions: Arc<Gauge>,
     pub rates: RateLimits,
+    pub overload: Overload,
     /// TLS handshakes in progress.
     pub handshakes: Gauge,
     /// Connections to listeners for peers.
@@ -73,6 +75,10 @@ pub struct Worker {
     pub peer_warned_at: Cell<Option<Instant>>,
     /// Notified when the snapshot has changed.
     pub changed: Arc<Notify>,
+    /// The pressure at the last [`Self::check_pressure`].
+    pressure: Cell<Pressure>,
+    /// Notified when the pressure has changed.
+    pub pressure_changed: Notify,
     moment: RefCell<Moment>,
     /// The moment under which the open requests were last judged again.
     rechecked: RefCell<Moment>,
@@ -100,6 +106,8 @@ impl Worker {
             leases: Rc::default(),
             peer_warned_at: Cell::default(),
             changed: Arc::default(),
+            pressure: Cell::default(),
+            pressure_changed: Notify::new(),
             rechecked: RefCell::new(moment.clone()),
             moment: RefCell::new(moment),
         }
@@ -140,6 +148,20 @@ impl Worker {
         let moment = self.moment();
         self.rechecked.replace(moment.clone());
         self.leases.renew_all(&moment, &self.vitals()).await;
+    }
+
+    /// The pressure on the process.
+    pub fn pressure(&self) -> Pressure {
+        self.pressure.get()
+    }
+
+    /// Takes the pressure on the process over: connections close and windows are narrow while resources are scarce.
+    pub fn check_pressure(&self) {
+        let pressure = self.shared.overload.pressure();
+        if self.pressure.replace(pressure) != pressure {
+            self.body_buffers.keep_narrow(pressure.saves());
+            self.pressure_changed.notify_waiters();
+        }
     }
 
     /// Adds a line to the access log.

@@ -18,6 +18,7 @@ mod ledger;
 mod limits;
 mod listeners;
 mod operation;
+mod overload;
 mod peers;
 mod residency;
 mod revocation;

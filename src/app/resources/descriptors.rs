@@ -1,4 +1,4 @@
-//! File descriptors: raises the limit of the process, and fits the limit on client connections to it.
+//! File descriptors: raises the limit of the process, fits the limit on client connections to it, and counts the open ones.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -43,6 +43,22 @@ fn raised() -> u64 {
     current.unwrap_or(most)
 }
 
+/// The share of the limit that is open.
+pub fn used_share() -> f64 {
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    open_count().map_or(0.0, |open| open as f64 / most as f64)
+}
+
+/// The number of open descriptors; `None` where the system does not say. Since Linux 6.2, it is the size of the directory; before,
+/// the entries must be counted.
+fn open_count() -> Option<u64> {
+    const OPEN: &str = "/proc/self/fd";
+    match std::fs::metadata(OPEN).ok()?.len() {
+        0 => Some(std::fs::read_dir(OPEN).ok()?.count() as u64),
+        count => Some(count),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,5 +68,13 @@ mod tests {
         assert_eq!([0, 128, 1024, 1 << 20].map(connections_of), [1, 1, 537, 629_067]);
         assert!(connections_of(20_000) >= 10_000);
         assert_eq!(fit(Limits { connections: 1, ..Limits::default() }).connections, 1);
+    }
+    #[test]
+    fn open_descriptors_are_counted() {
+        let before = open_count().unwrap();
+        let files: Vec<_> = (0..100).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        assert!(open_count().unwrap() >= before.max(3) + 50, "other tests open and close some at the same time");
+        assert!(used_share() > 0.0);
+        drop(files);
     }
 }

@@ -1,9 +1,10 @@
-//! The `limits` section: the resources that one request, one connection and the process may use.
+//! The `limits` and `overload` sections: the resources that one request, one connection and the process may use.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::proxy::Limits;
+use crate::proxy::admission::overload::{Settings, Thresholds};
 
 use super::super::reader::{Field, Section};
 
@@ -55,6 +56,46 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
         drain: drain?,
         ..counts?
     })
+}
+
+/// Reads `{ memory: { limit: 512MiB, shed: 85%, stop: 95% }, descriptors: { … }, event_loop: { shed: 250ms, stop: 2s } }`.
+pub(super) fn read_overload(field: &Field<'_>) -> Option<Settings> {
+    let section = field.section()?;
+    let standard = Settings::default();
+    let memory = section.optional("memory").map_or(Some((None, standard.memory)), |field| {
+        let section = field.section()?;
+        let limit = section.optional("limit").map(|field| field.bytes());
+        let thresholds = read_thresholds(&field, section, standard.memory, &share);
+        Some((limit.map_or(Some(None), |limit| limit.map(Some))?, thresholds?))
+    });
+    let thresholds = |key, standard, read: &dyn Fn(&Field<'_>) -> Option<f64>| {
+        section.optional(key).map_or(Some(standard), |field| read_thresholds(&field, field.section()?, standard, read))
+    };
+    let descriptors = thresholds("descriptors", standard.descriptors, &share);
+    let lag = thresholds("event_loop", standard.lag, &|field| Some(field.positive_duration()?.as_secs_f64()));
+    section.finish();
+    let (memory_limit, memory) = memory?;
+    Some(Settings { memory_limit, memory, descriptors: descriptors?, lag: lag? })
+}
+
+fn share(field: &Field<'_>) -> Option<f64> {
+    Some(f64::from(field.percent()?) / 100.0)
+}
+
+fn read_thresholds(
+    field: &Field<'_>,
+    section: Section<'_>,
+    standard: Thresholds,
+    read: &dyn Fn(&Field<'_>) -> Option<f64>,
+) -> Option<Thresholds> {
+    let value = |key, standard| section.optional(key).map_or(Some(standard), |field| read(&field));
+    let (shed, stop) = (value("shed", standard.shed), value("stop", standard.stop));
+    section.finish();
+    let thresholds = Thresholds { shed: shed?, stop: stop? };
+    if thresholds.shed < thresholds.stop {
+        return Some(thresholds);
+    }
+    field.report("`shed` must be less than `stop`, because requests are refused by priority between the two")
 }
 
 /// Reads limits, with their defaults.

@@ -17,6 +17,7 @@ use crate::model::region::RegionId;
 use crate::model::service::ServiceId;
 use crate::probes;
 use crate::proxy::actions::Actions;
+use crate::proxy::admission::overload;
 use crate::proxy::intake::{self, AddressSource};
 use crate::proxy::{Limits, Privacy};
 use crate::session;
@@ -27,7 +28,7 @@ use crate::transport::tls::{AcmeFiles, PeerFiles, UpstreamFiles};
 use super::draft::{PolicyDraft, RegionDraft, RouteDraft};
 use super::reader::{Field, Section};
 
-use limits::read_limits;
+use limits::{read_limits, read_overload};
 use listen::{read_listen, read_peer_tls};
 use services::read_services;
 use users::{Users, header_name, read_client_address, read_users};
@@ -58,6 +59,7 @@ pub struct Settings {
     pub probes: probes::Settings,
     pub audit: Option<audit::Settings>,
     pub limits: Limits,
+    pub overload: overload::Settings,
     pub log: Log,
     /// Number of threads that serve requests; `None` means one per core.
     pub workers: Option<usize>,
@@ -159,6 +161,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let probes = section.optional("latency").map_or(Some(probes::Settings::default()), |field| read_probes(&field));
     let audit = section.optional("audit").map(|field| read_audit(&field, local_name));
     let limits = section.optional("limits").map_or(Some(Limits::default()), |field| read_limits(&field));
+    let overload = section.optional("overload").map_or(Some(overload::Settings::default()), |field| read_overload(&field));
     let log = section.optional("log").map_or(Some(Log { json: false, requests: true }), |field| read_log(&field));
     let workers = section.optional("workers").map(|field| field.number(1, 1024));
     let services = read_services(section, draft);
@@ -187,6 +190,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
         probes: probes?,
         audit: audit.map_or(Some(None), |settings| settings.map(Some))?,
         limits,
+        overload: overload?,
         log: log?,
         workers: workers.map_or(Some(None), |number| number.map(|number| Some(number as usize)))?,
     })

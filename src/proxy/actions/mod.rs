@@ -20,6 +20,7 @@ use crate::http::names::is_same_name;
 use crate::model::service::ServiceId;
 
 use super::Limits;
+use super::admission::overload::Priority;
 use super::admission::rate_limit::RateLimit;
 
 pub use answer::{Answer, FixedResponse, Redirection};
@@ -33,6 +34,8 @@ pub use template::{Template, TemplateError, Values};
 /// The actions of one route.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct Actions {
+    /// Whose requests are refused first while resources are scarce.
+    pub priority: Priority,
     pub clients: ClientNetworks,
     pub rate_limits: Vec<RateLimit>,
     pub split: Option<Split>,

@@ -1,5 +1,6 @@
 //! Counters that limit requests, handshakes, and connections in total and per address.
 
+pub mod overload;
 pub mod rate_limit;
 
 use std::net::{IpAddr, Ipv6Addr};

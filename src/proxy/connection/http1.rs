@@ -19,7 +19,7 @@ use crate::transport::stream::Stream;
 use super::super::ingress::{ConnectionContext, ResponseChannel};
 use super::super::request;
 use super::super::worker::Worker;
-use super::{LINGER, drain_started, linger};
+use super::{LINGER, keep_alive_ended, linger};
 
 pub(super) async fn serve(
     worker: Rc<Worker>,
@@ -39,7 +39,7 @@ pub(super) async fn serve(
         let channel = ResponseChannel::Connection(Rc::clone(&connection));
         respond(Rc::clone(&worker), Rc::clone(&context), channel, received, most_requests)
     };
-    let drain = pin!(drain_started(&worker, &context.connection_state));
+    let drain = pin!(keep_alive_ended(&worker, &context.connection_state));
     let ended = connection.serve(handle, drain).await;
     let Some(mut stream) = connection.take_stream() else { return };
     let lingers = match ended {

@@ -24,7 +24,7 @@ use crate::transport::stream::Stream;
 use super::super::ingress::{ConnectionContext, ResponseChannel};
 use super::super::worker::Worker;
 use super::super::{Limits, request};
-use super::{drain_started, handshake, linger};
+use super::{drain_started, handshake, keep_alive_ended, linger};
 
 /// The flow-control window of a client's connection.
 const CLIENT_WINDOW: usize = 1 << 20;
@@ -303,8 +303,8 @@ fn serve_stream(
     exchange.served_by(task.abort_handle());
 }
 
-/// Waits until the connection must accept no further requests: the process drains, the connection has been idle for too long, or
-/// it has reached its number of requests. GOAWAY then names the last stream that is served. On a drain, a peer's connection stays
+/// Waits until the connection must accept no further requests: the process drains or lacks resources, the connection has been idle
+/// for too long, or it has reached its number of requests. GOAWAY then names the last stream that is served. On a drain, a peer's connection stays
 /// open for the drain notice, so that the peer's probes detect the drain.
 async fn end(worker: &Worker, connection_state: Rc<ConnectionState>, bounds: &Bounds) {
     let idle = async {
@@ -319,9 +319,8 @@ async fn end(worker: &Worker, connection_state: Rc<ConnectionState>, bounds: &Bo
         }
     };
     tokio::select! {
-        () = drain_started(worker, &connection_state) => if bounds.is_peer {
-            tokio::time::sleep(worker.drain_notice()).await;
-        },
+        () = drain_started(worker, &connection_state), if bounds.is_peer => tokio::time::sleep(worker.drain_notice()).await,
+        () = keep_alive_ended(worker, &connection_state), if !bounds.is_peer => {}
         () = idle => {}
         () = request_limit => {}
     }

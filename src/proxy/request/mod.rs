@@ -41,6 +41,7 @@ use crate::transport::tls::ACME_PATH;
 
 use super::actions::may_stream;
 use super::admission::Admitted;
+use super::admission::overload::{Pressure, Priority};
 use super::body::{BodyFailure, Metered};
 use super::headers::Forwarded;
 use super::ingress::{ConnectionContext, ResponseChannel};
@@ -156,7 +157,8 @@ fn receive(
 ) -> Result<Received, Box<Response<Body>>> {
     let (mut parts, body) = request.into_parts();
     let context = Context::open(worker, connection, channel, &parts, !body.is_end_stream());
-    let Some(admitted) = context.worker.shared.enter_request(context.snapshot.limits.requests) else {
+    let admitted = context.worker.shared.enter_request(context.snapshot.limits.requests);
+    let Some(admitted) = admitted.filter(|_| context.worker.pressure() < Pressure::Full) else {
         return Err(Box::new(context.refuse(Code::Overloaded, None)));
     };
     let intake = match read(&mut parts, &context) {
@@ -286,6 +288,10 @@ async fn forward(
 ) -> Result<attempts::RegionResponse, Code> {
     let judged = lease.judged();
     context.adopt_actions(&judged);
+    let priority = context.actions.as_ref().map_or(Priority::Normal, |actions| actions.priority);
+    if !context.worker.pressure().admits(priority) {
+        return Err(Code::Overloaded);
+    }
     context.query = request.uri().query().filter(|_| context.actions.is_some()).map(Into::into);
     let offered = context.actions.as_ref().filter(|_| may_stream(request.version())).map(|actions| &*actions.compress);
     context.coding = offered.and_then(|offered| Coding::negotiate(request.headers(), offered));
