@@ -44,8 +44,7 @@ pub struct Metrics {
     log_lines_dropped: IntCounter,
     pub reloads: IntCounterVec,
     pub ready: IntGauge,
-    pub overload_pressure: IntGauge,
-    overload_usage: GaugeVec,
+    pub overload: OverloadMetrics,
 }
 
 fn opts(name: &str, help: &str) -> Opts {
@@ -79,8 +78,37 @@ impl Builder {
         self.add(IntGauge::with_opts(opts(name, help)))
     }
 
+    /// Gauges whose values are not integers.
+    fn measures(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.add(GaugeVec::new(opts(name, help), labels))
+    }
+
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.add(IntGaugeVec::new(opts(name, help), labels))
+    }
+}
+
+/// The metrics of the overload guard.
+pub struct OverloadMetrics {
+    pub pressure: IntGauge,
+    usage: GaugeVec,
+}
+
+impl OverloadMetrics {
+    fn new(build: &Builder) -> Self {
+        let pressure = "The lowest priority that is refused: 0 none, 1 low, 2 normal, 3 all and new connections.";
+        let usage = "Usage of a resource: shares of memory and descriptors, seconds of event loop lag.";
+        Self {
+            pressure: build.gauge("overload_pressure", pressure),
+            usage: build.measures("overload_usage", usage, &["resource"]),
+        }
+    }
+
+    /// Sets the usage: shares of memory and descriptors, and seconds of lag.
+    pub fn set_usage(&self, memory: f64, descriptors: f64, lag: f64) {
+        for (resource, value) in [("memory", memory), ("descriptors", descriptors), ("event_loop", lag)] {
+            self.usage.with_label_values(&[resource]).set(value);
+        }
     }
 }
 
@@ -129,16 +157,18 @@ impl Metrics {
                 "1 if an upstream of the service is up in the region.",
                 &["region", "service"],
             ),
-            region_round_trip: build
-                .add(GaugeVec::new(opts("region_round_trip_seconds", "Smoothed round-trip time to the region."), &["region"])),
+            region_round_trip: build.measures(
+                "region_round_trip_seconds",
+                "Smoothed round-trip time to the region.",
+                &["region"],
+            ),
             upstream_up: build.gauges("upstream_up", "1 if the upstream is healthy.", &["service", "upstream"]),
             upstream_ejected: build.gauges(
                 "upstream_ejected",
                 "1 if the upstream is ejected after consecutive failures.",
                 &["service", "upstream"],
             ),
-            geoip_age: build
-                .add(GaugeVec::new(opts("geoip_database_age_seconds", "Time since the GeoIP database was built."), &[])),
+            geoip_age: build.measures("geoip_database_age_seconds", "Time since the GeoIP database was built.", &[]),
             directory_users: build.gauge("directory_users", "Users in the directory."),
             ledger_lines: build.counter("ledger_lines_total", "Lines written to the ledger."),
             ledger_failures: build.counter("ledger_failures_total", "Ledger lines that were not written."),
@@ -148,22 +178,8 @@ impl Metrics {
             ),
             reloads: build.counters("reloads_total", "Reloads of the configuration and its files, by result.", &["result"]),
             ready: build.gauge("ready", "1 while this process accepts requests."),
-            overload_pressure: build.gauge(
-                "overload_pressure",
-                "The lowest priority that is refused: 0 none, 1 low, 2 normal, 3 all and new connections.",
-            ),
-            overload_usage: build.add(GaugeVec::new(
-                opts("overload_usage", "Usage of a resource: shares of memory and descriptors, seconds of event loop lag."),
-                &["resource"],
-            )),
+            overload: OverloadMetrics::new(&build),
             registry,
-        }
-    }
-
-    /// Sets the usage that the overload guard has measured: shares of memory and descriptors, and seconds of lag.
-    pub fn overload_usage(&self, memory: f64, descriptors: f64, lag: f64) {
-        for (resource, value) in [("memory", memory), ("descriptors", descriptors), ("event_loop", lag)] {
-            self.overload_usage.with_label_values(&[resource]).set(value);
         }
     }
 

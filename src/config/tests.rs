@@ -277,6 +277,10 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "split: [{ service: app, weight: 1 }], data: public, home",
         "routes[0].split: a split needs at least two services",
     ),
+    ("data: public, home", "priority: urgent, data: public, home", "routes[0].priority: `urgent` is not a valid value"),
+    ("users: {", "overload: { memory: { shed: 90% } }\nusers: {", "overload.memory: `shed` must be less than `stop`"),
+    ("users: {", "overload: { event_loop: { stop: 2 } }\nusers: {", "overload.event_loop.stop: `2` is not a valid duration"),
+    ("users: {", "overload: { memory: { limit: lots } }\nusers: {", "overload.memory.limit: `lots` is not a valid size"),
     ("data: public, home", "split: { app: 95 }, data: public, home", "such as `[{ service: app, weight: 95 }"),
     (
         "data: public, home",

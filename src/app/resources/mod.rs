@@ -47,10 +47,10 @@ pub async fn guard(shared: Arc<Shared>, metrics: Arc<Metrics>) {
             descriptors: descriptors::used_share(),
             lag: shared.overload.lag(),
         };
-        metrics.overload_usage(usage.memory, usage.descriptors, usage.lag);
+        metrics.overload.set_usage(usage.memory, usage.descriptors, usage.lag);
         let Some(change) = guard.observe(&usage, &settings, Instant::now()) else { continue };
         shared.overload.set_pressure(change.pressure);
-        metrics.overload_pressure.set(change.pressure as i64);
+        metrics.overload.pressure.set(change.pressure as i64);
         let (resource, effect) = (change.resource, change.pressure.effect());
         let (memory, descriptors, lag_ms) = (percent(usage.memory), percent(usage.descriptors), (usage.lag * 1e3) as u64);
         if change.pressure.saves() {

@@ -41,7 +41,7 @@ use crate::transport::tls::ACME_PATH;
 
 use super::actions::may_stream;
 use super::admission::Admitted;
-use super::admission::overload::{Pressure, Priority};
+use super::admission::overload::Priority;
 use super::body::{BodyFailure, Metered};
 use super::headers::Forwarded;
 use super::ingress::{ConnectionContext, ResponseChannel};
@@ -157,8 +157,7 @@ fn receive(
 ) -> Result<Received, Box<Response<Body>>> {
     let (mut parts, body) = request.into_parts();
     let context = Context::open(worker, connection, channel, &parts, !body.is_end_stream());
-    let admitted = context.worker.shared.enter_request(context.snapshot.limits.requests);
-    let Some(admitted) = admitted.filter(|_| context.worker.pressure() < Pressure::Full) else {
+    let Some(admitted) = context.worker.shared.enter_request(context.snapshot.limits.requests) else {
         return Err(Box::new(context.refuse(Code::Overloaded, None)));
     };
     let intake = match read(&mut parts, &context) {

@@ -83,7 +83,10 @@ pub(super) async fn relay(
     hint::issue(&context, &intake, &lease.judged(), &mut head.headers);
     context.log.status = Some(head.status);
     let compresses = region == local && context.actions.as_ref().is_some_and(|actions| !actions.compress.is_empty());
-    let admit = || Admitted::enter(&context.worker.shared.compressions, context.snapshot.limits.compressions);
+    let admit = || {
+        let most = if context.worker.pressure().saves() { 0 } else { context.snapshot.limits.compressions };
+        Admitted::enter(&context.worker.shared.compressions, most)
+    };
     let method = context.log.method.as_ref();
     let body = if compresses { compress(&mut head, body, method, context.coding, admit) } else { body };
     let body = outgoing_body(context, lease, &mut head, body, hold, admitted);
