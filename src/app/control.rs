@@ -335,7 +335,7 @@ impl Control {
         metrics.upstream_ejected.reset();
         let now = std::time::Instant::now();
         for service in snapshot.services.all() {
-            for upstream in service.all() {
+            for upstream in service.all().iter() {
                 let labels = [&*service.settings.name, upstream.authority()];
                 metrics.upstream_up.with_label_values(&labels).set(i64::from(upstream.is_up()));
                 metrics.upstream_ejected.with_label_values(&labels).set(i64::from(upstream.is_ejected(now)));

@@ -160,7 +160,9 @@ fn sweep_connections(worker: &Rc<Worker>) {
     let (snapshot, vitals) = (worker.snapshot(), worker.vitals());
     let limits = snapshot.limits;
     let windows = limits.windows();
-    worker.upstream_pool.sweep(snapshot.services.upstreams().map(|upstream| &upstream.server), windows);
+    let upstreams: Vec<_> = snapshot.services.upstreams().collect();
+    worker.upstream_pool.sweep(upstreams.iter().map(|upstream| &upstream.server), windows);
+    worker.load.forget_idle();
     let is_current =
         |region: &RegionId, server: &Server| snapshot.gateways.get(region).is_some_and(|gateway| gateway.server.is_same(server));
     worker.peer_pool.retain(windows, is_current);

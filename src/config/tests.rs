@@ -59,6 +59,21 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "services: { App: \"http://a:1\" }",
         "services.App: `App` is not a valid service name",
     ),
+    (
+        "upstreams: [\"http://127.0.0.1:1\"]",
+        "upstreams: [{ dns: app.internal }]",
+        "upstreams[0]: `port` is missing: name the port",
+    ),
+    ("upstreams: [\"http://127.0.0.1:1\"]", "upstreams: [{ dns: 10.0.0.1, port: 80 }]", "`10.0.0.1` is not a valid DNS name"),
+    ("upstreams: [\"http://127.0.0.1:1\"]", "upstreams: [{ srv: app.internal, port: 80 }]", "upstreams[0]: unknown key `port`"),
+    ("upstreams: [\"http://127.0.0.1:1\"]", "upstreams: [{ srv: app.internal, dns: a }]", "write one of `url`, `dns` and `srv`"),
+    ("upstreams: [\"http://127.0.0.1:1\"]", "upstreams: [{ weight: 2 }]", "upstreams[0]: name the app server: a `url` such as"),
+    (
+        "upstreams: [\"http://127.0.0.1:1\"]",
+        "upstreams: [{ dns: app.internal, port: 80, path: app/ }]",
+        "the path `app/` is not in canonical form",
+    ),
+    ("upstreams: [\"http://127.0.0.1:1\"]", "upstreams: [{ dns: app.internal, port: 80, tls: {} }]", "`tls` needs `https`"),
     ("upstreams: [\"http://127.0.0.1:1\"]", "services: { app: {} }", "services.app: `upstreams` is missing"),
     ("upstreams: [\"http://127.0.0.1:1\"]", "services: { app: [] }", "services.app: no upstream is listed"),
     (

@@ -88,9 +88,9 @@ impl Load {
     /// [`BOUND`] times its share of the outstanding requests (Mirrokni, Thorup and Zadimoghaddam 2016).
     fn hash(&self, service: &Service, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, key: u64) -> Selection {
         let load = |upstream: &Upstream| self.cell(upstream).get();
-        let limit = service.settings.circuit.requests;
+        let (limit, all) = (service.settings.circuit.requests, service.all());
         // An upstream at its limit has no share, so that the others can take its keys.
-        let candidates = || service.all().iter().filter(|upstream| is_candidate(upstream) && load(upstream) < limit);
+        let candidates = || all.iter().filter(|upstream| is_candidate(upstream) && load(upstream) < limit);
         let (total, weights) =
             candidates().fold((1, 0), |(total, weights), upstream| (total + load(upstream), weights + upstream.weight));
         let has_room = |upstream: &&Arc<Upstream>| {
@@ -100,7 +100,7 @@ impl Load {
         let by_score = |one: &&Arc<Upstream>, other: &&Arc<Upstream>| score(one, key).total_cmp(&score(other, key));
         match candidates().filter(has_room).max_by(by_score) {
             Some(upstream) => self.take(service, upstream),
-            None if service.all().iter().any(|upstream| is_candidate(&upstream)) => Selection::Full,
+            None if all.iter().any(|upstream| is_candidate(&upstream)) => Selection::Full,
             None => Selection::None,
         }
     }
@@ -112,13 +112,13 @@ impl Load {
     }
 
     fn draw(&self, service: &Service, is_candidate: impl Fn(&&Arc<Upstream>) -> bool, now: Instant) -> Selection {
-        let limit = service.settings.circuit.requests;
+        let (limit, all) = (service.settings.circuit.requests, service.all());
         let has_room = |upstream: &&Arc<Upstream>| is_candidate(upstream) && self.cell(upstream).get() < limit;
-        let Some(first) = service.wheel.draw(service.all(), has_room) else {
-            let has_candidate = service.all().iter().any(|upstream| is_candidate(&upstream));
+        let Some(first) = all.wheel.draw(&all, has_room) else {
+            let has_candidate = all.iter().any(|upstream| is_candidate(&upstream));
             return if has_candidate { Selection::Full } else { Selection::None };
         };
-        let second = service.wheel.draw(service.all(), has_room).unwrap_or(first);
+        let second = all.wheel.draw(&all, has_room).unwrap_or(first);
         let slow_start = service.settings.ejection.slow_start;
         // Of two idle upstreams the first is taken, so that weights decide by the draw alone.
         let cost = |upstream: &Upstream| {
@@ -167,6 +167,11 @@ impl Load {
                 }
             }
         }
+    }
+
+    /// Forgets the counters that are not in use, because the addresses of upstreams come and go. The worker calls it periodically.
+    pub fn forget_idle(&self) {
+        self.outstanding.borrow_mut().retain(|_, cell| Rc::strong_count(cell) > 1);
     }
 
     fn queue(&self, service: &Service) -> Rc<Queue> {
@@ -279,14 +284,16 @@ impl Drop for QueueSlot<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{HttpVersion, Service, Settings, UpstreamSettings};
+    use super::super::{Service, Settings, UpstreamSettings};
     use super::*;
     use crate::model::service::ServiceId;
+    use crate::transport::dial::HttpVersion;
     use std::sync::atomic::Ordering;
 
     fn service(requests: usize) -> Service {
         let target = |name: &str| UpstreamSettings {
             authority: name.into(),
+            query: None,
             http_version: HttpVersion::Http1,
             tls: None,
             weight: 1,
@@ -311,7 +318,7 @@ mod tests {
     fn a_busy_upstream_gets_less_and_an_idle_one_more() {
         let (service, load) = (service(1000), Load::default());
         let held: Vec<_> = (0..300).map(|_| one(load.select(&service, &[], None))).collect();
-        for upstream in service.all() {
+        for upstream in service.all().iter() {
             let share = held.iter().filter(|(selection, _)| Arc::ptr_eq(selection, upstream)).count();
             assert!((95..=105).contains(&share), "two choices keep the load even: {share}");
         }
@@ -384,7 +391,7 @@ mod tests {
             let wide = CircuitLimits { queue: 5, queue_timeout: Duration::from_secs(60), ..service.settings.circuit };
             let service = Service { settings: Settings { circuit: wide, ..service.settings.clone() }, ..service };
             let (first, second) = tokio::join!(load.select_or_queue(&service, &[], None, None), async {
-                service.list[0].state.up.store(true, Ordering::Relaxed);
+                service.all()[0].state.up.store(true, Ordering::Relaxed);
                 load.select_or_queue(&service, &[], None, None).await
             });
             assert_eq!([one(first).0.authority(), one(second).0.authority()], ["a:1", "a:1"]);
@@ -397,6 +404,7 @@ mod tests {
     fn weighted(weights: &[u32]) -> Service {
         let upstream = |(index, weight): (usize, &u32)| UpstreamSettings {
             authority: format!("{}:1", char::from(b'a' + index as u8)),
+            query: None,
             http_version: HttpVersion::Http1,
             tls: None,
             weight: *weight,

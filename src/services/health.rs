@@ -1,9 +1,12 @@
 //! Active health checks with thresholds and jitter.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use http::Request;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::decision::permit::Permitted;
@@ -12,25 +15,72 @@ use crate::http::pool::{SendCause, SendOptions, UpstreamPool};
 use crate::model::region::RegionId;
 use crate::transport::dial::{DialError, UNIX};
 use crate::transport::proxy_protocol;
-use crate::transport::resolver;
+use crate::transport::resolver::{self, Endpoint};
 
 use super::{Check, Service, Services, Upstream};
 
 /// Resolves the names of all upstreams and checks their health, until the future is dropped. Runs on the control thread.
 pub async fn watch(services: Arc<Services>, region: RegionId) {
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut tasks = JoinSet::new();
     for service in services.all() {
-        for upstream in service.all() {
-            if let Some(check) = service.settings.check.clone() {
-                tasks.spawn_local(watch_one(Arc::clone(service), Arc::clone(upstream), check, region));
-            }
-            if let Some(addresses) = upstream.server.addresses.clone() {
-                let (settings, authority) = (service.settings.names.clone(), Arc::clone(&upstream.server.authority));
-                tasks.spawn_local(async move { resolver::watch(&settings, &authority, &addresses).await });
-            }
-        }
+        tasks.spawn_local(watch_service(Arc::clone(service), region));
     }
     while tasks.join_next().await.is_some() {}
+}
+
+/// Resolves the names of one service, and checks the health of the upstreams that it has at each moment.
+async fn watch_service(service: Arc<Service>, region: RegionId) {
+    let changed = Rc::new(Notify::new());
+    let mut lookups = JoinSet::new();
+    for (entry, settings) in service.settings.upstreams.iter().enumerate() {
+        let Some(query) = settings.query.clone() else { continue };
+        let (service, changed) = (Arc::clone(&service), Rc::clone(&changed));
+        lookups.spawn_local(async move {
+            let use_found = |found: Vec<Endpoint>| {
+                let addresses: Vec<_> = found.iter().map(|endpoint| endpoint.address).collect();
+                if service.roster.set_found(entry, found) {
+                    tracing::info!(
+                        service = &*service.settings.name,
+                        name = query.label(),
+                        ?addresses,
+                        "upstream addresses changed"
+                    );
+                    changed.notify_one();
+                }
+            };
+            resolver::watch(&service.settings.names, &query, use_found).await;
+        });
+    }
+    let mut watched: Vec<(Arc<Upstream>, JoinSet<()>)> = Vec::new();
+    loop {
+        let all = service.all().to_vec();
+        // An upstream that keeps its state keeps its task, and with it the count of its results.
+        watched.retain(|(upstream, _)| all.iter().any(|current| is_watched_as(upstream, current)));
+        for upstream in &all {
+            if !watched.iter().any(|(known, _)| is_watched_as(known, upstream)) {
+                watched.push((Arc::clone(upstream), watch_upstream(&service, upstream, region)));
+            }
+        }
+        changed.notified().await;
+    }
+}
+
+/// Whether the task that watches one upstream can serve for the other.
+fn is_watched_as(one: &Upstream, other: &Upstream) -> bool {
+    Arc::ptr_eq(&one.state, &other.state) && one.server.is_same(&other.server) && one.host == other.host
+}
+
+/// Checks the health of one upstream and resolves its name, until the returned set is dropped.
+fn watch_upstream(service: &Arc<Service>, upstream: &Arc<Upstream>, region: RegionId) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    if let Some(check) = service.settings.check.clone() {
+        tasks.spawn_local(watch_one(Arc::clone(service), Arc::clone(upstream), check, region));
+    }
+    if let Some(addresses) = upstream.server.addresses.clone() {
+        let (settings, authority) = (service.settings.names.clone(), Arc::clone(&upstream.server.authority));
+        tasks.spawn_local(async move { resolver::watch_addresses(&settings, &authority, &addresses).await });
+    }
+    tasks
 }
 
 async fn watch_one(service: Arc<Service>, upstream: Arc<Upstream>, check: Check, region: RegionId) {
@@ -65,7 +115,7 @@ async fn run_check(pool: &UpstreamPool, upstream: &Upstream, check: &Check, regi
     let mut options = SendOptions::within(check.timeout);
     options.dial.greeting = greeting;
     // A Unix socket has no name that is valid as a host.
-    let host = if server.authority.starts_with(UNIX) { "localhost" } else { &*server.authority };
+    let host = if server.authority.starts_with(UNIX) { "localhost" } else { &*upstream.host };
     let path = format!("{}{}", upstream.base, check.path);
     let request = Request::get(path).header("host", host).header("user-agent", "domicile-health").body(Body::empty());
     let request = request.ok()?;

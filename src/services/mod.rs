@@ -7,23 +7,28 @@
 mod balance;
 mod budget;
 mod health;
+mod members;
 mod outlier;
+mod upstream;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::model::service::ServiceId;
-use crate::transport::dial::{HttpVersion, Secured, Server};
-use crate::transport::proxy_protocol;
-use crate::transport::resolver::{self, Addresses};
-use crate::transport::tls::{TlsError, UpstreamFiles};
+use arc_swap::Guard;
 
-use balance::Wheel;
+use crate::model::service::ServiceId;
+use crate::transport::resolver;
+use crate::transport::tls::TlsError;
+
+use members::Roster;
+use upstream::TlsConfigs;
 
 pub use balance::{Balance, CircuitLimits, HashKey, Load, Outstanding, Selection};
 pub use health::watch;
+pub use members::Members;
 pub use outlier::Ejection;
+pub use upstream::{Upstream, UpstreamSettings};
 
 /// The settings of a service.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -36,29 +41,6 @@ pub struct Settings {
     pub circuit: CircuitLimits,
     pub balance: Balance,
     pub names: resolver::Settings,
-}
-
-/// The configuration of one app server.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct UpstreamSettings {
-    /// `HOST:PORT`, or `unix:` and the path of a socket.
-    pub authority: String,
-    pub http_version: HttpVersion,
-    pub tls: Option<UpstreamFiles>,
-    /// The share of the requests, compared with the weights of the other upstreams.
-    pub weight: u32,
-    /// The beginning of every path on the app server, such as `/app`; empty for none.
-    pub base: Box<str>,
-    /// Begins each connection with a PROXY protocol header that names the client's address.
-    pub proxy_protocol: Option<proxy_protocol::Version>,
-}
-
-impl UpstreamSettings {
-    fn server(&self, addresses: &Addresses, tls: &mut TlsConfigs) -> Result<Server, TlsError> {
-        let tls = self.tls.as_ref().map(|files| tls.load(files, self.http_version)).transpose()?;
-        let addresses = resolver::named(&self.authority).map(|_| Arc::clone(addresses));
-        Ok(Server { authority: self.authority.as_str().into(), tls, http_version: self.http_version, addresses })
-    }
 }
 
 /// An active health check: `GET path` must get a status from 200 to 399 within the timeout.
@@ -79,50 +61,6 @@ impl Check {
     }
 }
 
-/// One app server.
-pub struct Upstream {
-    pub server: Server,
-    pub weight: u32,
-    /// The beginning of every path on the app server.
-    pub base: Box<str>,
-    pub proxy_protocol: Option<proxy_protocol::Version>,
-    state: Arc<State>,
-}
-
-/// The state of an app server, which survives reloads of the configuration.
-struct State {
-    up: AtomicBool,
-    /// Smoothed response time of the health checks in microseconds; 0 before the first.
-    answer_micros: AtomicU64,
-    history: outlier::FailureHistory,
-    addresses: Addresses,
-}
-
-impl Upstream {
-    pub fn is_up(&self) -> bool {
-        self.state.up.load(Ordering::Relaxed)
-    }
-
-    pub fn authority(&self) -> &str {
-        &self.server.authority
-    }
-
-    /// Whether the upstream is ejected after consecutive failures.
-    pub fn is_ejected(&self, now: Instant) -> bool {
-        self.state.history.is_ejected(now)
-    }
-
-    fn share(&self, slow_start: Duration, now: Instant) -> f64 {
-        self.state.history.share(slow_start, now)
-    }
-
-    fn set_up(&self, up: bool) {
-        if !self.state.up.swap(up, Ordering::Relaxed) && up {
-            self.state.history.note_return(Instant::now());
-        }
-    }
-}
-
 /// The services of the local region, by their numbers.
 #[derive(Default)]
 pub struct Services(Vec<Option<Arc<Service>>>);
@@ -139,7 +77,7 @@ impl Services {
         let mut tls = TlsConfigs::default();
         for (id, settings) in settings {
             let kept = before.and_then(|before| before.get(*id)).filter(|known| is_same(known, settings));
-            kept.into_iter().for_each(|service| tls.share(service));
+            kept.into_iter().for_each(|service| service.roster.share(&mut tls));
         }
         let mut services = Self((0..slots).map(|_| None).collect());
         for (id, settings) in settings {
@@ -162,8 +100,8 @@ impl Services {
         self.0.iter().flatten()
     }
 
-    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> + Clone {
-        self.all().flat_map(|service| service.all())
+    pub fn upstreams(&self) -> impl Iterator<Item = Arc<Upstream>> {
+        self.all().flat_map(|service| service.all().to_vec())
     }
 
     pub fn any_up(&self) -> bool {
@@ -178,82 +116,32 @@ impl Services {
     }
 }
 
-/// The TLS configurations of upstreams by their files. Upstreams with the same files share one, because connections to a server belong to
-/// its configuration, and several services may be on one server.
-#[derive(Default)]
-struct TlsConfigs(Vec<(UpstreamFiles, HttpVersion, Secured)>);
-
-impl TlsConfigs {
-    fn load(&mut self, files: &UpstreamFiles, version: HttpVersion) -> Result<Secured, TlsError> {
-        let is_same = |(known, of, _): &&(UpstreamFiles, HttpVersion, Secured)| known == files && *of == version;
-        if let Some((_, _, secured)) = self.0.iter().find(is_same) {
-            return Ok(secured.clone());
-        }
-        let secured = files.load(version != HttpVersion::Http1)?;
-        self.0.push((files.clone(), version, secured.clone()));
-        Ok(secured)
-    }
-
-    /// Adds the configurations of a service that is kept.
-    fn share(&mut self, service: &Service) {
-        for (settings, upstream) in service.settings.upstreams.iter().zip(&service.list) {
-            if let (Some(files), Some(secured)) = (&settings.tls, &upstream.server.tls) {
-                self.0.push((files.clone(), settings.http_version, secured.clone()));
-            }
-        }
-    }
-}
-
 /// A set of app servers that are interchangeable.
 pub struct Service {
     pub id: ServiceId,
     pub settings: Settings,
-    list: Vec<Arc<Upstream>>,
-    wheel: Wheel,
+    roster: Roster,
 }
 
 impl Service {
-    /// Service that `before` contains keep their state. New ones count as up, so that a region that starts does not refuse
-    /// every request until the first check.
+    /// App servers that `before` contains keep their state.
     pub fn new(id: ServiceId, settings: Settings, before: Option<&Self>) -> Result<Self, TlsError> {
         Self::build(id, settings, before, &mut TlsConfigs::default())
     }
 
     fn build(id: ServiceId, settings: Settings, before: Option<&Self>, tls: &mut TlsConfigs) -> Result<Self, TlsError> {
-        let known = |target: &UpstreamSettings| {
-            before?
-                .list
-                .iter()
-                .find(|upstream| *upstream.authority() == *target.authority && upstream.base == target.base)
-                .map(|upstream| Arc::clone(&upstream.state))
-        };
-        let fresh = || {
-            let history = outlier::FailureHistory::default();
-            Arc::new(State {
-                up: AtomicBool::new(true),
-                answer_micros: AtomicU64::new(0),
-                history,
-                addresses: Addresses::default(),
-            })
-        };
         if settings.check.is_none() {
             // Without checks, an upstream that is down would stay down.
-            let known = before.into_iter().flat_map(|before| &before.list);
-            known.for_each(|upstream| upstream.state.up.store(true, Ordering::Relaxed));
+            let known = before.map(|before| before.all());
+            known.iter().flat_map(|known| known.iter()).for_each(|upstream| upstream.state.up.store(true, Ordering::Relaxed));
         }
-        let mut upstream = |target: &UpstreamSettings| {
-            let state = known(target).unwrap_or_else(fresh);
-            let (server, proxy_protocol) = (target.server(&state.addresses, tls)?, target.proxy_protocol);
-            let (weight, base) = (target.weight, target.base.clone());
-            Ok(Arc::new(Upstream { server, weight, base, proxy_protocol, state }))
-        };
-        let list: Vec<_> = settings.upstreams.iter().map(&mut upstream).collect::<Result<_, _>>()?;
-        let wheel = Wheel::of(&list);
-        Ok(Self { id, settings, list, wheel })
+        let roster = Roster::new(settings.upstreams.clone(), before.map(|before| &before.roster), tls)?;
+        Ok(Self { id, settings, roster })
     }
 
-    pub fn all(&self) -> &[Arc<Upstream>] {
-        &self.list
+    /// The app servers of the service at this moment.
+    pub fn all(&self) -> Guard<Arc<Members>> {
+        self.roster.members()
     }
 
     /// Records whether the upstream served a request, and ejects the upstream after too many failures.
@@ -265,8 +153,9 @@ impl Service {
         if !upstream.state.history.note_failure(rules, now) {
             return;
         }
-        let ejected = self.list.iter().filter(|upstream| upstream.is_ejected(now)).count();
-        if (ejected + 1) * 100 <= rules.most * self.list.len() {
+        let all = self.all();
+        let ejected = all.iter().filter(|upstream| upstream.is_ejected(now)).count();
+        if (ejected + 1) * 100 <= rules.most * all.len() {
             let period = upstream.state.history.eject(rules, now);
             tracing::warn!(
                 upstream = upstream.authority(),
@@ -277,6 +166,6 @@ impl Service {
     }
 
     pub fn any_up(&self) -> bool {
-        self.list.iter().any(|upstream| upstream.is_up())
+        self.all().iter().any(|upstream| upstream.is_up())
     }
 }

@@ -5,6 +5,7 @@
 mod support;
 
 mod actions;
+mod discovery;
 mod exits;
 mod failover;
 mod faults;

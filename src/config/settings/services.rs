@@ -5,6 +5,7 @@ use crate::engine::path::{Slashes, canonical_path};
 use crate::services::{Balance, Check, CircuitLimits, Ejection, HashKey, Settings, UpstreamSettings};
 use crate::transport::dial::{HttpVersion, UNIX, authority_of};
 use crate::transport::proxy_protocol::Version;
+use crate::transport::resolver::Query;
 use crate::transport::tls::UpstreamFiles;
 
 use super::super::draft::{PolicyDraft, RegionDraft, ServiceDraft};
@@ -117,8 +118,7 @@ fn read_upstream(field: &Field<'_>) -> Option<UpstreamSettings> {
         return read_url(field);
     }
     let section = field.section()?;
-    let target =
-        section.required("url", "name the app server, such as `https://app.internal:8443`").and_then(|field| read_url(&field));
+    let target = read_target(field, &section);
     let tls = section.optional("tls").map(|field| Some((read_tls(&field)?, field)));
     let weight = section.optional("weight").map_or(Some(1), |field| field.number(1, 1000));
     let proxy_protocol = section
@@ -133,7 +133,7 @@ fn read_upstream(field: &Field<'_>) -> Option<UpstreamSettings> {
             // The PROXY header names one client for the whole connection, so requests of different clients cannot share it.
             HttpVersion::Http2 => {
                 return field
-                    .report("`proxy_protocol` needs an `http` or `https` URL, because an HTTP/2 connection serves many clients");
+                    .report("`proxy_protocol` needs `http` or `https`, because an HTTP/2 connection serves many clients");
             }
             HttpVersion::Http1 | HttpVersion::Negotiated => target.http_version = HttpVersion::Http1,
         }
@@ -141,14 +141,71 @@ fn read_upstream(field: &Field<'_>) -> Option<UpstreamSettings> {
     if let Some(tls) = tls {
         let (tls, field) = tls?;
         if target.tls.is_none() {
-            return field.report("`tls` needs an `https` URL; change the URL, or remove `tls`");
+            return field.report("`tls` needs `https`; change the URL or the `scheme`, or remove `tls`");
         }
         target.tls = Some(tls);
     }
     Some(target)
 }
 
-/// `http` means HTTP/1.1, `h2c` cleartext HTTP/2, and `https` the version that the server selects by ALPN.
+/// Reads the `url` of an app server, or the `dns` or `srv` name of several.
+fn read_target(field: &Field<'_>, section: &Section<'_>) -> Option<UpstreamSettings> {
+    let (url, dns, srv) = (section.optional("url"), section.optional("dns"), section.optional("srv"));
+    let named = match (url, dns, srv) {
+        (Some(url), None, None) => return read_url(&url),
+        (None, Some(dns), None) => {
+            let name = dns_name(&dns);
+            let port = section.required("port", "name the port of the app servers").and_then(|field| field.number(1, 65_535));
+            name.zip(port).map(|(name, port)| Query::Addresses { name: name.into(), port: port as u16 })
+        }
+        (None, None, Some(srv)) => dns_name(&srv).map(|name| Query::Services(name.into())),
+        (None, None, None) => {
+            return section.report(
+                "name the app server: a `url` such as `https://app.internal:8443`, or a name whose addresses are all app servers, \
+                 such as `dns: app.internal` with a `port`, or `srv: _http._tcp.app.internal`",
+            );
+        }
+        _ => return field.report("write one of `url`, `dns` and `srv`"),
+    };
+    let schemes = [("http", "http"), ("https", "https"), ("h2c", "h2c")];
+    let scheme = section.optional("scheme").map_or(Some("http"), |field| field.word(&schemes));
+    let base = section.optional("path").map_or(Some(""), |field| base_path(&field));
+    let (query, (http_version, tls)) = (named?, protocol(scheme?));
+    let authority = query.label();
+    Some(UpstreamSettings {
+        authority,
+        query: Some(query),
+        http_version,
+        tls,
+        weight: 1,
+        base: base?.into(),
+        proxy_protocol: None,
+    })
+}
+
+/// A DNS name. An IP address has nothing to look up.
+fn dns_name<'n>(field: &Field<'n>) -> Option<&'n str> {
+    let text = field.text()?;
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let is_name = name.len() <= 253 && name.split('.').all(is_label) && text.parse::<std::net::IpAddr>().is_err();
+    if is_name {
+        Some(text)
+    } else {
+        field.report(format!("`{text}` is not a valid DNS name; write a name such as `app.internal`"))
+    }
+}
+
+fn base_path<'n>(field: &Field<'n>) -> Option<&'n str> {
+    let text = field.text()?;
+    if canonical_path(text, Slashes::Refuse).as_deref() == Some(text) {
+        return Some(text.trim_end_matches('/'));
+    }
+    field.report(format!("the path `{text}` is not in canonical form; write for example `/app`"))
+}
+
 fn read_url(field: &Field<'_>) -> Option<UpstreamSettings> {
     if let Some(upstream) = read_socket(field) {
         return upstream;
@@ -161,19 +218,25 @@ fn read_url(field: &Field<'_>) -> Option<UpstreamSettings> {
             uri.path()
         ));
     }
-    let (http_version, tls) = match uri.scheme_str() {
-        Some("https") => (HttpVersion::Negotiated, Some(UpstreamFiles::default())),
-        Some("h2c") => (HttpVersion::Http2, None),
-        _ => (HttpVersion::Http1, None),
-    };
+    let (http_version, tls) = protocol(uri.scheme_str().unwrap_or_default());
     Some(UpstreamSettings {
         authority: authority_of(&uri),
+        query: None,
         http_version,
         tls,
         weight: 1,
         base: base.into(),
         proxy_protocol: None,
     })
+}
+
+/// `http` means HTTP/1.1, `h2c` cleartext HTTP/2, and `https` the version that the server selects by ALPN.
+fn protocol(scheme: &str) -> (HttpVersion, Option<UpstreamFiles>) {
+    match scheme {
+        "https" => (HttpVersion::Negotiated, Some(UpstreamFiles::default())),
+        "h2c" => (HttpVersion::Http2, None),
+        _ => (HttpVersion::Http1, None),
+    }
 }
 
 /// Reads `unix:/run/app.sock`, or `h2c+unix:/run/app.sock` for HTTP/2; `None` for another URL.
@@ -189,7 +252,15 @@ fn read_socket(field: &Field<'_>) -> Option<Option<UpstreamSettings>> {
         return Some(field.report(format!("`{path}` is not the path of a socket; write an absolute path of at most 107 bytes")));
     }
     let authority = format!("{UNIX}{path}");
-    Some(Some(UpstreamSettings { authority, http_version, tls: None, weight: 1, base: "".into(), proxy_protocol: None }))
+    Some(Some(UpstreamSettings {
+        authority,
+        query: None,
+        http_version,
+        tls: None,
+        weight: 1,
+        base: "".into(),
+        proxy_protocol: None,
+    }))
 }
 
 fn read_tls(field: &Field<'_>) -> Option<UpstreamFiles> {

@@ -144,6 +144,7 @@ impl UpstreamPool {
     /// `windows`. The worker calls it periodically.
     pub fn sweep<'s>(&self, servers: impl Iterator<Item = &'s Server> + Clone, windows: Windows) {
         self.http1.sweep();
+        self.chosen.borrow_mut().retain(|authority, _| servers.clone().any(|current| current.authority == *authority));
         self.http2.retain(windows, |_, server| servers.clone().any(|current| current.is_same(server)));
     }
 }

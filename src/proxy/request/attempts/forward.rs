@@ -205,7 +205,7 @@ pub(in crate::proxy::request) async fn to_upstream(
         }
     });
     let outcome = head_of(work, worker, options, has_body).await;
-    let count = |result| worker.metrics.upstream_request(&service.settings.name, upstream.authority(), result);
+    let count = |result| worker.metrics.upstream_request(&service.settings.name, &upstream.label, result);
     match outcome {
         Some(Ok((reply, in_flight))) => {
             count("answered");
