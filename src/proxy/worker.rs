@@ -160,6 +160,9 @@ impl Worker {
         let pressure = self.shared.overload.pressure();
         if self.pressure.replace(pressure) != pressure {
             self.body_buffers.keep_narrow(pressure.saves());
+            if pressure.saves() {
+                self.deadlines.pass_idle();
+            }
             self.pressure_changed.notify_waiters();
         }
     }

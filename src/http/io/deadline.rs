@@ -25,6 +25,8 @@ pub struct Deadline {
 #[derive(Default)]
 struct Entry {
     at: Option<Instant>,
+    /// The deadline is that of an idle connection.
+    is_idle: bool,
     has_passed: bool,
     waker: Option<Waker>,
 }
@@ -38,9 +40,18 @@ impl Deadlines {
 
     /// Wakes the tasks that wait for deadlines that have passed.
     pub fn sweep(&self, now: Instant) {
+        self.pass(|entry| entry.at.is_some_and(|at| at <= now));
+    }
+
+    /// Lets the deadlines of idle connections pass now.
+    pub fn pass_idle(&self) {
+        self.pass(|entry| entry.is_idle && entry.at.is_some());
+    }
+
+    fn pass(&self, has_passed: impl Fn(&Entry) -> bool) {
         let mut passed = Vec::new();
         for (_, entry) in self.0.borrow_mut().iter_mut() {
-            if entry.at.is_some_and(|at| at <= now) {
+            if has_passed(entry) {
                 (entry.at, entry.has_passed) = (None, true);
                 passed.extend(entry.waker.take());
             }
@@ -55,7 +66,12 @@ impl Deadline {
     }
 
     pub fn set(&self, at: Instant) {
-        self.with(|entry| (entry.at, entry.has_passed) = (Some(at), false));
+        self.with(|entry| (entry.at, entry.is_idle, entry.has_passed) = (Some(at), false, false));
+    }
+
+    /// Sets the deadline of an idle connection, which [`Deadlines::pass_idle`] lets pass early.
+    pub fn set_idle(&self, at: Instant) {
+        self.with(|entry| (entry.at, entry.is_idle, entry.has_passed) = (Some(at), true, false));
     }
 
     pub fn clear(&self) {
@@ -103,6 +119,9 @@ mod tests {
         assert!(other.poll_passed(&cx).is_pending(), "it is not set");
         one.set(now + Duration::from_secs(3));
         assert!(one.poll_passed(&cx).is_pending(), "it is set again");
+        other.set_idle(now + Duration::from_secs(3));
+        deadlines.pass_idle();
+        assert!(one.poll_passed(&cx).is_pending() && other.poll_passed(&cx).is_ready(), "only the other is idle");
         drop((one, other));
         deadlines.sweep(now);
         assert!(deadlines.0.borrow().is_empty(), "a dropped deadline is forgotten");

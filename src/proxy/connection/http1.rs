@@ -19,7 +19,7 @@ use crate::transport::stream::Stream;
 use super::super::ingress::{ConnectionContext, ResponseChannel};
 use super::super::request;
 use super::super::worker::Worker;
-use super::{LINGER, keep_alive_ended, linger};
+use super::{LINGER, drain_started, linger};
 
 pub(super) async fn serve(
     worker: Rc<Worker>,
@@ -39,7 +39,7 @@ pub(super) async fn serve(
         let channel = ResponseChannel::Connection(Rc::clone(&connection));
         respond(Rc::clone(&worker), Rc::clone(&context), channel, received, most_requests)
     };
-    let drain = pin!(keep_alive_ended(&worker, &context.connection_state));
+    let drain = pin!(drain_started(&worker, &context.connection_state));
     let ended = connection.serve(handle, drain).await;
     let Some(mut stream) = connection.take_stream() else { return };
     let lingers = match ended {
@@ -67,12 +67,12 @@ async fn respond(
     most_requests: u64,
 ) -> Response<Body> {
     let _in_flight = ExchangeInFlight::count(&context.connection_state);
-    let is_last = context.connection_state.requests() >= most_requests;
+    let has_most = context.connection_state.requests() >= most_requests;
     let mut response = match received {
-        Ok(request) => request::handle(worker, context, channel, Box::new(request)).await,
-        Err(code) => request::refuse_unread(worker, context, channel, code),
+        Ok(request) => request::handle(Rc::clone(&worker), context, channel, Box::new(request)).await,
+        Err(code) => request::refuse_unread(Rc::clone(&worker), context, channel, code),
     };
-    if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if (has_most || worker.pressure().saves()) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -24,7 +24,7 @@ use crate::transport::stream::Stream;
 use super::super::ingress::{ConnectionContext, ResponseChannel};
 use super::super::worker::Worker;
 use super::super::{Limits, request};
-use super::{drain_started, handshake, keep_alive_ended, linger};
+use super::{drain_started, handshake, linger};
 
 /// The flow-control window of a client's connection.
 const CLIENT_WINDOW: usize = 1 << 20;
@@ -313,14 +313,24 @@ async fn end(worker: &Worker, connection_state: Rc<ConnectionState>, bounds: &Bo
             None => std::future::pending().await,
         }
     };
+    let pressed = async {
+        while !(worker.pressure().saves() && connection_state.has_request()) {
+            tokio::select! {
+                () = worker.pressure_changed.notified() => {}
+                () = connection_state.request.notified(), if !connection_state.has_request() => {}
+            }
+        }
+    };
     let request_limit = async {
         while connection_state.requests() < bounds.requests {
             connection_state.request.notified().await;
         }
     };
     tokio::select! {
-        () = drain_started(worker, &connection_state), if bounds.is_peer => tokio::time::sleep(worker.drain_notice()).await,
-        () = keep_alive_ended(worker, &connection_state), if !bounds.is_peer => {}
+        () = drain_started(worker, &connection_state) => if bounds.is_peer {
+            tokio::time::sleep(worker.drain_notice()).await;
+        },
+        () = pressed, if !bounds.is_peer => {}
         () = idle => {}
         () = request_limit => {}
     }

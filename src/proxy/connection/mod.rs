@@ -150,23 +150,6 @@ async fn linger(stream: &mut (impl AsyncRead + Unpin), max: u64) {
 /// How long a connection that was accepted before the drain may take to send its first request, which may be in flight.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
-/// Waits until a client's connection must accept no further requests: the process drains, or resources are scarce and the connection
-/// has served a request.
-async fn keep_alive_ended(worker: &Worker, connection_state: &ConnectionState) {
-    let pressed = async {
-        while !(worker.pressure().saves() && connection_state.has_request()) {
-            tokio::select! {
-                () = worker.pressure_changed.notified() => {}
-                () = connection_state.request.notified(), if !connection_state.has_request() => {}
-            }
-        }
-    };
-    tokio::select! {
-        () = drain_started(worker, connection_state) => {}
-        () = pressed => {}
-    }
-}
-
 /// Waits until a connection must accept no further requests, because the process drains.
 async fn drain_started(worker: &Worker, connection_state: &ConnectionState) {
     // Drop the value at once: it holds the lock of the watch channel, which must not be held while sleeping.

@@ -252,9 +252,11 @@ impl ServerConnection {
         }
         let is_empty = io.received.is_empty();
         if !inner.deadline.is_set() || was_empty != is_empty {
-            let timeout = if is_empty { self.limits.keep_alive } else { self.limits.timeout };
-            let until = inner.begun.map_or_else(|| Instant::now() + timeout, |begun| begun + self.limits.timeout);
-            inner.deadline.set(until);
+            match inner.begun {
+                Some(begun) => inner.deadline.set(begun + self.limits.timeout),
+                None if is_empty => inner.deadline.set_idle(Instant::now() + self.limits.keep_alive),
+                None => inner.deadline.set(Instant::now() + self.limits.timeout),
+            }
         }
         // While no request has begun, the connection closes without a response.
         let after = if is_empty { Next::Closed } else { Next::Refused(Code::RequestTimeout) };
