@@ -1,6 +1,6 @@
-//! Seals the home hint, which the client stores as a cookie.
+//! Seals values that the client stores as cookies: the home hint, and the upstream of a session.
 //!
-//! Promises: a hint that opens was sealed with one of the keys, is unmodified and has not expired (AES-256-GCM, RFC 5116). The
+//! Promises: a value that opens was sealed with one of the keys, is unmodified and has not expired (AES-256-GCM, RFC 5116). The
 //! first key in the file seals and every key opens, so that keys can be rotated without signing users out. Never: a raw key
 //! in an error or a log line.
 
@@ -48,16 +48,13 @@ pub struct Hint {
     pub expires: SystemTime,
 }
 
-/// Seals and opens hints.
-pub struct Seal {
-    pub settings: Settings,
-    keys: Vec<RandomizedNonceKey>,
-}
+/// The keys of a key file.
+pub struct Keys(Vec<RandomizedNonceKey>);
 
-impl Seal {
-    pub fn open_keys(settings: &Settings) -> Result<Self, SealError> {
-        let failed = |reason: String| SealError { file: settings.keys.clone(), reason };
-        let text = std::fs::read_to_string(&settings.keys).map_err(|error| failed(error.to_string()))?;
+impl Keys {
+    pub fn read(file: &Path) -> Result<Self, SealError> {
+        let failed = |reason: String| SealError { file: file.into(), reason };
+        let text = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let key = |line: &str| {
             let bytes = BASE64_STANDARD.decode(line).ok().filter(|bytes| bytes.len() == 32)?;
@@ -65,10 +62,41 @@ impl Seal {
         };
         let keys: Option<Vec<_>> = lines.map(key).collect();
         match keys {
-            Some(keys) if !keys.is_empty() => Ok(Self { settings: settings.clone(), keys }),
+            Some(keys) if !keys.is_empty() => Ok(Self(keys)),
             Some(_) => Err(failed("contains no key".into())),
             None => Err(failed("contains a line that is not a valid key".into())),
         }
+    }
+
+    /// Seals a value for a cookie; it opens only for the same purpose.
+    pub fn seal(&self, purpose: &[u8], mut value: Vec<u8>) -> Option<String> {
+        let nonce = self.0.first()?.seal_in_place_append_tag(Aad::from(purpose), &mut value).ok()?;
+        let mut sealed = nonce.as_ref().to_vec();
+        sealed.extend_from_slice(&value);
+        Some(BASE64_URL_SAFE_NO_PAD.encode(sealed))
+    }
+
+    /// Opens a value; `None` if no key opens it.
+    pub fn open(&self, purpose: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+        let sealed = BASE64_URL_SAFE_NO_PAD.decode(sealed).ok()?;
+        let (nonce, value) = sealed.split_at_checked(NONCE)?;
+        self.0.iter().find_map(|key| {
+            let mut value = value.to_vec();
+            let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+            Some(key.open_in_place(nonce, Aad::from(purpose), &mut value).ok()?.to_vec())
+        })
+    }
+}
+
+/// Seals and opens hints.
+pub struct Seal {
+    pub settings: Settings,
+    keys: Keys,
+}
+
+impl Seal {
+    pub fn open_keys(settings: &Settings) -> Result<Self, SealError> {
+        Ok(Self { settings: settings.clone(), keys: Keys::read(&settings.keys)? })
     }
 
     /// Seals a hint into a cookie value.
@@ -77,23 +105,13 @@ impl Seal {
         let Hint { user, home, table, .. } = hint;
         let jurisdiction = hint.jurisdiction.as_deref().unwrap_or_default();
         // Names contain no line feeds. The user's key may contain them, so it comes last.
-        let mut text = format!("{expires}\n{table}\n{home}\n{jurisdiction}\n{user}").into_bytes();
-        let nonce = self.keys.first()?.seal_in_place_append_tag(Aad::from(PURPOSE), &mut text).ok()?;
-        let mut sealed = nonce.as_ref().to_vec();
-        sealed.extend_from_slice(&text);
-        Some(BASE64_URL_SAFE_NO_PAD.encode(sealed))
+        let text = format!("{expires}\n{table}\n{home}\n{jurisdiction}\n{user}");
+        self.keys.seal(PURPOSE, text.into_bytes())
     }
 
     /// Opens a cookie value; `None` if no key opens it or the hint has expired.
     pub fn open(&self, value: &str, now: SystemTime) -> Option<Hint> {
-        let sealed = BASE64_URL_SAFE_NO_PAD.decode(value).ok()?;
-        let (nonce, text) = sealed.split_at_checked(NONCE)?;
-        let open = |key: &RandomizedNonceKey| {
-            let mut text = text.to_vec();
-            let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-            Some(key.open_in_place(nonce, Aad::from(PURPOSE), &mut text).ok()?.to_vec())
-        };
-        let text = String::from_utf8(self.keys.iter().find_map(open)?).ok()?;
+        let text = String::from_utf8(self.keys.open(PURPOSE, value.as_bytes())?).ok()?;
         let mut parts = text.splitn(5, '\n').map(str::to_owned);
         let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(parts.next()?.parse().ok()?);
         let (table, home) = (TableVersion::parse(&parts.next()?)?, parts.next()?);

@@ -193,7 +193,7 @@ fn peers(settings: &Settings, policy: &Policy, before: Option<&Built>) -> Result
 }
 
 fn services(settings: &Settings, before: Option<&Built>) -> Result<(Arc<Services>, Vec<Stamp>), StartError> {
-    let stamps: Vec<_> = settings.upstream_tls().flat_map(|tls| tls.files()).map(|file| Stamp::of(file)).collect();
+    let stamps: Vec<_> = settings.service_files().map(|file| Stamp::of(file)).collect();
     let has_same_files = before.is_some_and(|before| before.files.upstreams == stamps);
     let is_same = |before: &&Built| has_same_files && before.settings.services == settings.services;
     let services = match before.filter(is_same) {

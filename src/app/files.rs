@@ -127,8 +127,7 @@ pub fn of_settings(settings: &Settings) -> Vec<PathBuf> {
         files.push(peers.authority.clone());
         files.extend(peers.revoked.iter().cloned());
     }
-    let upstream_files = settings.upstream_tls().flat_map(|tls| tls.files());
-    files.extend(upstream_files.cloned());
+    files.extend(settings.service_files().cloned());
     files.extend(settings.seal.as_ref().map(|settings| settings.file().to_owned()));
     files
 }

@@ -38,6 +38,7 @@ use crate::proxy::admission::overload::Overload;
 use crate::proxy::admission::rate_limit::RateLimits;
 use crate::proxy::admission::{Connections, Gauge};
 use crate::proxy::worker::Shared;
+use crate::services::ServiceError;
 use crate::session::SealError;
 use crate::tokens::KeysError;
 use crate::transport::listener::inherit;
@@ -73,6 +74,8 @@ pub enum StartError {
     Config(Vec<Problem>),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Services(#[from] ServiceError),
     #[error(transparent)]
     GeoIp(#[from] GeoIpError),
     #[error(transparent)]

@@ -14,7 +14,7 @@ use crate::model::vitals::PolicyHash;
 
 use super::actions::ActionsDraft;
 use super::problem::suggestion;
-use super::reader::Field;
+use super::reader::{Field, Section};
 
 /// The name of the service of a region that lists `upstreams` without naming services.
 pub const DEFAULT_SERVICE: &str = "app";
@@ -54,6 +54,8 @@ pub struct ServiceDraft<'n> {
     pub upstreams: Option<Field<'n>>,
     pub health: Option<Field<'n>>,
     pub balance: Option<Field<'n>>,
+    /// Its section under `services`, with the options that override the common `upstreams`.
+    pub section: Option<Section<'n>>,
 }
 
 /// A route and its actions, if they could be read, with its field.

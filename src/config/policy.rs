@@ -189,7 +189,10 @@ impl<'n> PolicyDraft<'n> {
                            several `services`";
             let upstreams = upstreams.or_else(|| section.report(missing));
             let id = self.number_service(DEFAULT_SERVICE, numbers).or_else(|| section.report(TOO_MANY_SERVICES));
-            return id.map(|id| ServiceDraft { id, name: DEFAULT_SERVICE, upstreams, health, balance }).into_iter().collect();
+            return id
+                .map(|id| ServiceDraft { id, name: DEFAULT_SERVICE, upstreams, health, balance, section: None })
+                .into_iter()
+                .collect();
         };
         if let Some(extra) = upstreams.or(health).or(balance) {
             extra.report::<()>("this belongs to a service; move it into one of the `services`");
@@ -210,13 +213,12 @@ impl<'n> PolicyDraft<'n> {
         }
         let id = self.number_service(name, numbers).or_else(|| field.report(TOO_MANY_SERVICES))?;
         if !field.is_section() {
-            return Some(ServiceDraft { id, name, upstreams: Some(field.clone()), health: None, balance: None });
+            return Some(ServiceDraft { id, name, upstreams: Some(field.clone()), health: None, balance: None, section: None });
         }
         let section = field.section()?;
         let upstreams = section.required("upstreams", "list the app servers of the service, such as `[http://10.1.0.10:3000]`");
         let (health, balance) = (section.optional("health"), section.optional("balance"));
-        section.finish();
-        Some(ServiceDraft { id, name, upstreams, health, balance })
+        Some(ServiceDraft { id, name, upstreams, health, balance, section: Some(section) })
     }
 
     fn number_service(&mut self, name: &str, numbers: &mut Names) -> Option<ServiceId> {

@@ -212,7 +212,7 @@ impl<'n> Section<'n> {
     }
 
     /// Reports the keys that were never read.
-    pub fn finish(self) {
+    pub fn finish(&self) {
         let known = self.known.borrow();
         for (key, _) in self.entries {
             if !known.contains(&key.text.as_str()) {

@@ -74,6 +74,26 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "the path `app/` is not in canonical form",
     ),
     ("upstreams: [\"http://127.0.0.1:1\"]", "upstreams: [{ dns: app.internal, port: 80, tls: {} }]", "`tls` needs `https`"),
+    (
+        "upstreams: [\"http://127.0.0.1:1\"]",
+        "services: { app: { upstreams: [http://a:1], balance: { sticky: {} } } }",
+        "services.app.balance.sticky: `keys` is missing: name the file of the keys",
+    ),
+    (
+        "upstreams: [\"http://127.0.0.1:1\"]",
+        "services: { app: { upstreams: [http://a:1], balance: sticky } }",
+        "`sticky` is not a valid balance; write `least_busy`, `{ hash: user }`, or `{ sticky: { keys: FILE } }`",
+    ),
+    (
+        "upstreams: [\"http://127.0.0.1:1\"]",
+        "services: { app: { upstreams: [http://a:1], tls: { name: a } } }",
+        "services.app.tls: no upstream of this service uses `https`",
+    ),
+    (
+        "upstreams: [\"http://127.0.0.1:1\"]",
+        "services: { app: { upstreams: [http://a:1], queues: 1 } }",
+        "services.app: unknown key `queues`; did you mean `queue`?",
+    ),
     ("upstreams: [\"http://127.0.0.1:1\"]", "services: { app: {} }", "services.app: `upstreams` is missing"),
     ("upstreams: [\"http://127.0.0.1:1\"]", "services: { app: [] }", "services.app: no upstream is listed"),
     (
@@ -211,7 +231,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "\"http://127.0.0.1:1\"]",
         "\"http://127.0.0.1:1\"], balance: random",
-        "balance: `random` is not a valid balance; write `least_busy`, or `{ hash: user }`",
+        "balance: `random` is not a valid balance; write `least_busy`, `{ hash: user }`, or",
     ),
     (
         "\"http://127.0.0.1:1\"]",

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::budget::RetryBudget;
-use super::{Service, Upstream};
+use super::{Service, StickySettings, Upstream};
 
 /// The outstanding requests of one worker. Workers do not share counters, because a choice only has to be roughly right and
 /// a shared counter would be the only contended cache line of the hot path.
@@ -64,19 +64,30 @@ impl Default for CircuitLimits {
 }
 
 impl Load {
-    /// Takes an upstream that is up and not in `tried`. Takes an ejected upstream only if there is no other. With a `key`, equal
-    /// keys get the same upstream while the upstreams stay the same.
+    /// Takes an upstream that is up and not in `tried`: the preferred one, or one by load. Takes an ejected upstream only if there
+    /// is no other.
     #[inline(never)] // a stage of benches/stages
-    pub fn select(&self, service: &Service, tried: &[Arc<Upstream>], key: Option<u64>) -> Selection {
+    pub fn select(&self, service: &Service, tried: &[Arc<Upstream>], preference: Preference) -> Selection {
         let now = Instant::now();
         let is_new = |upstream: &&Arc<Upstream>| !tried.iter().any(|other| Arc::ptr_eq(other, upstream));
         let is_usable = |upstream: &&Arc<Upstream>| upstream.is_up() && is_new(upstream);
         let is_preferred = |upstream: &&Arc<Upstream>| is_usable(upstream) && !upstream.is_ejected(now);
-        if let Some(key) = key {
-            return match self.hash(service, is_preferred, key) {
-                Selection::None => self.hash(service, is_usable, key),
-                selection => selection,
-            };
+        match preference {
+            Preference::None => {}
+            Preference::Hash(key) => {
+                return match self.hash(service, is_preferred, key) {
+                    Selection::None => self.hash(service, is_usable, key),
+                    selection => selection,
+                };
+            }
+            Preference::Upstream(fingerprint) => {
+                let all = service.all();
+                if let Some(upstream) = all.iter().find(|upstream| upstream.fingerprint == fingerprint && is_preferred(upstream))
+                {
+                    let has_room = self.cell(upstream).get() < service.settings.circuit.requests;
+                    return if has_room { self.take(service, upstream) } else { Selection::Full };
+                }
+            }
         }
         match self.draw(service, is_preferred, now) {
             Selection::None => self.draw(service, is_usable, now),
@@ -136,12 +147,12 @@ impl Load {
         &self,
         service: &Service,
         tried: &[Arc<Upstream>],
-        key: Option<u64>,
+        preference: Preference,
         deadline: Option<Instant>,
     ) -> Selection {
         let (circuit, queue) = (&service.settings.circuit, self.queue(service));
         if queue.waiting.get() == 0 || !tried.is_empty() {
-            match self.select(service, tried, key) {
+            match self.select(service, tried, preference) {
                 Selection::Full if tried.is_empty() => {}
                 selection => return selection,
             }
@@ -159,7 +170,7 @@ impl Load {
             if tokio::time::timeout_at(until.into(), queue.freed.notified()).await.is_err() {
                 return Selection::Full;
             }
-            match self.select(service, tried, key) {
+            match self.select(service, tried, preference) {
                 Selection::Full => {}
                 selection => {
                     queue.freed.notify_one();
@@ -203,6 +214,17 @@ fn score(upstream: &Upstream, key: u64) -> f64 {
     -f64::from(upstream.weight) / uniform.ln()
 }
 
+/// The upstream that a request should get, if it has room.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Preference {
+    #[default]
+    None,
+    /// The one that this hash of a key leads to. Equal keys get the same upstream while the upstreams stay the same.
+    Hash(u64),
+    /// The one with this fingerprint, to which the session sticks.
+    Upstream(u64),
+}
+
 /// How a service chooses among its upstreams.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub enum Balance {
@@ -211,6 +233,8 @@ pub enum Balance {
     LeastBusy,
     /// By a key of the request; requests without the key are balanced as with `LeastBusy`.
     Hash(HashKey),
+    /// The upstream that served the session before, by a sealed cookie; new sessions are balanced as with `LeastBusy`.
+    Sticky(StickySettings),
 }
 
 /// The key of a request that chooses its upstream.
@@ -219,51 +243,6 @@ pub enum HashKey {
     User,
     Header(http::HeaderName),
     Cookie(Box<str>),
-}
-
-/// Draws upstreams at random, in proportion to their weights.
-#[derive(Default)]
-pub(super) struct Wheel {
-    /// The sums of the weights up to each upstream; empty if all weights are equal.
-    sums: Vec<u32>,
-}
-
-/// How often an upstream is drawn before all of them are looked at.
-const RANDOM_TRIES: usize = 4;
-
-impl Wheel {
-    pub(super) fn of(upstreams: &[Arc<Upstream>]) -> Self {
-        let is_even = upstreams.windows(2).all(|pair| pair[0].weight == pair[1].weight);
-        let sum = |sum: &mut u32, upstream: &Arc<Upstream>| {
-            *sum += upstream.weight;
-            Some(*sum)
-        };
-        Self { sums: if is_even { Vec::new() } else { upstreams.iter().scan(0, sum).collect() } }
-    }
-
-    /// One of the suitable upstreams. Usually all are suitable, so that the first one drawn is.
-    fn draw<'s>(&self, all: &'s [Arc<Upstream>], is_suitable: impl Fn(&&Arc<Upstream>) -> bool) -> Option<&'s Arc<Upstream>> {
-        let drawn = (0..RANDOM_TRIES.min(all.len())).map(|_| &all[self.spin(all.len())]);
-        drawn.into_iter().find(&is_suitable).or_else(|| {
-            let weights = all.iter().filter(&is_suitable).map(|upstream| upstream.weight).sum::<u32>();
-            let mut left = fastrand::u32(..weights.max(1));
-            all.iter().filter(&is_suitable).find(|upstream| {
-                let is_drawn = left < upstream.weight;
-                left = left.saturating_sub(upstream.weight);
-                is_drawn
-            })
-        })
-    }
-
-    fn spin(&self, count: usize) -> usize {
-        match self.sums.last() {
-            None => fastrand::usize(..count),
-            Some(total) => {
-                let at = fastrand::u32(..*total);
-                self.sums.partition_point(|sum| *sum <= at)
-            }
-        }
-    }
 }
 
 /// A slot in the queue, freed on drop.
@@ -317,7 +296,7 @@ mod tests {
     #[test]
     fn a_busy_upstream_gets_less_and_an_idle_one_more() {
         let (service, load) = (service(1000), Load::default());
-        let held: Vec<_> = (0..300).map(|_| one(load.select(&service, &[], None))).collect();
+        let held: Vec<_> = (0..300).map(|_| one(load.select(&service, &[], Preference::None))).collect();
         for upstream in service.all().iter() {
             let share = held.iter().filter(|(selection, _)| Arc::ptr_eq(selection, upstream)).count();
             assert!((95..=105).contains(&share), "two choices keep the load even: {share}");
@@ -331,7 +310,7 @@ mod tests {
         let (service, load) = (service(1000), Load::default());
         service.all()[0].set_up(false);
         service.all()[0].set_up(true);
-        let held: Vec<_> = (0..300).map(|_| one(load.select(&service, &[], None))).collect();
+        let held: Vec<_> = (0..300).map(|_| one(load.select(&service, &[], Preference::None))).collect();
         let share = held.iter().filter(|(selection, _)| Arc::ptr_eq(selection, &service.all()[0])).count();
         assert!(share < 60, "the upstream has just returned: {share} of 300");
     }
@@ -342,10 +321,10 @@ mod tests {
         service.all()[0].state.up.store(false, Ordering::Relaxed);
         let tried = [Arc::clone(&service.all()[1])];
         for _ in 0..50 {
-            assert_eq!(one(load.select(&service, &tried, None)).0.authority(), "c:1");
+            assert_eq!(one(load.select(&service, &tried, Preference::None)).0.authority(), "c:1");
         }
         service.all()[2].state.up.store(false, Ordering::Relaxed);
-        assert!(matches!(load.select(&service, &tried, None), Selection::None));
+        assert!(matches!(load.select(&service, &tried, Preference::None), Selection::None));
     }
 
     #[test]
@@ -354,13 +333,13 @@ mod tests {
         let fail = |index: usize| (0..5).for_each(|_| service.note(&service.all()[index], false));
         fail(0);
         assert!(service.all()[0].is_ejected(Instant::now()));
-        assert!((0..50).all(|_| one(load.select(&service, &[], None)).0.authority() != "a:1"));
+        assert!((0..50).all(|_| one(load.select(&service, &[], Preference::None)).0.authority() != "a:1"));
         fail(1);
         assert!(!service.all()[1].is_ejected(Instant::now()), "two of three are more than half");
         // An ejected upstream is used when no other is left.
         service.all()[1].state.up.store(false, Ordering::Relaxed);
         service.all()[2].state.up.store(false, Ordering::Relaxed);
-        assert_eq!(one(load.select(&service, &[], None)).0.authority(), "a:1");
+        assert_eq!(one(load.select(&service, &[], Preference::None)).0.authority(), "a:1");
     }
 
     #[test]
@@ -368,9 +347,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let (service, load) = (service(2), Load::default());
-            let mut held: Vec<_> = (0..6).map(|_| one(load.select(&service, &[], None))).collect();
-            assert!(matches!(load.select(&service, &[], None), Selection::Full));
-            let wait = || load.select_or_queue(&service, &[], None, None);
+            let mut held: Vec<_> = (0..6).map(|_| one(load.select(&service, &[], Preference::None))).collect();
+            assert!(matches!(load.select(&service, &[], Preference::None), Selection::Full));
+            let wait = || load.select_or_queue(&service, &[], Preference::None, None);
             assert!(matches!(wait().await, Selection::Full), "no upstream becomes free before the queue timeout");
             let (waited, refused) = tokio::join!(wait(), async {
                 let refused = wait().await;
@@ -381,22 +360,22 @@ mod tests {
             assert!(matches!(refused, Selection::Full), "the queue is full for the second request");
             let soon = Some(Instant::now());
             assert!(
-                matches!(load.select_or_queue(&service, &[], None, soon).await, Selection::Full),
+                matches!(load.select_or_queue(&service, &[], Preference::None, soon).await, Selection::Full),
                 "nothing waits past its deadline"
             );
             drop((held, waited));
             // Capacity grows although no request ends: an upstream that was down comes back while a request waits.
             service.all()[0].state.up.store(false, Ordering::Relaxed);
-            let held: Vec<_> = (0..4).map(|_| one(load.select(&service, &[], None))).collect();
+            let held: Vec<_> = (0..4).map(|_| one(load.select(&service, &[], Preference::None))).collect();
             let wide = CircuitLimits { queue: 5, queue_timeout: Duration::from_secs(60), ..service.settings.circuit };
             let service = Service { settings: Settings { circuit: wide, ..service.settings.clone() }, ..service };
-            let (first, second) = tokio::join!(load.select_or_queue(&service, &[], None, None), async {
+            let (first, second) = tokio::join!(load.select_or_queue(&service, &[], Preference::None, None), async {
                 service.all()[0].state.up.store(true, Ordering::Relaxed);
-                load.select_or_queue(&service, &[], None, None).await
+                load.select_or_queue(&service, &[], Preference::None, None).await
             });
             assert_eq!([one(first).0.authority(), one(second).0.authority()], ["a:1", "a:1"]);
             drop(held);
-            assert!(matches!(load.select(&service, &[], None), Selection::Upstream(..)));
+            assert!(matches!(load.select(&service, &[], Preference::None), Selection::Upstream(..)));
         });
     }
 
@@ -423,8 +402,8 @@ mod tests {
     #[test]
     fn upstreams_get_their_weights_both_idle_and_busy() {
         let (service, load) = (weighted(&[1, 3, 0x10]), Load::default());
-        let idle: Vec<_> = (0..20_000).map(|_| one(load.select(&service, &[], None)).0).collect();
-        let held: Vec<_> = (0..1_000).map(|_| one(load.select(&service, &[], None))).collect();
+        let idle: Vec<_> = (0..20_000).map(|_| one(load.select(&service, &[], Preference::None)).0).collect();
+        let held: Vec<_> = (0..1_000).map(|_| one(load.select(&service, &[], Preference::None))).collect();
         let busy: Vec<_> = held.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
         for (shares, total) in [(shares(&service, &idle), 20_000), (shares(&service, &busy), 1_000)] {
             for (share, weight) in shares.iter().zip([1, 3, 16]) {
@@ -433,14 +412,14 @@ mod tests {
             }
         }
         service.all()[2].set_up(false);
-        let rest: Vec<_> = (0..400).map(|_| one(load.select(&service, &[], None)).0).collect();
+        let rest: Vec<_> = (0..400).map(|_| one(load.select(&service, &[], Preference::None)).0).collect();
         assert_eq!(shares(&service, &rest)[2], 0);
     }
 
     #[test]
     fn equal_keys_get_the_same_upstream_and_few_move_when_one_is_lost() {
         let (service, load) = (weighted(&[1; 10]), Load::default());
-        let of = |key| one(load.select(&service, &[], Some(key))).0;
+        let of = |key| one(load.select(&service, &[], Preference::Hash(key))).0;
         let before: Vec<_> = (0..1_000).map(of).collect();
         assert!((0..1_000).all(|key| Arc::ptr_eq(&of(key), &before[key as usize])));
         let counts: Vec<_> =
@@ -454,7 +433,7 @@ mod tests {
     #[test]
     fn a_popular_key_does_not_overload_its_upstream() {
         let (service, load) = (weighted(&[1; 4]), Load::default());
-        let held: Vec<_> = (0..400).map(|_| one(load.select(&service, &[], Some(7)))).collect();
+        let held: Vec<_> = (0..400).map(|_| one(load.select(&service, &[], Preference::Hash(7)))).collect();
         let taken: Vec<_> = held.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
         let most = shares(&service, &taken).into_iter().max();
         assert!(most.is_some_and(|most| (100..=126).contains(&most)), "{most:?}");
@@ -463,7 +442,8 @@ mod tests {
     #[test]
     fn weights_count_for_hashed_keys_too() {
         let (service, load) = (weighted(&[1, 4]), Load::default());
-        let heavy = (0..1_000).filter(|key| one(load.select(&service, &[], Some(*key))).0.authority() == "b:1").count();
+        let heavy =
+            (0..1_000).filter(|key| one(load.select(&service, &[], Preference::Hash(*key))).0.authority() == "b:1").count();
         assert!((740..=860).contains(&heavy), "{heavy}");
     }
 
@@ -477,10 +457,10 @@ mod tests {
             Service::new(ServiceId::new(id).unwrap(), settings, None).unwrap()
         };
         let (full, idle) = (named(0, "full:1"), named(1, "idle:1"));
-        let _held = one(load.select(&full, &[], None));
-        let waits = load.select_or_queue(&full, &[], None, None);
+        let _held = one(load.select(&full, &[], Preference::None));
+        let waits = load.select_or_queue(&full, &[], Preference::None, None);
         let mut waits = std::pin::pin!(waits);
         assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(waits.as_mut().poll(cx).is_pending())).await);
-        assert_eq!(one(load.select_or_queue(&idle, &[], None, None).await).0.authority(), "idle:1");
+        assert_eq!(one(load.select_or_queue(&idle, &[], Preference::None, None).await).0.authority(), "idle:1");
     }
 }

@@ -9,8 +9,8 @@ use crate::transport::dial::Secured;
 use crate::transport::resolver::Endpoint;
 use crate::transport::tls::TlsError;
 
-use super::balance::Wheel;
 use super::upstream::{State, TlsConfigs, Upstream, UpstreamSettings};
+use super::wheel::Wheel;
 
 /// The app servers of a service at one moment.
 #[derive(Default)]

@@ -9,8 +9,11 @@ mod budget;
 mod health;
 mod members;
 mod outlier;
+mod sticky;
 mod upstream;
+mod wheel;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -18,16 +21,18 @@ use std::time::{Duration, Instant};
 use arc_swap::Guard;
 
 use crate::model::service::ServiceId;
+use crate::session::SealError;
 use crate::transport::resolver;
 use crate::transport::tls::TlsError;
 
 use members::Roster;
 use upstream::TlsConfigs;
 
-pub use balance::{Balance, CircuitLimits, HashKey, Load, Outstanding, Selection};
+pub use balance::{Balance, CircuitLimits, HashKey, Load, Outstanding, Preference, Selection};
 pub use health::watch;
 pub use members::Members;
 pub use outlier::Ejection;
+pub use sticky::{Sticky, StickySettings};
 pub use upstream::{Upstream, UpstreamSettings};
 
 /// The settings of a service.
@@ -41,6 +46,17 @@ pub struct Settings {
     pub circuit: CircuitLimits,
     pub balance: Balance,
     pub names: resolver::Settings,
+}
+
+impl Settings {
+    /// The files of TLS and of sticky sessions.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let of_sessions = match &self.balance {
+            Balance::Sticky(sticky) => Some(&sticky.keys),
+            Balance::LeastBusy | Balance::Hash(_) => None,
+        };
+        self.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref()).flat_map(|tls| tls.files()).chain(of_sessions)
+    }
 }
 
 /// An active health check: `GET path` must get a status from 200 to 399 within the timeout.
@@ -61,6 +77,15 @@ impl Check {
     }
 }
 
+/// Why a file that a service names cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Sticky(#[from] SealError),
+}
+
 /// The services of the local region, by their numbers.
 #[derive(Default)]
 pub struct Services(Vec<Option<Arc<Service>>>);
@@ -72,7 +97,7 @@ impl Services {
         settings: &[(ServiceId, Settings)],
         before: Option<&Self>,
         is_same: impl Fn(&Service, &Settings) -> bool,
-    ) -> Result<Self, TlsError> {
+    ) -> Result<Self, ServiceError> {
         let slots = settings.iter().map(|(id, _)| id.index() + 1).max().unwrap_or_default();
         let mut tls = TlsConfigs::default();
         for (id, settings) in settings {
@@ -120,23 +145,29 @@ impl Services {
 pub struct Service {
     pub id: ServiceId,
     pub settings: Settings,
+    /// The cookies of sticky sessions, if the service has them.
+    pub sticky: Option<Sticky>,
     roster: Roster,
 }
 
 impl Service {
     /// App servers that `before` contains keep their state.
-    pub fn new(id: ServiceId, settings: Settings, before: Option<&Self>) -> Result<Self, TlsError> {
+    pub fn new(id: ServiceId, settings: Settings, before: Option<&Self>) -> Result<Self, ServiceError> {
         Self::build(id, settings, before, &mut TlsConfigs::default())
     }
 
-    fn build(id: ServiceId, settings: Settings, before: Option<&Self>, tls: &mut TlsConfigs) -> Result<Self, TlsError> {
+    fn build(id: ServiceId, settings: Settings, before: Option<&Self>, tls: &mut TlsConfigs) -> Result<Self, ServiceError> {
         if settings.check.is_none() {
             // Without checks, an upstream that is down would stay down.
             let known = before.map(|before| before.all());
             known.iter().flat_map(|known| known.iter()).for_each(|upstream| upstream.state.up.store(true, Ordering::Relaxed));
         }
         let roster = Roster::new(settings.upstreams.clone(), before.map(|before| &before.roster), tls)?;
-        Ok(Self { id, settings, roster })
+        let sticky = match &settings.balance {
+            Balance::Sticky(settings) => Some(Sticky::of(settings)?),
+            Balance::LeastBusy | Balance::Hash(_) => None,
+        };
+        Ok(Self { id, settings, sticky, roster })
     }
 
     /// The app servers of the service at this moment.

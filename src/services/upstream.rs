@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::digest::{SHA256, digest};
+
 use crate::transport::dial::{HttpVersion, Secured, Server};
 use crate::transport::proxy_protocol;
 use crate::transport::resolver::{self, Addresses, Endpoint, Query};
@@ -39,6 +41,8 @@ pub struct Upstream {
     /// The beginning of every path on the app server.
     pub base: Box<str>,
     pub proxy_protocol: Option<proxy_protocol::Version>,
+    /// Identifies the app server in sealed cookies, in every process and version.
+    pub fingerprint: u64,
     pub(super) state: Arc<State>,
 }
 
@@ -91,7 +95,8 @@ impl Upstream {
     fn of(settings: &UpstreamSettings, server: Server, state: Arc<State>, weight: u32) -> Self {
         let (base, proxy_protocol) = (settings.base.clone(), settings.proxy_protocol);
         let weight = settings.weight * weight;
-        Self { server, label: "".into(), host: "".into(), weight, base, proxy_protocol, state }
+        let fingerprint = fingerprint(&server.authority, &base);
+        Self { server, label: "".into(), host: "".into(), weight, base, proxy_protocol, fingerprint, state }
     }
 
     pub fn is_up(&self) -> bool {
@@ -116,6 +121,12 @@ impl Upstream {
             self.state.history.note_return(Instant::now());
         }
     }
+}
+
+/// The first bytes of a hash that stays the same.
+fn fingerprint(authority: &str, base: &str) -> u64 {
+    let digest = digest(&SHA256, format!("{authority} {base}").as_bytes());
+    digest.as_ref().first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
 }
 
 /// The TLS configurations of upstreams by their files. Upstreams with the same files share one, because connections to a server belong to

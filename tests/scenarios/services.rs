@@ -175,6 +175,110 @@ fn the_base_path_of_an_app_server_is_added_once_also_if_a_request_is_sent_again(
     assert_eq!(targets, ["/shop/app/users/alice/orders/1?x=/y"; 10]);
 }
 
+/// A world whose services `api` have these options.
+fn with_options(plan: &Plan, options: &str) -> World {
+    let mut world = World::prepare(plan);
+    let options = options.replace("FOLDER", &world.folder.path().display().to_string());
+    std::fs::write(world.folder.path().join("sticky.key"), "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n").unwrap();
+    for region in &world.regions {
+        let text = std::fs::read_to_string(&region.config).unwrap();
+        let changed = text.replace("      api: { upstreams", &format!("      api: {{ {options}, upstreams"));
+        assert_ne!(text, changed);
+        std::fs::write(&region.config, changed).unwrap();
+    }
+    (0..3).for_each(|index| world.start_region(index).unwrap());
+    world.wait_until_measured();
+    world
+}
+
+/// Three app servers of `api` and one of `app` in each region.
+fn three_servers() -> Plan {
+    let upstreams = |name: &'static str| {
+        let api = (0..3).map(|_| Recorder::start(name).of_service("api"));
+        api.chain([Recorder::start(name)]).collect()
+    };
+    let rules = crate::support::NAMES.into_iter().map(|name| (name, rules())).collect();
+    Plan { upstreams: Box::new(upstreams), rules, health: CHECKS, ..Plan::default() }
+}
+
+#[test]
+fn a_sealed_cookie_keeps_a_session_at_its_app_server() {
+    let world = with_options(&three_servers(), "balance: { sticky: { keys: \"FOLDER/sticky.key\", cookie: sid, lifetime: 8h } }");
+    let counts = || world.eu().upstreams.iter().map(|upstream| upstream.seen().len()).collect::<Vec<_>>();
+    let target = "/users/alice/lists/1";
+    let mut used = std::collections::BTreeSet::new();
+    // Also through another region: only the owner reads and writes the cookie.
+    for (session, proxy) in (0..16).zip([world.eu(), world.us()].into_iter().cycle()) {
+        let first = get(proxy.http, target, &[]);
+        let cookie = first.headers["set-cookie"].to_str().unwrap();
+        assert!(cookie.starts_with("sid=") && cookie.ends_with("; Path=/; HttpOnly; SameSite=Lax; Max-Age=28800"), "{cookie}");
+        let pair = cookie.split(';').next().unwrap().to_owned();
+        let before = counts();
+        for _ in 0..4 {
+            let again = get(proxy.http, target, &[("cookie", &format!("a=b; {pair}; c=d"))]);
+            assert!(!again.headers.contains_key("set-cookie"), "the cookie is set once");
+        }
+        let grown: Vec<_> = counts().iter().zip(&before).map(|(now, before)| now - before).collect();
+        let at = grown.iter().position(|count| *count == 4).unwrap_or_else(|| panic!("session {session}: {grown:?}"));
+        assert_eq!(
+            world.eu().upstreams[at].seen().last().unwrap().headers["cookie"],
+            "a=b; c=d",
+            "the app server gets no sealed cookie"
+        );
+        used.insert(at);
+    }
+    assert!(used.len() > 1, "sessions are spread: {used:?}");
+
+    // A forged cookie is none, and a server that is down loses its sessions to another one.
+    for forged in ["sid=AAAA", "sid=MTI3LjAuMC4xOjMwMDA"] {
+        assert!(get(world.eu().http, target, &[("cookie", forged)]).headers.contains_key("set-cookie"));
+    }
+    let cookie =
+        |answer: &crate::support::Answer| answer.headers["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    let before = counts();
+    let pair = cookie(&get(world.eu().http, target, &[]));
+    let at = counts().iter().zip(&before).position(|(now, before)| now > before).unwrap();
+    world.eu().upstreams[at].crash();
+    let moved = get(world.eu().http, target, &[("cookie", &pair)]);
+    assert_eq!(moved.status, StatusCode::OK);
+    let new = cookie(&moved);
+    assert_ne!(new, pair);
+    assert!(!get(world.eu().http, target, &[("cookie", &new)]).headers.contains_key("set-cookie"));
+    world.assert_no_requests(&["ap-northeast"]);
+}
+
+#[test]
+fn a_service_has_limits_of_its_own() {
+    let release = Arc::new(tokio::sync::Notify::new());
+    let held = Arc::clone(&release);
+    let upstreams = move |name: &'static str| {
+        let held = Arc::clone(&held);
+        let slow: Handler = Arc::new(move |request, seen| {
+            let held = Arc::clone(&held);
+            Box::pin(async move {
+                remember(request, &seen).await;
+                held.notified().await;
+                Response::new(whole("slow"))
+            })
+        });
+        vec![Recorder::with(slow).of_service("api"), Recorder::start(name)]
+    };
+    let rules = crate::support::NAMES.into_iter().map(|name| (name, rules())).collect();
+    let plan = Plan { upstreams: Box::new(upstreams), rules, ..Plan::default() };
+    let world = with_options(&plan, "requests: 1, queue: 0");
+    std::thread::scope(|scope| {
+        let address = world.eu().http;
+        let waiting = scope.spawn(move || get(address, "/api/1", &ALICE));
+        eventually("the app server has the request", || !world.eu().upstreams[0].seen().is_empty());
+        let refused = get(address, "/api/2", &ALICE);
+        assert_eq!((refused.status, refused.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "proxy.overloaded"));
+        assert_eq!(get(address, "/account/1", &ALICE).text(), "eu-west", "the other service has its own limit");
+        release.notify_one();
+        assert_eq!(waiting.join().unwrap().text(), "slow");
+    });
+    assert_eq!(world.eu().upstreams[0].seen().len(), 1);
+}
+
 /// A request: its target and its header fields.
 type Sample = (String, Vec<(&'static str, String)>);
 
@@ -193,14 +297,8 @@ fn a_service_balanced_by_a_key_sends_equal_keys_to_one_app_server() {
         let rules = crate::support::NAMES.into_iter().map(|name| (name, rules())).collect();
         let table = (0..12).map(|key| format!("u{key},us-east\n")).collect::<String>();
         let users = crate::support::NAMES.into_iter().map(|name| (name, format!("user,home\n{table}"))).collect();
-        let mut world = World::prepare(&Plan { upstreams: Box::new(upstreams), rules, users, ..Plan::default() });
-        for region in &world.regions {
-            let text = std::fs::read_to_string(&region.config).unwrap();
-            let balanced = text.replace("      api: { upstreams", &format!("      api: {{ balance: {balance}, upstreams"));
-            assert_ne!(text, balanced);
-            std::fs::write(&region.config, balanced).unwrap();
-        }
-        (0..3).for_each(|index| world.start_region(index).unwrap());
+        let plan = Plan { upstreams: Box::new(upstreams), rules, users, ..Plan::default() };
+        let world = with_options(&plan, &format!("balance: {balance}"));
         let counts = || world.us().upstreams.iter().map(|upstream| upstream.seen().len()).collect::<Vec<_>>();
         // The app server that each key gets, three times over.
         let mut taken = vec![std::collections::BTreeSet::new(); 12];

@@ -23,7 +23,7 @@ use crate::proxy::{Limits, Privacy};
 use crate::session;
 use crate::tokens;
 use crate::transport::listener::{self, Accepts};
-use crate::transport::tls::{AcmeFiles, PeerFiles, UpstreamFiles};
+use crate::transport::tls::{AcmeFiles, PeerFiles};
 
 use super::draft::{PolicyDraft, RegionDraft, RouteDraft};
 use super::reader::{Field, Section};
@@ -88,9 +88,9 @@ impl Settings {
         self.tokens.as_ref().is_none_or(|tokens| tokens.others == tokens::Others::Refuse)
     }
 
-    /// The TLS files of the local region's upstreams.
-    pub fn upstream_tls(&self) -> impl Iterator<Item = &UpstreamFiles> {
-        self.services.iter().flat_map(|(_, service)| &service.upstreams).filter_map(|upstream| upstream.tls.as_ref())
+    /// The files that the local region's services name.
+    pub fn service_files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.services.iter().flat_map(|(_, service)| service.files())
     }
 
     /// The certificates that come from ACME servers.

@@ -2,7 +2,7 @@
 //! regions or in none.
 
 use crate::engine::path::{Slashes, canonical_path};
-use crate::services::{Balance, Check, CircuitLimits, Ejection, HashKey, Settings, UpstreamSettings};
+use crate::services::{Balance, Check, CircuitLimits, Ejection, HashKey, Settings, StickySettings, UpstreamSettings};
 use crate::transport::dial::{HttpVersion, UNIX, authority_of};
 use crate::transport::proxy_protocol::Version;
 use crate::transport::resolver::Query;
@@ -12,11 +12,16 @@ use super::super::draft::{PolicyDraft, RegionDraft, ServiceDraft};
 use super::super::reader::{Field, Section};
 use super::listen::read_certificate;
 use super::path;
-use super::users::header_name;
+use super::users::{cookie_name, header_name};
 use crate::model::service::ServiceId;
 
 pub(super) fn read_services(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Vec<(ServiceId, Settings)>> {
-    let protection = section.optional("upstreams").map_or(Some(Default::default()), |field| read_protection(&field));
+    let protection = section.optional("upstreams").map_or(Some(Default::default()), |field| {
+        let section = field.section()?;
+        let protection = read_protection(&section, Default::default());
+        section.finish();
+        protection
+    });
     let names = section.optional("dns").map_or(Some(Default::default()), |field| {
         let section = field.section()?;
         let servers = section.required("servers", "list the name servers, such as `[10.0.0.2:53]`")?.one_or_many();
@@ -25,35 +30,41 @@ pub(super) fn read_services(section: &Section<'_>, draft: &PolicyDraft<'_>) -> O
         Some(crate::transport::resolver::Settings { servers: servers? })
     });
     let read = |service: &ServiceDraft<'_>| {
-        let upstreams = service.upstreams.as_ref().and_then(read_list);
+        let tls = service.section.as_ref().and_then(|section| section.optional("tls"));
+        let tls = tls.map_or(Some(None), |field| read_tls(&field).map(|tls| Some((tls, field))));
+        let upstreams = service.upstreams.as_ref().and_then(|field| read_list(field, tls.clone().flatten()));
         let check = service.health.as_ref().map_or(Some(None), |field| read_health(field).map(Some));
-        let balance = service.balance.as_ref().map_or(Some(Balance::default()), read_balance);
-        let own = Settings {
-            name: service.name.into(),
-            upstreams: upstreams?,
-            check: check?,
-            balance: balance?,
-            ..Settings::default()
-        };
+        let balance = service.balance.as_ref().map_or(Some(Balance::default()), |field| read_balance(field, service.name));
+        let own = service.section.as_ref();
+        let own = own.map_or(protection, |section| read_protection(section, protection.unwrap_or_default()));
+        service.section.iter().for_each(Section::finish);
+        tls?;
+        let (ejection, circuit) = own?;
+        let (name, names) = (service.name.into(), names.clone()?);
+        let own = Settings { name, upstreams: upstreams?, check: check?, ejection, circuit, balance: balance?, names };
         Some((service.id, own))
     };
     let of_region = |region: &RegionDraft<'_>| region.services.iter().map(read).collect::<Vec<_>>();
     let all: Vec<_> = draft.regions.iter().map(|region| (region.id, of_region(region))).collect();
     let (_, own) = all.into_iter().find(|(id, _)| Some(*id) == draft.local)?;
-    let ((ejection, circuit), names) = (protection?, names?);
-    let common = |(id, own)| (id, Settings { ejection, circuit, names: names.clone(), ..own });
-    own.into_iter().map(|service| service.map(common)).collect()
+    own.into_iter().collect()
 }
 
-/// Reads `least_busy`, or `{ hash: user }`, `{ hash: { header: NAME } }` or `{ hash: { cookie: NAME } }`.
-fn read_balance(field: &Field<'_>) -> Option<Balance> {
+/// Reads `least_busy`, or `{ hash: user }`, `{ hash: { header: NAME } }` or `{ hash: { cookie: NAME } }`, or `{ sticky: { keys: FILE } }`.
+fn read_balance(field: &Field<'_>, service: &str) -> Option<Balance> {
     if !field.is_section() {
         return match field.text()? {
             "least_busy" => Some(Balance::LeastBusy),
-            text => field.report(format!("`{text}` is not a valid balance; write `least_busy`, or `{{ hash: user }}`")),
+            text => field.report(format!(
+                "`{text}` is not a valid balance; write `least_busy`, `{{ hash: user }}`, or `{{ sticky: {{ keys: FILE }} }}`"
+            )),
         };
     }
     let section = field.section()?;
+    if let Some(sticky) = section.optional("sticky") {
+        section.finish();
+        return read_sticky(&sticky, service).map(Balance::Sticky);
+    }
     let key = section.required("hash", "name the key: `user`, `{ header: NAME }` or `{ cookie: NAME }`");
     section.finish();
     let key = key?;
@@ -67,12 +78,7 @@ fn read_balance(field: &Field<'_>) -> Option<Balance> {
     }
     let section = key.section()?;
     let header = section.optional("header").map(|field| header_name(&field).map(HashKey::Header));
-    let cookie = section.optional("cookie").map(|field| {
-        let name = field.text()?;
-        let is_token =
-            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte));
-        if is_token { Some(HashKey::Cookie(name.into())) } else { field.report(format!("`{name}` is not a valid cookie name")) }
-    });
+    let cookie = section.optional("cookie").map(|field| cookie_name(&field).map(|name| HashKey::Cookie(name.into())));
     section.finish();
     match (header, cookie) {
         (Some(key), None) | (None, Some(key)) => key.map(Balance::Hash),
@@ -80,10 +86,23 @@ fn read_balance(field: &Field<'_>) -> Option<Balance> {
     }
 }
 
-/// Outlier ejection and circuit breaking, which keep a failing or overloaded upstream from affecting the others.
-fn read_protection(field: &Field<'_>) -> Option<(Ejection, CircuitLimits)> {
+/// Reads `{ keys: FILE, cookie: NAME, lifetime: 8h }`.
+fn read_sticky(field: &Field<'_>, service: &str) -> Option<StickySettings> {
     let section = field.section()?;
-    let (ejection, circuit) = (Ejection::default(), CircuitLimits::default());
+    let keys = section.required(
+        "keys",
+        "name the file of the keys that seal the cookie, such as `config/sticky.key`, written by `openssl rand -base64 32`; all \
+         processes of a region need the same keys",
+    );
+    let keys = keys.and_then(|field| path(&field));
+    let cookie = section.optional("cookie").map_or(Some(format!("domicile-{service}")), |field| cookie_name(&field));
+    let lifetime = section.optional("lifetime").map_or(Some(None), |field| field.positive_duration().map(Some));
+    section.finish();
+    Some(StickySettings { cookie: cookie?.into(), keys: keys?, lifetime: lifetime? })
+}
+
+/// Outlier ejection and circuit breaking, which keep a failing or overloaded upstream from affecting the others.
+fn read_protection(section: &Section<'_>, (ejection, circuit): (Ejection, CircuitLimits)) -> Option<(Ejection, CircuitLimits)> {
     let eject = section.optional("ejection").map_or(Some(ejection), |field| {
         let section = field.section()?;
         let after = section.optional("after").map_or(Some(u64::from(ejection.after)), |field| field.number(0, 1000));
@@ -98,18 +117,32 @@ fn read_protection(field: &Field<'_>) -> Option<(Ejection, CircuitLimits)> {
     };
     let (requests, queue) = (number("requests", circuit.requests, 1), number("queue", circuit.queue, 0));
     let queue_timeout = section.optional("queue_timeout").map_or(Some(circuit.queue_timeout), |field| field.duration());
-    section.finish();
     let circuit = CircuitLimits { requests: requests?, queue: queue?, queue_timeout: queue_timeout? };
     Some((Ejection { slow_start: slow_start?, ..eject? }, circuit))
 }
 
-fn read_list(field: &Field<'_>) -> Option<Vec<UpstreamSettings>> {
+/// Reads the upstreams of a service. `tls` is for those that have no `tls` of their own.
+fn read_list(field: &Field<'_>, tls: Option<(UpstreamFiles, Field<'_>)>) -> Option<Vec<UpstreamSettings>> {
     let items = field.one_or_many();
     if items.is_empty() {
         return field.report("no upstream is listed; a service needs at least one");
     }
     let upstreams: Vec<_> = items.iter().map(read_upstream).collect();
-    upstreams.into_iter().collect()
+    let mut upstreams = upstreams.into_iter().collect::<Option<Vec<_>>>()?;
+    if let Some((tls, field)) = tls {
+        let own = upstreams.iter_mut().filter_map(|upstream| upstream.tls.as_mut());
+        let mut is_used = false;
+        own.for_each(|own| {
+            is_used = true;
+            if *own == UpstreamFiles::default() {
+                *own = tls.clone();
+            }
+        });
+        if !is_used {
+            return field.report("no upstream of this service uses `https`; change a URL, or remove `tls`");
+        }
+    }
+    Some(upstreams)
 }
 
 /// An upstream: a URL, or a section with a `url` and options.

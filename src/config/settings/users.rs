@@ -89,7 +89,7 @@ fn read_hint(field: &Field<'_>) -> Option<session::Settings> {
     Some(session::Settings { keys: keys?, lifetime: lifetime? })
 }
 
-fn cookie_name(field: &Field<'_>) -> Option<String> {
+pub(super) fn cookie_name(field: &Field<'_>) -> Option<String> {
     let name = field.text()?;
     let token = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte));
     if token {

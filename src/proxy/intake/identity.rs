@@ -118,7 +118,7 @@ fn cookie_name(pair: &[u8]) -> &[u8] {
 }
 
 /// Removes the cookies for whose names `is_dropped` is true. The other cookies keep their order and form.
-fn drop_cookies(headers: &mut HeaderMap, is_dropped: impl Fn(&[u8]) -> bool) {
+pub fn drop_cookies(headers: &mut HeaderMap, is_dropped: impl Fn(&[u8]) -> bool) {
     let is_there = headers
         .get_all(COOKIE)
         .iter()

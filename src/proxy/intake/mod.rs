@@ -34,7 +34,7 @@ use super::{Limits, Snapshot};
 
 pub use client::canonical_network;
 pub use credential::is_credential;
-pub use identity::{Verifiers, forward_identity};
+pub use identity::{Verifiers, drop_cookies, forward_identity};
 pub use upgrade::Upgrade;
 pub use user::cookies;
 

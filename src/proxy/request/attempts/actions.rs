@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::Request;
 use http::header::{
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, HeaderName, HeaderValue, SET_COOKIE, TE, TRAILER,
     TRANSFER_ENCODING,
 };
 use tokio::time::Instant;
@@ -24,7 +24,7 @@ use crate::model::user::Proof;
 use crate::proxy::actions::{Actions, Cors, ForwardAuth, remove_in_any_spelling};
 use crate::proxy::admission::network_of;
 use crate::proxy::intake::cookies;
-use crate::services::{Balance, HashKey, Selection, Upstream};
+use crate::services::{Balance, HashKey, Preference, Selection, Upstream};
 
 use super::forward::{self, AttemptOptions, Response};
 use super::plan::{Attempts, Selected, Target};
@@ -59,10 +59,23 @@ impl Forwarding<'_> {
         chosen.filter(has_another).or(judged_by)
     }
 
-    /// The key by which the service chooses an upstream for this request; `None` if it chooses by load.
-    pub(super) fn balance_key(&self, service: Option<ServiceId>, request: &Request<Body>) -> Option<u64> {
-        let service = service.and_then(|service| self.context.snapshot.services.get(service))?;
-        let Balance::Hash(key) = &service.settings.balance else { return None };
+    /// The upstream of the service that this request should get.
+    pub(super) fn preference(&self, service: Option<ServiceId>, request: &Request<Body>) -> Preference {
+        let Some(service) = service.and_then(|service| self.context.snapshot.services.get(service)) else {
+            return Preference::None;
+        };
+        match &service.settings.balance {
+            Balance::LeastBusy => Preference::None,
+            Balance::Hash(key) => self.hash_of(key, request).map_or(Preference::None, Preference::Hash),
+            Balance::Sticky(sticky) => {
+                let opened = |value| service.sticky.as_ref()?.open(value);
+                cookies(request.headers(), &sticky.cookie).find_map(opened).map_or(Preference::None, Preference::Upstream)
+            }
+        }
+    }
+
+    /// The hash of the key in a request; `None` if the request has no such key.
+    fn hash_of(&self, key: &HashKey, request: &Request<Body>) -> Option<u64> {
         let mut hasher = std::hash::DefaultHasher::new();
         match key {
             HashKey::User => self.lease.judged().user.as_ref().map(|(user, _)| user.hash(&mut hasher))?,
@@ -70,6 +83,17 @@ impl Forwarding<'_> {
             HashKey::Cookie(name) => cookies(request.headers(), name).next()?.hash(&mut hasher),
         }
         Some(hasher.finish())
+    }
+
+    /// Keeps the session at the upstream that has served it, if the request did not prefer this upstream already.
+    pub(super) fn stick(&self, target: &Target, preference: Preference, response: &mut Response) {
+        let Target::Upstream(_, Selected { service, upstream, .. }) = target else { return };
+        let Some(sticky) = service.sticky.as_ref().filter(|_| preference != Preference::Upstream(upstream.fingerprint)) else {
+            return;
+        };
+        if let Some(cookie) = sticky.cookie(upstream, self.intake.is_https) {
+            response.head.headers.append(SET_COOKIE, cookie);
+        }
     }
 
     /// Whether the actions of the route let this region serve the request. A request counts once towards the rate limits.
@@ -183,7 +207,7 @@ impl Forwarding<'_> {
     async fn select_authorizer(&self, auth: &ForwardAuth, tried: &[Arc<Upstream>]) -> Result<Selected, Code> {
         let service = self.context.snapshot.services.get(auth.service).ok_or(Code::UpstreamUnreachable)?;
         let deadline = self.options.deadline.map(Instant::into_std);
-        match self.context.worker.load.select_or_queue(service, tried, None, deadline).await {
+        match self.context.worker.load.select_or_queue(service, tried, Preference::None, deadline).await {
             Selection::Upstream(upstream, outstanding) => {
                 Ok(Selected { service: Arc::clone(service), upstream, outstanding: Some(outstanding) })
             }

@@ -26,7 +26,7 @@ use crate::model::region::RegionId;
 use crate::peer::fields;
 
 use crate::proxy::actions::set_path;
-use crate::proxy::intake::{Intake, forward_identity};
+use crate::proxy::intake::{Intake, drop_cookies, forward_identity};
 
 use super::context::Context;
 use forward::{AttemptOptions, Failure, Response, copy_head, may_retry};
@@ -135,7 +135,8 @@ impl Forwarding<'_> {
                 }
             }
             let service = self.service(&attempts);
-            let service = (service, self.balance_key(service, &request));
+            let preference = self.preference(service, &request);
+            let service = (service, preference);
             let admit = || self.admit(&request);
             let target = attempts.next(self.context, admit, self.answers_preflight(), service, self.options.deadline).await;
             let mut target = target.map_err(|code| if is_of_route(code) { code } else { last.unwrap_or(code) })?;
@@ -163,7 +164,10 @@ impl Forwarding<'_> {
                 self.context.worker.load.retries.withdraw();
             }
             let failure = match self.attempt(&mut target, permitted, spare, has_another, is_second).await? {
-                Ok(response) => return Ok((target.stop().region(), response)),
+                Ok(mut response) => {
+                    self.stick(&target, preference, &mut response);
+                    return Ok((target.stop().region(), response));
+                }
                 Err(failure) => failure,
             };
             self.lease.leave();
@@ -204,11 +208,15 @@ impl Forwarding<'_> {
                 // Copied before the headers are adapted to an app server, because another attempt may go to a peer.
                 let spare = may_repeat.then(|| copy_head(request));
                 let actions = self.context.actions.as_deref();
-                let is_changed = actions.is_some() || !selected.upstream.base.is_empty();
+                let sticky = selected.service.sticky.as_ref();
+                let is_changed = actions.is_some() || !selected.upstream.base.is_empty() || sticky.is_some();
                 // Also for the last attempt: one that sent nothing, or met a stale connection, is made again.
                 let is_kept = attempts.has_another_stop() || is_changed;
                 let original = is_kept.then(|| (request.headers().clone(), request.uri().clone()));
                 self.adapt_headers(request.headers_mut());
+                if let Some(sticky) = sticky {
+                    drop_cookies(request.headers_mut(), |name| name == sticky.settings.cookie.as_bytes());
+                }
                 if let Some(actions) = actions {
                     self.act(request, actions);
                 }

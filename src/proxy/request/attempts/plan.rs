@@ -11,7 +11,7 @@ use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::model::service::ServiceId;
-use crate::services::{Outstanding, Selection, Service, Upstream};
+use crate::services::{Outstanding, Preference, Selection, Service, Upstream};
 
 use super::super::context::Context;
 
@@ -89,7 +89,7 @@ impl Attempts {
         context: &Context,
         admit: impl Fn() -> Result<(), Code>,
         answers_preflight: bool,
-        (service, key): (Option<ServiceId>, Option<u64>),
+        (service, preference): (Option<ServiceId>, Preference),
         deadline: Option<Instant>,
     ) -> Result<Target, Code> {
         let mut refusal = Code::UpstreamUnreachable;
@@ -120,7 +120,7 @@ impl Attempts {
                 self.next_stop();
                 continue;
             };
-            match context.worker.load.select_or_queue(service, &self.tried, key, deadline.map(Instant::into_std)).await {
+            match context.worker.load.select_or_queue(service, &self.tried, preference, deadline.map(Instant::into_std)).await {
                 Selection::Upstream(upstream, outstanding) => {
                     let service = Arc::clone(service);
                     return Ok(Target::Upstream(stop, Selected { service, upstream, outstanding: Some(outstanding) }));
