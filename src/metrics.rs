@@ -43,6 +43,7 @@ pub struct Metrics {
     pub ledger_failures: IntCounter,
     log_lines_dropped: IntCounter,
     pub reloads: IntCounterVec,
+    pub rates_learned: IntCounter,
     pub ready: IntGauge,
     pub overload: OverloadMetrics,
 }
@@ -177,6 +178,8 @@ impl Metrics {
                 "Lines of the access log that were dropped because the output was too slow.",
             ),
             reloads: build.counters("reloads_total", "Reloads of the configuration and its files, by result.", &["result"]),
+            rates_learned: build
+                .counter("rate_limit_learned_total", "Requests that other processes counted towards global rate limits."),
             ready: build.gauge("ready", "1 while this process accepts requests."),
             overload: OverloadMetrics::new(&build),
             registry,

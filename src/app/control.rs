@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Health;
+use crate::peer::rates::RateCount;
 use crate::probes::{self, ProbeTarget, ProbeTargets};
 use crate::proxy::request::region_report;
 use crate::proxy::worker::Shared;
@@ -90,7 +91,12 @@ impl Control {
         };
         let admin_plane = tokio::task::spawn_local(admin::serve(acceptor, sender.clone()));
         let (targets, targeted) = channel::channel(targets(&self.built));
-        tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals)));
+        let (shared, metrics) = (Arc::clone(&self.shared), Arc::clone(&self.metrics));
+        let learn = move |reported: &[RateCount]| {
+            let learned = shared.rates.learn(reported, std::time::Instant::now());
+            metrics.rates_learned.inc_by(learned);
+        };
+        tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals), learn));
         tokio::task::spawn_local(resources::guard(Arc::clone(&self.shared), Arc::clone(&self.metrics)));
         let mut health = tokio::task::spawn_local(watch_upstreams(&self.built));
         // Dropping the set ends its tasks.
@@ -387,7 +393,7 @@ fn targets(built: &Built) -> ProbeTargets {
     let target = |region| {
         if region == snapshot.policy().local {
             let snapshot = Arc::clone(&built.snapshot);
-            return ProbeTarget::Local(Arc::new(move || region_report(&snapshot, false)));
+            return ProbeTarget::Local(Arc::new(move || region_report(&snapshot, false, Vec::new())));
         }
         snapshot.gateways.get(&region).map_or(ProbeTarget::Silent, |gateway| ProbeTarget::Peer(gateway.clone()))
     };

@@ -1,5 +1,6 @@
 //! The routes: which requests they match, the class of their data, and the chain that finds the home.
 
+use crate::decision::policy::DataClass;
 use crate::decision::policy::chain::{Failover, MAX_CHAIN, Reads, Step, Writes};
 use crate::decision::policy::class::ClassId;
 use crate::decision::policy::geography::Prefix;
@@ -64,6 +65,9 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
     let actions = actions::read(&section, pattern.as_ref(), &|field, is_everywhere| {
         if is_everywhere { draft.service_of_every_region(field) } else { draft.service(field) }
     });
+    if let (Some(class), true) = (class, actions.as_ref().is_some_and(ActionsDraft::shares_keys)) {
+        check_shared_keys(&section, &draft.classes[class.index()]);
+    }
     let answers = actions.as_ref().is_some_and(ActionsDraft::answers);
     let service = match section.optional("service") {
         Some(field) if actions.as_ref().is_some_and(|actions| actions.split_service().is_some()) => {
@@ -100,6 +104,17 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
         keeps: keeps?,
     };
     Some((route, actions?))
+}
+
+/// Reports a global rate limit that would tell other regions about users whose data they may not have.
+fn check_shared_keys(section: &Section<'_>, class: &DataClass) {
+    if class.rule.stays != Stays::Anywhere {
+        section.report::<()>(format!(
+            "a global rate limit tells all regions how often each of its keys is used, but data of class `{}` may not be everywhere; \
+             use `by: route`, or `scope: region`",
+            class.name
+        ));
+    }
 }
 
 fn read_pattern(field: &Field<'_>) -> Option<Pattern> {

@@ -312,6 +312,21 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "split: [{ service: app, weight: 1 }], data: public, home",
         "routes[0].split: a split needs at least two services",
     ),
+    (
+        "data: public, home",
+        "rate_limit: { rate: 1/s, scope: world }, data: public, home",
+        "routes[0].rate_limit.scope: `world` is not a valid value",
+    ),
+    (
+        "data: restricted, home",
+        "rate_limit: { rate: 1/s, scope: global }, data: restricted, home",
+        "routes[1]: a global rate limit tells all regions how often each of its keys is used, but data of class `restricted`",
+    ),
+    (
+        "routes:\n",
+        "latency: { every: 1m }\nroutes:\n  - { name: a, match: {}, data: public, home: [latency], rate_limit: { rate: 1/s, scope: global } }\n",
+        "a rate limit with `scope: global` needs `latency.every` of at most 20s",
+    ),
     ("data: public, home", "priority: urgent, data: public, home", "routes[0].priority: `urgent` is not a valid value"),
     ("users: {", "overload: { memory: { shed: 90% } }\nusers: {", "overload.memory: `shed` must be less than `stop`"),
     ("users: {", "overload: { event_loop: { stop: 2 } }\nusers: {", "overload.event_loop.stop: `2` is not a valid duration"),

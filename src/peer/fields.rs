@@ -38,3 +38,6 @@ pub const DOWN_SERVICES: HeaderName = HeaderName::from_static("domicile-down-ser
 
 /// Smoothed response time of a peer's upstreams, in microseconds.
 pub const UPSTREAM_MICROS: HeaderName = HeaderName::from_static("domicile-upstream-micros");
+
+/// The requests that global rate limits have admitted.
+pub const RATES: HeaderName = HeaderName::from_static("domicile-rates");

@@ -22,6 +22,7 @@
 pub mod envelope;
 pub mod fields;
 pub mod probe;
+pub mod rates;
 pub mod response;
 
 pub use envelope::Envelope;

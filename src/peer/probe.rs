@@ -10,6 +10,7 @@ use crate::model::service::MAX_SERVICES;
 use crate::model::vitals::{PolicyHash, TableVersion};
 
 use super::fields;
+use super::rates::{self, RateCount};
 
 /// The report of a region about itself.
 #[derive(Clone, PartialEq, Debug)]
@@ -24,6 +25,8 @@ pub struct Report {
     pub policy: Option<PolicyHash>,
     /// The version of the region's user table; `None` if it has none.
     pub directory: Option<TableVersion>,
+    /// The counters of global rate limits.
+    pub rates: Vec<RateCount>,
 }
 
 impl Report {
@@ -45,6 +48,9 @@ impl Report {
         if let Some(directory) = self.directory {
             put(fields::DIRECTORY, directory.to_string());
         }
+        if !self.rates.is_empty() {
+            put(fields::RATES, rates::write(&self.rates));
+        }
         if let Some(time) = self.upstream_time {
             put(fields::UPSTREAM_MICROS, time.as_micros().to_string());
         }
@@ -60,6 +66,7 @@ impl Report {
             upstream_time: text(fields::UPSTREAM_MICROS).and_then(|micros| micros.parse().ok()).map(Duration::from_micros),
             policy: text(fields::POLICY).and_then(PolicyHash::parse),
             directory: text(fields::DIRECTORY).and_then(TableVersion::parse),
+            rates: text(fields::RATES).map_or(Vec::new(), rates::read),
         }
     }
 }
@@ -90,10 +97,17 @@ mod tests {
             upstream_time: Some(Duration::from_micros(1234)),
             policy: Some(PolicyHash([7; 16])),
             directory: Some(TableVersion([9; 16])),
+            rates: vec![RateCount { counter: 1, key: 2, requests: 3, interval: 4, burst: 5 }],
         };
-        let down_services = Vec::new();
-        let bare =
-            Report { is_draining: false, is_serving: true, down_services, upstream_time: None, policy: None, directory: None };
+        let bare = Report {
+            is_draining: false,
+            is_serving: true,
+            down_services: Vec::new(),
+            upstream_time: None,
+            policy: None,
+            directory: None,
+            rates: Vec::new(),
+        };
         for report in [whole, bare] {
             let mut headers = HeaderMap::new();
             report.write(&mut headers);

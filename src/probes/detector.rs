@@ -181,6 +181,7 @@ mod tests {
         upstream_time: None,
         policy: None,
         directory: None,
+        rates: Vec::new(),
     };
 
     fn answered(millis: u64) -> Observation {

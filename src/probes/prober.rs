@@ -17,6 +17,7 @@ use crate::model::service::ServiceId;
 use crate::model::vitals::Vitals;
 use crate::peer::fields;
 use crate::peer::probe::Report;
+use crate::peer::rates::RateCount;
 
 use super::Settings;
 use super::detector::{Detector, Observation};
@@ -41,8 +42,9 @@ pub struct ProbeTargets {
     pub services: Arc<HashMap<Box<str>, ServiceId>>,
 }
 
-/// Probes in rounds and publishes the vitals after each, until the sender of `targets` is dropped.
-pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwap<Vitals>>) {
+/// Probes in rounds and publishes the vitals after each, until the sender of `targets` is dropped. `learn` gets the counters of each
+/// report.
+pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwap<Vitals>>, learn: impl Fn(&[RateCount])) {
     let pool = PeerPool::default();
     let mut detector = Detector::new(targets.borrow().nearest_first.clone());
     loop {
@@ -64,6 +66,9 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
         }
         while let Some(finished) = probes.join_next().await {
             if let Ok((region, Some(observation))) = finished {
+                if let Observation::Answered { report, .. } = &observation {
+                    learn(&report.rates);
+                }
                 detector.observe(region, observation);
             }
         }

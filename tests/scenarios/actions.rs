@@ -6,7 +6,7 @@ use http::{Response, StatusCode};
 use hyper::body::Frame;
 
 use crate::support::{
-    NAMES, Plan, RULES, Recorder, World, get, http2, pieces, post, read, remember, request, runtime, send, whole,
+    NAMES, Plan, RULES, Recorder, World, eventually, get, http2, pieces, post, read, remember, request, runtime, send, whole,
 };
 
 /// Three regions with these routes before the usual ones, and these upstreams.
@@ -437,6 +437,67 @@ fn a_service_of_the_same_region_decides_which_requests_pass() {
     let closed = get(world.us().http, "/guarded/alice/1", &[("cookie", "session=good")]);
     assert_eq!((closed.status, closed.code().as_str()), (StatusCode::BAD_GATEWAY, "upstream.unreachable"));
     [world.us(), world.jp()].iter().for_each(|region| region.upstreams.iter().for_each(Recorder::assert_no_requests));
+}
+
+#[test]
+fn a_global_rate_limit_counts_the_requests_of_all_regions() {
+    let world = world(
+        "  - { name: all, match: { path: /all }, data: public, home: [latency], rate_limit: { rate: 1/h, burst: 6, by: route, scope: global } }
+  - { name: each, match: { path: /each }, data: public, home: [latency], rate_limit: { rate: 1/h, burst: 2, by: client, scope: global } }
+  - { name: alone, match: { path: /alone }, data: public, home: [latency], rate_limit: { rate: 1/h, burst: 1, by: route } }",
+    );
+    let regions = [world.eu(), world.us(), world.jp()];
+    let learned = |region: &crate::support::Region| region.sum_of("domicile_rate_limit_learned_total") as usize;
+    let from = |client: &'static str| [("x-forwarded-for", client)];
+    let status = |region: &crate::support::Region, path: &str, client| get(region.http, path, &from(client)).status.as_u16();
+
+    assert_eq!([(); 7].map(|()| status(world.eu(), "/all", "192.0.2.1")), [200, 200, 200, 200, 200, 200, 429]);
+    eventually("the others have learned of them", || learned(world.us()) == 6 && learned(world.jp()) == 6);
+    let refused = get(world.us().http, "/all", &from("198.51.100.1"));
+    assert_eq!((refused.status.as_u16(), refused.code().as_str()), (429, "route.rate_limited"));
+    assert_eq!(refused.headers["retry-after"], "3600");
+    assert_eq!(status(world.jp(), "/all", "198.51.100.1"), 429);
+
+    // Keys are counted apart, and each region adds its share.
+    assert_eq!(regions.map(|region| status(region, "/each", "192.0.2.1")), [200; 3], "none knows of the others yet");
+    eventually("all have learned", || learned(world.eu()) == 2 && learned(world.us()) == 8 && learned(world.jp()) == 8);
+    assert_eq!(regions.map(|region| status(region, "/each", "192.0.2.1")), [429; 3]);
+    assert_eq!(status(world.us(), "/each", "192.0.2.2"), 200);
+    assert_eq!(regions.map(|region| status(region, "/alone", "192.0.2.1")), [200; 3], "a limit of the region is not shared");
+    for region in regions {
+        let served = region.upstream().seen().len();
+        assert_eq!(
+            served,
+            if region.name == "eu-west" { 8 } else { 2 } + usize::from(region.name == "us-east"),
+            "{}",
+            region.name
+        );
+    }
+}
+
+#[test]
+fn regions_that_admit_at_once_exceed_a_global_limit_by_a_burst_each() {
+    let world = world(
+        "  - { name: all, match: { path: /all }, data: public, home: [latency], rate_limit: { rate: 1/h, burst: 5, by: route, scope: global } }",
+    );
+    let addresses = [world.eu(), world.us(), world.jp()].map(|region| region.http);
+    let admitted = || {
+        std::thread::scope(|scope| {
+            let ask = |address| move || (0..20).filter(|_| get(address, "/all", &[]).status == StatusCode::OK).count();
+            addresses.map(|address| scope.spawn(ask(address))).into_iter().map(|thread| thread.join().unwrap()).sum::<usize>()
+        })
+    };
+    let first = admitted();
+    assert!((5..=15).contains(&first), "{first}: the bound is a burst of each region");
+    eventually("every region has learned of all", || {
+        let served = [world.eu(), world.us(), world.jp()].map(|region| region.upstream().seen().len());
+        let total: usize = served.iter().sum();
+        let knows = |(region, served): (&crate::support::Region, usize)| {
+            region.sum_of("domicile_rate_limit_learned_total") as usize + served == total
+        };
+        [world.eu(), world.us(), world.jp()].into_iter().zip(served).all(knows)
+    });
+    assert_eq!(admitted(), 0);
 }
 
 /// An app server that holds its first request until the semaphore has a permit, and closes that connection then.

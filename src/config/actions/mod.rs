@@ -13,6 +13,7 @@ use crate::model::service::ServiceId;
 use crate::proxy::Limits;
 use crate::proxy::actions::{Actions, Answer, ClientNetworks, Edits, Rewrite, Split};
 use crate::proxy::admission::overload::Priority;
+use crate::proxy::admission::rate_limit::{RateKey, Scope};
 
 use super::reader::{Field, Section};
 
@@ -52,6 +53,16 @@ impl ActionsDraft {
     /// Whether the route responds without an app server.
     pub const fn answers(&self) -> bool {
         self.actions.answer.is_some()
+    }
+
+    /// Whether regions tell each other how often clients or users have used the route.
+    pub fn shares_keys(&self) -> bool {
+        self.actions.rate_limits.iter().any(|limit| limit.scope == Scope::Global && limit.by != RateKey::Route)
+    }
+
+    /// Whether the route has a rate limit that all regions share.
+    pub fn shares_counts(&self) -> bool {
+        self.actions.rate_limits.iter().any(|limit| limit.scope == Scope::Global)
     }
 
     /// The actions with all limits; `None` if the route has no actions.

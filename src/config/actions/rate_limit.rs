@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::header::HeaderName;
 
 use super::super::reader::Field;
-use crate::proxy::admission::rate_limit::{RateKey, RateLimit};
+use crate::proxy::admission::rate_limit::{RateKey, RateLimit, Scope};
 
 /// Reads `{ rate: 100/s, burst: 200, by: client }`, or a list of such limits.
 pub(super) fn read_rate_limits(field: &Field<'_>) -> Option<Vec<RateLimit>> {
@@ -16,17 +16,26 @@ pub(super) fn read_rate_limits(field: &Field<'_>) -> Option<Vec<RateLimit>> {
 fn read_rate_limit(field: &Field<'_>) -> Option<RateLimit> {
     if !field.is_section() {
         let (requests, period) = read_rate(field)?;
-        return Some(RateLimit { by: RateKey::Client, requests, period, burst: burst_of(requests, period) });
+        return Some(RateLimit {
+            by: RateKey::Client,
+            requests,
+            period,
+            burst: burst_of(requests, period),
+            scope: Scope::Region,
+        });
     }
     let section = field.section()?;
     let rate = section.required("rate", "write a number of requests and a unit, such as `100/s`, `600/m` or `5000/h`");
     let rate = rate.and_then(|field| read_rate(&field));
     let burst = section.optional("burst").map(|field| field.number(1, 1_000_000));
     let by = section.optional("by").map_or(Some(RateKey::Client), |field| read_rate_key(&field));
+    let scope = section.optional("scope");
+    let scopes = [("region", Scope::Region), ("global", Scope::Global)];
+    let scope = scope.map_or(Some(Scope::Region), |field| field.word(&scopes));
     section.finish();
     let (requests, period) = rate?;
     let burst = burst.map_or(Some(burst_of(requests, period)), |burst| burst.map(|burst| burst as u32))?;
-    Some(RateLimit { by: by?, requests, period, burst })
+    Some(RateLimit { by: by?, requests, period, burst, scope: scope? })
 }
 
 /// The burst of a limit that names none: the requests of ten seconds.

@@ -7,6 +7,7 @@ mod users;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::admin;
 use crate::audit;
@@ -165,6 +166,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let log = section.optional("log").map_or(Some(Log { json: false, requests: true }), |field| read_log(&field));
     let workers = section.optional("workers").map(|field| field.number(1, 1024));
     let services = read_services(section, draft);
+    check_shared_counts(section, draft, probes);
     check_peers(section, draft, &listeners, peer_tls.is_some());
     check_ledger(section, draft, audit.is_some());
     let limits = limits?;
@@ -260,6 +262,19 @@ fn check_peers(section: &Section<'_>, draft: &PolicyDraft<'_>, listeners: &[list
         region
             .field
             .report::<()>("neither peers nor redirected clients can reach this region: give it a `gateway`, a `url` or both");
+    }
+}
+
+/// The longest interval of probes with which counters are reported in several of them.
+const MAX_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Checks that the regions exchange the counts of global rate limits often enough.
+fn check_shared_counts(section: &Section<'_>, draft: &PolicyDraft<'_>, probes: Option<probes::Settings>) {
+    let has_shared = draft.routes.iter().any(|route| route.actions.as_ref().is_some_and(|actions| actions.shares_counts()));
+    if has_shared && probes.is_some_and(|probes| probes.every > MAX_INTERVAL) {
+        section.report::<()>(
+            "a rate limit with `scope: global` needs `latency.every` of at most 20s, because probes carry its counts",
+        );
     }
 }
 

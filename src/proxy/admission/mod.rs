@@ -2,6 +2,7 @@
 
 pub mod overload;
 pub mod rate_limit;
+mod shared_counts;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;

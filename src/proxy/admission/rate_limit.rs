@@ -1,9 +1,10 @@
-//! Rate limits of routes: one token bucket for each key, shared by all workers of the process.
+//! Rate limits of routes: one token bucket for each key, shared by all workers of the process. A global limit also counts what the
+//! processes of all regions report that they have admitted.
 //!
 //! A bucket is one number, the time at which it will be full again (generic cell rate algorithm, ITU-T I.371). A full bucket is the
 //! same as none, so full ones are removed.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use dashmap::mapref::entry::Entry;
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
 use super::network_of;
+use super::shared_counts::SharedCounts;
+use crate::peer::rates::RateCount;
 
 /// A rate limit of a route.
 #[derive(Clone, PartialEq, Debug)]
@@ -23,6 +26,18 @@ pub struct RateLimit {
     pub period: Duration,
     /// The requests that may come at once after a pause.
     pub burst: u32,
+    pub scope: Scope,
+}
+
+/// The processes that count together.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Scope {
+    /// Each process counts alone.
+    #[default]
+    Region,
+    /// The processes of all regions. They exchange their counts in probes, so that between two probes each of the others may admit
+    /// a burst, and the rate.
+    Global,
 }
 
 /// The property that assigns a request to a token bucket: requests with the same value share one.
@@ -78,6 +93,10 @@ impl RateLimit {
 /// The most buckets that are not full, about 40 MB. Further keys of a limit share one bucket.
 const MAX_BUCKETS: usize = 1_000_000;
 
+/// The time for which a global limit may refuse everything because the regions together have exceeded it, beyond the time in which an
+/// empty bucket becomes full. It bounds the effect of a long separation of the regions.
+const MAX_DEBT: Duration = Duration::from_secs(60);
+
 /// How often full buckets are removed.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
@@ -88,6 +107,7 @@ pub struct RateLimits {
     hasher: RandomState,
     /// The number of buckets, roughly.
     count: AtomicUsize,
+    shared: SharedCounts,
     most: usize,
     started: Instant,
     swept_at: AtomicU64,
@@ -99,6 +119,7 @@ impl Default for RateLimits {
             buckets: DashMap::new(),
             hasher: RandomState::new(),
             count: AtomicUsize::new(0),
+            shared: SharedCounts::default(),
             most: MAX_BUCKETS,
             started: Instant::now(),
             swept_at: AtomicU64::new(0),
@@ -114,7 +135,11 @@ impl RateLimits {
         let (interval, burst) = (nanos(limit.interval()).max(1), u64::from(limit.burst));
         let most = interval.saturating_mul(burst.saturating_sub(1));
         // Another rate or burst begins with full buckets.
-        let bucket_of = |key: &Key<'_>| self.hasher.hash_one((route, index, interval, burst, key));
+        let bucket_of = |key: &Key<'_>| match limit.scope {
+            Scope::Region => self.hasher.hash_one((route, index, interval, burst, key)),
+            // The same in all processes.
+            Scope::Global => BuildHasherDefault::<DefaultHasher>::default().hash_one((route, index, interval, burst, key)),
+        };
         let mut number = bucket_of(key);
         if self.count.load(Ordering::Relaxed) >= self.most && !self.buckets.contains_key(&number) {
             number = bucket_of(&Key::Overflow);
@@ -123,7 +148,6 @@ impl RateLimits {
             Entry::Vacant(free) => {
                 self.count.fetch_add(1, Ordering::Relaxed);
                 free.insert(now.saturating_add(interval));
-                Ok(())
             }
             Entry::Occupied(mut bucket) => {
                 let ahead = bucket.get().saturating_sub(now);
@@ -132,15 +156,46 @@ impl RateLimits {
                     return Err(Exceeded { burst: limit.burst, window, retry_after: Duration::from_nanos(ahead - most) });
                 }
                 *bucket.get_mut() = now.saturating_add(ahead).saturating_add(interval);
-                Ok(())
             }
         }
+        if limit.scope == Scope::Global {
+            self.shared.add(number, interval, limit.burst, now);
+        }
+        Ok(())
+    }
+
+    /// The counters of global limits, for the probes of other regions.
+    pub fn report(&self, now: Instant) -> Vec<RateCount> {
+        self.shared.report(nanos(now.saturating_duration_since(self.started)))
+    }
+
+    /// Takes the tokens of the requests that another process has admitted, and returns their number. They may have been admitted
+    /// any time since its last report, so that the tokens of that time count too.
+    pub fn learn(&self, reported: &[RateCount], now: Instant) -> u64 {
+        let now = nanos(now.saturating_duration_since(self.started));
+        self.sweep(now);
+        let mut learned = 0;
+        for growth in self.shared.merge(reported, now) {
+            learned += growth.requests;
+            if self.count.load(Ordering::Relaxed) >= self.most && !self.buckets.contains_key(&growth.key) {
+                continue;
+            }
+            let mut bucket = self.buckets.entry(growth.key).or_insert_with(|| {
+                self.count.fetch_add(1, Ordering::Relaxed);
+                0
+            });
+            let full_at = (*bucket).max(growth.since).saturating_add(growth.requests.saturating_mul(growth.interval));
+            let window = growth.interval.saturating_mul(growth.burst.into());
+            *bucket = full_at.min(now.saturating_add(window).saturating_add(nanos(MAX_DEBT)));
+        }
+        learned
     }
 
     fn sweep(&self, now: u64) {
         let last = self.swept_at.load(Ordering::Relaxed);
         let is_due = now.saturating_sub(last) >= nanos(SWEEP_EVERY);
         if is_due && self.swept_at.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.shared.sweep(now);
             self.buckets.retain(|_, full_at| *full_at > now);
             self.count.store(self.buckets.len(), Ordering::Relaxed);
             if self.buckets.len() >= self.most {
@@ -184,7 +239,7 @@ mod tests {
     use super::*;
 
     fn limit(requests: u32, period: u64, burst: u32) -> RateLimit {
-        RateLimit { by: RateKey::Client, requests, period: Duration::from_secs(period), burst }
+        RateLimit { by: RateKey::Client, requests, period: Duration::from_secs(period), burst, scope: Scope::Region }
     }
 
     fn client(last: u8) -> Key<'static> {
@@ -254,6 +309,58 @@ mod tests {
         assert_eq!(limits.buckets.len(), 200);
         assert!(limits.take(&limit, ("a", 0), &client(1), at(11)).is_ok());
         assert_eq!(limits.buckets.len(), 1);
+    }
+
+    #[test]
+    fn three_processes_admit_one_burst_together_once_they_know() {
+        let limit = RateLimit { scope: Scope::Global, ..limit(10, 1, 20) };
+        let processes = [(); 3].map(|()| RateLimits::default());
+        // All processes have the same clock here.
+        let at = |process: &RateLimits, millis| process.started + Duration::from_millis(millis);
+        let take = |process: &RateLimits, millis| process.take(&limit, ("a", 0), &Key::Route, at(process, millis)).is_ok();
+        let exchange = |millis| {
+            let reports = processes.each_ref().map(|process| process.report(at(process, millis)));
+            for process in &processes {
+                for report in &reports {
+                    process.learn(report, at(process, millis));
+                }
+            }
+        };
+        let mut admitted = Vec::new();
+        // Twenty seconds of constant pressure on all three, with an exchange each second.
+        for millis in (0..20_000).step_by(10) {
+            admitted.push(processes.iter().filter(|process| take(process, millis)).count());
+            if millis % 1000 == 990 {
+                exchange(millis);
+            }
+        }
+        let total: usize = admitted.iter().sum();
+        let (alone, others) = (20 + 10 * 20, 2 * (20 + 10));
+        assert!(
+            (alone..=alone + others).contains(&total),
+            "{total}: a burst and the rate, and what two others admit in a second"
+        );
+        let later: usize = admitted[1000..].iter().sum();
+        assert!(later <= 10 * 10 + others, "{later} in the last ten seconds");
+    }
+
+    #[test]
+    fn regions_that_meet_again_owe_a_minute_at_most() {
+        let limit = RateLimit { scope: Scope::Global, ..limit(10, 1, 20) };
+        let (one, two) = (RateLimits::default(), RateLimits::default());
+        let take = |process: &RateLimits, millis| {
+            process.take(&limit, ("a", 0), &Key::Route, process.started + Duration::from_millis(millis)).is_ok()
+        };
+        assert!(take(&one, 0) && take(&two, 0));
+        two.learn(&one.report(one.started), two.started);
+        let served = (0..120_000).step_by(50).filter(|millis| take(&one, *millis) && take(&two, *millis)).count();
+        assert!((1_200..1_230).contains(&served), "{served}: both at the full rate while they are separate");
+        let later = 120_000;
+        let learned =
+            two.learn(&one.report(one.started + Duration::from_millis(later)), two.started + Duration::from_millis(later));
+        assert!(learned > 1_200, "{learned}");
+        let wait = (later..).step_by(100).find(|millis| take(&two, *millis)).unwrap() - later;
+        assert!((55_000..=62_000).contains(&wait), "{wait} ms");
     }
 
     #[test]

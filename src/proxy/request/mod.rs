@@ -15,7 +15,7 @@ mod tunnel;
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, ORIGIN, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
@@ -36,6 +36,7 @@ use crate::model::outcome::{Code, Rule};
 use crate::model::region::RegionId;
 use crate::peer::fields;
 use crate::peer::probe::Report;
+use crate::peer::rates::RateCount;
 use crate::peer::response::ACCEPTED;
 use crate::transport::tls::ACME_PATH;
 
@@ -417,12 +418,12 @@ fn is_probe(connection: &ConnectionContext, request: &Request<Body>) -> bool {
 fn respond_to_probe(worker: &Worker) -> Response<Body> {
     let snapshot = worker.snapshot();
     let mut response = reply::status_only(StatusCode::NO_CONTENT);
-    region_report(&snapshot, worker.is_draining()).write(response.headers_mut());
+    region_report(&snapshot, worker.is_draining(), worker.shared.rates.report(Instant::now())).write(response.headers_mut());
     response
 }
 
 /// The state of this region, for probes.
-pub fn region_report(snapshot: &Snapshot, is_draining: bool) -> Report {
+pub fn region_report(snapshot: &Snapshot, is_draining: bool, rates: Vec<RateCount>) -> Report {
     let down = snapshot.services.all().filter(|service| !service.any_up());
     Report {
         is_draining,
@@ -431,5 +432,6 @@ pub fn region_report(snapshot: &Snapshot, is_draining: bool) -> Report {
         upstream_time: snapshot.services.answer_time(),
         policy: Some(snapshot.policy().hash),
         directory: snapshot.judging.table_version(),
+        rates,
     }
 }
