@@ -19,6 +19,7 @@ pub mod geoip;
 pub mod http;
 pub mod metrics;
 pub mod model;
+pub mod passwords;
 pub mod peer;
 pub mod probes;
 pub mod proxy;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -17,6 +17,7 @@ use crate::geoip::GeoIp;
 use crate::http::pool::Gateway;
 use crate::model::day::Day;
 use crate::model::region::{RegionId, Registry};
+use crate::passwords::Passwords;
 use crate::proxy::Snapshot;
 use crate::proxy::connection::{ListenerConfig, Security};
 use crate::proxy::ingress::ListenerOptions;
@@ -115,6 +116,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
         or_before(tokens(&settings, before), tokens_before, "the previous token keys are kept", &mut kept)?;
     let seal = settings.seal.as_ref().map(Seal::open_keys).transpose()?.map(Arc::new);
     let (services, upstream_stamps) = services(&settings, before)?;
+    let passwords = passwords(&settings)?;
     files::check_unchanged(&all)?;
     all.extend(table_stamps);
     let judging = engine::snapshot::JudgingSnapshot {
@@ -132,6 +134,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
         privacy: settings.privacy.clone(),
         cors_origins: settings.cors_origins.clone(),
         actions: settings.actions.clone(),
+        passwords,
         tokens,
         seal,
         services,
@@ -207,6 +210,10 @@ fn services(settings: &Settings, before: Option<&Built>) -> Result<(Arc<Services
     Ok((services, stamps))
 }
 
+fn passwords(settings: &Settings) -> Result<HashMap<PathBuf, Arc<Passwords>>, StartError> {
+    settings.password_files().map(|file| Ok((file.clone(), Arc::new(Passwords::read(file)?)))).collect()
+}
+
 /// Loads everything that judgement needs, without sockets and certificates.
 pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Arc<engine::snapshot::JudgingSnapshot>, StartError> {
     let mut registry = Registry::default();
@@ -239,6 +246,7 @@ pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), 
     wrong.extend(directory(&settings, &registry, None, false).err());
     wrong.extend(tokens(&settings, None).err());
     wrong.extend(settings.seal.as_ref().and_then(|seal| Seal::open_keys(seal).err()).map(StartError::from));
+    wrong.extend(passwords(&settings).err());
     wrong.extend(Services::new(&settings.services, None, |_, _| false).err().map(StartError::from));
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }

@@ -128,6 +128,7 @@ pub fn of_settings(settings: &Settings) -> Vec<PathBuf> {
         files.extend(peers.revoked.iter().cloned());
     }
     files.extend(settings.service_files().cloned());
+    files.extend(settings.password_files().cloned());
     files.extend(settings.seal.as_ref().map(|settings| settings.file().to_owned()));
     files
 }

@@ -33,6 +33,7 @@ use crate::metrics::Metrics;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Vitals;
+use crate::passwords::PasswordError;
 use crate::proxy::Phase;
 use crate::proxy::admission::overload::Overload;
 use crate::proxy::admission::rate_limit::RateLimits;
@@ -84,6 +85,8 @@ pub enum StartError {
     Tokens(#[from] KeysError),
     #[error(transparent)]
     Acme(#[from] AcmeError),
+    #[error(transparent)]
+    Passwords(#[from] PasswordError),
     #[error(transparent)]
     Seal(#[from] SealError),
     #[error(transparent)]

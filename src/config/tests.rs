@@ -327,6 +327,17 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "latency: { every: 1m }\nroutes:\n  - { name: a, match: {}, data: public, home: [latency], rate_limit: { rate: 1/s, scope: global } }\n",
         "a rate limit with `scope: global` needs `latency.every` of at most 20s",
     ),
+    (
+        "data: public, home",
+        "auth: { passwords: a, realm: 'a\"b' }, data: public, home",
+        "a realm has only ASCII characters, without quotes",
+    ),
+    ("data: public, home", "auth: { passwords: a, path: /x }, data: public, home", "routes[0].auth: unknown key `path`"),
+    (
+        "data: public, home",
+        "auth: { path: /x }, data: public, home",
+        "name the service that decides, such as `auth`, or a file of `passwords`",
+    ),
     ("data: public, home", "priority: urgent, data: public, home", "routes[0].priority: `urgent` is not a valid value"),
     ("users: {", "overload: { memory: { shed: 90% } }\nusers: {", "overload.memory: `shed` must be less than `stop`"),
     ("users: {", "overload: { event_loop: { stop: 2 } }\nusers: {", "overload.event_loop.stop: `2` is not a valid duration"),

@@ -267,6 +267,7 @@ fn reason(code: Code) -> &'static str {
         | Code::ResponseWithheld
         | Code::NoLongerCleared
         | Code::ClientDenied
+        | Code::PasswordRefused
         | Code::RateLimited
         | Code::PeersDisagree
         | Code::PeerMalformed

@@ -68,6 +68,8 @@ codes! {
     ServiceMissing = "failover.service_missing",
     /// The route does not admit clients of this network.
     ClientDenied = "route.client_denied",
+    /// The route needs a user name and a password, and the request has none, or not the right ones.
+    PasswordRefused = "route.password_refused",
     /// The request exceeds a rate limit of its route.
     RateLimited = "route.rate_limited",
     /// A peer sent a request that this region does not own or may not process.

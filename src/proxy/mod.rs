@@ -18,6 +18,7 @@ pub mod request;
 pub mod worker;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use crate::engine;
 use crate::http::pool::Gateway;
 use crate::model::region::RegionId;
 use crate::model::vitals::Vitals;
+use crate::passwords::Passwords;
 use crate::services::Services;
 use crate::session::Seal;
 use crate::tokens::Tokens;
@@ -50,6 +52,8 @@ pub struct Snapshot {
     pub cors_origins: Vec<Box<str>>,
     /// The actions of the policy's routes, by their numbers.
     pub actions: Vec<Option<Arc<Actions>>>,
+    /// The password files that the actions name.
+    pub passwords: HashMap<PathBuf, Arc<Passwords>>,
     pub tokens: Option<Arc<Tokens>>,
     pub seal: Option<Arc<Seal>>,
     pub services: Arc<Services>,

@@ -16,7 +16,7 @@ pub const fn status_of(code: Code) -> StatusCode {
     match code {
         Code::RouteNone => StatusCode::NOT_FOUND,
         Code::HomeUnresolved | Code::ClientDenied => StatusCode::FORBIDDEN,
-        Code::TokenUnverified | Code::CredentialUnread => StatusCode::UNAUTHORIZED,
+        Code::TokenUnverified | Code::CredentialUnread | Code::PasswordRefused => StatusCode::UNAUTHORIZED,
         Code::NowhereCleared
         | Code::EvidenceTooWeak
         | Code::HomeNotCleared
@@ -54,6 +54,7 @@ const fn sentence(code: Code) -> &'static str {
         Code::RouteNone => "There is no service at this address.",
         Code::HomeUnresolved => "The region of this request could not be determined.",
         Code::ClientDenied => "Clients of this network may not use this service.",
+        Code::PasswordRefused => "This page needs a user name and a password.",
         Code::RateLimited => "There were too many requests. Try again later.",
         Code::TokenUnverified => "The token of this request is not valid. Get a new one and try again.",
         Code::CredentialUnread => "Credentials of this kind are not supported. Use a bearer token.",
@@ -127,6 +128,7 @@ const fn proxy_error(code: Code) -> &'static str {
         | Code::ResponseWithheld
         | Code::ClientDenied
         | Code::RateLimited
+        | Code::PasswordRefused
         | Code::Misdirected
         | Code::PeerMalformed
         | Code::NoLongerCleared
@@ -318,7 +320,7 @@ const fn call_status(code: Code) -> u16 {
     const UNAUTHENTICATED: u16 = 16;
     match code {
         Code::UpstreamTimeout | Code::DeadlineExceeded | Code::RequestTimeout => DEADLINE_EXCEEDED,
-        Code::EvidenceTooWeak | Code::TokenUnverified | Code::CredentialUnread => UNAUTHENTICATED,
+        Code::EvidenceTooWeak | Code::TokenUnverified | Code::CredentialUnread | Code::PasswordRefused => UNAUTHENTICATED,
         Code::HomeUnresolved
         | Code::ClientDenied
         | Code::NowhereCleared

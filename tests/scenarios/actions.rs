@@ -440,6 +440,57 @@ fn a_service_of_the_same_region_decides_which_requests_pass() {
 }
 
 #[test]
+fn a_route_asks_for_a_password_at_the_owner() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    // `htpasswd -nbB -C 4 alice "open sesame"`
+    let line = bcrypt::hash_with_result("open sesame", 4).unwrap().format_for_version(bcrypt::Version::TwoY);
+    std::fs::write(file.path(), format!("alice:{line}\n")).unwrap();
+    let world = world(&format!(
+        "  - {{ name: staff, match: {{ path: \"/staff/{{user}}\" }}, {OWNED}, auth: {{ passwords: \"{}\", realm: Staff, header: x-auth-user }} }}",
+        file.path().display()
+    ));
+    let basic = |pair: &str| format!("Basic {}", base64::Engine::encode(&base64::prelude::BASE64_STANDARD, pair));
+    for proxy in [world.eu(), world.us()] {
+        let wrong =
+            [basic("alice:open"), basic("bob:open sesame"), basic("alice"), "Basic !".into(), "Bearer x".into(), String::new()];
+        for value in &wrong {
+            let refused = get(proxy.http, "/staff/alice", &[("authorization", value), ("x-auth-user", "alice")]);
+            assert_eq!(
+                (refused.status, refused.code().as_str()),
+                (StatusCode::UNAUTHORIZED, "route.password_refused"),
+                "{value}"
+            );
+            assert_eq!(refused.headers["www-authenticate"], "Basic realm=\"Staff\", charset=\"UTF-8\"");
+        }
+        let twice = [("authorization", basic("alice:open sesame")), ("authorization", basic("alice:open sesame"))];
+        let twice: Vec<_> = twice.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(get(proxy.http, "/staff/alice", &twice).status, StatusCode::UNAUTHORIZED);
+    }
+    world.eu().upstream().assert_no_requests();
+    let right = basic("alice:open sesame");
+    for proxy in [world.eu(), world.us()] {
+        let fields = [("authorization", right.as_str()), ("x-auth-user", "mallory"), ("x_auth_user", "mallory")];
+        assert_eq!(get(proxy.http, "/staff/alice", &fields).text(), "eu-west");
+    }
+    for seen in world.eu().upstream().seen() {
+        assert_eq!(seen.headers.get_all("x-auth-user").iter().collect::<Vec<_>>(), ["alice"]);
+        assert!(!seen.headers.contains_key("authorization") && !seen.headers.contains_key("x_auth_user"));
+    }
+    world.assert_no_requests(&["ap-northeast"]);
+    world.us().upstream().assert_no_requests();
+    // Another file counts from the next request on, also for a password that was right before.
+    std::fs::write(file.path(), format!("bob:{line}\n")).unwrap();
+    world.eu().reload().unwrap();
+    eventually("alice is refused", || {
+        get(world.eu().http, "/staff/alice", &[("authorization", &right)]).status == StatusCode::UNAUTHORIZED
+    });
+    std::fs::write(file.path(), "bob:plain\n").unwrap();
+    let error = world.eu().reload().unwrap_err();
+    assert!(error.contains("line 1 is not a user and a bcrypt hash") && !error.contains("plain"), "{error}");
+    assert_eq!(get(world.eu().http, "/staff/alice", &[("authorization", &basic("bob:open sesame"))]).status, StatusCode::OK);
+}
+
+#[test]
 fn a_global_rate_limit_counts_the_requests_of_all_regions() {
     let world = world(
         "  - { name: all, match: { path: /all }, data: public, home: [latency], rate_limit: { rate: 1/h, burst: 6, by: route, scope: global } }

@@ -191,6 +191,7 @@ fn a_service_in_dns_has_ports_weights_and_priorities() {
     zone.set("_http._tcp.eu.test", records(9));
     eventually_only(&world, &["one", "two"]);
     let answers: Vec<_> = (0..300).map(|_| ask(&world)).collect();
+    assert!(answers.iter().all(|answer| answer != "three"), "a higher priority is not used");
     let light = answers.iter().filter(|answer| *answer == "two").count();
     assert!((5..75).contains(&light), "about a tenth: {light} of 300");
 }

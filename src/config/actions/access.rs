@@ -1,11 +1,12 @@
 //! Who may use a route: client networks and authorization.
 
+use http::header::HeaderValue;
 use ipnet::IpNet;
 
-use super::super::reader::Field;
+use super::super::reader::{Field, Section};
 use super::FindService;
 use super::message::{read_base, read_name, slash_if_empty};
-use crate::proxy::actions::{ClientNetworks, ForwardAuth};
+use crate::proxy::actions::{Auth, BasicAuth, ClientNetworks, ForwardAuth};
 
 pub(super) fn read_clients(field: &Field<'_>) -> Option<ClientNetworks> {
     let section = field.section()?;
@@ -37,10 +38,13 @@ pub fn read_networks(field: &Field<'_>) -> Option<Vec<IpNet>> {
     networks.into_iter().collect()
 }
 
-/// Reads `{ service: auth, path: /verify, copy: [x-auth-user] }`.
-pub(super) fn read_auth<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Option<ForwardAuth> {
+/// Reads `{ service: auth, path: /verify, copy: [x-auth-user] }`, or `{ passwords: FILE, realm: NAME, header: x-auth-user }`.
+pub(super) fn read_auth<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Option<Auth> {
     let section = field.section()?;
-    let service = section.required("service", "name the service that decides, such as `auth`");
+    if let Some(file) = section.optional("passwords") {
+        return read_basic(&section, &file).map(Auth::Basic);
+    }
+    let service = section.required("service", "name the service that decides, such as `auth`, or a file of `passwords`");
     let service = service.and_then(|field| find_service(&field, true));
     let path = section.required("path", "name the path to request, such as `/verify`").and_then(|field| read_base(&field));
     let copy = section.optional("copy").map_or(Some(Vec::new()), |field| {
@@ -48,5 +52,18 @@ pub(super) fn read_auth<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>
         names.into_iter().collect()
     });
     section.finish();
-    Some(ForwardAuth { service: service?, path: slash_if_empty(path?), copy: copy? })
+    Some(Auth::Forward(ForwardAuth { service: service?, path: slash_if_empty(path?), copy: copy? }))
+}
+
+fn read_basic(section: &Section<'_>, file: &Field<'_>) -> Option<BasicAuth> {
+    let file = file.text().map(Into::into);
+    let challenge = section.optional("realm").map_or(Some("restricted"), |field| {
+        let realm = field.text()?;
+        let is_plain = realm.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'));
+        if is_plain { Some(realm) } else { field.report("a realm has only ASCII characters, without quotes and backslashes") }
+    });
+    let header = section.optional("header").map_or(Some(None), |field| read_name(&field, field.text()?).map(Some));
+    section.finish();
+    let challenge = HeaderValue::try_from(format!("Basic realm=\"{}\", charset=\"UTF-8\"", challenge?)).ok()?;
+    Some(BasicAuth { file: file?, challenge, header: header? })
 }

@@ -17,7 +17,7 @@ use crate::geoip;
 use crate::model::region::RegionId;
 use crate::model::service::ServiceId;
 use crate::probes;
-use crate::proxy::actions::Actions;
+use crate::proxy::actions::{Actions, Auth};
 use crate::proxy::admission::overload;
 use crate::proxy::intake::{self, AddressSource};
 use crate::proxy::{Limits, Privacy};
@@ -92,6 +92,14 @@ impl Settings {
     /// The files that the local region's services name.
     pub fn service_files(&self) -> impl Iterator<Item = &PathBuf> {
         self.services.iter().flat_map(|(_, service)| service.files())
+    }
+
+    /// The password files that routes name.
+    pub fn password_files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.actions.iter().flatten().filter_map(|actions| match actions.auth.as_ref()? {
+            Auth::Basic(basic) => Some(&basic.file),
+            Auth::Forward(_) => None,
+        })
     }
 
     /// The certificates that come from ACME servers.

@@ -12,7 +12,11 @@ mod rewrite;
 mod split;
 mod template;
 
-use http::HeaderName;
+use std::path::PathBuf;
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use crate::http::compression::Coding;
@@ -39,7 +43,7 @@ pub struct Actions {
     pub clients: ClientNetworks,
     pub rate_limits: Vec<RateLimit>,
     pub split: Option<Split>,
-    pub auth: Option<ForwardAuth>,
+    pub auth: Option<Auth>,
     pub cors: Option<Cors>,
     /// The response of the proxy itself, instead of one of an app server.
     pub answer: Option<Answer>,
@@ -55,7 +59,10 @@ pub struct Actions {
 impl Actions {
     /// Whether the route decides about this field of a request, so that a client cannot set it, for example in a trailer.
     pub fn govern_request_field(&self, name: &str) -> bool {
-        let copied = self.auth.iter().flat_map(|auth| &auth.copy);
+        let copied = self.auth.iter().flat_map(|auth| match auth {
+            Auth::Forward(auth) => &auth.copy[..],
+            Auth::Basic(auth) => auth.header.as_slice(),
+        });
         let edits = &self.request_headers;
         let mut names = copied.chain(&edits.remove).chain(edits.set.iter().map(|(name, _)| name));
         names.any(|governed| is_same_name(governed, name))
@@ -75,6 +82,36 @@ impl ClientNetworks {
     pub fn admit(&self, client: std::net::IpAddr) -> bool {
         let is_in = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&client));
         (self.allow.is_empty() || is_in(&self.allow)) && !is_in(&self.deny)
+    }
+}
+
+/// Who decides whether a request may pass.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Auth {
+    Forward(ForwardAuth),
+    Basic(BasicAuth),
+}
+
+/// User names and passwords (RFC 7617).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BasicAuth {
+    pub file: PathBuf,
+    /// The value of `WWW-Authenticate`.
+    pub challenge: HeaderValue,
+    /// The field that names the user to the app server.
+    pub header: Option<HeaderName>,
+}
+
+impl BasicAuth {
+    /// The user name and the password of a request (RFC 7617 section 2); `None` if it has none, or several.
+    pub fn presented(&self, headers: &HeaderMap) -> Option<(String, String)> {
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        let value = values.next().filter(|_| values.next().is_none())?.to_str().ok()?;
+        let (scheme, encoded) = value.split_once(' ')?;
+        let decoded = BASE64_STANDARD.decode(encoded.trim()).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
+        let (user, password) =
+            String::from_utf8(decoded).ok()?.split_once(':').map(|(user, password)| (user.into(), password.into()))?;
+        Some((user, password))
     }
 }
 

@@ -1,10 +1,11 @@
 //! The state that all steps of one request share.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::header::WWW_AUTHENTICATE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
 use tokio::time::Instant;
@@ -51,6 +52,8 @@ pub(super) struct Context {
     pub origin: Option<HeaderValue>,
     /// The rate limit that the request exceeds.
     pub exceeded: Cell<Option<Exceeded>>,
+    /// The challenge of the route's passwords, which the request has not met.
+    pub challenge: RefCell<Option<HeaderValue>>,
     /// An app server or a peer may have received the request.
     pub may_have_arrived: bool,
     is_http1: bool,
@@ -75,6 +78,7 @@ impl Context {
             coding: None,
             origin: None,
             exceeded: Cell::new(None),
+            challenge: RefCell::default(),
             may_have_arrived: false,
             is_http1: parts.version < Version::HTTP_2,
             wants_html: reply::wants_html(&parts.headers),
@@ -182,6 +186,9 @@ impl Context {
         let mut response = reply::refusal(shown, &recipient);
         if let Some(exceeded) = self.exceeded.get().filter(|_| code == Code::RateLimited) {
             exceeded.write(response.headers_mut());
+        }
+        if let Some(challenge) = self.challenge.take().filter(|_| code == Code::PasswordRefused) {
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }
         let bytes = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
         self.log.response_body.bytes.set(bytes);

@@ -21,7 +21,7 @@ use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::service::ServiceId;
 use crate::model::user::Proof;
-use crate::proxy::actions::{Actions, Cors, ForwardAuth, remove_in_any_spelling};
+use crate::proxy::actions::{Actions, Auth, BasicAuth, Cors, ForwardAuth, remove_in_any_spelling};
 use crate::proxy::admission::network_of;
 use crate::proxy::intake::cookies;
 use crate::services::{Balance, HashKey, Preference, Selection, Upstream};
@@ -150,6 +150,10 @@ impl Forwarding<'_> {
                 request.headers_mut().append(name, value.clone());
             }
         }
+        if let Some(Auth::Basic(_)) = &actions.auth {
+            // The password is for this proxy.
+            remove_in_any_spelling(request.headers_mut(), &AUTHORIZATION);
+        }
         let edits = &actions.request_headers;
         if !edits.is_empty() {
             let judged = self.lease.judged();
@@ -171,6 +175,15 @@ impl Forwarding<'_> {
         if self.done.authorization.borrow().is_some() || self.answers_preflight() {
             return Ok(None);
         }
+        let auth = match auth {
+            Auth::Basic(basic) => {
+                let user = self.admit_by_password(basic, permitted.request().headers()).await?;
+                let named = basic.header.iter().map(|header| (header.clone(), vec![user.clone()]));
+                self.done.authorization.replace(Some(named.collect()));
+                return Ok(None);
+            }
+            Auth::Forward(auth) => auth,
+        };
         let response = self.ask(auth, permitted).await?;
         if !response.head.status.is_success() {
             return Ok(Some(response));
@@ -178,6 +191,22 @@ impl Forwarding<'_> {
         let values = |name| response.head.headers.get_all(name).iter().cloned().collect();
         self.done.authorization.replace(Some(auth.copy.iter().map(|name| (name.clone(), values(name))).collect()));
         Ok(None)
+    }
+
+    /// Checks the user name and the password of a request; returns the name.
+    async fn admit_by_password(&self, basic: &BasicAuth, headers: &HeaderMap) -> Result<HeaderValue, Stopped> {
+        if let (Some(passwords), Some((user, password))) =
+            (self.context.snapshot.passwords.get(&basic.file), basic.presented(headers))
+        {
+            let admitted = pin!(passwords.admit(&user, password.as_bytes()));
+            if self.while_cleared(admitted).await?
+                && let Ok(user) = HeaderValue::from_str(&user)
+            {
+                return Ok(user);
+            }
+        }
+        self.context.challenge.replace(Some(basic.challenge.clone()));
+        Err(Code::PasswordRefused.into())
     }
 
     /// Asks until an upstream of the authorization service responds. The question may be repeated, because it is a GET.

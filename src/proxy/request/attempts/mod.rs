@@ -321,5 +321,5 @@ impl Forwarding<'_> {
 
 /// Whether the route itself refuses the request, which no earlier failure explains.
 const fn is_of_route(code: Code) -> bool {
-    matches!(code, Code::ClientDenied | Code::RateLimited)
+    matches!(code, Code::ClientDenied | Code::RateLimited | Code::PasswordRefused)
 }
