@@ -87,8 +87,8 @@ const CALLERS: &[(&str, &[&str], &str)] = &[
     (".redeem(", &["http/pool/upstream.rs", "http/pool/peers.rs"], "only the pools send requests"),
     (
         ".with_question(",
-        &["proxy/request/attempts/actions.rs", "proxy/request/attempts/peer.rs"],
-        "a question beside a permitted request has no ledger line of its own",
+        &["proxy/request/attempts/actions.rs", "proxy/request/attempts/mirror.rs", "proxy/request/attempts/peer.rs"],
+        "a question beside a permitted request, or a copy of it, has no ledger line of its own",
     ),
     (
         "Permitted::without_user_data(",

@@ -298,6 +298,7 @@ fn shared(
         connections: Connections::default(),
         requests: Arc::default(),
         compressions: Arc::default(),
+        mirrors: Arc::default(),
         rates: RateLimits::default(),
         overload: Overload::of(worker_count),
         handshakes: Gauge::default(),

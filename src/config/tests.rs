@@ -338,6 +338,13 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "auth: { path: /x }, data: public, home",
         "name the service that decides, such as `auth`, or a file of `passwords`",
     ),
+    (
+        "data: public, home",
+        "mirror: { service: app }, data: public, home",
+        "routes[0].mirror: `share` is missing: write the share of the reads",
+    ),
+    ("data: public, home", "mirror: { service: app, share: 101% }, data: public, home", "`101%` is not a valid percentage"),
+    ("data: public, home", "mirror: { service: next, share: 1% }, data: public, home", "unknown service `next`"),
     ("data: public, home", "priority: urgent, data: public, home", "routes[0].priority: `urgent` is not a valid value"),
     ("users: {", "overload: { memory: { shed: 90% } }\nusers: {", "overload.memory: `shed` must be less than `stop`"),
     ("users: {", "overload: { event_loop: { stop: 2 } }\nusers: {", "overload.event_loop.stop: `2` is not a valid duration"),

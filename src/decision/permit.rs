@@ -66,7 +66,7 @@ impl<R> Permitted<R> {
         &mut self.request
     }
 
-    /// Permits a question about this request to the same stop, under the same ledger line.
+    /// Permits a question about this request, or a copy of it, to the same stop under the same ledger line.
     pub fn with_question<Q>(&self, question: Q) -> Permitted<Q> {
         Permitted { request: question, region: self.region, validity: self.validity.clone() }
     }

@@ -39,6 +39,8 @@ pub struct Shared {
     pub requests: Arc<Gauge>,
     /// Responses that are being compressed.
     pub compressions: Arc<Gauge>,
+    /// Copies of requests for mirrors in flight.
+    pub mirrors: Arc<Gauge>,
     pub rates: RateLimits,
     pub overload: Overload,
     /// TLS handshakes in progress.

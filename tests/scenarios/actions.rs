@@ -439,6 +439,85 @@ fn a_service_of_the_same_region_decides_which_requests_pass() {
     [world.us(), world.jp()].iter().for_each(|region| region.upstreams.iter().for_each(Recorder::assert_no_requests));
 }
 
+const MIRRORED: &str = "  - { name: mirrored, match: { path: \"/mirrored/{user}/**\" }, service: app, data: personal, home: [directory, refuse], mirror: { service: next, share: 100% }, rewrite: { strip_prefix: /mirrored }, request_headers: { set: { x-region: \"{region}\" } } }";
+
+#[test]
+fn reads_are_mirrored_within_their_region_and_change_nothing() {
+    let upstreams = |name: &'static str| {
+        let broken = Recorder::with(Arc::new(|request, seen| {
+            Box::pin(async move {
+                remember(request, &seen).await;
+                let mut response = Response::new(whole("x".repeat(3 << 20)));
+                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                response.headers_mut().insert("set-cookie", "a=b".parse().unwrap());
+                response
+            })
+        }));
+        vec![Recorder::start(name), broken.of_service("next")]
+    };
+    let world = world_with(MIRRORED, upstreams);
+    let mirror = world.eu().upstream_of("next");
+    for (count, proxy) in (1..).zip([world.eu(), world.us(), world.eu()]) {
+        let answer = get(proxy.http, "/mirrored/alice/1?a=b", &[("cookie", "c=d")]);
+        assert_eq!((answer.status, answer.text()), (StatusCode::OK, "eu-west"));
+        assert!(!answer.headers.contains_key("set-cookie"));
+        eventually("the mirror has its copy", || mirror.seen().len() == count);
+    }
+    for copy in mirror.seen() {
+        assert_eq!(
+            (copy.target.as_str(), &copy.headers["x-region"]),
+            ("/alice/1?a=b", &http::HeaderValue::from_static("eu-west"))
+        );
+        assert!(!copy.headers.contains_key("domicile-request"));
+    }
+    // Writes are not repeated, and without the mirror the route goes on.
+    assert_eq!(post(world.us().http, "/mirrored/alice/1", &[], "x").text(), "eu-west");
+    assert_eq!(post(world.eu().http, "/mirrored/alice/1", &[], "").text(), "eu-west");
+    mirror.crash();
+    assert_eq!(get(world.us().http, "/mirrored/alice/2", &[]).text(), "eu-west");
+    assert_eq!((mirror.seen().len(), world.eu().upstream_of("app").seen().len()), (3, 6));
+    for region in [world.us(), world.jp()] {
+        region.upstreams.iter().for_each(Recorder::assert_no_requests);
+    }
+}
+
+#[test]
+fn a_mirrored_read_ends_when_it_is_no_longer_cleared() {
+    /// Counts when it is dropped.
+    struct Ends(Arc<std::sync::atomic::AtomicUsize>);
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+    let ended: Arc<std::sync::atomic::AtomicUsize> = Arc::default();
+    let count = Arc::clone(&ended);
+    let upstreams = move |name: &'static str| {
+        let count = Arc::clone(&count);
+        let endless = Recorder::with(Arc::new(move |request, seen| {
+            let ends = Ends(Arc::clone(&count));
+            Box::pin(async move {
+                remember(request, &seen).await;
+                std::future::pending::<()>().await;
+                drop(ends);
+                Response::new(whole(""))
+            })
+        }));
+        vec![Recorder::start(name), endless.of_service("next")]
+    };
+    let rules = RULES.replace("routes:\n", &format!("routes:\n{MIRRORED}\n"));
+    let rules: std::collections::BTreeMap<_, _> = NAMES.into_iter().map(|name| (name, rules.clone())).collect();
+    let world = World::planned(Plan { rules: rules.clone(), upstreams: Box::new(upstreams), ..Plan::default() });
+    assert_eq!(get(world.eu().http, "/mirrored/alice/1", &[]).text(), "eu-west");
+    eventually("the mirror has the copy", || world.eu().upstream_of("next").seen().len() == 1);
+    world.eu().reload().unwrap();
+    assert_eq!(ended.load(std::sync::atomic::Ordering::SeqCst), 0, "a reload that changes nothing ends nothing");
+    std::fs::write(world.folder.path().join("users-eu-west.csv"), "user,home\nalice,us-east\nbob,us-east\nchika,ap-northeast\n")
+        .unwrap();
+    world.eu().reload().unwrap();
+    eventually("the copy has ended", || ended.load(std::sync::atomic::Ordering::SeqCst) == 1);
+}
+
 #[test]
 fn a_route_asks_for_a_password_at_the_owner() {
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::decision::policy::route::Pattern;
 use crate::model::service::ServiceId;
 use crate::proxy::Limits;
-use crate::proxy::actions::{Actions, Answer, ClientNetworks, Edits, Rewrite, Split};
+use crate::proxy::actions::{Actions, Answer, ClientNetworks, Edits, Mirror, Rewrite, Split};
 use crate::proxy::admission::overload::Priority;
 use crate::proxy::admission::rate_limit::{RateKey, Scope};
 
@@ -93,6 +93,7 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
     let clients = section.optional("clients").map_or(Some(ClientNetworks::default()), |field| read_clients(&field));
     let rate_limits = section.optional("rate_limit").map_or(Some(Vec::new()), |field| read_rate_limits(&field));
     let split = section.optional("split").map_or(Some(None), |field| read_split(&field, find_service).map(Some));
+    let mirror = section.optional("mirror").map_or(Some(None), |field| read_mirror(&field, find_service).map(Some));
     let cors = section.optional("cors").map_or(Some(None), |field| read_cors(&field).map(Some));
     let redirect = section.optional("redirect").map(|field| (read_redirect(&field).map(Answer::Redirect), field));
     let respond = section.optional("respond").map(|field| (read_respond(&field).map(Answer::Respond), field));
@@ -115,6 +116,7 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
         split,
         clients: clients?,
         rate_limits: rate_limits?,
+        mirror: mirror?,
         auth: auth?,
         cors: cors?,
         answer: answer?,
@@ -125,6 +127,16 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
         limits: None,
     };
     Some(ActionsDraft { actions, limits: limits?, first_of_split })
+}
+
+/// Reads `{ service: app-next, share: 10% }`.
+fn read_mirror<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Option<Mirror> {
+    let section = field.section()?;
+    let service = section.required("service", "name the service that gets copies of reads");
+    let service = service.and_then(|field| find_service(&field, false));
+    let share = section.required("share", "write the share of the reads, such as `10%`").and_then(|field| field.percent());
+    section.finish();
+    Some(Mirror { service: service?, percent: share? })
 }
 
 const SPLIT_HELP: &str = "a split needs at least two services, and a weight above 0, such as `[{ service: app, weight: 95 }, \

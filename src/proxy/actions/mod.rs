@@ -43,6 +43,7 @@ pub struct Actions {
     pub clients: ClientNetworks,
     pub rate_limits: Vec<RateLimit>,
     pub split: Option<Split>,
+    pub mirror: Option<Mirror>,
     pub auth: Option<Auth>,
     pub cors: Option<Cors>,
     /// The response of the proxy itself, instead of one of an app server.
@@ -83,6 +84,15 @@ impl ClientNetworks {
         let is_in = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&client));
         (self.allow.is_empty() || is_in(&self.allow)) && !is_in(&self.deny)
     }
+}
+
+/// Another service that gets copies of reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mirror {
+    /// A service of the same region.
+    pub service: ServiceId,
+    /// The share of the reads.
+    pub percent: u8,
 }
 
 /// Who decides whether a request may pass.

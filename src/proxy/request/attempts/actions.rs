@@ -35,6 +35,8 @@ use super::{Forwarding, Stopped};
 pub(in crate::proxy::request) struct ActionsDone {
     /// The request was counted towards the rate limits.
     is_admitted: Cell<bool>,
+    /// The request has its copy for the mirror, or needs none.
+    pub(super) is_mirrored: Cell<bool>,
     /// The fields of the authorization service's response for the app server, once it has let the request pass.
     authorization: RefCell<Option<Vec<CopiedField>>>,
 }

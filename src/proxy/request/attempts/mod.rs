@@ -3,6 +3,7 @@
 
 mod actions;
 pub(super) mod forward;
+mod mirror;
 mod peer;
 mod plan;
 
@@ -23,6 +24,7 @@ use crate::http::pool::{BoxedRequest, Gateway};
 use crate::http::sent::Sent;
 use crate::model::outcome::{Code, Rule};
 use crate::model::region::RegionId;
+use crate::model::service::ServiceId;
 use crate::peer::fields;
 
 use crate::proxy::actions::set_path;
@@ -40,6 +42,8 @@ struct Copies {
     spare: Option<BoxedRequest>,
     /// The headers and the target as they were before `prepare` adapted them, if another attempt may need them.
     original: Option<(HeaderMap, Uri)>,
+    /// The copy for the mirror of the route.
+    mirror: Option<(ServiceId, BoxedRequest)>,
     has_another: bool,
 }
 
@@ -124,15 +128,7 @@ impl Forwarding<'_> {
         let (mut last, mut is_retry) = (None, false);
         loop {
             if !self.is_current(&attempts) {
-                if self.lease.has_ended() {
-                    return Err(self.context.ended_code(self.intake).into());
-                }
-                let judged = self.rejudge().await;
-                match &judged.decision.verdict {
-                    Verdict::Proceed(itinerary) => attempts.follow(itinerary.clone(), judged.moment.clone()),
-                    Verdict::Redirect(_) => return Err(Code::NoLongerCleared.into()),
-                    Verdict::Refuse(code) => return Err((*code).into()),
-                }
+                self.follow_newest(&mut attempts).await?;
             }
             let service = self.service(&attempts);
             let preference = self.preference(service, &request);
@@ -159,7 +155,11 @@ impl Forwarding<'_> {
                 self.lease.leave();
                 continue;
             }
-            let Copies { spare, original, has_another } = self.prepare(&target, permitted.request_mut(), &attempts, is_second);
+            let Copies { spare, original, mirror, has_another } =
+                self.prepare(&target, permitted.request_mut(), &attempts, is_second);
+            if let Some((service, copy)) = mirror {
+                self.send_mirror(service, copy, &permitted);
+            }
             if std::mem::take(&mut is_retry) {
                 self.context.worker.load.retries.withdraw();
             }
@@ -185,6 +185,20 @@ impl Forwarding<'_> {
         }
     }
 
+    /// Judges the request under the newest moment, and replaces the itinerary.
+    async fn follow_newest(&mut self, attempts: &mut Attempts) -> Result<(), Code> {
+        if self.lease.has_ended() {
+            return Err(self.context.ended_code(self.intake));
+        }
+        let judged = self.rejudge().await;
+        match &judged.decision.verdict {
+            Verdict::Proceed(itinerary) => attempts.follow(itinerary.clone(), judged.moment.clone()),
+            Verdict::Redirect(_) => return Err(Code::NoLongerCleared),
+            Verdict::Refuse(code) => return Err(*code),
+        }
+        Ok(())
+    }
+
     /// Whether the itinerary was made under the newest moment, and the request is still cleared.
     fn is_current(&self, attempts: &Attempts) -> bool {
         let newest = self.context.worker.moment();
@@ -202,7 +216,7 @@ impl Forwarding<'_> {
     fn prepare(&self, target: &Target, request: &mut Request<Body>, attempts: &Attempts, is_second: bool) -> Copies {
         let (is_whole, has_another) = (request.body().is_end_stream(), attempts.has_another(target));
         match target {
-            Target::Proxy(_) => Copies { spare: None, original: None, has_another: false },
+            Target::Proxy(_) => Copies { spare: None, original: None, mirror: None, has_another: false },
             Target::Upstream(_, selected) => {
                 let may_repeat = is_whole && self.intake.question.is_read && has_another;
                 // Copied before the headers are adapted to an app server, because another attempt may go to a peer.
@@ -220,17 +234,18 @@ impl Forwarding<'_> {
                 if let Some(actions) = actions {
                     self.act(request, actions);
                 }
+                let mirror = self.mirror_of(request);
                 if !selected.upstream.base.is_empty() {
                     let path = format!("{}{}", selected.upstream.base, request.uri().path());
                     set_path(request, &path);
                 }
-                Copies { spare, original, has_another }
+                Copies { spare, original, mirror, has_another }
             }
             Target::Peer(stop, _) => {
                 let spare = is_whole.then(|| copy_head(request));
                 let original = attempts.has_another_stop().then(|| (request.headers().clone(), request.uri().clone()));
                 self.seal(stop.region(), request, false, is_second);
-                Copies { spare, original, has_another }
+                Copies { spare, original, mirror: None, has_another }
             }
         }
     }
