@@ -13,12 +13,15 @@ use crate::config::{self, Config, Settings};
 use crate::decision::policy::Policy;
 use crate::directory::Directory;
 use crate::engine;
+use crate::engine::explain::{Explanation, Query};
 use crate::geoip::GeoIp;
 use crate::http::pool::Gateway;
 use crate::model::day::Day;
 use crate::model::region::{RegionId, Registry};
+use crate::model::vitals::Vitals;
 use crate::passwords::Passwords;
 use crate::proxy::Snapshot;
+use crate::proxy::actions::Actions;
 use crate::proxy::connection::{ListenerConfig, Security};
 use crate::proxy::ingress::ListenerOptions;
 use crate::services::{Service, Services};
@@ -89,7 +92,8 @@ pub struct Sources<'a> {
 /// Builds everything without putting it into use.
 pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
     let Sources { file, config: Config { policy, settings }, registry, before, accepts_loss } = sources;
-    for note in config::notes(&policy, Day::of(SystemTime::now())) {
+    let unused = config::unused_services(&policy, &settings.actions);
+    for note in config::notes(&policy, Day::of(SystemTime::now())).into_iter().chain(unused) {
         tracing::warn!("{note}");
     }
     // Before the files are stamped, because it writes placeholders for certificates that are not fetched yet.
@@ -214,14 +218,32 @@ fn passwords(settings: &Settings) -> Result<HashMap<PathBuf, Arc<Passwords>>, St
     settings.password_files().map(|file| Ok((file.clone(), Arc::new(Passwords::read(file)?)))).collect()
 }
 
-/// Loads everything that judgement needs, without sockets and certificates.
-pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Arc<engine::snapshot::JudgingSnapshot>, StartError> {
+/// Explains a request, with what its route does for it.
+pub async fn explain(
+    judging: &Arc<engine::snapshot::JudgingSnapshot>,
+    actions: &[Option<Arc<Actions>>],
+    vitals: &Vitals,
+    query: &Query,
+) -> Result<Explanation, String> {
+    let mut explanation = engine::explain::explain(judging, vitals, query).await?;
+    let own = explanation.route.filter(|_| explanation.proceeds).and_then(|route| actions.get(route.index())?.as_ref());
+    explanation.actions = own.map_or(Vec::new(), |actions| actions.summary(|id| judging.policy.service_name(id).to_owned()));
+    Ok(explanation)
+}
+
+/// What judgement needs, without sockets and certificates.
+pub type Offline = (Arc<engine::snapshot::JudgingSnapshot>, Vec<Option<Arc<Actions>>>);
+
+/// Loads everything that judgement needs, and the actions of the routes.
+pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Offline, StartError> {
     let mut registry = Registry::default();
     let Config { policy, settings } = config::load(file, region, &mut registry, today).map_err(StartError::Config)?;
     let (geoip, _) = geoip(&settings, None)?;
     let (directory, _) = directory(&settings, &registry, None, false)?;
     let geoip_max_age = settings.geoip.as_ref().and_then(|settings| settings.max_age);
-    Ok(Arc::new(engine::snapshot::JudgingSnapshot { policy, slashes: settings.slashes, geoip, geoip_max_age, directory }))
+    let slashes = settings.slashes;
+    let judging = engine::snapshot::JudgingSnapshot { policy, slashes, geoip, geoip_max_age, directory };
+    Ok((Arc::new(judging), settings.actions))
 }
 
 /// Opens every file that a configuration names; the errors are those of all unusable files.

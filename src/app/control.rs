@@ -318,7 +318,8 @@ impl Control {
         let pairs = explain::query_pairs(query).ok_or("the query is not valid percent-encoded UTF-8")?;
         let query = explain::Query::from_pairs(&pairs)?;
         let vitals = self.shared.vitals.load();
-        let explanation = explain::explain(&self.built.snapshot.judging, &vitals, &query).await?;
+        let snapshot = &self.built.snapshot;
+        let explanation = build::explain(&snapshot.judging, &snapshot.actions, &vitals, &query).await?;
         Ok(if query.json { explanation.json() } else { explanation.text() })
     }
 

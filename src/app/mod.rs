@@ -50,7 +50,7 @@ use build::{Built, Sources};
 use files::Unsettled;
 use handover::SocketHandover;
 
-pub use build::{check_files, offline};
+pub use build::{check_files, explain, offline};
 
 /// The parameters of a start.
 #[derive(Default)]

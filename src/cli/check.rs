@@ -30,7 +30,8 @@ pub(super) fn run(options: &Options) -> Outcome {
             if options.files {
                 app::check_files(file, region.as_deref(), today).map_err(|wrong| counted(&wrong))?;
             }
-            let notes = config::notes(&config.policy, today);
+            let mut notes = config::notes(&config.policy, today);
+            notes.extend(config::unused_services(&config.policy, &config.settings.actions));
             let notes: String = notes.iter().map(|note| format!("\nnote: {note}\n")).collect();
             say(&format!("{}{notes}\n{}: the configuration is valid\n", summary::render(&config.policy, today), file.display()))?;
             Ok(ExitCode::SUCCESS)

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use clap::Args;
 
 use crate::app;
-use crate::engine::explain::{Query, claim, explain, header};
+use crate::engine::explain::{Query, claim, header};
 use crate::model::day::Day;
 use crate::model::vitals::Vitals;
 
@@ -49,12 +49,13 @@ pub(super) struct Options {
 
 pub(super) fn run(options: Options) -> Outcome {
     let Source { config, region } = &options.source;
-    let snapshot = app::offline(config, region.as_deref(), Day::of(SystemTime::now())).map_err(|error| error.to_string())?;
+    let (snapshot, actions) =
+        app::offline(config, region.as_deref(), Day::of(SystemTime::now())).map_err(|error| error.to_string())?;
     let vitals = Vitals::unmeasured(snapshot.policy.nearest_first());
     let Options { ip, user, claimed, claims, headers, day, down, json, method, url, .. } = options;
     let query = Query { method, url, ip, user, claimed, claims, headers, day, down, json };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|error| error.to_string())?;
-    let explanation = runtime.block_on(explain(&snapshot, &vitals, &query))?;
+    let explanation = runtime.block_on(app::explain(&snapshot, &actions, &vitals, &query))?;
     say(&if json { explanation.json() } else { explanation.text() })?;
     Ok(ExitCode::SUCCESS)
 }

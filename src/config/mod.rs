@@ -21,7 +21,7 @@ use crate::decision::policy::Policy;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 
-pub use lint::notes;
+pub use lint::{notes, unused_services};
 pub use problem::{Position, Problem};
 pub use settings::{Log, Settings};
 

@@ -493,6 +493,17 @@ fn a_route_names_a_service_that_a_region_may_serve_it_with() {
 }
 
 #[test]
+fn a_service_that_no_route_uses_is_noted() {
+    let services = "services: { app: \"http://a:1\", auth: \"http://a:2\", next: \"http://a:3\", copy: \"http://a:4\", old: \"http://a:5\" }";
+    let text = VALID.replace("upstreams: [\"http://127.0.0.1:1\"]", services);
+    let actions = "name: feed, auth: { service: auth, path: /x }, mirror: { service: copy, share: 1% }, split: [{ service: app, weight: 1 }, { service: next, weight: 1 }],";
+    let text = text.replacen("name: feed,", actions, 1);
+    let Ok(config) = parse(&text, Path::new("d.yaml"), None, &mut Registry::default(), today()) else { panic!("valid") };
+    let notes = crate::config::unused_services(&config.policy, &config.settings.actions);
+    assert_eq!(notes, ["no route uses the service `old`; name it in a route, or remove it"]);
+}
+
+#[test]
 fn a_home_without_the_service_of_a_route_is_noted() {
     let text = VALID
         .replacen("upstreams: [\"http://127.0.0.1:1\"]", "services: { app: \"http://a:1\", api: \"http://a:2\" }", 1)

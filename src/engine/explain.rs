@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::decision::facts::{Credential, Ingress};
 use crate::decision::narrate::{self, Line};
 use crate::decision::policy::Policy;
-use crate::decision::policy::route::{Fields, Head, KeptCharacters, Method};
+use crate::decision::policy::route::{Fields, Head, KeptCharacters, Method, RouteId};
 use crate::decision::policy::rule::Mode;
 use crate::decision::route_of;
 use crate::decision::verdict::{Decision, Verdict};
@@ -97,6 +97,10 @@ pub struct Explanation {
     client: String,
     lines: Vec<Line>,
     facts: Value,
+    /// The route of the request, if one matches.
+    pub route: Option<RouteId>,
+    /// What the route does for the request after the decision.
+    pub actions: Vec<String>,
     /// Whether the request would be served.
     pub proceeds: bool,
 }
@@ -129,6 +133,8 @@ pub async fn explain(snapshot: &Arc<JudgingSnapshot>, vitals: &Vitals, query: &Q
         client,
         lines: narrate::narrate(&decision, policy, &vitals),
         facts: facts(&decision, policy, query),
+        route: decision.trail.route,
+        actions: Vec::new(),
         proceeds: matches!(decision.verdict, Verdict::Proceed(_)),
     })
 }
@@ -261,6 +267,10 @@ impl Explanation {
         for line in &self.lines {
             out += &format!("  {:<10} {}\n", line.heading, line.text);
         }
+        for (index, action) in self.actions.iter().enumerate() {
+            let heading = if index == 0 { "actions" } else { "" };
+            out += &format!("  {heading:<10} {action}\n");
+        }
         out
     }
 
@@ -270,6 +280,7 @@ impl Explanation {
         if let Value::Object(fields) = &mut facts {
             let story = self.lines.iter().map(|line| json!({ "heading": line.heading, "text": line.text })).collect();
             fields.insert("story".into(), story);
+            fields.insert("actions".into(), json!(self.actions));
         }
         format!("{facts:#}\n")
     }

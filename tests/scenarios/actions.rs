@@ -147,13 +147,22 @@ fn actions_change_no_decision() {
         let mut explained: serde_json::Value = serde_json::from_slice(&get(world.us().admin, &target, &[]).body).unwrap();
         assert_eq!(explained["route"], "api");
         explained.as_object_mut().unwrap().remove("url");
-        explained
+        let actions = explained.as_object_mut().unwrap().remove("actions").unwrap();
+        (explained, actions)
     };
     for user in ["alice", "bob", "chika", "nobody"] {
-        assert_eq!(explain(&plain, user), explain(&acting, user));
+        assert_eq!(explain(&plain, user).0, explain(&acting, user).0);
     }
+    let phrases = serde_json::json!([
+        "refuses clients of 10.0.0.0/8",
+        "replaces the path by /elsewhere",
+        "replaces the host by other.test",
+        "changes header fields of the request",
+        "has limits of its own",
+    ]);
+    assert_eq!((explain(&plain, "alice").1, explain(&acting, "alice").1), (serde_json::json!([]), phrases));
     // The hash of the policy, by which regions compare their judgement, is the same too.
-    assert_eq!(explain(&plain, "alice")["policy"], explain(&acting, "alice")["policy"]);
+    assert_eq!(explain(&plain, "alice").0["policy"], explain(&acting, "alice").0["policy"]);
 }
 
 /// Decompresses a body.
@@ -507,7 +516,9 @@ fn a_mirrored_read_ends_when_it_is_no_longer_cleared() {
     };
     let rules = RULES.replace("routes:\n", &format!("routes:\n{MIRRORED}\n"));
     let rules: std::collections::BTreeMap<_, _> = NAMES.into_iter().map(|name| (name, rules.clone())).collect();
-    let world = World::planned(Plan { rules: rules.clone(), upstreams: Box::new(upstreams), ..Plan::default() });
+    // Longer than the test waits for the end.
+    let extra = "limits: { response_timeout: 10m, request_timeout: 10m }\n".to_owned();
+    let world = World::planned(Plan { rules, upstreams: Box::new(upstreams), extra, ..Plan::default() });
     assert_eq!(get(world.eu().http, "/mirrored/alice/1", &[]).text(), "eu-west");
     eventually("the mirror has the copy", || world.eu().upstream_of("next").seen().len() == 1);
     world.eu().reload().unwrap();

@@ -16,6 +16,8 @@ use crate::model::user::Evidence;
 
 use super::draft::{PolicyDraft, RegionDraft};
 
+pub use services::unused as unused_services;
+
 /// Reports routes that can never match. This check needs only the routes, so it runs even if other sections have mistakes.
 pub fn report_shadowed(draft: &PolicyDraft<'_>) {
     let readable: Vec<_> = draft.routes.iter().filter_map(|draft| Some((draft.route.as_ref()?, &draft.field))).collect();

@@ -1,6 +1,7 @@
 //! Checks of routes against the services of the regions.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::decision::policy::Policy;
 use crate::decision::policy::chain::{Reads, Step};
@@ -9,6 +10,7 @@ use crate::decision::policy::rule::Mode;
 use crate::model::day::Day;
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::region::RegionId;
+use crate::proxy::actions::Actions;
 
 use super::{class_name, user_jurisdictions};
 
@@ -66,6 +68,14 @@ pub(super) fn notes(policy: &Policy, today: Day) -> Vec<String> {
         )
     };
     refused.into_iter().map(note).collect()
+}
+
+/// Notes about services that no route uses, itself or by its actions.
+pub fn unused(policy: &Policy, actions: &[Option<Arc<Actions>>]) -> Vec<String> {
+    let mut used: Vec<_> = policy.routes.all().iter().filter_map(|route| route.service).collect();
+    used.extend(actions.iter().flatten().flat_map(|actions| actions.services()));
+    let unused = policy.services().filter(|(id, _)| !used.contains(id));
+    unused.map(|(_, name)| format!("no route uses the service `{name}`; name it in a route, or remove it")).collect()
 }
 
 /// Whether the chain of the route can find any region as the home.

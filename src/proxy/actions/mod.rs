@@ -10,6 +10,7 @@ mod cors;
 mod edits;
 mod rewrite;
 mod split;
+mod summary;
 mod template;
 
 use std::path::PathBuf;
@@ -58,6 +59,16 @@ pub struct Actions {
 }
 
 impl Actions {
+    /// The services that get requests, besides that of the route.
+    pub fn services(&self) -> impl Iterator<Item = ServiceId> {
+        let auth = match &self.auth {
+            Some(Auth::Forward(auth)) => Some(auth.service),
+            Some(Auth::Basic(_)) | None => None,
+        };
+        let split = self.split.iter().flat_map(Split::services);
+        split.chain(auth).chain(self.mirror.map(|mirror| mirror.service))
+    }
+
     /// Whether the route decides about this field of a request, so that a client cannot set it, for example in a trailer.
     pub fn govern_request_field(&self, name: &str) -> bool {
         let copied = self.auth.iter().flat_map(|auth| match auth {

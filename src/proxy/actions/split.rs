@@ -18,6 +18,10 @@ impl Split {
         Self { shares, total }
     }
 
+    pub fn services(&self) -> impl Iterator<Item = ServiceId> {
+        self.shares.iter().map(|(service, _, _)| *service)
+    }
+
     /// The service for this user. Equal users get the same service in all processes, and on all routes with the same services.
     pub fn service_for(&self, user: impl Hash) -> Option<ServiceId> {
         let mut hasher = DefaultHasher::new();
@@ -30,6 +34,16 @@ impl Split {
             is_here
         });
         found.map(|(service, _, _)| *service)
+    }
+}
+
+impl std::fmt::Display for Split {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, (_, name, weight)) in self.shares.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(out, "{separator}`{name}` {weight}")?;
+        }
+        Ok(())
     }
 }
 
