@@ -19,10 +19,11 @@ def eventually(what, is_so):
 
 
 def services(upstreams, health):
-    """The services of a region: the upstreams of one, or a dictionary of several."""
+    """The services of a region: the upstreams of one, or a dictionary of several: lists of upstreams, or options in YAML."""
     listed = lambda urls: "[" + ", ".join('"%s"' % url for url in urls) + "]"
     if isinstance(upstreams, dict):
-        return "services: { " + ", ".join("%s: { upstreams: %s }" % (name, listed(urls)) for name, urls in upstreams.items()) + " }"
+        options = lambda urls: urls if isinstance(urls, str) else "upstreams: " + listed(urls)
+        return "services: { " + ", ".join("%s: { %s }" % (name, options(urls)) for name, urls in upstreams.items()) + " }"
     return "upstreams: %s\n    %s" % (listed(upstreams), health)
 
 

@@ -5,7 +5,7 @@ server. The clients are curl, a browser, a gRPC client and a WebSocket client, f
 usage: services.py BINARY
 needs: python3-aiohttp, python3-websockets, python3-grpcio, curl, chromium (Debian's packages)
 """
-import asyncio, functools, http.server, json, os, shutil, signal, ssl, subprocess, sys, tempfile, threading
+import asyncio, base64, functools, http.server, json, os, shutil, signal, ssl, subprocess, sys, tempfile, threading
 
 import aiohttp.web, grpc, websockets
 
@@ -21,6 +21,9 @@ ROUTES = """
   - { name: api, match: { path: "/api/**" }, service: api, data: public, home: [{ region: eu-west }],
       rewrite: { strip_prefix: /api }, compress: [zstd, br, gzip], request_headers: { set: { x-from: "{route} {region}" } } }
   - { name: grpc, match: { path: "/demo.Echo/**", methods: [POST] }, service: grpc, data: public, home: [{ region: eu-west }] }
+  - { name: cart, match: { path: /cart }, service: carts, data: public, home: [{ region: eu-west }] }
+  - { name: shared, match: { path: "/shared/**" }, service: api, data: public, home: [{ region: eu-west }], cors: { origins: "*" } }
+  - { name: closed, match: { path: "/closed/**" }, service: api, data: public, home: [{ region: eu-west }], cors: { origins: [https://other.example] } }
   - { name: chat, match: { path: /chat }, service: chat, data: public, home: [{ region: eu-west }] }
   - { name: static, match: { path: "/static/**" }, service: static, data: public, home: [{ region: eu-west }],
       rewrite: { strip_prefix: /static }, response_headers: { set: { cache-control: "public, max-age=3600" } } }
@@ -29,11 +32,21 @@ ROUTES = """
 
 PAGE = """<!doctype html><html><head><title>shop</title><link rel="stylesheet" href="/static/style.css"></head><body><script>
 const results = {};
-const report = (name, value) => { results[name] = value; if (Object.keys(results).length == 4) fetch("/report", {method: "POST", body: JSON.stringify(results)}); };
+const report = (name, value) => { results[name] = value; if (Object.keys(results).length == 7) fetch("/report", {method: "POST", body: JSON.stringify(results)}); };
 fetch("/api/items?page=2").then(answer => answer.json()).then(items => {
   const timing = performance.getEntriesByType("resource").find(entry => entry.name.includes("/api/items"));
   report("items", items.length); report("compressed", timing.encodedBodySize > 0 && timing.encodedBodySize * 4 < timing.decodedBodySize);
 });
+// The same proxy under another origin.
+const elsewhere = `http://localhost:${location.port}`;
+fetch(elsewhere + "/shared/items", {method: "PUT", headers: {"x-test": "1"}}).then(answer => answer.json())
+  .then(items => report("shared", items.length), error => report("shared", String(error)));
+fetch(elsewhere + "/closed/items").then(() => report("closed", "open"), () => report("closed", "refused"));
+(async () => {
+  const carts = new Set();
+  for (let count = 0; count < 12; count++) carts.add(await (await fetch("/cart")).text());
+  report("carts", carts.size);
+})();
 const socket = new WebSocket(`ws://${location.host}/chat`);
 socket.onopen = () => socket.send("hello");
 socket.onmessage = event => report("chat", event.data);
@@ -106,6 +119,29 @@ class Api:
         if request.method == "POST":
             return aiohttp.web.json_response(await request.json(), status=201)
         return aiohttp.web.json_response([{"name": "item number %d" % n, "price": n} for n in range(200)])
+
+
+class Cart(http.server.BaseHTTPRequestHandler):
+    """An app server that keeps its carts in memory. It tells its own name."""
+
+    def do_GET(self):
+        name = b"cart %d" % self.server.server_address[1]
+        self.server.cookies.append(self.headers.get("cookie"))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(name)))
+        self.end_headers()
+        self.wfile.write(name)
+
+    def log_message(self, *_):
+        pass
+
+
+def carts():
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cart) for _ in range(4)]
+    for server in servers:
+        server.cookies = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    return servers
 
 
 class Chat:
@@ -211,7 +247,10 @@ def a_browser_uses_all_services_on_one_page(world, region, apps):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert site.reports[0] == {"items": 200, "compressed": True, "chat": "chat: hello", "colour": "rgb(1, 2, 3)"}, site.reports
+    expected = {"items": 200, "compressed": True, "chat": "chat: hello", "colour": "rgb(1, 2, 3)", "shared": 200, "closed": "refused", "carts": 1}
+    assert site.reports[0] == expected, site.reports
+    cookies = [cookie for server in apps["carts"] for cookie in server.cookies]
+    assert len(cookies) >= 12 and not any(cookie and "domicile" in cookie for cookie in cookies), cookies
 
 
 def a_browser_shows_an_error_as_a_page(world, region, apps):
@@ -239,10 +278,15 @@ def main():
         for names in (("eu-west",), ("eu-west", "us-east", "ap-northeast")):
             server, address = grpc_server.serve()
             apps = {"site": Site(), "api": Api(), "chat": Chat(), "static": static("%s/files-%d" % (folder, len(names)))}
+            open(folder + "/sticky.key", "w").write(base64.b64encode(os.urandom(32)).decode() + "\n")
+            sticky = "upstreams: [%s], balance: { sticky: { keys: " + folder + "/sticky.key } }"
             here = {name: ["http://127.0.0.1:%d" % (app.port if hasattr(app, "port") else app.server_address[1])] for name, app in apps.items()}
             here["grpc"] = [address]
+            apps["carts"] = carts()
+            here["carts"] = sticky % ", ".join('"http://127.0.0.1:%d"' % server.server_address[1] for server in apps["carts"])
             # The other regions have the services too, and nobody answers there.
             elsewhere = {name: ["http://127.0.0.1:%d" % free_port()] for name in here}
+            elsewhere["carts"] = sticky % ('"http://127.0.0.1:%d"' % free_port())
             upstreams = {name: here if name == "eu-west" else elsewhere for name in names}
             world = Regions(BINARY, "%s/%d" % (folder, len(names)), upstreams, ROUTES)
             region = names[-1] if len(names) == 1 else "us-east"
