@@ -97,7 +97,8 @@ pub struct OverloadMetrics {
 
 impl OverloadMetrics {
     fn new(build: &Builder) -> Self {
-        let pressure = "The lowest priority that is refused: 0 none, 1 low, 2 normal, 3 all and new connections.";
+        let pressure =
+            "The requests that are refused: 0 none, 1 of low priority, 2 also of normal priority, 3 all, and new connections.";
         let usage = "Usage of a resource: shares of memory and descriptors, seconds of event loop lag.";
         Self {
             pressure: build.gauge("overload_pressure", pressure),
@@ -206,6 +207,7 @@ impl Metrics {
             upstream_requests: self.upstream_requests.local().into(),
             connections_refused: self.connections_refused.local().into(),
             log_lines_dropped: self.log_lines_dropped.clone(),
+            rates_learned: self.rates_learned.clone(),
         }
     }
 }
@@ -230,6 +232,7 @@ pub struct WorkerMetrics {
     upstream_requests: RefCell<LocalIntCounterVec>,
     connections_refused: RefCell<LocalIntCounterVec>,
     log_lines_dropped: IntCounter,
+    pub rates_learned: IntCounter,
 }
 
 impl WorkerMetrics {

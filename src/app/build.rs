@@ -120,7 +120,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
         or_before(tokens(&settings, before), tokens_before, "the previous token keys are kept", &mut kept)?;
     let seal = settings.seal.as_ref().map(Seal::open_keys).transpose()?.map(Arc::new);
     let (services, upstream_stamps) = services(&settings, before)?;
-    let passwords = passwords(&settings)?;
+    let passwords = passwords(&settings, before)?;
     files::check_unchanged(&all)?;
     all.extend(table_stamps);
     let judging = engine::snapshot::JudgingSnapshot {
@@ -214,8 +214,12 @@ fn services(settings: &Settings, before: Option<&Built>) -> Result<(Arc<Services
     Ok((services, stamps))
 }
 
-fn passwords(settings: &Settings) -> Result<HashMap<PathBuf, Arc<Passwords>>, StartError> {
-    settings.password_files().map(|file| Ok((file.clone(), Arc::new(Passwords::read(file)?)))).collect()
+fn passwords(settings: &Settings, before: Option<&Built>) -> Result<HashMap<PathBuf, Arc<Passwords>>, StartError> {
+    let read = |file: &PathBuf| {
+        let known = before.and_then(|before| before.snapshot.passwords.get(file));
+        Ok((file.clone(), Passwords::read(file, known)?))
+    };
+    settings.password_files().map(read).collect()
 }
 
 /// Explains a request, with what its route does for it.
@@ -268,7 +272,7 @@ pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), 
     wrong.extend(directory(&settings, &registry, None, false).err());
     wrong.extend(tokens(&settings, None).err());
     wrong.extend(settings.seal.as_ref().and_then(|seal| Seal::open_keys(seal).err()).map(StartError::from));
-    wrong.extend(passwords(&settings).err());
+    wrong.extend(passwords(&settings, None).err());
     wrong.extend(Services::new(&settings.services, None, |_, _| false).err().map(StartError::from));
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }

@@ -19,8 +19,7 @@ use crate::metrics::Metrics;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Health;
-use crate::peer::rates::RateCount;
-use crate::probes::{self, ProbeTarget, ProbeTargets};
+use crate::probes::{self, Counters, ProbeTarget, ProbeTargets};
 use crate::proxy::request::region_report;
 use crate::proxy::worker::Shared;
 use crate::proxy::{Phase, Snapshot};
@@ -91,12 +90,8 @@ impl Control {
         };
         let admin_plane = tokio::task::spawn_local(admin::serve(acceptor, sender.clone()));
         let (targets, targeted) = channel::channel(targets(&self.built));
-        let (shared, metrics) = (Arc::clone(&self.shared), Arc::clone(&self.metrics));
-        let learn = move |reported: &[RateCount]| {
-            let learned = shared.rates.learn(reported, std::time::Instant::now());
-            metrics.rates_learned.inc_by(learned);
-        };
-        tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals), learn));
+        let counters = counters(&self.shared, &self.metrics);
+        tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals), counters));
         tokio::task::spawn_local(resources::guard(Arc::clone(&self.shared), Arc::clone(&self.metrics)));
         let mut health = tokio::task::spawn_local(watch_upstreams(&self.built));
         // Dropping the set ends its tasks.
@@ -368,6 +363,16 @@ impl Control {
             }
         }
         metrics.encode()
+    }
+}
+
+/// The counters of global rate limits, for the prober.
+fn counters(shared: &Arc<Shared>, metrics: &Arc<Metrics>) -> Counters {
+    let (sender, receiver, metrics) = (Arc::clone(shared), Arc::clone(shared), Arc::clone(metrics));
+    let now = std::time::Instant::now;
+    Counters {
+        report: Box::new(move || sender.rates.report(now())),
+        learn: Box::new(move |reported| metrics.rates_learned.inc_by(receiver.rates.learn(reported, now()))),
     }
 }
 

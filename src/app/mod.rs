@@ -33,7 +33,7 @@ use crate::metrics::Metrics;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Vitals;
-use crate::passwords::PasswordError;
+use crate::passwords::{Checks, PasswordError};
 use crate::proxy::Phase;
 use crate::proxy::admission::overload::Overload;
 use crate::proxy::admission::rate_limit::RateLimits;
@@ -300,6 +300,7 @@ fn shared(
         compressions: Arc::default(),
         mirrors: Arc::default(),
         rates: RateLimits::default(),
+        password_checks: Checks::default(),
         overload: Overload::of(worker_count),
         handshakes: Gauge::default(),
         peer_connections: Arc::default(),

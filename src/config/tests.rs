@@ -348,6 +348,13 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("data: public, home", "priority: urgent, data: public, home", "routes[0].priority: `urgent` is not a valid value"),
     ("users: {", "overload: { memory: { shed: 90% } }\nusers: {", "overload.memory: `shed` must be less than `stop`"),
     ("users: {", "overload: { event_loop: { stop: 2 } }\nusers: {", "overload.event_loop.stop: `2` is not a valid duration"),
+    ("users: {", "overload: { memory: { limit: 512 } }\nusers: {", "overload.memory.limit: the process needs more memory"),
+    (
+        "upstreams: [\"http://127.0.0.1:1\"]",
+        "services: { app: { upstreams: [http://a:1], balance: { sticky: { keys: k, cookie: sid } } }, api: { upstreams: [http://a:2], balance: { sticky: { keys: k, cookie: sid } } } }",
+        "the sticky sessions of the service `api` use the cookie `sid`, which has another use already",
+    ),
+    ("data: public, home", "mirror: { service: app, share: 1% }, respond: 204, data: public, home", "there is nothing to mirror"),
     ("users: {", "overload: { memory: { limit: lots } }\nusers: {", "overload.memory.limit: `lots` is not a valid size"),
     ("data: public, home", "split: { app: 95 }, data: public, home", "such as `[{ service: app, weight: 95 }"),
     (
@@ -490,6 +497,21 @@ fn a_route_names_a_service_that_a_region_may_serve_it_with() {
     );
     let unserved = problems(&text);
     assert!(unserved[0].contains("its home is always `us-east`, which does not have the service `api`"), "{unserved:?}");
+}
+
+#[test]
+fn a_route_that_asks_for_passwords_must_be_reachable_with_one() {
+    let with_tokens = |others: &str| {
+        let users = format!("users: {{ token: {{ keys: jwks.json, issuer: i, audience: a{others} }}, key:");
+        VALID.replacen("users: { key:", &users, 1).replacen("name: rest,", "name: rest, auth: { passwords: staff },", 1)
+    };
+    let refused = problems(&with_tokens(""));
+    assert!(refused.len() == 1 && refused[0].contains("routes[1]: nobody can use this route: with `users.token`"), "{refused:?}");
+    assert_eq!(problems(&with_tokens(", others: ignore")), Vec::<String>::new());
+    let anywhere = VALID
+        .replacen("users: { key:", "users: { token: { keys: jwks.json, issuer: i, audience: a }, key:", 1)
+        .replacen("name: feed,", "name: feed, auth: { passwords: staff },", 1);
+    assert_eq!(problems(&anywhere), Vec::<String>::new());
 }
 
 #[test]

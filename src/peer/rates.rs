@@ -19,7 +19,7 @@ pub struct RateCount {
 }
 
 /// The most counters in one report.
-pub const MAX_COUNTS: usize = 256;
+pub const MAX_COUNTS: usize = 512;
 
 /// The counters as the value of a header field: their five numbers in hexadecimal, `:` between the numbers, `,` between the counters.
 pub fn write(counts: &[RateCount]) -> String {

@@ -9,7 +9,7 @@ mod prober;
 use std::time::Duration;
 
 pub use detector::{Detector, Observation};
-pub use prober::{ProbeTarget, ProbeTargets, run};
+pub use prober::{Counters, ProbeTarget, ProbeTargets, run};
 
 /// The interval and the timeout of probes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

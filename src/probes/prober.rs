@@ -17,7 +17,7 @@ use crate::model::service::ServiceId;
 use crate::model::vitals::Vitals;
 use crate::peer::fields;
 use crate::peer::probe::Report;
-use crate::peer::rates::RateCount;
+use crate::peer::rates::{self, RateCount};
 
 use super::Settings;
 use super::detector::{Detector, Observation};
@@ -42,9 +42,17 @@ pub struct ProbeTargets {
     pub services: Arc<HashMap<Box<str>, ServiceId>>,
 }
 
-/// Probes in rounds and publishes the vitals after each, until the sender of `targets` is dropped. `learn` gets the counters of each
-/// report.
-pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwap<Vitals>>, learn: impl Fn(&[RateCount])) {
+/// The counters of global rate limits: those to send, and the use of those that arrive.
+pub struct Counters {
+    pub report: Box<dyn Fn() -> Vec<RateCount>>,
+    pub learn: Box<Learn>,
+}
+
+type Learn = dyn Fn(&[RateCount]);
+
+/// Probes in rounds and publishes the vitals after each, until the sender of `targets` is dropped. `counters` are
+/// those of global rate limits, which the probes carry in both directions.
+pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwap<Vitals>>, counters: Counters) {
     let pool = PeerPool::default();
     let mut detector = Detector::new(targets.borrow().nearest_first.clone());
     loop {
@@ -52,22 +60,24 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
         detector.retarget(current.nearest_first.clone());
         let round = Instant::now();
         let mut probes = tokio::task::JoinSet::new();
+        let counts: Arc<str> = rates::write(&(counters.report)()).into();
         for (region, target) in current.regions {
             let pool = pool.clone();
             let (limit, services) = (current.settings.timeout, Arc::clone(&current.services));
+            let counts = Arc::clone(&counts);
             probes.spawn_local(async move {
                 let answered = |(round_trip, report): (Duration, Report)| {
                     let down = report.down_services.iter().filter_map(|name| services.get(name).copied()).collect();
                     Observation::Answered { round_trip, report, down }
                 };
-                let result = probe(&pool, region, target, limit).await;
+                let result = probe(&pool, region, target, &counts, limit).await;
                 (region, result.map(|answer| answer.map_or(Observation::Failed, answered)))
             });
         }
         while let Some(finished) = probes.join_next().await {
             if let Ok((region, Some(observation))) = finished {
                 if let Observation::Answered { report, .. } = &observation {
-                    learn(&report.rates);
+                    (counters.learn)(&report.rates);
                 }
                 detector.observe(region, observation);
             }
@@ -84,14 +94,22 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
 
 /// The round trip and the report of a region; `Some(None)` if the probe failed, and `None` if the region cannot be probed. The
 /// local region needs no probe, because its round trip is zero.
-async fn probe(pool: &PeerPool, region: RegionId, target: ProbeTarget, limit: Duration) -> Option<Option<(Duration, Report)>> {
+async fn probe(
+    pool: &PeerPool,
+    region: RegionId,
+    target: ProbeTarget,
+    counts: &str,
+    limit: Duration,
+) -> Option<Option<(Duration, Report)>> {
     let gateway = match target {
         ProbeTarget::Local(report) => return Some(Some((Duration::ZERO, report()))),
         ProbeTarget::Silent => return None,
         ProbeTarget::Peer(gateway) => gateway,
     };
     let authority = gateway.server.authority.to_string();
-    let request = Request::get(format!("https://{authority}/")).header(fields::PROBE, "?1").body(Body::empty()).ok()?;
+    let request = Request::get(format!("https://{authority}/")).header(fields::PROBE, "?1");
+    let request = if counts.is_empty() { request } else { request.header(fields::RATES, counts) };
+    let request = request.body(Body::empty()).ok()?;
     let started = Instant::now();
     let permitted = Permitted::without_user_data(region, Box::new(request));
     let outcome = tokio::time::timeout(limit, pool.send(&gateway, 1, permitted, &SendOptions::within(limit))).await;

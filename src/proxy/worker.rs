@@ -17,6 +17,7 @@ use crate::http::pool::{PeerPool, UpstreamPool};
 use crate::http::window::{Buffers, WorkerBuffers};
 use crate::metrics::WorkerMetrics;
 use crate::model::vitals::Vitals;
+use crate::passwords::Checks;
 use crate::services::Load;
 use crate::tokens;
 
@@ -42,6 +43,7 @@ pub struct Shared {
     /// Copies of requests for mirrors in flight.
     pub mirrors: Arc<Gauge>,
     pub rates: RateLimits,
+    pub password_checks: Checks,
     pub overload: Overload,
     /// TLS handshakes in progress.
     pub handshakes: Gauge,
@@ -79,6 +81,7 @@ pub struct Worker {
     pub changed: Arc<Notify>,
     /// The pressure at the last [`Self::check_pressure`].
     pressure: Cell<Pressure>,
+    saves: Cell<bool>,
     /// Notified when the pressure has changed.
     pub pressure_changed: Notify,
     moment: RefCell<Moment>,
@@ -109,6 +112,7 @@ impl Worker {
             peer_warned_at: Cell::default(),
             changed: Arc::default(),
             pressure: Cell::default(),
+            saves: Cell::default(),
             pressure_changed: Notify::new(),
             rechecked: RefCell::new(moment.clone()),
             moment: RefCell::new(moment),
@@ -157,12 +161,18 @@ impl Worker {
         self.pressure.get()
     }
 
+    /// Whether memory or descriptors are scarce.
+    pub fn saves(&self) -> bool {
+        self.saves.get()
+    }
+
     /// Takes the pressure on the process over: connections close and windows are narrow while resources are scarce.
     pub fn check_pressure(&self) {
-        let pressure = self.shared.overload.pressure();
-        if self.pressure.replace(pressure) != pressure {
-            self.body_buffers.keep_narrow(pressure.saves());
-            if pressure.saves() {
+        let (pressure, saves) = (self.shared.overload.pressure(), self.shared.overload.saves());
+        let before = (self.pressure.replace(pressure), self.saves.replace(saves));
+        if before != (pressure, saves) {
+            self.body_buffers.keep_narrow(saves);
+            if saves {
                 self.deadlines.pass_idle();
             }
             self.pressure_changed.notify_waiters();

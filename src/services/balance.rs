@@ -82,10 +82,11 @@ impl Load {
             }
             Preference::Upstream(fingerprint) => {
                 let all = service.all();
-                if let Some(upstream) = all.iter().find(|upstream| upstream.fingerprint == fingerprint && is_preferred(upstream))
-                {
-                    let has_room = self.cell(upstream).get() < service.settings.circuit.requests;
-                    return if has_room { self.take(service, upstream) } else { Selection::Full };
+                let has_room = |upstream: &&Arc<Upstream>| self.cell(upstream).get() < service.settings.circuit.requests;
+                let found = all.iter().find(|upstream| upstream.fingerprint == fingerprint && is_preferred(upstream));
+                // Waiting for one app server would hold up the queue of the service, in which others wait for any.
+                if let Some(upstream) = found.filter(has_room) {
+                    return self.take(service, upstream);
                 }
             }
         }

@@ -199,4 +199,10 @@ impl Service {
     pub fn any_up(&self) -> bool {
         self.all().iter().any(|upstream| upstream.is_up())
     }
+
+    /// Whether the upstream with this fingerprint is up and not ejected.
+    pub fn can_serve(&self, fingerprint: u64) -> bool {
+        let (all, now) = (self.all(), Instant::now());
+        all.iter().any(|upstream| upstream.fingerprint == fingerprint && upstream.is_up() && !upstream.is_ejected(now))
+    }
 }

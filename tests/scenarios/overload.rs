@@ -13,7 +13,7 @@ const ROUTES: &str = "  - { name: low, match: { path: /low }, data: public, home
 
 /// More memory than is used, and at its first threshold; less memory than is used.
 const RAISED: &str = "overload: { memory: { shed: 0%, stop: 100% } }\n";
-const FULL: &str = "overload: { memory: { limit: 64KiB } }\n";
+const FULL: &str = "overload: { memory: { limit: 1MiB } }\n";
 
 /// Three regions, of which only `eu-west` has this overload section.
 fn plan(overload: &str) -> Plan {

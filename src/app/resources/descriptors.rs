@@ -1,5 +1,7 @@
 //! File descriptors: raises the limit of the process, fits the limit on client connections to it, and counts the open ones.
 
+use std::time::{Duration, Instant};
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::proxy::Limits;
@@ -43,19 +45,37 @@ fn raised() -> u64 {
     current.unwrap_or(most)
 }
 
-/// The share of the limit that is open.
-pub fn used_share() -> f64 {
-    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    open_count().map_or(0.0, |open| open as f64 / most as f64)
+/// Counts the open descriptors.
+#[derive(Default)]
+pub struct Descriptors {
+    /// The last count by entries, and its time.
+    counted: Option<(u64, Instant)>,
 }
 
-/// The number of open descriptors; `None` where the system does not say. Since Linux 6.2, it is the size of the directory; before,
-/// the entries must be counted.
-fn open_count() -> Option<u64> {
-    const OPEN: &str = "/proc/self/fd";
-    match std::fs::metadata(OPEN).ok()?.len() {
-        0 => Some(std::fs::read_dir(OPEN).ok()?.count() as u64),
-        count => Some(count),
+/// How often the entries are counted, which takes about a microsecond each.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+
+const OPEN: &str = "/proc/self/fd";
+
+impl Descriptors {
+    /// The share of the limit that is open; 0 where the system does not tell.
+    pub fn used_share(&mut self, now: Instant) -> f64 {
+        let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        // Since Linux 6.2, the size of the directory is the number of its entries.
+        let size = std::fs::metadata(OPEN).map_or(0, |directory| directory.len());
+        let open = if size > 0 { size } else { self.count(now) };
+        open as f64 / most as f64
+    }
+
+    fn count(&mut self, now: Instant) -> u64 {
+        match self.counted {
+            Some((count, at)) if now.saturating_duration_since(at) < COUNT_EVERY => count,
+            _ => {
+                let count = std::fs::read_dir(OPEN).map_or(0, |entries| entries.count() as u64);
+                self.counted = Some((count, now));
+                count
+            }
+        }
     }
 }
 
@@ -71,10 +91,12 @@ mod tests {
     }
     #[test]
     fn open_descriptors_are_counted() {
-        let before = open_count().unwrap();
-        let files: Vec<_> = (0..100).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
-        assert!(open_count().unwrap() >= before.max(3) + 50, "other tests open and close some at the same time");
-        assert!(used_share() > 0.0);
+        let (mut descriptors, now) = (Descriptors::default(), Instant::now());
+        let before = descriptors.count(now);
+        let files: Vec<_> = (0..200).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        assert_eq!(descriptors.count(now), before, "the entries are counted once a second");
+        assert!(descriptors.count(now + COUNT_EVERY) >= before.max(3) + 100, "other tests open and close some at the same time");
+        assert!(descriptors.used_share(now) > 0.0);
         drop(files);
     }
 }

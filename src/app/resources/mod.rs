@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::metrics::Metrics;
 use crate::proxy::Limits;
-use crate::proxy::admission::overload::{self, Guard, Usage};
+use crate::proxy::admission::overload::{self, Guard, Pressure, Usage};
 use crate::proxy::worker::Shared;
 
+use descriptors::Descriptors;
 use memory::Memory;
 
 /// The share of the memory limit that the buffers of bodies may use.
@@ -36,7 +37,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Measures the usage, and publishes the pressure for the workers, until the future is dropped.
 pub async fn guard(shared: Arc<Shared>, metrics: Arc<Metrics>) {
-    let (memory, mut guard) = (Memory::find(), Guard::default());
+    let (memory, mut descriptors, mut guard) = (Memory::find(), Descriptors::default(), Guard::default());
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -44,16 +45,16 @@ pub async fn guard(shared: Arc<Shared>, metrics: Arc<Metrics>) {
         let settings = shared.snapshot.load().overload;
         let usage = Usage {
             memory: memory.used_share(settings.memory_limit),
-            descriptors: descriptors::used_share(),
+            descriptors: descriptors.used_share(Instant::now()),
             lag: shared.overload.lag(),
         };
         metrics.overload.set_usage(usage.memory, usage.descriptors, usage.lag);
-        let Some(change) = guard.observe(&usage, &settings, Instant::now()) else { continue };
-        shared.overload.set_pressure(change.pressure);
-        metrics.overload.pressure.set(change.pressure as i64);
-        let (resource, effect) = (change.resource, change.pressure.effect());
+        let Some(state) = guard.observe(&usage, &settings, Instant::now()) else { continue };
+        shared.overload.set(&state);
+        metrics.overload.pressure.set(state.pressure as i64);
+        let (resource, effect) = (state.resource, state.pressure.effect());
         let (memory, descriptors, lag_ms) = (percent(usage.memory), percent(usage.descriptors), (usage.lag * 1e3) as u64);
-        if change.pressure.saves() {
+        if state.pressure > Pressure::None {
             tracing::warn!(resource, effect, memory, descriptors, lag_ms, "overload");
         } else {
             tracing::info!(effect, memory, descriptors, lag_ms, "overload has ended");

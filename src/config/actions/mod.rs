@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::decision::policy::route::Pattern;
 use crate::model::service::ServiceId;
 use crate::proxy::Limits;
-use crate::proxy::actions::{Actions, Answer, ClientNetworks, Edits, Mirror, Rewrite, Split};
+use crate::proxy::actions::{Actions, Answer, Auth, ClientNetworks, Edits, Mirror, Rewrite, Split};
 use crate::proxy::admission::overload::Priority;
 use crate::proxy::admission::rate_limit::{RateKey, Scope};
 
@@ -60,6 +60,11 @@ impl ActionsDraft {
         self.actions.rate_limits.iter().any(|limit| limit.scope == Scope::Global && limit.by != RateKey::Route)
     }
 
+    /// Whether the route asks for a password.
+    pub fn asks_for_password(&self) -> bool {
+        matches!(self.actions.auth, Some(Auth::Basic(_)))
+    }
+
     /// Whether the route has a rate limit that all regions share.
     pub fn shares_counts(&self) -> bool {
         self.actions.rate_limits.iter().any(|limit| limit.scope == Scope::Global)
@@ -93,7 +98,7 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
     let clients = section.optional("clients").map_or(Some(ClientNetworks::default()), |field| read_clients(&field));
     let rate_limits = section.optional("rate_limit").map_or(Some(Vec::new()), |field| read_rate_limits(&field));
     let split = section.optional("split").map_or(Some(None), |field| read_split(&field, find_service).map(Some));
-    let mirror = section.optional("mirror").map_or(Some(None), |field| read_mirror(&field, find_service).map(Some));
+    let mirror = section.optional("mirror").map(|field| (read_mirror(&field, find_service), field));
     let cors = section.optional("cors").map_or(Some(None), |field| read_cors(&field).map(Some));
     let redirect = section.optional("redirect").map(|field| (read_redirect(&field).map(Answer::Redirect), field));
     let respond = section.optional("respond").map(|field| (read_respond(&field).map(Answer::Respond), field));
@@ -102,6 +107,9 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
     let (request_headers, response_headers) = (edits("request_headers"), edits("response_headers"));
     let compress = section.optional("compress").map_or(Some(Vec::new()), |field| read_codings(&field));
     let limits = read_limits(section);
+    if let (Some((_, field)), true) = (&mirror, redirect.is_some() || respond.is_some()) {
+        field.report::<()>("a route that responds itself sends no request, so there is nothing to mirror; remove `mirror`");
+    }
     if let (Some((_, field)), true) = (&rewrite, redirect.is_some() || respond.is_some()) {
         field.report::<()>("a route that responds itself sends no request, so there is nothing to rewrite; remove `rewrite`");
     }
@@ -116,7 +124,7 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
         split,
         clients: clients?,
         rate_limits: rate_limits?,
-        mirror: mirror?,
+        mirror: mirror.map_or(Some(None), |(mirror, _)| mirror.map(Some))?,
         auth: auth?,
         cors: cors?,
         answer: answer?,

@@ -58,13 +58,21 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     })
 }
 
-/// Reads `{ memory: { limit: 512MiB, shed: 85%, stop: 95% }, descriptors: { … }, event_loop: { shed: 250ms, stop: 2s } }`.
+/// Less than any process uses. A number without a unit is probably a mistake.
+const MIN_MEMORY: u64 = 1 << 20;
+
+/// Reads `{ memory: { limit: 512MiB, shed: 75%, stop: 85% }, descriptors: { … }, event_loop: { shed: 250ms, stop: 2s } }`.
 pub(super) fn read_overload(field: &Field<'_>) -> Option<Settings> {
     let section = field.section()?;
     let standard = Settings::default();
     let memory = section.optional("memory").map_or(Some((None, standard.memory)), |field| {
         let section = field.section()?;
-        let limit = section.optional("limit").map(|field| field.bytes());
+        let limit = section.optional("limit").map(|field| match field.bytes()? {
+            bytes if bytes < MIN_MEMORY => {
+                field.report("the process needs more memory; write a size such as `512MiB`, or remove `limit`")
+            }
+            bytes => Some(bytes),
+        });
         let thresholds = read_thresholds(&field, section, standard.memory, &share);
         Some((limit.map_or(Some(None), |limit| limit.map(Some))?, thresholds?))
     });

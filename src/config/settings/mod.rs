@@ -21,6 +21,7 @@ use crate::proxy::actions::{Actions, Auth};
 use crate::proxy::admission::overload;
 use crate::proxy::intake::{self, AddressSource};
 use crate::proxy::{Limits, Privacy};
+use crate::services::Balance;
 use crate::session;
 use crate::tokens;
 use crate::transport::listener::{self, Accepts};
@@ -28,6 +29,7 @@ use crate::transport::tls::{AcmeFiles, PeerFiles};
 
 use super::draft::{PolicyDraft, RegionDraft, RouteDraft};
 use super::reader::{Field, Section};
+use crate::decision::policy::rule::Stays;
 
 use limits::{read_limits, read_overload};
 use listen::{read_listen, read_peer_tls};
@@ -175,6 +177,8 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let workers = section.optional("workers").map(|field| field.number(1, 1024));
     let services = read_services(section, draft);
     check_shared_counts(section, draft, probes);
+    check_passwords(draft, users.as_ref().and_then(|users| users.tokens.as_ref()));
+    check_cookies(section, users.as_ref(), services.as_deref().unwrap_or_default());
     check_peers(section, draft, &listeners, peer_tls.is_some());
     check_ledger(section, draft, audit.is_some());
     let limits = limits?;
@@ -286,10 +290,43 @@ fn check_shared_counts(section: &Section<'_>, draft: &PolicyDraft<'_>, probes: O
     }
 }
 
+/// Checks that the requests of routes that ask for a password reach them.
+fn check_passwords(draft: &PolicyDraft<'_>, tokens: Option<&tokens::Settings>) {
+    if tokens.is_none_or(|tokens| tokens.others == tokens::Others::Ignore) {
+        return;
+    }
+    for route in draft.routes.iter().filter(|route| route.actions.as_ref().is_some_and(|actions| actions.asks_for_password())) {
+        let class = route.route.as_ref().map(|own| &draft.classes[own.class.index()]);
+        if class.is_some_and(|class| class.rule.stays != Stays::Anywhere) {
+            route.field.report::<()>(
+                "nobody can use this route: with `users.token`, requests with a password are refused for data that may not be anywhere; \
+                 write `others: ignore` under `users.token`, or remove `passwords`",
+            );
+        }
+    }
+}
+
+/// Checks that the cookies of sticky sessions have names of their own.
+fn check_cookies(section: &Section<'_>, users: Option<&Users>, services: &[(ServiceId, crate::services::Settings)]) {
+    let mut taken = vec![session::COOKIE.to_owned()];
+    if let Some(users) = users {
+        taken.extend(users.cookies());
+    }
+    for (_, service) in services {
+        let Balance::Sticky(sticky) = &service.balance else { continue };
+        if taken.iter().any(|name| *name == *sticky.cookie) {
+            section.report::<()>(format!(
+                "the sticky sessions of the service `{}` use the cookie `{}`, which has another use already; choose another name",
+                service.name, sticky.cookie
+            ));
+        }
+        taken.push(sticky.cookie.to_string());
+    }
+}
+
 /// Checks that there is a ledger if residency-bound data can cross a border, because each such movement needs a ledger line.
 /// With a transfer, so does the processing of what a client brought across the border itself.
 fn check_ledger(section: &Section<'_>, draft: &PolicyDraft<'_>, has_ledger: bool) {
-    use crate::decision::policy::rule::Stays;
     let crosses = draft.classes.iter().any(|class| {
         let rule = &class.rule;
         rule.stays != Stays::Anywhere && (draft.regions.len() > 1 || !rule.transfers.is_empty())

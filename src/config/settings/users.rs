@@ -22,6 +22,21 @@ pub(super) struct Users {
     pub uniform_refusals: bool,
 }
 
+impl Users {
+    /// The names of the cookies that identify users.
+    pub fn cookies(&self) -> impl Iterator<Item = String> {
+        let of_keys = self.keys.iter().filter_map(|source| match source {
+            KeySource::Cookie(name) => Some(name.clone()),
+            KeySource::Header(_) | KeySource::Token(_) => None,
+        });
+        let of_token = self.tokens.as_ref().and_then(|tokens| match &tokens.location {
+            tokens::TokenLocation::Cookie(name) => Some(name.clone()),
+            tokens::TokenLocation::Header(_) => None,
+        });
+        of_keys.chain(of_token)
+    }
+}
+
 pub(super) fn read_users(field: &Field<'_>) -> Option<Users> {
     let section = field.section()?;
     let keys = section.optional("key").map_or(Vec::new(), |field| field.one_or_many());

@@ -4,7 +4,7 @@
 //! Promises: the guard looks only at the process, so it recovers without a command once the usage falls; requests that were
 //! admitted are served to their end. Never: a probe of a peer or the control plane is refused.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How important the requests of a route are.
@@ -40,11 +40,6 @@ impl Pressure {
             Self::High => matches!(priority, Priority::High),
             Self::Full => false,
         }
-    }
-
-    /// Whether connections are closed after each response, and bodies get narrow windows.
-    pub const fn saves(self) -> bool {
-        !matches!(self, Self::None)
     }
 
     /// The effect, for logs.
@@ -115,68 +110,81 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// The resource that causes the greatest pressure, and the pressure.
-    fn pressure(&self, settings: &Settings) -> (&'static str, Pressure) {
-        let of = [
-            ("memory", settings.memory.pressure(self.memory)),
-            ("descriptors", settings.descriptors.pressure(self.descriptors)),
-            ("event_loop", settings.lag.pressure(self.lag)),
-        ];
-        of.into_iter().max_by_key(|(_, pressure)| *pressure).expect("there are three resources")
+    fn state(&self, settings: &Settings) -> State {
+        let memory = settings.memory.pressure(self.memory);
+        let descriptors = settings.descriptors.pressure(self.descriptors);
+        let of = [("memory", memory), ("descriptors", descriptors), ("event_loop", settings.lag.pressure(self.lag))];
+        let (resource, pressure) = of.into_iter().max_by_key(|(_, pressure)| *pressure).expect("there are three resources");
+        // Clients that must connect again cost more time than those that stay.
+        State { pressure, resource, saves: memory.max(descriptors) > Pressure::None }
     }
 }
 
 /// The time for which a lower usage must last before the pressure falls, so that it does not alternate at a threshold.
 const HOLD: Duration = Duration::from_secs(1);
 
-/// Turns measurements into a pressure, which rises at once and falls late.
+/// Turns measurements into a state, which rises at once and falls late.
 #[derive(Default)]
 pub struct Guard {
-    pressure: Pressure,
-    /// When the usage last caused this pressure.
+    state: State,
+    /// When the usage last caused this state.
     seen_at: Option<Instant>,
 }
 
-/// A change of the pressure.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Change {
+/// The pressure on the process, and its cause.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct State {
     pub pressure: Pressure,
+    /// Memory or descriptors are scarce: connections are closed after each response, and bodies get narrow windows.
+    pub saves: bool,
     /// The resource with the greatest usage.
     pub resource: &'static str,
 }
 
 impl Guard {
-    /// Takes a measurement at `now`; returns the pressure if it changes.
-    pub fn observe(&mut self, usage: &Usage, settings: &Settings, now: Instant) -> Option<Change> {
-        let (resource, pressure) = usage.pressure(settings);
+    /// Takes a measurement at `now`; returns the state if it changes.
+    pub fn observe(&mut self, usage: &Usage, settings: &Settings, now: Instant) -> Option<State> {
+        let state = usage.state(settings);
         let is_held = self.seen_at.is_some_and(|seen| now.saturating_duration_since(seen) < HOLD);
-        if pressure < self.pressure && is_held {
+        let is_lower = state.pressure < self.state.pressure || (self.state.saves && !state.saves);
+        if is_lower && is_held {
             return None;
         }
         self.seen_at = Some(now);
-        let before = std::mem::replace(&mut self.pressure, pressure);
-        (before != pressure).then_some(Change { pressure, resource })
+        let before = std::mem::replace(&mut self.state, state);
+        ((before.pressure, before.saves) != (state.pressure, state.saves)).then_some(state)
     }
 }
 
 /// The pressure on the process, and what its workers measure of it.
 pub struct Overload {
     pressure: AtomicU8,
+    saves: AtomicBool,
     /// Microseconds by which the timers of each worker are late.
     lags: Box<[AtomicU64]>,
 }
 
 impl Overload {
     pub fn of(worker_count: usize) -> Self {
-        Self { pressure: AtomicU8::new(0), lags: (0..worker_count).map(|_| AtomicU64::new(0)).collect() }
+        Self {
+            pressure: AtomicU8::new(0),
+            saves: AtomicBool::new(false),
+            lags: (0..worker_count).map(|_| AtomicU64::new(0)).collect(),
+        }
     }
 
     pub fn pressure(&self) -> Pressure {
         Pressure::ALL[usize::from(self.pressure.load(Ordering::Relaxed))]
     }
 
-    pub fn set_pressure(&self, pressure: Pressure) {
-        self.pressure.store(pressure as u8, Ordering::Relaxed);
+    /// Whether memory or descriptors are scarce.
+    pub fn saves(&self) -> bool {
+        self.saves.load(Ordering::Relaxed)
+    }
+
+    pub fn set(&self, state: &State) {
+        self.pressure.store(state.pressure as u8, Ordering::Relaxed);
+        self.saves.store(state.saves, Ordering::Relaxed);
     }
 
     /// The greatest lag of a worker, in seconds.
@@ -219,7 +227,7 @@ mod tests {
     fn each_pressure_refuses_one_more_priority() {
         let settings = Settings::default();
         let admitted = |used| {
-            let (_, pressure) = memory(used).pressure(&settings);
+            let pressure = memory(used).state(&settings).pressure;
             [Priority::Low, Priority::Normal, Priority::High].map(|priority| pressure.admits(priority))
         };
         assert_eq!(admitted(0.74), [true, true, true]);
@@ -231,17 +239,18 @@ mod tests {
     #[test]
     fn the_scarcest_resource_decides() {
         let settings = Settings::default();
-        let usage = |memory, descriptors, lag| Usage { memory, descriptors, lag }.pressure(&settings);
-        assert_eq!(usage(0.5, 0.76, 0.1), ("descriptors", Pressure::Raised));
-        assert_eq!(usage(0.96, 0.76, 0.1), ("memory", Pressure::Full));
-        assert_eq!(usage(0.1, 0.1, 1.5), ("event_loop", Pressure::High));
+        let state = |memory, descriptors, lag| Usage { memory, descriptors, lag }.state(&settings);
+        let of = |resource, pressure, saves| State { pressure, saves, resource };
+        assert_eq!(state(0.5, 0.76, 0.1), of("descriptors", Pressure::Raised, true));
+        assert_eq!(state(0.96, 0.76, 0.1), of("memory", Pressure::Full, true));
+        assert_eq!(state(0.1, 0.1, 1.5), of("event_loop", Pressure::High, false));
     }
 
     #[test]
     fn the_pressure_rises_at_once_and_falls_after_a_second() {
         let (mut guard, settings, start) = (Guard::default(), Settings::default(), Instant::now());
         let mut observe = |millis, used| {
-            guard.observe(&memory(used), &settings, start + Duration::from_millis(millis)).map(|change| change.pressure)
+            guard.observe(&memory(used), &settings, start + Duration::from_millis(millis)).map(|state| state.pressure)
         };
         assert_eq!(observe(0, 0.1), None);
         assert_eq!(observe(50, 0.99), Some(Pressure::Full));
@@ -264,7 +273,7 @@ mod tests {
         overload.set_lag(1, Duration::from_millis(40));
         overload.set_lag(2, Duration::from_millis(500));
         assert!((overload.lag() - 0.5).abs() < 1e-9);
-        overload.set_pressure(Pressure::High);
-        assert_eq!(overload.pressure(), Pressure::High);
+        overload.set(&State { pressure: Pressure::High, saves: true, resource: "memory" });
+        assert_eq!((overload.pressure(), overload.saves()), (Pressure::High, true));
     }
 }

@@ -35,8 +35,8 @@ pub enum Scope {
     /// Each process counts alone.
     #[default]
     Region,
-    /// The processes of all regions. They exchange their counts in probes, so that between two probes each of the others may admit
-    /// a burst, and the rate.
+    /// The processes of all regions. They exchange their counts in probes, so that before they know of each other, each admits a burst,
+    /// and between two probes a burst and the rate.
     Global,
 }
 
@@ -144,10 +144,11 @@ impl RateLimits {
         if self.count.load(Ordering::Relaxed) >= self.most && !self.buckets.contains_key(&number) {
             number = bucket_of(&Key::Overflow);
         }
-        match self.buckets.entry(number) {
+        let idle = match self.buckets.entry(number) {
             Entry::Vacant(free) => {
                 self.count.fetch_add(1, Ordering::Relaxed);
                 free.insert(now.saturating_add(interval));
+                0
             }
             Entry::Occupied(mut bucket) => {
                 let ahead = bucket.get().saturating_sub(now);
@@ -155,11 +156,13 @@ impl RateLimits {
                     let window = Duration::from_nanos(interval.saturating_mul(burst));
                     return Err(Exceeded { burst: limit.burst, window, retry_after: Duration::from_nanos(ahead - most) });
                 }
+                let idle = now.saturating_sub(*bucket.get());
                 *bucket.get_mut() = now.saturating_add(ahead).saturating_add(interval);
+                idle
             }
-        }
+        };
         if limit.scope == Scope::Global {
-            self.shared.add(number, interval, limit.burst, now);
+            self.shared.add(number, (interval, limit.burst), idle, now);
         }
         Ok(())
     }
@@ -169,8 +172,8 @@ impl RateLimits {
         self.shared.report(nanos(now.saturating_duration_since(self.started)))
     }
 
-    /// Takes the tokens of the requests that another process has admitted, and returns their number. They may have been admitted
-    /// any time since its last report, so that the tokens of that time count too.
+    /// Takes the tokens of the requests that other processes have admitted, and returns their number. They may have been admitted at
+    /// any time since the last report, so the tokens that this process has not used since then are taken first.
     pub fn learn(&self, reported: &[RateCount], now: Instant) -> u64 {
         let now = nanos(now.saturating_duration_since(self.started));
         self.sweep(now);
@@ -184,9 +187,15 @@ impl RateLimits {
                 self.count.fetch_add(1, Ordering::Relaxed);
                 0
             });
-            let full_at = (*bucket).max(growth.since).saturating_add(growth.requests.saturating_mul(growth.interval));
+            let cost = growth.requests.saturating_mul(growth.interval);
+            let from = (*bucket).max(growth.since);
+            let later = cost.saturating_sub(now.saturating_sub(from));
+            let idle = self.shared.take_idle(growth.key, later.min(now.saturating_sub(growth.since)));
+            let full_at = from.saturating_add(cost).saturating_sub(idle);
+            // Of a new counter, only the burst is known, which cannot be owed several times.
+            let debt = if growth.is_new { 0 } else { nanos(MAX_DEBT) };
             let window = growth.interval.saturating_mul(growth.burst.into());
-            *bucket = full_at.min(now.saturating_add(window).saturating_add(nanos(MAX_DEBT)));
+            *bucket = full_at.min(now.saturating_add(window).saturating_add(debt)).max(*bucket);
         }
         learned
     }
@@ -335,13 +344,53 @@ mod tests {
             }
         }
         let total: usize = admitted.iter().sum();
-        let (alone, others) = (20 + 10 * 20, 2 * (20 + 10));
+        let (alone, others) = (20 + 10 * 20, 2 * (2 * 20 + 10));
         assert!(
             (alone..=alone + others).contains(&total),
-            "{total}: a burst and the rate, and what two others admit in a second"
+            "{total}: a burst and the rate, and for each other process two bursts and the rate of a second"
         );
         let later: usize = admitted[1000..].iter().sum();
         assert!(later <= 10 * 10 + others, "{later} in the last ten seconds");
+    }
+
+    #[test]
+    fn processes_below_the_limit_together_are_not_refused() {
+        // A small burst, and a long time between two reports.
+        let limit = RateLimit { scope: Scope::Global, ..limit(100, 1, 20) };
+        let processes = [(); 3].map(|()| RateLimits::default());
+        let at = |process: &RateLimits, millis| process.started + Duration::from_millis(millis);
+        let mut refused = 0;
+        for millis in 0..60_000_u64 {
+            for (index, process) in processes.iter().enumerate() {
+                // Thirty requests a second at each of the three, not at the same time.
+                if millis % 33 == index as u64 * 11 && process.take(&limit, ("a", 0), &Key::Route, at(process, millis)).is_err() {
+                    refused += 1;
+                }
+            }
+            if millis % 5_000 == 4_999 {
+                let reports = processes.each_ref().map(|process| process.report(at(process, millis)));
+                for process in &processes {
+                    for report in &reports {
+                        process.learn(report, at(process, millis));
+                    }
+                }
+            }
+        }
+        assert!(refused < 60, "{refused} of 5,400 were refused");
+    }
+
+    #[test]
+    fn a_process_that_starts_owes_a_burst_at_most() {
+        let limit = RateLimit { scope: Scope::Global, ..limit(10, 1, 20) };
+        let old = [(); 5].map(|()| RateLimits::default());
+        let minute = Duration::from_secs(60);
+        let take = |process: &RateLimits, time| process.take(&limit, ("a", 0), &Key::Route, process.started + time).is_ok();
+        old.iter().for_each(|process| (0..20).for_each(|_| drop(vec![take(process, minute)])));
+        let new = RateLimits::default();
+        for process in &old {
+            new.learn(&process.report(process.started + minute), new.started + minute);
+        }
+        assert!(!take(&new, minute) && take(&new, minute + Duration::from_millis(200)), "it begins with an empty bucket");
     }
 
     #[test]

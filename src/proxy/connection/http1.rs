@@ -72,7 +72,7 @@ async fn respond(
         Ok(request) => request::handle(Rc::clone(&worker), context, channel, Box::new(request)).await,
         Err(code) => request::refuse_unread(Rc::clone(&worker), context, channel, code),
     };
-    if (has_most || worker.pressure().saves()) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if (has_most || worker.saves()) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

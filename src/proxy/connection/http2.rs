@@ -314,7 +314,7 @@ async fn end(worker: &Worker, connection_state: Rc<ConnectionState>, bounds: &Bo
         }
     };
     let pressed = async {
-        while !(worker.pressure().saves() && connection_state.has_request()) {
+        while !(worker.saves() && connection_state.has_request()) {
             tokio::select! {
                 () = worker.pressure_changed.notified() => {}
                 () = connection_state.request.notified(), if !connection_state.has_request() => {}

@@ -73,7 +73,7 @@ pub async fn handle(
     let is_head = request.method() == Method::HEAD;
     let hsts = connection.options.hsts.clone();
     let mut response = if is_probe(&connection, &request) {
-        respond_to_probe(&worker)
+        respond_to_probe(&worker, request.headers())
     } else {
         serve(worker, connection, channel, request).await
     };
@@ -415,10 +415,12 @@ fn is_probe(connection: &ConnectionContext, request: &Request<Body>) -> bool {
 }
 
 /// Responds to a peer's probe with the state of this region.
-fn respond_to_probe(worker: &Worker) -> Response<Body> {
+fn respond_to_probe(worker: &Worker, probe: &HeaderMap) -> Response<Body> {
+    let (rates, now) = (&worker.shared.rates, Instant::now());
+    worker.metrics.rates_learned.inc_by(rates.learn(&Report::read(probe).rates, now));
     let snapshot = worker.snapshot();
     let mut response = reply::status_only(StatusCode::NO_CONTENT);
-    region_report(&snapshot, worker.is_draining(), worker.shared.rates.report(Instant::now())).write(response.headers_mut());
+    region_report(&snapshot, worker.is_draining(), rates.report(now)).write(response.headers_mut());
     response
 }
 

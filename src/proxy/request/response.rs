@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use http::Response;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, WWW_AUTHENTICATE};
 use http_body::Body as _;
 
 use crate::engine::recheck::Lease;
@@ -15,6 +15,7 @@ use crate::peer::response::{code_of, labels_of, write_code, write_declined, writ
 
 use super::super::actions::compress;
 use super::super::admission::Admitted;
+use super::super::admission::overload::Pressure;
 use super::super::admission::rate_limit;
 use super::super::body::{BodyFailure, Metered, Progress, Until};
 use super::super::ingress::ResponseChannel;
@@ -45,6 +46,9 @@ pub(super) async fn relay(
     if let Some(code) = context.log.code.filter(|_| rewrites) {
         let mut refusal = context.refuse(code, Some(&intake.question));
         rate_limit::copy_fields(&response.head.headers, refusal.headers_mut());
+        if let Some(challenge) = response.head.headers.get(WWW_AUTHENTICATE).filter(|_| code == Code::PasswordRefused) {
+            refusal.headers_mut().insert(WWW_AUTHENTICATE, challenge.clone());
+        }
         return refusal;
     }
     let labels = match clear(&context, &intake, &lease, region, &response.head.headers).await {
@@ -84,7 +88,7 @@ pub(super) async fn relay(
     context.log.status = Some(head.status);
     let compresses = region == local && context.actions.as_ref().is_some_and(|actions| !actions.compress.is_empty());
     let admit = || {
-        let most = if context.worker.pressure().saves() { 0 } else { context.snapshot.limits.compressions };
+        let most = if context.worker.pressure() > Pressure::None { 0 } else { context.snapshot.limits.compressions };
         Admitted::enter(&context.worker.shared.compressions, most)
     };
     let method = context.log.method.as_ref();

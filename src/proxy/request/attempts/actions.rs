@@ -21,6 +21,7 @@ use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::service::ServiceId;
 use crate::model::user::Proof;
+use crate::passwords::Busy;
 use crate::proxy::actions::{Actions, Auth, BasicAuth, Cors, ForwardAuth, remove_in_any_spelling};
 use crate::proxy::admission::network_of;
 use crate::proxy::intake::cookies;
@@ -87,12 +88,12 @@ impl Forwarding<'_> {
         Some(hasher.finish())
     }
 
-    /// Keeps the session at the upstream that has served it, if the request did not prefer this upstream already.
-    pub(super) fn stick(&self, target: &Target, preference: Preference, response: &mut Response) {
+    /// Keeps the session at the upstream that has served it, if the request preferred none, or one that has failed or is down, ejected
+    /// or gone. A session whose upstream was only full returns to it.
+    pub(super) fn stick(&self, target: &Target, preference: Preference, has_failed: bool, response: &mut Response) {
         let Target::Upstream(_, Selected { service, upstream, .. }) = target else { return };
-        let Some(sticky) = service.sticky.as_ref().filter(|_| preference != Preference::Upstream(upstream.fingerprint)) else {
-            return;
-        };
+        let stays = matches!(preference, Preference::Upstream(fingerprint) if !has_failed && service.can_serve(fingerprint));
+        let Some(sticky) = service.sticky.as_ref().filter(|_| !stays) else { return };
         if let Some(cookie) = sticky.cookie(upstream, self.intake.is_https) {
             response.head.headers.append(SET_COOKIE, cookie);
         }
@@ -177,15 +178,7 @@ impl Forwarding<'_> {
         if self.done.authorization.borrow().is_some() || self.answers_preflight() {
             return Ok(None);
         }
-        let auth = match auth {
-            Auth::Basic(basic) => {
-                let user = self.admit_by_password(basic, permitted.request().headers()).await?;
-                let named = basic.header.iter().map(|header| (header.clone(), vec![user.clone()]));
-                self.done.authorization.replace(Some(named.collect()));
-                return Ok(None);
-            }
-            Auth::Forward(auth) => auth,
-        };
+        let Auth::Forward(auth) = auth else { return Ok(None) };
         let response = self.ask(auth, permitted).await?;
         if !response.head.status.is_success() {
             return Ok(Some(response));
@@ -195,20 +188,39 @@ impl Forwarding<'_> {
         Ok(None)
     }
 
-    /// Checks the user name and the password of a request; returns the name.
-    async fn admit_by_password(&self, basic: &BasicAuth, headers: &HeaderMap) -> Result<HeaderValue, Stopped> {
+    /// Checks the user name and the password of a request that this region would serve next, before it takes an app server. Once for
+    /// all attempts, and within the rate limits of the route.
+    pub(super) async fn check_password(&self, attempts: &Attempts, request: &Request<Body>) -> Result<(), Code> {
+        let is_local = attempts.next_region() == Some(self.context.snapshot.policy().local);
+        let Some(Auth::Basic(basic)) =
+            self.context.actions.as_ref().and_then(|actions| actions.auth.as_ref()).filter(|_| is_local)
+        else {
+            return Ok(());
+        };
+        if self.done.authorization.borrow().is_some() || self.answers_preflight() {
+            return Ok(());
+        }
+        self.admit(request)?;
+        let user = self.admit_by_password(basic, request.headers()).await?;
+        let named = basic.header.iter().map(|header| (header.clone(), vec![user.clone()]));
+        self.done.authorization.replace(Some(named.collect()));
+        Ok(())
+    }
+
+    async fn admit_by_password(&self, basic: &BasicAuth, headers: &HeaderMap) -> Result<HeaderValue, Code> {
         if let (Some(passwords), Some((user, password))) =
             (self.context.snapshot.passwords.get(&basic.file), basic.presented(headers))
         {
-            let admitted = pin!(passwords.admit(&user, password.as_bytes()));
-            if self.while_cleared(admitted).await?
+            let checks = &self.context.worker.shared.password_checks;
+            let admitted = pin!(passwords.admit(checks, &user, password.as_bytes()));
+            if self.while_cleared(admitted).await?.map_err(|_: Busy| Code::Overloaded)?
                 && let Ok(user) = HeaderValue::from_str(&user)
             {
                 return Ok(user);
             }
         }
         self.context.challenge.replace(Some(basic.challenge.clone()));
-        Err(Code::PasswordRefused.into())
+        Err(Code::PasswordRefused)
     }
 
     /// Asks until an upstream of the authorization service responds. The question may be repeated, because it is a GET.

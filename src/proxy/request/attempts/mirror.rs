@@ -18,6 +18,7 @@ use crate::model::service::ServiceId;
 use crate::proxy::Limits;
 use crate::proxy::actions::set_path;
 use crate::proxy::admission::Admitted;
+use crate::proxy::admission::overload::Pressure;
 use crate::proxy::body::Progress;
 use crate::proxy::worker::Worker;
 use crate::services::{Preference, Selection};
@@ -49,7 +50,8 @@ impl Forwarding<'_> {
     pub(super) fn send_mirror(&self, service: ServiceId, mut copy: BoxedRequest, permitted: &Permitted<BoxedRequest>) {
         let (worker, limits) = (Rc::clone(&self.context.worker), *self.context.limits());
         let Some(service) = self.context.snapshot.services.get(service).cloned() else { return };
-        let Some(admitted) = Admitted::enter(&worker.shared.mirrors, MAX_MIRRORS).filter(|_| !worker.pressure().saves()) else {
+        let Some(admitted) = Admitted::enter(&worker.shared.mirrors, MAX_MIRRORS).filter(|_| worker.pressure() == Pressure::None)
+        else {
             return;
         };
         let Selection::Upstream(upstream, outstanding) = worker.load.select(&service, &[], Preference::None) else { return };

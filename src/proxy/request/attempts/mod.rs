@@ -130,6 +130,7 @@ impl Forwarding<'_> {
             if !self.is_current(&attempts) {
                 self.follow_newest(&mut attempts).await?;
             }
+            self.check_password(&attempts, &request).await?;
             let service = self.service(&attempts);
             let preference = self.preference(service, &request);
             let service = (service, preference);
@@ -165,7 +166,7 @@ impl Forwarding<'_> {
             }
             let failure = match self.attempt(&mut target, permitted, spare, has_another, is_second).await? {
                 Ok(mut response) => {
-                    self.stick(&target, preference, &mut response);
+                    self.stick(&target, preference, last.is_some(), &mut response);
                     return Ok((target.stop().region(), response));
                 }
                 Err(failure) => failure,

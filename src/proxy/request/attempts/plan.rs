@@ -76,6 +76,11 @@ impl Attempts {
         self.itinerary.stops().iter().take(self.limit).nth(self.stop).copied()
     }
 
+    /// The region of the next attempt, as far as it is known.
+    pub fn next_region(&self) -> Option<RegionId> {
+        self.current().map(Stop::region)
+    }
+
     fn next_stop(&mut self) {
         self.stop += 1;
         self.tried.clear();
