@@ -24,7 +24,7 @@ use crate::proxy::Snapshot;
 use crate::proxy::actions::Actions;
 use crate::proxy::connection::{ListenerConfig, Security};
 use crate::proxy::ingress::ListenerOptions;
-use crate::services::{Service, Services};
+use crate::services::{Service, ServiceError, Services};
 use crate::session::Seal;
 use crate::tokens::{self, Tokens};
 use crate::transport::dial::{HttpVersion, Secured, Server, authority_of};
@@ -208,10 +208,29 @@ fn services(settings: &Settings, before: Option<&Built>) -> Result<(Arc<Services
         None => {
             let known = before.map(|before| &*before.snapshot.services);
             let is_same = |known: &Service, settings: &_| has_same_files && known.settings == *settings;
-            Arc::new(Services::new(&settings.services, known, is_same)?)
+            let services = Services::new(&settings.services, known, is_same)?;
+            look_up_names(&services, before.is_some())?;
+            Arc::new(services)
         }
     };
     Ok((services, stamps))
+}
+
+/// Waits for the names of new app servers. A start goes on without them; a reload would replace app servers that serve by none.
+fn look_up_names(services: &Services, is_reload: bool) -> Result<(), StartError> {
+    // On a thread of its own, because this one may be running a runtime.
+    let look_up = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok::<_, std::io::Error>(runtime.block_on(services.look_up_new()))
+    };
+    let unresolved = std::thread::scope(|scope| scope.spawn(look_up).join().expect("a lookup does not panic"))?;
+    for name in unresolved {
+        if is_reload {
+            return Err(ServiceError::from(name).into());
+        }
+        tracing::warn!("{name}");
+    }
+    Ok(())
 }
 
 fn passwords(settings: &Settings, before: Option<&Built>) -> Result<HashMap<PathBuf, Arc<Passwords>>, StartError> {

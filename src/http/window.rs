@@ -51,7 +51,8 @@ const FAST: u64 = 125_000_000;
 pub struct Buffers {
     available: Cell<usize>,
     windows: Cell<Windows>,
-    of_worker: Option<(Rc<WorkerBuffers>, usize)>,
+    /// The budget of the worker, and how much of it this connection's requests may help to use; `None` if they do not count.
+    of_worker: Option<(Rc<WorkerBuffers>, Option<usize>)>,
 }
 
 /// The windows that the bodies on a connection can have, besides [`Window::NARROW`].
@@ -98,7 +99,7 @@ impl WorkerBuffers {
 impl Buffers {
     /// A budget of `bytes` for all requests of a connection, while those of the worker have at most `most` bytes.
     pub fn of(bytes: usize, worker: &Rc<WorkerBuffers>, most: usize) -> Rc<Self> {
-        let of_worker = Some((Rc::clone(worker), most));
+        let of_worker = Some((Rc::clone(worker), Some(most)));
         Rc::new(Self { available: Cell::new(bytes), windows: Cell::new(Windows::of(bytes)), of_worker })
     }
 
@@ -108,9 +109,10 @@ impl Buffers {
     }
 
     /// For a peer's connection: no limit here, because the peer enforces its own budget. Windows are narrow until
-    /// [`Self::widen`].
-    pub fn of_peer() -> Rc<Self> {
-        Rc::new(Self { available: Cell::new(usize::MAX), windows: Cell::new(Windows::of(0)), of_worker: None })
+    /// [`Self::widen`], and while the memory of this process is scarce.
+    pub fn of_peer(worker: &Rc<WorkerBuffers>) -> Rc<Self> {
+        let of_worker = Some((Rc::clone(worker), None));
+        Rc::new(Self { available: Cell::new(usize::MAX), windows: Cell::new(Windows::of(0)), of_worker })
     }
 
     /// Sets the window of every later request.
@@ -135,18 +137,26 @@ impl Buffers {
         let is_far = window > self.windows.get().wide;
         bytes <= self.available.get()
             && self.of_worker.as_ref().is_none_or(|(worker, most)| {
-                !worker.is_narrow.get() && worker.used.get() + bytes <= if is_far { most / 2 } else { *most }
+                let fits = |most: usize| worker.used.get() + bytes <= if is_far { most / 2 } else { most };
+                !worker.is_narrow.get() && most.is_none_or(fits)
             })
     }
 
     fn take(&self, bytes: usize) {
         self.available.set(self.available.get() - bytes);
-        self.of_worker.iter().for_each(|(worker, _)| worker.used.set(worker.used.get() + bytes));
+        self.count(|used| used + bytes);
     }
 
     fn give_back(&self, bytes: usize) {
         self.available.set(self.available.get() + bytes);
-        self.of_worker.iter().for_each(|(worker, _)| worker.used.set(worker.used.get() - bytes));
+        self.count(|used| used - bytes);
+    }
+
+    /// Changes the bytes that the worker's requests have together.
+    fn count(&self, change: impl Fn(usize) -> usize) {
+        if let Some((worker, Some(_))) = &self.of_worker {
+            worker.used.set(change(worker.used.get()));
+        }
     }
 }
 
@@ -239,10 +249,17 @@ mod tests {
 
     #[test]
     fn a_peers_requests_use_what_it_has_room_for() {
-        let buffers = Buffers::of_peer();
+        let worker = Rc::<WorkerBuffers>::default();
+        let buffers = Buffers::of_peer(&worker);
         assert!(buffers.share(FAR).window().is_narrow());
         buffers.widen(Window::of(4 * MIB));
         let shares: Vec<_> = (0..1000).map(|_| buffers.share(NEAR)).collect();
         assert!(shares.iter().all(|share| share.window() == Window::of(4 * MIB)));
+        assert_eq!(worker.used.get(), 0, "the peer enforces its own budget");
+        worker.keep_narrow(true);
+        assert!(buffers.share(NEAR).window().is_narrow(), "the memory of this process is scarce");
+        drop(shares);
+        worker.keep_narrow(false);
+        assert!(!buffers.share(NEAR).window().is_narrow());
     }
 }

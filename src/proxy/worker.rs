@@ -201,6 +201,11 @@ impl Worker {
         Buffers::of(limits.connection_buffer, &self.body_buffers, limits.body_buffers / self.shared.worker_count)
     }
 
+    /// The buffer budget of a new connection of a peer.
+    pub fn buffers_of_peer(&self) -> Rc<Buffers> {
+        Buffers::of_peer(&self.body_buffers)
+    }
+
     /// How long the listener for peers stays open: zero unless the region drains. With a successor, the region does not drain.
     /// Also zero if no peer is connected, because each peer that probes this region keeps a connection open.
     pub fn drain_notice(&self) -> Duration {

@@ -76,7 +76,7 @@ fn watch_upstream(service: &Arc<Service>, upstream: &Arc<Upstream>, region: Regi
     if let Some(check) = service.settings.check.clone() {
         tasks.spawn_local(watch_one(Arc::clone(service), Arc::clone(upstream), check, region));
     }
-    if let Some(addresses) = upstream.server.addresses.clone() {
+    if let Some(addresses) = upstream.server.addresses.clone().filter(|_| !upstream.is_discovered) {
         let (settings, authority) = (service.settings.names.clone(), Arc::clone(&upstream.server.authority));
         tasks.spawn_local(async move { resolver::watch_addresses(&settings, &authority, &addresses).await });
     }

@@ -2,11 +2,12 @@
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
 
 use crate::transport::dial::Secured;
-use crate::transport::resolver::Endpoint;
+use crate::transport::resolver::{Endpoint, Query};
 use crate::transport::tls::TlsError;
 
 use super::upstream::{State, TlsConfigs, Upstream, UpstreamSettings};
@@ -69,6 +70,13 @@ impl Roster {
         self.entries.iter().zip(&self.secured).for_each(|(entry, secured)| tls.share(entry, secured.as_ref()));
     }
 
+    /// The entries whose queries have found nothing yet.
+    pub fn unresolved(&self) -> Vec<(usize, Query)> {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.entries.iter().enumerate().zip(&*found);
+        entries.filter_map(|((index, entry), found)| Some((index, entry.query.clone().filter(|_| found.is_empty())?))).collect()
+    }
+
     /// Takes what the query of an entry has found; returns whether the app servers have changed.
     pub fn set_found(&self, entry: usize, endpoints: Vec<Endpoint>) -> bool {
         let before = std::mem::replace(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner)[entry], endpoints.clone());
@@ -82,19 +90,29 @@ impl Roster {
     /// Makes the list of app servers. Those that `before` contains keep their state; an address that two entries lead to is taken once.
     fn rebuild(&self, before: &Members) {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = |authority: &str, base: &str| {
+            before.iter().find(|upstream| upstream.authority() == authority && *upstream.base == *base)
+        };
+        let entries = || self.entries.iter().zip(&self.secured).zip(&*found);
+        // New app servers get their share gradually if they join others that stay.
+        let joins = entries().any(|((entry, secured), endpoints)| {
+            let mut authorities = endpoints.iter().map(|endpoint| Upstream::authority_of(endpoint, secured.as_ref()));
+            (entry.query.is_none() && known(&entry.authority, &entry.base).is_some())
+                || authorities.any(|authority| known(&authority, &entry.base).is_some())
+        });
         let state_of = |authority: &str, base: &str| {
-            let known = before.iter().find(|upstream| upstream.authority() == authority && *upstream.base == *base);
-            known.map_or_else(Arc::default, |upstream| Arc::clone(&upstream.state))
+            known(authority, base).map_or_else(|| new_state(joins), |upstream| Arc::clone(&upstream.state))
         };
         let mut list: Vec<Arc<Upstream>> = Vec::new();
-        for ((entry, secured), endpoints) in self.entries.iter().zip(&self.secured).zip(&*found) {
+        for ((entry, secured), endpoints) in entries() {
             if entry.query.is_none() {
                 let state: Arc<State> = state_of(&entry.authority, &entry.base);
                 list.push(Arc::new(Upstream::fixed(entry, secured.clone(), state)));
                 continue;
             }
             for endpoint in endpoints {
-                let state = state_of(&endpoint.address.to_string(), &entry.base);
+                let authority = Upstream::authority_of(endpoint, secured.as_ref());
+                let state = state_of(&authority, &entry.base);
                 let upstream = Upstream::discovered(entry, secured.clone(), endpoint, state);
                 let is_known = |known: &Arc<Upstream>| known.authority() == upstream.authority() && known.base == upstream.base;
                 if !list.iter().any(is_known) {
@@ -107,11 +125,18 @@ impl Roster {
     }
 }
 
+fn new_state(joins: bool) -> Arc<State> {
+    let state = State::default();
+    if joins {
+        state.history.note_return(Instant::now());
+    }
+    Arc::new(state)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::transport::dial::HttpVersion;
-    use crate::transport::resolver::Query;
 
     fn entry(authority: &str, query: Option<Query>) -> UpstreamSettings {
         UpstreamSettings {

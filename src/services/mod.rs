@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::Guard;
+use tokio::task::JoinSet;
 
 use crate::model::service::ServiceId;
 use crate::session::SealError;
@@ -84,11 +85,30 @@ pub enum ServiceError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Sticky(#[from] SealError),
+    #[error(transparent)]
+    Unresolved(#[from] UnresolvedName),
+}
+
+/// How long a start or a reload waits for the names of new app servers.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A name under which no app server was found.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "service `{service}`: no app server was found under `{name}`: {reason}; correct the name, or the name servers under `dns`"
+)]
+pub struct UnresolvedName {
+    service: Box<str>,
+    name: String,
+    reason: String,
 }
 
 /// The services of the local region, by their numbers.
 #[derive(Default)]
-pub struct Services(Vec<Option<Arc<Service>>>);
+pub struct Services {
+    slots: Vec<Option<Arc<Service>>>,
+    sticky_cookies: Vec<Box<str>>,
+}
 
 impl Services {
     /// Services that `before` contains keep the state of their upstreams, and are the same if `is_same` says that nothing has
@@ -104,25 +124,26 @@ impl Services {
             let kept = before.and_then(|before| before.get(*id)).filter(|known| is_same(known, settings));
             kept.into_iter().for_each(|service| service.roster.share(&mut tls));
         }
-        let mut services = Self((0..slots).map(|_| None).collect());
+        let mut services = Self { slots: (0..slots).map(|_| None).collect(), sticky_cookies: Vec::new() };
         for (id, settings) in settings {
             let known = before.and_then(|before| before.get(*id));
             let service = match known.filter(|known| is_same(known, settings)) {
                 Some(same) => Arc::clone(same),
                 None => Arc::new(Service::build(*id, settings.clone(), known.map(|known| &**known), &mut tls)?),
             };
-            services.0[id.index()] = Some(service);
+            services.sticky_cookies.extend(service.sticky.as_ref().map(|sticky| sticky.settings.cookie.clone()));
+            services.slots[id.index()] = Some(service);
         }
         Ok(services)
     }
 
     /// The service with this number, if the local region has it.
     pub fn get(&self, id: ServiceId) -> Option<&Arc<Service>> {
-        self.0.get(id.index())?.as_ref()
+        self.slots.get(id.index())?.as_ref()
     }
 
     pub fn all(&self) -> impl Iterator<Item = &Arc<Service>> + Clone {
-        self.0.iter().flatten()
+        self.slots.iter().flatten()
     }
 
     pub fn upstreams(&self) -> impl Iterator<Item = Arc<Upstream>> {
@@ -131,6 +152,38 @@ impl Services {
 
     pub fn any_up(&self) -> bool {
         self.all().any(|service| service.any_up())
+    }
+
+    /// The cookies of sticky sessions, which no app server gets.
+    pub fn sticky_cookies(&self) -> &[Box<str>] {
+        &self.sticky_cookies
+    }
+
+    /// Looks up all names of which no address is known yet. The errors are the names that have none.
+    pub async fn look_up_new(&self) -> Vec<UnresolvedName> {
+        let mut lookups = JoinSet::new();
+        for service in self.all() {
+            for (entry, query) in service.roster.unresolved() {
+                let service = Arc::clone(service);
+                lookups.spawn(async move {
+                    let found = resolver::look_up_once(&service.settings.names, &query, LOOKUP_TIMEOUT).await;
+                    match found {
+                        Ok(found) => {
+                            service.roster.set_found(entry, found);
+                            None
+                        }
+                        Err(reason) => {
+                            Some(UnresolvedName { service: service.settings.name.clone(), name: query.label(), reason })
+                        }
+                    }
+                });
+            }
+        }
+        let mut failed = Vec::new();
+        while let Some(unresolved) = lookups.join_next().await {
+            failed.extend(unresolved.ok().flatten());
+        }
+        failed
     }
 
     /// The shortest smoothed response time among the healthy upstreams; `None` before the first check.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::transport::dial::{HttpVersion, Secured, Server};
@@ -41,6 +42,8 @@ pub struct Upstream {
     /// The beginning of every path on the app server.
     pub base: Box<str>,
     pub proxy_protocol: Option<proxy_protocol::Version>,
+    /// A query has found its address.
+    pub(super) is_discovered: bool,
     /// Identifies the app server in sealed cookies, in every process and version.
     pub fingerprint: u64,
     pub(super) state: Arc<State>,
@@ -85,18 +88,24 @@ impl Upstream {
         state: Arc<State>,
     ) -> Self {
         let tls = secured.map(|secured| Secured { name: secured.name.or_else(|| Some((*endpoint.host).into())), ..secured });
-        let authority = endpoint.address.to_string().into();
-        let server = Server { authority, tls, http_version: settings.http_version, addresses: None };
+        let authority = Self::authority_of(endpoint, tls.as_ref()).into();
+        let addresses = Some(Arc::new(ArcSwap::from_pointee(vec![endpoint.address])));
+        let server = Server { authority, tls, http_version: settings.http_version, addresses };
         let label = settings.query.as_ref().map(Query::label).unwrap_or_default().into();
         let host = format!("{}:{}", endpoint.host, endpoint.address.port()).into();
-        Self { label, host, ..Self::of(settings, server, state, endpoint.weight.into()) }
+        Self { label, host, is_discovered: true, ..Self::of(settings, server, state, endpoint.weight.into()) }
+    }
+
+    /// The authority of a discovered app server. Behind one address may be several names, whose connections are not exchanged.
+    pub(super) fn authority_of(endpoint: &Endpoint, secured: Option<&Secured>) -> String {
+        if secured.is_some() { format!("{}@{}", endpoint.host, endpoint.address) } else { endpoint.address.to_string() }
     }
 
     fn of(settings: &UpstreamSettings, server: Server, state: Arc<State>, weight: u32) -> Self {
         let (base, proxy_protocol) = (settings.base.clone(), settings.proxy_protocol);
         let weight = settings.weight * weight;
         let fingerprint = fingerprint(&server.authority, &base);
-        Self { server, label: "".into(), host: "".into(), weight, base, proxy_protocol, fingerprint, state }
+        Self { server, label: "".into(), host: "".into(), weight, base, proxy_protocol, fingerprint, is_discovered: false, state }
     }
 
     pub fn is_up(&self) -> bool {

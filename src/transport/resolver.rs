@@ -14,7 +14,7 @@ use hickory_resolver::{Resolver, TokioResolver};
 /// The current addresses of a name; empty until the first lookup.
 pub type Addresses = Arc<ArcSwap<Vec<SocketAddr>>>;
 
-/// Bounds for the time to live: at most one lookup a second, and no answer is used for longer than five minutes.
+/// Bounds for the time between two lookups. The resolver's cache answers those within the time to live of a record.
 const MIN_TTL: Duration = Duration::from_secs(1);
 const MAX_TTL: Duration = Duration::from_secs(300);
 
@@ -24,7 +24,7 @@ pub struct Settings {
     pub servers: Vec<SocketAddr>,
 }
 
-/// What is looked up.
+/// A lookup of app servers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Query {
     /// The addresses of a name, at one port.
@@ -53,7 +53,20 @@ pub struct Endpoint {
     pub weight: u16,
 }
 
-/// Looks a name up repeatedly, for as long as the task lives, and calls `use_found` with what each successful lookup finds. While
+/// Looks a name up once.
+///
+/// # Errors
+/// The reason, if the lookup fails, finds nothing or takes longer than `timeout`.
+pub async fn look_up_once(settings: &Settings, query: &Query, timeout: Duration) -> Result<Vec<Endpoint>, String> {
+    let resolver = resolver(settings)?;
+    match tokio::time::timeout(timeout, look_up(&resolver, query)).await {
+        Ok(Ok((found, _))) => Ok(found),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err("the name servers did not respond in time".into()),
+    }
+}
+
+/// Looks a name up repeatedly, for as long as the task lives, and calls `use_found` with the endpoints of each successful lookup. While
 /// lookups fail or find nothing, the previous endpoints stay in use.
 pub async fn watch(settings: &Settings, query: &Query, mut use_found: impl FnMut(Vec<Endpoint>)) {
     let resolver = match resolver(settings) {
@@ -62,9 +75,7 @@ pub async fn watch(settings: &Settings, query: &Query, mut use_found: impl FnMut
     };
     loop {
         let pause = match look_up(&resolver, query).await {
-            Ok((mut found, valid_until)) => {
-                found.sort_unstable();
-                found.dedup_by_key(|endpoint| endpoint.address);
+            Ok((found, valid_until)) => {
                 use_found(found);
                 valid_until.saturating_duration_since(Instant::now()).clamp(MIN_TTL, MAX_TTL)
             }
@@ -91,40 +102,60 @@ pub async fn watch_addresses(settings: &Settings, authority: &str, addresses: &A
     .await;
 }
 
-async fn look_up(resolver: &TokioResolver, query: &Query) -> Result<(Vec<Endpoint>, Instant), NetError> {
-    match query {
-        Query::Addresses { name, port } => {
-            let (addresses, valid_until) = look_up_host(resolver, name).await?;
-            let endpoint = |address| Endpoint { address: SocketAddr::new(address, *port), host: name.clone(), weight: 1 };
-            Ok((addresses.into_iter().map(endpoint).collect(), valid_until))
-        }
-        Query::Services(name) => {
-            let found = resolver.srv_lookup(&**name).await?;
-            let records = found.answers().iter().filter_map(|record| match &record.data {
-                RData::SRV(record) => Some(record),
-                _ => None,
-            });
-            let lowest = records.clone().map(|record| record.priority).min();
-            let (mut endpoints, mut valid_until) = (Vec::new(), found.valid_until());
-            for record in records.filter(|record| Some(record.priority) == lowest) {
-                let target = record.target.to_utf8();
-                let (addresses, until) = look_up_host(resolver, &target).await?;
+/// The endpoints of a query, sorted, and the end of their time to live. The error is the reason that there are none.
+async fn look_up(resolver: &TokioResolver, query: &Query) -> Result<(Vec<Endpoint>, Instant), String> {
+    let (mut found, valid_until) = match query {
+        Query::Addresses { name, port } => look_up_host(resolver, name, *port, 1).await?,
+        Query::Services(name) => look_up_services(resolver, name).await?,
+    };
+    found.sort_unstable();
+    found.dedup_by_key(|endpoint| endpoint.address);
+    if found.is_empty() { Err("the name has no addresses".into()) } else { Ok((found, valid_until)) }
+}
+
+/// The addresses of all targets that can be resolved. One that cannot does not keep the others from being used.
+async fn look_up_services(resolver: &TokioResolver, name: &str) -> Result<(Vec<Endpoint>, Instant), String> {
+    let answer = resolver.srv_lookup(name).await.map_err(|error| error.to_string())?;
+    let records = answer.answers().iter().filter_map(|record| match &record.data {
+        RData::SRV(record) => Some(record),
+        _ => None,
+    });
+    let lowest = records.clone().map(|record| record.priority).min();
+    let (mut found, mut valid_until, mut failure) = (Vec::new(), answer.valid_until(), None);
+    let mut lookups = tokio::task::JoinSet::new();
+    for record in records.filter(|record| Some(record.priority) == lowest) {
+        let (resolver, record) = (resolver.clone(), record.clone());
+        lookups.spawn(async move {
+            let target = record.target.to_utf8();
+            let found = look_up_host(&resolver, target.trim_end_matches('.'), record.port, record.weight.max(1)).await;
+            found.map_err(|error| format!("{target}: {error}"))
+        });
+    }
+    while let Some(looked_up) = lookups.join_next().await {
+        match looked_up.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok((endpoints, until)) => {
+                found.extend(endpoints);
                 valid_until = valid_until.min(until);
-                let host: Box<str> = target.trim_end_matches('.').into();
-                endpoints.extend(addresses.into_iter().map(|address| Endpoint {
-                    address: SocketAddr::new(address, record.port),
-                    host: host.clone(),
-                    weight: record.weight.max(1),
-                }));
             }
-            Ok((endpoints, valid_until))
+            Err(error) => {
+                tracing::warn!(name, %error, "a target of the service cannot be resolved; using the others");
+                failure = Some(error);
+            }
         }
+    }
+    match failure {
+        Some(error) if found.is_empty() => Err(error),
+        _ => Ok((found, valid_until)),
     }
 }
 
-async fn look_up_host(resolver: &TokioResolver, host: &str) -> Result<(Vec<IpAddr>, Instant), NetError> {
-    let found = resolver.lookup_ip(host).await?;
-    Ok((found.iter().collect(), found.valid_until()))
+/// The IPv4 addresses of a host, or its IPv6 addresses if it has no others. Both would count a server twice.
+async fn look_up_host(resolver: &TokioResolver, host: &str, port: u16, weight: u16) -> Result<(Vec<Endpoint>, Instant), String> {
+    let answer = resolver.lookup_ip(host).await.map_err(|error| error.to_string())?;
+    let (ipv4, ipv6): (Vec<_>, Vec<_>) = answer.iter().partition(IpAddr::is_ipv4);
+    let addresses = if ipv4.is_empty() { ipv6 } else { ipv4 };
+    let endpoint = |address| Endpoint { address: SocketAddr::new(address, port), host: host.into(), weight };
+    Ok((addresses.into_iter().map(endpoint).collect(), answer.valid_until()))
 }
 
 /// The name and the port of an authority; `None` if the host is an IP address.

@@ -197,6 +197,35 @@ fn a_service_in_dns_has_ports_weights_and_priorities() {
 }
 
 #[test]
+fn a_target_that_cannot_be_resolved_does_not_hide_the_others() {
+    let zone = Zone::default();
+    zone.addresses("a.eu.test", &[2]);
+    zone.set("_http._tcp.eu.test", Records::Services(vec![(1, 1, 9, "a.eu.test")]));
+    let (world, _others) = world(&zone, "{ srv: _http._tcp.eu.test }", "");
+    let port = world.eu().upstream().address.port();
+    zone.set("_http._tcp.eu.test", Records::Services(vec![(1, 1, port, "retired.eu.test"), (1, 1, port, "a.eu.test")]));
+    eventually_only(&world, &["two"]);
+}
+
+#[test]
+fn a_reload_to_a_name_without_addresses_is_refused() {
+    let zone = Zone::default();
+    zone.addresses("app.eu.test", &[2]);
+    let (world, _others) = world(&zone, "{ dns: app.eu.test, port: PORT }", "");
+    // A start waits for the first lookup.
+    assert_eq!(ask(&world), "two");
+    let text = std::fs::read_to_string(&world.eu().config).unwrap();
+    std::fs::write(&world.eu().config, text.replace("dns: app.eu.test", "dns: ap.eu.test")).unwrap();
+    let error = world.eu().reload().unwrap_err();
+    assert!(error.contains("service `app`: no app server was found under `ap.eu.test:"), "{error}");
+    assert_eq!(ask(&world), "two", "the app servers before serve on");
+    zone.addresses("ap.eu.test", &[3]);
+    // The resolver remembers for a while that there was no such name.
+    eventually("the name is found", || world.eu().reload().is_ok());
+    assert_eq!(ask(&world), "three");
+}
+
+#[test]
 fn answers_without_addresses_keep_the_last_ones() {
     let zone = Zone::default();
     zone.addresses("app.eu.test", &[2]);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where the system tells about memory.
+/// The limits on memory, and the files in which the system reports its usage.
 pub struct Memory {
     cgroups: Vec<Cgroup>,
     /// Bytes of the machine's memory.

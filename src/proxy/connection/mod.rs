@@ -16,7 +16,6 @@ use tokio::time::Instant;
 
 use crate::decision::facts::Ingress;
 use crate::http::connection::ConnectionState;
-use crate::http::window::Buffers;
 use crate::transport::listener::Accepted;
 use crate::transport::stream::Stream;
 use crate::transport::tcp_info::{self, TcpInfo};
@@ -99,7 +98,7 @@ async fn establish(worker: Rc<Worker>, accepted: Accepted, listener_config: List
     }
     let buffers = match arrival.ingress {
         Ingress::Client => worker.buffers(&limits),
-        Ingress::Peer(_) => Buffers::of_peer(),
+        Ingress::Peer(_) => worker.buffers_of_peer(),
     };
     let (tcp_info, open) = TcpInfo::of(&stream);
     let context = ConnectionContext {

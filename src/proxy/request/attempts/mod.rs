@@ -223,15 +223,12 @@ impl Forwarding<'_> {
                 // Copied before the headers are adapted to an app server, because another attempt may go to a peer.
                 let spare = may_repeat.then(|| copy_head(request));
                 let actions = self.context.actions.as_deref();
-                let sticky = selected.service.sticky.as_ref();
-                let is_changed = actions.is_some() || !selected.upstream.base.is_empty() || sticky.is_some();
+                let has_cookies = !self.context.snapshot.services.sticky_cookies().is_empty();
+                let is_changed = actions.is_some() || !selected.upstream.base.is_empty() || has_cookies;
                 // Also for the last attempt: one that sent nothing, or met a stale connection, is made again.
                 let is_kept = attempts.has_another_stop() || is_changed;
                 let original = is_kept.then(|| (request.headers().clone(), request.uri().clone()));
                 self.adapt_headers(request.headers_mut());
-                if let Some(sticky) = sticky {
-                    drop_cookies(request.headers_mut(), |name| name == sticky.settings.cookie.as_bytes());
-                }
                 if let Some(actions) = actions {
                     self.act(request, actions);
                 }
@@ -251,11 +248,14 @@ impl Forwarding<'_> {
         }
     }
 
-    /// Adapts the header fields of a request to an app server: removes the envelope, our own cookie and credentials that do not verify.
+    /// Adapts the header fields of a request to an app server: removes the envelope, our own cookies and credentials that do not verify.
     fn adapt_headers(&self, headers: &mut HeaderMap) {
         let snapshot = &self.context.snapshot;
         headers.remove(fields::REQUEST);
         forward_identity(headers, &self.intake.question, &snapshot.intake, snapshot.tokens.as_deref());
+        for cookie in snapshot.services.sticky_cookies() {
+            drop_cookies(headers, |name| name == cookie.as_bytes());
+        }
     }
 
     async fn permit(&self, stop: Stop, request: BoxedRequest) -> Result<Permitted<BoxedRequest>, Code> {
