@@ -448,6 +448,21 @@ mod tests {
         assert!((740..=860).contains(&heavy), "{heavy}");
     }
 
+    #[test]
+    fn a_session_whose_upstream_is_full_goes_to_another_and_returns() {
+        let (service, load) = (service(1), Load::default());
+        let own = service.all()[1].fingerprint;
+        let (first, busy) = one(load.select(&service, &[], Preference::Upstream(own)));
+        assert_eq!(first.fingerprint, own);
+        let (other, _other) = one(load.select(&service, &[], Preference::Upstream(own)));
+        assert_ne!(other.fingerprint, own, "nobody waits for one upstream");
+        assert!(service.can_serve(own), "the session stays there");
+        drop(busy);
+        assert_eq!(one(load.select(&service, &[], Preference::Upstream(own))).0.fingerprint, own);
+        service.all()[1].set_up(false);
+        assert!(!service.can_serve(own) && one(load.select(&service, &[], Preference::Upstream(own))).0.fingerprint != own);
+    }
+
     #[tokio::test]
     async fn a_full_service_does_not_hold_up_another() {
         let load = Load::default();
