@@ -99,7 +99,6 @@ fn policy(regions: usize, routes: usize) -> Policy {
             service: Some(service),
             chain: vec![Step::Directory, Step::GeoIp, Step::Refuse],
             failover: Failover { reads: Reads::Nearest, writes: Writes::Never },
-            upgrades: Vec::new(),
             keeps: Default::default(),
             claim: None,
             aliases: Vec::new(),

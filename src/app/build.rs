@@ -11,11 +11,13 @@ use http::HeaderValue;
 use crate::acme;
 use crate::config::{self, Config, Settings};
 use crate::decision::policy::Policy;
+use crate::decision::policy::route::{Method, RouteId};
 use crate::directory::Directory;
 use crate::engine;
 use crate::engine::explain::{Explanation, Query};
 use crate::geoip::GeoIp;
 use crate::http::pool::Gateway;
+use crate::http::tunnel::CONNECT;
 use crate::model::day::Day;
 use crate::model::region::{RegionId, Registry};
 use crate::model::vitals::Vitals;
@@ -249,7 +251,13 @@ pub async fn explain(
     query: &Query,
 ) -> Result<Explanation, String> {
     let mut explanation = engine::explain::explain(judging, vitals, query).await?;
-    let own = explanation.route.filter(|_| explanation.proceeds).and_then(|route| actions.get(route.index())?.as_ref());
+    let route = explanation.route;
+    let of_route = |route: RouteId| actions.get(route.index()).and_then(Option::as_ref);
+    if Method::of(&query.method) == Method::Connect && !route.and_then(of_route).is_some_and(|own| own.upgrades.allow(CONNECT)) {
+        let name = route.map_or("no route matches it", |route| &judging.policy.routes.all()[route.index()].name);
+        return Err(format!("CONNECT gets a 405 response: the `upgrades` of its route ({name}) do not contain `connect`"));
+    }
+    let own = explanation.route.filter(|_| explanation.proceeds).and_then(of_route);
     explanation.actions = own.map_or(Vec::new(), |actions| actions.summary(|id| judging.policy.service_name(id).to_owned()));
     Ok(explanation)
 }

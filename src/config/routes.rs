@@ -10,7 +10,6 @@ use crate::decision::policy::route::{
 use crate::decision::policy::rule::Stays;
 use crate::engine::path::{Slashes, canonical_path};
 use crate::http::names::FORGEABLE;
-use crate::http::tunnel::CONNECT;
 
 use crate::model::user::Evidence;
 use crate::proxy::actions::is_editable;
@@ -87,7 +86,6 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
     let chain = section.required("home", "list the steps that find the home, such as `[directory, geoip, refuse]`");
     let chain = chain.and_then(|field| read_chain(&field, draft, class));
     let failover = section.optional("failover").map_or(Some(default), |field| read_failover(&field));
-    let upgrades = section.optional("upgrades").map_or(Some(vec!["websocket".into()]), |field| read_upgrades(&field));
     let keeps = section.optional("paths").map_or(Some(KeptCharacters::NONE), |field| read_kept(&field));
     let aliases = section.optional("user").map_or(Some(Vec::new()), |field| read_aliases(&field, pattern.as_ref()));
     section.finish();
@@ -100,7 +98,6 @@ fn read_route<'n>(field: &Field<'n>, draft: &PolicyDraft<'n>, default: Failover)
         aliases: aliases?,
         claim: chain?.1,
         failover: failover?,
-        upgrades: upgrades?,
         keeps: keeps?,
     };
     Some((route, actions?))
@@ -242,29 +239,6 @@ fn read_methods(field: &Field<'_>) -> Option<MethodSet> {
         methods = methods.with(method);
     }
     Some(methods)
-}
-
-const WEBSOCKET: &str = "websocket";
-
-/// Reads names from the HTTP Upgrade Token registry. HTTP versions and `h2c` are refused, because they are not tunnels.
-fn read_upgrades(field: &Field<'_>) -> Option<Vec<Box<str>>> {
-    let mut upgrades = Vec::new();
-    for item in field.one_or_many() {
-        let name = item.text()?.to_ascii_lowercase();
-        let is_token =
-            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte));
-        if !is_token || name == "h2c" || name.starts_with("http/") {
-            return item.report(format!("`{name}` is not a valid upgrade protocol; write `websocket`, or `[]` for none"));
-        }
-        let known = [WEBSOCKET, CONNECT];
-        let meant = suggestion(&name, known);
-        // Other names may be custom protocols, but a name similar to a known one is a misspelling.
-        if !known.contains(&name.as_str()) && meant.contains("did you mean") {
-            return item.report(format!("unknown protocol `{name}`{meant}"));
-        }
-        upgrades.push(name.into());
-    }
-    Some(upgrades)
 }
 
 /// Reads `{ encoded_slash: keep, encoded_percent: keep, semicolon: keep }`.

@@ -17,7 +17,6 @@ use crate::decision::policy::route::{Fields, Head, KeptCharacters, Method, Route
 use crate::decision::policy::rule::Mode;
 use crate::decision::route_of;
 use crate::decision::verdict::{Decision, Verdict};
-use crate::http::tunnel::CONNECT;
 use crate::model::day::Day;
 use crate::model::jurisdiction::Jurisdiction;
 use crate::model::region::RegionSet;
@@ -115,12 +114,6 @@ pub async fn explain(snapshot: &Arc<JudgingSnapshot>, vitals: &Vitals, query: &Q
         Some(day) => Moment::at(Arc::clone(snapshot), noon_of(day)?),
     };
     let decision = judge(&question, &[], moment, &vitals).await.decision;
-    let route = route_of(&decision.trail, policy);
-    let opens_connect = || route.is_some_and(|route| route.upgrades.iter().any(|upgrade| **upgrade == *CONNECT));
-    if question.method == Method::Connect && !opens_connect() {
-        let name = route.map_or("no route matches it", |route| &route.name);
-        return Err(format!("CONNECT gets a 405 response: the `upgrades` of its route ({name}) do not contain `connect`"));
-    }
     let country = decision.trail.country;
     let client = format!(
         "{} is in {} (jurisdiction {})",

@@ -45,6 +45,9 @@ pub enum Ending {
 /// Stands for a plain CONNECT (RFC 9110 section 9.3.6) in place of the protocol name of an upgrade.
 pub const CONNECT: &str = "connect";
 
+/// The name of the WebSocket protocol in `Upgrade` (RFC 6455 section 11.2).
+pub const WEBSOCKET: &str = "websocket";
+
 /// The only version of the WebSocket protocol (RFC 6455 section 4.1).
 pub const WEBSOCKET_VERSION: &str = "13";
 

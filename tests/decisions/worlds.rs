@@ -549,7 +549,6 @@ fn program_route(route: &checker::Route) -> Route {
         aliases: route.aliases.iter().map(|alias| alias.as_str().into()).collect(),
         claim: route.claim.as_deref().map(Into::into),
         failover: Failover { reads, writes: Writes::Never },
-        upgrades: Vec::new(),
         keeps: Default::default(),
     }
 }

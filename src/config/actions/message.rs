@@ -1,13 +1,15 @@
-//! What a route changes in messages: targets, header fields and codings.
+//! What a route changes in messages: targets, header fields and codings; and the upgrades that it allows.
 
 use http::Uri;
 use http::header::{HeaderName, HeaderValue};
 
 use super::super::document::Key;
+use super::super::problem::suggestion;
 use super::super::reader::Field;
 use crate::decision::policy::route::{PathPattern, Pattern, Segment};
 use crate::http::compression::Coding;
-use crate::proxy::actions::{Edits, PathRewrite, Rewrite, Template, is_editable};
+use crate::http::tunnel::{CONNECT, WEBSOCKET};
+use crate::proxy::actions::{Edits, PathRewrite, Rewrite, Template, Upgrades, is_editable};
 
 pub(super) fn read_rewrite(field: &Field<'_>, pattern: Option<&Pattern>) -> Option<Rewrite> {
     let section = field.section()?;
@@ -118,4 +120,25 @@ pub(super) fn read_codings(field: &Field<'_>) -> Option<Vec<Coding>> {
         codings.push(coding);
     }
     Some(codings)
+}
+
+/// Reads names from the HTTP Upgrade Token registry. HTTP versions and `h2c` are refused, because they are not tunnels.
+pub(super) fn read_upgrades(field: &Field<'_>) -> Option<Upgrades> {
+    let mut upgrades = Vec::new();
+    for item in field.one_or_many() {
+        let name = item.text()?.to_ascii_lowercase();
+        let is_token =
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte));
+        if !is_token || name == "h2c" || name.starts_with("http/") {
+            return item.report(format!("`{name}` is not a valid upgrade protocol; write `websocket`, or `[]` for none"));
+        }
+        let known = [WEBSOCKET, CONNECT];
+        let meant = suggestion(&name, known);
+        // Other names may be custom protocols, but a name similar to a known one is a misspelling.
+        if !known.contains(&name.as_str()) && meant.contains("did you mean") {
+            return item.report(format!("unknown protocol `{name}`{meant}"));
+        }
+        upgrades.push(name.into());
+    }
+    Some(Upgrades(upgrades))
 }

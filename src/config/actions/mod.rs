@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::decision::policy::route::Pattern;
 use crate::model::service::ServiceId;
 use crate::proxy::Limits;
-use crate::proxy::actions::{Actions, Answer, Auth, ClientNetworks, Edits, Mirror, Rewrite, Split};
+use crate::proxy::actions::{Actions, Answer, Auth, ClientNetworks, Edits, Mirror, Rewrite, Split, Upgrades};
 use crate::proxy::admission::overload::Priority;
 use crate::proxy::admission::rate_limit::{RateKey, Scope};
 
@@ -20,7 +20,7 @@ use super::reader::{Field, Section};
 use access::{read_auth, read_clients};
 use answer::{read_redirect, read_respond};
 use cors::read_cors;
-use message::{read_codings, read_edits, read_rewrite};
+use message::{read_codings, read_edits, read_rewrite, read_upgrades};
 use rate_limit::read_rate_limits;
 
 pub use access::read_networks;
@@ -99,6 +99,7 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
     let rate_limits = section.optional("rate_limit").map_or(Some(Vec::new()), |field| read_rate_limits(&field));
     let split = section.optional("split").map_or(Some(None), |field| read_split(&field, find_service).map(Some));
     let mirror = section.optional("mirror").map(|field| (read_mirror(&field, find_service), field));
+    let upgrades = section.optional("upgrades").map_or(Some(Upgrades::default()), |field| read_upgrades(&field));
     let cors = section.optional("cors").map_or(Some(None), |field| read_cors(&field).map(Some));
     let redirect = section.optional("redirect").map(|field| (read_redirect(&field).map(Answer::Redirect), field));
     let respond = section.optional("respond").map(|field| (read_respond(&field).map(Answer::Respond), field));
@@ -125,6 +126,7 @@ pub fn read<'n>(section: &Section<'n>, pattern: Option<&Pattern>, find_service: 
         clients: clients?,
         rate_limits: rate_limits?,
         mirror: mirror.map_or(Some(None), |(mirror, _)| mirror.map(Some))?,
+        upgrades: upgrades?,
         auth: auth?,
         cors: cors?,
         answer: answer?,

@@ -88,13 +88,9 @@ impl Policy {
         let mut text = format!("route {:?} {hosts} {paths} {} {}", route.name, sorted(methods), conditions_text(route));
         let class = &self.class(route.class).name;
         let aliases = sorted(route.aliases.iter().map(|alias| format!("{alias:?}")).collect());
-        let upgrades = sorted(route.upgrades.iter().map(|upgrade| format!("{upgrade:?}")).collect());
         let service = route.service.map(|service| self.service_name(service));
-        let _ = write!(
-            text,
-            " {class:?} {service:?} {chain:?} {:?} {:?} {aliases} {upgrades} {:?}",
-            route.claim, route.failover, route.keeps
-        );
+        let _ =
+            write!(text, " {class:?} {service:?} {chain:?} {:?} {:?} {aliases} {:?}", route.claim, route.failover, route.keeps);
         text
     }
 

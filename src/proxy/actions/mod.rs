@@ -22,6 +22,7 @@ use ipnet::IpNet;
 
 use crate::http::compression::Coding;
 use crate::http::names::is_same_name;
+use crate::http::tunnel::WEBSOCKET;
 use crate::model::service::ServiceId;
 
 use super::Limits;
@@ -45,6 +46,7 @@ pub struct Actions {
     pub rate_limits: Vec<RateLimit>,
     pub split: Option<Split>,
     pub mirror: Option<Mirror>,
+    pub upgrades: Upgrades,
     pub auth: Option<Auth>,
     pub cors: Option<Cors>,
     /// The response of the proxy itself, instead of one of an app server.
@@ -94,6 +96,22 @@ impl ClientNetworks {
     pub fn admit(&self, client: std::net::IpAddr) -> bool {
         let is_in = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&client));
         (self.allow.is_empty() || is_in(&self.allow)) && !is_in(&self.deny)
+    }
+}
+
+/// The protocols to which a request may upgrade its connection, in lower case.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Upgrades(pub Vec<Box<str>>);
+
+impl Default for Upgrades {
+    fn default() -> Self {
+        Self(vec![WEBSOCKET.into()])
+    }
+}
+
+impl Upgrades {
+    pub fn allow(&self, protocol: &str) -> bool {
+        self.0.iter().any(|allowed| **allowed == *protocol)
     }
 }
 

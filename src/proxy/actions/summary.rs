@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Actions, Answer, Auth, PathRewrite};
+use super::{Actions, Answer, Auth, PathRewrite, Upgrades};
 use crate::model::service::ServiceId;
 use crate::proxy::admission::overload::Priority;
 use crate::proxy::admission::rate_limit::{RateKey, RateLimit, Scope};
@@ -65,6 +65,10 @@ impl Actions {
             if !edits.is_empty() {
                 phrases.push(format!("changes header fields of the {message}"));
             }
+        }
+        if self.upgrades != Upgrades::default() {
+            let protocols = if self.upgrades.0.is_empty() { "no protocol".to_owned() } else { self.upgrades.0.join(", ") };
+            phrases.push(format!("allows upgrades to {protocols}"));
         }
         if !self.compress.is_empty() {
             let codings: Vec<_> = self.compress.iter().map(|coding| coding.as_str()).collect();

@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
@@ -18,7 +19,6 @@ use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 use crate::decision::facts::Ingress;
-use crate::decision::policy::Policy;
 use crate::decision::policy::route::{Head, KeptCharacters, Method};
 use crate::engine::path::{canonical_path_keeping, is_ambiguous, may_keep};
 use crate::engine::question::{Identity, Question, read_fields};
@@ -30,6 +30,7 @@ use crate::model::outcome::{Code, Rule};
 use crate::model::user::Proof;
 use crate::peer::{Envelope, fields};
 
+use super::actions::Actions;
 use super::{Limits, Snapshot};
 
 pub use client::canonical_network;
@@ -121,7 +122,7 @@ pub fn read(
 ) -> Result<Intake, Code> {
     let snapshot = verifiers.snapshot;
     check_message(parts, arrival, &snapshot.limits)?;
-    let upgrade = read_upgrade(parts, snapshot.policy())?;
+    let upgrade = read_upgrade(parts, &snapshot.actions)?;
     let method = Method::of(parts.method.as_str());
     let envelope = match arrival.ingress {
         Ingress::Client => None,
@@ -187,10 +188,10 @@ fn check_message(parts: &Parts, arrival: &Arrival, limits: &Limits) -> Result<()
     check_grammar(parts)
 }
 
-fn read_upgrade(parts: &mut Parts, policy: &Policy) -> Result<Option<Upgrade>, Code> {
+fn read_upgrade(parts: &mut Parts, actions: &[Option<Arc<Actions>>]) -> Result<Option<Upgrade>, Code> {
     let upgrade = upgrade::requested_upgrade(parts)?;
     let is_connect = upgrade.as_ref().is_some_and(Upgrade::is_connect);
-    if is_connect && !opens_connect(policy) {
+    if is_connect && !opens_connect(actions) {
         return Err(Code::MethodNotAllowed);
     }
     if upgrade.is_some() && !is_connect {
@@ -269,8 +270,8 @@ fn read_preflight(headers: &HeaderMap, method: Method, has_body: bool, identity:
 }
 
 /// Whether any route allows CONNECT.
-fn opens_connect(policy: &Policy) -> bool {
-    policy.routes.all().iter().any(|route| route.upgrades.iter().any(|upgrade| **upgrade == *CONNECT))
+fn opens_connect(actions: &[Option<Arc<Actions>>]) -> bool {
+    actions.iter().flatten().any(|actions| actions.upgrades.allow(CONNECT))
 }
 
 fn read_envelope(headers: &HeaderMap) -> Result<Envelope, Code> {

@@ -6,12 +6,10 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, SEC_WEBSOCKET_VERSIO
 use http::request::Parts;
 use http::{Method, Version};
 
-use crate::http::tunnel::{CONNECT, WEBSOCKET_VERSION};
+use crate::http::tunnel::{CONNECT, WEBSOCKET, WEBSOCKET_VERSION};
 use crate::model::outcome::{Code, Rule};
 
 use super::super::headers::members;
-
-const WEBSOCKET: &str = "websocket";
 
 /// The protocol to which a request asks to upgrade its connection.
 #[derive(Clone, PartialEq, Eq, Debug)]

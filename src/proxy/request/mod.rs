@@ -23,8 +23,6 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body::Body as _;
 
 use crate::decision::facts::Ingress;
-use crate::decision::policy::route::Route;
-use crate::decision::route_of;
 use crate::decision::verdict::{Itinerary, Verdict};
 use crate::engine::judge::Judged;
 use crate::engine::recheck::Lease;
@@ -40,7 +38,7 @@ use crate::peer::rates::RateCount;
 use crate::peer::response::ACCEPTED;
 use crate::transport::tls::ACME_PATH;
 
-use super::actions::may_stream;
+use super::actions::{Upgrades, may_stream};
 use super::admission::Admitted;
 use super::admission::overload::Priority;
 use super::body::{BodyFailure, Metered};
@@ -298,12 +296,11 @@ async fn forward(
     let has_cors = context.actions.as_ref().is_some_and(|actions| actions.cors.is_some());
     context.origin = request.headers().get(ORIGIN).filter(|_| has_cors).cloned();
     let limits = context.limits();
-    let route = route_of(&judged.decision.trail, judged.moment.policy()).expect("a request that proceeds has a route");
     let most_bytes = limits.body;
     if request.body().size_hint().lower() > most_bytes {
         return Err(Code::BodyTooLarge);
     }
-    check_upgrade(context, intake, route)?;
+    check_upgrade(context, intake)?;
     let timeouts = MessageTimeouts::of_request(request.version(), request.headers(), limits);
     let takes_informational = request.version() >= Version::HTTP_11;
     if context.has_body && request.headers().contains_key(EXPECT) {
@@ -339,8 +336,12 @@ async fn forward(
 
 /// Checks the upgrade against the route. An HTTP/1.1 upgrade that the route does not allow is ignored, as RFC 9110
 /// section 7.8 permits; CONNECT and extended CONNECT are refused.
-fn check_upgrade(context: &Context, intake: &mut Intake, route: &Route) -> Result<(), Code> {
-    let Some(upgrade) = intake.upgrade.take_if(|upgrade| !route.upgrades.contains(&upgrade.protocol)) else { return Ok(()) };
+fn check_upgrade(context: &Context, intake: &mut Intake) -> Result<(), Code> {
+    let allows = |protocol: &str| match &context.actions {
+        Some(actions) => actions.upgrades.allow(protocol),
+        None => Upgrades::default().allow(protocol),
+    };
+    let Some(upgrade) = intake.upgrade.take_if(|upgrade| !allows(&upgrade.protocol)) else { return Ok(()) };
     tracing::debug!(protocol = &*upgrade.protocol, "the route does not allow upgrades to this protocol");
     match &context.channel {
         _ if upgrade.is_connect() => Err(Code::MethodNotAllowed),

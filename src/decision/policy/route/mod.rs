@@ -53,8 +53,6 @@ pub struct Route {
     /// The claim that the chain's `token` step reads.
     pub claim: Option<Box<str>>,
     pub failover: Failover,
-    /// Protocols that a request may upgrade its connection to, in lower case.
-    pub upgrades: Vec<Box<str>>,
     pub keeps: KeptCharacters,
 }
 

@@ -16,7 +16,6 @@ fn route(host: &str, path: &str, methods: MethodSet) -> Route {
         aliases: vec![],
         claim: None,
         failover: Failover::NEVER,
-        upgrades: vec![],
         keeps: KeptCharacters::NONE,
     }
 }
