@@ -713,6 +713,25 @@ async fn trailers_of(world: &World, trailers: &[(&'static str, &'static str)]) -
 }
 
 #[test]
+fn a_page_of_an_allowed_origin_reads_why_its_request_was_refused() {
+    let world = world(&format!(
+        "  - {{ name: shared, match: {{ path: \"/shared/{{user}}\" }}, {OWNED}, cors: {{ origins: [https://app.test] }}, rate_limit: {{ rate: 1/h, burst: 1, by: route }} }}"
+    ));
+    assert_eq!(get(world.eu().http, "/shared/alice", &[]).text(), "eu-west");
+    for proxy in [world.eu(), world.us()] {
+        // At the owner, and before the request leaves for it: nobody is known to live anywhere.
+        for (path, code) in [("/shared/alice", "route.rate_limited"), ("/shared/nobody", "home.unresolved")] {
+            let refused = get(proxy.http, path, &[("origin", "https://app.test")]);
+            assert_eq!(refused.code(), code);
+            assert_eq!(refused.headers["access-control-allow-origin"], "https://app.test");
+            assert_eq!(refused.headers["vary"], "origin");
+            let foreign = get(proxy.http, path, &[("origin", "https://other.test")]);
+            assert!(!foreign.headers.contains_key("access-control-allow-origin"), "{path}");
+        }
+    }
+}
+
+#[test]
 fn cors_settings_answer_preflights_and_replace_the_fields_of_the_app_server() {
     let routes = format!(
         "  - {{ name: shared, match: {{ path: \"/shared/{{user}}\" }}, {OWNED}, cors: {{ origins: [https://app.test], credentials: true, expose: [x-total] }} }}

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::WWW_AUTHENTICATE;
+use http::header::{ORIGIN, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
 use tokio::time::Instant;
@@ -48,7 +48,7 @@ pub(super) struct Context {
     pub query: Option<Box<str>>,
     /// The coding in which the response may be compressed.
     pub coding: Option<Coding>,
-    /// The origin of the page that sends the request, if the route has CORS settings.
+    /// The origin of the page that sends the request.
     pub origin: Option<HeaderValue>,
     /// The rate limit that the request exceeds.
     pub exceeded: Cell<Option<Exceeded>>,
@@ -76,7 +76,7 @@ impl Context {
             actions: None,
             query: None,
             coding: None,
-            origin: None,
+            origin: parts.headers.get(ORIGIN).cloned(),
             exceeded: Cell::new(None),
             challenge: RefCell::default(),
             may_have_arrived: false,
@@ -189,6 +189,10 @@ impl Context {
         }
         if let Some(challenge) = self.challenge.take().filter(|_| code == Code::PasswordRefused) {
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        // Without its fields, the page could not read why its request was refused.
+        if let Some(cors) = self.actions.as_ref().and_then(|actions| actions.cors.as_ref()) {
+            cors.apply(self.origin.as_ref(), response.headers_mut());
         }
         let bytes = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
         self.log.response_body.bytes.set(bytes);

@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, ORIGIN, STRICT_TRANSPORT_SECURITY};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -293,8 +293,6 @@ async fn forward(
     context.query = request.uri().query().filter(|_| context.actions.is_some()).map(Into::into);
     let offered = context.actions.as_ref().filter(|_| may_stream(request.version())).map(|actions| &*actions.compress);
     context.coding = offered.and_then(|offered| Coding::negotiate(request.headers(), offered));
-    let has_cors = context.actions.as_ref().is_some_and(|actions| actions.cors.is_some());
-    context.origin = request.headers().get(ORIGIN).filter(|_| has_cors).cloned();
     let limits = context.limits();
     let most_bytes = limits.body;
     if request.body().size_hint().lower() > most_bytes {
