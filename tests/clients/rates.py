@@ -1,5 +1,5 @@
-"""A rate limit that three regions share, under constant load in each of them: all regions together admit no more than the README
-promises, and no less than the limit allows.
+"""A rate limit that three regions share, under constant load in each of them: all regions together admit no more than
+docs/services-and-actions.md promises, and no less than the limit allows.
 
 usage: rates.py BINARY
 """
