@@ -32,7 +32,7 @@ impl MessageTimeouts {
     /// A gRPC call may set its own deadline. It has no minimum rate, because its messages may be far apart. The request must be
     /// HTTP/2, so that an HTTP/1 client cannot avoid the minimum rate with the media type of gRPC.
     pub(super) fn of_request(version: Version, headers: &HeaderMap, limits: &Limits) -> Self {
-        if version != Version::HTTP_2 || !kind_of(headers).starts_with(GRPC) {
+        if version != Version::HTTP_2 || rest_after(GRPC, kind_of(headers)).is_none() {
             return Self::of_message(limits);
         }
         let deadline = deadline_of(headers);
@@ -43,7 +43,7 @@ impl MessageTimeouts {
     /// The media type identifies streams: gRPC and server-sent events.
     pub(super) fn of_response(headers: &HeaderMap, limits: &Limits) -> Self {
         let kind = kind_of(headers);
-        let is_stream = kind.starts_with(GRPC) || kind.starts_with("text/event-stream");
+        let is_stream = [GRPC, "text/event-stream"].iter().any(|stream| rest_after(stream, kind).is_some());
         if is_stream { Self::of_stream(limits) } else { Self::of_message(limits) }
     }
 
@@ -93,7 +93,7 @@ pub(super) struct GrpcCall {
 impl GrpcCall {
     pub fn of(request: &Parts) -> Option<Self> {
         let kind = kind_of(&request.headers);
-        let is_grpc = kind.strip_prefix(GRPC).is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';', ' ']));
+        let is_grpc = rest_after(GRPC, kind).is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';', ' ']));
         let is_call = request.version == Version::HTTP_2 && request.method == Method::POST && is_grpc;
         let kind = request.headers.get(CONTENT_TYPE).filter(|_| is_call)?.clone();
         Some(Self { kind, deadline: deadline_of(&request.headers).map(|deadline| Instant::now() + deadline) })
@@ -106,8 +106,14 @@ fn deadline_of(call: &HeaderMap) -> Option<Duration> {
 
 const GRPC: &str = "application/grpc";
 
-fn kind_of(headers: &HeaderMap) -> String {
-    headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_ascii_lowercase()
+fn kind_of(headers: &HeaderMap) -> &str {
+    headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default()
+}
+
+/// The rest of a media type that begins with `start`, in any case.
+fn rest_after<'k>(start: &str, kind: &'k str) -> Option<&'k str> {
+    let (beginning, rest) = kind.split_at_checked(start.len())?;
+    beginning.eq_ignore_ascii_case(start).then_some(rest)
 }
 
 /// The deadline of a gRPC call: up to eight digits and a unit (gRPC over HTTP/2, Requests).
