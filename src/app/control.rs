@@ -20,6 +20,7 @@ use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Health;
 use crate::probes::{self, Counters, ProbeTarget, ProbeTargets};
+use crate::proxy::admission::overload::Pressure;
 use crate::proxy::request::region_report;
 use crate::proxy::worker::Shared;
 use crate::proxy::{Phase, Snapshot};
@@ -305,6 +306,9 @@ impl Control {
         }
         if !self.built.snapshot.services.any_up() {
             return Err("no upstream is up".into());
+        }
+        if self.shared.overload.pressure() == Pressure::Full {
+            return Err("overloaded: all new requests are refused".into());
         }
         Ok(())
     }

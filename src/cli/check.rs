@@ -33,7 +33,11 @@ pub(super) fn run(options: &Options) -> Outcome {
             let mut notes = config::notes(&config.policy, today);
             notes.extend(config::unused_services(&config.policy, &config.settings.actions));
             let notes: String = notes.iter().map(|note| format!("\nnote: {note}\n")).collect();
-            say(&format!("{}{notes}\n{}: the configuration is valid\n", summary::render(&config.policy, today), file.display()))?;
+            say(&format!(
+                "{}{notes}\n{}: the configuration is valid\n",
+                summary::render(&config.policy, config.settings.tokens.is_some(), today),
+                file.display()
+            ))?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -14,19 +14,25 @@ use crate::model::region::{RegionId, RegionSet};
 
 use super::lint::user_jurisdictions;
 
-/// The summary, with one paragraph per data class.
-pub fn render(policy: &Policy, today: Day) -> String {
+/// The summary, with one paragraph per data class. `verifies_tokens` is whether the configuration has `users.token`.
+pub fn render(policy: &Policy, verifies_tokens: bool, today: Day) -> String {
     let mut out = String::new();
     let local = policy.region(policy.local);
     let jurisdiction = policy.jurisdiction_name(Jurisdiction::Named(local.jurisdiction));
     let _ = writeln!(
         out,
-        "region {} (jurisdiction {jurisdiction}), {} routes, policy {}",
+        "region {} (jurisdiction {jurisdiction}), {}, policy {}",
         local.name,
-        policy.routes.all().len(),
+        match policy.routes.all().len() {
+            1 => "1 route".to_owned(),
+            count => format!("{count} routes"),
+        },
         policy.hash
     );
-    let unread = if policy.refuses_unread_credentials {
+    let unread = if !verifies_tokens {
+        "credentials are forwarded unread, because no tokens are verified (`users.token`): the app servers may identify another user \
+         than Domicile does"
+    } else if policy.refuses_unread_credentials {
         "requests with other credentials than tokens (Basic, API keys) are refused, unless their data may be anywhere"
     } else {
         "requests with other credentials than tokens (Basic, API keys) are judged without them: the app servers may identify \

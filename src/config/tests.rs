@@ -272,11 +272,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "clients decide by header fields or the query whether `feed` or `rest` matches, so both need the same clearance",
     ),
     ("data: public, home", "auth: { service: ap, path: / }, data: public, home", "routes[0].auth.service: unknown service `ap`"),
-    (
-        "data: public, home",
-        "auth: { path: /verify }, data: public, home",
-        "routes[0].auth: `service` is missing: name the service that decides",
-    ),
+    ("data: public, home", "auth: { path: /verify }, data: public, home", "routes[0].auth: name the `service` that decides"),
     (
         "data: public, home",
         "auth: { service: app, path: / , copy: [host] }, data: public, home",
@@ -336,7 +332,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "data: public, home",
         "auth: { path: /x }, data: public, home",
-        "name the service that decides, such as `auth`, or a file of `passwords`",
+        "routes[0].auth: name the `service` that decides, such as `auth`, or a file of `passwords`",
     ),
     (
         "data: public, home",
@@ -742,7 +738,9 @@ fn whatever_changes_who_is_judged_changes_the_hash_and_a_written_default_does_no
 #[test]
 fn the_summary_shows_where_every_class_may_be_processed() {
     let config = parse(VALID, Path::new("d"), None, &mut Registry::default(), today()).unwrap();
-    let text = summary::render(&config.policy, today());
+    let text = summary::render(&config.policy, config.settings.tokens.is_some(), today());
+    assert!(text.contains("credentials are forwarded unread, because no tokens are verified"), "{text}");
+    let text = summary::render(&config.policy, true, today());
     assert!(text.contains("requests with other credentials than tokens (Basic, API keys) are refused"), "{text}");
     for line in ["restricted: stays in the user's jurisdiction", "  eu             eu-west  ", "  elsewhere      nowhere  "] {
         assert!(text.contains(line), "{text}");

@@ -217,7 +217,7 @@ def the_control_plane_and_the_probes_go_on_in_every_flood(world):
                 world.crowd.add(kind, world.ports["http"])
         most = max(most, world.pressure())
         assert world.process.poll() is None, "the process has ended"
-        assert world.status("/readyz", "admin") == 200
+        assert world.status("/livez", "admin") == 200
         assert world.number('domicile_region_health{region="eu-west",state="up"}', "us-east") == 1, "the peer must see this region up"
     assert most == 3, "the second threshold was not reached"
 

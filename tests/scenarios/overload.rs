@@ -13,7 +13,7 @@ const ROUTES: &str = "  - { name: low, match: { path: /low }, data: public, home
 
 /// More memory than is used, and at its first threshold; less memory than is used.
 const RAISED: &str = "overload: { memory: { shed: 0%, stop: 100% } }\n";
-const FULL: &str = "overload: { memory: { limit: 1MiB } }\n";
+const FULL: &str = "overload: { memory: { limit: 64MiB, shed: 0%, stop: 1% } }\n";
 
 /// Three regions, of which only `eu-west` has this overload section.
 fn plan(overload: &str) -> Plan {
@@ -134,7 +134,9 @@ fn a_full_process_accepts_nothing_but_probes_and_commands() {
         eventually("another probe is answered", || round_trip() != before);
     }
     world.us().wait_for_health("eu-west", "up");
-    assert_eq!(get(world.eu().admin, "/readyz", &[]).status, StatusCode::OK);
+    assert_eq!(get(world.eu().admin, "/livez", &[]).status, StatusCode::OK);
+    let unready = get(world.eu().admin, "/readyz", &[]);
+    assert_eq!((unready.status, unready.text().contains("overloaded")), (StatusCode::SERVICE_UNAVAILABLE, true));
     assert_eq!(world.eu().upstream().seen().len(), seen, "no request was accepted");
     world.assert_no_requests(&["ap-northeast"]);
     world.us().upstream().assert_no_requests();

@@ -44,8 +44,14 @@ pub(super) fn read_auth<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>
     if let Some(file) = section.optional("passwords") {
         return read_basic(&section, &file).map(Auth::Basic);
     }
-    let service = section.required("service", "name the service that decides, such as `auth`, or a file of `passwords`");
-    let service = service.and_then(|field| find_service(&field, true));
+    let Some(service) = section.optional("service") else {
+        for key in ["path", "copy", "realm", "header"] {
+            section.optional(key);
+        }
+        section.finish();
+        return section.report("name the `service` that decides, such as `auth`, or a file of `passwords`");
+    };
+    let service = find_service(&service, true);
     let path = section.required("path", "name the path to request, such as `/verify`").and_then(|field| read_base(&field));
     let copy = section.optional("copy").map_or(Some(Vec::new()), |field| {
         let names: Vec<_> = field.one_or_many().iter().map(|item| read_name(item, item.text()?)).collect();

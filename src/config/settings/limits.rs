@@ -58,8 +58,8 @@ pub(super) fn read_limits(field: &Field<'_>) -> Option<Limits> {
     })
 }
 
-/// Less than any process uses. A number without a unit is probably a mistake.
-const MIN_MEMORY: u64 = 1 << 20;
+/// Less than a process needs with a GeoIP database and a few clients. An idle one has about 20 MiB.
+const MIN_MEMORY: u64 = 64 << 20;
 
 /// Reads `{ memory: { limit: 512MiB, shed: 75%, stop: 85% }, descriptors: { … }, event_loop: { shed: 250ms, stop: 2s } }`.
 pub(super) fn read_overload(field: &Field<'_>) -> Option<Settings> {
@@ -69,7 +69,7 @@ pub(super) fn read_overload(field: &Field<'_>) -> Option<Settings> {
         let section = field.section()?;
         let limit = section.optional("limit").map(|field| match field.bytes()? {
             bytes if bytes < MIN_MEMORY => {
-                field.report("the process needs more memory; write a size such as `512MiB`, or remove `limit`")
+                field.report("the process needs more memory; write at least `64MiB`, or remove `limit`")
             }
             bytes => Some(bytes),
         });

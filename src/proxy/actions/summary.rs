@@ -97,5 +97,6 @@ fn rate(limit: &RateLimit) -> String {
         Scope::Region => "in each process",
         Scope::Global => "in all regions together",
     };
-    format!("admits {} requests a {unit} and {key}, {} at once, {scope}", limit.requests, limit.burst)
+    let requests = if limit.requests == 1 { "1 request".to_owned() } else { format!("{} requests", limit.requests) };
+    format!("admits {requests} a {unit} and {key}, {} at once, {scope}", limit.burst)
 }
