@@ -4,7 +4,7 @@ the control plane and the probes of its peer go on, and ordinary clients are ser
 usage: overload.py BINARY
 Needs root, to make the cgroup. Without, the limit is set by the configuration, and the kernel does not enforce it.
 """
-import http.client, os, re, socket, struct, sys, tempfile, threading, time
+import http.client, os, re, resource, socket, struct, sys, tempfile, threading, time
 
 from regions import Regions, eventually
 from steps import Steps
@@ -237,6 +237,9 @@ def the_kernel_has_killed_nothing(world):
 
 
 def main():
+    # The clients need thousands of descriptors.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     steps = (ordinary_clients_are_served, priorities_decide_between_the_thresholds, the_control_plane_and_the_probes_go_on_in_every_flood,
              ordinary_clients_are_served_again, the_kernel_has_killed_nothing)
     outcome = Steps("overload", len(steps))
