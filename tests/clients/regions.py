@@ -5,10 +5,16 @@ TIMEOUT = 90
 PLACES = {"eu-west": ("eu", "[53, -6]"), "us-east": ("us", "[39, -77]"), "ap-northeast": ("jp", "[36, 140]")}
 
 
+def free_ports(count):
+    """Different ports: the kernel may give a port again that was free before."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    [s.close() for s in sockets]
+    return ports
+
+
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    return free_ports(1)[0]
 
 
 def eventually(what, is_so):
@@ -35,7 +41,8 @@ class Regions:
         self.binary, self.folder, self.names, self.processes = binary, folder, list(upstreams), {}
         subprocess.run([binary, "certificates", "--out", folder + "/certs", *self.names], check=True, capture_output=True)
         self.authority = folder + "/certs/peers-ca.pem"
-        self.ports = {region: {what: free_port() for what in ("http", "https", "peers", "admin")} for region in self.names}
+        uses, ports = ("http", "https", "peers", "admin"), iter(free_ports(4 * len(self.names)))
+        self.ports = {region: {what: next(ports) for what in uses} for region in self.names}
         regions = ""
         for region in self.names:
             p, (jurisdiction, at) = self.ports[region], PLACES[region]
