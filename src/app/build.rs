@@ -262,7 +262,7 @@ pub async fn explain(
     Ok(explanation)
 }
 
-/// What judgement needs, without sockets and certificates.
+/// The policy and the tables for judging without sockets and certificates, and the actions of the routes.
 pub type Offline = (Arc<engine::snapshot::JudgingSnapshot>, Vec<Option<Arc<Actions>>>);
 
 /// Loads everything that judgement needs, and the actions of the routes.

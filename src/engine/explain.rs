@@ -98,7 +98,7 @@ pub struct Explanation {
     facts: Value,
     /// The route of the request, if one matches.
     pub route: Option<RouteId>,
-    /// What the route does for the request after the decision.
+    /// The actions of the route, in words; they run after the decision.
     pub actions: Vec<String>,
     /// Whether the request would be served.
     pub proceeds: bool,

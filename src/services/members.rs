@@ -39,7 +39,7 @@ pub(super) struct Roster {
     entries: Vec<UpstreamSettings>,
     /// The TLS configurations of the entries.
     secured: Vec<Option<Secured>>,
-    /// What the queries of the entries have found.
+    /// The endpoints of each entry's last successful lookup.
     found: Mutex<Vec<Vec<Endpoint>>>,
     members: ArcSwap<Members>,
 }

@@ -24,7 +24,7 @@ def frame(kind, flags, stream, payload=b""):
 HEADERS = b"\x82\x86\x84\x41\x01a"
 LARGE = b"\x82\x86\x04\x06/large\x41\x01a"
 OPEN = PREFACE + frame(4, 0, 0, struct.pack(">HI", 4, 0x7FFFFFFF)) + frame(8, 0, 0, struct.pack(">I", 0x7FFF0000))
-# What each kind of client sends at once, and what it repeats while the proxy reads it: bytes, or a function of the stream's number.
+# The first bytes of each kind of client, and the bytes that it repeats: a constant, or a function of the stream's number.
 KINDS = {
     "slow head": (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(b"X%d: " % line + b"y" * 7000 + b"\r\n" for line in range(4)), b"y"),
     "slow body": (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\n", b"x"),

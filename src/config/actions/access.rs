@@ -1,4 +1,4 @@
-//! Who may use a route: client networks and authorization.
+//! The client networks and the authorization of a route.
 
 use http::header::HeaderValue;
 use ipnet::IpNet;

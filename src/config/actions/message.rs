@@ -1,4 +1,4 @@
-//! What a route changes in messages: targets, header fields and codings; and the upgrades that it allows.
+//! The changes of a route to messages (targets, header fields, codings), and the upgrades that it allows.
 
 use http::Uri;
 use http::header::{HeaderName, HeaderValue};

@@ -40,7 +40,7 @@ pub use template::{Template, TemplateError, Values};
 /// The actions of one route.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct Actions {
-    /// Whose requests are refused first while resources are scarce.
+    /// Under overload, requests of low priority are refused first.
     pub priority: Priority,
     pub clients: ClientNetworks,
     pub rate_limits: Vec<RateLimit>,
@@ -124,7 +124,7 @@ pub struct Mirror {
     pub percent: u8,
 }
 
-/// Who decides whether a request may pass.
+/// The check that decides whether a request may pass.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Auth {
     Forward(ForwardAuth),

@@ -44,7 +44,7 @@ impl Actions {
         phrases
     }
 
-    /// What the route does to messages.
+    /// One phrase for each change to a request or a response.
     fn messages(&self) -> Vec<String> {
         let mut phrases = Vec::new();
         match &self.answer {
