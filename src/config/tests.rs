@@ -341,6 +341,11 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ),
     ("data: public, home", "mirror: { service: app, share: 101% }, data: public, home", "`101%` is not a valid percentage"),
     ("data: public, home", "mirror: { service: next, share: 1% }, data: public, home", "unknown service `next`"),
+    (
+        "data: public, home",
+        "split: [{ service: app, header: x-canary }, { service: app, weight: 1 }], data: public, home",
+        "routes[0].split[0].header: a split is by weight; to choose a service by a header field, write a route before this one",
+    ),
     ("data: public, home", "priority: urgent, data: public, home", "routes[0].priority: `urgent` is not a valid value"),
     ("users: {", "overload: { memory: { shed: 90% } }\nusers: {", "overload.memory: `shed` must be less than `stop`"),
     ("users: {", "overload: { event_loop: { stop: 2 } }\nusers: {", "overload.event_loop.stop: `2` is not a valid duration"),

@@ -157,6 +157,12 @@ const SPLIT_HELP: &str = "a split needs at least two services, and a weight abov
 fn read_split<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Option<(ServiceId, Split)> {
     let read = |item: &Field<'n>| {
         let section = item.section()?;
+        if let Some(header) = section.optional("header").or_else(|| section.optional("headers")) {
+            return header.report(
+                "a split is by weight; to choose a service by a header field, write a route before this one that matches the field \
+                 (`match: { headers: … }`) and names the service",
+            );
+        }
         let service =
             section.required("service", "name a service").and_then(|field| Some((find_service(&field, false)?, field.text()?)));
         let weight = section.required("weight", "write the share of the requests, compared with the other weights");
