@@ -33,6 +33,7 @@ pub struct Metrics {
     pub connections: IntGaugeVec,
     pub connections_refused: IntCounterVec,
     pub region_health: IntGaugeVec,
+    pub region_changes: IntCounterVec,
     pub service_up: IntGaugeVec,
     pub region_round_trip: GaugeVec,
     pub upstream_up: IntGaugeVec,
@@ -154,6 +155,11 @@ impl Metrics {
                 &["reason"],
             ),
             region_health: build.gauges("region_health", "1 for the current state of the region.", &["region", "state"]),
+            region_changes: build.counters(
+                "region_changes_total",
+                "Changes of a region's state, by the new state.",
+                &["region", "state"],
+            ),
             service_up: build.gauges(
                 "service_up",
                 "1 if an upstream of the service is up in the region.",

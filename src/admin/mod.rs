@@ -35,8 +35,9 @@ impl Default for Settings {
 pub enum Command {
     /// Returns all metrics in the Prometheus text format.
     Metrics(oneshot::Sender<String>),
-    /// Reports whether the process accepts requests; the error is the reason why not.
-    Ready(oneshot::Sender<Result<(), String>>),
+    /// Reports whether the process accepts requests, or whether it does and a service has an upstream that is up; the error is the reason
+    /// why not.
+    Ready { service: Option<String>, reply: oneshot::Sender<Result<(), String>> },
     /// Explains the request that a URL query describes, as text or JSON; the error says what is wrong with the query.
     Explain { query: String, reply: oneshot::Sender<Result<String, String>> },
     /// Stops the control plane, because a successor now serves it.
@@ -99,7 +100,7 @@ async fn respond(request: Request<Incoming>, commands: &mpsc::Sender<Command>) -
     }
     match request.uri().path() {
         "/livez" => text(StatusCode::OK, "live\n"),
-        "/readyz" => match ask(commands, Command::Ready).await {
+        "/readyz" => match ask(commands, |reply| Command::Ready { service: service_of(request.uri().query()), reply }).await {
             Some(Ok(())) => text(StatusCode::OK, "ready\n"),
             Some(Err(reason)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
             None => overdue(),
@@ -114,6 +115,11 @@ async fn respond(request: Request<Incoming>, commands: &mpsc::Sender<Command>) -
             "not found; use /metrics, /livez, /readyz or /explain?method=GET&url=URL&ip=ADDRESS&user=KEY\n",
         ),
     }
+}
+
+/// The service of `/readyz?service=NAME`.
+fn service_of(query: Option<&str>) -> Option<String> {
+    query?.split('&').find_map(|pair| pair.strip_prefix("service=")).map(str::to_owned)
 }
 
 /// Reads all files again. A page in a browser on this machine can send a POST, but not this field.

@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Health;
-use crate::probes::{self, Counters, ProbeTarget, ProbeTargets};
+use crate::probes::{self, Change, Counters, Hooks, ProbeTarget, ProbeTargets};
 use crate::proxy::admission::overload::Pressure;
 use crate::proxy::request::region_report;
 use crate::proxy::worker::Shared;
@@ -91,8 +91,8 @@ impl Control {
         };
         let admin_plane = tokio::task::spawn_local(admin::serve(acceptor, sender.clone()));
         let (targets, targeted) = channel::channel(targets(&self.built));
-        let counters = counters(&self.shared, &self.metrics);
-        tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals), counters));
+        let hooks = hooks(&self.shared, &self.metrics);
+        tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals), hooks));
         tokio::task::spawn_local(resources::guard(Arc::clone(&self.shared), Arc::clone(&self.metrics)));
         let mut health = tokio::task::spawn_local(watch_upstreams(&self.built));
         // Dropping the set ends its tasks.
@@ -153,7 +153,7 @@ impl Control {
     async fn answer(&self, command: Command) {
         match command {
             Command::Metrics(reply) => drop(reply.send(self.scrape().await)),
-            Command::Ready(reply) => drop(reply.send(self.readiness())),
+            Command::Ready { service, reply } => drop(reply.send(self.readiness(service.as_deref()))),
             Command::Explain { query, reply } => drop(reply.send(self.explain(&query).await)),
             Command::Reload { .. } | Command::Retire => unreachable!("`run` handles the commands that change the state"),
         }
@@ -300,12 +300,18 @@ impl Control {
         }
     }
 
-    fn readiness(&self) -> Result<(), String> {
+    /// Whether this process can serve something, or one service of the local region. Without an upstream, it still serves
+    /// the requests of other regions, so that the process as a whole stays ready.
+    fn readiness(&self, service: Option<&str>) -> Result<(), String> {
         if *self.phase.borrow() != Phase::Serving {
             return Err("draining".into());
         }
-        if !self.built.snapshot.services.any_up() {
-            return Err("no upstream is up".into());
+        if let Some(name) = service {
+            let found = self.built.snapshot.services.all().find(|service| *service.settings.name == *name);
+            let service = found.ok_or_else(|| format!("this region has no service `{name}`"))?;
+            if !service.any_up() {
+                return Err(format!("no upstream of the service `{name}` is up"));
+            }
         }
         if self.shared.overload.pressure() == Pressure::Full {
             return Err("overloaded: all new requests are refused".into());
@@ -331,7 +337,7 @@ impl Control {
             }
         }
         let (metrics, snapshot) = (&self.metrics, &self.built.snapshot);
-        metrics.ready.set(i64::from(self.readiness().is_ok()));
+        metrics.ready.set(i64::from(self.readiness(None).is_ok()));
         metrics.directory_users.set(snapshot.judging.directory.as_ref().map_or(0, |directory| directory.len() as i64));
         if let Some(geoip) = &snapshot.judging.geoip {
             let none: [&str; 0] = [];
@@ -367,6 +373,37 @@ impl Control {
             }
         }
         metrics.encode()
+    }
+}
+
+/// What the prober reports to.
+fn hooks(shared: &Arc<Shared>, metrics: &Arc<Metrics>) -> Hooks {
+    let (counters, shared, metrics) = (counters(shared, metrics), Arc::clone(shared), Arc::clone(metrics));
+    Hooks { counters, note: Box::new(move |change| note_change(&change, &shared, &metrics)) }
+}
+
+/// Logs and counts a change of a region's state.
+fn note_change(change: &Change, shared: &Shared, metrics: &Metrics) {
+    let snapshot = shared.snapshot.load();
+    let (policy, to) = (snapshot.policy(), change.to.as_str());
+    let region = policy.region_name(change.region);
+    metrics.region_changes.with_label_values(&[region, to]).inc();
+    match change.to {
+        Health::Down if change.region == policy.local => {
+            tracing::warn!(region, "region is down: none of its upstreams is up; check the app servers of this region");
+        }
+        Health::Down if change.is_reachable => {
+            tracing::warn!(region, "region is down: its proxy reports that none of its upstreams is up")
+        }
+        Health::Down => {
+            tracing::warn!(region, "region is down: its gateway does not respond to probes; check its proxy and the network")
+        }
+        Health::Draining => tracing::info!(region, "region is draining"),
+        Health::Recovering => tracing::info!(
+            region,
+            "region is recovering: it responds again, and gets the requests that no other region may serve"
+        ),
+        Health::Up | Health::Unmeasured => tracing::info!(region, "region is up"),
     }
 }
 

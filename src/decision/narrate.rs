@@ -203,6 +203,7 @@ fn describe_health(region: RegionId, vitals: &RegionVitals, policy: &Policy) -> 
         }
         Health::Down => format!("{name} is down: its proxy does not respond to probes"),
         Health::Draining => format!("{name} is draining and accepts no new requests"),
+        Health::Recovering => format!("{name} was down until a short time ago, so it comes last"),
         Health::Unmeasured | Health::Up => format!("{name} is up"),
     }
 }

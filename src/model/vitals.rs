@@ -12,6 +12,8 @@ pub enum Health {
     #[default]
     Unmeasured,
     Up,
+    /// The region takes requests again after it was down. Requests that may go elsewhere go elsewhere until it is up.
+    Recovering,
     /// The region finishes the requests in flight and accepts no new ones.
     Draining,
     /// The region does not respond, or none of its upstreams is up.
@@ -19,16 +21,17 @@ pub enum Health {
 }
 
 impl Health {
-    pub const ALL: [Self; 4] = [Self::Unmeasured, Self::Up, Self::Draining, Self::Down];
+    pub const ALL: [Self; 5] = [Self::Unmeasured, Self::Up, Self::Recovering, Self::Draining, Self::Down];
 
     pub const fn takes_requests(self) -> bool {
-        matches!(self, Self::Unmeasured | Self::Up)
+        matches!(self, Self::Unmeasured | Self::Up | Self::Recovering)
     }
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Unmeasured => "unmeasured",
             Self::Up => "up",
+            Self::Recovering => "recovering",
             Self::Draining => "draining",
             Self::Down => "down",
         }
@@ -91,6 +94,7 @@ pub struct Vitals {
     regions: [RegionVitals; MAX_REGIONS],
     /// The regions that take no requests. An unmeasured region is not among them.
     refusing: RegionSet,
+    recovering: RegionSet,
     /// For each service, the regions in which none of its upstreams is up.
     down_services: Vec<RegionSet>,
     nearest_first: Vec<RegionId>,
@@ -102,6 +106,7 @@ impl Vitals {
         Self {
             regions: [RegionVitals::default(); MAX_REGIONS],
             refusing: RegionSet::EMPTY,
+            recovering: RegionSet::EMPTY,
             down_services: Vec::new(),
             nearest_first,
         }
@@ -113,7 +118,14 @@ impl Vitals {
 
     pub fn set(&mut self, region: RegionId, vitals: RegionVitals) {
         self.regions[region.index()] = vitals;
-        self.refusing = if vitals.health.takes_requests() { self.refusing.without(region) } else { self.refusing.with(region) };
+        let with = |set: RegionSet, is_member: bool| if is_member { set.with(region) } else { set.without(region) };
+        self.refusing = with(self.refusing, !vitals.health.takes_requests());
+        self.recovering = with(self.recovering, vitals.health == Health::Recovering);
+    }
+
+    /// The regions that were down a short time ago.
+    pub const fn recovering(&self) -> RegionSet {
+        self.recovering
     }
 
     /// The regions in the order of their cost, which is the measured time or, where nothing is measured, the distance.

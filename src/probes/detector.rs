@@ -20,12 +20,8 @@ pub enum Observation {
     Failed,
 }
 
-/// Consecutive failures after which a region is down, and consecutive successes after which it is up again.
-const FALL: u32 = 3;
-const RISE: u32 = 3;
-
-/// Weight of a new round trip in the moving average: about the last six count.
-const WEIGHT: f64 = 0.3;
+/// Weight of a new round trip in the moving average: about the last 20 count, which is ten seconds at the default interval.
+const WEIGHT: f64 = 0.1;
 
 /// Round trips after which a region counts as measured.
 const MIN_SAMPLES: u32 = 3;
@@ -33,10 +29,31 @@ const MIN_SAMPLES: u32 = 3;
 /// A region moves ahead of its neighbour only if it is cheaper by both margins for this many consecutive rounds.
 const MARGIN: f64 = 0.15;
 const MARGIN_TIME: Duration = Duration::from_millis(10);
-const ROUNDS: u32 = 3;
+const ROUNDS: u32 = 10;
+
+/// The numbers of consecutive results that change the state of a region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Thresholds {
+    /// Failures after which a region is down.
+    pub fall: u32,
+    /// Successes after which a region that was down takes requests again.
+    pub rise: u32,
+    /// Further successes after which it is up. A failure before makes it down at once.
+    pub settle: u32,
+}
+
+/// A change of a region's state, for the log and the metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Change {
+    pub region: RegionId,
+    pub from: Health,
+    pub to: Health,
+    pub is_reachable: bool,
+}
 
 /// The measurements of every region, and the order that follows from them.
 pub struct Detector {
+    thresholds: Thresholds,
     seen: HashMap<RegionId, Seen>,
     order: Vec<RegionId>,
     /// Consecutive rounds in which the second of two neighbours was cheaper by both margins.
@@ -56,12 +73,13 @@ struct Seen {
 
 impl Detector {
     /// A detector that starts with the regions in the order of their distance.
-    pub fn new(nearest_first: Vec<RegionId>) -> Self {
-        Self { seen: HashMap::new(), order: nearest_first, challenges: HashMap::new() }
+    pub fn new(nearest_first: Vec<RegionId>, thresholds: Thresholds) -> Self {
+        Self { thresholds, seen: HashMap::new(), order: nearest_first, challenges: HashMap::new() }
     }
 
-    /// Replaces the list of regions; regions that remain keep their measurements.
-    pub fn retarget(&mut self, nearest_first: Vec<RegionId>) {
+    /// Replaces the list of regions and the thresholds; regions that remain keep their measurements.
+    pub fn retarget(&mut self, nearest_first: Vec<RegionId>, thresholds: Thresholds) {
+        self.thresholds = thresholds;
         self.seen.retain(|region, _| nearest_first.contains(region));
         let same = nearest_first.len() == self.order.len() && nearest_first.iter().all(|region| self.order.contains(region));
         if !same {
@@ -69,13 +87,22 @@ impl Detector {
         }
     }
 
-    pub fn observe(&mut self, region: RegionId, observation: Observation) {
-        self.seen.entry(region).or_default().observe(observation);
+    /// Records a result. Returns the change of the region's state, if it changed.
+    pub fn observe(&mut self, region: RegionId, observation: Observation) -> Option<Change> {
+        let seen = self.seen.entry(region).or_default();
+        let from = seen.vitals.health;
+        seen.observe(observation, self.thresholds);
+        let RegionVitals { health: to, is_reachable, .. } = seen.vitals;
+        (from != to).then_some(Change { region, from, to, is_reachable })
     }
 
-    /// Ends a round: updates the order and returns the snapshot to publish.
-    pub fn vitals(&mut self) -> Vitals {
+    /// Ends a round: updates the order of the regions.
+    pub fn end_round(&mut self) {
         self.reorder();
+    }
+
+    /// The snapshot to publish.
+    pub fn vitals(&self) -> Vitals {
         let mut vitals = Vitals::unmeasured(self.order.clone());
         for (region, seen) in &self.seen {
             vitals.set(*region, seen.vitals);
@@ -112,42 +139,34 @@ impl Detector {
 }
 
 impl Seen {
-    fn observe(&mut self, observation: Observation) {
-        let (reached, serving, draining) = match observation {
-            Observation::Failed => (false, false, false),
+    fn observe(&mut self, observation: Observation, thresholds: Thresholds) {
+        let report = match observation {
+            Observation::Failed => None,
             Observation::Answered { round_trip, report, down } => {
                 self.measure(round_trip);
                 self.down = down;
                 self.vitals.upstream_time = report.upstream_time;
                 self.vitals.policy = report.policy;
                 self.vitals.directory = report.directory;
-                (true, report.is_serving, report.is_draining)
+                Some((report.is_serving, report.is_draining))
             }
         };
-        self.vitals.is_reachable = reached;
-        // The region itself reports that it drains or serves nothing, so one result is enough.
-        if draining {
-            self.contradictions = 0;
-            self.vitals.health = Health::Draining;
-            return;
-        }
-        if reached && !serving {
-            self.contradictions = 0;
-            self.vitals.health = Health::Down;
-            return;
-        }
-        let (target, needed) = match (self.vitals.health, reached) {
-            (Health::Unmeasured, true) => (Health::Up, 1),
-            (Health::Up | Health::Draining | Health::Unmeasured, false) => (Health::Down, FALL),
-            (Health::Down, true) => (Health::Up, RISE),
-            (Health::Draining, true) => (Health::Up, 1),
-            (Health::Up, true) | (Health::Down, false) => {
-                self.contradictions = 0;
-                return;
-            }
+        self.vitals.is_reachable = report.is_some();
+        let health = self.vitals.health;
+        let (target, needed) = match (health, report) {
+            // The region itself reports that it drains or serves nothing, so one result is enough.
+            (_, Some((_, true))) => (Health::Draining, 1),
+            (_, Some((false, false))) => (Health::Down, 1),
+            (Health::Unmeasured | Health::Draining | Health::Up, Some(_)) => (Health::Up, 1),
+            (Health::Down, Some(_)) => (Health::Recovering, thresholds.rise),
+            (Health::Recovering, Some(_)) => (Health::Up, thresholds.settle),
+            (Health::Unmeasured | Health::Draining | Health::Up, None) => (Health::Down, thresholds.fall),
+            (Health::Down | Health::Recovering, None) => (Health::Down, 1),
         };
         self.contradictions += 1;
-        if self.contradictions >= needed {
+        if target == health {
+            self.contradictions = 0;
+        } else if self.contradictions >= needed {
             self.contradictions = 0;
             self.vitals.health = target;
         }
@@ -174,6 +193,8 @@ mod tests {
         RegionId::new(index).unwrap()
     }
 
+    const THRESHOLDS: Thresholds = Thresholds { fall: 3, rise: 3, settle: 5 };
+
     const HEALTHY: Report = Report {
         is_draining: false,
         is_serving: true,
@@ -193,24 +214,26 @@ mod tests {
         let (api, app) = (ServiceId::new(0).unwrap(), ServiceId::new(1).unwrap());
         let without =
             |down: &[ServiceId]| Observation::Answered { round_trip: Duration::ZERO, report: HEALTHY, down: down.into() };
-        let mut detector = Detector::new(vec![region(0), region(1)]);
+        let mut detector = Detector::new(vec![region(0), region(1)], THRESHOLDS);
         detector.observe(region(0), without(&[api]));
         detector.observe(region(1), without(&[]));
         let both = [region(0), region(1)].into_iter().collect();
-        let taking = |detector: &mut Detector, service| {
+        let taking = |detector: &Detector, service| {
             let vitals = detector.vitals();
             vitals.taking_requests(both, Some(service)).iter().map(|region| region.index()).collect::<Vec<_>>()
         };
-        assert_eq!((taking(&mut detector, api), taking(&mut detector, app)), (vec![1], vec![0, 1]));
+        assert_eq!((taking(&detector, api), taking(&detector, app)), (vec![1], vec![0, 1]));
         detector.observe(region(0), Observation::Failed);
-        assert_eq!(taking(&mut detector, api), [1], "after a lost probe, the last known state of the service stays");
+        assert_eq!(taking(&detector, api), [1], "after a lost probe, the last known state of the service stays");
         detector.observe(region(0), without(&[]));
-        assert_eq!(taking(&mut detector, api), [0, 1]);
+        assert_eq!(taking(&detector, api), [0, 1]);
     }
 
     fn health_after(observations: &[Observation]) -> Health {
-        let mut detector = Detector::new(vec![region(0)]);
-        observations.iter().for_each(|observation| detector.observe(region(0), observation.clone()));
+        let mut detector = Detector::new(vec![region(0)], THRESHOLDS);
+        for observation in observations {
+            detector.observe(region(0), observation.clone());
+        }
         detector.vitals().region(region(0)).health
     }
 
@@ -222,7 +245,30 @@ mod tests {
         assert_eq!(health_after(&[answered(1), Failed, Failed, answered(1), Failed, Failed]), Health::Up);
         assert_eq!(health_after(&[answered(1), Failed, Failed, Failed]), Health::Down);
         assert_eq!(health_after(&[Failed, Failed, Failed, answered(1), answered(1)]), Health::Down);
-        assert_eq!(health_after(&[Failed, Failed, Failed, answered(1), answered(1), answered(1)]), Health::Up);
+        assert_eq!(health_after(&[Failed, Failed, Failed, answered(1), answered(1), answered(1)]), Health::Recovering);
+    }
+
+    #[test]
+    fn a_region_that_was_down_is_up_only_after_it_has_settled() {
+        let down = [Observation::Failed, Observation::Failed, Observation::Failed];
+        let recovering = [&down[..], &[answered(1), answered(1), answered(1)]].concat();
+        let settled = [&recovering[..], &vec![answered(1); 5]].concat();
+        assert_eq!(health_after(&settled[..settled.len() - 1]), Health::Recovering);
+        assert_eq!(health_after(&settled), Health::Up);
+        assert_eq!(health_after(&[&recovering[..], &[Observation::Failed]].concat()), Health::Down, "one failure is enough");
+        let again = [&recovering[..], &vec![answered(1); 4], &[Observation::Failed], &vec![answered(1); 3 + 4]].concat();
+        assert_eq!(health_after(&again), Health::Recovering, "the count starts again");
+    }
+
+    #[test]
+    fn every_change_of_a_state_is_returned_once() {
+        let mut detector = Detector::new(vec![region(0)], THRESHOLDS);
+        let mut changes = |observation| detector.observe(region(0), observation).map(|change| (change.from, change.to));
+        assert_eq!(changes(answered(1)), Some((Health::Unmeasured, Health::Up)));
+        assert_eq!(changes(answered(1)), None);
+        assert_eq!([changes(Observation::Failed), changes(Observation::Failed)], [None, None]);
+        assert_eq!(changes(Observation::Failed), Some((Health::Up, Health::Down)));
+        assert_eq!(changes(Observation::Failed), None);
     }
 
     #[test]
@@ -236,11 +282,12 @@ mod tests {
     }
 
     fn order_after(rounds: &[(u64, u64)]) -> Vec<usize> {
-        let mut detector = Detector::new(vec![region(0), region(1)]);
+        let mut detector = Detector::new(vec![region(0), region(1)], THRESHOLDS);
         let mut order = Vec::new();
         for (first, second) in rounds {
             detector.observe(region(0), answered(*first));
             detector.observe(region(1), answered(*second));
+            detector.end_round();
             order = detector.vitals().nearest_first().iter().map(|region| region.index()).collect();
         }
         order
@@ -248,8 +295,8 @@ mod tests {
 
     #[test]
     fn distance_orders_until_measurement_clearly_says_otherwise() {
-        assert_eq!(order_after(&[(200, 20); 4]), [0, 1], "three samples, then three rounds");
-        assert_eq!(order_after(&[(200, 20); 5]), [1, 0]);
+        assert_eq!(order_after(&[(200, 20); 11]), [0, 1], "three samples, then ten rounds");
+        assert_eq!(order_after(&[(200, 20); 12]), [1, 0]);
         assert_eq!(order_after(&[(100, 95); 50]), [0, 1], "a few milliseconds are no reason to move");
         assert_eq!(order_after(&[(12, 4); 50]), [0, 1], "nor is a large share of a short time");
         let flutter: Vec<_> = (0..60).map(|round| if round % 2 == 0 { (100, 92) } else { (92, 100) }).collect();

@@ -8,18 +8,60 @@ mod prober;
 
 use std::time::Duration;
 
-pub use detector::{Detector, Observation};
-pub use prober::{Counters, ProbeTarget, ProbeTargets, run};
+pub use detector::{Change, Detector, Observation, Thresholds};
+pub use prober::{Counters, Hooks, ProbeTarget, ProbeTargets, run};
 
-/// The interval and the timeout of probes.
+/// How often the regions are probed, and how many results change their state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Settings {
+    /// The interval. A probe starts even if earlier ones have no response yet.
     pub every: Duration,
     pub timeout: Duration,
+    /// Consecutive failures after which a region is down.
+    pub fall: u32,
+    /// Consecutive successes after which a region that was down takes requests again.
+    pub rise: u32,
+    /// Time after which such a region is up, so that requests that went elsewhere return to it.
+    pub settle: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { every: Duration::from_secs(5), timeout: Duration::from_secs(2) }
+        let (every, timeout) = (Duration::from_millis(500), Duration::from_secs(1));
+        Self { every, timeout, fall: 3, rise: 3, settle: Duration::from_secs(10) }
+    }
+}
+
+impl Settings {
+    fn thresholds(&self) -> Thresholds {
+        let settle = self.settle.as_nanos().div_ceil(self.every.as_nanos().max(1));
+        Thresholds { fall: self.fall, rise: self.rise, settle: u32::try_from(settle).unwrap_or(u32::MAX).max(1) }
+    }
+
+    /// The longest time from the failure of a region until it is down: its last success is followed by `fall` probes, the last
+    /// of which times out.
+    pub fn detection_time(&self) -> Duration {
+        self.every.mul_f64(1.0 + JITTER) * self.fall + self.timeout
+    }
+}
+
+/// Share by which an interval may differ, so that the proxies do not probe in step.
+const JITTER: f64 = 0.1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_region_is_down_within_three_seconds_at_the_defaults() {
+        assert!(Settings::default().detection_time() <= Duration::from_secs(3));
+    }
+
+    #[test]
+    fn a_region_settles_for_the_configured_time() {
+        let settings = Settings { every: Duration::from_millis(300), settle: Duration::from_secs(1), ..Settings::default() };
+        assert_eq!(settings.thresholds().settle, 4);
+        let at_once = Settings { settle: Duration::ZERO, ..settings };
+        assert_eq!(at_once.thresholds().settle, 1);
     }
 }

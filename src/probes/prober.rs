@@ -1,4 +1,4 @@
-//! Probes all regions concurrently, in rounds.
+//! Probes all regions at a fixed interval.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::Request;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::decision::permit::Permitted;
@@ -19,8 +20,8 @@ use crate::peer::fields;
 use crate::peer::probe::Report;
 use crate::peer::rates::{self, RateCount};
 
-use super::Settings;
-use super::detector::{Detector, Observation};
+use super::detector::{Change, Detector, Observation};
+use super::{JITTER, Settings};
 
 /// How the vitals of a region are obtained.
 #[derive(Clone)]
@@ -50,22 +51,78 @@ pub struct Counters {
 
 type Learn = dyn Fn(&[RateCount]);
 
-/// Probes in rounds and publishes the vitals after each, until the sender of `targets` is dropped. `counters` are
-/// those of global rate limits, which the probes carry in both directions.
-pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwap<Vitals>>, counters: Counters) {
+/// What the prober does besides publishing the vitals.
+pub struct Hooks {
+    /// The counters of global rate limits, which the probes carry in both directions.
+    pub counters: Counters,
+    /// Called for each change of a region's state.
+    pub note: Box<dyn Fn(Change)>,
+}
+
+/// Probes that may wait for a response of one region at the same time. At the defaults, a probe times out after two intervals.
+const MAX_IN_FLIGHT: usize = 8;
+
+/// Probes in rounds, and publishes the vitals after each round and each change, until the sender of `targets` is dropped. A region that does not
+/// respond delays neither the next round nor its own next probe, so that its failure is noticed early.
+pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwap<Vitals>>, hooks: Hooks) {
     let pool = PeerPool::default();
-    let mut detector = Detector::new(targets.borrow().nearest_first.clone());
+    let current = targets.borrow_and_update().clone();
+    let mut detector = Detector::new(current.nearest_first.clone(), current.settings.thresholds());
+    let mut probes = Probes { current, in_flight: HashMap::new(), running: JoinSet::new() };
     loop {
-        let current = targets.borrow_and_update().clone();
-        detector.retarget(current.nearest_first.clone());
-        let round = Instant::now();
-        let mut probes = tokio::task::JoinSet::new();
-        let counts: Arc<str> = rates::write(&(counters.report)()).into();
-        for (region, target) in current.regions {
-            let pool = pool.clone();
-            let (limit, services) = (current.settings.timeout, Arc::clone(&current.services));
-            let counts = Arc::clone(&counts);
-            probes.spawn_local(async move {
+        probes.start_round(&pool, &rates::write(&(hooks.counters.report)()).into());
+        let spread = probes.current.settings.every.mul_f64(1.0 - JITTER + fastrand::f64() * 2.0 * JITTER);
+        let end = Instant::now() + spread;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => break,
+                changed = targets.changed() => match changed {
+                    Ok(()) => {
+                        probes.current = targets.borrow_and_update().clone();
+                        detector.retarget(probes.current.nearest_first.clone(), probes.current.settings.thresholds());
+                        break;
+                    }
+                    Err(_) => return,
+                },
+                Some(finished) = probes.running.join_next() => {
+                    let Some((region, observation)) = probes.take(finished) else { continue };
+                    if let Observation::Answered { report, .. } = &observation {
+                        (hooks.counters.learn)(&report.rates);
+                    }
+                    if let Some(change) = detector.observe(region, observation) {
+                        publish.store(Arc::new(detector.vitals()));
+                        (hooks.note)(change);
+                    }
+                }
+            }
+        }
+        detector.end_round();
+        publish.store(Arc::new(detector.vitals()));
+    }
+}
+
+/// The probes that wait for their responses.
+struct Probes {
+    current: ProbeTargets,
+    in_flight: HashMap<RegionId, usize>,
+    running: JoinSet<Probed>,
+}
+
+/// A region, and its observation unless it cannot be probed.
+type Probed = (RegionId, Option<Observation>);
+
+impl Probes {
+    /// Starts a probe of each region.
+    fn start_round(&mut self, pool: &PeerPool, counts: &Arc<str>) {
+        for (region, target) in self.current.regions.clone() {
+            let in_flight = self.in_flight.entry(region).or_default();
+            if *in_flight >= MAX_IN_FLIGHT {
+                continue;
+            }
+            *in_flight += 1;
+            let (limit, services) = (self.current.settings.timeout, Arc::clone(&self.current.services));
+            let (pool, counts) = (pool.clone(), Arc::clone(counts));
+            self.running.spawn_local(async move {
                 let answered = |(round_trip, report): (Duration, Report)| {
                     let down = report.down_services.iter().filter_map(|name| services.get(name).copied()).collect();
                     Observation::Answered { round_trip, report, down }
@@ -74,21 +131,15 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
                 (region, result.map(|answer| answer.map_or(Observation::Failed, answered)))
             });
         }
-        while let Some(finished) = probes.join_next().await {
-            if let Ok((region, Some(observation))) = finished {
-                if let Observation::Answered { report, .. } = &observation {
-                    (counters.learn)(&report.rates);
-                }
-                detector.observe(region, observation);
-            }
-        }
-        publish.store(Arc::new(detector.vitals()));
-        // Jitter, so that the proxies do not probe in step.
-        let pause = current.settings.every.mul_f64(0.9 + fastrand::f64() * 0.2);
-        tokio::select! {
-            () = tokio::time::sleep_until(round + pause) => {}
-            changed = targets.changed() => if changed.is_err() { return },
-        }
+    }
+
+    /// The result of a probe. A region that a reload has removed has none.
+    fn take(&mut self, finished: Result<Probed, tokio::task::JoinError>) -> Option<(RegionId, Observation)> {
+        let (region, observation) = finished.ok()?;
+        let in_flight = self.in_flight.entry(region).or_default();
+        *in_flight = in_flight.saturating_sub(1);
+        let is_target = self.current.regions.iter().any(|(target, _)| *target == region);
+        Some((region, observation.filter(|_| is_target)?))
     }
 }
 

@@ -90,6 +90,8 @@ struct Case {
     down: Vec<String>,
     #[serde(default)]
     draining: Vec<String>,
+    #[serde(default)]
+    recovering: Vec<String>,
     peer: Option<String>,
     claims: Option<Claims>,
     /// `proceed REGION…`, `redirect REGION` or `refuse CODE`.
@@ -215,7 +217,8 @@ fn judge(case: &Case, people: &BTreeMap<String, Person>, book: &str) -> (Decisio
     let is_available = case.directory.as_deref() != Some("unavailable");
     let table = if is_available { Table::Text(table(people)) } else { Table::Unavailable };
     let mut vitals = Vitals::unmeasured(policy.nearest_first());
-    for (names, health) in [(&case.down, Health::Down), (&case.draining, Health::Draining)] {
+    let states = [(&case.down, Health::Down), (&case.draining, Health::Draining), (&case.recovering, Health::Recovering)];
+    for (names, health) in states {
         let region = |name: &str| policy.find_region(name).unwrap_or_else(|| panic!("{}: no region {name}", case.it));
         for name in names {
             match name.split_once('/') {

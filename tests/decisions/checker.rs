@@ -209,6 +209,8 @@ pub struct Situation {
     pub labels: Vec<String>,
     /// Regions that accept no requests.
     pub down: Vec<usize>,
+    /// Regions that accept requests again after they were down.
+    pub recovering: Vec<usize>,
     /// Regions and services of which no app server is up there.
     pub down_services: Vec<(usize, usize)>,
     /// All regions in the order of their cost to reach, cheapest first.
@@ -925,6 +927,8 @@ fn itinerary_of(request: &Request, owner: Option<usize>, clearance: &[usize]) ->
         }
     }
     order.retain(|region| clearance.contains(region) && has_service(request, *region) && !is_down(request, *region));
+    // A stable sort: recovering regions come last.
+    order.sort_by_key(|region| situation.recovering.contains(region));
     if order.is_empty() { Err("failover.all_down") } else { Ok(order) }
 }
 
@@ -1061,6 +1065,7 @@ mod tests {
             statement: None,
             labels: Vec::new(),
             down: Vec::new(),
+            recovering: Vec::new(),
             down_services: Vec::new(),
             nearest: vec![0, 2, 1],
         }

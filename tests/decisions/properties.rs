@@ -327,7 +327,10 @@ fn an_owned_request_goes_home_first_if_its_home_takes_requests() {
         let route = &case.world.routes[case.decision.trail.route?.index()];
         let is_down = case.situation.down.contains(&owner) || case.situation.down_services.contains(&(owner, route.service));
         let serves = case.world.regions[owner].services.contains(&route.service);
-        Some((case.destinations()[0] == owner) == (serves && !is_down))
+        let recovering = &case.situation.recovering;
+        let is_settled = |region: &usize| *region != owner && !recovering.contains(region);
+        let comes_last = recovering.contains(&owner) && case.destinations().iter().any(is_settled);
+        Some((case.destinations()[0] == owner) == (serves && !is_down && !comes_last))
     });
 }
 

@@ -328,6 +328,7 @@ pub fn situation(random: &mut Rng, world: &checker::World) -> Situation {
         }),
         labels: if once_in(random, 4) { labels(random, world) } else { Vec::new() },
         down: (0..regions).filter(|_| once_in(random, 5)).collect(),
+        recovering: (0..regions).filter(|_| once_in(random, 5)).collect(),
         down_services: (0..regions)
             .flat_map(|region| (0..SERVICES).map(move |service| (region, service)))
             .filter(|_| once_in(random, 25))
@@ -580,7 +581,9 @@ pub fn judge(program: &support::World, situation: &Situation) -> Decision {
 fn vitals(situation: &Situation) -> Vitals {
     let mut vitals = Vitals::unmeasured(situation.nearest.iter().map(|index| region_id(*index)).collect());
     for index in &situation.nearest {
+        let is_recovering = situation.recovering.contains(index);
         let health = match (situation.down.contains(index), index % 2) {
+            (false, _) if is_recovering => Health::Recovering,
             (true, 0) => Health::Down,
             (true, _) => Health::Draining,
             (false, 0) => Health::Up,

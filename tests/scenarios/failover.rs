@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::{Response, StatusCode};
 
+use crate::faults::{Relay, behind_a_relay};
 use crate::support::{Plan, RULES, Recorder, World, eventually, get, post, remember, whole};
 
 const CHECKS: &str = "{ path: /healthz, every: 20ms, timeout: 5s, rise: 1, fall: 1 }";
@@ -67,11 +68,15 @@ fn a_dead_upstream_is_passed_over_without_a_lost_request() {
 }
 
 #[test]
-fn with_no_upstream_left_the_response_is_502_and_readiness_fails() {
+fn with_no_upstream_left_the_response_is_502_and_the_service_is_not_ready() {
     let world = World::planned(Plan { health: CHECKS, ..Plan::default() });
     world.eu().upstream().crash();
-    eventually("readiness fails", || get(world.eu().admin, "/readyz", &[]).status == StatusCode::SERVICE_UNAVAILABLE);
-    assert!(get(world.eu().admin, "/readyz", &[]).text().contains("no upstream is up"));
+    let service = || get(world.eu().admin, "/readyz?service=app", &[]);
+    eventually("the service is not ready", || service().status == StatusCode::SERVICE_UNAVAILABLE);
+    assert!(service().text().contains("no upstream of the service `app` is up"));
+    assert!(get(world.eu().admin, "/readyz?service=ap", &[]).text().contains("has no service `ap`"));
+    assert_eq!(get(world.eu().admin, "/readyz", &[]).status, StatusCode::OK, "it still serves users of other regions");
+    assert_eq!(get(world.eu().http, "/users/bob/orders/1", &[]).text(), "us-east");
     assert_eq!(get(world.eu().admin, "/livez", &[]).status, StatusCode::OK);
 
     let unchecked = World::start();
@@ -181,4 +186,29 @@ fn a_proxy_whose_upstream_is_itself_answers_502_for_the_loop() {
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_GATEWAY, "proxy.loop"));
     assert!(answer.headers["proxy-status"].to_str().unwrap().contains("proxy_loop_detected"));
     assert!(world.eu().sum_of("domicile_requests_total") <= 3.0);
+}
+
+#[test]
+fn a_read_in_flight_leaves_a_home_that_freezes() {
+    let rules = |timeout: &str| {
+        let rules = RULES
+            .replace("  personal:\n    stays: home", "  personal:\n    stays: [eu, us]")
+            .replace("    needs: inferred\n", "");
+        rules.replace("timeout: 5s", timeout)
+    };
+    let plan = Plan {
+        rules: [("us-east", rules("timeout: 200ms")), ("eu-west", rules("timeout: 5s"))].into(),
+        extra: "limits: { response_timeout: 1h, request_timeout: 1h }\n".into(),
+        ..Plan::default()
+    };
+    let (world, freeze) = behind_a_relay(Relay::Freezing(([127, 0, 0, 1], 0).into()), &plan);
+    world.wait_until_measured();
+    assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "eu-west");
+    freeze.notify_waiters();
+    // Sent before the probes have noticed: the request waits at the frozen gateway until us-east knows that the region is down.
+    assert_eq!(get(world.us().http, "/users/alice/orders/2", &[]).text(), "us-east");
+    assert_eq!(world.eu().upstream().seen().len(), 1, "eu-west saw the first request only");
+    world.us().wait_for_health("eu-west", "down");
+    let change = "domicile_region_changes_total{region=\"eu-west\",state=\"down\"} 1";
+    assert!(world.us().metrics().contains(change), "{}", world.us().metrics());
 }

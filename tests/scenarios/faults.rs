@@ -348,16 +348,18 @@ fn a_ledger_whose_writer_has_died_refuses_every_line() {
 
 /// The server that us-east reaches at the gateway address of eu-west.
 #[derive(Clone, Copy)]
-enum Relay {
+pub enum Relay {
     /// Accepts connections and sends nothing.
     Silent,
     Garbage,
     /// Passes bytes on until it is told to break every connection.
     Through(SocketAddr),
+    /// Passes bytes on until it is told to freeze. Then its connections stay open, and nothing passes.
+    Freezing(SocketAddr),
 }
 
 /// A world in which us-east reaches eu-west by a relay; `cut` breaks the relay's connections.
-fn behind_a_relay(relay: Relay, plan: &Plan) -> (World, Arc<tokio::sync::Notify>) {
+pub fn behind_a_relay(relay: Relay, plan: &Plan) -> (World, Arc<tokio::sync::Notify>) {
     let mut world = World::prepare(plan);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -366,7 +368,11 @@ fn behind_a_relay(relay: Relay, plan: &Plan) -> (World, Arc<tokio::sync::Notify>
     let gateway = format!("gateway: \"https://{}\"", world.eu().peers);
     assert!(text.contains(&gateway));
     std::fs::write(&config, text.replace(&gateway, &format!("gateway: \"https://{address}\""))).unwrap();
-    let relay = if let Relay::Through(_) = relay { Relay::Through(world.eu().peers) } else { relay };
+    let relay = match relay {
+        Relay::Through(_) => Relay::Through(world.eu().peers),
+        Relay::Freezing(_) => Relay::Freezing(world.eu().peers),
+        relay => relay,
+    };
     let cut = Arc::new(tokio::sync::Notify::new());
     runtime().spawn(accept(listener, relay, Arc::clone(&cut)));
     for index in 0..world.regions.len() {
@@ -378,14 +384,26 @@ fn behind_a_relay(relay: Relay, plan: &Plan) -> (World, Arc<tokio::sync::Notify>
 async fn accept(listener: std::net::TcpListener, relay: Relay, cut: Arc<tokio::sync::Notify>) {
     listener.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let is_frozen = Arc::new(std::sync::atomic::AtomicBool::new(false));
     while let Ok((mut near, _)) = listener.accept().await {
-        let cut = Arc::clone(&cut);
+        let (cut, is_frozen) = (Arc::clone(&cut), Arc::clone(&is_frozen));
         tokio::spawn(async move {
             match relay {
                 Relay::Silent => std::future::pending().await,
                 Relay::Garbage => {
                     let _ = near.write_all(&[0xff; 4096]).await;
                 }
+                Relay::Freezing(address) if !is_frozen.load(std::sync::atomic::Ordering::SeqCst) => {
+                    let mut far = tokio::net::TcpStream::connect(address).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        () = cut.notified() => {
+                            is_frozen.store(true, std::sync::atomic::Ordering::SeqCst);
+                            std::future::pending().await
+                        }
+                    }
+                }
+                Relay::Freezing(_) => std::future::pending().await,
                 Relay::Through(address) => {
                     let mut far = tokio::net::TcpStream::connect(address).await.unwrap();
                     tokio::select! {
@@ -400,7 +418,7 @@ async fn accept(listener: std::net::TcpListener, relay: Relay, cut: Arc<tokio::s
 
 #[test]
 fn a_peer_that_hangs_holds_up_only_its_own_users() {
-    let rules = RULES.replace("latency: { every: 50ms, timeout: 5s }", "latency: { every: 50ms, timeout: 200ms }");
+    let rules = RULES.replace("latency: { every: 50ms, timeout: 5s,", "latency: { every: 50ms, timeout: 200ms,");
     let plan = Plan { rules: [("us-east", rules)].into(), ..Plan::default() };
     let (world, _) = behind_a_relay(Relay::Silent, &plan);
     world.us().wait_for_health("eu-west", "down");

@@ -199,7 +199,7 @@ fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
 #[test]
 fn a_drain_without_peers_waits_for_nobody() {
     // The notice for peers lasts as long as two rounds of probes, an hour here.
-    let rules = RULES.replace("latency: { every: 50ms, timeout: 5s }", "latency: { every: 50ms, timeout: 1h }");
+    let rules = RULES.replace("latency: { every: 50ms, timeout: 5s,", "latency: { every: 50ms, timeout: 1h,");
     assert_ne!(rules, RULES);
     let extra = "limits: { drain: 1h }\n".to_owned();
     let mut world = World::prepare(&Plan { rules: [("eu-west", rules)].into(), extra, ..Plan::default() });

@@ -245,7 +245,7 @@ users:
   key: [{ header: x-user-id }, { cookie: uid }]
   directory: { file: "FOLDER/users.csv" }
 geoip: { database: "GEOIP", countries: { BR: us-east } }
-latency: { every: 50ms, timeout: 5s }
+latency: { every: 50ms, timeout: 5s, settle: 500ms }
 routes:
   - { name: account, match: { path: "/account/**" }, data: restricted, home: [directory, refuse] }
   - { name: orders, match: { path: "/users/{user}/orders/**" }, data: personal, home: [directory, refuse], failover: { reads: nearest } }

@@ -240,8 +240,13 @@ fn read_probes(field: &Field<'_>) -> Option<probes::Settings> {
     let default = probes::Settings::default();
     let every = section.optional("every").map_or(Some(default.every), |field| field.positive_duration());
     let timeout = section.optional("timeout").map_or(Some(default.timeout), |field| field.positive_duration());
+    let count = |key, standard: u32| {
+        section.optional(key).map_or(Some(standard), |field| field.number(1, 1000).map(|number| number as u32))
+    };
+    let (fall, rise) = (count("fall", default.fall), count("rise", default.rise));
+    let settle = section.optional("settle").map_or(Some(default.settle), |field| field.duration());
     section.finish();
-    Some(probes::Settings { every: every?, timeout: timeout? })
+    Some(probes::Settings { every: every?, timeout: timeout?, fall: fall?, rise: rise?, settle: settle? })
 }
 
 fn read_audit(field: &Field<'_>, local: &str) -> Option<audit::Settings> {

@@ -2,6 +2,7 @@
 //! the peer's refusal code.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use http::Request;
 use http::header::{COOKIE, HOST, HeaderMap, HeaderName, HeaderValue};
@@ -13,15 +14,36 @@ use crate::http::pool::{BoxedRequest, Gateway};
 use crate::http::sent::Sent;
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
+use crate::model::vitals::Health;
 use crate::peer::response::{ACCEPTED, Meaning, meaning_of};
 use crate::peer::{Envelope, fields};
 use crate::proxy::headers;
 use crate::proxy::intake::is_credential;
+use crate::proxy::worker::Worker;
 
 use super::forward::{self, AttemptOptions, Failure, Response, copy_field, copy_head};
 use super::{Forwarding, Stopped};
 
+/// How often a request that waits for a peer checks whether the peer's region is down.
+const DOWN_CHECK: Duration = Duration::from_millis(250);
+
+/// Waits until the proxy of a region responds to no probes. A read that may go to another region does not wait for its timeout.
+async fn until_unreachable(worker: &Worker, region: RegionId, may_leave: bool) {
+    if !may_leave {
+        return std::future::pending().await;
+    }
+    loop {
+        tokio::time::sleep(DOWN_CHECK).await;
+        let vitals = worker.vitals();
+        let seen = vitals.region(region);
+        if seen.health == Health::Down && !seen.is_reachable {
+            return;
+        }
+    }
+}
+
 impl Forwarding<'_> {
+    /// Sends the request to the proxy of another region, and reads what its response means.
     pub(super) async fn to_peer(
         &self,
         gateway: &Gateway,
@@ -31,9 +53,17 @@ impl Forwarding<'_> {
     ) -> Result<Result<Response, Failure>, Stopped> {
         let (worker, snapshot) = (&self.context.worker, &self.context.snapshot);
         let copy = spare.as_ref().filter(|_| self.intake.question.is_read).map(|spare| copy_head(spare));
+        let may_leave = has_another && copy.is_some();
         let work = pin!(forward::to_peer(worker, snapshot, gateway, permitted, copy, &self.options));
-        let response = match self.while_cleared(work).await? {
+        let down = pin!(until_unreachable(worker, gateway.region, may_leave));
+        let sent = tokio::select! {
+            biased;
+            sent = self.while_cleared(work) => sent?,
+            () = down => Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Partly, retry: None }),
+        };
+        let response = match sent {
             Ok(response) => response,
+            Err(Failure { retry: None, code, sent }) if may_leave => return Ok(Err(Failure { retry: spare, code, sent })),
             Err(failure) => return Ok(Err(failure)),
         };
         match meaning_of(&response.head.headers) {
