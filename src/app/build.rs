@@ -34,6 +34,7 @@ use crate::transport::listener::Accepts;
 use crate::transport::tls::{Challenges, ClientTls, PeerTls};
 
 use super::files::{self, Stamp};
+use super::status::{self, Expiring};
 use super::{StartError, resources};
 
 /// The configuration of each listener, by configured address.
@@ -48,6 +49,8 @@ pub struct Built {
     pub files: Files,
     peers: Option<Arc<PeerTls>>,
     pub challenges: Arc<Challenges>,
+    /// The files that stop being valid.
+    pub expiring: Vec<Expiring>,
     /// The tables that could not be read again, with the reason. Their previous contents are still in use.
     pub kept: Vec<String>,
 }
@@ -62,7 +65,15 @@ impl Built {
             files: self.files.clone(),
             peers: self.peers.clone(),
             challenges: Arc::clone(&self.challenges),
+            expiring: self.expiring.clone(),
             kept: Vec::new(),
+        }
+    }
+
+    /// Logs the files that are not valid, or will soon not be.
+    pub fn report_expiry(&self, now: SystemTime) {
+        for note in self.expiring.iter().filter_map(|expiring| expiring.note(now)) {
+            tracing::warn!("{note}");
         }
     }
 }
@@ -148,7 +159,6 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
         sites: sites_of(&listener_configs),
         peers: peers.clone(),
         urls: settings.urls.iter().cloned().collect(),
-        log_requests: settings.log.requests,
         drain_notice: (settings.probes.every.mul_f64(1.2) + settings.probes.timeout).min(settings.limits.drain),
     });
     let files = Files {
@@ -159,7 +169,8 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
         upstreams: upstream_stamps,
         all,
     };
-    Ok(Built { snapshot, listener_configs, settings, files, peers, challenges, kept })
+    let expiring = status::expiring(&settings, snapshot.judging.geoip.as_deref());
+    Ok(Built { snapshot, listener_configs, settings, files, peers, challenges, expiring, kept })
 }
 
 /// Waits until a file stops changing and reads it; fails if the file changes while it is read.
@@ -277,8 +288,9 @@ pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Offline,
     Ok((Arc::new(judging), settings.actions))
 }
 
-/// Opens every file that a configuration names; the errors are those of all unusable files.
-pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), Vec<StartError>> {
+/// Opens every file that a configuration names; the errors are those of all unusable files. Returns notes about files that
+/// are not valid, or will soon not be.
+pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<Vec<String>, Vec<StartError>> {
     let mut registry = Registry::default();
     let config = config::load(file, region, &mut registry, today).map_err(|problems| vec![StartError::Config(problems)])?;
     let Config { policy, settings } = config;
@@ -295,13 +307,17 @@ pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<(), 
         files.certificates.retain(|pair| fetched.as_ref() != Some(pair));
         wrong.extend(ClientTls::load(&files, &challenges).err().map(StartError::from));
     }
-    wrong.extend(geoip(&settings, None).err());
+    let geoip = geoip(&settings, None).map(|(geoip, _)| geoip).map_err(|error| wrong.push(error)).ok().flatten();
     wrong.extend(directory(&settings, &registry, None, false).err());
     wrong.extend(tokens(&settings, None).err());
     wrong.extend(settings.seal.as_ref().and_then(|seal| Seal::open_keys(seal).err()).map(StartError::from));
     wrong.extend(passwords(&settings, None).err());
     wrong.extend(Services::new(&settings.services, None, |_, _| false).err().map(StartError::from));
-    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    if !wrong.is_empty() {
+        return Err(wrong);
+    }
+    let now = SystemTime::now();
+    Ok(status::expiring(&settings, geoip.as_deref()).iter().filter_map(|expiring| expiring.note(now)).collect())
 }
 
 fn check_own_region(peers: &PeerTls, file: &Path, local: &str) -> Result<(), StartError> {
@@ -372,8 +388,13 @@ fn gateways(
             let config = peers.client_for(policy.region_name(*region));
             Secured { http1: Arc::clone(&config), config, name: None }
         });
-        let server =
-            Server { authority: authority_of(url).into(), tls: Some(tls), http_version: HttpVersion::Http2, addresses: None };
+        let server = Server {
+            authority: authority_of(url).into(),
+            tls: Some(tls),
+            http_version: HttpVersion::Http2,
+            addresses: None,
+            opened: Arc::default(),
+        };
         (*region, Gateway { region: *region, server })
     };
     settings.gateways.iter().map(gateway).collect()
@@ -388,9 +409,6 @@ fn geoip(settings: &Settings, before: Option<&Built>) -> Result<Opened<GeoIp, St
         return Ok((before.snapshot.judging.geoip.clone(), Some(stamp)));
     }
     let (geoip, stamp) = settled(&settings.database, || Ok(GeoIp::open(&settings.database)?))?;
-    if settings.max_age.is_some_and(|most| geoip.age(SystemTime::now()) > most) {
-        tracing::warn!(file = %settings.database.display(), "the GeoIP database is older than `max_age`; it still selects regions, but proves no jurisdiction; install a newer one");
-    }
     Ok((Some(Arc::new(geoip)), Some(stamp)))
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::LocalRuntime;
@@ -18,8 +18,8 @@ use crate::engine::explain;
 use crate::metrics::Metrics;
 use crate::model::day::Day;
 use crate::model::region::Registry;
-use crate::model::vitals::Health;
-use crate::probes::{self, Change, Counters, Hooks, ProbeTarget, ProbeTargets};
+use crate::model::vitals::Vitals;
+use crate::probes::{self, ProbeTarget, ProbeTargets};
 use crate::proxy::admission::overload::Pressure;
 use crate::proxy::request::region_report;
 use crate::proxy::worker::Shared;
@@ -29,6 +29,7 @@ use crate::transport::listener::{self, Acceptor, BoundPort};
 
 use super::build::{self, Built, ListenerConfigs, Sources};
 use super::handover::SocketHandover;
+use super::status::{self, Policies};
 use super::worker::{WorkerCommand, WorkerHandle};
 use super::{FLUSH_TIMEOUT, StartError, files, resources, watch};
 
@@ -49,6 +50,7 @@ pub struct Control {
     /// Whether one of the deferred reloads confirms a loss of users beyond `max_loss`.
     pub deferred_accepts_loss: bool,
     pub handover: SocketHandover,
+    pub policies: Policies,
     /// The stamps of the files that the last reload read.
     pub read: Vec<files::Stamp>,
 }
@@ -80,6 +82,9 @@ pub fn spawn(
     Ok(handle)
 }
 
+/// How often files that will soon not be valid are reported.
+const DAY: Duration = Duration::from_secs(86_400);
+
 impl Control {
     async fn run(mut self, admin: BoundPort, commands: Commands, started: std::sync::mpsc::Sender<std::io::Result<()>>) {
         let (sender, mut received) = commands;
@@ -91,17 +96,22 @@ impl Control {
         };
         let admin_plane = tokio::task::spawn_local(admin::serve(acceptor, sender.clone()));
         let (targets, targeted) = channel::channel(targets(&self.built));
-        let hooks = hooks(&self.shared, &self.metrics);
+        let hooks = status::hooks(&self.shared, &self.metrics, &self.policies);
         tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals), hooks));
         tokio::task::spawn_local(resources::guard(Arc::clone(&self.shared), Arc::clone(&self.metrics)));
         let mut health = tokio::task::spawn_local(watch_upstreams(&self.built));
         // Dropping the set ends its tasks.
         let mut _certificates = renew_certificates(&self.built);
+        let mut days = tokio::time::interval(DAY);
         let (mut watcher, mut changed) = watch::start(self.built.files.all.clone());
         let _ = started.send(Ok(()));
         loop {
             let command = tokio::select! {
                 command = received.recv() => command,
+                _ = days.tick() => {
+                    self.built.report_expiry(SystemTime::now());
+                    continue;
+                }
                 Some(()) = changed.recv() => Some(Command::Reload { accepts_loss: false, reply: oneshot::channel().0 }),
             };
             match command {
@@ -167,6 +177,7 @@ impl Control {
         match self.try_reload(commands, accepts_loss).await {
             Ok(kept) if kept.is_empty() => {
                 count("applied");
+                note_loaded(&self.metrics);
                 let users = self.built.snapshot.judging.directory.as_ref().map_or(0, |directory| directory.len());
                 tracing::info!(policy = %self.built.snapshot.policy().hash, users, "reloaded");
                 Ok(())
@@ -211,6 +222,7 @@ impl Control {
             self.handover.remove(address);
             self.workers.iter().for_each(|worker| drop(worker.send(WorkerCommand::Close(address))));
         }
+        built.report_expiry(SystemTime::now());
         self.registry = registry;
         let settings_before = std::mem::replace(&mut self.built, built).settings;
         // These settings take effect only at a start, so the next reload must compare with the values in use.
@@ -218,6 +230,7 @@ impl Control {
         self.built.settings.audit = settings_before.audit;
         self.built.settings.workers = settings_before.workers;
         self.built.settings.log.json = settings_before.log.json;
+        self.built.settings.access_log = settings_before.access_log;
         Ok(std::mem::take(&mut self.built.kept))
     }
 
@@ -293,6 +306,7 @@ impl Control {
             ("audit", old.audit != new.audit),
             ("workers", old.workers != new.workers),
             ("log.format", old.log.json != new.log.json),
+            ("access_log", old.access_log != new.access_log),
         ] {
             if changed {
                 tracing::warn!("`{name}` changed; restart the process to apply it");
@@ -328,6 +342,17 @@ impl Control {
         Ok(if query.json { explanation.json() } else { explanation.text() })
     }
 
+    /// What the gauges show.
+    fn state<'a>(&'a self, vitals: &'a Vitals) -> status::State<'a> {
+        status::State {
+            snapshot: &self.built.snapshot,
+            vitals,
+            directory_changed: self.built.files.directory.as_ref().and_then(|(stamp, _)| stamp.modified()),
+            expiring: &self.built.expiring,
+            policies: &self.policies,
+        }
+    }
+
     /// Flushes the workers' counts, sets the gauges, and encodes all metrics.
     async fn scrape(&self) -> String {
         for worker in &self.workers {
@@ -336,85 +361,17 @@ impl Control {
                 let _ = tokio::time::timeout(FLUSH_TIMEOUT, flushed).await;
             }
         }
-        let (metrics, snapshot) = (&self.metrics, &self.built.snapshot);
-        metrics.ready.set(i64::from(self.readiness(None).is_ok()));
-        metrics.directory_users.set(snapshot.judging.directory.as_ref().map_or(0, |directory| directory.len() as i64));
-        if let Some(geoip) = &snapshot.judging.geoip {
-            let none: [&str; 0] = [];
-            metrics.geoip_age.with_label_values(&none).set(geoip.age(SystemTime::now()).as_secs_f64());
-        }
-        metrics.upstream_up.reset();
-        metrics.upstream_ejected.reset();
-        let now = std::time::Instant::now();
-        for service in snapshot.services.all() {
-            for upstream in service.all().iter() {
-                let labels = [&*service.settings.name, upstream.authority()];
-                metrics.upstream_up.with_label_values(&labels).set(i64::from(upstream.is_up()));
-                metrics.upstream_ejected.with_label_values(&labels).set(i64::from(upstream.is_ejected(now)));
-            }
-        }
-        let vitals = self.shared.vitals.load();
-        metrics.region_health.reset();
-        metrics.region_round_trip.reset();
-        for region in snapshot.policy().regions.iter() {
-            let (name, seen) = (snapshot.policy().region_name(region), vitals.region(region));
-            for state in Health::ALL {
-                metrics.region_health.with_label_values(&[name, state.as_str()]).set(i64::from(seen.health == state));
-            }
-            if let Some(round_trip) = seen.round_trip {
-                metrics.region_round_trip.with_label_values(&[name]).set(round_trip.as_secs_f64());
-            }
-        }
-        metrics.service_up.reset();
-        for (service, name) in snapshot.policy().services() {
-            for region in snapshot.policy().regions_with(service).iter() {
-                let (is_up, region) = (!vitals.without(service).contains(region), snapshot.policy().region_name(region));
-                metrics.service_up.with_label_values(&[region, name]).set(i64::from(is_up));
-            }
-        }
-        metrics.encode()
+        self.metrics.ready.set(i64::from(self.readiness(None).is_ok()));
+        status::set_gauges(&self.metrics, &self.state(&self.shared.vitals.load()));
+        self.metrics.encode()
     }
 }
 
-/// What the prober reports to.
-fn hooks(shared: &Arc<Shared>, metrics: &Arc<Metrics>) -> Hooks {
-    let (counters, shared, metrics) = (counters(shared, metrics), Arc::clone(shared), Arc::clone(metrics));
-    Hooks { counters, note: Box::new(move |change| note_change(&change, &shared, &metrics)) }
-}
-
-/// Logs and counts a change of a region's state.
-fn note_change(change: &Change, shared: &Shared, metrics: &Metrics) {
-    let snapshot = shared.snapshot.load();
-    let (policy, to) = (snapshot.policy(), change.to.as_str());
-    let region = policy.region_name(change.region);
-    metrics.region_changes.with_label_values(&[region, to]).inc();
-    match change.to {
-        Health::Down if change.region == policy.local => {
-            tracing::warn!(region, "region is down: none of its upstreams is up; check the app servers of this region");
-        }
-        Health::Down if change.is_reachable => {
-            tracing::warn!(region, "region is down: its proxy reports that none of its upstreams is up")
-        }
-        Health::Down => {
-            tracing::warn!(region, "region is down: its gateway does not respond to probes; check its proxy and the network")
-        }
-        Health::Draining => tracing::info!(region, "region is draining"),
-        Health::Recovering => tracing::info!(
-            region,
-            "region is recovering: it responds again, and gets the requests that no other region may serve"
-        ),
-        Health::Up | Health::Unmeasured => tracing::info!(region, "region is up"),
-    }
-}
-
-/// The counters of global rate limits, for the prober.
-fn counters(shared: &Arc<Shared>, metrics: &Arc<Metrics>) -> Counters {
-    let (sender, receiver, metrics) = (Arc::clone(shared), Arc::clone(shared), Arc::clone(metrics));
-    let now = std::time::Instant::now;
-    Counters {
-        report: Box::new(move || sender.rates.report(now())),
-        learn: Box::new(move |reported| metrics.rates_learned.inc_by(receiver.rates.learn(reported, now()))),
-    }
+/// Records the time at which everything was loaded without an error.
+pub fn note_loaded(metrics: &Metrics) {
+    let none: [&str; 0] = [];
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    metrics.reloaded_at.with_label_values(&none).set(now.as_secs_f64());
 }
 
 /// Refuses a change of the local region.

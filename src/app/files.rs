@@ -46,6 +46,12 @@ impl Stamp {
         Self { file: file.into(), identity }
     }
 
+    /// When the content was last changed; `None` for an absent file.
+    pub fn modified(&self) -> Option<SystemTime> {
+        let (seconds, nanos) = self.identity?.modified;
+        Some(SystemTime::UNIX_EPOCH + Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?))
+    }
+
     /// Whether the file has not changed for [`QUIET`]; an absent file is quiet.
     fn is_quiet(&self, now: SystemTime) -> bool {
         let Some(FileIdentity { changed: (seconds, nanos), .. }) = self.identity else { return true };

@@ -8,6 +8,7 @@ mod control;
 mod files;
 mod handover;
 mod resources;
+mod status;
 mod watch;
 mod worker;
 
@@ -49,6 +50,7 @@ use crate::transport::tls::TlsError;
 use build::{Built, Sources};
 use files::Unsettled;
 use handover::SocketHandover;
+use status::Policies;
 
 pub use build::{check_files, explain, offline};
 
@@ -142,6 +144,7 @@ impl App {
         let sources = Sources { file, config: loaded, registry: &registry, before: None, accepts_loss: false };
         let built = build::build(sources)?;
         check_loss(&built, launch.predecessor_user_count)?;
+        control::note_loaded(&metrics);
         let (phase, phases) = channel::channel(Phase::Serving);
         let shared = shared(&built, &metrics, launch.predecessor_user_count.is_some(), (worker_count, phases.clone()))?;
         let listener_configs = Arc::new(ArcSwap::new(Arc::clone(&built.listener_configs)));
@@ -168,13 +171,14 @@ impl App {
             built,
             shared: Arc::clone(&shared),
             listener_configs,
-            metrics,
+            metrics: Arc::clone(&metrics),
             workers,
             worker_count,
             phase: phases,
             deferred: Vec::new(),
             deferred_accepts_loss: false,
             handover: SocketHandover::clone(&handover),
+            policies: Policies::default(),
             read: Vec::new(),
         };
         let control = control::spawn(control, ports, admin, (commands.clone(), received), stopped)?;

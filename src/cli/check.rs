@@ -27,10 +27,10 @@ pub(super) fn run(options: &Options) -> Outcome {
     match config::load(file, region.as_deref(), &mut Registry::default(), today) {
         Err(problems) => Err(counted(&problems)),
         Ok(config) => {
-            if options.files {
-                app::check_files(file, region.as_deref(), today).map_err(|wrong| counted(&wrong))?;
-            }
             let mut notes = config::notes(&config.policy, today);
+            if options.files {
+                notes.extend(app::check_files(file, region.as_deref(), today).map_err(|wrong| counted(&wrong))?);
+            }
             notes.extend(config::unused_services(&config.policy, &config.settings.actions));
             let notes: String = notes.iter().map(|note| format!("\nnote: {note}\n")).collect();
             say(&format!(

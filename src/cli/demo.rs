@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::access_log::AccessLog;
+use crate::access_log::{AccessLog, Format};
 use crate::demo::{self, World};
 
 use super::Outcome;
@@ -23,7 +23,7 @@ pub(super) struct Options {
 
 pub(super) fn run(options: &Options) -> Outcome {
     let _log = start_log(false, if options.tour { "off" } else { "warn" });
-    let (access_log, _lines) = AccessLog::start(std::io::stderr(), false).map_err(|error| error.to_string())?;
+    let (access_log, _lines) = AccessLog::start(std::io::stderr(), Format::Text).map_err(|error| error.to_string())?;
     let world = World::start(&options.geoip, "", Some(access_log).filter(|_| !options.tour))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     let outcome = if options.tour {

@@ -1,6 +1,7 @@
 //! `domicile reload`: reloads the configuration and all files of the running process.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
@@ -39,7 +40,13 @@ pub(super) fn run(options: &Options) -> Outcome {
     let target = if options.accept_loss { "/reload?accept_loss=true" } else { "/reload" };
     let request = Request::post(target).header("host", address.to_string()).header(COMMAND, "reload").body(Body::empty());
     let request = request.map_err(|error| error.to_string())?;
-    let server = Server { authority: address.to_string().into(), tls: None, http_version: HttpVersion::Http1, addresses: None };
+    let server = Server {
+        authority: address.to_string().into(),
+        tls: None,
+        http_version: HttpVersion::Http1,
+        addresses: None,
+        opened: Arc::default(),
+    };
     let runtime = tokio::runtime::LocalRuntime::new().map_err(|error| error.to_string())?;
     let (status, answer) = runtime.block_on(async {
         let permitted = Permitted::without_user_data(config.policy.local, Box::new(request));

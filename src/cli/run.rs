@@ -7,7 +7,7 @@ use clap::Args;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::access_log::AccessLog;
+use crate::access_log::{self, AccessLog};
 use crate::app::{App, Launch, StartError};
 use crate::config;
 use crate::model::day::Day;
@@ -25,17 +25,19 @@ pub(super) struct Options {
 
 pub(super) fn run(options: Options) -> Outcome {
     let Source { config, region } = options.source;
-    let is_json = is_json(&config, region.as_deref());
-    let _log = start_log(is_json, "info");
-    let (access_log, _lines) = AccessLog::start(std::io::stderr(), is_json).map_err(|error| error.to_string())?;
+    let (log, access_log) = logs(&config, region.as_deref());
+    let _log = start_log(log.json, "info");
+    let opened = access_log.map(|settings| open_access_log(&settings)).transpose()?;
+    let (access_log, _lines) = opened.unzip();
     let file = config.display().to_string();
     let inherited = inherit::inherited().map_err(|error| format!("an inherited socket cannot be used: {error}"))?;
     let predecessor_user_count = succession::predecessor_user_count();
     let no_signals = |error: std::io::Error| format!("cannot listen for signals: {error}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-    // Install these handlers before the process reports that it is ready, because without a handler SIGHUP and SIGUSR2 end it.
+    // Install these handlers before the process reports that it is ready, because without a handler SIGHUP, SIGUSR1 and SIGUSR2 end it.
     let mut controls = runtime.block_on(async { ControlSignals::listen() }).map_err(no_signals)?;
-    let launch = Launch { config, region, inherited, predecessor_user_count, access_log: Some(access_log), ..Launch::default() };
+    let launch =
+        Launch { config, region, inherited, predecessor_user_count, access_log: access_log.clone(), ..Launch::default() };
     let app = App::start(launch).map_err(|error| with_folder(&error))?;
     // Install these handlers only after the start, so that SIGTERM and SIGINT end the start at once, even while a large user
     // table loads.
@@ -49,7 +51,7 @@ pub(super) fn run(options: Options) -> Outcome {
     if predecessor_user_count.is_some() {
         succession::report();
     }
-    runtime.block_on(run_until_stopped(&app, &mut controls, &mut stops));
+    runtime.block_on(run_until_stopped(&app, access_log.as_ref(), &mut controls, &mut stops));
     tracing::info!("draining");
     let (done, drained) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
@@ -79,7 +81,7 @@ fn notify(states: &[NotifyState<'_>]) {
 }
 
 /// Handles signals until this process must drain: on a stop signal, or when a successor serves.
-async fn run_until_stopped(app: &App, controls: &mut ControlSignals, stops: &mut StopSignals) {
+async fn run_until_stopped(app: &App, access_log: Option<&AccessLog>, controls: &mut ControlSignals, stops: &mut StopSignals) {
     loop {
         tokio::select! {
             () = stops.next() => break,
@@ -93,6 +95,7 @@ async fn run_until_stopped(app: &App, controls: &mut ControlSignals, stops: &mut
                     () = stops.next() => break,
                 }
             }
+            _ = controls.reopen.recv() => access_log.into_iter().for_each(AccessLog::reopen),
             _ = controls.succeed.recv() => tokio::select! {
                 succeeded = succession::start(app) => match succeeded {
                     Ok(pid) => {
@@ -109,15 +112,20 @@ async fn run_until_stopped(app: &App, controls: &mut ControlSignals, stops: &mut
     notify(&[NotifyState::Stopping]);
 }
 
-/// SIGHUP starts a reload, SIGUSR2 a handover to a successor.
+/// SIGHUP starts a reload, SIGUSR1 opens the access log again, SIGUSR2 starts a handover to a successor.
 struct ControlSignals {
     reload: Signal,
+    reopen: Signal,
     succeed: Signal,
 }
 
 impl ControlSignals {
     fn listen() -> std::io::Result<Self> {
-        Ok(Self { reload: signal(SignalKind::hangup())?, succeed: signal(SignalKind::user_defined2())? })
+        Ok(Self {
+            reload: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            succeed: signal(SignalKind::user_defined2())?,
+        })
     }
 }
 
@@ -151,9 +159,18 @@ fn with_folder(error: &StartError) -> String {
     }
 }
 
-/// Whether the log is JSON. Reads the configuration, because the log starts before `App::start` loads it. Mistakes are ignored
+/// The settings of both logs. Reads the configuration, because the logs start before `App::start` loads it. Mistakes are ignored
 /// here, because `App::start` reports them.
-fn is_json(file: &std::path::Path, region: Option<&str>) -> bool {
+fn logs(file: &std::path::Path, region: Option<&str>) -> (config::Log, Option<access_log::Settings>) {
     let config = config::load(file, region, &mut Registry::default(), Day::of(SystemTime::now()));
-    config.is_ok_and(|config| config.settings.log.json)
+    config.map_or_else(|_| (config::Log::default(), None), |config| (config.settings.log, config.settings.access_log))
+}
+
+fn open_access_log(settings: &access_log::Settings) -> Result<(AccessLog, access_log::Guard), String> {
+    AccessLog::open(settings).map_err(|error| {
+        format!(
+            "cannot open the access log `{}`: {error}; correct `access_log.output`, or write `access_log: off`",
+            settings.output
+        )
+    })
 }

@@ -156,7 +156,7 @@ fn configuration(regions: &[DemoRegion], local: usize, gateways: &[SocketAddr], 
     let geoip = geoip.display();
     let rules = include_str!("rules.yaml");
     format!(
-        "region: {name}\nworkers: 1\nlisten:\n  - address: \"{http}\"\n  - {{ address: \"{https}\", tls: {{ certificates: [{{ certificate: {folder}/site.pem, key: {folder}/site.key }}] }} }}\n  - {{ address: \"{peers}\", peers: true }}\nadmin: {{ address: \"{admin}\" }}\npeer_tls: {{ certificate: \"{folder}/{{region}}.pem\", key: \"{folder}/{{region}}.key\", authority: {folder}/ca.pem }}\nregions:\n{text}audit: {{ directory: \"{folder}/ledger/{{region}}\" }}\nlog: {{ requests: true }}\n{rules}",
+        "region: {name}\nworkers: 1\nlisten:\n  - address: \"{http}\"\n  - {{ address: \"{https}\", tls: {{ certificates: [{{ certificate: {folder}/site.pem, key: {folder}/site.key }}] }} }}\n  - {{ address: \"{peers}\", peers: true }}\nadmin: {{ address: \"{admin}\" }}\npeer_tls: {{ certificate: \"{folder}/{{region}}.pem\", key: \"{folder}/{{region}}.key\", authority: {folder}/ca.pem }}\nregions:\n{text}audit: {{ directory: \"{folder}/ledger/{{region}}\" }}\n{rules}",
         name = own.name,
         http = own.http,
         https = own.https,

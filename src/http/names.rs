@@ -19,6 +19,7 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
 /// RFC 9209.
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// W3C Trace Context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");

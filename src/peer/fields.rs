@@ -18,6 +18,15 @@ pub const DATA_CLASS: HeaderName = HeaderName::from_static("domicile-data-class"
 /// Marks a 2xx response with which the app server declined the upgrade, so that it opens no tunnel.
 pub use crate::http::tunnel::DECLINED;
 
+/// The id of a request, in every response to a client.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("domicile-request-id");
+
+/// The region that served a request, in responses to clients that may see it.
+pub const REGION: HeaderName = HeaderName::from_static("domicile-region");
+
+/// The evidence of the home, or the code of the refusal, in responses to clients that may see it.
+pub const REASON: HeaderName = HeaderName::from_static("domicile-reason");
+
 /// Marks a request as a probe.
 pub const PROBE: HeaderName = HeaderName::from_static("domicile-probe");
 

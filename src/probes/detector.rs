@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::model::region::RegionId;
 use crate::model::service::ServiceId;
-use crate::model::vitals::{Health, RegionVitals, Vitals};
+use crate::model::vitals::{Health, PolicyHash, RegionVitals, Vitals};
 use crate::peer::probe::Report;
 
 /// The result of one probe.
@@ -42,13 +42,23 @@ pub struct Thresholds {
     pub settle: u32,
 }
 
-/// A change of a region's state, for the log and the metrics.
+/// A change of what is known about a region, for the log and the metrics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Change {
     pub region: RegionId,
-    pub from: Health,
-    pub to: Health,
-    pub is_reachable: bool,
+    pub what: Changed,
+}
+
+/// What has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Changed {
+    Health {
+        from: Health,
+        to: Health,
+        is_reachable: bool,
+    },
+    /// The region serves this policy now.
+    Policy(PolicyHash),
 }
 
 /// The measurements of every region, and the order that follows from them.
@@ -87,13 +97,15 @@ impl Detector {
         }
     }
 
-    /// Records a result. Returns the change of the region's state, if it changed.
-    pub fn observe(&mut self, region: RegionId, observation: Observation) -> Option<Change> {
+    /// Records a result. Returns what it changed.
+    pub fn observe(&mut self, region: RegionId, observation: Observation) -> Vec<Change> {
         let seen = self.seen.entry(region).or_default();
-        let from = seen.vitals.health;
+        let before = seen.vitals;
         seen.observe(observation, self.thresholds);
-        let RegionVitals { health: to, is_reachable, .. } = seen.vitals;
-        (from != to).then_some(Change { region, from, to, is_reachable })
+        let RegionVitals { health: to, is_reachable, policy, .. } = seen.vitals;
+        let health = (before.health != to).then_some(Changed::Health { from: before.health, to, is_reachable });
+        let policy = policy.filter(|policy| before.policy != Some(*policy)).map(Changed::Policy);
+        health.into_iter().chain(policy).map(|what| Change { region, what }).collect()
     }
 
     /// Ends a round: updates the order of the regions.
@@ -261,24 +273,24 @@ mod tests {
     }
 
     #[test]
-    fn every_change_of_a_state_is_returned_once() {
+    fn every_change_is_returned_once() {
         let mut detector = Detector::new(vec![region(0)], THRESHOLDS);
-        let mut changes = |observation| detector.observe(region(0), observation).map(|change| (change.from, change.to));
-        assert_eq!(changes(answered(1)), Some((Health::Unmeasured, Health::Up)));
-        assert_eq!(changes(answered(1)), None);
-        assert_eq!([changes(Observation::Failed), changes(Observation::Failed)], [None, None]);
-        assert_eq!(changes(Observation::Failed), Some((Health::Up, Health::Down)));
-        assert_eq!(changes(Observation::Failed), None);
-    }
-
-    #[test]
-    fn a_regions_report_about_itself_counts_at_once() {
-        let reported = |report| Observation::Answered { round_trip: Duration::ZERO, report, down: Vec::new() };
-        let draining = reported(Report { is_draining: true, ..HEALTHY });
-        let not_serving = reported(Report { is_serving: false, ..HEALTHY });
-        assert_eq!(health_after(&[answered(1), draining.clone()]), Health::Draining);
-        assert_eq!(health_after(&[answered(1), draining, answered(1)]), Health::Up);
-        assert_eq!(health_after(&[answered(1), not_serving]), Health::Down);
+        let mut changes = |observation| {
+            let changes = detector.observe(region(0), observation);
+            changes.into_iter().map(|change| change.what).collect::<Vec<_>>()
+        };
+        let health = |from, to, is_reachable| vec![Changed::Health { from, to, is_reachable }];
+        assert_eq!(changes(answered(1)), health(Health::Unmeasured, Health::Up, true));
+        assert_eq!(changes(answered(1)), []);
+        assert_eq!([changes(Observation::Failed), changes(Observation::Failed)], [[], []]);
+        assert_eq!(changes(Observation::Failed), health(Health::Up, Health::Down, false));
+        assert_eq!(changes(Observation::Failed), []);
+        let with = |policy| {
+            let report = Report { policy: Some(PolicyHash([policy; 16])), ..HEALTHY };
+            Observation::Answered { round_trip: Duration::ZERO, report, down: Vec::new() }
+        };
+        assert_eq!(changes(with(1)), [Changed::Policy(PolicyHash([1; 16]))]);
+        assert_eq!(changes(with(1)), []);
     }
 
     fn order_after(rounds: &[(u64, u64)]) -> Vec<usize> {

@@ -8,7 +8,7 @@ mod prober;
 
 use std::time::Duration;
 
-pub use detector::{Change, Detector, Observation, Thresholds};
+pub use detector::{Change, Changed, Detector, Observation, Thresholds};
 pub use prober::{Counters, Hooks, ProbeTarget, ProbeTargets, run};
 
 /// How often the regions are probed, and how many results change their state.

@@ -55,7 +55,7 @@ type Learn = dyn Fn(&[RateCount]);
 pub struct Hooks {
     /// The counters of global rate limits, which the probes carry in both directions.
     pub counters: Counters,
-    /// Called for each change of a region's state.
+    /// Called for each change.
     pub note: Box<dyn Fn(Change)>,
 }
 
@@ -89,10 +89,11 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
                     if let Observation::Answered { report, .. } = &observation {
                         (hooks.counters.learn)(&report.rates);
                     }
-                    if let Some(change) = detector.observe(region, observation) {
+                    let changes = detector.observe(region, observation);
+                    if !changes.is_empty() {
                         publish.store(Arc::new(detector.vitals()));
-                        (hooks.note)(change);
                     }
+                    changes.into_iter().for_each(&hooks.note);
                 }
             }
         }

@@ -39,6 +39,8 @@ pub struct ConnectionContext {
     pub arrival: Arrival,
     /// The certificate that the proxy presented; `None` without TLS, and for peers.
     pub site: Option<Site>,
+    /// The version of TLS, such as `TLSv1.3`; `None` without TLS.
+    pub tls_version: Option<&'static str>,
     /// The verified client certificate (DER).
     pub client_certificate: Option<Vec<u8>>,
     /// The certificate chain with which a peer proved its region.

@@ -15,6 +15,7 @@ mod limits;
 pub mod read_monitor;
 pub mod reply;
 pub mod request;
+mod warnings;
 pub mod worker;
 
 use std::collections::HashMap;
@@ -37,6 +38,7 @@ use crate::transport::tls::{ClientTls, PeerTls};
 
 use actions::Actions;
 use admission::overload;
+use headers::Exposure;
 
 pub use limits::Limits;
 
@@ -63,7 +65,6 @@ pub struct Snapshot {
     /// The certificates with which peers prove their regions.
     pub peers: Option<Arc<PeerTls>>,
     pub urls: HashMap<RegionId, http::Uri>,
-    pub log_requests: bool,
     /// How long the listener for peers stays open during a drain, so that the probes of peers detect the drain.
     pub drain_notice: Duration,
 }
@@ -94,6 +95,8 @@ pub struct Privacy {
     pub uniform_refusals: bool,
     /// Tracing headers that are not removed at a border.
     pub tracing_across_borders: Vec<HeaderName>,
+    /// The clients that see how their requests were handled.
+    pub exposure: Exposure,
 }
 
 /// The state of the process.

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
@@ -25,6 +25,7 @@ use super::admission::overload::{Overload, Pressure};
 use super::admission::rate_limit::RateLimits;
 use super::admission::{Admitted, Connections, Gauge};
 use super::read_monitor::ReadMonitors;
+use super::warnings::Warnings;
 use super::{Limits, Phase, Snapshot};
 
 /// The state that all workers share: snapshots with one writer each, and counters.
@@ -75,8 +76,8 @@ pub struct Worker {
     pub ledger: Option<WorkerLedger>,
     /// The open requests, which are judged again when the moment changes.
     pub leases: Rc<Leases>,
-    /// When a failed handshake of a peer was last logged, so that repeated failures do not flood the log.
-    pub peer_warned_at: Cell<Option<Instant>>,
+    /// The warnings that were logged lately, so that repeated ones do not flood the log.
+    pub warnings: Warnings,
     /// Notified when the snapshot has changed.
     pub changed: Arc<Notify>,
     /// The pressure at the last [`Self::check_pressure`].
@@ -109,7 +110,7 @@ impl Worker {
             deadlines: Deadlines::default(),
             body_buffers: Rc::default(),
             leases: Rc::default(),
-            peer_warned_at: Cell::default(),
+            warnings: Warnings::default(),
             changed: Arc::default(),
             pressure: Cell::default(),
             saves: Cell::default(),
@@ -179,9 +180,14 @@ impl Worker {
         }
     }
 
+    /// Whether the access log gets a line for a request.
+    pub fn logs_request(&self, has_failed: bool) -> bool {
+        self.access_log.borrow().wants(has_failed)
+    }
+
     /// Adds a line to the access log.
-    pub fn log_request(&self, write: impl FnOnce(&mut access_log::Line<'_>)) {
-        let dropped = self.access_log.borrow_mut().add(SystemTime::now(), write);
+    pub fn log_request(&self, entry: &access_log::Entry<'_>) {
+        let dropped = self.access_log.borrow_mut().add(entry);
         self.metrics.log_lines_dropped(dropped);
     }
 

@@ -55,6 +55,7 @@ pub(super) struct State {
     /// Smoothed response time of the health checks in microseconds; 0 before the first.
     pub answer_micros: AtomicU64,
     pub history: FailureHistory,
+    pub opened: Arc<AtomicU64>,
     pub addresses: Addresses,
 }
 
@@ -65,6 +66,7 @@ impl Default for State {
             up: AtomicBool::new(true),
             answer_micros: AtomicU64::new(0),
             history: FailureHistory::default(),
+            opened: Arc::default(),
             addresses: Addresses::default(),
         }
     }
@@ -75,7 +77,13 @@ impl Upstream {
     pub(super) fn fixed(settings: &UpstreamSettings, secured: Option<Secured>, state: Arc<State>) -> Self {
         let addresses = resolver::named(&settings.authority).map(|_| Arc::clone(&state.addresses));
         let authority = settings.authority.as_str();
-        let server = Server { authority: authority.into(), tls: secured, http_version: settings.http_version, addresses };
+        let server = Server {
+            authority: authority.into(),
+            tls: secured,
+            http_version: settings.http_version,
+            addresses,
+            opened: Arc::clone(&state.opened),
+        };
         Self { label: authority.into(), host: authority.into(), ..Self::of(settings, server, state, 1) }
     }
 
@@ -90,7 +98,7 @@ impl Upstream {
         let tls = secured.map(|secured| Secured { name: secured.name.or_else(|| Some((*endpoint.host).into())), ..secured });
         let authority = Self::authority_of(endpoint, tls.as_ref()).into();
         let addresses = Some(Arc::new(ArcSwap::from_pointee(vec![endpoint.address])));
-        let server = Server { authority, tls, http_version: settings.http_version, addresses };
+        let server = Server { authority, tls, http_version: settings.http_version, addresses, opened: Arc::clone(&state.opened) };
         let label = settings.query.as_ref().map(Query::label).unwrap_or_default().into();
         let host = format!("{}:{}", endpoint.host, endpoint.address.port()).into();
         Self { label, host, is_discovered: true, ..Self::of(settings, server, state, endpoint.weight.into()) }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +25,8 @@ pub struct Server {
     pub http_version: HttpVersion,
     /// The addresses of its name, if a task keeps them up to date.
     pub addresses: Option<Addresses>,
+    /// Counts the connections that were opened to it.
+    pub opened: Arc<AtomicU64>,
 }
 
 /// The HTTP version of a connection.
@@ -116,7 +119,10 @@ pub async fn open(server: &Server, options: &DialOptions, for_http1: bool) -> Re
     };
     let authority = || server.authority.to_string();
     match tokio::time::timeout(options.timeout, work).await {
-        Ok(Ok(stream)) => Ok(stream),
+        Ok(Ok(stream)) => {
+            server.opened.fetch_add(1, Ordering::Relaxed);
+            Ok(stream)
+        }
         Ok(Err(source)) if matches!(source.raw_os_error(), Some(ENFILE | EMFILE)) => {
             Err(DialError::OutOfDescriptors { authority: authority() })
         }

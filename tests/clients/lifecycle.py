@@ -61,7 +61,7 @@ regions: {{ here: {{ jurisdiction: eu, at: [0, 0], upstreams: ["http://127.0.0.1
 data: {{ public: {{ stays: anywhere }} }}
 routes: [{{ name: all, match: {{}}, data: public, home: [{{ region: here }}] }}]
 audit: {{ directory: "{folder}/ledger" }}
-log: {{ requests: false }}
+access_log: off
 """)
 
     def start(self, config=None, **more):
@@ -209,7 +209,7 @@ def regions_lose_nothing(world):
     routes = """
   - { name: calls, match: { path: "/demo.Echo/**" }, data: public, home: [{ region: ap-northeast }] }
   - { name: all, match: {}, data: public, home: [{ region: eu-west }] }"""
-    regions = Regions(world.binary, world.folder + "/regions", {"eu-west": [web], "us-east": [web], "ap-northeast": [address]}, routes, "log: { requests: false }")
+    regions = Regions(world.binary, world.folder + "/regions", {"eu-west": [web], "us-east": [web], "ap-northeast": [address]}, routes, "access_log: off")
     # The certificates of two authorities alternate on the port for clients, and the clients trust both.
     subprocess.run([BINARY, "certificates", "--out", world.folder + "/others", *regions.names], check=True, capture_output=True)
     pairs = [[open(f"{folder}/site.{kind}").read() for kind in ("pem", "key")] for folder in (world.folder + "/regions/certs", world.folder + "/others")]

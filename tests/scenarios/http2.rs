@@ -317,7 +317,7 @@ fn interim_answers_cross_regions_and_versions() {
             "{answer}"
         );
         assert!(!answer.contains("secret"), "{answer}");
-        assert!(!answer.contains("domicile-"), "{answer}");
+        assert!(!answer.replace("domicile-request-id", "").contains("domicile-"), "{answer}");
         assert_eq!(answer.contains("baggage"), region.name == "eu-west", "tracing fields do not cross a border");
         runtime().block_on(async {
             let stream = tokio::net::TcpStream::connect(region.http).await.unwrap();

@@ -362,7 +362,7 @@ fn an_expired_certificate_is_reported_and_served() {
     std::fs::write(folder.join("site.key"), key.serialize_pem()).unwrap();
     let world = crate::exits::start_all(world);
     let file = world.folder.path().join("site.pem").display().to_string();
-    let is_reported = |line: &str| line.contains(&file) && line.contains("has expired or is not valid yet; renew it");
+    let is_reported = |line: &str| line.contains(&file) && line.contains("has expired on 2020-02-01; renew it");
     assert!(log().lines().any(is_reported), "the log does not name the certificate");
     assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "eu-west");
 }

@@ -18,6 +18,7 @@ mod identity;
 mod ledger;
 mod limits;
 mod listeners;
+mod observability;
 mod operation;
 mod overload;
 mod peers;

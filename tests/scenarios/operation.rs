@@ -289,10 +289,10 @@ fn metrics_add_up_to_what_happened() {
     get(world.us().http, "/account/1", &[("x-user-id", "alice")]);
     let metrics = world.us().metrics();
     for line in [
-        r#"domicile_requests_total{home="eu-west",route="orders",served_by="eu-west",verdict="proceed"} 5"#,
-        r#"domicile_requests_total{home="us-east",route="orders",served_by="us-east",verdict="proceed"} 1"#,
-        r#"domicile_requests_total{home="none",route="orders",served_by="none",verdict="refuse"} 1"#,
-        r#"domicile_requests_total{home="eu-west",route="account",served_by="none",verdict="redirect"} 1"#,
+        r#"domicile_requests_total{home="eu-west",route="orders",served_by="eu-west",status="2xx",verdict="proceed"} 5"#,
+        r#"domicile_requests_total{home="us-east",route="orders",served_by="us-east",status="2xx",verdict="proceed"} 1"#,
+        r#"domicile_requests_total{home="none",route="orders",served_by="none",status="4xx",verdict="refuse"} 1"#,
+        r#"domicile_requests_total{home="eu-west",route="account",served_by="none",status="3xx",verdict="redirect"} 1"#,
         r#"domicile_failures_total{code="home.unresolved"} 1"#,
         r#"domicile_directory_lookups_total{result="found"} 7"#,
         r#"domicile_directory_lookups_total{result="absent"} 1"#,

@@ -228,7 +228,7 @@ fn identity_and_origin_survive_the_way_between_peers() {
     let metrics = world.jp().metrics();
     assert!(
         metrics.contains(
-            r#"domicile_requests_total{home="ap-northeast",route="profile",served_by="ap-northeast",verdict="proceed"} 1"#
+            r#"domicile_requests_total{home="ap-northeast",route="profile",served_by="ap-northeast",status="2xx",verdict="proceed"} 1"#
         ),
         "{metrics}"
     );

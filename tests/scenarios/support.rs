@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use domicile::access_log::AccessLog;
+use domicile::access_log::{AccessLog, Format};
 use domicile::app::{App, Launch, StartError};
 use domicile::demo::certificates::Authority;
 use domicile::transport::listener::{self, BoundPort};
@@ -633,7 +633,7 @@ fn logs() -> &'static (Lines, AccessLog) {
     static LOGS: OnceLock<(Lines, AccessLog)> = OnceLock::new();
     LOGS.get_or_init(|| {
         let lines = Lines::default();
-        let (access_log, guard) = AccessLog::start(lines.clone(), true).unwrap();
+        let (access_log, guard) = AccessLog::start(lines.clone(), Format::Json).unwrap();
         // The guard would wait for the last lines at the end of the process.
         std::mem::forget(guard);
         (lines, access_log)

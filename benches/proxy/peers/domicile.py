@@ -35,7 +35,7 @@ class Domicile:
             "geoip_countries": ", ".join(f'"{country}": eu' for country in site.world.eu_countries),
             "routes": "".join(ROUTE.format(number) for number in range(site.routes)),
             "scheme": "h2c" if site.is_h2_upstream else "http",
-            "log": "true" if self.logs else "false",
+            "log": "{ output: stderr }" if self.logs else "off",
         }
         for region in ("eu", "us"):
             ports = site.ports[region]

@@ -48,10 +48,10 @@ pub async fn guard(shared: Arc<Shared>, metrics: Arc<Metrics>) {
             descriptors: descriptors.used_share(Instant::now()),
             lag: shared.overload.lag(),
         };
-        metrics.overload.set_usage(usage.memory, usage.descriptors, usage.lag);
+        metrics.set_usage(usage.memory, usage.descriptors, usage.lag);
         let Some(state) = guard.observe(&usage, &settings, Instant::now()) else { continue };
         shared.overload.set(&state);
-        metrics.overload.pressure.set(state.pressure as i64);
+        metrics.overload_pressure.set(state.pressure as i64);
         let (resource, effect) = (state.resource, state.pressure.effect());
         let (memory, descriptors, lag_ms) = (percent(usage.memory), percent(usage.descriptors), (usage.lag * 1e3) as u64);
         if state.pressure > Pressure::None {

@@ -1,5 +1,6 @@
 //! Reads the sections that configure the other modules.
 
+mod access_log;
 mod limits;
 mod listen;
 mod services;
@@ -19,6 +20,7 @@ use crate::model::service::ServiceId;
 use crate::probes;
 use crate::proxy::actions::{Actions, Auth};
 use crate::proxy::admission::overload;
+use crate::proxy::headers::Exposure;
 use crate::proxy::intake::{self, AddressSource};
 use crate::proxy::{Limits, Privacy};
 use crate::services::Balance;
@@ -31,10 +33,11 @@ use super::draft::{PolicyDraft, RegionDraft, RouteDraft};
 use super::reader::{Field, Section};
 use crate::decision::policy::rule::Stays;
 
+use access_log::read_access_log;
 use limits::{read_limits, read_overload};
 use listen::{read_listen, read_peer_tls};
 use services::read_services;
-use users::{Users, header_name, read_client_address, read_users};
+use users::{Users, header_name, network, read_client_address, read_users};
 
 /// The validated settings of every module.
 #[derive(Clone)]
@@ -64,6 +67,8 @@ pub struct Settings {
     pub limits: Limits,
     pub overload: overload::Settings,
     pub log: Log,
+    /// `None` writes none.
+    pub access_log: Option<crate::access_log::Settings>,
     /// Number of threads that serve requests; `None` means one per core.
     pub workers: Option<usize>,
 }
@@ -138,6 +143,15 @@ fn read_cors(field: &Field<'_>) -> Option<Vec<Box<str>>> {
     Some(list)
 }
 
+/// Reads `everyone`, or the networks of the clients that see how their requests were handled.
+fn read_exposure(field: &Field<'_>) -> Option<Exposure> {
+    let items = field.one_or_many();
+    match &items[..] {
+        [only] if only.text()? == "everyone" => Some(Exposure::Everyone),
+        items => items.iter().map(network).collect::<Option<_>>().map(Exposure::Networks),
+    }
+}
+
 /// Reads `{ tracing: [tracestate] }`: tracing headers that may cross a border.
 fn read_borders(field: &Field<'_>) -> Option<Vec<http::HeaderName>> {
     let section = field.section()?;
@@ -147,11 +161,9 @@ fn read_borders(field: &Field<'_>) -> Option<Vec<http::HeaderName>> {
 }
 
 /// The format of the log.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Log {
     pub json: bool,
-    /// Whether every request gets a log line.
-    pub requests: bool,
 }
 
 pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> {
@@ -167,13 +179,15 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let client_address = client_address.map_or(Some((Vec::new(), AddressSource::Forwarded)), |field| read_client_address(&field));
     let cors = section.optional("cors").map_or(Some(Vec::new()), |field| read_cors(&field));
     let tracing = section.optional("borders").map_or(Some(Vec::new()), |field| read_borders(&field));
+    let exposure = section.optional("expose").map_or(Some(Exposure::Nobody), |field| read_exposure(&field));
     let slashes = section.optional("paths").map_or(Some(Slashes::Merge), |field| read_paths(&field));
     let geoip = section.optional("geoip").map(|field| read_geoip(&field));
     let probes = section.optional("latency").map_or(Some(probes::Settings::default()), |field| read_probes(&field));
     let audit = section.optional("audit").map(|field| read_audit(&field, local_name));
     let limits = section.optional("limits").map_or(Some(Limits::default()), |field| read_limits(&field));
     let overload = section.optional("overload").map_or(Some(overload::Settings::default()), |field| read_overload(&field));
-    let log = section.optional("log").map_or(Some(Log { json: false, requests: true }), |field| read_log(&field));
+    let log = section.optional("log").map_or(Some(Log::default()), |field| read_log(&field));
+    let access_log = read_access_log(section.optional("access_log").as_ref(), log.unwrap_or_default(), local_name);
     let workers = section.optional("workers").map(|field| field.number(1, 1024));
     let services = read_services(section, draft);
     check_shared_counts(section, draft, probes);
@@ -191,7 +205,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
         admin: admin?,
         intake: intake::Settings { trust, source, keys },
         slashes: slashes?,
-        privacy: Privacy { uniform_refusals, tracing_across_borders: tracing? },
+        privacy: Privacy { uniform_refusals, tracing_across_borders: tracing?, exposure: exposure? },
         cors_origins: cors?,
         services: services?,
         actions: draft.routes.iter().map(actions).collect::<Option<_>>()?,
@@ -206,6 +220,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
         limits,
         overload: overload?,
         log: log?,
+        access_log: access_log?,
         workers: workers.map_or(Some(None), |number| number.map(|number| Some(number as usize)))?,
     })
 }
@@ -261,9 +276,8 @@ fn read_audit(field: &Field<'_>, local: &str) -> Option<audit::Settings> {
 fn read_log(field: &Field<'_>) -> Option<Log> {
     let section = field.section()?;
     let json = section.optional("format").map_or(Some(false), |field| field.word(&[("text", false), ("json", true)]));
-    let requests = section.optional("requests").map_or(Some(true), |field| field.flag());
     section.finish();
-    Some(Log { json: json?, requests: requests? })
+    Some(Log { json: json? })
 }
 
 /// Checks that every other region has a gateway or a URL for redirects, and that connections between peers have certificates.

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use ipnet::IpNet;
+use rustls::ProtocolVersion;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -34,6 +34,8 @@ pub(super) struct Opened {
     pub peer_chain: Vec<CertificateDer<'static>>,
     /// Whether the handshake agreed on HTTP/2; `None` without TLS.
     pub is_http2: Option<bool>,
+    /// The version of TLS, such as `TLSv1.3`; `None` without TLS.
+    pub tls_version: Option<&'static str>,
 }
 
 /// Finishes the handshake. `None` if the connection must not be served.
@@ -60,6 +62,7 @@ pub(super) async fn open(
         client_certificate: None,
         peer_chain: Vec::new(),
         is_http2: None,
+        tls_version: None,
     };
     match listener_config.security {
         Security::Cleartext => Some(opened(Stream::Plain(stream))),
@@ -78,7 +81,8 @@ pub(super) async fn open(
             }
             let site = Some(Site::shown(&tls, tls_state.server_name()));
             let (is_http2, client_certificate) = (Some(chose_http2(tls_state)), certificate_of(tls_state));
-            Some(Opened { is_http2, client_certificate, site, ..opened(boxed(stream)) })
+            let tls_version = version_of(tls_state);
+            Some(Opened { is_http2, tls_version, client_certificate, site, ..opened(boxed(stream)) })
         }
         Security::Peers(config) => {
             let Some(_unproven) = Counted::enter_unproven(worker, remote.ip().to_canonical()) else {
@@ -92,8 +96,8 @@ pub(super) async fn open(
                 warn_of_peer(worker, "the certificate does not name another region of the policy");
                 return None;
             };
-            let is_http2 = Some(chose_http2(tls_state));
-            Some(Opened { is_http2, ingress: Ingress::Peer(peer), peer_chain: chain, ..opened(boxed(stream)) })
+            let (is_http2, tls_version) = (Some(chose_http2(tls_state)), version_of(tls_state));
+            Some(Opened { is_http2, tls_version, ingress: Ingress::Peer(peer), peer_chain: chain, ..opened(boxed(stream)) })
         }
     }
 }
@@ -125,6 +129,14 @@ fn chose_http2(tls_state: &rustls::ServerConnection) -> bool {
     tls_state.alpn_protocol() == Some(b"h2")
 }
 
+fn version_of(tls_state: &rustls::ServerConnection) -> Option<&'static str> {
+    match tls_state.protocol_version()? {
+        ProtocolVersion::TLSv1_3 => Some("TLSv1.3"),
+        ProtocolVersion::TLSv1_2 => Some("TLSv1.2"),
+        _ => None,
+    }
+}
+
 fn boxed(stream: Accepted) -> Stream {
     Stream::Accepted(Box::new(stream))
 }
@@ -145,10 +157,8 @@ fn refused<T>(worker: &Worker, reason: &'static str, why: &str) -> Option<T> {
 /// Counts a refused peer connection. Logs at most once a second, so that repeated attempts do not flood the log.
 fn warn_of_peer(worker: &Worker, why: &str) {
     worker.metrics.connection_refused("peer");
-    let now = std::time::Instant::now();
-    if worker.peer_warned_at.get().is_none_or(|before| now - before >= Duration::from_secs(1)) {
-        worker.peer_warned_at.set(Some(now));
-        tracing::warn!(why, "peer connection refused");
+    if let Some(suppressed) = worker.warnings.admit("peer", why, std::time::Instant::now()) {
+        tracing::warn!(why, suppressed, "peer connection refused");
     }
 }
 

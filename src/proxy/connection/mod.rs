@@ -104,6 +104,7 @@ async fn establish(worker: Rc<Worker>, accepted: Accepted, listener_config: List
     let context = ConnectionContext {
         arrival,
         site: opened.site,
+        tls_version: opened.tls_version,
         client_certificate: opened.client_certificate,
         peer_chain: opened.peer_chain,
         options,

@@ -1,6 +1,7 @@
 //! Headers and trailers of forwarded messages: removes hop-by-hop and forgeable fields, and sets the proxy's own (RFC 9110
 //! section 7.6).
 
+mod shown;
 mod tracing;
 
 use std::fmt::Write as _;
@@ -16,6 +17,7 @@ use crate::http::names::{self, FORGEABLE, HEADER_ONLY, HOP_BY_HOP, normalized_na
 use crate::peer::fields;
 use crate::session;
 
+pub use shown::{Exposure, Handling, expose, identify};
 pub use tracing::{drop_tracing, is_tracing};
 
 /// Whether a field is in [`FORGEABLE`], in any spelling.

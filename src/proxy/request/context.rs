@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use http::header::{ORIGIN, WWW_AUTHENTICATE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 use tokio::time::Instant;
 
 use crate::decision::facts::{Credential, Ingress};
@@ -23,6 +23,7 @@ use crate::model::user::Proof;
 
 use super::super::actions::{Actions, Values};
 use super::super::admission::rate_limit::Exceeded;
+use super::super::headers;
 use super::super::ingress::{ConnectionContext, ResponseChannel};
 use super::super::intake::Intake;
 use super::super::reply::{self, Recipient};
@@ -70,7 +71,7 @@ impl Context {
     ) -> Self {
         let (snapshot, arrival) = (worker.snapshot(), connection.arrival);
         Self {
-            log: RequestLog::open(&worker, &snapshot, arrival, Some(&parts.method)),
+            log: RequestLog::open(&worker, &snapshot, &connection, Some(parts)),
             grpc_call: GrpcCall::of(parts).filter(|_| arrival.ingress == Ingress::Client),
             has_body,
             actions: None,
@@ -194,6 +195,7 @@ impl Context {
         if let Some(cors) = self.actions.as_ref().and_then(|actions| actions.cors.as_ref()) {
             cors.apply(self.origin.as_ref(), response.headers_mut());
         }
+        self.show(question, response.headers_mut(), None);
         let bytes = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
         self.log.response_body.bytes.set(bytes);
         self.log.write();
@@ -215,8 +217,20 @@ impl Context {
         if self.has_body && self.is_http1 {
             reply::close(&mut response);
         }
+        self.show(None, response.headers_mut(), None);
         self.log.write();
         response
+    }
+
+    /// Adds the fields by which a client finds its request in the logs, and those that show how it was handled. A peer has its own.
+    pub fn show(&self, question: Option<&Question>, response: &mut HeaderMap, received: Option<StatusCode>) {
+        if self.is_peer() {
+            return;
+        }
+        headers::identify(response, &self.log.id);
+        if self.snapshot.privacy.exposure.covers(self.log.client()) && !self.is_uniform(question) {
+            self.log.with_handling(received, |handling| headers::expose(response, handling));
+        }
     }
 
     /// The response to a CORS preflight that is not forwarded, if its route has CORS settings, or those for all routes contain its

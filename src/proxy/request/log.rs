@@ -5,11 +5,14 @@ use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::StatusCode;
+use http::header::{HeaderValue, REFERER, USER_AGENT};
+use http::request::Parts;
+use http::{StatusCode, Version};
 use tokio::time::Instant;
 
+use crate::access_log::Entry;
 use crate::audit::Count;
 use crate::decision::facts::Ingress;
 use crate::decision::policy::Policy;
@@ -18,10 +21,14 @@ use crate::engine::judge::Judged;
 use crate::engine::permit::{Reported, class_label};
 use crate::engine::question::Question;
 use crate::engine::recheck::Lease;
+use crate::metrics::{RequestLabels, RequestMeasures};
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
+use crate::services::{Service, Upstream};
 
 use super::super::body::Progress;
+use super::super::headers::Handling;
+use super::super::ingress::ConnectionContext;
 use super::super::intake::{Arrival, Intake, new_id};
 use super::super::worker::Worker;
 use super::super::{Snapshot, reply};
@@ -40,6 +47,12 @@ pub(super) struct RequestLog {
     client: Option<IpAddr>,
     /// `None` for a request that could not be read.
     pub method: Option<http::Method>,
+    version: Option<Version>,
+    tls_version: Option<&'static str>,
+    user_agent: Option<HeaderValue>,
+    referer: Option<HeaderValue>,
+    /// The last attempt.
+    pub attempt: Attempt,
     /// Its path is logged only if this region may process the data; otherwise the route alone identifies the request.
     question: Option<Rc<Question>>,
     /// The last judgement of the request as a whole, whose verdict was followed; `None` before the first one.
@@ -58,17 +71,35 @@ pub(super) struct RequestLog {
     is_written: bool,
 }
 
+/// The last attempt at a request.
+#[derive(Default)]
+pub(super) struct Attempt {
+    /// The app server; `None` for an attempt at a peer.
+    pub upstream: Option<(Arc<Service>, Arc<Upstream>)>,
+    /// From its start to the head of the response; `None` without a response.
+    pub took: Option<Duration>,
+    /// Its number, from 1 on; 0 before the first.
+    pub number: u64,
+}
+
 impl RequestLog {
-    pub fn open(worker: &Rc<Worker>, snapshot: &Arc<Snapshot>, arrival: Arrival, method: Option<&http::Method>) -> Self {
+    pub fn open(worker: &Rc<Worker>, snapshot: &Arc<Snapshot>, connection: &ConnectionContext, request: Option<&Parts>) -> Self {
+        let arrival = connection.arrival;
+        let field = |name| request.and_then(|parts| parts.headers.get(name).cloned());
         Self {
             worker: Rc::clone(worker),
             snapshot: Arc::clone(snapshot),
             arrival,
+            version: request.map(|parts| parts.version),
+            tls_version: connection.tls_version,
+            user_agent: field(USER_AGENT),
+            referer: field(REFERER),
+            attempt: Attempt::default(),
             started: Instant::now(),
             id: new_id(),
             // `judged` replaces it by the address from a trusted hop's header, or sets it from the peer's envelope.
             client: (arrival.ingress == Ingress::Client).then_some(arrival.remote),
-            method: method.cloned(),
+            method: request.map(|parts| parts.method.clone()),
             question: None,
             judged: None,
             lease: None,
@@ -81,6 +112,11 @@ impl RequestLog {
             response_body: Rc::default(),
             is_written: false,
         }
+    }
+
+    /// Records that the head of the request could not be read.
+    pub fn forget_head(&mut self) {
+        (self.method, self.version) = (None, None);
     }
 
     /// Records the first judgement, or one that replaces it.
@@ -116,6 +152,33 @@ impl RequestLog {
         judged.map_or_else(|| self.snapshot.policy(), |judged| judged.moment.policy())
     }
 
+    /// The client's address; `None` for a peer's request that could not be read.
+    pub const fn client(&self) -> Option<IpAddr> {
+        self.client
+    }
+
+    /// Calls `show` with how the request was handled. `received` is the status of the response of the next hop.
+    pub fn with_handling(&self, received: Option<StatusCode>, show: impl FnOnce(&Handling<'_>)) {
+        let judged = self.judgement();
+        let policy = self.policy(judged.as_deref());
+        let name = |region: RegionId| policy.region_name(region);
+        let home = judged.as_ref().and_then(|judged| judged.decision.trail.home);
+        let reason = match (self.code, home.and_then(|home| home.evidence()), home.and_then(|home| home.region())) {
+            (Some(code), _, _) => code.as_str().to_owned(),
+            (None, Some(evidence), Some(home)) => format!("{}; home={}", evidence.as_str(), name(home)),
+            (None, _, _) => "unowned".to_owned(),
+        };
+        let upstream = self.attempt.upstream.as_ref().map(|(_, upstream)| upstream.authority());
+        show(&Handling {
+            region: self.served_by.map(name),
+            reason: &reason,
+            next_hop: upstream.or_else(|| self.sent_to.map(name)),
+            received: received.map(|status| status.as_u16()),
+            total: self.started.elapsed(),
+            upstream: self.attempt.took,
+        });
+    }
+
     /// Writes the metrics, the ledger counts and the access log line, once.
     #[inline(never)] // a stage of benches/stages
     pub fn write(&mut self) {
@@ -136,7 +199,7 @@ impl RequestLog {
             class: class_of(judged.as_deref()),
         };
         let elapsed = self.started.elapsed();
-        self.worker.metrics.request(names.route, names.home, names.served_by, names.verdict, elapsed);
+        self.count_request(&names, judged.as_deref(), elapsed);
         if let Some(judged) = &judged {
             let is_redirect = names.verdict == "redirect";
             self.reported.count_at_the_end(&self.worker.metrics, judged, is_redirect, self.served_by);
@@ -145,9 +208,51 @@ impl RequestLog {
             self.count_failure(code, &names, policy);
         }
         self.count_border_bytes(&names.class, policy);
-        if self.snapshot.log_requests {
+        let has_failed =
+            self.code.is_some() || self.status.is_none_or(|status| status.is_client_error() || status.is_server_error());
+        if self.worker.logs_request(has_failed) {
             self.write_line(&names, judged.as_deref(), policy, elapsed);
         }
+    }
+
+    fn count_request(&self, names: &Names<'_>, judged: Option<&Judged>, took: Duration) {
+        let labels = RequestLabels {
+            route: names.route,
+            home: names.home,
+            served_by: names.served_by,
+            verdict: names.verdict,
+            status: self.status_class(),
+        };
+        let measures = RequestMeasures {
+            took,
+            request_bytes: self.request_body.bytes.get(),
+            response_bytes: self.response_body.bytes.get(),
+        };
+        let snapshot = judged.map_or(&self.snapshot.judging, |judged| &judged.moment.snapshot);
+        self.worker.metrics.request((snapshot, self.label_key(judged)), &labels, &measures);
+    }
+
+    /// The class of the response's status.
+    fn status_class(&self) -> &'static str {
+        const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+        let class = self.status.and_then(|status| CLASSES.get(usize::from(status.as_u16() / 100).wrapping_sub(1)));
+        class.copied().unwrap_or("client_closed")
+    }
+
+    /// Identifies the labels of this request among those of its policy: equal keys mean equal labels.
+    fn label_key(&self, judged: Option<&Judged>) -> u64 {
+        let trail = judged.map(|judged| &judged.decision.trail);
+        let number = |region: Option<RegionId>| region.map_or(0, |region| region.index() as u64 + 1);
+        let route = trail.and_then(|trail| trail.route).map_or(0, |route| route.index() as u64 + 1);
+        let home = trail.and_then(|trail| trail.home);
+        let home = home.map_or(0, |home| home.region().map_or(0xff, |region| number(Some(region))));
+        let status = u64::from(self.status.map_or(0, |status| status.as_u16() / 100));
+        let verdict = match self.verdict() {
+            "proceed" => 0,
+            "redirect" => 1,
+            _ => 2,
+        };
+        route << 32 | home << 24 | number(self.served_by) << 16 | verdict << 8 | status
     }
 
     fn verdict(&self) -> &'static str {
@@ -191,32 +296,57 @@ impl RequestLog {
         let user = judged.and_then(|judged| judged.user.as_ref()).map(|(user, _)| self.worker.shared.pseudonyms.of(user));
         let evidence = trail.and_then(|trail| trail.home).and_then(|home| home.evidence());
         let processed_here = judged.filter(|judged| judged.decision.trail.clearance.contains(policy.local));
-        let path =
-            processed_here.zip(self.question.as_ref()).map(|(judged, question)| WithoutUser(&question.path, judged.user_segment));
+        let path = processed_here.zip(self.question.as_ref());
+        let path = path.map(|(judged, question)| WithoutUser(&question.path, judged.user_segment));
         let peer = match self.arrival.ingress {
             Ingress::Client => None,
             Ingress::Peer(peer) => Some(policy.region_name(peer)),
         };
-        self.worker.log_request(|line| {
-            line.text("id", Some(&self.id));
-            line.display("client", self.client.map(Masked));
-            line.text("peer", peer);
-            line.text("user", user.as_deref());
-            line.text("method", self.method.as_ref().map(http::Method::as_str));
-            line.display("path", path);
-            line.text("route", Some(names.route));
-            line.text("class", Some(&names.class));
-            line.text("home", Some(names.home));
-            line.text("evidence", evidence.map(|evidence| evidence.as_str()));
-            line.text("served_by", Some(names.served_by));
-            line.text("verdict", Some(names.verdict));
-            line.text("code", self.code.map(Code::as_str));
-            line.number("status", self.status.map_or(CLIENT_CLOSED, |status| status.as_u16()).into());
-            line.number("request_bytes", self.request_body.bytes.get());
-            line.number("response_bytes", self.response_body.bytes.get());
-            line.display("broken", self.response_body.failure.get().or(self.request_body.failure.get()));
-            line.seconds("seconds", elapsed);
+        let broken = self.response_body.failure.get().or(self.request_body.failure.get());
+        let sent_to = self.attempt.upstream.as_ref();
+        self.worker.log_request(&Entry {
+            ended: Some(SystemTime::now()),
+            id: &self.id,
+            client: self.client,
+            peer,
+            user: user.as_deref(),
+            method: self.method.as_ref().map(http::Method::as_str),
+            host: self.question.as_ref().map(|question| &*question.host),
+            path: path.as_ref().map(|path| path as &dyn fmt::Display),
+            protocol: self.version.map(protocol_name),
+            tls: self.tls_version,
+            route: Some(names.route),
+            class: Some(&names.class),
+            home: Some(names.home),
+            evidence: evidence.map(|evidence| evidence.as_str()),
+            served_by: Some(names.served_by),
+            verdict: Some(names.verdict),
+            code: self.code.map(Code::as_str),
+            status: self.status.map_or(CLIENT_CLOSED, |status| status.as_u16()),
+            service: sent_to.map(|(service, _)| &*service.settings.name),
+            upstream: sent_to.map(|(_, upstream)| upstream.authority()),
+            upstream_time: self.attempt.took,
+            attempts: self.attempt.number,
+            request_bytes: self.request_body.bytes.get(),
+            response_bytes: self.response_body.bytes.get(),
+            broken: broken.as_ref().map(|broken| broken as &dyn fmt::Display),
+            referer: text_of(self.referer.as_ref().filter(|_| processed_here.is_some())),
+            user_agent: text_of(self.user_agent.as_ref().filter(|_| processed_here.is_some())),
+            trace: None,
+            elapsed,
         });
+    }
+}
+
+fn text_of(value: Option<&HeaderValue>) -> Option<&str> {
+    value.and_then(|value| value.to_str().ok())
+}
+
+const fn protocol_name(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
     }
 }
 
@@ -255,24 +385,6 @@ impl fmt::Display for WithoutUser<'_> {
     }
 }
 
-/// An address without the part that identifies a household: /24 of IPv4, /48 of IPv6.
-struct Masked(IpAddr);
-
-impl fmt::Display for Masked {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            IpAddr::V4(address) => {
-                let [a, b, c, _] = address.octets();
-                write!(out, "{a}.{b}.{c}.0/24")
-            }
-            IpAddr::V6(address) => {
-                let [a, b, c, ..] = address.segments();
-                write!(out, "{a:x}:{b:x}:{c:x}::/48")
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,11 +393,5 @@ mod tests {
     fn a_logged_path_names_no_user() {
         assert_eq!(WithoutUser("/users/alice/orders/1", Some(1)).to_string(), "/users/{user}/orders/1");
         assert_eq!(WithoutUser("/a/b", None).to_string(), "/a/b");
-    }
-
-    #[test]
-    fn a_logged_address_names_no_household() {
-        assert_eq!(Masked("81.2.69.142".parse().unwrap()).to_string(), "81.2.69.0/24");
-        assert_eq!(Masked("2001:db8:1:2::3".parse().unwrap()).to_string(), "2001:db8:1::/48");
     }
 }

@@ -94,7 +94,7 @@ pub fn refuse_unread(
     let (parts, ()) = Request::new(()).into_parts();
     let hsts = connection.options.hsts.clone();
     let mut context = Context::open(worker, connection, channel, &parts, false);
-    context.log.method = None;
+    context.log.forget_head();
     let mut response = context.refuse(code, None);
     if let Some(hsts) = hsts {
         response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts);
@@ -104,7 +104,7 @@ pub fn refuse_unread(
 
 /// Counts and logs a request that the HTTP/2 connection itself refused, without a response.
 pub fn log_unread(worker: &Rc<Worker>, connection: &ConnectionContext, code: Code) {
-    let mut log = RequestLog::open(worker, &worker.snapshot(), connection.arrival, None);
+    let mut log = RequestLog::open(worker, &worker.snapshot(), connection, None);
     (log.code, log.status) = (Some(code), Some(reply::status_of(code)));
     log.write();
 }
@@ -311,7 +311,9 @@ async fn forward(
     let (connection, request_body) = (Rc::clone(&context.connection), Rc::clone(&context.log.request_body));
     let total_timeout = if context.has_body { timeouts.deadline } else { Some(timeouts.request_timeout) };
     let upgrade = intake.upgrade.as_ref().map(|upgrade| upgrade.protocol.clone());
+    let id = Rc::clone(&intake.id);
     let options = AttemptOptions {
+        request_id: &id,
         deadline: total_timeout.map(|timeout| context.log.started + timeout),
         response_timeout: timeouts.response_timeout,
         idle_timeout: timeouts.idle,

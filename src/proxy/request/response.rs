@@ -84,6 +84,7 @@ pub(super) async fn relay(
     if context.is_peer() {
         write_peer_fields(&mut head.headers, context.log.code, &labels, is_declined_upgrade);
     }
+    context.show(Some(&intake.question), &mut head.headers, Some(head.status));
     hint::issue(&context, &intake, &lease.judged(), &mut head.headers);
     context.log.status = Some(head.status);
     let compresses = region == local && context.actions.as_ref().is_some_and(|actions| !actions.compress.is_empty());

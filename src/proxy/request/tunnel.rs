@@ -47,6 +47,7 @@ pub(super) fn open(
         ResponseChannel::Stream(_) => StatusCode::OK,
     };
     *response.status_mut() = status;
+    context.show(Some(&intake.question), response.headers_mut(), Some(head.status));
     context.log.status = Some(status);
     let in_flight = ExchangeInFlight::count(&context.connection.connection_state);
     let channel = context.channel.clone();

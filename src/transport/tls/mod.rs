@@ -8,6 +8,7 @@ mod upstreams;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -73,11 +74,6 @@ impl CertificateFiles {
             Ok(key) => key,
             Err(error) => return unusable(&self.key, format!("cannot read the private key: {error}")),
         };
-        // The certificate is presented all the same: its clients decide whether to accept it, but the operator has to know.
-        if let Some(validity) = chain.first().and_then(invalid_period) {
-            let (file, from, until) = (self.certificate.display(), validity.not_before, validity.not_after);
-            tracing::warn!(%file, %from, %until, "this certificate has expired or is not valid yet; renew it");
-        }
         CertifiedKey::from_der(chain, key, &provider()).or_else(|error| match error {
             rustls::Error::InconsistentKeys(_) => {
                 unusable(&self.key, format!("does not match the certificate `{}`", self.certificate.display()))
@@ -87,9 +83,21 @@ impl CertificateFiles {
     }
 }
 
-/// The validity period of a certificate that has expired or is not valid yet.
-fn invalid_period(certificate: &CertificateDer<'_>) -> Option<x509_parser::prelude::Validity> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let validity = parsed.validity().clone();
-    (!validity.is_valid()).then_some(validity)
+/// The time in which a certificate is valid.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Validity {
+    pub from: SystemTime,
+    pub until: SystemTime,
+}
+
+/// The validity of the first certificate of a PEM file; `None` if the file cannot be read.
+pub fn validity_of(file: &Path) -> Option<Validity> {
+    let certificate = CertificateDer::pem_file_iter(file).ok()?.next()?.ok()?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).ok()?;
+    let time = |time: x509_parser::time::ASN1Time| {
+        let seconds = u64::try_from(time.timestamp()).unwrap_or_default();
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    };
+    let validity = parsed.validity();
+    Some(Validity { from: time(validity.not_before), until: time(validity.not_after) })
 }

@@ -104,6 +104,8 @@ pub(in crate::proxy::request) fn may_retry(sent: Sent, is_read: bool, has_budget
 
 /// The timeouts of an attempt, and the data that its connection needs.
 pub(in crate::proxy::request) struct AttemptOptions<'a> {
+    /// For the log.
+    pub request_id: &'a str,
     /// For all attempts together. A request with a body has a minimum rate instead of a deadline, unless the client
     /// sets a deadline.
     pub deadline: Option<Instant>,
@@ -174,7 +176,10 @@ pub(in crate::proxy::request) async fn to_peer(
     match head_of(work, worker, options, has_body).await {
         Some(Ok((reply, in_flight))) => Ok(Response::of(reply, ResponseCounters::Peer(in_flight))),
         Some(Err(error)) => {
-            tracing::warn!(region = snapshot.policy().region_name(region), cause = %error.cause, "no response from a peer");
+            let (region, request) = (snapshot.policy().region_name(region), options.request_id);
+            if let Some(suppressed) = worker.warnings.admit("no response from a peer", region, std::time::Instant::now()) {
+                tracing::warn!(region, request, cause = %error.cause, suppressed, "no response from a peer");
+            }
             Err(failure(error, copy))
         }
         None => Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Partly, retry: copy }),
@@ -204,11 +209,13 @@ pub(in crate::proxy::request) async fn to_upstream(
             }
         }
     });
+    let started = Instant::now();
     let outcome = head_of(work, worker, options, has_body).await;
     let count = |result| worker.metrics.upstream_request(&service.settings.name, &upstream.label, result);
     match outcome {
         Some(Ok((reply, in_flight))) => {
             count("answered");
+            worker.metrics.upstream_response(&service.settings.name, &upstream.label, started.elapsed());
             let response = Response::of(reply, ResponseCounters::Upstream(outstanding, in_flight));
             service.note(upstream, !response.is_gateway_error());
             Ok(response)
@@ -229,7 +236,11 @@ pub(in crate::proxy::request) async fn to_upstream(
             if !matches!(error.cause, SendCause::Dial(DialError::OtherProtocol { wanted: EXTENDED_CONNECT, .. })) {
                 service.note(upstream, false);
             }
-            tracing::warn!(service = &*service.settings.name, upstream = upstream.authority(), cause = %error.cause, "no response from an upstream");
+            let (service, authority, request) = (&*service.settings.name, upstream.authority(), options.request_id);
+            if let Some(suppressed) = worker.warnings.admit("no response from an upstream", authority, std::time::Instant::now())
+            {
+                tracing::warn!(service, upstream = authority, request, cause = %error.cause, suppressed, "no response from an upstream");
+            }
             Err(failure(error, copy))
         }
         None => {

@@ -61,10 +61,12 @@ impl Forwarding<'_> {
         }
         let mut selected = Selected { service, upstream, outstanding: Some(outstanding) };
         let copy = permitted.with_question(copy);
-        let (lease, client, local) = (Rc::clone(self.lease), self.options.client, self.options.local);
+        let (lease, id) = (Rc::clone(self.lease), Rc::clone(&self.intake.id));
+        let (client, local) = (self.options.client, self.options.local);
         tokio::task::spawn_local(async move {
             let (progress, buffers) = (Progress::default(), Buffers::none());
             let options = AttemptOptions {
+                request_id: &id,
                 deadline: Some(Instant::now() + limits.request_timeout),
                 response_timeout: limits.response_timeout,
                 idle_timeout: limits.idle_timeout,

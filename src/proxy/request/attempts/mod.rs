@@ -10,10 +10,12 @@ mod plan;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
 use http::{HeaderMap, Request, Uri};
 use http_body::Body as _;
+use tokio::time::Instant;
 
 use crate::decision::permit::Permitted;
 use crate::decision::verdict::{Itinerary, Stop, Verdict};
@@ -31,6 +33,7 @@ use crate::proxy::actions::set_path;
 use crate::proxy::intake::{Intake, drop_cookies, forward_identity};
 
 use super::context::Context;
+use super::log::Attempt;
 use forward::{AttemptOptions, Failure, Response, copy_head, may_retry};
 use plan::{Attempts, Target};
 
@@ -164,7 +167,10 @@ impl Forwarding<'_> {
             if std::mem::take(&mut is_retry) {
                 self.context.worker.load.retries.withdraw();
             }
-            let failure = match self.attempt(&mut target, permitted, spare, has_another, is_second).await? {
+            let started = self.begin_attempt();
+            let outcome = self.attempt(&mut target, permitted, spare, has_another, is_second).await?;
+            self.context.log.attempt.took = outcome.is_ok().then(|| started.elapsed());
+            let failure = match outcome {
                 Ok(mut response) => {
                     self.stick(&target, preference, last.is_some(), &mut response);
                     return Ok((target.stop().region(), response));
@@ -258,6 +264,13 @@ impl Forwarding<'_> {
         }
     }
 
+    /// Counts an attempt in the log; returns its start.
+    fn begin_attempt(&mut self) -> Instant {
+        let attempt = &mut self.context.log.attempt;
+        *attempt = Attempt { number: attempt.number + 1, ..Attempt::default() };
+        Instant::now()
+    }
+
     async fn permit(&self, stop: Stop, request: BoxedRequest) -> Result<Permitted<BoxedRequest>, Code> {
         self.context.registrar(self.intake).permit(self.lease, stop, request).await
     }
@@ -276,6 +289,7 @@ impl Forwarding<'_> {
             Target::Proxy(_) => self.answer(permitted.request().headers()).map(Ok).ok_or(Code::Malformed(Rule::Target).into()),
             Target::Upstream(_, selected) => {
                 self.context.may_have_arrived = true;
+                self.context.log.attempt.upstream = Some((Arc::clone(&selected.service), Arc::clone(&selected.upstream)));
                 let outcome = {
                     let (worker, limits) = (&self.context.worker, &self.context.snapshot.limits);
                     let work = pin!(forward::to_upstream(worker, limits, selected, permitted, spare, &self.options));

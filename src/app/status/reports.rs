@@ -1,0 +1,88 @@
+//! What the prober reports: changes of regions, which are logged, counted and kept.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use crate::metrics::Metrics;
+use crate::model::region::RegionId;
+use crate::model::vitals::{Health, PolicyHash};
+use crate::probes::{Change, Changed, Counters, Hooks};
+use crate::proxy::Snapshot;
+use crate::proxy::worker::Shared;
+
+/// The policy that each region serves, and since when this process knows it.
+#[derive(Clone, Default)]
+pub struct Policies(Arc<Mutex<HashMap<RegionId, (PolicyHash, SystemTime)>>>);
+
+impl Policies {
+    pub fn all(&self) -> Vec<(RegionId, (PolicyHash, SystemTime))> {
+        let mut all: Vec<_> = self.lock().iter().map(|(region, policy)| (*region, *policy)).collect();
+        all.sort_by_key(|(region, _)| region.index());
+        all
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RegionId, (PolicyHash, SystemTime)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the prober reports to.
+pub fn hooks(shared: &Arc<Shared>, metrics: &Arc<Metrics>, policies: &Policies) -> Hooks {
+    let (counters, policies) = (counters(shared, metrics), policies.clone());
+    let (shared, metrics) = (Arc::clone(shared), Arc::clone(metrics));
+    let note = move |Change { region, what }| {
+        let snapshot = shared.snapshot.load();
+        match what {
+            Changed::Health { to, is_reachable, .. } => note_health(&snapshot, &metrics, region, to, is_reachable),
+            Changed::Policy(policy) => {
+                policies.lock().insert(region, (policy, SystemTime::now()));
+                note_policy(&snapshot, region, policy);
+            }
+        }
+    };
+    Hooks { counters, note: Box::new(note) }
+}
+
+/// Logs and counts a change of a region's state.
+fn note_health(snapshot: &Snapshot, metrics: &Metrics, region: RegionId, to: Health, is_reachable: bool) {
+    let (is_local, region) = (region == snapshot.policy().local, snapshot.policy().region_name(region));
+    metrics.region_changes.with_label_values(&[region, to.as_str()]).inc();
+    match to {
+        Health::Down if is_local => {
+            tracing::warn!(region, "region is down: none of its upstreams is up; check the app servers of this region");
+        }
+        Health::Down if is_reachable => {
+            tracing::warn!(region, "region is down: its proxy reports that none of its upstreams is up");
+        }
+        Health::Down => {
+            tracing::warn!(region, "region is down: its gateway does not respond to probes; check its proxy and the network");
+        }
+        Health::Draining => tracing::info!(region, "region is draining"),
+        Health::Recovering => {
+            tracing::info!(region, "region is recovering: it serves the requests that no other region may serve");
+        }
+        Health::Up | Health::Unmeasured => tracing::info!(region, "region is up"),
+    }
+}
+
+/// Logs that a region serves another policy than before.
+fn note_policy(snapshot: &Snapshot, region: RegionId, policy: PolicyHash) {
+    let own = snapshot.policy();
+    let name = own.region_name(region);
+    if region != own.local && policy != own.hash {
+        let (theirs, ours) = (policy.to_string(), own.hash.to_string());
+        tracing::warn!(region = name, theirs, ours, "region serves another policy; deploy the same file in every region");
+    } else {
+        tracing::info!(region = name, policy = %policy, "region serves this policy");
+    }
+}
+
+/// The counters of global rate limits.
+fn counters(shared: &Arc<Shared>, metrics: &Arc<Metrics>) -> Counters {
+    let (sender, receiver, metrics) = (Arc::clone(shared), Arc::clone(shared), Arc::clone(metrics));
+    Counters {
+        report: Box::new(move || sender.rates.report(Instant::now())),
+        learn: Box::new(move |reported| metrics.rates_learned.inc_by(receiver.rates.learn(reported, Instant::now()))),
+    }
+}
