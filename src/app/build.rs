@@ -12,7 +12,7 @@ use crate::acme;
 use crate::config::{self, Config, Settings};
 use crate::decision::policy::Policy;
 use crate::decision::policy::route::{Method, RouteId};
-use crate::directory::Directory;
+use crate::directory::{Directory, Person};
 use crate::engine;
 use crate::engine::explain::{Explanation, Query};
 use crate::geoip::GeoIp;
@@ -92,8 +92,8 @@ pub struct Files {
 
 /// The input of a build.
 pub struct Sources<'a> {
-    /// The stamp of the configuration file, taken before it was read.
-    pub file: Stamp,
+    /// The stamps of the files of the configuration, taken before they were read.
+    pub read: Vec<Stamp>,
     pub config: Config,
     pub registry: &'a Registry,
     /// The previous build; its unchanged parts are reused.
@@ -102,9 +102,24 @@ pub struct Sources<'a> {
     pub accepts_loss: bool,
 }
 
+/// Loads a configuration whose files have stopped changing. Returns it with the stamps of its files, taken before they were read.
+pub fn load(file: &Path, region: Option<&str>, registry: &mut Registry) -> Result<(Config, Vec<Stamp>), StartError> {
+    let mut stamps = vec![files::settle_one(file)?];
+    loop {
+        let (today, mut numbers) = (Day::of(SystemTime::now()), registry.clone());
+        let config = config::load(file, region, &mut numbers, today).map_err(StartError::Config)?;
+        // Only a loaded configuration names its other files, which must be read again after they were stamped.
+        if config.files.iter().all(|file| stamps.iter().any(|stamp| stamp.file == *file)) {
+            *registry = numbers;
+            return Ok((config, stamps));
+        }
+        stamps = files::settle(&config.files)?;
+    }
+}
+
 /// Builds everything without putting it into use.
 pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
-    let Sources { file, config: Config { policy, settings }, registry, before, accepts_loss } = sources;
+    let Sources { read, config: Config { policy, settings, folders, .. }, registry, before, accepts_loss } = sources;
     let unused = config::unused_services(&policy, &settings.actions);
     for note in config::notes(&policy, Day::of(SystemTime::now())).into_iter().chain(unused) {
         tracing::warn!("{note}");
@@ -114,7 +129,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
         acme::prepare(files)?;
     }
     let mut all = files::settle(&files::of_settings(&settings))?;
-    all.push(file);
+    all.extend(read);
     let (peers, peer_stamps) = peers(&settings, &policy, before)?;
     let challenges = before.map_or_else(Arc::default, |before| Arc::clone(&before.challenges));
     let listener_configs = Arc::new(listener_configs(&settings, peers.as_deref(), &challenges)?);
@@ -136,6 +151,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
     let passwords = passwords(&settings, before)?;
     files::check_unchanged(&all)?;
     all.extend(table_stamps);
+    all.extend(files::stamps(&folders));
     let judging = engine::snapshot::JudgingSnapshot {
         policy,
         slashes: settings.slashes,
@@ -276,24 +292,25 @@ pub async fn explain(
 /// The policy and the tables for judging without sockets and certificates, and the actions of the routes.
 pub type Offline = (Arc<engine::snapshot::JudgingSnapshot>, Vec<Option<Arc<Actions>>>);
 
-/// Loads everything that judgement needs, and the actions of the routes.
-pub fn offline(file: &Path, region: Option<&str>, today: Day) -> Result<Offline, StartError> {
+/// Loads everything that judgement needs, and the actions of the routes. `people` replace the user table.
+pub fn offline(file: &Path, region: Option<&str>, today: Day, people: Option<&[Person<'_>]>) -> Result<Offline, StartError> {
     let mut registry = Registry::default();
-    let Config { policy, settings } = config::load(file, region, &mut registry, today).map_err(StartError::Config)?;
+    let Config { policy, settings, .. } = config::load(file, region, &mut registry, today).map_err(StartError::Config)?;
     let (geoip, _) = geoip(&settings, None)?;
-    let (directory, _) = directory(&settings, &registry, None, false)?;
+    let directory = match people {
+        Some(people) => Some(Arc::new(Directory::of(people, &registry)?)),
+        None => directory(&settings, &registry, None, false)?.0,
+    };
     let geoip_max_age = settings.geoip.as_ref().and_then(|settings| settings.max_age);
     let slashes = settings.slashes;
     let judging = engine::snapshot::JudgingSnapshot { policy, slashes, geoip, geoip_max_age, directory };
     Ok((Arc::new(judging), settings.actions))
 }
 
-/// Opens every file that a configuration names; the errors are those of all unusable files. Returns notes about files that
+/// Opens every file that a loaded configuration names; the errors are those of all unusable files. Returns notes about files that
 /// are not valid, or will soon not be.
-pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<Vec<String>, Vec<StartError>> {
-    let mut registry = Registry::default();
-    let config = config::load(file, region, &mut registry, today).map_err(|problems| vec![StartError::Config(problems)])?;
-    let Config { policy, settings } = config;
+pub fn check_files(config: &Config, registry: &Registry) -> Result<Vec<String>, Vec<StartError>> {
+    let Config { policy, settings, .. } = config;
     let mut wrong: Vec<StartError> = Vec::new();
     if let Some(files) = &settings.peer_tls {
         let local = policy.region_name(policy.local);
@@ -307,17 +324,17 @@ pub fn check_files(file: &Path, region: Option<&str>, today: Day) -> Result<Vec<
         files.certificates.retain(|pair| fetched.as_ref() != Some(pair));
         wrong.extend(ClientTls::load(&files, &challenges).err().map(StartError::from));
     }
-    let geoip = geoip(&settings, None).map(|(geoip, _)| geoip).map_err(|error| wrong.push(error)).ok().flatten();
-    wrong.extend(directory(&settings, &registry, None, false).err());
-    wrong.extend(tokens(&settings, None).err());
+    let geoip = geoip(settings, None).map(|(geoip, _)| geoip).map_err(|error| wrong.push(error)).ok().flatten();
+    wrong.extend(directory(settings, registry, None, false).err());
+    wrong.extend(tokens(settings, None).err());
     wrong.extend(settings.seal.as_ref().and_then(|seal| Seal::open_keys(seal).err()).map(StartError::from));
-    wrong.extend(passwords(&settings, None).err());
+    wrong.extend(passwords(settings, None).err());
     wrong.extend(Services::new(&settings.services, None, |_, _| false).err().map(StartError::from));
     if !wrong.is_empty() {
         return Err(wrong);
     }
     let now = SystemTime::now();
-    Ok(status::expiring(&settings, geoip.as_deref()).iter().filter_map(|expiring| expiring.note(now)).collect())
+    Ok(status::expiring(settings, geoip.as_deref()).iter().filter_map(|expiring| expiring.note(now)).collect())
 }
 
 fn check_own_region(peers: &PeerTls, file: &Path, local: &str) -> Result<(), StartError> {

@@ -12,11 +12,9 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 
 use crate::acme;
 use crate::admin::{self, Command};
-use crate::config;
 use crate::decision::policy::Policy;
 use crate::engine::explain;
 use crate::metrics::Metrics;
-use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Vitals;
 use crate::probes::{self, ProbeTarget, ProbeTargets};
@@ -247,15 +245,15 @@ impl Control {
             // Stamped before reading, so that after a failure only a further change of a file triggers a reload.
             let mut stamps = files::stamps(&known);
             let mut build = || {
-                let stamp = files::settle_one(&file)?;
-                let today = Day::of(SystemTime::now());
-                let config = config::load(&file, region.as_deref(), &mut registry, today).map_err(StartError::Config)?;
+                let loaded = build::load(&file, region.as_deref(), &mut registry);
+                let (config, settled) = loaded.inspect_err(|error| stamps.extend(files::stamps(&error.files())))?;
                 check_region(before.snapshot.policy(), &config.policy)?;
                 // A file that only the new configuration names is watched as well, because its correction must start a reload.
                 let named = files::of_settings(&config.settings).into_iter().chain(files::tables_of(&config.settings));
+                let named = named.chain(config.files.iter().cloned()).chain(config.folders.iter().cloned());
                 let new: Vec<_> = named.filter(|file| !known.contains(file)).collect();
                 stamps.extend(files::stamps(&new));
-                let sources = Sources { file: stamp, config, registry: &registry, before: Some(&before), accepts_loss };
+                let sources = Sources { read: settled, config, registry: &registry, before: Some(&before), accepts_loss };
                 build::build(sources)
             };
             let built = build();

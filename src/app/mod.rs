@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch as channel};
@@ -27,11 +27,10 @@ use crate::access_log::AccessLog;
 use crate::acme::AcmeError;
 use crate::admin;
 use crate::audit::{KeyError, Ledger, LedgerError, Pseudonyms, Tally};
-use crate::config::{self, Problem, Settings};
+use crate::config::{Problem, Settings};
 use crate::directory::DirectoryError;
 use crate::geoip::GeoIpError;
 use crate::metrics::Metrics;
-use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::model::vitals::Vitals;
 use crate::passwords::{Checks, PasswordError};
@@ -52,7 +51,7 @@ use files::Unsettled;
 use handover::SocketHandover;
 use status::Policies;
 
-pub use build::{check_files, explain, offline};
+pub use build::{Offline, check_files, explain, offline};
 
 /// The parameters of a start.
 #[derive(Default)]
@@ -107,6 +106,14 @@ pub enum StartError {
     System(#[from] std::io::Error),
 }
 
+impl StartError {
+    /// The files of the configuration that contain a mistake.
+    fn files(&self) -> Vec<PathBuf> {
+        let Self::Config(problems) = self else { return Vec::new() };
+        problems.iter().map(|problem| problem.file.clone()).collect()
+    }
+}
+
 fn list(problems: &[Problem]) -> String {
     let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
     lines.join("\n")
@@ -134,14 +141,12 @@ impl App {
     /// Starts everything; returns when every port accepts connections.
     pub fn start(mut launch: Launch) -> Result<Self, StartError> {
         let mut registry = Registry::default();
-        let file = files::settle_one(&launch.config)?;
-        let today = Day::of(SystemTime::now());
-        let loaded = config::load(&launch.config, launch.region.as_deref(), &mut registry, today).map_err(StartError::Config)?;
+        let (loaded, read) = build::load(&launch.config, launch.region.as_deref(), &mut registry)?;
         let worker_count = launch.workers.or(loaded.settings.workers).unwrap_or_else(cores);
         let ports = ports(&mut launch, &loaded.settings, worker_count)?;
         let admin = take_port(&mut launch.inherited, loaded.settings.admin.address, 1)?;
         let metrics = Arc::new(Metrics::new());
-        let sources = Sources { file, config: loaded, registry: &registry, before: None, accepts_loss: false };
+        let sources = Sources { read, config: loaded, registry: &registry, before: None, accepts_loss: false };
         let built = build::build(sources)?;
         check_loss(&built, launch.predecessor_user_count)?;
         control::note_loaded(&metrics);

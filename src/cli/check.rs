@@ -1,12 +1,14 @@
 //! `domicile check`: reports every mistake in a configuration, or prints what it allows.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::Args;
+use serde_json::{Value, json};
 
-use crate::app;
-use crate::config::{self, summary};
+use crate::app::{self, StartError};
+use crate::config::{self, Config, Problem, summary};
 use crate::model::day::Day;
 use crate::model::region::Registry;
 
@@ -19,33 +21,78 @@ pub(super) struct Options {
     /// Also open the certificates, the GeoIP database and the user table.
     #[arg(long)]
     files: bool,
+    /// Print JSON: whether the configuration is valid, its mistakes with their positions, and notes.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(options: &Options) -> Outcome {
     let today = Day::of(SystemTime::now());
     let Source { config: file, region } = &options.source;
-    match config::load(file, region.as_deref(), &mut Registry::default(), today) {
-        Err(problems) => Err(counted(&problems)),
-        Ok(config) => {
-            let mut notes = config::notes(&config.policy, today);
-            if options.files {
-                notes.extend(app::check_files(file, region.as_deref(), today).map_err(|wrong| counted(&wrong))?);
-            }
-            notes.extend(config::unused_services(&config.policy, &config.settings.actions));
+    let mut registry = Registry::default();
+    let checked = config::load(file, region.as_deref(), &mut registry, today)
+        .map_err(|problems| vec![StartError::Config(problems)])
+        .and_then(|config| Ok((notes(&config, &registry, today, options.files)?, config)));
+    let name = shown(file);
+    match checked {
+        Err(wrong) if options.json => {
+            let mistakes: Vec<Value> = wrong.iter().flat_map(mistakes).collect();
+            say(&format!("{:#}\n", json!({ "file": name, "valid": false, "mistakes": mistakes, "notes": [] })))?;
+            Ok(ExitCode::FAILURE)
+        }
+        Err(wrong) => Err(counted(&wrong)),
+        Ok((notes, config)) if options.json => {
+            let policy = config.policy.hash.to_string();
+            say(&format!("{:#}\n", json!({ "file": name, "valid": true, "mistakes": [], "notes": notes, "policy": policy })))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Ok((notes, config)) => {
             let notes: String = notes.iter().map(|note| format!("\nnote: {note}\n")).collect();
-            say(&format!(
-                "{}{notes}\n{}: the configuration is valid\n",
-                summary::render(&config.policy, config.settings.tokens.is_some(), today),
-                file.display()
-            ))?;
+            let summary = summary::render(&config.policy, config.settings.tokens.is_some(), today);
+            say(&format!("{summary}{notes}\n{name}: the configuration is valid\n"))?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
+/// What an operator should know about a valid configuration.
+fn notes(config: &Config, registry: &Registry, today: Day, opens_files: bool) -> Result<Vec<String>, Vec<StartError>> {
+    let mut notes = config::notes(&config.policy, today);
+    if opens_files {
+        notes.extend(app::check_files(config, registry)?);
+    }
+    notes.extend(config::unused_services(&config.policy, &config.settings.actions));
+    Ok(notes)
+}
+
+fn shown(file: &Path) -> String {
+    if file == Path::new(config::STDIN) { "standard input".into() } else { file.display().to_string() }
+}
+
+/// The mistakes of an error, for programs.
+fn mistakes(error: &StartError) -> Vec<Value> {
+    let of_problem = |problem: &Problem| {
+        json!({
+            "file": problem.file,
+            "line": problem.at.map(|at| at.line),
+            "column": problem.at.map(|at| at.column),
+            "path": problem.path,
+            "message": problem.message,
+        })
+    };
+    match error {
+        StartError::Config(problems) => problems.iter().map(of_problem).collect(),
+        error => vec![json!({ "message": error.to_string() })],
+    }
+}
+
 /// All mistakes, one per line, then their number.
-fn counted<T: ToString>(wrong: &[T]) -> String {
+fn counted(wrong: &[StartError]) -> String {
     let lines: Vec<_> = wrong.iter().map(ToString::to_string).collect();
-    let count = if wrong.len() == 1 { "1 mistake".into() } else { format!("{} mistakes", wrong.len()) };
-    format!("{}\n{count}", lines.join("\n"))
+    let text = lines.join("\n");
+    let count = match text.lines().count() {
+        1 => "1 mistake".to_owned(),
+        count => format!("{count} mistakes"),
+    };
+    format!("{text}\n{count}")
 }

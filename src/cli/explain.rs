@@ -38,6 +38,9 @@ pub(super) struct Options {
     /// Treat this region as down; may be given several times.
     #[arg(long, value_name = "REGION")]
     down: Vec<String>,
+    /// Fail unless the request goes to this region, or is refused with this code; or the whole decision, such as `redirect eu-west`.
+    #[arg(long, value_name = "REGION|CODE")]
+    expect: Option<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -50,12 +53,15 @@ pub(super) struct Options {
 pub(super) fn run(options: Options) -> Outcome {
     let Source { config, region } = &options.source;
     let (snapshot, actions) =
-        app::offline(config, region.as_deref(), Day::of(SystemTime::now())).map_err(|error| error.to_string())?;
+        app::offline(config, region.as_deref(), Day::of(SystemTime::now()), None).map_err(|error| error.to_string())?;
     let vitals = Vitals::unmeasured(snapshot.policy.nearest_first());
     let Options { ip, user, claimed, claims, headers, day, down, json, method, url, .. } = options;
     let query = Query { method, url, ip, user, claimed, claims, headers, day, down, json };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|error| error.to_string())?;
     let explanation = runtime.block_on(app::explain(&snapshot, &actions, &vitals, &query))?;
     say(&if json { explanation.json() } else { explanation.text() })?;
-    Ok(ExitCode::SUCCESS)
+    match options.expect.filter(|expected| !explanation.is_as_expected(expected)) {
+        Some(expected) => Err(format!("expected `{expected}`, found `{}`", explanation.outcome)),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }

@@ -5,12 +5,12 @@
 
 mod certificates;
 mod check;
+mod control;
 mod demo;
 mod explain;
 mod log;
-mod reload;
 mod run;
-mod succession;
+mod test;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,8 +33,10 @@ enum Verb {
     Check(check::Options),
     /// Show where a request would go, and why.
     Explain(explain::Options),
+    /// Judge the requests of a file of test cases, and compare the decisions with the expected ones.
+    Test(test::Options),
     /// Reload the configuration and all files of the running process.
-    Reload(reload::Options),
+    Reload(control::Options),
     /// Run a demo: three regions in one process.
     Demo(demo::Options),
     /// Create test certificates for several regions; not for production.
@@ -44,7 +46,7 @@ enum Verb {
 /// The configuration file and the local region.
 #[derive(Args)]
 struct Source {
-    /// The configuration file.
+    /// The configuration file; `-` reads standard input (not for `run`).
     #[arg(short, long, default_value = "config/domicile.yaml", env = "DOMICILE_CONFIG")]
     config: PathBuf,
     /// The local region; overrides the file's `region:`.
@@ -58,7 +60,8 @@ pub fn main() -> ExitCode {
         Verb::Run(options) => run::run(options),
         Verb::Check(options) => check::run(&options),
         Verb::Explain(options) => explain::run(options),
-        Verb::Reload(options) => reload::run(&options),
+        Verb::Test(options) => test::run(&options),
+        Verb::Reload(options) => control::run(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Certificates(options) => certificates::run(&options),
     };

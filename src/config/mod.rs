@@ -1,11 +1,11 @@
 //! Reads the YAML configuration into validated types.
 //!
 //! Promises: all mistakes are reported at once, each with its position and a correction; a loaded configuration needs no further
-//! checks. There are two stages: `document` represents the file as written, `policy` and `settings` convert it to types. Never: a
+//! checks. There are two stages: `source` represents the files as written, `policy` and `settings` convert it to types. Never: a
 //! default for a value that residency depends on. Start reading at [`load`].
 
 mod actions;
-mod document;
+pub mod cases;
 mod draft;
 mod lint;
 mod policy;
@@ -13,9 +13,10 @@ mod problem;
 mod reader;
 mod routes;
 mod settings;
+mod source;
 pub mod summary;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::decision::policy::Policy;
 use crate::model::day::Day;
@@ -29,17 +30,26 @@ pub use settings::{Log, Settings};
 pub struct Config {
     pub policy: Policy,
     pub settings: Settings,
+    /// The files that it was read from: itself, the files that it includes, and those of `${file:…}`.
+    pub files: Vec<PathBuf>,
+    /// The folders in which new files would be included.
+    pub folders: Vec<PathBuf>,
 }
 
-/// Reads a configuration file. `region` overrides the file's `region:`; `today` determines which transfers are still valid.
+/// The path that stands for standard input.
+pub const STDIN: &str = "-";
+
+/// Reads a configuration file, or standard input for [`STDIN`]. `region` overrides the file's `region:`; `today` determines which
+/// transfers are still valid.
 ///
 /// `registry` assigns numbers to new names only if the whole file is valid.
 pub fn load(path: &Path, region: Option<&str>, registry: &mut Registry, today: Day) -> Result<Config, Vec<Problem>> {
-    match std::fs::read_to_string(path) {
+    let text = if path == Path::new(STDIN) { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
+    match text {
         Ok(text) => parse(&text, path, region, registry, today),
         Err(error) => {
             let problems = problem::Problems::of(path);
-            problems.report_file(format!("cannot read this file: {error}"));
+            problems.report_file(0, format!("cannot read this file: {error}"));
             Err(problems.into_list())
         }
     }
@@ -51,8 +61,9 @@ pub fn parse(text: &str, path: &Path, region: Option<&str>, registry: &mut Regis
     let region = region.filter(|name| !name.is_empty());
     let problems = problem::Problems::of(path);
     let mut numbers = registry.clone();
-    let config = document::parse(text, &problems).and_then(|root| {
-        let root = reader::Field::root(&root, &problems);
+    let variable = |name: &str| std::env::var(name).ok();
+    let config = source::read(text, &problems, &variable).and_then(|source| {
+        let root = reader::Field::root(&source.root, &problems);
         let section = root.section()?;
         let mut draft = policy::read(&section, &root, region, &mut numbers);
         draft.routes = routes::read(&section, &draft);
@@ -63,7 +74,7 @@ pub fn parse(text: &str, path: &Path, region: Option<&str>, registry: &mut Regis
         let refuses_unread = settings.as_ref().is_none_or(Settings::refuses_unread_credentials);
         let policy = draft.compile(identification, refuses_unread)?;
         lint::run(&policy, &draft, today);
-        Some(Config { policy, settings: settings? })
+        Some(Config { policy, settings: settings?, files: source.files.clone(), folders: source.folders.clone() })
     });
     match config {
         Some(config) if problems.is_empty() => {

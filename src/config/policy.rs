@@ -14,10 +14,10 @@ use crate::model::region::{Names, RegionId, Registry};
 use crate::model::service::ServiceId;
 use crate::model::user::Evidence;
 
-use super::document::Value;
 use super::draft::{DEFAULT_SERVICE, PolicyDraft, RegionDraft, ServiceDraft};
 use super::problem::suggestion;
 use super::reader::{Field, Section};
+use super::source::document::Value;
 
 pub fn read<'n>(section: &Section<'n>, root: &Field<'n>, region: Option<&str>, registry: &mut Registry) -> PolicyDraft<'n> {
     let mut draft = PolicyDraft {

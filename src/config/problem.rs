@@ -5,9 +5,11 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A position in the file; lines and columns count from 1.
+/// A position in a file; lines and columns count from 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 pub struct Position {
+    /// The number of the file: 0 for the main file, more for those that it includes.
+    pub file: usize,
     pub line: usize,
     pub column: usize,
 }
@@ -38,28 +40,63 @@ impl fmt::Display for Problem {
 
 /// Collects mistakes, so that all are reported at once.
 pub struct Problems {
-    file: PathBuf,
-    found: RefCell<Vec<Problem>>,
+    main: PathBuf,
+    included: RefCell<Vec<PathBuf>>,
+    /// Texts that no message may contain, and what is shown instead.
+    secrets: RefCell<Vec<(String, String)>>,
+    found: RefCell<Vec<(Position, Problem)>>,
 }
 
 impl Problems {
     pub fn of(file: &Path) -> Self {
-        Self { file: file.into(), found: RefCell::default() }
+        Self { main: file.into(), included: RefCell::default(), secrets: RefCell::default(), found: RefCell::default() }
+    }
+
+    /// The file that includes the others.
+    pub fn main(&self) -> &Path {
+        &self.main
+    }
+
+    /// Adds an included file; returns its number.
+    pub fn add_file(&self, file: &Path) -> usize {
+        let mut included = self.included.borrow_mut();
+        included.push(file.into());
+        included.len()
+    }
+
+    fn file(&self, number: usize) -> PathBuf {
+        number.checked_sub(1).and_then(|index| self.included.borrow().get(index).cloned()).unwrap_or_else(|| self.main.clone())
+    }
+
+    /// A position with its file, for messages.
+    pub fn place(&self, at: Position) -> String {
+        format!("{}:{}:{}", self.file(at.file).display(), at.line, at.column)
+    }
+
+    /// Shows `instead` in all messages that would contain the secret.
+    pub fn hide(&self, secret: String, instead: String) {
+        if !secret.is_empty() {
+            self.secrets.borrow_mut().push((secret, instead));
+        }
     }
 
     pub fn report(&self, at: Position, path: &str, message: impl Into<String>) {
-        self.push(Some(at), path, message.into());
+        self.push(at, Some(at), path, message.into());
     }
 
-    pub fn report_file(&self, message: impl Into<String>) {
-        self.push(None, "", message.into());
+    /// Reports a mistake of a whole file, by its number.
+    pub fn report_file(&self, file: usize, message: impl Into<String>) {
+        self.push(Position { file, ..Position::default() }, None, "", message.into());
     }
 
-    fn push(&self, at: Option<Position>, path: &str, message: String) {
-        let problem = Problem { file: self.file.clone(), at, path: path.into(), message };
+    fn push(&self, order: Position, at: Option<Position>, path: &str, mut message: String) {
+        for (secret, instead) in &*self.secrets.borrow() {
+            message = message.replace(secret, instead);
+        }
+        let problem = Problem { file: self.file(order.file), at, path: path.into(), message };
         let mut found = self.found.borrow_mut();
-        if !found.contains(&problem) {
-            found.push(problem);
+        if !found.iter().any(|(_, known)| *known == problem) {
+            found.push((order, problem));
         }
     }
 
@@ -67,11 +104,11 @@ impl Problems {
         self.found.borrow().is_empty()
     }
 
-    /// All mistakes, in the order of the file.
+    /// All mistakes, in the order of the files.
     pub fn into_list(self) -> Vec<Problem> {
         let mut list = self.found.into_inner();
-        list.sort_by_key(|problem| problem.at);
-        list
+        list.sort_by_key(|(order, _)| *order);
+        list.into_iter().map(|(_, problem)| problem).collect()
     }
 }
 

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::document::{Key, Node, Value};
 use super::problem::{Position, Problems, suggestion};
+use super::source::document::{Key, Node, Value};
 
 /// A value and its path.
 #[derive(Clone)]

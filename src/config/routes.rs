@@ -18,10 +18,10 @@ use http::HeaderName;
 use http::header::COOKIE;
 
 use super::actions::{self, ActionsDraft};
-use super::document::{Key, Value};
 use super::draft::{PolicyDraft, RouteDraft};
 use super::problem::suggestion;
 use super::reader::{Field, Section};
+use super::source::document::{Key, Value};
 
 pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Vec<RouteDraft<'n>> {
     let default = section.optional("failover").map_or(Some(Failover::NEVER), |field| read_failover(&field));

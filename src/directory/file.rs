@@ -12,6 +12,8 @@ use crate::model::region::{RegionId, Registry};
 use crate::model::user::Record;
 use crate::model::vitals::TableVersion;
 
+use super::Person;
+
 /// The longest key a user may have, in bytes.
 const MAX_KEY: usize = 256;
 
@@ -68,6 +70,17 @@ impl FileTable {
             return Err(vec![RowError::Empty]);
         }
         Ok(Self { version: version_of(&bytes), ..table })
+    }
+
+    /// A table of these people, for test cases.
+    pub fn of(people: &[Person<'_>], registry: &Registry) -> Result<Self, Vec<RowError>> {
+        let mut table = Self::with_capacity(people.len());
+        let insert = |(index, (user, home, jurisdiction)): (usize, &Person<'_>)| {
+            let row = csv::StringRecord::from(vec![*user, home, jurisdiction.unwrap_or_default()]);
+            table.insert_row(&row, row.len(), index as u64 + 1, registry).err()
+        };
+        let wrong: Vec<_> = people.iter().enumerate().filter_map(insert).collect();
+        if wrong.is_empty() { Ok(table) } else { Err(wrong) }
     }
 
     fn with_capacity(users: usize) -> Self {

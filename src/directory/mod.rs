@@ -96,7 +96,16 @@ pub enum Directory {
     Remote(Box<dyn RemoteTable>),
 }
 
+/// A user, the home and the jurisdiction.
+pub type Person<'a> = (&'a str, &'a str, Option<&'a str>);
+
 impl Directory {
+    /// A table of these people, for test cases.
+    pub fn of(people: &[Person<'_>], registry: &Registry) -> Result<Self, DirectoryError> {
+        let wrap = |reasons| DirectoryError::Rows { file: "people".into(), reasons };
+        FileTable::of(people, registry).map(Self::File).map_err(wrap)
+    }
+
     pub fn open(settings: &Settings, registry: &Registry) -> Result<Self, DirectoryError> {
         let wrap = |reasons| DirectoryError::Rows { file: settings.file.clone(), reasons };
         FileTable::open(&settings.file, registry).map(Self::File).map_err(wrap)

@@ -102,6 +102,8 @@ pub struct Explanation {
     pub actions: Vec<String>,
     /// Whether the request would be served.
     pub proceeds: bool,
+    /// `proceed REGION…`, `redirect REGION` or `refuse CODE`.
+    pub outcome: String,
 }
 
 /// Judges the request of a query as live traffic is judged.
@@ -129,7 +131,18 @@ pub async fn explain(snapshot: &Arc<JudgingSnapshot>, vitals: &Vitals, query: &Q
         route: decision.trail.route,
         actions: Vec::new(),
         proceeds: matches!(decision.verdict, Verdict::Proceed(_)),
+        outcome: outcome(&decision, policy),
     })
+}
+
+fn outcome(decision: &Decision, policy: &Policy) -> String {
+    match &decision.verdict {
+        Verdict::Proceed(itinerary) => {
+            itinerary.regions().fold("proceed".into(), |text, region| format!("{text} {}", policy.region_name(region)))
+        }
+        Verdict::Redirect(region) => format!("redirect {}", policy.region_name(*region)),
+        Verdict::Refuse(code) => format!("refuse {}", code.as_str()),
+    }
 }
 
 /// The request that a query describes.
@@ -254,6 +267,13 @@ fn facts(decision: &Decision, policy: &Policy, query: &Query) -> Value {
 }
 
 impl Explanation {
+    /// Whether the outcome is the expected one, which may be written as the first region alone, or as the code alone.
+    pub fn is_as_expected(&self, expected: &str) -> bool {
+        let expected = expected.trim();
+        let mut words = self.outcome.split(' ').skip(1);
+        self.outcome == expected || words.next() == Some(expected) || self.outcome.starts_with(&format!("{expected} "))
+    }
+
     /// The explanation as text.
     pub fn text(&self) -> String {
         let mut out = format!("{}\n\n  {:<10} {}\n", self.title, "client", self.client);

@@ -127,3 +127,33 @@ fn a_configuration_in_a_mounted_folder_that_is_swapped_is_followed() {
         eventually("the new version is used", || home_of_brazil(&world) == home);
     }
 }
+
+#[test]
+fn included_files_are_followed_also_new_ones() {
+    let world = World::prepare(&Plan::default());
+    let folder = world.folder.path().join("conf.d");
+    std::fs::create_dir(&folder).unwrap();
+    let route = |name: &str, path: &str, status: u16| {
+        format!("routes:\n  - {{ name: {name}, match: {{ path: {path} }}, data: public, home: [latency], respond: {status} }}\n")
+    };
+    // The included routes come last, so that the route for everything else is moved behind them.
+    let text = std::fs::read_to_string(&world.eu().config).unwrap();
+    let (main, rest) = text.rsplit_once("  - { name: rest").unwrap();
+    std::fs::write(&world.eu().config, format!("include: [\"conf.d/*.yaml\"]\n{main}")).unwrap();
+    std::fs::write(folder.join("99-rest.yaml"), format!("routes:\n  - {{ name: rest{rest}")).unwrap();
+    std::fs::write(folder.join("10-one.yaml"), route("one", "/one", 201)).unwrap();
+    let world = start_all(world);
+    let status = |path: &str| get(world.eu().http, path, &[]).status.as_u16();
+    assert_eq!((status("/one"), status("/two")), (201, 403));
+    std::fs::write(folder.join("10-one.yaml"), route("one", "/one", 202)).unwrap();
+    eventually("the changed file is used", || status("/one") == 202);
+    std::fs::write(folder.join("20-two.yaml"), route("two", "/two", 203)).unwrap();
+    eventually("the new file is used", || status("/two") == 203);
+    std::fs::write(folder.join("30-bad.yaml"), route("three", "/three", 204).replace("public", "publik")).unwrap();
+    eventually("the reload is refused", || world.eu().sum_of("domicile_reloads_total{result=\"refused\"}") >= 1.0);
+    assert_eq!((status("/two"), status("/three")), (203, 403));
+    let error = world.eu().reload().unwrap_err();
+    assert!(error.contains("30-bad.yaml:2:") && error.contains("did you mean `public`?"), "{error}");
+    std::fs::write(folder.join("30-bad.yaml"), route("three", "/three", 204)).unwrap();
+    eventually("the corrected file is used", || status("/three") == 204);
+}

@@ -5,6 +5,7 @@
 mod support;
 
 mod actions;
+mod cli;
 mod discovery;
 mod exits;
 mod failover;

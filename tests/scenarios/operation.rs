@@ -384,7 +384,9 @@ fn an_explanation_names_the_cause_and_is_about_exactly_this_method_and_path() {
 fn every_unusable_file_is_reported_at_once() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/every-option.yaml");
     let today = domicile::model::day::Day::parse("2026-06-01").unwrap();
-    let wrong = domicile::app::check_files(&file, Some("eu-west"), today).unwrap_err();
+    let mut registry = domicile::model::region::Registry::default();
+    let config = domicile::config::load(&file, Some("eu-west"), &mut registry, today).map_err(|_| "invalid").unwrap();
+    let wrong = domicile::app::check_files(&config, &registry).unwrap_err();
     let wrong: Vec<String> = wrong.iter().map(ToString::to_string).collect();
     for file in ["certs/eu-west.pem", "certs/site.pem", "config/jwks.json", "config/hint.key", "certs/apps-ca.pem"] {
         assert_eq!(wrong.iter().filter(|line| line.contains(file)).count(), 1, "{file}: {wrong:?}");

@@ -3,9 +3,9 @@
 use http::Uri;
 use http::header::{HeaderName, HeaderValue};
 
-use super::super::document::Key;
 use super::super::problem::suggestion;
 use super::super::reader::Field;
+use super::super::source::document::Key;
 use crate::decision::policy::route::{PathPattern, Pattern, Segment};
 use crate::http::compression::Coding;
 use crate::http::tunnel::{CONNECT, WEBSOCKET};

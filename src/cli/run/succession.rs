@@ -24,7 +24,7 @@ pub(super) fn predecessor_user_count() -> Option<usize> {
 /// Reports to the predecessor that this process serves.
 pub(super) fn report() {
     // If printing fails, the predecessor has already exited and needs no report.
-    let _ = super::say(&format!("{SERVING}\n"));
+    let _ = super::super::say(&format!("{SERVING}\n"));
 }
 
 /// Starts the binary that is now at this process's path, with the same arguments and sockets, and waits until it serves. After

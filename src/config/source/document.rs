@@ -4,7 +4,7 @@
 
 use serde_yaml::granit_parser::{Event, Parser, ScalarStyle, Span};
 
-use super::problem::{Position, Problems};
+use super::super::problem::{Position, Problems};
 
 /// Maximum number of values in a file, with aliases expanded. A file with 10,000 routes has about 150,000.
 const MAX_VALUES: usize = 2_000_000;
@@ -15,6 +15,8 @@ const MAX_DEPTH: usize = 32;
 #[derive(Clone, Debug)]
 pub struct Node {
     pub at: Position,
+    /// Whether it was written without quotes.
+    pub is_plain: bool,
     pub value: Value,
 }
 
@@ -43,34 +45,39 @@ impl Node {
         }
     }
 
+    /// The entries of a section; none of another value.
+    pub fn entries(&self) -> &[(Key, Node)] {
+        if let Value::Map(entries) = &self.value { entries } else { &[] }
+    }
+
     /// The value of a key, if this node is a section and has that key.
     pub fn get(&self, wanted: &str) -> Option<&Node> {
-        let Value::Map(entries) = &self.value else { return None };
-        entries.iter().find(|(key, _)| key.text == wanted).map(|(_, node)| node)
+        self.entries().iter().find(|(key, _)| key.text == wanted).map(|(_, node)| node)
     }
 }
 
-/// Parses a file with one YAML document. Reports invalid YAML and duplicate keys.
-pub fn parse(text: &str, problems: &Problems) -> Option<Node> {
-    let mut builder = Builder { problems, open: Vec::new(), anchors: Vec::new(), values: 0, root: None };
+/// Parses a file with one YAML document. `file` is its number in positions. Reports invalid YAML and duplicate keys.
+pub fn parse(text: &str, file: usize, problems: &Problems) -> Option<Node> {
+    let mut builder = Builder { file, problems, open: Vec::new(), anchors: Vec::new(), values: 0, root: None };
     for event in Parser::new_from_str(text) {
         match event {
             Ok((event, span)) => builder.take(event, span)?,
             Err(error) => {
                 let marker = error.marker();
-                let at = Position { line: marker.line(), column: marker.col() + 1 };
+                let at = Position { file, line: marker.line(), column: marker.col() + 1 };
                 problems.report(at, "", format!("this is not valid YAML: {}", error.info()));
                 return None;
             }
         }
     }
     if builder.root.is_none() {
-        problems.report_file("the file is empty; start from `config/minimal.yaml`");
+        problems.report_file(file, "the file is empty; start from `config/minimal.yaml`");
     }
     builder.root
 }
 
 struct Builder<'p> {
+    file: usize,
     problems: &'p Problems,
     open: Vec<Open>,
     anchors: Vec<(usize, Node)>,
@@ -89,15 +96,16 @@ struct Open {
 impl Builder<'_> {
     /// Processes one event. `None` means that parsing stops; the reason is already reported.
     fn take(&mut self, event: Event<'_>, span: Span) -> Option<()> {
-        let at = Position { line: span.start.line(), column: span.start.col() + 1 };
+        let at = Position { file: self.file, line: span.start.line(), column: span.start.col() + 1 };
         if let Some(tag) = event.tag() {
             return self.stop(at, &format!("`{}` is a YAML tag, which is not supported; write the value alone", tag.original()));
         }
         match event {
             Event::Scalar(text, style, anchor, _) => {
-                let is_null = style == ScalarStyle::Plain && matches!(&*text, "" | "~" | "null");
+                let is_plain = style == ScalarStyle::Plain;
+                let is_null = is_plain && matches!(&*text, "" | "~" | "null");
                 let value = if is_null { Value::Null } else { Value::Text(text.into_owned()) };
-                self.close(Node { at, value }, anchor)
+                self.close(Node { at, is_plain, value }, anchor)
             }
             Event::SequenceStart(_, anchor, _) => self.open(at, Value::List(Vec::new()), anchor),
             Event::MappingStart(_, anchor, _) => self.open(at, Value::Map(Vec::new()), anchor),
@@ -107,7 +115,7 @@ impl Builder<'_> {
             }
             Event::Alias(id) => match self.anchors.iter().rev().find(|(anchor, _)| *anchor == id) {
                 Some((_, node)) => {
-                    let node = Node { at, value: node.value.clone() };
+                    let node = Node { at, ..node.clone() };
                     self.values += count(&node);
                     self.close(node, 0)
                 }
@@ -127,7 +135,7 @@ impl Builder<'_> {
         if self.open.len() == MAX_DEPTH {
             return self.stop(at, &format!("more than {MAX_DEPTH} levels of nesting; use fewer"));
         }
-        self.open.push(Open { node: Node { at, value }, anchor, key: None });
+        self.open.push(Open { node: Node { at, is_plain: false, value }, anchor, key: None });
         Some(())
     }
 
@@ -186,7 +194,7 @@ mod tests {
 
     fn problems_of(text: &str) -> Vec<String> {
         let problems = Problems::of(Path::new("f"));
-        parse(text, &problems);
+        parse(text, 0, &problems);
         problems.into_list().iter().map(ToString::to_string).collect()
     }
 
@@ -218,7 +226,7 @@ mod tests {
     #[test]
     fn text_stays_text() {
         let problems = Problems::of(Path::new("f"));
-        let root = parse("a: NO\nb: 1.10\nc:\nd: 'null'\n", &problems).unwrap();
+        let root = parse("a: NO\nb: 1.10\nc:\nd: 'null'\n", 0, &problems).unwrap();
         assert!(matches!(&root.get("a").unwrap().value, Value::Text(text) if text == "NO"));
         assert!(matches!(&root.get("b").unwrap().value, Value::Text(text) if text == "1.10"));
         assert!(matches!(root.get("c").unwrap().value, Value::Null));

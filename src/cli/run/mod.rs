@@ -1,5 +1,7 @@
 //! `domicile run`: serves requests until a signal stops it.
 
+mod succession;
+
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -15,7 +17,7 @@ use crate::model::region::Registry;
 use crate::transport::listener::inherit;
 
 use super::log::start_log;
-use super::{Outcome, Source, succession};
+use super::{Outcome, Source};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -25,6 +27,9 @@ pub(super) struct Options {
 
 pub(super) fn run(options: Options) -> Outcome {
     let Source { config, region } = options.source;
+    if config == std::path::Path::new(config::STDIN) {
+        return Err("`run` reads its configuration again at every reload; name a file instead of `-`".into());
+    }
     let (log, access_log) = logs(&config, region.as_deref());
     let _log = start_log(log.json, "info");
     let opened = access_log.map(|settings| open_access_log(&settings)).transpose()?;

@@ -1,0 +1,108 @@
+//! The command line: what it prints, and its exit codes.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// The smallest configuration, with a route that `check` reads an environment variable for.
+const CONFIG: &str = r#"
+region: eu
+listen: 127.0.0.1:8080
+jurisdictions: { eu: { countries: [EEA] }, us: { countries: [US] } }
+regions:
+  eu: { jurisdiction: eu, at: [52.52, 13.40], upstreams: ["${APP:-http://127.0.0.1:3000}"], gateway: "https://127.0.0.1:1" }
+  us: { jurisdiction: us, at: [38.95, -77.45], upstreams: [http://127.0.0.1:3000], gateway: "https://127.0.0.1:2" }
+peer_tls: { certificate: a.pem, key: a.key, authority: ca.pem }
+audit: { directory: ledger }
+data: { public: { stays: anywhere }, restricted: { stays: home } }
+users: { key: [{ header: x-user-id }], directory: { file: users.csv } }
+routes:
+  - { name: account, match: { path: "/account/**" }, data: restricted, home: [directory, refuse] }
+  - { name: rest, match: {}, data: public, home: [{ region: eu }] }
+"#;
+
+fn run(folder: &Path, arguments: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_domicile"));
+    command.args(arguments).current_dir(folder).env_remove("DOMICILE_CONFIG").env_remove("APP");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("d.yaml"), CONFIG).unwrap();
+    folder
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn check_reads_standard_input_and_prints_mistakes_as_json() {
+    let folder = folder();
+    let valid = run(folder.path(), &["check", "--json", "--config", "-"], CONFIG);
+    let report: serde_json::Value = serde_json::from_slice(&valid.stdout).unwrap();
+    assert_eq!((valid.status.code(), &report["valid"], &report["file"]), (Some(0), &true.into(), &"standard input".into()));
+    let broken = CONFIG.replace("data: restricted,", "data: restrictd,").replace("${APP:-", "${file:");
+    let broken = run(folder.path(), &["check", "--json", "--config", "-"], &broken.replace("http://127.0.0.1:3000}", "app.url}"));
+    let report: serde_json::Value = serde_json::from_slice(&broken.stdout).unwrap();
+    assert_eq!((broken.status.code(), &report["valid"]), (Some(1), &false.into()));
+    assert_eq!((&report["mistakes"][0]["line"], &report["mistakes"][0]["column"]), (&6.into(), &59.into()), "{report}");
+    // Messages show the reference to a file instead of its content, which may be a secret.
+    std::fs::write(folder.path().join("app.url"), "ftp://s3cret\n").unwrap();
+    let secret =
+        run(folder.path(), &["check", "--config", "-"], &CONFIG.replace("${APP:-http://127.0.0.1:3000}", "${file:app.url}"));
+    let message = text(&secret.stderr);
+    assert!(message.contains("`${file:app.url}` is not a valid") && !message.contains("s3cret"), "{message}");
+    let run_on_input = run(folder.path(), &["run", "--config", "-"], CONFIG);
+    assert_eq!(run_on_input.status.code(), Some(1));
+    assert!(text(&run_on_input.stderr).contains("name a file instead of `-`"));
+}
+
+#[test]
+fn test_compares_decisions_with_the_expected_ones() {
+    let folder = folder();
+    let cases = r#"
+about: the policy of the tests
+people: { alice: { home: eu }, bob: { home: us } }
+cases:
+  - { it: "a traveller is served at home", at: us, ask: GET https://a.test/account/1, user: bob, expect: us }
+  - { it: "nobody else carries restricted data", at: us, ask: GET /account/1, user: alice, expect: refuse residency.carrier_not_cleared }
+  - { it: "a claimed key is not enough", ask: GET /account/1, user: alice, claimed: true, expect: residency.evidence_too_weak }
+  - { it: "a home that is down refuses", ask: GET /account/1, user: alice, down: [eu], expect: failover.home_down, says: "eu is down" }
+"#;
+    std::fs::write(folder.path().join("cases.yaml"), cases).unwrap();
+    let arguments = ["test", "--config", "d.yaml", "cases.yaml"];
+    let passed = run(folder.path(), &arguments, "");
+    assert_eq!(
+        (passed.status.code(), text(&passed.stdout).as_str()),
+        (Some(0), "4 cases, 0 wrong\n"),
+        "{}",
+        text(&passed.stderr)
+    );
+    std::fs::write(folder.path().join("cases.yaml"), cases.replace("expect: us }", "expect: eu }")).unwrap();
+    let failed = run(folder.path(), &arguments, "");
+    let report = text(&failed.stdout);
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(report.contains("expected: eu\n  found:    proceed us\n") && report.ends_with("4 cases, 1 wrong\n"), "{report}");
+    std::fs::write(folder.path().join("cases.yaml"), cases.replace("user: bob", "usr: bob")).unwrap();
+    let unread = run(folder.path(), &arguments, "");
+    assert!(text(&unread.stderr).contains("unknown field `usr`"), "{}", text(&unread.stderr));
+}
+
+#[test]
+fn explain_fails_if_the_decision_is_not_the_expected_one() {
+    let folder = folder();
+    std::fs::write(folder.path().join("users.csv"), "user,home\nalice,eu\n").unwrap();
+    let explain = |expected: &str| {
+        let arguments = ["explain", "--config", "d.yaml", "--user", "alice", "--expect", expected, "GET", "/account/1"];
+        run(folder.path(), &arguments, "")
+    };
+    assert_eq!(explain("eu").status.code(), Some(0));
+    assert_eq!(explain("proceed eu").status.code(), Some(0));
+    let wrong = explain("home.unresolved");
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(text(&wrong.stderr).contains("expected `home.unresolved`, found `proceed eu`"));
+}
