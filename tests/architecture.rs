@@ -92,7 +92,7 @@ const CALLERS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "Permitted::without_user_data(",
-        &["probes/prober.rs", "services/health.rs", "cli/control/mod.rs"],
+        &["probes/prober.rs", "services/health.rs", "cli/control/client.rs"],
         "only requests without user data need no stop",
     ),
 ];

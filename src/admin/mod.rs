@@ -1,10 +1,14 @@
-//! The HTTP server of the control plane: metrics, liveness, readiness and explanations.
+//! The HTTP server of the control plane: metrics, status, liveness, readiness, explanations, and commands of operators.
 //!
 //! Promises: responds while the data plane is busy, because it runs in the control thread; changes nothing itself, but sends
 //! each request as a [`Command`] to `app`. Never: listens on an address other than loopback unless configured.
 
+mod operation;
+
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,20 +18,27 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::transport::listener::Acceptor;
+use crate::transport::listener::unix::UnixAcceptor;
+
+pub use operation::Operation;
 
 /// Where the control plane listens.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     pub address: SocketAddr,
+    /// A Unix socket, which accepts all commands.
+    pub socket: Option<PathBuf>,
+    /// Whether `address` accepts all commands, and not only those that read.
+    pub accepts_commands: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { address: (Ipv4Addr::LOCALHOST, 9901).into() }
+        Self { address: (Ipv4Addr::LOCALHOST, 9901).into(), socket: None, accepts_commands: false }
     }
 }
 
@@ -40,6 +51,10 @@ pub enum Command {
     Ready { service: Option<String>, reply: oneshot::Sender<Result<(), String>> },
     /// Explains the request that a URL query describes, as text or JSON; the error says what is wrong with the query.
     Explain { query: String, reply: oneshot::Sender<Result<String, String>> },
+    /// Reports the state of the process as JSON.
+    Status(oneshot::Sender<String>),
+    /// Carries out an operator's command; the reply says what happened, the error why it did not.
+    Operate { operation: Operation, reply: oneshot::Sender<Result<String, String>> },
     /// Stops the control plane, because a successor now serves it.
     Retire,
     /// Reads all files again; the error says what was wrong.
@@ -62,24 +77,49 @@ const RELOAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// The field that a request for a command must have.
 pub const COMMAND: &str = "domicile-command";
 
-/// Serves the control plane until its task ends.
-pub async fn serve(acceptor: Acceptor, commands: mpsc::Sender<Command>) {
-    let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+/// Serves the control plane at its address until its task ends.
+pub async fn serve(acceptor: Acceptor, accepts_commands: bool, commands: mpsc::Sender<Command>) {
+    let slots = slots();
     loop {
         let stream = acceptor.accept().await.stream;
-        let Ok(slot) = std::sync::Arc::clone(&slots).try_acquire_owned() else { continue };
-        let commands = commands.clone();
-        tokio::task::spawn_local(async move {
-            serve_connection(stream, commands).await;
-            drop(slot);
-        });
+        spawn(stream, &slots, accepts_commands, &commands);
     }
 }
 
-async fn serve_connection(stream: TcpStream, commands: mpsc::Sender<Command>) {
+/// Serves the control plane at its Unix socket until its task ends. Only the user of the process can connect, so that it accepts all
+/// commands.
+pub async fn serve_socket(acceptor: UnixAcceptor, commands: mpsc::Sender<Command>) {
+    let slots = slots();
+    loop {
+        let stream = acceptor.accept().await;
+        spawn(stream, &slots, true, &commands);
+    }
+}
+
+fn slots() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(MAX_CONNECTIONS))
+}
+
+fn spawn<S>(stream: S, slots: &Arc<Semaphore>, accepts_commands: bool, commands: &mpsc::Sender<Command>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let Ok(slot) = Arc::clone(slots).try_acquire_owned() else { return };
+    let commands = commands.clone();
+    tokio::task::spawn_local(async move {
+        serve_connection(stream, accepts_commands, commands).await;
+        drop(slot);
+    });
+}
+
+async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    accepts_commands: bool,
+    commands: mpsc::Sender<Command>,
+) {
     let service = service_fn(move |request| {
         let commands = commands.clone();
-        async move { Ok::<_, Infallible>(respond(request, &commands).await) }
+        async move { Ok::<_, Infallible>(respond(request, accepts_commands, &commands).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -91,12 +131,15 @@ async fn serve_connection(stream: TcpStream, commands: mpsc::Sender<Command>) {
     }
 }
 
-async fn respond(request: Request<Incoming>, commands: &mpsc::Sender<Command>) -> Response<Full<Bytes>> {
-    if request.method() == Method::POST && request.uri().path() == "/reload" {
-        return reload(&request, commands).await;
+async fn respond(request: Request<Incoming>, accepts_commands: bool, commands: &mpsc::Sender<Command>) -> Response<Full<Bytes>> {
+    if request.method() == Method::POST {
+        return match request.uri().path() {
+            "/reload" => reload(&request, commands).await,
+            path => operate(&request, path, accepts_commands, commands).await,
+        };
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD, or POST for /reload\n");
+        return text(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD, or POST for commands\n");
     }
     match request.uri().path() {
         "/livez" => text(StatusCode::OK, "live\n"),
@@ -109,10 +152,14 @@ async fn respond(request: Request<Incoming>, commands: &mpsc::Sender<Command>) -
             Some(metrics) => with_type(text(StatusCode::OK, metrics), "text/plain; version=0.0.4; charset=utf-8"),
             None => overdue(),
         },
+        "/status" => match ask(commands, Command::Status).await {
+            Some(status) => with_type(text(StatusCode::OK, status), "application/json"),
+            None => overdue(),
+        },
         "/explain" => explain(request.uri().query().unwrap_or_default(), commands).await,
         _ => text(
             StatusCode::NOT_FOUND,
-            "not found; use /metrics, /livez, /readyz or /explain?method=GET&url=URL&ip=ADDRESS&user=KEY\n",
+            "not found; use /metrics, /status, /livez, /readyz, /explain?method=GET&url=URL&ip=ADDRESS&user=KEY, or POST /reload\n",
         ),
     }
 }
@@ -125,11 +172,40 @@ fn service_of(query: Option<&str>) -> Option<String> {
 /// Reads all files again. A page in a browser on this machine can send a POST, but not this field.
 async fn reload(request: &Request<Incoming>, commands: &mpsc::Sender<Command>) -> Response<Full<Bytes>> {
     if !request.headers().contains_key(COMMAND) {
-        return text(StatusCode::FORBIDDEN, format!("send the header field `{COMMAND}: reload`, or use `domicile reload`\n"));
+        return unconfirmed();
     }
     let accepts_loss = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "accept_loss=true"));
     match ask_within(RELOAD_TIMEOUT, commands, |reply| Command::Reload { accepts_loss, reply }).await {
         Some(Ok(())) => text(StatusCode::OK, "reloaded\n"),
+        Some(Err(problem)) => text(StatusCode::CONFLICT, format!("{problem}\n")),
+        None => overdue(),
+    }
+}
+
+fn unconfirmed() -> Response<Full<Bytes>> {
+    text(StatusCode::FORBIDDEN, format!("send the header field `{COMMAND}: confirm`, or use the command line\n"))
+}
+
+/// Carries out an operator's command.
+async fn operate(
+    request: &Request<Incoming>,
+    path: &str,
+    accepts_commands: bool,
+    commands: &mpsc::Sender<Command>,
+) -> Response<Full<Bytes>> {
+    if !accepts_commands {
+        let message = "this address accepts no commands; use the socket (`admin.socket`), or set `admin.commands: true`\n";
+        return text(StatusCode::FORBIDDEN, message);
+    }
+    if !request.headers().contains_key(COMMAND) {
+        return unconfirmed();
+    }
+    let operation = match Operation::parse(path, request.uri().query().unwrap_or_default()) {
+        Ok(operation) => operation,
+        Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    };
+    match ask(commands, |reply| Command::Operate { operation, reply }).await {
+        Some(Ok(done)) => text(StatusCode::OK, format!("{done}\n")),
         Some(Err(problem)) => text(StatusCode::CONFLICT, format!("{problem}\n")),
         None => overdue(),
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::LocalRuntime;
@@ -16,18 +16,20 @@ use crate::decision::policy::Policy;
 use crate::engine::explain;
 use crate::metrics::Metrics;
 use crate::model::region::Registry;
-use crate::model::vitals::Vitals;
+use crate::model::vitals::{PolicyHash, Vitals};
 use crate::probes::{self, ProbeTarget, ProbeTargets};
 use crate::proxy::admission::overload::Pressure;
 use crate::proxy::request::region_report;
 use crate::proxy::worker::Shared;
 use crate::proxy::{Phase, Snapshot};
 use crate::services;
+use crate::transport::listener::unix::UnixAcceptor;
 use crate::transport::listener::{self, Acceptor, BoundPort};
 
 use super::build::{self, Built, ListenerConfigs, Sources};
 use super::handover::SocketHandover;
-use super::status::{self, Policies};
+use super::operate::{LogLevel, operate};
+use super::status::{self, Loaded, Policies};
 use super::worker::{WorkerCommand, WorkerHandle};
 use super::{FLUSH_TIMEOUT, StartError, files, resources, watch};
 
@@ -49,6 +51,9 @@ pub struct Control {
     pub deferred_accepts_loss: bool,
     pub handover: SocketHandover,
     pub policies: Policies,
+    pub log: LogLevel,
+    pub started: Instant,
+    pub loaded: Loaded,
     /// The stamps of the files that the last reload read.
     pub read: Vec<files::Stamp>,
 }
@@ -92,7 +97,17 @@ impl Control {
             Ok(acceptor) => acceptor,
             Err(error) => return drop(started.send(Err(error))),
         };
-        let admin_plane = tokio::task::spawn_local(admin::serve(acceptor, sender.clone()));
+        let admin = self.built.settings.admin.clone();
+        let admin_plane = tokio::task::spawn_local(admin::serve(acceptor, admin.accepts_commands, sender.clone()));
+        let socket = match admin.socket.as_deref().map(UnixAcceptor::bind).transpose() {
+            Ok(socket) => socket.map(|socket| tokio::task::spawn_local(admin::serve_socket(socket, sender.clone()))),
+            Err(error) => {
+                let path = admin.socket.unwrap_or_default();
+                let reason =
+                    format!("cannot open `admin.socket` `{}`: {error}; create its folder, or correct the path", path.display());
+                return drop(started.send(Err(std::io::Error::other(reason))));
+            }
+        };
         let (targets, targeted) = channel::channel(targets(&self.built));
         let hooks = status::hooks(&self.shared, &self.metrics, &self.policies);
         tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals), hooks));
@@ -114,7 +129,10 @@ impl Control {
             };
             match command {
                 None => return,
-                Some(Command::Retire) => admin_plane.abort(),
+                Some(Command::Retire) => {
+                    admin_plane.abort();
+                    socket.iter().for_each(tokio::task::JoinHandle::abort);
+                }
                 Some(Command::Reload { accepts_loss, reply }) => {
                     let services_before = Arc::clone(&self.built.snapshot.services);
                     let snapshot_before = Arc::clone(&self.built.snapshot);
@@ -162,6 +180,11 @@ impl Control {
         match command {
             Command::Metrics(reply) => drop(reply.send(self.scrape().await)),
             Command::Ready { service, reply } => drop(reply.send(self.readiness(service.as_deref()))),
+            Command::Status(reply) => drop(reply.send(self.status())),
+            Command::Operate { operation, reply } => {
+                let done = operate(&operation, &self.shared, &self.built.snapshot, &self.log).await;
+                drop(reply.send(done));
+            }
             Command::Explain { query, reply } => drop(reply.send(self.explain(&query).await)),
             Command::Reload { .. } | Command::Retire => unreachable!("`run` handles the commands that change the state"),
         }
@@ -172,7 +195,17 @@ impl Control {
     async fn reload(&mut self, commands: &mut mpsc::Receiver<Command>, accepts_loss: bool) -> Result<(), String> {
         let metrics = Arc::clone(&self.metrics);
         let count = |result| metrics.reloads.with_label_values(&[result]).inc();
-        match self.try_reload(commands, accepts_loss).await {
+        let before = self.built.snapshot.policy().hash;
+        let outcome = self.try_reload(commands, accepts_loss).await;
+        let problem = match &outcome {
+            Ok(kept) => (!kept.is_empty()).then(|| kept.join("\n")),
+            Err(error) => Some(error.to_string()),
+        };
+        self.loaded = Loaded { at: SystemTime::now(), problem };
+        if outcome.is_ok() {
+            self.record_reload(before).await;
+        }
+        match outcome {
             Ok(kept) if kept.is_empty() => {
                 count("applied");
                 note_loaded(&self.metrics);
@@ -191,6 +224,16 @@ impl Control {
                 tracing::error!("keeping the previous configuration");
                 Err(error.to_string())
             }
+        }
+    }
+
+    /// Writes a reload and the policies before and after it to the ledger.
+    async fn record_reload(&self, before: PolicyHash) {
+        let Some(ledger) = &self.shared.ledger else { return };
+        let after = self.built.snapshot.policy().hash;
+        let detail = if before == after { format!("policy {after}") } else { format!("policy {before} to {after}") };
+        if let Err(error) = ledger.record_action("reload", &detail).await {
+            tracing::error!(%error, "the reload is not in the ledger");
         }
     }
 
@@ -338,6 +381,18 @@ impl Control {
         let snapshot = &self.built.snapshot;
         let explanation = build::explain(&snapshot.judging, &snapshot.actions, &vitals, &query).await?;
         Ok(if query.json { explanation.json() } else { explanation.text() })
+    }
+
+    /// The state of the process as JSON.
+    fn status(&self) -> String {
+        let vitals = self.shared.vitals.load();
+        let process = status::Process {
+            shared: &self.shared,
+            started: self.started,
+            readiness: self.readiness(None),
+            loaded: &self.loaded,
+        };
+        status::report(&self.state(&vitals), &process)
     }
 
     /// What the gauges show.

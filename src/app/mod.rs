@@ -7,6 +7,7 @@ mod build;
 mod control;
 mod files;
 mod handover;
+mod operate;
 mod resources;
 mod status;
 mod watch;
@@ -18,7 +19,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch as channel};
@@ -38,7 +39,7 @@ use crate::proxy::Phase;
 use crate::proxy::admission::overload::Overload;
 use crate::proxy::admission::rate_limit::RateLimits;
 use crate::proxy::admission::{Connections, Gauge};
-use crate::proxy::worker::Shared;
+use crate::proxy::worker::{DrainedRegions, Shared};
 use crate::services::ServiceError;
 use crate::session::SealError;
 use crate::tokens::KeysError;
@@ -49,9 +50,11 @@ use crate::transport::tls::TlsError;
 use build::{Built, Sources};
 use files::Unsettled;
 use handover::SocketHandover;
-use status::Policies;
+use operate::LogLevel;
+use status::{Loaded, Policies};
 
 pub use build::{Offline, check_files, explain, offline};
+pub use operate::LogFilter;
 
 /// The parameters of a start.
 #[derive(Default)]
@@ -67,6 +70,8 @@ pub struct Launch {
     pub predecessor_user_count: Option<usize>,
     /// The output of the access log; `None` to write none.
     pub access_log: Option<AccessLog>,
+    /// Changes the level of the log; `None` without a log.
+    pub log_filter: Option<LogFilter>,
 }
 
 /// The reason that a start or a reload failed.
@@ -184,6 +189,9 @@ impl App {
             deferred_accepts_loss: false,
             handover: SocketHandover::clone(&handover),
             policies: Policies::default(),
+            log: LogLevel::of(launch.log_filter),
+            started: Instant::now(),
+            loaded: Loaded { at: SystemTime::now(), problem: None },
             read: Vec::new(),
         };
         let control = control::spawn(control, ports, admin, (commands.clone(), received), stopped)?;
@@ -304,6 +312,7 @@ fn shared(
         pseudonyms,
         worker_count,
         phase,
+        drained: DrainedRegions::default(),
         connections: Connections::default(),
         requests: Arc::default(),
         compressions: Arc::default(),

@@ -133,6 +133,11 @@ impl Ledger {
         self.write(movement.line(), 1).await
     }
 
+    /// Writes a command of an operator and returns when its line is on disk.
+    pub async fn record_action(&self, what: &str, detail: &str) -> Result<(), LedgerError> {
+        self.write(record::action_line(what, detail), 1).await
+    }
+
     /// Writes whole lines and returns when they are on disk.
     async fn write(&self, text: String, lines: usize) -> Result<(), LedgerError> {
         let (written, outcome) = oneshot::channel();

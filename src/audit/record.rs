@@ -67,6 +67,12 @@ impl Movement<'_> {
     }
 }
 
+/// A line about a command of an operator.
+pub(super) fn action_line(what: &str, detail: &str) -> String {
+    let line = json!({ "time": now(), "kind": "action", "what": what, "detail": detail });
+    format!("{line}\n")
+}
+
 /// The fields of a movement, in the order of the line.
 #[derive(Serialize)]
 struct MovementLine<'a> {

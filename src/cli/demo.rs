@@ -22,7 +22,7 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Outcome {
-    let _log = start_log(false, if options.tour { "off" } else { "warn" });
+    let (_log, _) = start_log(false, if options.tour { "off" } else { "warn" });
     let (access_log, _lines) = AccessLog::start(std::io::stderr(), Format::Text).map_err(|error| error.to_string())?;
     let world = World::start(&options.geoip, "", Some(access_log).filter(|_| !options.tour))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;

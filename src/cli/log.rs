@@ -1,20 +1,43 @@
 //! The log on standard error.
 
+use std::sync::Arc;
+
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::reload::Handle;
+
+use crate::app::LogFilter;
 
 /// Starts the log on standard error. A separate thread writes the lines, so that a slow terminal does not slow requests down. If
-/// its queue is full, lines are dropped.
-pub(super) fn start_log(json: bool, default_filter: &str) -> WorkerGuard {
+/// its queue is full, lines are dropped. Returns what changes its level.
+pub(super) fn start_log(json: bool, default_filter: &'static str) -> (WorkerGuard, LogFilter) {
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
-    let filter = EnvFilter::try_from_env("DOMICILE_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(BoxMakeWriter::new(writer));
-    if json {
-        subscriber.json().flatten_event(true).init();
+    let usual = move || EnvFilter::try_from_env("DOMICILE_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(usual()).with_writer(BoxMakeWriter::new(writer));
+    let filter = if json {
+        let subscriber = subscriber.json().flatten_event(true).with_filter_reloading();
+        let handle = subscriber.reload_handle();
+        subscriber.init();
+        changer(handle, usual)
     } else {
         let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        subscriber.with_ansi(is_terminal).init();
-    }
-    guard
+        let subscriber = subscriber.with_ansi(is_terminal).with_filter_reloading();
+        let handle = subscriber.reload_handle();
+        subscriber.init();
+        changer(handle, usual)
+    };
+    (guard, filter)
+}
+
+fn changer<S: 'static>(handle: Handle<EnvFilter, S>, usual: impl Fn() -> EnvFilter + Send + Sync + 'static) -> LogFilter {
+    Arc::new(move |text| {
+        let filter = match text {
+            Some(text) => EnvFilter::try_new(text).map_err(|error| {
+                format!("`{text}` is not a valid level or filter: {error}; write one such as `debug` or `domicile::proxy=debug`")
+            })?,
+            None => usual(),
+        };
+        handle.reload(filter).map_err(|error| error.to_string())
+    })
 }

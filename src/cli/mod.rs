@@ -35,8 +35,16 @@ enum Verb {
     Explain(explain::Options),
     /// Judge the requests of a file of test cases, and compare the decisions with the expected ones.
     Test(test::Options),
+    /// Show the state of the running process.
+    Status(control::StatusOptions),
     /// Reload the configuration and all files of the running process.
-    Reload(control::Options),
+    Reload(control::ReloadOptions),
+    /// Drain an upstream of the running process, or change its weight.
+    Upstream(control::UpstreamOptions),
+    /// Drain a region.
+    Region(control::RegionOptions),
+    /// Change the level of the running process's log for a time.
+    Log(control::LogOptions),
     /// Run a demo: three regions in one process.
     Demo(demo::Options),
     /// Create test certificates for several regions; not for production.
@@ -61,7 +69,11 @@ pub fn main() -> ExitCode {
         Verb::Check(options) => check::run(&options),
         Verb::Explain(options) => explain::run(options),
         Verb::Test(options) => test::run(&options),
-        Verb::Reload(options) => control::run(&options),
+        Verb::Status(options) => control::status(&options),
+        Verb::Reload(options) => control::reload(&options),
+        Verb::Upstream(options) => control::upstream(&options),
+        Verb::Region(options) => control::region(&options),
+        Verb::Log(options) => control::log(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Certificates(options) => certificates::run(&options),
     };

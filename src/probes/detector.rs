@@ -113,11 +113,13 @@ impl Detector {
         self.reorder();
     }
 
-    /// The snapshot to publish.
-    pub fn vitals(&self) -> Vitals {
+    /// The snapshot to publish. `drains` says whether an operator drains a region, which then takes no new requests.
+    pub fn vitals(&self, drains: impl Fn(RegionId) -> bool) -> Vitals {
         let mut vitals = Vitals::unmeasured(self.order.clone());
         for (region, seen) in &self.seen {
-            vitals.set(*region, seen.vitals);
+            let is_drained = seen.vitals.health.takes_requests() && drains(*region);
+            let health = if is_drained { Health::Draining } else { seen.vitals.health };
+            vitals.set(*region, RegionVitals { health, ..seen.vitals });
             seen.down.iter().for_each(|service| vitals.set_down(*service, *region));
         }
         vitals
@@ -231,7 +233,7 @@ mod tests {
         detector.observe(region(1), without(&[]));
         let both = [region(0), region(1)].into_iter().collect();
         let taking = |detector: &Detector, service| {
-            let vitals = detector.vitals();
+            let vitals = detector.vitals(|_| false);
             vitals.taking_requests(both, Some(service)).iter().map(|region| region.index()).collect::<Vec<_>>()
         };
         assert_eq!((taking(&detector, api), taking(&detector, app)), (vec![1], vec![0, 1]));
@@ -246,7 +248,7 @@ mod tests {
         for observation in observations {
             detector.observe(region(0), observation.clone());
         }
-        detector.vitals().region(region(0)).health
+        detector.vitals(|_| false).region(region(0)).health
     }
 
     #[test]
@@ -300,7 +302,7 @@ mod tests {
             detector.observe(region(0), answered(*first));
             detector.observe(region(1), answered(*second));
             detector.end_round();
-            order = detector.vitals().nearest_first().iter().map(|region| region.index()).collect();
+            order = detector.vitals(|_| false).nearest_first().iter().map(|region| region.index()).collect();
         }
         order
     }

@@ -55,6 +55,8 @@ type Learn = dyn Fn(&[RateCount]);
 pub struct Hooks {
     /// The counters of global rate limits, which the probes carry in both directions.
     pub counters: Counters,
+    /// Whether an operator drains a region.
+    pub drains: Box<dyn Fn(RegionId) -> bool>,
     /// Called for each change.
     pub note: Box<dyn Fn(Change)>,
 }
@@ -91,14 +93,14 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
                     }
                     let changes = detector.observe(region, observation);
                     if !changes.is_empty() {
-                        publish.store(Arc::new(detector.vitals()));
+                        publish.store(Arc::new(detector.vitals(&hooks.drains)));
                     }
                     changes.into_iter().for_each(&hooks.note);
                 }
             }
         }
         detector.end_round();
-        publish.store(Arc::new(detector.vitals()));
+        publish.store(Arc::new(detector.vitals(&hooks.drains)));
     }
 }
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -16,6 +17,7 @@ use crate::http::io::Deadlines;
 use crate::http::pool::{PeerPool, UpstreamPool};
 use crate::http::window::{Buffers, WorkerBuffers};
 use crate::metrics::WorkerMetrics;
+use crate::model::region::RegionId;
 use crate::model::vitals::Vitals;
 use crate::passwords::Checks;
 use crate::services::Load;
@@ -36,6 +38,8 @@ pub struct Shared {
     pub pseudonyms: Pseudonyms,
     pub worker_count: usize,
     pub phase: watch::Receiver<Phase>,
+    /// The regions that an operator of this process drains.
+    pub drained: DrainedRegions,
     pub connections: Connections,
     /// Requests whose response or tunnel has not ended.
     pub requests: Arc<Gauge>,
@@ -52,6 +56,25 @@ pub struct Shared {
     pub peer_connections: Arc<Gauge>,
     /// Connections to a listener for peers that have not proven a region yet.
     pub unproven: Connections,
+}
+
+/// A set of regions that one thread changes and all threads read.
+#[derive(Default)]
+pub struct DrainedRegions(AtomicU64);
+
+impl DrainedRegions {
+    pub fn set(&self, region: RegionId, drains: bool) {
+        let bit = 1 << region.index();
+        if drains {
+            self.0.fetch_or(bit, Ordering::Relaxed)
+        } else {
+            self.0.fetch_and(!bit, Ordering::Relaxed)
+        };
+    }
+
+    pub fn contains(&self, region: RegionId) -> bool {
+        self.0.load(Ordering::Relaxed) & (1 << region.index()) != 0
+    }
 }
 
 impl Shared {
@@ -200,6 +223,11 @@ impl Worker {
     /// Whether the region drains. Probes report it, so that peers send their requests to other regions.
     pub fn is_draining(&self) -> bool {
         *self.shared.phase.borrow() == Phase::Draining
+    }
+
+    /// Whether probes report that the region drains: it stops, or an operator drains it.
+    pub fn reports_drain(&self) -> bool {
+        self.is_draining() || self.shared.drained.contains(self.moment.borrow().policy().local)
     }
 
     /// The buffer budget of a new connection of a client.

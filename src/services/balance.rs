@@ -70,7 +70,7 @@ impl Load {
     pub fn select(&self, service: &Service, tried: &[Arc<Upstream>], preference: Preference) -> Selection {
         let now = Instant::now();
         let is_new = |upstream: &&Arc<Upstream>| !tried.iter().any(|other| Arc::ptr_eq(other, upstream));
-        let is_usable = |upstream: &&Arc<Upstream>| upstream.is_up() && is_new(upstream);
+        let is_usable = |upstream: &&Arc<Upstream>| upstream.takes_requests() && is_new(upstream);
         let is_preferred = |upstream: &&Arc<Upstream>| is_usable(upstream) && !upstream.is_ejected(now);
         match preference {
             Preference::None => {}
@@ -83,7 +83,9 @@ impl Load {
             Preference::Upstream(fingerprint) => {
                 let all = service.all();
                 let has_room = |upstream: &&Arc<Upstream>| self.cell(upstream).get() < service.settings.circuit.requests;
-                let found = all.iter().find(|upstream| upstream.fingerprint == fingerprint && is_preferred(upstream));
+                // A session stays at an upstream that drains.
+                let is_there = |upstream: &&Arc<Upstream>| upstream.is_up() && is_new(upstream) && !upstream.is_ejected(now);
+                let found = all.iter().find(|upstream| upstream.fingerprint == fingerprint && is_there(upstream));
                 // Waiting for one app server would hold up the queue of the service, in which others wait for any.
                 if let Some(upstream) = found.filter(has_room) {
                     return self.take(service, upstream);

@@ -87,6 +87,11 @@ impl Roster {
         true
     }
 
+    /// Makes the list again, after an operator has changed a weight.
+    pub fn reweigh(&self) {
+        self.rebuild(&self.members.load_full());
+    }
+
     /// Makes the list of app servers. Those that `before` contains keep their state; an address that two entries lead to is taken once.
     fn rebuild(&self, before: &Members) {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);

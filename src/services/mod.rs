@@ -194,6 +194,15 @@ impl Services {
     }
 }
 
+/// A change of an upstream by an operator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UpstreamChange {
+    /// Starts or ends a drain.
+    Drain(bool),
+    /// Sets the weight; 0 for the configured one.
+    Weight(u32),
+}
+
 /// A set of app servers that are interchangeable.
 pub struct Service {
     pub id: ServiceId,
@@ -223,6 +232,27 @@ impl Service {
         Ok(Self { id, settings, sticky, roster })
     }
 
+    /// Changes an upstream at an operator's command, until the next command or the end of the process. The error says which upstreams there are.
+    pub fn operate(&self, authority: &str, change: UpstreamChange) -> Result<(), String> {
+        let all = self.all().to_vec();
+        let Some(upstream) = all.iter().find(|upstream| upstream.authority() == authority) else {
+            let known: Vec<_> = all.iter().map(|upstream| upstream.authority()).collect();
+            return Err(format!(
+                "the service `{}` has no upstream `{authority}`; it has {}",
+                self.settings.name,
+                known.join(", ")
+            ));
+        };
+        match change {
+            UpstreamChange::Drain(drains) => upstream.state.draining.store(drains, Ordering::Relaxed),
+            UpstreamChange::Weight(weight) => {
+                upstream.state.weight.store(weight, Ordering::Relaxed);
+                self.roster.reweigh();
+            }
+        }
+        Ok(())
+    }
+
     /// The app servers of the service at this moment.
     pub fn all(&self) -> Guard<Arc<Members>> {
         self.roster.members()
@@ -250,7 +280,7 @@ impl Service {
     }
 
     pub fn any_up(&self) -> bool {
-        self.all().iter().any(|upstream| upstream.is_up())
+        self.all().iter().any(|upstream| upstream.takes_requests())
     }
 
     /// Whether the upstream with this fingerprint is up and not ejected.

@@ -1,7 +1,7 @@
 //! One app server: how it is reached, and its state, which survives reloads.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -52,6 +52,10 @@ pub struct Upstream {
 /// The state of an app server, which survives reloads of the configuration.
 pub(super) struct State {
     pub up: AtomicBool,
+    /// An operator drains it: it gets only requests of sessions that stick to it.
+    pub draining: AtomicBool,
+    /// The weight that an operator has set; 0 for the configured one.
+    pub weight: AtomicU32,
     /// Smoothed response time of the health checks in microseconds; 0 before the first.
     pub answer_micros: AtomicU64,
     pub history: FailureHistory,
@@ -64,6 +68,8 @@ impl Default for State {
     fn default() -> Self {
         Self {
             up: AtomicBool::new(true),
+            draining: AtomicBool::new(false),
+            weight: AtomicU32::new(0),
             answer_micros: AtomicU64::new(0),
             history: FailureHistory::default(),
             opened: Arc::default(),
@@ -111,13 +117,25 @@ impl Upstream {
 
     fn of(settings: &UpstreamSettings, server: Server, state: Arc<State>, weight: u32) -> Self {
         let (base, proxy_protocol) = (settings.base.clone(), settings.proxy_protocol);
-        let weight = settings.weight * weight;
+        let weight = match state.weight.load(Ordering::Relaxed) {
+            0 => settings.weight * weight,
+            set => set,
+        };
         let fingerprint = fingerprint(&server.authority, &base);
         Self { server, label: "".into(), host: "".into(), weight, base, proxy_protocol, fingerprint, is_discovered: false, state }
     }
 
     pub fn is_up(&self) -> bool {
         self.state.up.load(Ordering::Relaxed)
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.state.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether the upstream takes requests of new sessions.
+    pub fn takes_requests(&self) -> bool {
+        self.is_up() && !self.is_draining()
     }
 
     pub fn authority(&self) -> &str {

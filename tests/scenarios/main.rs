@@ -6,6 +6,7 @@ mod support;
 
 mod actions;
 mod cli;
+mod control;
 mod discovery;
 mod exits;
 mod failover;

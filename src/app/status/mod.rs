@@ -2,8 +2,10 @@
 
 mod expiry;
 mod gauges;
+mod report;
 mod reports;
 
 pub use expiry::{Expiring, of as expiring};
 pub use gauges::{State, set as set_gauges};
+pub use report::{Loaded, Process, report};
 pub use reports::{Policies, hooks};

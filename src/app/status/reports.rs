@@ -22,6 +22,11 @@ impl Policies {
         all
     }
 
+    /// The policy of a region.
+    pub fn of(&self, region: RegionId) -> Option<(PolicyHash, SystemTime)> {
+        self.lock().get(&region).copied()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RegionId, (PolicyHash, SystemTime)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -30,6 +35,7 @@ impl Policies {
 /// What the prober reports to.
 pub fn hooks(shared: &Arc<Shared>, metrics: &Arc<Metrics>, policies: &Policies) -> Hooks {
     let (counters, policies) = (counters(shared, metrics), policies.clone());
+    let shared_of = shared;
     let (shared, metrics) = (Arc::clone(shared), Arc::clone(metrics));
     let note = move |Change { region, what }| {
         let snapshot = shared.snapshot.load();
@@ -41,7 +47,8 @@ pub fn hooks(shared: &Arc<Shared>, metrics: &Arc<Metrics>, policies: &Policies) 
             }
         }
     };
-    Hooks { counters, note: Box::new(note) }
+    let drained = Arc::clone(shared_of);
+    Hooks { counters, drains: Box::new(move |region| drained.drained.contains(region)), note: Box::new(note) }
 }
 
 /// Logs and counts a change of a region's state.

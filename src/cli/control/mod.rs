@@ -1,29 +1,21 @@
-//! `domicile reload`: reloads the configuration and all files of the running process.
+//! The subcommands that control the running process: `status`, `reload`, `upstream`, `region` and `log`.
+
+mod client;
+mod status;
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-use clap::Args;
-use http::Request;
-use http_body_util::BodyExt;
-
-use crate::admin::COMMAND;
-use crate::config;
-use crate::decision::permit::Permitted;
-use crate::http::body::Body;
-use crate::http::pool::{SendOptions, UpstreamPool};
-use crate::model::day::Day;
-use crate::model::region::Registry;
-use crate::transport::dial::{HttpVersion, Server};
+use clap::{Args, Subcommand};
+use http::Method;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{Outcome, Source, say};
+use client::Client;
 
-/// Maximum time of a reload; a user table of millions of rows takes seconds to load.
-const TIMEOUT: Duration = Duration::from_secs(150);
+pub(super) use status::{StatusOptions, run as status};
 
 #[derive(Args)]
-pub(super) struct Options {
+pub(super) struct ReloadOptions {
     #[command(flatten)]
     source: Source,
     /// Accept a user table that has lost more users than `users.directory.max_loss` allows.
@@ -31,35 +23,123 @@ pub(super) struct Options {
     accept_loss: bool,
 }
 
-pub(super) fn run(options: &Options) -> Outcome {
-    let Source { config: file, region } = &options.source;
-    let today = Day::of(SystemTime::now());
-    let config = config::load(file, region.as_deref(), &mut Registry::default(), today)
-        .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
-    let address = config.settings.admin.address;
+pub(super) fn reload(options: &ReloadOptions) -> Outcome {
     let target = if options.accept_loss { "/reload?accept_loss=true" } else { "/reload" };
-    let request = Request::post(target).header("host", address.to_string()).header(COMMAND, "reload").body(Body::empty());
-    let request = request.map_err(|error| error.to_string())?;
-    let server = Server {
-        authority: address.to_string().into(),
-        tls: None,
-        http_version: HttpVersion::Http1,
-        addresses: None,
-        opened: Arc::default(),
-    };
-    let runtime = tokio::runtime::LocalRuntime::new().map_err(|error| error.to_string())?;
-    let (status, answer) = runtime.block_on(async {
-        let permitted = Permitted::without_user_data(config.policy.local, Box::new(request));
-        let sent = UpstreamPool::of(config.policy.local).send(&server, permitted, &SendOptions::within(TIMEOUT)).await;
-        let failed = "cannot reach the control plane; check that Domicile runs and that `admin.address` is correct";
-        let (response, _) = sent.map_err(|error| format!("{failed} ({})", error.cause))?;
-        let (head, body) = response.into_parts();
-        let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
-        Ok::<_, String>((head.status, String::from_utf8_lossy(&body).into_owned()))
-    })?;
-    if !status.is_success() {
-        return Err(answer.trim_end().to_owned());
+    finish(&Client::of(&options.source)?.send(Method::POST, target)?)
+}
+
+#[derive(Args)]
+pub(super) struct UpstreamOptions {
+    #[command(flatten)]
+    source: Source,
+    #[command(subcommand)]
+    command: UpstreamCommand,
+}
+
+#[derive(Subcommand)]
+enum UpstreamCommand {
+    /// Send no new requests to an upstream, except those of sessions that stick to it.
+    Drain { upstream: UpstreamName },
+    /// End the drain of an upstream.
+    Undrain { upstream: UpstreamName },
+    /// Change the weight of an upstream until the process ends.
+    Weight {
+        upstream: UpstreamName,
+        /// 1 to 1000, or `configured`.
+        weight: String,
+    },
+}
+
+/// An upstream as `SERVICE/UPSTREAM`, for example `app/10.0.0.1:3000`.
+#[derive(Clone)]
+struct UpstreamName {
+    service: String,
+    upstream: String,
+}
+
+impl std::str::FromStr for UpstreamName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || {
+            format!(
+                "`{text}` is not an upstream; write SERVICE/UPSTREAM, such as `app/10.0.0.1:3000` (`domicile status` lists them)"
+            )
+        };
+        let (service, upstream) = text.split_once('/').ok_or_else(wrong)?;
+        Ok(Self { service: service.into(), upstream: upstream.into() })
     }
-    say(&answer)?;
+}
+
+pub(super) fn upstream(options: &UpstreamOptions) -> Outcome {
+    let target = match &options.command {
+        UpstreamCommand::Drain { upstream } => of_upstream("drain", upstream),
+        UpstreamCommand::Undrain { upstream } => of_upstream("undrain", upstream),
+        UpstreamCommand::Weight { upstream, weight } => {
+            format!("{}&weight={}", of_upstream("weight", upstream), encoded(weight))
+        }
+    };
+    finish(&Client::with_commands(&options.source)?.send(Method::POST, &target)?)
+}
+
+fn of_upstream(action: &str, UpstreamName { service, upstream }: &UpstreamName) -> String {
+    format!("/upstreams/{action}?service={}&upstream={}", encoded(service), encoded(upstream))
+}
+
+#[derive(Args)]
+pub(super) struct RegionOptions {
+    #[command(flatten)]
+    source: Source,
+    #[command(subcommand)]
+    command: RegionCommand,
+}
+
+#[derive(Subcommand)]
+enum RegionCommand {
+    /// Send no new requests to a region. For the local region, the other regions learn it from their probes.
+    Drain { name: String },
+    /// End the drain of a region.
+    Undrain { name: String },
+}
+
+pub(super) fn region(options: &RegionOptions) -> Outcome {
+    let target = match &options.command {
+        RegionCommand::Drain { name } => format!("/regions/drain?region={}", encoded(name)),
+        RegionCommand::Undrain { name } => format!("/regions/undrain?region={}", encoded(name)),
+    };
+    finish(&Client::with_commands(&options.source)?.send(Method::POST, &target)?)
+}
+
+#[derive(Args)]
+pub(super) struct LogOptions {
+    #[command(flatten)]
+    source: Source,
+    #[command(subcommand)]
+    command: LogCommand,
+}
+
+#[derive(Subcommand)]
+enum LogCommand {
+    /// Set the level or the filter (the syntax of `DOMICILE_LOG`) for a time.
+    Level {
+        filter: String,
+        /// How long, for example `10m`; at most a day.
+        #[arg(long = "for", value_name = "DURATION", default_value = "10m")]
+        period: String,
+    },
+}
+
+pub(super) fn log(options: &LogOptions) -> Outcome {
+    let LogCommand::Level { filter, period } = &options.command;
+    let target = format!("/log?level={}&for={}", encoded(filter), encoded(period));
+    finish(&Client::with_commands(&options.source)?.send(Method::POST, &target)?)
+}
+
+fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
+
+fn finish(answer: &str) -> Outcome {
+    say(answer)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -31,7 +31,7 @@ pub(super) fn run(options: Options) -> Outcome {
         return Err("`run` reads its configuration again at every reload; name a file instead of `-`".into());
     }
     let (log, access_log) = logs(&config, region.as_deref());
-    let _log = start_log(log.json, "info");
+    let (_log, log_filter) = start_log(log.json, "info");
     let opened = access_log.map(|settings| open_access_log(&settings)).transpose()?;
     let (access_log, _lines) = opened.unzip();
     let file = config.display().to_string();
@@ -41,8 +41,15 @@ pub(super) fn run(options: Options) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     // Install these handlers before the process reports that it is ready, because without a handler SIGHUP, SIGUSR1 and SIGUSR2 end it.
     let mut controls = runtime.block_on(async { ControlSignals::listen() }).map_err(no_signals)?;
-    let launch =
-        Launch { config, region, inherited, predecessor_user_count, access_log: access_log.clone(), ..Launch::default() };
+    let launch = Launch {
+        config,
+        region,
+        inherited,
+        predecessor_user_count,
+        access_log: access_log.clone(),
+        log_filter: Some(log_filter),
+        ..Launch::default()
+    };
     let app = App::start(launch).map_err(|error| with_folder(&error))?;
     // Install these handlers only after the start, so that SIGTERM and SIGINT end the start at once, even while a large user
     // table loads.

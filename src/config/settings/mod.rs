@@ -173,7 +173,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let peer_tls = section.optional("peer_tls").map(|field| read_peer_tls(&field, local_name));
     let admin = section.optional("admin");
     let admin = local.and_then(|region| region.admin.clone()).or(admin);
-    let admin = admin.map_or(Some(admin::Settings::default()), |field| read_admin(&field, &listeners));
+    let admin = admin.map_or(Some(admin::Settings::default()), |field| read_admin(&field, &listeners, local_name));
     let users = section.optional("users").map_or(Some(Users::default()), |field| read_users(&field));
     let client_address = section.optional("client_address");
     let client_address = client_address.map_or(Some((Vec::new(), AddressSource::Forwarded)), |field| read_client_address(&field));
@@ -229,16 +229,18 @@ fn others<'d, 'n>(draft: &'d PolicyDraft<'n>) -> impl Iterator<Item = &'d Region
     draft.regions.iter().filter(|region| Some(region.id) != draft.local)
 }
 
-fn read_admin(field: &Field<'_>, listeners: &[listener::Settings]) -> Option<admin::Settings> {
+fn read_admin(field: &Field<'_>, listeners: &[listener::Settings], local: &str) -> Option<admin::Settings> {
     let section = field.section()?;
     let address = section.optional("address").map_or(Some(admin::Settings::default().address), |field| field.address());
+    let socket = section.optional("socket").map_or(Some(None), |field| regional_path(&field, local).map(Some));
+    let accepts_commands = section.optional("commands").map_or(Some(false), |field| field.flag());
     section.finish();
     if let Some(address) =
         address.filter(|address| listeners.iter().any(|other| other.address == *address && address.port() != 0))
     {
         return field.report(format!("`{address}` is already used by `listen`; give the control plane a different port"));
     }
-    Some(admin::Settings { address: address? })
+    Some(admin::Settings { address: address?, socket: socket?, accepts_commands: accepts_commands? })
 }
 
 fn read_geoip(field: &Field<'_>) -> Option<geoip::Settings> {

@@ -421,7 +421,7 @@ fn respond_to_probe(worker: &Worker, probe: &HeaderMap) -> Response<Body> {
     worker.metrics.rates_learned.inc_by(rates.learn(&Report::read(probe).rates, now));
     let snapshot = worker.snapshot();
     let mut response = reply::status_only(StatusCode::NO_CONTENT);
-    region_report(&snapshot, worker.is_draining(), rates.report(now)).write(response.headers_mut());
+    region_report(&snapshot, worker.reports_drain(), rates.report(now)).write(response.headers_mut());
     response
 }
 

@@ -1,6 +1,7 @@
 //! Listening ports of this process, and the connections that they accept.
 
 pub mod inherit;
+pub mod unix;
 
 use std::io;
 use std::net::SocketAddr;

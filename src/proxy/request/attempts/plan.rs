@@ -165,7 +165,7 @@ impl Attempts {
     /// Whether an app server of the service is up and was not tried at the current stop.
     pub fn is_left(&self, service: &Service) -> bool {
         let was_tried = |upstream: &Arc<Upstream>| self.tried.iter().any(|tried| Arc::ptr_eq(tried, upstream));
-        service.all().iter().any(|upstream| upstream.is_up() && !was_tried(upstream))
+        service.all().iter().any(|upstream| upstream.takes_requests() && !was_tried(upstream))
     }
 
     /// Whether another target is left after `target`.
@@ -174,7 +174,9 @@ impl Attempts {
             Target::Peer(..) | Target::Proxy(_) => false,
             Target::Upstream(_, Selected { service, upstream, .. }) => {
                 let is_left = |other: &&Arc<Upstream>| {
-                    other.is_up() && !Arc::ptr_eq(other, upstream) && !self.tried.iter().any(|tried| Arc::ptr_eq(tried, other))
+                    other.takes_requests()
+                        && !Arc::ptr_eq(other, upstream)
+                        && !self.tried.iter().any(|tried| Arc::ptr_eq(tried, other))
                 };
                 self.spent + self.stop + 1 < self.limit && service.all().iter().any(|other| is_left(&other))
             }

@@ -1,0 +1,116 @@
+//! Carries out the commands of operators.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::admin::Operation;
+use crate::proxy::Snapshot;
+use crate::proxy::worker::Shared;
+use crate::services::UpstreamChange;
+
+/// Sets the filter of the log; `None` for that of the start. The error says why a filter is not valid.
+pub type LogFilter = Arc<dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync>;
+
+/// The filter of the log, and how often an operator has changed it.
+#[derive(Clone)]
+pub struct LogLevel {
+    filter: Option<LogFilter>,
+    changes: Arc<AtomicU64>,
+}
+
+impl LogLevel {
+    pub fn of(filter: Option<LogFilter>) -> Self {
+        Self { filter, changes: Arc::default() }
+    }
+
+    /// Sets the filter for a time.
+    fn set(&self, text: &str, period: Duration) -> Result<(), String> {
+        let Some(filter) = &self.filter else { return Err("this process has no log".into()) };
+        filter(Some(text))?;
+        let change = self.changes.fetch_add(1, Ordering::Relaxed) + 1;
+        let (filter, changes) = (Arc::clone(filter), Arc::clone(&self.changes));
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(period).await;
+            // A later command has its own time.
+            if changes.load(Ordering::Relaxed) == change && filter(None).is_ok() {
+                tracing::info!("the log has its usual level again");
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Carries out a command, after it is in the ledger. Returns what it did.
+pub async fn operate(operation: &Operation, shared: &Shared, snapshot: &Snapshot, log: &LogLevel) -> Result<String, String> {
+    let (what, detail) = (operation.name(), operation.to_string());
+    check(operation, snapshot)?;
+    if let Some(ledger) = &shared.ledger {
+        ledger.record_action(what, &detail).await.map_err(|error| error.to_string())?;
+    }
+    let done = carry_out(operation, shared, snapshot, log)?;
+    tracing::info!(what, detail, "operator's command");
+    Ok(done)
+}
+
+/// Whether the command names something that exists, so that the ledger has no line about a typing mistake.
+fn check(operation: &Operation, snapshot: &Snapshot) -> Result<(), String> {
+    match operation {
+        Operation::DrainUpstream { service, .. } | Operation::WeighUpstream { service, .. } => {
+            service_of(snapshot, service).map(|_| ())
+        }
+        Operation::DrainRegion { region, .. } => region_of(snapshot, region).map(|_| ()),
+        Operation::LogLevel { .. } => Ok(()),
+    }
+}
+
+fn carry_out(operation: &Operation, shared: &Shared, snapshot: &Snapshot, log: &LogLevel) -> Result<String, String> {
+    match operation {
+        Operation::DrainUpstream { service, upstream, drains } => {
+            service_of(snapshot, service)?.operate(upstream, UpstreamChange::Drain(*drains))?;
+            Ok(if *drains {
+                format!("{service}/{upstream} drains: it gets no new requests, except of sessions that stick to it")
+            } else {
+                format!("{service}/{upstream} takes requests again")
+            })
+        }
+        Operation::WeighUpstream { service, upstream, weight } => {
+            service_of(snapshot, service)?.operate(upstream, UpstreamChange::Weight(weight.unwrap_or(0)))?;
+            Ok(match weight {
+                Some(weight) => format!("{service}/{upstream} has the weight {weight} until this process ends"),
+                None => format!("{service}/{upstream} has its configured weight again"),
+            })
+        }
+        Operation::DrainRegion { region, drains } => {
+            let id = region_of(snapshot, region)?;
+            shared.drained.set(id, *drains);
+            Ok(match (*drains, id == snapshot.policy().local) {
+                (true, true) => format!(
+                    "{region} drains: the other regions send it no new requests, and its own clients are served elsewhere where the rules allow it"
+                ),
+                (true, false) => format!("{region} drains for this process: it gets no new requests from here"),
+                (false, _) => format!("{region} takes requests again"),
+            })
+        }
+        Operation::LogLevel { filter, period } => {
+            log.set(filter, *period)?;
+            Ok(format!("the log level is `{filter}` for {}", humantime::format_duration(*period)))
+        }
+    }
+}
+
+fn service_of<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a Arc<crate::services::Service>, String> {
+    let found = snapshot.services.all().find(|service| *service.settings.name == *name);
+    found.ok_or_else(|| {
+        let known: Vec<_> = snapshot.services.all().map(|service| &*service.settings.name).collect();
+        format!("this region has no service `{name}`; it has {}", known.join(", "))
+    })
+}
+
+fn region_of(snapshot: &Snapshot, name: &str) -> Result<crate::model::region::RegionId, String> {
+    let policy = snapshot.policy();
+    policy.find_region(name).ok_or_else(|| {
+        let known: Vec<_> = policy.regions.iter().map(|region| policy.region_name(region)).collect();
+        format!("unknown region `{name}`; the regions are {}", known.join(", "))
+    })
+}
