@@ -34,6 +34,7 @@ fn main() -> Result<(), String> {
             Path::new("geoip/country.mmdb"),
             &format!("limits: {{ body: unlimited, connection_buffer: {}MiB }}\n", buffer / MIB),
             None,
+            false,
         )?;
         for (region, user, millis) in DISTANCES {
             let address = world.region(region).http;

@@ -400,3 +400,47 @@ fn every_entry_of_the_fault_catalogue_is_a_test() {
     }
     assert!(count >= 24, "only {count} entries were found");
 }
+
+/// The lowest versions of dependencies without known vulnerabilities (RustSec), if the lock file contains them.
+const FLOORS: &[(&str, &str, &str)] = &[
+    ("h2", "0.4.18", "RUSTSEC-2026-0258, rapid resets"),
+    ("hyper", "1.11.0", "request smuggling"),
+    ("rustls", "0.23.18", "RUSTSEC-2024-0336 and -0399"),
+    ("rustls-webpki", "0.103.13", "RUSTSEC-2026-0049, -0098, -0099 and -0104"),
+    ("aws-lc-sys", "0.39.0", "RUSTSEC-2026-0044 to -0048"),
+    ("tokio", "1.44.2", "unsoundness of broadcast channels"),
+    ("bytes", "1.11.1", "RUSTSEC-2026-0007"),
+    ("idna", "1.0.0", "RUSTSEC-2024-0421"),
+    ("time", "0.3.47", "RUSTSEC-2026-0009"),
+    ("maxminddb", "0.27.0", "RUSTSEC-2025-0132"),
+    ("arc-swap", "1.9.5", "a use after free and a type confusion"),
+    // In the lock file, and not compiled.
+    ("ring", "0.17.12", "RUSTSEC-2025-0009"),
+];
+
+/// Crates that must not be dependencies, and the reason.
+const BANNED: &[(&str, &str)] = &[
+    ("openssl", "one crypto stack: aws-lc-rs"),
+    ("native-tls", "one TLS stack: rustls"),
+    ("rustls-pemfile", "RUSTSEC-2025-0134: not maintained; rustls-pki-types reads PEM"),
+];
+
+#[test]
+fn no_dependency_is_older_than_its_last_security_fix() {
+    let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock")).unwrap();
+    let numbers = |version: &str| version.split(['.', '-', '+']).map_while(|part| part.parse().ok()).collect::<Vec<u64>>();
+    let (mut name, mut found) = ("", BTreeSet::new());
+    for line in lock.lines() {
+        if let Some(text) = line.strip_prefix("name = \"") {
+            name = text.trim_end_matches('"');
+            let reason = BANNED.iter().find(|(banned, _)| *banned == name);
+            assert!(reason.is_none(), "{name} is a dependency: {}", reason.unwrap().1);
+        }
+        let Some(version) = line.strip_prefix("version = \"").map(|text| text.trim_end_matches('"')) else { continue };
+        for (crate_name, floor, reason) in FLOORS.iter().filter(|(crate_name, ..)| *crate_name == name) {
+            found.insert(crate_name);
+            assert!(numbers(version) >= numbers(floor), "{name} {version} is older than {floor}: {reason}");
+        }
+    }
+    assert!(found.len() >= 8, "the lock file was not read: {found:?}");
+}

@@ -1,30 +1,43 @@
 //! `domicile demo`: runs three regions in one process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use clap::Args;
 
 use crate::access_log::{AccessLog, Format};
+use crate::config;
 use crate::demo::{self, World};
+use crate::model::day::Day;
+use crate::model::region::Registry;
 
-use super::Outcome;
 use super::log::start_log;
+use super::{Outcome, say};
 
 #[derive(Args)]
 pub(super) struct Options {
     /// Send sample requests, print the result of each, and exit; the exit code is 1 if a result is wrong.
     #[arg(long)]
     tour: bool,
+    /// Only start sample app servers: one at each upstream of this configuration.
+    #[arg(long, value_name = "CONFIG", conflicts_with = "tour")]
+    apps: Option<PathBuf>,
+    /// Print a line for each request.
+    #[arg(long)]
+    log: bool,
     /// The GeoIP database.
     #[arg(long, default_value = "geoip/country.mmdb")]
     geoip: PathBuf,
 }
 
 pub(super) fn run(options: &Options) -> Outcome {
-    let (_log, _) = start_log(false, if options.tour { "off" } else { "warn" });
+    if let Some(config) = &options.apps {
+        return serve_apps(config);
+    }
+    let (_log, _) = start_log(false, if options.log { "warn" } else { "off" });
     let (access_log, _lines) = AccessLog::start(std::io::stderr(), Format::Text).map_err(|error| error.to_string())?;
-    let world = World::start(&options.geoip, "", Some(access_log).filter(|_| !options.tour))?;
+    let world = World::start(&options.geoip, "", Some(access_log).filter(|_| options.log), !options.tour)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     let outcome = if options.tour {
         runtime.block_on(demo::tour(&world))
@@ -36,8 +49,39 @@ pub(super) fn run(options: &Options) -> Outcome {
     Ok(if outcome? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Serves a sample app server at each upstream of every region, until Ctrl-C.
+fn serve_apps(config: &Path) -> Outcome {
+    let today = Day::of(SystemTime::now());
+    let all = |problems: Vec<config::Problem>| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    let names = config::region_names(config).map_err(all)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+    for name in &names {
+        // The settings of a region have its own upstreams only.
+        let own = config::load(config, Some(name), &mut Registry::default(), today).map_err(all)?;
+        for (_, service) in own.settings.services {
+            for upstream in &service.upstreams {
+                let Ok(address) = upstream.authority.parse() else {
+                    return Err(format!(
+                        "`{}` is not an address on this machine; the sample apps need upstreams such as `http://127.0.0.1:3001`",
+                        upstream.authority
+                    ));
+                };
+                runtime
+                    .block_on(demo::sample_app::start(name, format!("{name}-{}", service.name), address))
+                    .map_err(|error| format!("cannot listen at `{address}`: {error}"))?;
+                say(&format!("{name}: service {} at http://{address}\n", service.name))?;
+            }
+        }
+    }
+    runtime.block_on(async { tokio::signal::ctrl_c().await }).map_err(|error| error.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn print(world: &World) {
-    println!("Three regions are running, with simulated network delays between them:\n");
+    println!(
+        "Three regions are running, with simulated network delays between them. See where requests go: http://{}\n",
+        world.page
+    );
     for region in &world.regions {
         let apps: Vec<_> = region.apps.iter().map(ToString::to_string).collect();
         println!(

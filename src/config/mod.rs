@@ -55,6 +55,25 @@ pub fn load(path: &Path, region: Option<&str>, registry: &mut Registry, today: D
     }
 }
 
+/// The names of a file's regions, in their order.
+pub fn region_names(path: &Path) -> Result<Vec<String>, Vec<Problem>> {
+    let problems = problem::Problems::of(path);
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| {
+        problems.report_file(0, format!("cannot read this file: {error}"));
+        String::new()
+    });
+    let source = problems.is_empty().then(|| source::read(&text, &problems, &|name| std::env::var(name).ok())).flatten();
+    match source.as_ref().and_then(|source| source.root.get("regions")) {
+        Some(regions) if problems.is_empty() => Ok(regions.entries().iter().map(|(key, _)| key.text.clone()).collect()),
+        _ => {
+            if problems.is_empty() {
+                problems.report_file(0, "`regions` is missing");
+            }
+            Err(problems.into_list())
+        }
+    }
+}
+
 /// Like [`load`], for text that is already in memory; `path` appears only in messages.
 pub fn parse(text: &str, path: &Path, region: Option<&str>, registry: &mut Registry, today: Day) -> Result<Config, Vec<Problem>> {
     // An empty environment variable counts as unset.

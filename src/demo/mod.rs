@@ -6,8 +6,9 @@
 
 pub mod certificates;
 mod client;
+mod page;
 mod relay;
-mod sample_app;
+pub mod sample_app;
 mod tour;
 mod world;
 

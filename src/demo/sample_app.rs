@@ -17,16 +17,17 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-/// Starts an app server of `region`; returns its address.
-pub async fn start(region: &'static str, name: String) -> std::io::Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+/// Starts an app server of `region` at an address, whose port may be 0; returns its address.
+pub async fn start(region: &str, name: String, at: SocketAddr) -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind(at).await?;
+    let region: Arc<str> = region.into();
     let address = listener.local_addr()?;
     let is_up = Arc::new(AtomicBool::new(true));
     let name: Arc<str> = name.into();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (is_up, name) = (Arc::clone(&is_up), Arc::clone(&name));
-            let service = service_fn(move |request| respond(request, region, Arc::clone(&name), Arc::clone(&is_up)));
+            let (is_up, name, region) = (Arc::clone(&is_up), Arc::clone(&name), Arc::clone(&region));
+            let service = service_fn(move |request| respond(request, Arc::clone(&region), Arc::clone(&name), Arc::clone(&is_up)));
             tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
     });
@@ -35,7 +36,7 @@ pub async fn start(region: &'static str, name: String) -> std::io::Result<Socket
 
 async fn respond(
     request: Request<Incoming>,
-    region: &'static str,
+    region: Arc<str>,
     name: Arc<str>,
     is_up: Arc<AtomicBool>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -55,7 +56,7 @@ async fn respond(
             text(StatusCode::OK, format!("{name} is up again\n"))
         }
         _ if !is_up.load(Ordering::Relaxed) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{name} is down\n")),
-        _ => describe(request, region, &name).await,
+        _ => describe(request, &region, &name).await,
     })
 }
 

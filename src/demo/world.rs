@@ -10,6 +10,7 @@ use crate::app::{App, Launch};
 use crate::transport::listener::{self, BoundPort};
 
 use super::certificates::Authority;
+use super::page::{self, PageRegion};
 use super::{relay, sample_app};
 
 /// A region of the demo.
@@ -36,6 +37,8 @@ pub struct World {
     pub regions: Vec<DemoRegion>,
     /// Holds certificates, configurations and ledgers; [`World::stop`] removes it.
     pub folder: PathBuf,
+    /// Where the page of the demo is.
+    pub page: SocketAddr,
     proxies: Vec<App>,
     _runtime: tokio::runtime::Runtime,
 }
@@ -49,8 +52,9 @@ struct Ports {
 }
 
 impl World {
-    /// Builds and starts the demo. `geoip` is the GeoIP database; `more` is appended to each configuration.
-    pub fn start(geoip: &Path, more: &str, access_log: Option<AccessLog>) -> Result<Self, String> {
+    /// Builds and starts the demo. `geoip` is the GeoIP database; `more` is appended to each configuration. With `keeps_ports`, the
+    /// regions have the same ports at each start.
+    pub fn start(geoip: &Path, more: &str, access_log: Option<AccessLog>, keeps_ports: bool) -> Result<Self, String> {
         if !geoip.exists() {
             return Err(format!(
                 "`{}` does not exist: run the demo from the checkout, or name a GeoIP database with --geoip",
@@ -63,10 +67,11 @@ impl World {
         write_files(&folder).map_err(failed)?;
         let mut regions = Vec::new();
         let mut ports = Vec::new();
-        for name in NAMES {
-            let bound = Ports::bind().map_err(|error| error.to_string())?;
+        for (number, name) in (0..).zip(NAMES) {
+            let bound = if keeps_ports { Ports::bind(number) } else { Ports::bind_any() };
+            let bound = bound.map_err(|error| error.to_string())?;
             let apps = runtime.block_on(start_apps(name)).map_err(failed)?;
-            let search = runtime.block_on(sample_app::start(name, format!("{name}-search"))).map_err(failed)?;
+            let search = runtime.block_on(sample_app::start(name, format!("{name}-search"), any_port())).map_err(failed)?;
             let (http, https, admin) = (bound.http.address, bound.https.address, bound.admin.address);
             regions.push(DemoRegion { name, http, https, admin, apps, search, gateway: bound.peers.address });
             ports.push(bound);
@@ -81,7 +86,13 @@ impl World {
                 Launch { config, region: None, inherited, workers: Some(1), access_log: access_log.clone(), ..Launch::default() };
             proxies.push(App::start(launch).map_err(|error| error.to_string())?);
         }
-        Ok(Self { regions, folder, proxies, _runtime: runtime })
+        let of_page = |region: &DemoRegion| PageRegion { name: region.name, http: region.http, admin: region.admin };
+        let usual = SocketAddr::from(([127, 0, 0, 1], PAGE_PORT));
+        let at = if keeps_ports { usual } else { any_port() };
+        let page = page::start(at, regions.iter().map(of_page).collect());
+        let page =
+            runtime.block_on(page).or_else(|_| runtime.block_on(page::start(any_port(), regions.iter().map(of_page).collect())));
+        Ok(Self { regions, folder, page: page.map_err(failed)?, proxies, _runtime: runtime })
     }
 
     /// Drains the proxies and removes the demo's folder.
@@ -99,10 +110,32 @@ impl World {
     }
 }
 
+/// A port that the kernel chooses.
+fn any_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+/// The port of the page.
+const PAGE_PORT: u16 = 8100;
+
+/// The first port of the first region. Each region has ten.
+const FIRST_PORT: u16 = 8110;
+
 impl Ports {
-    fn bind() -> Result<Self, listener::BindError> {
-        let any = || listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), 1);
-        Ok(Self { http: any()?, https: any()?, peers: any()?, admin: any()? })
+    /// The ports of the region with this number, which are the same at each start unless another process uses them.
+    fn bind(region: u16) -> Result<Self, listener::BindError> {
+        let first = FIRST_PORT + region * 10;
+        let usual = |offset: u16| {
+            let address = SocketAddr::from(([127, 0, 0, 1], first + offset));
+            listener::bind(address, 1).or_else(|_| listener::bind(any_port(), 1))
+        };
+        Ok(Self { http: usual(0)?, https: usual(1)?, admin: usual(2)?, peers: usual(3)? })
+    }
+
+    /// Ports that the kernel chooses, so that several demos run on one machine.
+    fn bind_any() -> Result<Self, listener::BindError> {
+        let any = || listener::bind(any_port(), 1);
+        Ok(Self { http: any()?, https: any()?, admin: any()?, peers: any()? })
     }
 }
 
@@ -118,7 +151,8 @@ fn write_files(folder: &Path) -> io::Result<()> {
 }
 
 async fn start_apps(region: &'static str) -> io::Result<Vec<SocketAddr>> {
-    Ok(vec![sample_app::start(region, format!("{region}-a")).await?, sample_app::start(region, format!("{region}-b")).await?])
+    let app = |letter| sample_app::start(region, format!("{region}-{letter}"), any_port());
+    Ok(vec![app('a').await?, app('b').await?])
 }
 
 /// The addresses at which region `from` connects to the gateways: its own directly, the others through relays.

@@ -253,7 +253,7 @@ def hold(name, ask, method, path, app, connections, requests, least, chunk_size=
     number = next(NUMBERS)
     if ONLY and number not in ONLY:
         return
-    # The README promises at most `connection_buffer` and 192 KiB for each request.
+    # docs/http.md promises at most `connection_buffer` and 192 KiB for each request.
     most = most or buffer + requests * 192 * KIB
     folder = tempfile.mkdtemp(prefix="domicile-memory-")
     app, far = app(chunk_size), Http1App(chunk_size)

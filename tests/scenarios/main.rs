@@ -8,6 +8,7 @@ mod actions;
 mod cli;
 mod control;
 mod discovery;
+mod documentation;
 mod exits;
 mod failover;
 mod faults;

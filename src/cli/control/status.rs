@@ -18,17 +18,19 @@ pub(in crate::cli) struct StatusOptions {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Fail if the process is not ready, for health checks.
+    #[arg(long)]
+    ready: bool,
 }
 
 pub(in crate::cli) fn run(options: &StatusOptions) -> Outcome {
     let answer = Client::of(&options.source)?.send(Method::GET, "/status")?;
-    if options.json {
-        say(&answer)?;
-    } else {
-        let report = serde_json::from_str(&answer).map_err(|error| format!("the process sent an invalid report: {error}"))?;
-        say(&screen(&report))?;
+    let report: Value = serde_json::from_str(&answer).map_err(|error| format!("the process sent an invalid report: {error}"))?;
+    say(&if options.json { answer } else { screen(&report) })?;
+    match report["not_ready_because"].as_str().filter(|_| options.ready) {
+        Some(reason) => Err(format!("the process is not ready: {reason}")),
+        None => Ok(ExitCode::SUCCESS),
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The report as text.

@@ -1,0 +1,166 @@
+//! The documentation is current: metrics, links, YAML blocks, examples and the tests behind the guarantees.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use domicile::metrics::Metrics;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The files of a folder with this ending, in the order of their names.
+fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = entries.filter(|path| path.to_str().unwrap().ends_with(ending)).collect();
+    files.sort();
+    files
+}
+
+fn pages() -> Vec<PathBuf> {
+    let mut pages = files("docs", ".md");
+    pages.extend(["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root().join(name)));
+    pages
+}
+
+/// The fenced blocks of a page in this language.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let mut parts = page.split("\n```");
+    parts.next();
+    let fences = parts.step_by(2);
+    fences.filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n').map(str::to_owned)).collect()
+}
+
+#[test]
+fn every_metric_is_documented_with_its_labels() {
+    let page = read("docs/metrics.md");
+    let row = |name: &str, labels: &[&str]| format!("| `domicile_{name}` | {} |", labels.join(", "));
+    for metric in Metrics::LIST {
+        let row = row(metric.name, metric.labels);
+        assert!(page.contains(&row), "docs/metrics.md lacks: {row} {} |", metric.help);
+    }
+    let rows = page.lines().filter(|line| line.starts_with("| `domicile_")).count();
+    assert_eq!(rows, Metrics::LIST.len() + 1, "docs/metrics.md has rows of metrics that do not exist");
+    let queries = blocks(&page, "promql").concat() + &read("docs/alerts.yaml");
+    let words = queries.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("domicile_"));
+    for word in words {
+        let name = word.trim_start_matches("domicile_").trim_end_matches("_bucket");
+        assert!(Metrics::LIST.iter().any(|metric| metric.name == name), "`{word}` in a query is not a metric");
+    }
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = target.split('#').next().unwrap();
+            if !target.is_empty() && !target.contains("://") {
+                assert!(page.parent().unwrap().join(target).exists(), "{}: `{target}` does not exist", page.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_yaml_block_is_a_part_of_a_tested_file_or_has_known_keys() {
+    let mut tested = files("config", ".yaml");
+    tested.extend(files("examples", ".yaml"));
+    tested.push(root().join("docs/alerts.yaml"));
+    let tested: Vec<String> = tested.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let mut known: BTreeSet<String> = BTreeSet::from(["people".into(), "cases".into()]);
+    known.extend(read("config/every-option.yaml").lines().filter_map(|line| {
+        let key = line.split(':').next()?;
+        (!key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')).then(|| key.to_owned())
+    }));
+    let mut count = 0;
+    for page in pages() {
+        for block in blocks(&std::fs::read_to_string(&page).unwrap(), "yaml") {
+            count += 1;
+            let name = page.display();
+            let value: serde_json::Value =
+                serde_yaml::from_str(&block).unwrap_or_else(|error| panic!("{name}: {error}\n{block}"));
+            let is_tested = tested.iter().any(|text| text.contains(&block));
+            let keys = value.as_object().unwrap_or_else(|| panic!("{name}: {block}")).keys();
+            let unknown: Vec<_> = keys.filter(|key| !known.contains(*key)).collect();
+            assert!(is_tested || unknown.is_empty(), "{name}: {unknown:?} are not keys of a configuration\n{block}");
+        }
+    }
+    assert!(count >= 6, "only {count} blocks were found");
+}
+
+#[test]
+fn every_example_is_valid_in_each_region_and_its_cases_hold() {
+    let domicile = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_domicile")).args(arguments).current_dir(root()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {text}");
+        text
+    };
+    let mut count = 0;
+    for cases in files("examples", ".cases.yaml") {
+        let cases = cases.to_str().unwrap();
+        let example = cases.replace(".cases.yaml", ".yaml");
+        let config = if Path::new(&example).exists() {
+            example
+        } else {
+            cases.replace(".cases.yaml", ".yaml").replace("/examples/", "/config/")
+        };
+        let regions = domicile::config::region_names(Path::new(&config)).map_err(|_| "invalid").unwrap();
+        for region in &regions {
+            assert!(domicile(&["check", "--config", &config, "--region", region]).contains("the configuration is valid"));
+        }
+        assert!(domicile(&["test", "--config", &config, "--region", &regions[0], cases]).contains(" cases, 0 wrong"));
+        count += 1;
+    }
+    for (config, region) in [("packaging/domicile.yaml", "home"), ("packaging/container.yaml", "home")] {
+        assert!(domicile(&["check", "--config", config, "--region", region]).contains("the configuration is valid"));
+    }
+    assert!(count >= 5, "only {count} examples were found");
+    for example in files("examples", ".yaml") {
+        let name = example.to_str().unwrap();
+        assert!(
+            name.ends_with(".cases.yaml") || Path::new(&name.replace(".yaml", ".cases.yaml")).exists(),
+            "{name} has no cases"
+        );
+    }
+}
+
+#[test]
+fn every_guarantee_names_tests_that_exist() {
+    let mut code = String::new();
+    let mut folders = vec![root().join("tests"), root().join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs" || ending == "yaml") {
+                code += &std::fs::read_to_string(path).unwrap_or_default();
+            }
+        }
+    }
+    let page = read("docs/guarantees.md");
+    let guarantees: Vec<_> = page.split("Not guaranteed:").next().unwrap().split("\n- **").skip(1).collect();
+    assert!(guarantees.len() >= 7, "only {} guarantees were found", guarantees.len());
+    for guarantee in guarantees {
+        let tests = guarantee.split("Tests:").nth(1).unwrap_or_else(|| panic!("this guarantee names no test: {guarantee}"));
+        let names: Vec<_> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "{guarantee}");
+        for name in names {
+            assert!(code.contains(&format!("fn {name}()")), "there is no test `{name}`");
+        }
+    }
+}
+
+#[test]
+fn the_readme_is_short() {
+    let lines = read("README.md").lines().count();
+    assert!(lines <= 135, "{lines} lines; move details to docs/");
+}
