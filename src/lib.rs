@@ -26,4 +26,5 @@ pub mod proxy;
 pub mod services;
 pub mod session;
 pub mod tokens;
+pub mod traces;
 pub mod transport;

@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["engine"],
     &["acme", "probes", "services"],
     &["peer"],
-    &["access_log", "audit", "directory", "geoip", "metrics", "passwords", "session", "tokens"],
+    &["access_log", "audit", "directory", "geoip", "metrics", "passwords", "session", "tokens", "traces"],
     &["http"],
     &["transport", "decision"],
     &["model"],
@@ -34,6 +34,7 @@ const FORBIDDEN_IMPORTS: &[(&str, &[&str], &str)] = &[
     ("directory", &["http", "transport", "decision"], "a user table needs no connection and no policy"),
     ("geoip", &["http", "transport", "decision"], "a database needs no connection and no policy"),
     ("metrics", &["http", "transport", "decision"], "labels are plain text"),
+    ("traces", &["http", "transport", "decision"], "spans are plain text; the app sends them"),
     ("transport", &[], ""),
 ];
 
@@ -92,7 +93,7 @@ const CALLERS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "Permitted::without_user_data(",
-        &["probes/prober.rs", "services/health.rs", "cli/control/client.rs"],
+        &["probes/prober.rs", "services/health.rs", "cli/control/client.rs", "app/collector.rs"],
         "only requests without user data need no stop",
     ),
 ];

@@ -27,6 +27,7 @@ use crate::transport::listener::unix::UnixAcceptor;
 use crate::transport::listener::{self, Acceptor, BoundPort};
 
 use super::build::{self, Built, ListenerConfigs, Sources};
+use super::collector::{self, Batches};
 use super::handover::SocketHandover;
 use super::operate::{LogLevel, operate};
 use super::status::{self, Loaded, Policies};
@@ -52,6 +53,8 @@ pub struct Control {
     pub handover: SocketHandover,
     pub policies: Policies,
     pub log: LogLevel,
+    /// The batches of spans to send, until `run` takes them.
+    pub batches: Option<Batches>,
     pub started: Instant,
     pub loaded: Loaded,
     /// The stamps of the files that the last reload read.
@@ -112,6 +115,9 @@ impl Control {
         let hooks = status::hooks(&self.shared, &self.metrics, &self.policies);
         tokio::task::spawn_local(probes::run(targeted, Arc::clone(&self.shared.vitals), hooks));
         tokio::task::spawn_local(resources::guard(Arc::clone(&self.shared), Arc::clone(&self.metrics)));
+        if let Some(batches) = self.batches.take() {
+            tokio::task::spawn_local(collector::serve(batches, self.built.snapshot.policy().local));
+        }
         let mut health = tokio::task::spawn_local(watch_upstreams(&self.built));
         // Dropping the set ends its tasks.
         let mut _certificates = renew_certificates(&self.built);
@@ -272,6 +278,7 @@ impl Control {
         self.built.settings.workers = settings_before.workers;
         self.built.settings.log.json = settings_before.log.json;
         self.built.settings.access_log = settings_before.access_log;
+        self.built.settings.traces = settings_before.traces;
         Ok(std::mem::take(&mut self.built.kept))
     }
 
@@ -348,6 +355,7 @@ impl Control {
             ("workers", old.workers != new.workers),
             ("log.format", old.log.json != new.log.json),
             ("access_log", old.access_log != new.access_log),
+            ("traces", old.traces != new.traces),
         ] {
             if changed {
                 tracing::warn!("`{name}` changed; restart the process to apply it");

@@ -4,6 +4,7 @@
 //! apps may run in one process. Never: a decision about a request, global state. Start reading at [`App::start`].
 
 mod build;
+mod collector;
 mod control;
 mod files;
 mod handover;
@@ -43,11 +44,13 @@ use crate::proxy::worker::{DrainedRegions, Shared};
 use crate::services::ServiceError;
 use crate::session::SealError;
 use crate::tokens::KeysError;
+use crate::traces::Traces;
 use crate::transport::listener::inherit;
 use crate::transport::listener::{self, BindError, BoundPort};
 use crate::transport::tls::TlsError;
 
 use build::{Built, Sources};
+use collector::Batches;
 use files::Unsettled;
 use handover::SocketHandover;
 use operate::LogLevel;
@@ -157,6 +160,7 @@ impl App {
         control::note_loaded(&metrics);
         let (phase, phases) = channel::channel(Phase::Serving);
         let shared = shared(&built, &metrics, launch.predecessor_user_count.is_some(), (worker_count, phases.clone()))?;
+        let (shared, batches) = shared;
         let listener_configs = Arc::new(ArcSwap::new(Arc::clone(&built.listener_configs)));
         let mut workers = Vec::new();
         let mut handles = Vec::new();
@@ -190,6 +194,7 @@ impl App {
             handover: SocketHandover::clone(&handover),
             policies: Policies::default(),
             log: LogLevel::of(launch.log_filter),
+            batches,
             started: Instant::now(),
             loaded: Loaded { at: SystemTime::now(), problem: None },
             read: Vec::new(),
@@ -268,6 +273,8 @@ impl App {
             // If the worker panicked, its message has already been printed.
             let _ = worker.join();
         }
+        // The control thread sends the last spans.
+        self.shared.traces.iter().for_each(Traces::shut_down);
         self.stop_control.take();
         if let Some(control) = self.control.take() {
             let _ = control.join();
@@ -297,19 +304,27 @@ fn shared(
     metrics: &Arc<Metrics>,
     is_successor: bool,
     (worker_count, phase): (usize, channel::Receiver<Phase>),
-) -> Result<Arc<Shared>, StartError> {
+) -> Result<(Arc<Shared>, Option<Batches>), StartError> {
     let audit = built.settings.audit.as_ref();
     let ledger = audit.map(|settings| Ledger::open(settings, tally(metrics), is_successor)).transpose()?;
     let pseudonyms = match audit {
         Some(settings) => Pseudonyms::open(&settings.directory.join("pseudonym.key"))?,
         None => Pseudonyms::ephemeral(),
     };
-    let vitals = Vitals::unmeasured(built.snapshot.policy().nearest_first());
-    Ok(Arc::new(Shared {
+    let policy = built.snapshot.policy();
+    let vitals = Vitals::unmeasured(policy.nearest_first());
+    let traces = built.settings.traces.as_ref().map(|settings| {
+        let (client, batches) = collector::channel();
+        let traces = Traces::start(settings, policy.region_name(policy.local), client).map_err(std::io::Error::other)?;
+        Ok::<_, std::io::Error>((traces, batches))
+    });
+    let (traces, batches) = traces.transpose()?.unzip();
+    let shared = Shared {
         snapshot: Arc::new(ArcSwap::new(Arc::clone(&built.snapshot))),
         vitals: Arc::new(ArcSwap::new(Arc::new(vitals))),
         ledger,
         pseudonyms,
+        traces,
         worker_count,
         phase,
         drained: DrainedRegions::default(),
@@ -323,7 +338,8 @@ fn shared(
         handshakes: Gauge::default(),
         peer_connections: Arc::default(),
         unproven: Connections::default(),
-    }))
+    };
+    Ok((Arc::new(shared), batches))
 }
 
 fn cores() -> usize {

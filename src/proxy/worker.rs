@@ -22,6 +22,7 @@ use crate::model::vitals::Vitals;
 use crate::passwords::Checks;
 use crate::services::Load;
 use crate::tokens;
+use crate::traces::Traces;
 
 use super::admission::overload::{Overload, Pressure};
 use super::admission::rate_limit::RateLimits;
@@ -36,6 +37,7 @@ pub struct Shared {
     pub vitals: Arc<ArcSwap<Vitals>>,
     pub ledger: Option<Ledger>,
     pub pseudonyms: Pseudonyms,
+    pub traces: Option<Traces>,
     pub worker_count: usize,
     pub phase: watch::Receiver<Phase>,
     /// The regions that an operator of this process drains.

@@ -2,7 +2,7 @@
 
 use http::{Method, StatusCode};
 
-use crate::support::{Answer, Plan, RULES, World, eventually, get, log, post, send, whole};
+use crate::support::{Answer, Plan, RULES, Recorder, World, eventually, get, log, post, send, whole};
 
 fn field<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
     answer.headers.get(name).map(|value| value.to_str().unwrap())
@@ -128,4 +128,69 @@ fn metrics_show_what_expires_and_which_policy_each_region_serves() {
     };
     assert_eq!(policy("eu-west"), policy("us-east"));
     assert_ne!(policy("eu-west"), policy("ap-northeast"));
+}
+
+/// The spans that a collector has received.
+fn spans_of(collector: &Recorder) -> Vec<opentelemetry_proto::tonic::trace::v1::Span> {
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    let batches = collector.seen().into_iter().filter(|request| request.target == "/v1/traces");
+    let batches = batches.map(|request| <ExportTraceServiceRequest as prost::Message>::decode(request.body).unwrap());
+    let resources = batches.flat_map(|batch| batch.resource_spans);
+    resources.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans).collect()
+}
+
+fn attribute<'a>(span: &'a opentelemetry_proto::tonic::trace::v1::Span, name: &str) -> Option<&'a str> {
+    use opentelemetry_proto::tonic::common::v1::any_value::Value;
+    let found = span.attributes.iter().find(|attribute| attribute.key == name)?;
+    match found.value.as_ref()?.value.as_ref()? {
+        Value::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_trace_crosses_regions_and_its_spans_reach_the_collector_of_each() {
+    let collectors = [Recorder::start("collector"), Recorder::start("collector"), Recorder::start("collector")];
+    let plan = Plan::default();
+    let mut world = World::prepare(&plan);
+    for (region, collector) in world.regions.iter().zip(&collectors) {
+        let text = std::fs::read_to_string(&region.config).unwrap();
+        let traces = format!("traces: {{ collector: \"http://{}\", sample: 0% }}\n", collector.address);
+        std::fs::write(&region.config, text + &traces).unwrap();
+    }
+    for index in 0..world.regions.len() {
+        world.start_region(index).unwrap();
+    }
+    world.wait_until_measured();
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    // The tests are a trusted hop, which has sampled this trace.
+    let answer = get(world.us().http, "/users/alice/orders/1?secret=1", &[("traceparent", &parent)]);
+    assert_eq!(answer.text(), "eu-west");
+    let untraced = get(world.us().http, "/users/alice/orders/2", &[]);
+    assert_eq!(untraced.text(), "eu-west");
+    let id = field(&answer, "domicile-request-id").unwrap();
+    assert_eq!(logged(id, false)["trace"], trace);
+    for collector in &collectors[..2] {
+        eventually("the spans arrive", || spans_of(collector).len() == 2);
+    }
+    let (owner, sender) = (spans_of(&collectors[0]), spans_of(&collectors[1]));
+    let server = |spans: &[opentelemetry_proto::tonic::trace::v1::Span]| {
+        spans.iter().find(|span| span.name == "GET orders").cloned().unwrap()
+    };
+    let (first, second) = (server(&sender), server(&owner));
+    assert!(sender.iter().chain(&owner).all(|span| hex::encode(&span.trace_id) == trace));
+    assert_eq!(hex::encode(&first.parent_span_id), "00f067aa0ba902b7");
+    let hop = sender.iter().find(|span| span.name == "region").unwrap();
+    assert_eq!(hop.parent_span_id, first.span_id);
+    // eu-west is in another jurisdiction, so that only the id of the trace crosses.
+    assert_ne!(second.parent_span_id, hop.span_id);
+    assert_eq!((attribute(&first, "domicile.served_by"), attribute(&first, "domicile.request_id")), (Some("eu-west"), Some(id)));
+    let upstream = owner.iter().find(|span| span.name == "upstream").unwrap();
+    assert_eq!(attribute(upstream, "server.address"), Some(world.eu().upstream().address.to_string().as_str()));
+    let seen = &world.eu().upstream().seen()[0].headers["traceparent"];
+    assert_eq!(seen.to_str().unwrap(), format!("00-{trace}-{}-01", hex::encode(&upstream.span_id)));
+    let all = format!("{sender:?}{owner:?}");
+    assert!(!all.contains("secret") && !all.contains("alice") && !all.contains("/users"), "{all}");
+    assert!(spans_of(&collectors[2]).is_empty(), "ap-northeast had no request");
 }

@@ -26,6 +26,7 @@ use crate::proxy::{Limits, Privacy};
 use crate::services::Balance;
 use crate::session;
 use crate::tokens;
+use crate::traces;
 use crate::transport::listener::{self, Accepts};
 use crate::transport::tls::{AcmeFiles, PeerFiles};
 
@@ -69,6 +70,7 @@ pub struct Settings {
     pub log: Log,
     /// `None` writes none.
     pub access_log: Option<crate::access_log::Settings>,
+    pub traces: Option<traces::Settings>,
     /// Number of threads that serve requests; `None` means one per core.
     pub workers: Option<usize>,
 }
@@ -188,6 +190,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
     let overload = section.optional("overload").map_or(Some(overload::Settings::default()), |field| read_overload(&field));
     let log = section.optional("log").map_or(Some(Log::default()), |field| read_log(&field));
     let access_log = read_access_log(section.optional("access_log").as_ref(), log.unwrap_or_default(), local_name);
+    let traces = section.optional("traces").map(|field| read_traces(&field));
     let workers = section.optional("workers").map(|field| field.number(1, 1024));
     let services = read_services(section, draft);
     check_shared_counts(section, draft, probes);
@@ -221,6 +224,7 @@ pub fn read(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<Settings> 
         overload: overload?,
         log: log?,
         access_log: access_log?,
+        traces: traces.map_or(Some(None), |settings| settings.map(Some))?,
         workers: workers.map_or(Some(None), |number| number.map(|number| Some(number as usize)))?,
     })
 }
@@ -273,6 +277,18 @@ fn read_audit(field: &Field<'_>, local: &str) -> Option<audit::Settings> {
     let directory = directory.and_then(|field| regional_path(&field, local));
     section.finish();
     Some(audit::Settings { directory: directory? })
+}
+
+/// Reads `{ collector: http://127.0.0.1:4318, sample: 1% }`.
+fn read_traces(field: &Field<'_>) -> Option<traces::Settings> {
+    let section = field.section()?;
+    let collector =
+        section.required("collector", "write the URL of an OTLP collector in this region, such as `http://127.0.0.1:4318`");
+    let collector = collector.and_then(|field| field.base_url(&["http"]));
+    let sample = section.optional("sample").map_or(Some(1), |field| field.percent());
+    let service = section.optional("service").map_or(Some("domicile"), |field| field.text());
+    section.finish();
+    Some(traces::Settings { collector: collector?, sample: f32::from(sample?) / 100.0, service: service?.to_owned() })
 }
 
 fn read_log(field: &Field<'_>) -> Option<Log> {

@@ -130,7 +130,7 @@ pub fn set_client_certificate(headers: &mut HeaderMap, certificate: Option<&[u8]
     }
 }
 
-fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+pub fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }

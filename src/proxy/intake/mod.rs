@@ -49,6 +49,13 @@ pub struct Settings {
     pub keys: Vec<KeySource>,
 }
 
+impl Settings {
+    /// Whether a hop with this address is trusted.
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        self.trust.iter().any(|network| network.contains(&address))
+    }
+}
+
 /// The way in which trusted hops report the client's address.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub enum AddressSource {

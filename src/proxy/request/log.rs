@@ -21,10 +21,12 @@ use crate::engine::judge::Judged;
 use crate::engine::permit::{Reported, class_label};
 use crate::engine::question::Question;
 use crate::engine::recheck::Lease;
+use crate::http::names::TRACEPARENT;
 use crate::metrics::{RequestLabels, RequestMeasures};
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::services::{Service, Upstream};
+use crate::traces::{Ended, Trace};
 
 use super::super::body::Progress;
 use super::super::headers::Handling;
@@ -53,6 +55,8 @@ pub(super) struct RequestLog {
     referer: Option<HeaderValue>,
     /// The last attempt.
     pub attempt: Attempt,
+    /// The trace of the request, if traces are configured.
+    pub trace: Option<Trace>,
     /// Its path is logged only if this region may process the data; otherwise the route alone identifies the request.
     question: Option<Rc<Question>>,
     /// The last judgement of the request as a whole, whose verdict was followed; `None` before the first one.
@@ -76,6 +80,7 @@ pub(super) struct RequestLog {
 pub(super) struct Attempt {
     /// The app server; `None` for an attempt at a peer.
     pub upstream: Option<(Arc<Service>, Arc<Upstream>)>,
+    pub started: Option<Instant>,
     /// From its start to the head of the response; `None` without a response.
     pub took: Option<Duration>,
     /// Its number, from 1 on; 0 before the first.
@@ -95,6 +100,10 @@ impl RequestLog {
             user_agent: field(USER_AGENT),
             referer: field(REFERER),
             attempt: Attempt::default(),
+            trace: worker.shared.traces.as_ref().map(|traces| {
+                let is_trusted = arrival.ingress != Ingress::Client || snapshot.intake.trusts(arrival.remote);
+                traces.begin(text_of(field(TRACEPARENT).as_ref()), is_trusted)
+            }),
             started: Instant::now(),
             id: new_id(),
             // `judged` replaces it by the address from a trusted hop's header, or sets it from the peer's envelope.
@@ -210,6 +219,7 @@ impl RequestLog {
         self.count_border_bytes(&names.class, policy);
         let has_failed =
             self.code.is_some() || self.status.is_none_or(|status| status.is_client_error() || status.is_server_error());
+        self.end_trace(&names, judged.as_deref(), policy, elapsed);
         if self.worker.logs_request(has_failed) {
             self.write_line(&names, judged.as_deref(), policy, elapsed);
         }
@@ -291,6 +301,52 @@ impl RequestLog {
         }
     }
 
+    /// Sends the spans of a sampled request. They name no path, address or user, because a collector keeps them.
+    fn end_trace(&self, names: &Names<'_>, judged: Option<&Judged>, policy: &Policy, elapsed: Duration) {
+        let Some((traces, trace)) = self.worker.shared.traces.as_ref().zip(self.trace).filter(|(_, trace)| trace.is_sampled)
+        else {
+            return;
+        };
+        let ended = SystemTime::now();
+        let status = self.status.map_or(CLIENT_CLOSED, |status| status.as_u16());
+        let method = self.method.as_ref().map_or("_OTHER", http::Method::as_str);
+        let evidence = judged.and_then(|judged| judged.decision.trail.home).and_then(|home| home.evidence());
+        let text = |value: &str| value.to_owned();
+        let mut attributes = vec![
+            ("http.request.method", text(method)),
+            ("http.response.status_code", status.to_string()),
+            ("domicile.route", text(names.route)),
+            ("domicile.class", names.class.clone().into_owned()),
+            ("domicile.home", text(names.home)),
+            ("domicile.served_by", text(names.served_by)),
+            ("domicile.verdict", text(names.verdict)),
+            ("domicile.request_id", text(&self.id)),
+        ];
+        attributes.extend(evidence.map(|evidence| ("domicile.evidence", text(evidence.as_str()))));
+        attributes.extend(self.code.map(|code| ("error.type", text(code.as_str()))));
+        let request = Ended {
+            name: format!("{method} {}", names.route),
+            started: ended - elapsed,
+            ended,
+            attributes,
+            has_failed: status >= 500,
+        };
+        let attempt = self.attempt.started.map(|started| {
+            let hop = self.attempt.upstream.as_ref().map(|(_, upstream)| ("server.address", text(upstream.authority())));
+            let region = self.sent_to.map(|region| ("domicile.region", text(policy.region_name(region))));
+            let begun = ended - started.elapsed();
+            Ended {
+                name: if hop.is_some() { text("upstream") } else { text("region") },
+                started: begun,
+                // Without a response, the attempt ended with the request.
+                ended: self.attempt.took.map_or(ended, |took| begun + took),
+                attributes: hop.into_iter().chain(region).collect(),
+                has_failed: self.attempt.took.is_none(),
+            }
+        });
+        traces.end(&trace, request, attempt);
+    }
+
     fn write_line(&self, names: &Names<'_>, judged: Option<&Judged>, policy: &Policy, elapsed: Duration) {
         let trail = judged.map(|judged| &judged.decision.trail);
         let user = judged.and_then(|judged| judged.user.as_ref()).map(|(user, _)| self.worker.shared.pseudonyms.of(user));
@@ -302,6 +358,7 @@ impl RequestLog {
             Ingress::Client => None,
             Ingress::Peer(peer) => Some(policy.region_name(peer)),
         };
+        let trace = self.trace.map(|trace| trace.to_string());
         let broken = self.response_body.failure.get().or(self.request_body.failure.get());
         let sent_to = self.attempt.upstream.as_ref();
         self.worker.log_request(&Entry {
@@ -332,7 +389,7 @@ impl RequestLog {
             broken: broken.as_ref().map(|broken| broken as &dyn fmt::Display),
             referer: text_of(self.referer.as_ref().filter(|_| processed_here.is_some())),
             user_agent: text_of(self.user_agent.as_ref().filter(|_| processed_here.is_some())),
-            trace: None,
+            trace: trace.as_deref(),
             elapsed,
         });
     }

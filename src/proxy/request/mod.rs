@@ -385,6 +385,9 @@ fn prepare(context: &Context, intake: &Intake, request: &mut Request<Body>) {
         version: request.version(),
     };
     headers::rebuild(request.headers_mut(), &forwarded);
+    if let Some(trace) = &context.log.trace {
+        headers::set(request.headers_mut(), TRACEPARENT, &trace.traceparent());
+    }
     let certificate = context.connection.client_certificate.as_deref().or(intake.certificate.as_deref());
     headers::set_client_certificate(request.headers_mut(), certificate);
 }

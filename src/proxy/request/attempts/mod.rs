@@ -267,8 +267,9 @@ impl Forwarding<'_> {
     /// Counts an attempt in the log; returns its start.
     fn begin_attempt(&mut self) -> Instant {
         let attempt = &mut self.context.log.attempt;
-        *attempt = Attempt { number: attempt.number + 1, ..Attempt::default() };
-        Instant::now()
+        let started = Instant::now();
+        *attempt = Attempt { number: attempt.number + 1, started: Some(started), ..Attempt::default() };
+        started
     }
 
     async fn permit(&self, stop: Stop, request: BoxedRequest) -> Result<Permitted<BoxedRequest>, Code> {
