@@ -445,3 +445,43 @@ fn no_dependency_is_older_than_its_last_security_fix() {
     }
     assert!(found.len() >= 8, "the lock file was not read: {found:?}");
 }
+
+/// The licences that `deny.toml` allows.
+fn allowed_licences() -> Vec<String> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deny.toml")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("allow = [")).unwrap();
+    line.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_dependency_has_an_allowed_licence_and_comes_from_the_registry() {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let arguments = ["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform=x86_64-unknown-linux-gnu"];
+    let output = std::process::Command::new(cargo).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let used: BTreeSet<&str> =
+        metadata["resolve"]["nodes"].as_array().unwrap().iter().filter_map(|node| node["id"].as_str()).collect();
+    let allowed = allowed_licences();
+    let mut count = 0;
+    for package in metadata["packages"].as_array().unwrap() {
+        if !used.contains(package["id"].as_str().unwrap()) || package["name"] == "domicile" {
+            continue;
+        }
+        count += 1;
+        let (name, licence) = (&package["name"], package["license"].as_str().unwrap_or_default().replace('/', " OR "));
+        // Its licence is a file: MIT.
+        if name == "libyaml-safer" && package["license_file"].is_string() {
+            continue;
+        }
+        // An alternative is allowed if all its parts are.
+        let is_allowed = licence
+            .replace(['(', ')'], "")
+            .split(" OR ")
+            .any(|alternative| alternative.split(" AND ").all(|part| allowed.iter().any(|allowed| allowed == part.trim())));
+        assert!(is_allowed, "{name} has the licence `{licence}`, which deny.toml does not allow");
+        let source = package["source"].as_str().unwrap_or_default();
+        assert!(source.starts_with("registry+"), "{name} comes from `{source}`");
+    }
+    assert!(count > 150, "only {count} packages were found");
+}
