@@ -10,6 +10,7 @@ mod demo;
 mod explain;
 mod log;
 mod run;
+mod schema;
 mod test;
 
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ enum Verb {
     Explain(explain::Options),
     /// Judge the requests of a file of test cases, and compare the decisions with the expected ones.
     Test(test::Options),
+    /// Print the JSON schema of the configuration, for editors.
+    Schema(schema::Options),
     /// Show the state of the running process.
     Status(control::StatusOptions),
     /// Reload the configuration and all files of the running process.
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
         Verb::Check(options) => check::run(&options),
         Verb::Explain(options) => explain::run(options),
         Verb::Test(options) => test::run(&options),
+        Verb::Schema(options) => schema::run(&options),
         Verb::Status(options) => control::status(&options),
         Verb::Reload(options) => control::reload(&options),
         Verb::Upstream(options) => control::upstream(&options),

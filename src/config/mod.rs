@@ -8,10 +8,12 @@ mod actions;
 pub mod cases;
 mod draft;
 mod lint;
+mod options;
 mod policy;
 mod problem;
 mod reader;
 mod routes;
+pub mod schema;
 mod settings;
 mod source;
 pub mod summary;
@@ -80,11 +82,23 @@ pub fn parse(text: &str, path: &Path, region: Option<&str>, registry: &mut Regis
     let region = region.filter(|name| !name.is_empty());
     let problems = problem::Problems::of(path);
     let mut numbers = registry.clone();
+    let config = read(text, region, &mut numbers, today, &problems);
+    match config {
+        Some(config) if problems.is_empty() => {
+            *registry = numbers;
+            Ok(config)
+        }
+        _ => Err(problems.into_list()),
+    }
+}
+
+/// Reads a configuration, and reports its mistakes.
+fn read(text: &str, region: Option<&str>, numbers: &mut Registry, today: Day, problems: &problem::Problems) -> Option<Config> {
     let variable = |name: &str| std::env::var(name).ok();
-    let config = source::read(text, &problems, &variable).and_then(|source| {
-        let root = reader::Field::root(&source.root, &problems);
+    source::read(text, problems, &variable).and_then(|source| {
+        let root = reader::Field::root(&source.root, problems);
         let section = root.section()?;
-        let mut draft = policy::read(&section, &root, region, &mut numbers);
+        let mut draft = policy::read(&section, &root, region, numbers);
         draft.routes = routes::read(&section, &draft);
         let settings = settings::read(&section, &draft);
         section.finish();
@@ -94,14 +108,7 @@ pub fn parse(text: &str, path: &Path, region: Option<&str>, registry: &mut Regis
         let policy = draft.compile(identification, refuses_unread)?;
         lint::run(&policy, &draft, today);
         Some(Config { policy, settings: settings?, files: source.files.clone(), folders: source.folders.clone() })
-    });
-    match config {
-        Some(config) if problems.is_empty() => {
-            *registry = numbers;
-            Ok(config)
-        }
-        _ => Err(problems.into_list()),
-    }
+    })
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Mistakes in a configuration: the position, the cause and the correction.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+use super::options::{Kind, Options};
 
 /// A position in a file; lines and columns count from 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
@@ -45,11 +47,28 @@ pub struct Problems {
     /// Texts that no message may contain, and what is shown instead.
     secrets: RefCell<Vec<(String, String)>>,
     found: RefCell<Vec<(Position, Problem)>>,
+    /// What the reader asks for, if it is recorded.
+    options: Option<Options>,
 }
 
 impl Problems {
     pub fn of(file: &Path) -> Self {
-        Self { main: file.into(), included: RefCell::default(), secrets: RefCell::default(), found: RefCell::default() }
+        Self {
+            main: file.into(),
+            included: RefCell::default(),
+            secrets: RefCell::default(),
+            found: RefCell::default(),
+            options: None,
+        }
+    }
+
+    /// Also records the options that the reader asks for.
+    pub fn recording(file: &Path) -> Self {
+        Self { options: Some(Options::default()), ..Self::of(file) }
+    }
+
+    pub fn options(&self) -> Option<&Options> {
+        self.options.as_ref()
     }
 
     /// The file that includes the others.
@@ -98,6 +117,11 @@ impl Problems {
         if !found.iter().any(|(_, known)| *known == problem) {
             found.push((order, problem));
         }
+    }
+
+    /// The options that were recorded, by their paths.
+    pub fn into_options(self) -> BTreeMap<String, BTreeSet<Kind>> {
+        self.options.map_or_else(BTreeMap::new, Options::into_map)
     }
 
     pub fn is_empty(&self) -> bool {

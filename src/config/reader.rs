@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::options::Kind;
 use super::problem::{Position, Problems, suggestion};
 use super::source::document::{Key, Node, Value};
 
@@ -12,6 +13,8 @@ use super::source::document::{Key, Node, Value};
 pub struct Field<'n> {
     pub node: &'n Node,
     pub path: String,
+    /// The path without names and indexes, if the options are recorded.
+    pattern: String,
     problems: &'n Problems,
 }
 
@@ -20,6 +23,7 @@ pub struct Section<'n> {
     entries: &'n [(Key, Node)],
     at: Position,
     path: String,
+    pattern: String,
     problems: &'n Problems,
     known: RefCell<Vec<&'static str>>,
 }
@@ -30,7 +34,7 @@ fn join(path: &str, key: &str) -> String {
 
 impl<'n> Field<'n> {
     pub fn root(node: &'n Node, problems: &'n Problems) -> Self {
-        Self { node, path: String::new(), problems }
+        Self { node, path: String::new(), pattern: String::new(), problems }
     }
 
     /// Reports a mistake at this value.
@@ -44,26 +48,47 @@ impl<'n> Field<'n> {
     }
 
     pub fn section(&self) -> Option<Section<'n>> {
+        self.note(Kind::Section);
         let Value::Map(entries) = &self.node.value else { return self.expected("a section of keys") };
-        let (at, path, problems) = (self.node.at, self.path.clone(), self.problems);
-        Some(Section { entries, at, path, problems, known: RefCell::default() })
+        let (at, path, pattern, problems) = (self.node.at, self.path.clone(), self.pattern.clone(), self.problems);
+        Some(Section { entries, at, path, pattern, problems, known: RefCell::default() })
+    }
+
+    /// Records what the reader expects here.
+    fn note(&self, kind: Kind) {
+        if let Some(options) = self.problems.options() {
+            options.note(&self.pattern, kind);
+        }
+    }
+
+    /// The pattern of what is below this value.
+    fn below(&self, part: &str) -> String {
+        if self.problems.options().is_some() { join(&self.pattern, part) } else { String::new() }
     }
 
     /// The entries of a section whose keys are names chosen by the operator.
     pub fn entries(&self) -> Vec<(&'n Key, Field<'n>)> {
+        self.note(Kind::Names);
         let Value::Map(entries) = &self.node.value else {
             self.expected::<()>("a section of names");
             return Vec::new();
         };
-        let field = |key: &Key, node| Field { node, path: join(&self.path, &key.text), problems: self.problems };
+        let field = |key: &Key, node| Field {
+            node,
+            path: join(&self.path, &key.text),
+            pattern: self.below("NAME"),
+            problems: self.problems,
+        };
         entries.iter().map(|(key, node)| (key, field(key, node))).collect()
     }
 
     pub fn is_section(&self) -> bool {
+        self.note(Kind::Either);
         matches!(self.node.value, Value::Map(_))
     }
 
     pub fn list(&self) -> Vec<Field<'n>> {
+        self.note(Kind::List);
         let Value::List(items) = &self.node.value else {
             self.expected::<()>("a list");
             return Vec::new();
@@ -73,18 +98,25 @@ impl<'n> Field<'n> {
 
     /// The items of a list; a single value counts as a list with one item.
     pub fn one_or_many(&self) -> Vec<Field<'n>> {
+        self.note(Kind::OneOrMany);
         match &self.node.value {
             Value::List(items) => self.items(items),
-            Value::Null | Value::Text(_) | Value::Map(_) => vec![self.clone()],
+            Value::Null | Value::Text(_) | Value::Map(_) => vec![Field { pattern: self.below("[]"), ..self.clone() }],
         }
     }
 
     fn items(&self, items: &'n [Node]) -> Vec<Field<'n>> {
-        let item = |(index, node)| Field { node, path: format!("{}[{index}]", self.path), problems: self.problems };
+        let item = |(index, node)| Field {
+            node,
+            path: format!("{}[{index}]", self.path),
+            pattern: self.below("[]"),
+            problems: self.problems,
+        };
         items.iter().enumerate().map(item).collect()
     }
 
     pub fn text(&self) -> Option<&'n str> {
+        self.note(Kind::Text);
         match &self.node.value {
             Value::Text(text) => Some(text),
             Value::Null | Value::List(_) | Value::Map(_) => self.expected("a single value"),
@@ -93,6 +125,7 @@ impl<'n> Field<'n> {
 
     /// One of a fixed set of words.
     pub fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
+        self.note(Kind::Words(words.iter().map(|(word, _)| (*word).to_owned()).collect()));
         let text = self.text()?;
         let found = words.iter().find(|(word, _)| *word == text);
         found.map(|(_, value)| *value).or_else(|| {
@@ -107,6 +140,7 @@ impl<'n> Field<'n> {
 
     /// A whole number from `least` to `most`, both included.
     pub fn number(&self, least: u64, most: u64) -> Option<u64> {
+        self.note(Kind::Number(least, most));
         let text = self.text()?;
         let in_range = text.parse().ok().filter(|number| (least..=most).contains(number));
         in_range.or_else(|| self.report(format!("`{text}` is not a valid value; write a whole number from {least} to {most}")))
@@ -114,6 +148,7 @@ impl<'n> Field<'n> {
 
     /// A share such as `10 %` or `10%`.
     pub fn percent(&self) -> Option<u8> {
+        self.note(Kind::Percent);
         let text = self.text()?;
         let number = text.strip_suffix('%').map_or(text, str::trim_end);
         let percent = number.parse::<u8>().ok().filter(|percent| *percent <= 100);
@@ -128,6 +163,7 @@ impl<'n> Field<'n> {
 
     /// A duration such as `500ms`, `5s`, `2m`, `1h` or `90d`.
     pub fn duration(&self) -> Option<Duration> {
+        self.note(Kind::Duration);
         let text = self.text()?;
         parse_duration(text).or_else(|| {
             self.report(format!(
@@ -144,6 +180,7 @@ impl<'n> Field<'n> {
 
     /// A size in bytes such as `8192`, `32KiB` or `10MiB`.
     pub fn bytes(&self) -> Option<u64> {
+        self.note(Kind::Size);
         let text = self.text()?;
         parse_bytes(text)
             .or_else(|| self.report(format!("`{text}` is not a valid size; write bytes, such as `8192`, `32KiB` or `10MB`")))
@@ -151,10 +188,12 @@ impl<'n> Field<'n> {
 
     /// A size, or `unlimited`.
     pub fn size_limit(&self) -> Option<u64> {
+        self.note(Kind::Size);
         if self.text()? == "unlimited" { Some(u64::MAX) } else { self.bytes() }
     }
 
     pub fn address(&self) -> Option<SocketAddr> {
+        self.note(Kind::Address);
         let text = self.text()?;
         text.parse().ok().or_else(|| {
             self.report(format!(
@@ -165,6 +204,7 @@ impl<'n> Field<'n> {
 
     /// An absolute URL with one of these schemes and without a query.
     pub fn base_url(&self, schemes: &[&str]) -> Option<http::Uri> {
+        self.note(Kind::Url);
         let text = self.text()?;
         let example = format!("write `{}://host:port`", schemes[0]);
         let Ok(uri) = text.parse::<http::Uri>() else {
@@ -193,11 +233,16 @@ impl<'n> Section<'n> {
     /// The value of a key, if it is present and not null.
     pub fn optional(&self, key: &'static str) -> Option<Field<'n>> {
         self.known.borrow_mut().push(key);
+        let mut pattern = String::new();
+        if let Some(options) = self.problems.options() {
+            pattern = join(&self.pattern, key);
+            options.add(&pattern);
+        }
         let (_, node) = self.entries.iter().find(|(found, _)| found.text == key)?;
         if matches!(node.value, Value::Null) {
             return None;
         }
-        Some(Field { node, path: join(&self.path, key), problems: self.problems })
+        Some(Field { node, path: join(&self.path, key), pattern, problems: self.problems })
     }
 
     /// The value of a mandatory key; `what` is the correction to report if it is missing.

@@ -164,3 +164,34 @@ fn the_readme_is_short() {
     let lines = read("README.md").lines().count();
     assert!(lines <= 135, "{lines} lines; move details to docs/");
 }
+
+#[test]
+fn the_reference_and_the_sample_are_current() {
+    let page = domicile::config::schema::reference();
+    assert!(
+        read("docs/reference.md") == page,
+        "docs/reference.md is outdated; run `domicile schema --reference > docs/reference.md`"
+    );
+}
+
+#[test]
+fn every_configuration_of_the_repository_fits_the_schema() {
+    let schema: serde_json::Value = serde_json::from_str(&domicile::config::schema::schema()).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let mut configurations = files("config", ".yaml");
+    configurations.extend(files("examples", ".yaml").into_iter().filter(|file| !file.to_str().unwrap().ends_with(".cases.yaml")));
+    configurations.extend(files("packaging", ".yaml"));
+    configurations.extend(files("tests/decisions/policies", ".yaml"));
+    for file in configurations {
+        let text = std::fs::read_to_string(&file).unwrap();
+        // Editors see the references as text; this parser does not know them in flow lists.
+        let value: serde_json::Value = match serde_yaml::from_str(&text.replace("${", "\u{24}").replace("}\"", "\"")) {
+            Ok(value) => value,
+            Err(error) => panic!("{}: {error}", file.display()),
+        };
+        let wrong: Vec<_> = validator.iter_errors(&value).map(|error| format!("{}: {error}", error.instance_path())).collect();
+        assert!(wrong.is_empty(), "{}: {wrong:#?}", file.display());
+    }
+    let typo: serde_json::Value = serde_yaml::from_str(&read("config/minimal.yaml").replace("listen:", "lisen:")).unwrap();
+    assert!(!validator.is_valid(&typo), "the schema finds a misspelled key");
+}

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use document::{Key, Node, Value};
 use reference::Values;
 
+pub use reference::hide;
+
 use super::problem::{Position, Problems};
 
 /// The key that names further files.

@@ -1,0 +1,196 @@
+//! The JSON schema and the reference of the configuration, made from what the reader asks for while it reads the sample files. So
+//! an option is declared once: where it is read. Its description is the comment in `config/every-option.yaml`.
+
+mod descriptions;
+
+mod reference;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::model::day::Day;
+use crate::model::region::Registry;
+
+use super::options::Kind;
+use super::problem::Problems;
+
+pub use reference::reference;
+
+/// The file with every option, and the files with the other forms of values.
+const SAMPLE: &str = include_str!("../../../config/every-option.yaml");
+const FORMS: [&str; 3] = [
+    include_str!("forms.yaml"),
+    include_str!("../../../config/minimal.yaml"),
+    include_str!("../../../config/three-regions.yaml"),
+];
+
+/// The part of a path that stands for the items of a list, and the one that stands for a name of the operator's choice.
+const ITEM: &str = "[]";
+const NAME: &str = "NAME";
+
+/// An option, with what is below it.
+#[derive(Default)]
+struct Node {
+    kinds: BTreeSet<Kind>,
+    children: BTreeMap<String, Node>,
+}
+
+/// Every option that the reader asks for.
+fn options() -> Node {
+    let mut root = Node::default();
+    for text in FORMS.into_iter().chain([SAMPLE]) {
+        let problems = Problems::recording(Path::new("sample"));
+        let today = Day::parse("2026-01-01").expect("a date");
+        super::read(text, None, &mut Registry::default(), today, &problems);
+        for (path, kinds) in problems.into_options().into_iter().filter(|(path, _)| !path.is_empty()) {
+            let node = path.split('.').fold(&mut root, |node, part| node.children.entry(part.to_owned()).or_default());
+            node.kinds.extend(kinds);
+        }
+    }
+    root.kinds.insert(Kind::Section);
+    root
+}
+
+/// The JSON schema (draft 2020-12), for editors.
+pub fn schema() -> String {
+    let described = descriptions::of(SAMPLE);
+    let mut schema = of_node(&options(), "", &described);
+    schema.insert("$schema".into(), "https://json-schema.org/draft/2020-12/schema".into());
+    schema.insert("title".into(), "Domicile".into());
+    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+        properties.insert("include".into(), json!({ "type": ["array", "string"], "items": { "type": "string" } }));
+    }
+    format!("{:#}\n", Value::Object(schema))
+}
+
+fn of_node(node: &Node, path: &str, described: &BTreeMap<String, String>) -> Map<String, Value> {
+    let mut forms = forms(node, path, described);
+    let mut schema = match forms.len() {
+        0 => Map::new(),
+        1 => forms.remove(0),
+        _ => Map::from_iter([("anyOf".to_owned(), forms.into_iter().map(Value::Object).collect())]),
+    };
+    if let Some(description) = described.get(path) {
+        schema.insert("description".into(), description.as_str().into());
+    }
+    schema
+}
+
+/// The forms that a value may have.
+fn forms(node: &Node, path: &str, described: &BTreeMap<String, String>) -> Vec<Map<String, Value>> {
+    // The items of a list are described as the list.
+    let below = |part: &str| match (part, path) {
+        (ITEM, path) => path.to_owned(),
+        (part, "") => part.to_owned(),
+        (part, path) => format!("{path}.{part}"),
+    };
+    let child = |part: &str| node.children.get(part).map_or_else(Map::new, |child| of_node(child, &below(part), described));
+    let is_specific = node.kinds.iter().any(|kind| !matches!(kind, Kind::Text) && is_scalar(kind));
+    let mut forms = Vec::new();
+    for kind in &node.kinds {
+        let form = match kind {
+            Kind::Section => {
+                let named = node.children.iter().filter(|(key, _)| *key != ITEM && *key != NAME);
+                let properties: Map<_, _> = named.map(|(key, _)| (key.clone(), Value::Object(child(key)))).collect();
+                json!({ "type": "object", "properties": properties, "additionalProperties": false })
+            }
+            Kind::Names => json!({ "type": "object", "additionalProperties": child(NAME) }),
+            Kind::List => json!({ "type": "array", "items": child(ITEM) }),
+            Kind::OneOrMany => json!({ "anyOf": [child(ITEM), { "type": "array", "items": child(ITEM) }] }),
+            // The short form is read elsewhere.
+            Kind::Either => json!({ "not": { "type": "object" } }),
+            Kind::Text if is_specific => continue,
+            Kind::Text => json!({ "type": ["string", "number", "boolean"] }),
+            Kind::Words(words) => of_words(words),
+            Kind::Number(least, most) => {
+                json!({ "anyOf": [{ "type": "integer", "minimum": least, "maximum": most }, { "type": "string", "pattern": "\\$\\{" }] })
+            }
+            Kind::Percent => json!({ "type": ["string", "integer"] }),
+            Kind::Duration => json!({ "type": "string", "examples": ["500ms", "5s", "2m", "1h", "90d"] }),
+            Kind::Size => json!({ "type": ["string", "integer"], "examples": ["8192", "32KiB", "10MB"] }),
+            Kind::Address => json!({ "type": "string", "examples": ["127.0.0.1:8080", "[::]:8443"] }),
+            Kind::Url => json!({ "type": "string" }),
+        };
+        if let Value::Object(form) = form {
+            forms.push(form);
+        }
+    }
+    // A value whose form the reader finds by itself, such as a section or a name.
+    if !node.children.is_empty() && node.kinds.is_empty() {
+        return Vec::new();
+    }
+    forms
+}
+
+fn is_scalar(kind: &Kind) -> bool {
+    !matches!(kind, Kind::Section | Kind::Names | Kind::List | Kind::OneOrMany | Kind::Either)
+}
+
+fn of_words(words: &[String]) -> Value {
+    if words.iter().all(|word| word == "true" || word == "false") {
+        return json!({ "anyOf": [{ "type": "boolean" }, { "type": "string", "pattern": "\\$\\{" }] });
+    }
+    // YAML 1.1 of some editors reads `off` as a boolean.
+    let booleans = words.iter().any(|word| word == "off" || word == "on");
+    let words = json!({ "enum": words });
+    let reference = json!({ "type": "string", "pattern": "\\$\\{" });
+    if booleans { json!({ "anyOf": [words, reference, { "type": "boolean" }] }) } else { json!({ "anyOf": [words, reference] }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the sample shows an option that occurs in several places.
+    fn alias(path: &str) -> String {
+        let own = path.strip_prefix("regions.NAME.").unwrap_or(path);
+        let own = own.strip_prefix("services.NAME.").unwrap_or(own);
+        match own.split('.').next().unwrap_or_default() {
+            "upstreams" | "health" | "tls" => format!("regions.NAME.{own}"),
+            "balance" => "regions.NAME.services.NAME.balance".to_owned(),
+            "ejection" | "queue_timeout" | "requests" | "slow_start" => format!("upstreams.{own}"),
+            _ => own.to_owned(),
+        }
+    }
+
+    /// Whether a comment of the sample shows the option, as an alternative to another one.
+    fn is_in_a_comment(key: &str) -> bool {
+        let comments = SAMPLE.lines().filter_map(|line| line.split_once('#')).map(|(_, comment)| comment);
+        comments.into_iter().any(|comment| comment.contains(&format!("{key}: ")) || comment.contains(&format!("{key} (")))
+    }
+
+    #[test]
+    fn the_sample_file_contains_every_option_that_the_reader_asks_for() {
+        fn absent(node: &Node, path: &str, present: &BTreeSet<String>, out: &mut Vec<String>) {
+            for (key, child) in &node.children {
+                let path = match (key.as_str(), path) {
+                    (ITEM, path) => path.to_owned(),
+                    (key, "") => key.to_owned(),
+                    (key, path) => format!("{path}.{key}"),
+                };
+                let is_present = present.contains(&path) || present.contains(&alias(&path)) || is_in_a_comment(key);
+                if key != ITEM && key != NAME && !is_present {
+                    out.push(path.clone());
+                }
+                absent(child, &path, present, out);
+            }
+        }
+        let described = descriptions::keys(SAMPLE);
+        let mut missing = Vec::new();
+        absent(&options(), "", &described, &mut missing);
+        assert!(missing.is_empty(), "config/every-option.yaml lacks {missing:#?}");
+    }
+
+    #[test]
+    fn the_schema_names_options_words_and_descriptions() {
+        let schema: Value = serde_json::from_str(&schema()).unwrap();
+        let route = &schema["properties"]["routes"]["items"]["properties"];
+        assert!(route["priority"].to_string().contains("\"high\""), "{route}");
+        assert_eq!(schema["properties"]["regions"]["type"], "object");
+        let drain = &schema["properties"]["limits"]["properties"]["drain"];
+        assert!(drain["description"].as_str().unwrap().contains("at shutdown"), "{drain}");
+        assert_eq!(schema["additionalProperties"], false);
+    }
+}
