@@ -117,6 +117,8 @@ impl Datagrams {
         self.message.clear();
         self.message.extend_from_slice(self.prefix.as_bytes());
         self.message.extend_from_slice(line);
+        // The journal ignores a field that does not end in a line feed; syslog daemons remove it.
+        self.message.push(b'\n');
         if self.socket.send(&self.message).is_ok() {
             return Ok(());
         }
@@ -176,16 +178,16 @@ mod tests {
         };
         let mut sink = Output::Syslog(path.clone()).open().unwrap();
         sink.write(b"one\ntwo\n").unwrap();
-        assert_eq!(receive(&daemon), format!("<190>domicile[{}]: one", std::process::id()));
-        assert!(receive(&daemon).ends_with(": two"));
+        assert_eq!(receive(&daemon), format!("<190>domicile[{}]: one\n", std::process::id()));
+        assert!(receive(&daemon).ends_with(": two\n"));
         drop(daemon);
         std::fs::remove_file(&path).unwrap();
         assert!(sink.write(b"lost\n").is_err());
         let daemon = UnixDatagram::bind(&path).unwrap();
         sink.write(b"three\n").unwrap();
-        assert!(receive(&daemon).ends_with(": three"));
+        assert!(receive(&daemon).ends_with(": three\n"));
         let mut journal = Output::Journal(path).open().unwrap();
         journal.write(b"four\n").unwrap();
-        assert_eq!(receive(&daemon), "SYSLOG_IDENTIFIER=domicile\nPRIORITY=6\nMESSAGE=four");
+        assert_eq!(receive(&daemon), "SYSLOG_IDENTIFIER=domicile\nPRIORITY=6\nMESSAGE=four\n");
     }
 }

@@ -77,8 +77,12 @@ struct Seen {
     /// Consecutive results that contradict the current state.
     contradictions: u32,
     vitals: RegionVitals,
-    /// The services that the region last reported as down.
+    /// The services that are down.
     down: Vec<ServiceId>,
+    /// Those of them that the last reports do not contain any more, and the number of these reports.
+    returning: Vec<(ServiceId, u32)>,
+    /// The region was down, and is not up again yet.
+    was_down: bool,
 }
 
 impl Detector {
@@ -116,6 +120,10 @@ impl Detector {
     /// The snapshot to publish. `drains` says whether an operator drains a region, which then takes no new requests.
     pub fn vitals(&self, drains: impl Fn(RegionId) -> bool) -> Vitals {
         let mut vitals = Vitals::unmeasured(self.order.clone());
+        // A region that cannot be probed may be drained as well.
+        for region in self.order.iter().filter(|region| !self.seen.contains_key(region) && drains(**region)) {
+            vitals.set(*region, RegionVitals { health: Health::Draining, ..RegionVitals::default() });
+        }
         for (region, seen) in &self.seen {
             let is_drained = seen.vitals.health.takes_requests() && drains(*region);
             let health = if is_drained { Health::Draining } else { seen.vitals.health };
@@ -158,7 +166,7 @@ impl Seen {
             Observation::Failed => None,
             Observation::Answered { round_trip, report, down } => {
                 self.measure(round_trip);
-                self.down = down;
+                self.note_services(down, thresholds.rise);
                 self.vitals.upstream_time = report.upstream_time;
                 self.vitals.policy = report.policy;
                 self.vitals.directory = report.directory;
@@ -171,7 +179,9 @@ impl Seen {
             // The region itself reports that it drains or serves nothing, so one result is enough.
             (_, Some((_, true))) => (Health::Draining, 1),
             (_, Some((false, false))) => (Health::Down, 1),
-            (Health::Unmeasured | Health::Draining | Health::Up, Some(_)) => (Health::Up, 1),
+            (Health::Unmeasured | Health::Up, Some(_)) => (Health::Up, 1),
+            // Several processes may answer the probes, of which one drains.
+            (Health::Draining, Some(_)) => (if self.was_down { Health::Recovering } else { Health::Up }, thresholds.rise),
             (Health::Down, Some(_)) => (Health::Recovering, thresholds.rise),
             (Health::Recovering, Some(_)) => (Health::Up, thresholds.settle),
             (Health::Unmeasured | Health::Draining | Health::Up, None) => (Health::Down, thresholds.fall),
@@ -183,7 +193,28 @@ impl Seen {
         } else if self.contradictions >= needed {
             self.contradictions = 0;
             self.vitals.health = target;
+            self.was_down = match target {
+                Health::Down | Health::Recovering => true,
+                Health::Up | Health::Unmeasured => false,
+                Health::Draining => self.was_down,
+            };
         }
+    }
+
+    /// Records the services that are down. One that was down is up again after `rise` reports without it.
+    fn note_services(&mut self, down: Vec<ServiceId>, rise: u32) {
+        for service in &down {
+            self.returning.retain(|(returning, _)| returning != service);
+        }
+        for service in self.down.iter().filter(|service| !down.contains(service)) {
+            if !self.returning.iter().any(|(returning, _)| returning == service) {
+                self.returning.push((*service, 0));
+            }
+        }
+        self.returning.iter_mut().for_each(|(_, reports)| *reports += 1);
+        self.returning.retain(|(_, reports)| *reports < rise);
+        self.down = down;
+        self.down.extend(self.returning.iter().map(|(service, _)| *service));
     }
 
     fn measure(&mut self, round_trip: Duration) {
@@ -239,6 +270,9 @@ mod tests {
         assert_eq!((taking(&detector, api), taking(&detector, app)), (vec![1], vec![0, 1]));
         detector.observe(region(0), Observation::Failed);
         assert_eq!(taking(&detector, api), [1], "after a lost probe, the last known state of the service stays");
+        detector.observe(region(0), without(&[]));
+        detector.observe(region(0), without(&[]));
+        assert_eq!(taking(&detector, api), [1], "a service that flaps moves nothing");
         detector.observe(region(0), without(&[]));
         assert_eq!(taking(&detector, api), [0, 1]);
     }

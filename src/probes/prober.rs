@@ -70,7 +70,7 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
     let pool = PeerPool::default();
     let current = targets.borrow_and_update().clone();
     let mut detector = Detector::new(current.nearest_first.clone(), current.settings.thresholds());
-    let mut probes = Probes { current, in_flight: HashMap::new(), running: JoinSet::new() };
+    let mut probes = Probes { current, in_flight: HashMap::new(), round: 0, newest: HashMap::new(), running: JoinSet::new() };
     loop {
         probes.start_round(&pool, &rates::write(&(hooks.counters.report)()).into());
         let spread = probes.current.settings.every.mul_f64(1.0 - JITTER + fastrand::f64() * 2.0 * JITTER);
@@ -108,15 +108,20 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
 struct Probes {
     current: ProbeTargets,
     in_flight: HashMap<RegionId, usize>,
+    /// The number of the current round, and of the newest probe of each region that has a result.
+    round: u64,
+    newest: HashMap<RegionId, u64>,
     running: JoinSet<Probed>,
 }
 
-/// A region, and its observation unless it cannot be probed.
-type Probed = (RegionId, Option<Observation>);
+/// A region, the number of the probe, and its observation unless the region cannot be probed.
+type Probed = (RegionId, u64, Option<Observation>);
 
 impl Probes {
     /// Starts a probe of each region.
     fn start_round(&mut self, pool: &PeerPool, counts: &Arc<str>) {
+        self.round += 1;
+        let round = self.round;
         for (region, target) in self.current.regions.clone() {
             let in_flight = self.in_flight.entry(region).or_default();
             if *in_flight >= MAX_IN_FLIGHT {
@@ -131,16 +136,22 @@ impl Probes {
                     Observation::Answered { round_trip, report, down }
                 };
                 let result = probe(&pool, region, target, &counts, limit).await;
-                (region, result.map(|answer| answer.map_or(Observation::Failed, answered)))
+                (region, round, result.map(|answer| answer.map_or(Observation::Failed, answered)))
             });
         }
     }
 
     /// The result of a probe. A region that a reload has removed has none.
     fn take(&mut self, finished: Result<Probed, tokio::task::JoinError>) -> Option<(RegionId, Observation)> {
-        let (region, observation) = finished.ok()?;
+        let (region, round, observation) = finished.ok()?;
         let in_flight = self.in_flight.entry(region).or_default();
         *in_flight = in_flight.saturating_sub(1);
+        // A probe that times out is older than those that were answered meanwhile.
+        let newest = self.newest.entry(region).or_default();
+        if round < *newest {
+            return None;
+        }
+        *newest = round;
         let is_target = self.current.regions.iter().any(|(target, _)| *target == region);
         Some((region, observation.filter(|_| is_target)?))
     }

@@ -33,7 +33,8 @@ pub fn set(metrics: &Metrics, state: &State<'_>) {
     set_regions(metrics, snapshot.policy(), vitals);
     metrics.policy.reset();
     metrics.policy_since.reset();
-    for (region, (policy, since)) in policies.all() {
+    let all = policies.all();
+    for (region, (policy, since)) in all.into_iter().filter(|(region, _)| snapshot.policy().regions.contains(*region)) {
         let region = snapshot.policy().region_name(region);
         metrics.policy.with_label_values(&[region, &policy.to_string()]).set(1);
         metrics.policy_since.with_label_values(&[region]).set(seconds(since));

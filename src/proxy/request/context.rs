@@ -212,23 +212,25 @@ impl Context {
     }
 
     /// Sends a response of the proxy itself, and writes the log.
-    pub fn finish(mut self, mut response: Response<Body>) -> Response<Body> {
+    pub fn finish(mut self, mut response: Response<Body>, question: Option<&Question>) -> Response<Body> {
         self.log.status = Some(response.status());
         if self.has_body && self.is_http1 {
             reply::close(&mut response);
         }
-        self.show(None, response.headers_mut(), None);
+        self.show(question, response.headers_mut(), None);
         self.log.write();
         response
     }
 
-    /// Adds the fields by which a client finds its request in the logs, and those that show how it was handled. A peer has its own.
+    /// Adds the id by which a client finds its request in the logs, and the fields that show how it was handled. A peer adds the id itself.
     pub fn show(&self, question: Option<&Question>, response: &mut HeaderMap, received: Option<StatusCode>) {
         if self.is_peer() {
             return;
         }
         headers::identify(response, &self.log.id);
-        if self.snapshot.privacy.exposure.covers(self.log.client()) && !self.is_uniform(question) {
+        // Until its head is read, the client behind a trusted hop is not known.
+        let Some(question) = question else { return };
+        if self.snapshot.privacy.exposure.covers(question.client) && !self.is_uniform(Some(question)) {
             self.log.with_handling(received, |handling| headers::expose(response, handling));
         }
     }

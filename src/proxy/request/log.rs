@@ -161,11 +161,6 @@ impl RequestLog {
         judged.map_or_else(|| self.snapshot.policy(), |judged| judged.moment.policy())
     }
 
-    /// The client's address; `None` for a peer's request that could not be read.
-    pub const fn client(&self) -> Option<IpAddr> {
-        self.client
-    }
-
     /// Calls `show` with how the request was handled. `received` is the status of the response of the next hop.
     pub fn with_handling(&self, received: Option<StatusCode>, show: impl FnOnce(&Handling<'_>)) {
         let judged = self.judgement();
@@ -245,8 +240,8 @@ impl RequestLog {
     /// The class of the response's status.
     fn status_class(&self) -> &'static str {
         const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-        let class = self.status.and_then(|status| CLASSES.get(usize::from(status.as_u16() / 100).wrapping_sub(1)));
-        class.copied().unwrap_or("client_closed")
+        let Some(status) = self.status else { return "client_closed" };
+        CLASSES.get(usize::from(status.as_u16() / 100).wrapping_sub(1)).copied().unwrap_or("other")
     }
 
     /// Identifies the labels of this request among those of its policy: equal keys mean equal labels.
@@ -368,7 +363,7 @@ impl RequestLog {
             peer,
             user: user.as_deref(),
             method: self.method.as_ref().map(http::Method::as_str),
-            host: self.question.as_ref().map(|question| &*question.host),
+            host: processed_here.and(self.question.as_ref()).map(|question| &*question.host),
             path: path.as_ref().map(|path| path as &dyn fmt::Display),
             protocol: self.version.map(protocol_name),
             tls: self.tls_version,
@@ -387,7 +382,7 @@ impl RequestLog {
             request_bytes: self.request_body.bytes.get(),
             response_bytes: self.response_body.bytes.get(),
             broken: broken.as_ref().map(|broken| broken as &dyn fmt::Display),
-            referer: text_of(self.referer.as_ref().filter(|_| processed_here.is_some())),
+            referer: processed_here.and(text_of(self.referer.as_ref())).map(origin_of),
             user_agent: text_of(self.user_agent.as_ref().filter(|_| processed_here.is_some())),
             trace: trace.as_deref(),
             elapsed,
@@ -397,6 +392,14 @@ impl RequestLog {
 
 fn text_of(value: Option<&HeaderValue>) -> Option<&str> {
     value.and_then(|value| value.to_str().ok())
+}
+
+/// The origin of a URL. The rest belongs to another request, which other rules may cover, and may name a user.
+fn origin_of(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |at| at + 3);
+    let end = url[host..].find(['/', '?', '#']).map_or(url.len(), |at| host + at);
+    // A user name in a URL comes before the host.
+    if url[host..end].contains('@') { &url[..host] } else { &url[..end] }
 }
 
 const fn protocol_name(version: Version) -> &'static str {
@@ -445,6 +448,20 @@ impl fmt::Display for WithoutUser<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_logged_referer_has_neither_path_nor_query_nor_user() {
+        for (url, origin) in [
+            ("https://a.test/users/alice?token=1", "https://a.test"),
+            ("https://a.test", "https://a.test"),
+            ("https://a.test?x", "https://a.test"),
+            ("https://alice@a.test/", "https://"),
+            ("/users/alice", ""),
+            ("android-app://com.example/x", "android-app://com.example"),
+        ] {
+            assert_eq!(origin_of(url), origin);
+        }
+    }
 
     #[test]
     fn a_logged_path_names_no_user() {

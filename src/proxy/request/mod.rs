@@ -164,11 +164,11 @@ fn receive(
         Err(code) => return Err(Box::new(context.refuse(code, None))),
     };
     if let Some(response) = own_response(&context, &intake, &parts) {
-        return Err(Box::new(context.finish(response)));
+        return Err(Box::new(context.finish(response, None)));
     }
     match take_hop(&mut parts) {
         Ok(None) => {}
-        Ok(Some(response)) => return Err(Box::new(context.finish(response))),
+        Ok(Some(response)) => return Err(Box::new(context.finish(response, None))),
         Err(code) => return Err(Box::new(context.refuse(code, Some(&intake.question)))),
     }
     match guard(&context, &intake, &parts) {
@@ -239,7 +239,7 @@ fn guard(context: &Context, intake: &Intake, parts: &Parts) -> Result<(), Code> 
 fn respond_to_question(context: Context, intake: &Intake, judged: &Judged) -> Response<Body> {
     match judged.decision.refusal() {
         Some(code) => context.refuse(code, Some(&intake.question)),
-        None => context.finish(reply::status_only(ACCEPTED)),
+        None => context.finish(reply::status_only(ACCEPTED), None),
     }
 }
 
@@ -256,7 +256,7 @@ fn redirect(context: Context, intake: &Intake, judged: &Judged, region: RegionId
     };
     let region = judged.moment.policy().region_name(region);
     context.log.count_in_ledger("redirect", Code::CarrierNotCleared.as_str(), region);
-    context.finish(response)
+    context.finish(response, Some(&intake.question))
 }
 
 /// Refuses a request. A CORS preflight gets a response from the proxy instead, if its route has CORS settings or its origin is
@@ -271,7 +271,7 @@ fn refuse_or_answer_preflight(
 ) -> Response<Body> {
     context.adopt_actions(judged);
     match context.preflight_response(intake, asked).filter(|_| code != Code::Malformed(Rule::User)) {
-        Some(response) => context.finish(response),
+        Some(response) => context.finish(response, Some(&intake.question)),
         None => context.refuse(code, Some(&intake.question)),
     }
 }
