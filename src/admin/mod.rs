@@ -53,7 +53,7 @@ pub enum Command {
     Explain { query: String, reply: oneshot::Sender<Result<String, String>> },
     /// Reports the state of the process as JSON.
     Status(oneshot::Sender<String>),
-    /// Carries out an operator's command; the reply says what happened, the error why it did not.
+    /// Carries out an operator's command. The reply is the result in words, or the reason for the refusal.
     Operate { operation: Operation, reply: oneshot::Sender<Result<String, String>> },
     /// Stops the control plane, because a successor now serves it.
     Retire,
@@ -133,6 +133,10 @@ async fn serve_connection(
 
 async fn respond(request: Request<Incoming>, accepts_commands: bool, commands: &mpsc::Sender<Command>) -> Response<Full<Bytes>> {
     if request.method() == Method::POST {
+        // A page in a browser could reach this address under a name of its own (DNS rebinding), and send every other field.
+        if request.headers().contains_key(header::ORIGIN) {
+            return text(StatusCode::FORBIDDEN, "commands are not accepted from browsers; use the command line\n");
+        }
         return match request.uri().path() {
             "/reload" => reload(&request, commands).await,
             path => operate(&request, path, accepts_commands, commands).await,

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use http::HeaderValue;
 
+use crate::access_log;
 use crate::acme;
 use crate::config::{self, Config, Settings};
 use crate::decision::policy::Policy;
@@ -109,17 +110,25 @@ pub fn load(file: &Path, region: Option<&str>, registry: &mut Registry) -> Resul
         let (today, mut numbers) = (Day::of(SystemTime::now()), registry.clone());
         let config = config::load(file, region, &mut numbers, today).map_err(StartError::Config)?;
         // Only a loaded configuration names its other files, which must be read again after they were stamped.
-        if config.files.iter().all(|file| stamps.iter().any(|stamp| stamp.file == *file)) {
+        let named = || config.files.iter().chain(&config.folders);
+        if named().all(|file| stamps.iter().any(|stamp| stamp.file == *file)) {
             *registry = numbers;
             return Ok((config, stamps));
         }
         stamps = files::settle(&config.files)?;
+        stamps.extend(files::stamps(&config.folders));
     }
+}
+
+/// The settings of the log and of the access log; `None` if the configuration has mistakes, which the start reports.
+pub fn log_settings(file: &Path, region: Option<&str>) -> Option<(config::Log, Option<access_log::Settings>)> {
+    let (config, _) = load(file, region, &mut Registry::default()).ok()?;
+    Some((config.settings.log, config.settings.access_log))
 }
 
 /// Builds everything without putting it into use.
 pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
-    let Sources { read, config: Config { policy, settings, folders, .. }, registry, before, accepts_loss } = sources;
+    let Sources { read, config: Config { policy, settings, .. }, registry, before, accepts_loss } = sources;
     let unused = config::unused_services(&policy, &settings.actions);
     for note in config::notes(&policy, Day::of(SystemTime::now())).into_iter().chain(unused) {
         tracing::warn!("{note}");
@@ -151,7 +160,6 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
     let passwords = passwords(&settings, before)?;
     files::check_unchanged(&all)?;
     all.extend(table_stamps);
-    all.extend(files::stamps(&folders));
     let judging = engine::snapshot::JudgingSnapshot {
         policy,
         slashes: settings.slashes,

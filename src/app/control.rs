@@ -207,9 +207,9 @@ impl Control {
             Ok(kept) => (!kept.is_empty()).then(|| kept.join("\n")),
             Err(error) => Some(error.to_string()),
         };
-        self.loaded = Loaded { at: SystemTime::now(), problem };
+        self.loaded = Loaded { at: SystemTime::now(), is_partial: outcome.is_ok(), problem };
         if outcome.is_ok() {
-            self.record_reload(before).await;
+            self.record_reload(before);
         }
         match outcome {
             Ok(kept) if kept.is_empty() => {
@@ -221,11 +221,13 @@ impl Control {
             }
             Ok(kept) => {
                 count("partly");
+                metrics.reload_ok.set(0);
                 kept.iter().for_each(|problem| tracing::error!(problem, "reload applied in part"));
                 Err(kept.join("\n"))
             }
             Err(error) => {
                 count("refused");
+                metrics.reload_ok.set(0);
                 error.to_string().lines().for_each(|problem| tracing::error!(problem, "reload refused"));
                 tracing::error!("keeping the previous configuration");
                 Err(error.to_string())
@@ -233,14 +235,16 @@ impl Control {
         }
     }
 
-    /// Writes a reload and the policies before and after it to the ledger.
-    async fn record_reload(&self, before: PolicyHash) {
-        let Some(ledger) = &self.shared.ledger else { return };
+    /// Writes a reload and the policies before and after it to the ledger. Nothing waits for it: the reload is in effect.
+    fn record_reload(&self, before: PolicyHash) {
+        let Some(ledger) = self.shared.ledger.clone() else { return };
         let after = self.built.snapshot.policy().hash;
         let detail = if before == after { format!("policy {after}") } else { format!("policy {before} to {after}") };
-        if let Err(error) = ledger.record_action("reload", &detail).await {
-            tracing::error!(%error, "the reload is not in the ledger");
-        }
+        tokio::task::spawn_local(async move {
+            if let Err(error) = ledger.record_action("reload", &detail).await {
+                tracing::error!(%error, "the reload is not in the ledger");
+            }
+        });
     }
 
     async fn try_reload(
@@ -433,6 +437,11 @@ pub fn note_loaded(metrics: &Metrics) {
     let none: [&str; 0] = [];
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     metrics.reloaded_at.with_label_values(&none).set(now.as_secs_f64());
+    metrics.reload_ok.set(1);
+    // A counter that appears with its first count looks as if nothing had happened.
+    for result in ["applied", "partly", "refused"] {
+        metrics.reloads.with_label_values(&[result]).inc_by(0);
+    }
 }
 
 /// Refuses a change of the local region.

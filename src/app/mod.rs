@@ -56,7 +56,7 @@ use handover::SocketHandover;
 use operate::LogLevel;
 use status::{Loaded, Policies};
 
-pub use build::{Offline, check_files, explain, offline};
+pub use build::{Offline, check_files, explain, log_settings, offline};
 pub use operate::LogFilter;
 
 /// The parameters of a start.
@@ -196,7 +196,7 @@ impl App {
             log: LogLevel::of(launch.log_filter),
             batches,
             started: Instant::now(),
-            loaded: Loaded { at: SystemTime::now(), problem: None },
+            loaded: Loaded { at: SystemTime::now(), is_partial: false, problem: None },
             read: Vec::new(),
         };
         let control = control::spawn(control, ports, admin, (commands.clone(), received), stopped)?;

@@ -34,7 +34,7 @@ impl LogLevel {
             tokio::time::sleep(period).await;
             // A later command has its own time.
             if changes.load(Ordering::Relaxed) == change && filter(None).is_ok() {
-                tracing::info!("the log has its usual level again");
+                tracing::info!("log level reset");
             }
         });
         Ok(())
@@ -49,15 +49,15 @@ pub async fn operate(operation: &Operation, shared: &Shared, snapshot: &Snapshot
         ledger.record_action(what, &detail).await.map_err(|error| error.to_string())?;
     }
     let done = carry_out(operation, shared, snapshot, log)?;
-    tracing::info!(what, detail, "operator's command");
+    tracing::info!(command = what, detail, "command carried out");
     Ok(done)
 }
 
 /// Whether the command names something that exists, so that the ledger has no line about a typing mistake.
 fn check(operation: &Operation, snapshot: &Snapshot) -> Result<(), String> {
     match operation {
-        Operation::DrainUpstream { service, .. } | Operation::WeighUpstream { service, .. } => {
-            service_of(snapshot, service).map(|_| ())
+        Operation::DrainUpstream { service, upstream, .. } | Operation::WeighUpstream { service, upstream, .. } => {
+            service_of(snapshot, service)?.find(upstream).map(|_| ())
         }
         Operation::DrainRegion { region, .. } => region_of(snapshot, region).map(|_| ()),
         Operation::LogLevel { .. } => Ok(()),

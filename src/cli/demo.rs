@@ -43,10 +43,20 @@ pub(super) fn run(options: &Options) -> Outcome {
         runtime.block_on(demo::tour(&world))
     } else {
         print(&world);
-        runtime.block_on(async { tokio::signal::ctrl_c().await.map_err(|error| error.to_string()) }).map(|()| true)
+        runtime.block_on(until_stopped()).map(|()| true)
     };
     world.stop();
     Ok(if outcome? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn until_stopped() -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("cannot listen for signals: {error}");
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(failed)?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(failed),
+        _ = terminate.recv() => Ok(()),
+    }
 }
 
 /// Serves a sample app server at each upstream of every region, until Ctrl-C.
@@ -131,8 +141,8 @@ fn print(world: &World) {
         down.join("; "),
     );
     show(
-        "a write is never served elsewhere; wait a second for the health checks first",
-        format!("curl -s http://{0}/users/bob/orders/1; curl -s -X POST http://{0}/users/bob/orders/1", us.http),
+        "a read and a write of bob: the write is never served elsewhere",
+        format!("sleep 2; curl -s http://{0}/users/bob/orders/1; curl -s -X POST http://{0}/users/bob/orders/1", us.http),
     );
     show("start the app servers again", up.join("; "));
     show(

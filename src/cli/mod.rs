@@ -32,7 +32,7 @@ enum Verb {
     Run(run::Options),
     /// Check a configuration and show what it allows.
     Check(check::Options),
-    /// Show where a request would go, and why.
+    /// Show where a request would go, and why. All regions count as up; `/explain` on the admin address uses the live state.
     Explain(explain::Options),
     /// Judge the requests of a file of test cases, and compare the decisions with the expected ones.
     Test(test::Options),
@@ -58,10 +58,10 @@ enum Verb {
 #[derive(Args)]
 struct Source {
     /// The configuration file; `-` reads standard input (not for `run`).
-    #[arg(short, long, default_value = "config/domicile.yaml", env = "DOMICILE_CONFIG")]
+    #[arg(short, long, global = true, default_value = "config/domicile.yaml", env = "DOMICILE_CONFIG")]
     config: PathBuf,
     /// The local region; overrides the file's `region:`.
-    #[arg(long, env = "DOMICILE_REGION")]
+    #[arg(long, global = true, env = "DOMICILE_REGION")]
     region: Option<String>,
 }
 

@@ -20,6 +20,7 @@ pub mod summary;
 
 use std::path::{Path, PathBuf};
 
+use crate::admin;
 use crate::decision::policy::Policy;
 use crate::model::day::Day;
 use crate::model::region::Registry;
@@ -55,6 +56,36 @@ pub fn load(path: &Path, region: Option<&str>, registry: &mut Registry, today: D
             Err(problems.into_list())
         }
     }
+}
+
+/// Where the control plane of a configuration listens, also if the rest of the file has mistakes.
+pub fn admin_of(path: &Path, region: Option<&str>) -> Result<admin::Settings, Vec<Problem>> {
+    let problems = problem::Problems::of(path);
+    let Some(root) = read_source(path, &problems) else { return Err(problems.into_list()) };
+    // Mistakes outside `admin` do not count.
+    let scratch = problem::Problems::of(path);
+    let own = root.get("region").and_then(source::document::Node::as_text);
+    let region = region.filter(|name| !name.is_empty()).or(own).unwrap_or_default();
+    let of_region = root.get("regions").and_then(|regions| regions.get(region)).and_then(|region| region.get("admin"));
+    let Some(admin) = of_region.or_else(|| root.get("admin")) else { return Ok(admin::Settings::default()) };
+    let settings = settings::read_admin(&reader::Field::root(admin, &scratch), &[], region);
+    settings.ok_or_else(|| scratch.into_list())
+}
+
+/// The tree of a file, without the files that it includes if they have mistakes.
+fn read_source(path: &Path, problems: &problem::Problems) -> Option<source::document::Node> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            problems.report_file(0, format!("cannot read this file: {error}"));
+            return None;
+        }
+    };
+    let scratch = problem::Problems::of(path);
+    // Variables that are set for the process may be absent here.
+    let variable = |name: &str| Some(std::env::var(name).unwrap_or_default());
+    let whole = source::read(&text, &scratch, &variable).map(|source| source.root);
+    whole.or_else(|| source::document::parse(&text, 0, problems))
 }
 
 /// The names of a file's regions, in their order.

@@ -109,10 +109,12 @@ impl Problems {
     }
 
     fn push(&self, order: Position, at: Option<Position>, path: &str, mut message: String) {
+        let mut path = path.to_owned();
         for (secret, instead) in &*self.secrets.borrow() {
             message = message.replace(secret, instead);
+            path = path.replace(secret, instead);
         }
-        let problem = Problem { file: self.file(order.file), at, path: path.into(), message };
+        let problem = Problem { file: self.file(order.file), at, path, message };
         let mut found = self.found.borrow_mut();
         if !found.iter().any(|(_, known)| *known == problem) {
             found.push((order, problem));

@@ -267,11 +267,14 @@ fn facts(decision: &Decision, policy: &Policy, query: &Query) -> Value {
 }
 
 impl Explanation {
-    /// Whether the outcome is the expected one, which may be written as the first region alone, or as the code alone.
+    /// Whether the outcome is the expected one. The first region alone, or the code alone, is short for it.
     pub fn is_as_expected(&self, expected: &str) -> bool {
         let expected = expected.trim();
-        let mut words = self.outcome.split(' ').skip(1);
-        self.outcome == expected || words.next() == Some(expected) || self.outcome.starts_with(&format!("{expected} "))
+        let proceeds_to = |region: &str| {
+            let regions = self.outcome.strip_prefix("proceed ").unwrap_or_default();
+            regions.split(' ').next() == Some(region)
+        };
+        self.outcome == expected || proceeds_to(expected) || self.outcome == format!("refuse {expected}")
     }
 
     /// The explanation as text.

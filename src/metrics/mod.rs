@@ -112,6 +112,8 @@ metrics! {
         "Connections that were opened to upstreams; all other requests reuse one.";
     pub upstream_up: gauges("upstream_up", ["service", "upstream"])
         "1 if the upstream is healthy.";
+    pub upstream_draining: gauges("upstream_draining", ["service", "upstream"])
+        "1 if an operator drains the upstream.";
     pub upstream_ejected: gauges("upstream_ejected", ["service", "upstream"])
         "1 if the upstream is ejected after consecutive failures.";
     pub geoip_age: measures("geoip_database_age_seconds", [])
@@ -136,6 +138,8 @@ metrics! {
         "Lines of the access log that were dropped because the output was too slow.";
     pub reloads: counters("reloads_total", ["result"])
         "Reloads of the configuration and its files, by result.";
+    pub reload_ok: gauge("reload_last_successful", [])
+        "1 if the last reload, or the start, was applied as a whole.";
     pub reloaded_at: measures("reload_success_timestamp_seconds", [])
         "When the configuration and its files were last loaded without an error.";
     pub rates_learned: counter("rate_limit_learned_total", [])

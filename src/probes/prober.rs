@@ -193,3 +193,30 @@ async fn probe(
         Err(_) => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_is_ignored_if_a_newer_probe_has_one() {
+        let region = RegionId::new(0).unwrap();
+        let current = ProbeTargets {
+            settings: Settings::default(),
+            nearest_first: vec![region],
+            regions: vec![(region, ProbeTarget::Silent)],
+            services: Arc::default(),
+        };
+        let mut probes = Probes { current, in_flight: HashMap::new(), round: 0, newest: HashMap::new(), running: JoinSet::new() };
+        let answered = || {
+            let report = Report::read(&http::HeaderMap::new());
+            Some(Observation::Answered { round_trip: Duration::ZERO, report, down: Vec::new() })
+        };
+        assert!(probes.take(Ok((region, 2, answered()))).is_some());
+        assert!(
+            probes.take(Ok((region, 1, Some(Observation::Failed)))).is_none(),
+            "it timed out after the next one was answered"
+        );
+        assert!(probes.take(Ok((region, 3, Some(Observation::Failed)))).is_some());
+    }
+}

@@ -232,17 +232,18 @@ impl Service {
         Ok(Self { id, settings, sticky, roster })
     }
 
+    /// The upstream with this authority. The error says which upstreams there are.
+    pub fn find(&self, authority: &str) -> Result<Arc<Upstream>, String> {
+        let all = self.all();
+        all.iter().find(|upstream| upstream.authority() == authority).cloned().ok_or_else(|| {
+            let known: Vec<_> = all.iter().map(|upstream| upstream.authority()).collect();
+            format!("the service `{}` has no upstream `{authority}`; it has {}", self.settings.name, known.join(", "))
+        })
+    }
+
     /// Changes an upstream at an operator's command, until the next command or the end of the process. The error says which upstreams there are.
     pub fn operate(&self, authority: &str, change: UpstreamChange) -> Result<(), String> {
-        let all = self.all().to_vec();
-        let Some(upstream) = all.iter().find(|upstream| upstream.authority() == authority) else {
-            let known: Vec<_> = all.iter().map(|upstream| upstream.authority()).collect();
-            return Err(format!(
-                "the service `{}` has no upstream `{authority}`; it has {}",
-                self.settings.name,
-                known.join(", ")
-            ));
-        };
+        let upstream = self.find(authority)?;
         match change {
             UpstreamChange::Drain(drains) => upstream.state.draining.store(drains, Ordering::Relaxed),
             UpstreamChange::Weight(weight) => {

@@ -77,12 +77,14 @@ pub struct DialOptions {
     pub write_stall: Duration,
     /// Bytes sent before everything else, TLS included: a PROXY protocol header.
     pub greeting: Option<Bytes>,
+    /// Whether the connection counts as opened for requests, and not for the proxy's own checks.
+    pub is_counted: bool,
 }
 
 impl DialOptions {
     /// For Domicile's own requests, which are small.
     pub const fn within(timeout: Duration) -> Self {
-        Self { timeout, write_stall: timeout, greeting: None }
+        Self { timeout, write_stall: timeout, greeting: None, is_counted: false }
     }
 }
 
@@ -120,7 +122,9 @@ pub async fn open(server: &Server, options: &DialOptions, for_http1: bool) -> Re
     let authority = || server.authority.to_string();
     match tokio::time::timeout(options.timeout, work).await {
         Ok(Ok(stream)) => {
-            server.opened.fetch_add(1, Ordering::Relaxed);
+            if options.is_counted {
+                server.opened.fetch_add(1, Ordering::Relaxed);
+            }
             Ok(stream)
         }
         Ok(Err(source)) if matches!(source.raw_os_error(), Some(ENFILE | EMFILE)) => {

@@ -76,8 +76,10 @@ fn status_shows_regions_upstreams_tables_and_certificates() {
     let text = std::fs::read_to_string(&world.eu().config).unwrap();
     std::fs::write(&world.eu().config, text.replace("data: restricted", "data: restrictd")).unwrap();
     assert!(world.eu().reload().is_err());
-    let report: serde_json::Value = serde_json::from_slice(&get(world.eu().admin, "/status", &[]).body).unwrap();
-    assert!(report["loaded"]["problem"].as_str().unwrap().contains("did you mean `restricted`?"), "{report}");
+    // The command line finds the process although the file has mistakes.
+    let screen = done(world.eu(), &["status", "--ready"]);
+    assert!(screen.contains("; REFUSED: ") && screen.contains("did you mean `restricted`?"), "{screen}");
+    assert!(world.eu().metrics().contains("domicile_reload_last_successful 0"));
 }
 
 #[test]
@@ -98,6 +100,7 @@ fn a_drained_upstream_gets_nothing_new_until_the_drain_ends() {
     eventually("the region reports that it serves nothing", || {
         status(world.us())["regions"].to_string().contains("none of its upstreams is up")
     });
+    world.eu().wait_for_health("eu-west", "down");
     assert_eq!(post(world.eu().http, "/users/alice/orders/1", &[], "x").status, StatusCode::SERVICE_UNAVAILABLE);
     done(world.eu(), &["upstream", "undrain", &name(one)]);
     done(world.eu(), &["upstream", "undrain", &name(two)]);
@@ -112,9 +115,13 @@ fn a_drained_upstream_gets_nothing_new_until_the_drain_ends() {
     assert!(refused(world.eu(), &["upstream", "weight", &name(one), "0"]).contains("is not a valid weight"));
     assert!(refused(world.eu(), &["upstream", "drain", "app/10.9.9.9:1"]).contains("it has "));
     assert!(refused(world.eu(), &["upstream", "drain", "ap/x"]).contains("no service `ap`; it has app"));
-    let actions: Vec<_> = world.eu().ledger(&world).into_iter().filter(|line| line["kind"] == "action").collect();
+    let actions = || world.eu().ledger(&world).into_iter().filter(|line| line["kind"] == "action").collect::<Vec<_>>();
+    eventually("every command has its line", || actions().len() >= 6);
+    let actions = actions();
     let names: Vec<_> = actions.iter().map(|line| line["what"].as_str().unwrap()).collect();
-    assert_eq!(names[..3], ["upstream_drain", "reload", "upstream_drain"]);
+    // What was refused has no line.
+    let weighed = ["upstream_undrain", "upstream_undrain", "upstream_weight"];
+    assert_eq!(names, [&["upstream_drain", "reload", "upstream_drain"][..], &weighed[..]].concat());
     assert_eq!(actions[0]["detail"], name(one));
 }
 
@@ -149,6 +156,9 @@ fn commands_need_the_socket_and_a_confirmation() {
     let by_address = send(world.eu().admin, Method::POST, "/regions/drain?region=eu-west", &confirmed, whole(""));
     assert_eq!(by_address.status, StatusCode::FORBIDDEN);
     assert!(by_address.text().contains("this address accepts no commands"));
+    let browser = [("domicile-command", "confirm"), ("origin", "http://evil.test:9901")];
+    let from_page = send(world.eu().admin, Method::POST, "/reload", &browser, whole(""));
+    assert!(from_page.status == StatusCode::FORBIDDEN && from_page.text().contains("not accepted from browsers"));
     assert!(refused(world.eu(), &["log", "level", "nonsense=nonsense=x"]).contains("this process has no log"));
     let without = World::start();
     assert!(

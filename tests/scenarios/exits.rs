@@ -136,7 +136,7 @@ fn labelling(_: &'static str) -> Vec<Recorder> {
 }
 
 /// The lines about movements in a region's ledger.
-fn movements(world: &World, region: &Region) -> Vec<serde_json::Value> {
+pub fn movements(world: &World, region: &Region) -> Vec<serde_json::Value> {
     region.ledger(world).into_iter().filter(|line| line["kind"] == "movement").collect()
 }
 

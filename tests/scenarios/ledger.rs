@@ -100,7 +100,7 @@ fn a_line_that_cannot_be_synced_counts_as_not_written() {
 fn a_request_whose_line_is_being_written_follows_its_user() {
     let world = World::start();
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "eu-west");
-    let lines = world.us().ledger(&world).len();
+    let lines = crate::exits::movements(&world, world.us()).len();
     let file = world.folder.path().join("ledger-us-east/ledger.jsonl");
     let held = std::fs::File::open(&file).unwrap();
     held.lock().unwrap();
@@ -114,7 +114,7 @@ fn a_request_whose_line_is_being_written_follows_its_user() {
     held.unlock().unwrap();
     assert_eq!(runtime().block_on(waiting).unwrap().unwrap().text(), "us-east");
     assert_eq!(world.eu().upstream().seen().len(), 1, "the old home has only the first request");
-    assert_eq!(world.us().ledger(&world).len(), lines + 1, "the line of the intention stays");
+    assert_eq!(crate::exits::movements(&world, world.us()).len(), lines + 1, "the line of the intention stays");
 }
 
 #[test]

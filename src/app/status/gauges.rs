@@ -71,15 +71,17 @@ fn set_files(metrics: &Metrics, state: &State<'_>) {
 fn set_upstreams(metrics: &Metrics, services: &Arc<Services>) {
     metrics.upstream_up.reset();
     metrics.upstream_ejected.reset();
+    metrics.upstream_draining.reset();
     metrics.upstream_connections_opened.reset();
     let now = std::time::Instant::now();
     for service in services.all() {
         for upstream in service.all().iter() {
             let labels = [&*service.settings.name, upstream.authority()];
             metrics.upstream_up.with_label_values(&labels).set(i64::from(upstream.is_up()));
+            metrics.upstream_draining.with_label_values(&labels).set(i64::from(upstream.is_draining()));
             metrics.upstream_ejected.with_label_values(&labels).set(i64::from(upstream.is_ejected(now)));
             let opened = upstream.server.opened.load(Ordering::Relaxed);
-            metrics.upstream_connections_opened.with_label_values(&labels).inc_by(opened);
+            metrics.upstream_connections_opened.with_label_values(&[labels[0], &upstream.label]).inc_by(opened);
         }
     }
 }
@@ -99,7 +101,8 @@ fn set_regions(metrics: &Metrics, policy: &Policy, vitals: &Vitals) {
     metrics.service_up.reset();
     for (service, name) in policy.services() {
         for region in policy.regions_with(service).iter() {
-            let (is_up, region) = (!vitals.without(service).contains(region), policy.region_name(region));
+            let is_down = vitals.without(service).contains(region) || vitals.region(region).health == Health::Down;
+            let (is_up, region) = (!is_down, policy.region_name(region));
             metrics.service_up.with_label_values(&[region, name]).set(i64::from(is_up));
         }
     }

@@ -15,6 +15,8 @@ use super::gauges::State;
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub at: SystemTime,
+    /// Whether the rest was applied, if there is a problem.
+    pub is_partial: bool,
     /// `None` if everything was applied.
     pub problem: Option<String>,
 }
@@ -51,7 +53,7 @@ pub fn report(state: &State<'_>, process: &Process<'_>) -> String {
         "uptime_seconds": process.started.elapsed().as_secs(),
         "ready": process.readiness.is_ok(),
         "not_ready_because": process.readiness.as_ref().err(),
-        "loaded": { "at": text(process.loaded.at), "problem": process.loaded.problem },
+        "loaded": { "at": text(process.loaded.at), "problem": process.loaded.problem, "is_partial": process.loaded.is_partial && process.loaded.problem.is_some() },
         "connections": process.shared.connections.total(),
         "requests_in_flight": process.shared.requests.count(),
         "refuses": process.shared.overload.pressure().effect(),

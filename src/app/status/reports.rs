@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::metrics::Metrics;
 use crate::model::region::RegionId;
@@ -13,7 +13,13 @@ use crate::proxy::worker::Shared;
 
 /// The policy that each region serves, and since when this process knows it.
 #[derive(Clone, Default)]
-pub struct Policies(Arc<Mutex<HashMap<RegionId, (PolicyHash, SystemTime)>>>);
+pub struct Policies {
+    known: Arc<Mutex<HashMap<RegionId, (PolicyHash, SystemTime)>>>,
+    logged: Arc<Mutex<HashMap<RegionId, Instant>>>,
+}
+
+/// The interval between two log lines about the policy of one region.
+const POLICY_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Policies {
     pub fn all(&self) -> Vec<(RegionId, (PolicyHash, SystemTime))> {
@@ -28,7 +34,16 @@ impl Policies {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RegionId, (PolicyHash, SystemTime)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn may_log(&self, region: RegionId, now: Instant) -> bool {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = logged.get(&region).is_none_or(|before| now - *before >= POLICY_LOG_INTERVAL);
+        if is_due {
+            logged.insert(region, now);
+        }
+        is_due
     }
 }
 
@@ -43,7 +58,10 @@ pub fn hooks(shared: &Arc<Shared>, metrics: &Arc<Metrics>, policies: &Policies) 
             Changed::Health { to, is_reachable, .. } => note_health(&snapshot, &metrics, region, to, is_reachable),
             Changed::Policy(policy) => {
                 policies.lock().insert(region, (policy, SystemTime::now()));
-                note_policy(&snapshot, region, policy);
+                // Several processes of a region may answer in turns while a policy is deployed.
+                if policies.may_log(region, Instant::now()) {
+                    note_policy(&snapshot, region, policy);
+                }
             }
         }
     };

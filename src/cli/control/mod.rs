@@ -39,11 +39,18 @@ pub(super) struct UpstreamOptions {
 #[derive(Subcommand)]
 enum UpstreamCommand {
     /// Send no new requests to an upstream, except those of sessions that stick to it.
-    Drain { upstream: UpstreamName },
+    Drain {
+        /// SERVICE/UPSTREAM, as `domicile status` lists them.
+        upstream: UpstreamName,
+    },
     /// End the drain of an upstream.
-    Undrain { upstream: UpstreamName },
+    Undrain {
+        /// SERVICE/UPSTREAM, as `domicile status` lists them.
+        upstream: UpstreamName,
+    },
     /// Change the weight of an upstream until the process ends.
     Weight {
+        /// SERVICE/UPSTREAM, as `domicile status` lists them.
         upstream: UpstreamName,
         /// 1 to 1000, or `configured`.
         weight: String,

@@ -43,7 +43,8 @@ fn screen(report: &Value) -> String {
     let up = humantime::format_duration(Duration::from_secs(report["uptime_seconds"].as_u64().unwrap_or_default()));
     line("region", format!("{}, Domicile {}, up {up}", text(&report["region"]), text(&report["version"])));
     let loaded = &report["loaded"];
-    let problem = loaded["problem"].as_str().map_or_else(String::new, |problem| format!("; REFUSED: {problem}"));
+    let outcome = if loaded["is_partial"] == true { "APPLIED IN PART" } else { "REFUSED" };
+    let problem = loaded["problem"].as_str().map_or_else(String::new, |problem| format!("; {outcome}: {problem}"));
     line("policy", format!("{}, last load {}{problem}", text(&report["policy"]), text(&loaded["at"])));
     let ready = report["not_ready_because"].as_str().map_or_else(|| "ready".to_owned(), |reason| format!("NOT READY: {reason}"));
     let (connections, requests) = (&report["connections"], &report["requests_in_flight"]);

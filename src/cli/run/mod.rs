@@ -3,17 +3,14 @@
 mod succession;
 
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use clap::Args;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::access_log::{self, AccessLog};
-use crate::app::{App, Launch, StartError};
+use crate::app::{self, App, Launch, StartError};
 use crate::config;
-use crate::model::day::Day;
-use crate::model::region::Registry;
 use crate::transport::listener::inherit;
 
 use super::log::start_log;
@@ -72,9 +69,13 @@ pub(super) fn run(options: Options) -> Outcome {
     });
     // A second stop signal ends the process without waiting for requests in flight.
     let was_drained = runtime.block_on(async {
-        tokio::select! {
-            _ = drained => true,
-            () = stops.next() => false,
+        let mut drained = drained;
+        loop {
+            tokio::select! {
+                _ = &mut drained => break true,
+                () = stops.next() => break false,
+                _ = controls.reopen.recv() => access_log.iter().for_each(AccessLog::reopen),
+            }
         }
     });
     if !was_drained {
@@ -174,8 +175,7 @@ fn with_folder(error: &StartError) -> String {
 /// The settings of both logs. Reads the configuration, because the logs start before `App::start` loads it. Mistakes are ignored
 /// here, because `App::start` reports them.
 fn logs(file: &std::path::Path, region: Option<&str>) -> (config::Log, Option<access_log::Settings>) {
-    let config = config::load(file, region, &mut Registry::default(), Day::of(SystemTime::now()));
-    config.map_or_else(|_| (config::Log::default(), None), |config| (config.settings.log, config.settings.access_log))
+    app::log_settings(file, region).unwrap_or_default()
 }
 
 fn open_access_log(settings: &access_log::Settings) -> Result<(AccessLog, access_log::Guard), String> {

@@ -233,7 +233,7 @@ fn others<'d, 'n>(draft: &'d PolicyDraft<'n>) -> impl Iterator<Item = &'d Region
     draft.regions.iter().filter(|region| Some(region.id) != draft.local)
 }
 
-fn read_admin(field: &Field<'_>, listeners: &[listener::Settings], local: &str) -> Option<admin::Settings> {
+pub(super) fn read_admin(field: &Field<'_>, listeners: &[listener::Settings], local: &str) -> Option<admin::Settings> {
     let section = field.section()?;
     let address = section.optional("address").map_or(Some(admin::Settings::default().address), |field| field.address());
     let socket = section.optional("socket").map_or(Some(None), |field| regional_path(&field, local).map(Some));

@@ -32,6 +32,8 @@ pub enum Value {
 pub struct Key {
     pub text: String,
     pub at: Position,
+    /// Whether it was written without references.
+    pub is_literal: bool,
 }
 
 impl Node {
@@ -48,6 +50,11 @@ impl Node {
     /// The entries of a section; none of another value.
     pub fn entries(&self) -> &[(Key, Node)] {
         if let Value::Map(entries) = &self.value { entries } else { &[] }
+    }
+
+    /// The text of a single value.
+    pub fn as_text(&self) -> Option<&str> {
+        if let Value::Text(text) = &self.value { Some(text) } else { None }
     }
 
     /// The value of a key, if this node is a section and has that key.
@@ -174,7 +181,7 @@ impl Builder<'_> {
             let message = format!("`{text}` is set twice, first in line {}; keep one", first.at.line);
             self.problems.report(at, "", message);
         }
-        parent.key = Some(Key { text, at });
+        parent.key = Some(Key { text, at, is_literal: true });
         Some(())
     }
 }

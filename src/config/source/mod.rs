@@ -15,6 +15,9 @@ use super::problem::{Position, Problems};
 /// The key that names further files.
 const INCLUDE: &str = "include";
 
+/// The lists to which included files add items.
+const COLLECTIONS: &[&str] = &["routes", "listen"];
+
 /// The most files that one configuration may include.
 const MAX_FILES: usize = 1000;
 
@@ -80,12 +83,28 @@ impl Reader<'_> {
             }
             Value::List(items) => items.iter_mut().for_each(|item| self.expand(item)),
             Value::Map(entries) => {
-                for (key, value) in entries {
+                for (key, value) in &mut *entries {
                     if let Some(text) = self.expand_text(&key.text, key.at) {
-                        key.text = text;
+                        (key.text, key.is_literal) = (text, false);
                     }
                     self.expand(value);
                 }
+                self.check_twice(entries);
+            }
+        }
+    }
+
+    /// Reports keys that are the same only after their references were replaced.
+    fn check_twice(&self, entries: &[(Key, Node)]) {
+        for (index, (key, _)) in entries.iter().enumerate().filter(|(_, (key, _))| !key.is_literal) {
+            if let Some((_, (other, _))) =
+                entries.iter().enumerate().find(|(other, (known, _))| *other != index && known.text == key.text)
+            {
+                self.problems.report(
+                    key.at,
+                    "",
+                    format!("`{}` is set twice, also in line {}; keep one", key.text, other.at.line),
+                );
             }
         }
     }
@@ -132,17 +151,14 @@ impl Reader<'_> {
                 files.push(path);
                 continue;
             }
-            let found = glob::glob(&path.to_string_lossy());
-            let Ok(found) = found else {
-                self.problems.report(
-                    pattern.at,
-                    INCLUDE,
-                    format!("`{text}` is not a valid pattern; write one such as `conf.d/*.yaml`"),
-                );
-                return None;
-            };
+            match matching(&path) {
+                Ok(found) => files.extend(found),
+                Err(reason) => {
+                    self.problems.report(pattern.at, INCLUDE, format!("`{text}`: {reason}"));
+                    return None;
+                }
+            }
             self.folders.extend(path.parent().map(Path::to_path_buf));
-            files.extend(found.filter_map(Result::ok).filter(|file| file.is_file()));
         }
         if files.len() > MAX_FILES {
             self.problems.report(list.at, INCLUDE, format!("more than {MAX_FILES} files; use fewer"));
@@ -164,6 +180,11 @@ impl Reader<'_> {
         };
         self.files.push(file.into());
         let number = self.problems.add_file(file);
+        // A file without any option is a placeholder.
+        let is_comment = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.trim_end() == "---";
+        if text.lines().all(is_comment) {
+            return Some(Node { at: Position::default(), is_plain: true, value: Value::Null });
+        }
         let root = self.parse(&text, number)?;
         if let Some((key, _)) = root.entries().iter().find(|(key, _)| key.text == INCLUDE) {
             self.problems.report(key.at, "", "an included file cannot include others; list them in the main file");
@@ -172,12 +193,43 @@ impl Reader<'_> {
     }
 }
 
+/// The files of one folder whose names match a pattern, in the order of their names. The error says why they cannot be listed: a rule
+/// must not disappear because a folder cannot be read.
+fn matching(pattern: &Path) -> Result<Vec<PathBuf>, String> {
+    let wrong = || {
+        "this is not a valid pattern; write one such as `conf.d/*.yaml`, with wildcards only in the name of the file".to_owned()
+    };
+    let (Some(folder), Some(name)) = (pattern.parent(), pattern.file_name().and_then(|name| name.to_str())) else {
+        return Err(wrong());
+    };
+    if folder.to_string_lossy().contains(['*', '?']) {
+        return Err(wrong());
+    }
+    let name = glob::Pattern::new(name).map_err(|_| wrong())?;
+    let folder = if folder == Path::new("") { Path::new(".") } else { folder };
+    let unreadable = |error: std::io::Error| format!("the folder `{}` cannot be read: {error}", folder.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !is_hidden
+            && path.file_name().and_then(|name| name.to_str()).is_some_and(|found| name.matches(found))
+            && !path.is_dir()
+        {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// Adds an included file to the tree: lists get more items, sections more keys. A value that both have is a mistake.
 fn merge(into: &mut Node, from: Node, path: &str, problems: &Problems) {
     match (&mut into.value, from.value) {
         (_, Value::Null) => {}
         (value @ Value::Null, added) => *value = added,
-        (Value::List(items), Value::List(added)) => items.extend(added),
+        // Other lists are values as a whole: two of them, such as jurisdictions in `stays`, would widen a rule.
+        (Value::List(items), Value::List(added)) if COLLECTIONS.contains(&path) => items.extend(added),
         (Value::Map(entries), Value::Map(added)) => {
             for (key, node) in added {
                 let path = if path.is_empty() { key.text.clone() } else { format!("{path}.{}", key.text) };
@@ -261,6 +313,23 @@ mod tests {
         assert_eq!(nested, ["b.yaml:1:1: an included file cannot include others; list them in the main file"]);
         let absent = read_all(&[("main.yaml", "include: [b.yaml]\n")]).err().unwrap();
         assert!(absent[0].starts_with("main.yaml:1:10: include: cannot read `b.yaml`: "), "{absent:?}");
+    }
+
+    #[test]
+    fn an_included_file_cannot_widen_a_rule_or_hide_one() {
+        let widened = read_all(&[
+            ("main.yaml", "include: b.yaml\ndata: { own: { stays: [eu] } }\n"),
+            ("b.yaml", "data: { own: { stays: [us] } }\n"),
+        ]);
+        assert_eq!(widened.err().unwrap(), ["b.yaml:1:23: data.own.stays: this value is also set in main.yaml:2:23; keep one"]);
+        let twice = read_all(&[("main.yaml", "value: 1\n${NAME}: 2\n")]).err().unwrap();
+        assert_eq!(twice, ["main.yaml:2:1: `value` is set twice, also in line 1; keep one"]);
+        let absent = read_all(&[("main.yaml", "include: [\"rules/*.yaml\"]\n")]).err().unwrap();
+        assert!(absent[0].contains("the folder `rules` cannot be read"), "{absent:?}");
+        let nested = read_all(&[("main.yaml", "include: [\"*/a.yaml\"]\n")]).err().unwrap();
+        assert!(nested[0].contains("wildcards only in the name of the file"), "{nested:?}");
+        let (tree, _) = read_all(&[("main.yaml", "include: b.yaml\na: 1\n"), ("b.yaml", "# nothing yet\n")]).unwrap();
+        assert_eq!(tree, "{a: 1}");
     }
 
     #[test]

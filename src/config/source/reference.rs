@@ -18,7 +18,7 @@ pub struct Values<'a> {
     pub variable: &'a dyn Fn(&str) -> Option<String>,
 }
 
-/// What a text contained.
+/// A text without references, and the files that they read.
 pub struct Expanded {
     pub text: String,
     /// The contents of files, which messages must not show, and the references that stand for them.

@@ -1,7 +1,7 @@
 //! A Unix socket for commands of operators on this machine.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,12 +17,18 @@ impl UnixAcceptor {
     /// Opens the socket on the current runtime. It replaces the socket of a process that has ended, or that hands over to this one.
     pub fn bind(path: &Path) -> io::Result<Self> {
         // Renamed into place when it is ready, so that no client finds a socket with other permissions, or none.
-        let new = path.with_extension(format!("{}.new", std::process::id()));
-        let _ = std::fs::remove_file(&new);
-        let listener = UnixListener::bind(&new)?;
-        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(MODE))?;
-        std::fs::rename(&new, path)?;
-        Ok(Self(listener))
+        // Until then it is in a folder that no other user can enter.
+        let folder = path.with_extension(format!("{}.new", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
+        let new = folder.join("s");
+        let bound = UnixListener::bind(&new).and_then(|listener| {
+            std::fs::set_permissions(&new, std::fs::Permissions::from_mode(MODE))?;
+            std::fs::rename(&new, path)?;
+            Ok(Self(listener))
+        });
+        let _ = std::fs::remove_dir_all(&folder);
+        bound
     }
 
     /// Accepts the next connection.

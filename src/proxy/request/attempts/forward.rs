@@ -138,7 +138,7 @@ impl AttemptOptions<'_> {
     fn send_options(&self, limits: &Limits, round_trip: Duration, greeting: Option<bytes::Bytes>) -> SendOptions {
         let (timeout, write_stall) = (limits.connect_timeout, limits.idle_timeout.max(limits.tunnel_idle));
         SendOptions {
-            dial: DialOptions { timeout, write_stall, greeting },
+            dial: DialOptions { timeout, write_stall, greeting, is_counted: true },
             buffers: Rc::clone(self.buffers),
             round_trip,
             max_idle: limits.idle_upstream_connections,
