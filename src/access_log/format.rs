@@ -162,6 +162,17 @@ fn bare(value: Option<Value<'_>>, out: &mut Vec<u8>) {
     }
 }
 
+/// The bytes that need no escape: printable ASCII without quotes and backslashes.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = b' ';
+    while byte <= b'~' {
+        plain[byte as usize] = byte != b'"' && byte != b'\\';
+        byte += 1;
+    }
+    plain
+};
+
 /// One line that is being written.
 struct Line<'a> {
     out: &'a mut Vec<u8>,
@@ -215,7 +226,7 @@ impl Line<'_> {
 
     /// Escapes quotes, backslashes, control characters and everything outside ASCII. Most texts need no escape.
     fn escaped(&mut self, text: &str) {
-        if text.bytes().all(|byte| matches!(byte, b' ' | b'!' | b'#'..=b'[' | b']'..=b'~')) {
+        if text.bytes().all(|byte| PLAIN[usize::from(byte)]) {
             return self.out.extend_from_slice(text.as_bytes());
         }
         if self.is_json {

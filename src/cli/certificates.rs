@@ -27,11 +27,19 @@ pub(super) fn run(options: &Options) -> Outcome {
     if let Some(name) = options.regions.iter().find(|name| !is_plain(name)) {
         return Err(format!("`{name}` is not a valid region name; use lower-case letters, digits and `-`"));
     }
+    let (certificate, key) = (options.out.join("peers-ca.pem"), options.out.join("peers-ca.key"));
+    let is_new = !key.exists();
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(&options.out)?;
-        // A random name, so that software that trusts two of these authorities can tell them apart.
-        let authority = Authority::new(&format!("Domicile trial authority {:08x}", fastrand::u32(..)))?;
-        authority.write(&options.out.join("peers-ca.pem"))?;
+        let authority = if is_new {
+            // A random name, so that software that trusts two of these authorities can tell them apart.
+            let authority = Authority::new(&format!("Domicile trial authority {:08x}", fastrand::u32(..)))?;
+            authority.write(&certificate)?;
+            authority.write_key(&key)?;
+            authority
+        } else {
+            Authority::open(&certificate, &key)?
+        };
         for region in &options.regions {
             authority.write_region(&options.out, region)?;
         }
@@ -39,11 +47,12 @@ pub(super) fn run(options: &Options) -> Outcome {
         authority.write_site(&options.out, "site", &hosts)
     };
     write().map_err(|error| format!("`{}`: {error}", options.out.display()))?;
+    let authority = if is_new { "a new authority (peers-ca.pem)" } else { "the authority of peers-ca.key" };
     println!(
-        "wrote peers-ca.pem, site.pem and a certificate for each of {} to {}",
+        "wrote site.pem and a certificate for each of {} to {}, valid for a year and signed by {authority}",
         options.regions.join(", "),
         options.out.display()
     );
-    println!("the authority's key was not saved: to add a region, run this again with all regions");
+    println!("to add a region, run this again with its name; whoever has peers-ca.key can act as any region");
     Ok(ExitCode::SUCCESS)
 }

@@ -5,17 +5,25 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 
 use crate::transport::tls::REGION_URI;
 
-/// A certificate authority. Its key exists only in memory and is never written to a file.
+/// How long the certificates are valid: they are for tests.
+const LIFETIME: Duration = Duration::from_secs(365 * 86_400);
+
+/// Clocks may differ.
+const SKEW: Duration = Duration::from_secs(86_400);
+
+/// A certificate authority.
 pub struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    issuer: Issuer<'static, KeyPair>,
+    certificate: String,
     serials: RefCell<HashMap<String, SerialNumber>>,
 }
 
@@ -23,20 +31,49 @@ fn failed(error: impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("cannot make a certificate: {error}"))
 }
 
+/// Parameters that are valid from now on.
+fn params() -> io::Result<CertificateParams> {
+    let mut params = CertificateParams::new(vec![]).map_err(failed)?;
+    let now = SystemTime::now();
+    (params.not_before, params.not_after) = ((now - SKEW).into(), (now + LIFETIME).into());
+    Ok(params)
+}
+
 impl Authority {
     pub fn new(name: &str) -> io::Result<Self> {
-        let mut params = CertificateParams::new(vec![]).map_err(failed)?;
+        let key = KeyPair::generate().map_err(failed)?;
+        let params = Self::params(name)?;
+        let certificate = params.self_signed(&key).map_err(failed)?.pem();
+        Ok(Self { issuer: Issuer::new(params, key), certificate, serials: RefCell::default() })
+    }
+
+    /// Opens an authority that [`Self::write`] and [`Self::write_key`] have written.
+    pub fn open(certificate: &Path, key: &Path) -> io::Result<Self> {
+        let (certificate, key) = (std::fs::read_to_string(certificate)?, std::fs::read_to_string(key)?);
+        let key = KeyPair::from_pem(&key).map_err(failed)?;
+        let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).map_err(failed)?;
+        let parsed = pem.parse_x509().map_err(failed)?;
+        let name = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+        let name = name.ok_or_else(|| failed("the authority has no name"))?;
+        Ok(Self { issuer: Issuer::new(Self::params(name)?, key), certificate, serials: RefCell::default() })
+    }
+
+    fn params(name: &str) -> io::Result<CertificateParams> {
+        let mut params = params()?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().map_err(failed)?;
-        let issuer = CertifiedIssuer::self_signed(params, key).map_err(failed)?;
-        Ok(Self { issuer, serials: RefCell::default() })
+        Ok(params)
+    }
+
+    /// Writes the authority's key, with which further regions can be added.
+    pub fn write_key(&self, file: &Path) -> io::Result<()> {
+        write_secret(file, &self.issuer.key().serialize_pem())
     }
 
     /// Writes the authority's own certificate.
     pub fn write(&self, file: &Path) -> io::Result<()> {
-        std::fs::write(file, self.issuer.pem())
+        std::fs::write(file, &self.certificate)
     }
 
     /// Writes `REGION.pem` and `REGION.key` for the proxy of a region.
@@ -72,7 +109,7 @@ impl Authority {
     }
 
     fn write_leaf(&self, folder: &Path, name: &str, names: Vec<SanType>) -> io::Result<()> {
-        let mut params = CertificateParams::new(vec![]).map_err(failed)?;
+        let mut params = params()?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.subject_alt_names = names;
         let serial = SerialNumber::from(fastrand::u64(1..u64::MAX / 2));

@@ -57,6 +57,42 @@ mod tests {
         assert!(Settings::default().detection_time() <= Duration::from_secs(3));
     }
 
+    /// A region that responds for some seconds and is away for some, for a minute at the default interval.
+    fn moves_in_a_minute(up_seconds: usize, away_seconds: usize) -> usize {
+        use crate::model::vitals::Health;
+        let settings = Settings::default();
+        let region = crate::model::region::RegionId::new(0).unwrap();
+        let mut detector = Detector::new(vec![region], settings.thresholds());
+        let report = crate::peer::probe::Report::read(&{
+            let mut headers = http::HeaderMap::new();
+            headers.insert(crate::peer::fields::SERVING, http::HeaderValue::from_static("?1"));
+            headers
+        });
+        let per_second = (1.0 / settings.every.as_secs_f64()) as usize;
+        let (up, period) = (up_seconds * per_second, (up_seconds + away_seconds) * per_second);
+        let mut seen = Vec::new();
+        for probe in 0..60 * per_second {
+            let observation = if probe % period < up {
+                Observation::Answered { round_trip: Duration::ZERO, report: report.clone(), down: Vec::new() }
+            } else {
+                Observation::Failed
+            };
+            detector.observe(region, observation);
+            // Whether reads that may go elsewhere go there.
+            seen.push(detector.vitals(|_| false).region(region).health != Health::Up);
+        }
+        seen.windows(2).filter(|pair| pair[0] != pair[1]).count()
+    }
+
+    #[test]
+    fn a_region_that_flaps_for_a_minute_moves_requests_once() {
+        assert_eq!(moves_in_a_minute(60, 0), 0);
+        for (up, away) in [(2, 2), (3, 3), (5, 2), (9, 5)] {
+            assert_eq!(moves_in_a_minute(up, away), 1, "{up} s up, {away} s away");
+        }
+        assert_eq!(moves_in_a_minute(5, 1), 0, "two lost probes are no outage");
+    }
+
     #[test]
     fn a_region_settles_for_the_configured_time() {
         let settings = Settings { every: Duration::from_millis(300), settle: Duration::from_secs(1), ..Settings::default() };

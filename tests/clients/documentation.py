@@ -1,8 +1,8 @@
-"""Runs every `sh` block of README.md in its order, and compares the output with the `# prints:` lines.
+"""Runs every `sh` block of README.md and docs/tutorial.md in its order, and compares the output with the `# prints:` lines.
 
 usage: documentation.py BINARY
 
-As root, the commands run in a network namespace of their own, because the README uses fixed ports.
+As root, the commands run in a network namespace of their own, because the pages use fixed ports.
 """
 import fcntl, os, pathlib, re, shutil, signal, socket, struct, subprocess, sys, tempfile, time
 
@@ -44,7 +44,7 @@ def run_block(block, folder, environment):
             if command.endswith("&"):
                 output = open(os.path.join(folder, "background.log"), "ab")
                 background.append(subprocess.Popen(
-                    command[:-1], shell=True, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True))
+                    "exec " + command[:-1], shell=True, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True))
                 continue
             following = lines[index + 1] if index + 1 < len(lines) else ""
             wanted = following.removeprefix("# prints:").strip() if following.startswith("# prints:") else None
@@ -56,7 +56,7 @@ def run_block(block, folder, environment):
                     break
                 if time.monotonic() > until:
                     log = open(os.path.join(folder, "background.log"), errors="replace").read()[-3000:]
-                    sys.exit("README.md: `%s` printed\n%s\ninstead of `%s`\n%s" % (command, said, wanted, log))
+                    sys.exit("`%s` printed\n%s\ninstead of `%s`\n%s" % (command, said, wanted, log))
                 # A process that was started above may not listen yet.
                 time.sleep(0.2)
             checked += wanted is not None
@@ -78,10 +78,11 @@ def main(binary):
         environment = {**os.environ, "PATH": "%s/bin:%s" % (folder, os.environ["PATH"])}
         for name in ("DOMICILE_REGION", "DOMICILE_CONFIG"):
             environment.pop(name, None)
-        found = blocks(ROOT / "README.md")
-        checked = sum(run_block(block, folder, environment) for block in found)
-        assert len(found) >= 3 and checked >= 4, "only %d blocks and %d outputs were found" % (len(found), checked)
-        print("README.md: %d blocks, %d outputs as promised" % (len(found), checked))
+        for page, least in [("README.md", 4), ("docs/tutorial.md", 9)]:
+            found = blocks(ROOT / page)
+            checked = sum(run_block(block, folder, environment) for block in found)
+            assert checked >= least, "%s: only %d outputs were found" % (page, checked)
+            print("%s: %d blocks, %d outputs as promised" % (page, len(found), checked))
 
 
 isolate()

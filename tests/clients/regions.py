@@ -65,7 +65,7 @@ peer_tls: {{ certificate: "{folder}/certs/{{region}}.pem", key: "{folder}/certs/
 jurisdictions: {{ eu: {{ countries: [EEA] }}, us: {{ countries: [US] }}, jp: {{ countries: [JP] }} }}
 regions: {regions}
 data: {{ {data} }}
-latency: {{ every: 200ms, timeout: 2s }}
+latency: {{ every: 200ms, timeout: 2s, settle: 1s }}
 routes:
 {routes}
 {more}
@@ -75,7 +75,7 @@ routes:
             command = [self.binary, "run", "--config", self.config]
             self.processes[region] = subprocess.Popen(command, env=environment, stderr=open(f"{folder}/{region}.log", "a"))
         for region in self.names:
-            eventually(region + " sees every region up", lambda: self.metrics(region).count('state="up"} 1') == len(self.names))
+            eventually(region + " sees every region up", lambda: sum(line.startswith("domicile_region_health{") and line.endswith('state="up"} 1') for line in self.metrics(region).splitlines()) == len(self.names))
 
     def metrics(self, region):
         try:

@@ -4,6 +4,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls_pki_types::pem::PemObject as _;
+
 /// The smallest configuration, with a route that `check` reads an environment variable for.
 const CONFIG: &str = r#"
 region: eu
@@ -105,4 +108,37 @@ fn explain_fails_if_the_decision_is_not_the_expected_one() {
     let wrong = explain("home.unresolved");
     assert_eq!(wrong.status.code(), Some(1));
     assert!(text(&wrong.stderr).contains("expected `home.unresolved`, found `proceed eu`"));
+}
+
+#[test]
+fn a_region_is_added_to_the_trial_certificates_of_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let create = |regions: &[&str]| {
+        let output = run(folder.path(), &[&["certificates", "--out", "certs"], regions].concat(), "");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    let read = |name: &str| std::fs::read_to_string(folder.path().join("certs").join(name)).unwrap();
+    create(&["eu", "us"]);
+    let before = (read("peers-ca.pem"), read("eu.pem"));
+    create(&["jp"]);
+    assert_eq!((read("peers-ca.pem"), read("eu.pem")), before, "the others stay as they are");
+    let certificate = |name: &str| rustls_pki_types::CertificateDer::from_pem_slice(read(name).as_bytes()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate("peers-ca.pem")).unwrap();
+    let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(
+        roots.into(),
+        std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
+    );
+    let verifier = verifier.build().unwrap();
+    let verify = |name: &str, days: u64| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let at = rustls_pki_types::UnixTime::since_unix_epoch(now + std::time::Duration::from_secs(days * 86_400));
+        let site = rustls_pki_types::ServerName::try_from("localhost").unwrap();
+        verifier.verify_server_cert(&certificate(name), &[], &site, &[], at)
+    };
+    assert!(verify("site.pem", 0).is_ok() && verify("site.pem", 360).is_ok());
+    assert!(verify("site.pem", 370).unwrap_err().to_string().contains("expired"));
+    // The certificate of a region has no host, so that the chain is right if only the name is wrong.
+    let added = verify("jp.pem", 0).unwrap_err().to_string();
+    assert!(added.contains("not valid for"), "{added}");
 }
