@@ -14,7 +14,7 @@ use opentelemetry_otlp::{WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor};
 
-/// Where spans go, and how many.
+/// The collector of the spans, and the share of the requests that are sampled.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Settings {
     /// The base URL of a collector in the same region.

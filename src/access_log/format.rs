@@ -1,6 +1,7 @@
 //! The formats of a line.
 
 use std::fmt::{self, Display};
+use std::net::IpAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::entry::{Entry, Field, Network, Value};
@@ -21,7 +22,11 @@ pub enum Format {
 pub enum Piece {
     Literal(Box<str>),
     Time,
-    Field(Field),
+    /// Its spaces are escaped unless it is in quotes, so that no client can add fields to a line.
+    Field {
+        field: Field,
+        is_quoted: bool,
+    },
 }
 
 /// The name of the time in a template.
@@ -40,7 +45,9 @@ impl Format {
             }
             let closed = opened.strip_prefix('{').and_then(|inside| inside.split_once('}'));
             let (name, after) = closed.ok_or_else(|| opened.chars().take(1).collect::<String>())?;
-            let field = Field::ALL.iter().find(|field| field.name() == name).map(|field| Piece::Field(*field));
+            let is_quoted = matches!(pieces.last(), Some(Piece::Literal(text)) if text.ends_with('"'));
+            let field = Field::ALL.iter().find(|field| field.name() == name);
+            let field = field.map(|field| Piece::Field { field: *field, is_quoted });
             let piece = if name == TIME { Some(Piece::Time) } else { field };
             pieces.push(piece.ok_or_else(|| name.to_owned())?);
             rest = after;
@@ -90,7 +97,13 @@ impl Formatter {
                     match piece {
                         Piece::Literal(text) => out.extend_from_slice(text.as_bytes()),
                         Piece::Time => time(&mut self.second, now, out),
-                        Piece::Field(field) => bare(field.value(entry), out),
+                        Piece::Field { field, is_quoted } => {
+                            let start = out.len();
+                            bare(field.value(entry), out);
+                            if !is_quoted {
+                                escape_spaces(out, start);
+                            }
+                        }
                     }
                 }
             }
@@ -162,6 +175,16 @@ fn bare(value: Option<Value<'_>>, out: &mut Vec<u8>) {
     }
 }
 
+/// Escapes the spaces of a line from `start` on.
+fn escape_spaces(out: &mut Vec<u8>, start: usize) {
+    if out[start..].contains(&b' ') {
+        let text = out.split_off(start);
+        for byte in text {
+            if byte == b' ' { out.extend_from_slice(b"\\x20") } else { out.push(byte) }
+        }
+    }
+}
+
 /// The bytes that need no escape: printable ASCII without quotes and backslashes.
 const PLAIN: [bool; 256] = {
     let mut plain = [false; 256];
@@ -214,10 +237,20 @@ impl Line<'_> {
             }
             Value::Client(client) => {
                 quote(self);
-                self.display(&Network(*client));
+                self.network(*client);
                 quote(self);
             }
         }
+    }
+
+    /// The network of a client. Most are of IPv4, whose digits are written without the machinery of `fmt`.
+    fn network(&mut self, client: IpAddr) {
+        let IpAddr::V4(address) = client else { return self.display(&Network(client)) };
+        for byte in &address.octets()[..3] {
+            digits(self.out, u64::from(*byte), 1);
+            self.out.push(b'.');
+        }
+        self.out.extend_from_slice(b"0/24");
     }
 
     fn display(&mut self, value: &dyn Display) {
@@ -311,6 +344,16 @@ mod tests {
     fn a_template_is_filled_in() {
         let template = Format::template("{time} {client} <{user}> {status} {seconds} {user_agent}").unwrap();
         assert_eq!(written(template), "2000-02-28T23:59:59.000012Z 81.2.69.0/24 <-> 200 1.000012 a\\\"b\\n\n");
+        // A client cannot add a field by a space, except where the operator has written quotes.
+        let mut forged = example();
+        forged.user_agent = Some("x 200");
+        let line = |template: &str| {
+            let mut out = Vec::new();
+            Formatter::of(Format::template(template).unwrap()).write(&forged, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(line("{user_agent} {status}"), "x\\x20200 200\n");
+        assert_eq!(line("\"{user_agent}\" {status}"), "\"x 200\" 200\n");
         assert_eq!(Format::template("{client} {usr}"), Err("usr".into()));
         assert_eq!(Format::template("{client"), Err("{".into()));
         assert_eq!(Format::template("client}"), Err("}".into()));

@@ -21,7 +21,7 @@ pub use entry::Entry;
 pub use format::Format;
 pub use output::{JOURNAL, Output, SYSLOG};
 
-/// What is logged, and where.
+/// The output, the format and the share of the requests that are logged.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Settings {
     pub output: Output,

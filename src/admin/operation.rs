@@ -87,7 +87,7 @@ impl Operation {
     }
 }
 
-/// What the command changes, for the ledger and the log.
+/// The target and the new value of the command, for the ledger and the log.
 impl fmt::Display for Operation {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

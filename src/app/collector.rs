@@ -1,6 +1,5 @@
 //! The way to the collector of traces: requests of the exporter's thread, sent by the control thread.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,7 +13,7 @@ use crate::decision::permit::Permitted;
 use crate::http::body::Body;
 use crate::http::pool::{SendOptions, UpstreamPool};
 use crate::model::region::RegionId;
-use crate::transport::dial::{HttpVersion, Server, authority_of};
+use crate::transport::dial::{Server, authority_of};
 
 /// How long the collector may take to accept a batch.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -73,13 +72,7 @@ async fn send(pool: &UpstreamPool, region: RegionId, request: Request<Bytes>) ->
     let path =
         parts.uri.path_and_query().map_or("/", |path| path.as_str()).parse().map_err(|_| "the path is not valid".to_owned())?;
     parts.uri = path;
-    let server = Server {
-        authority: authority.as_str().into(),
-        tls: None,
-        http_version: HttpVersion::Http1,
-        addresses: None,
-        opened: Arc::default(),
-    };
+    let server = Server::cleartext(&authority);
     let permitted = Permitted::without_user_data(region, Box::new(Request::from_parts(parts, Body::whole(body))));
     let exchange = async {
         let sent = pool.send(&server, permitted, &SendOptions::within(TIMEOUT)).await;

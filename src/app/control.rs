@@ -407,7 +407,7 @@ impl Control {
         status::report(&self.state(&vitals), &process)
     }
 
-    /// What the gauges show.
+    /// The state that the gauges and the status report show.
     fn state<'a>(&'a self, vitals: &'a Vitals) -> status::State<'a> {
         status::State {
             snapshot: &self.built.snapshot,

@@ -55,7 +55,7 @@ pub(super) fn run(options: &Options) -> Outcome {
     }
 }
 
-/// What an operator should know about a valid configuration.
+/// Notes about a valid configuration, such as files that expire soon.
 fn notes(config: &Config, registry: &Registry, today: Day, opens_files: bool) -> Result<Vec<String>, Vec<StartError>> {
     let mut notes = config::notes(&config.policy, today);
     if opens_files {

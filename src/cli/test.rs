@@ -34,7 +34,10 @@ pub(super) fn run(options: &Options) -> Outcome {
         let at = case.at.as_deref().or(options.source.region.as_deref());
         let offline = match regions.entry(at) {
             std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::btree_map::Entry::Vacant(new) => new.insert(load(options, &cases, at)?),
+            std::collections::btree_map::Entry::Vacant(new) => {
+                let name = options.cases.display();
+                new.insert(load(options, &cases, at).map_err(|error| format!("{name}: {}:\n{error}", case.it))?)
+            }
         };
         if let Some(difference) = runtime.block_on(check(case, offline))? {
             wrong += 1;

@@ -10,7 +10,7 @@ use serde::Deserialize;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cases {
-    /// What the cases are about, for the reader.
+    /// The subject of the cases, for the reader.
     #[serde(default)]
     pub about: Option<String>,
     /// Replaces the user table of the configuration.

@@ -1,4 +1,4 @@
-//! What the reader asks for: every option, by its path, and the kinds of values that it takes.
+//! Records the options that the reader asks for, by their paths, and the kinds of values that they take.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

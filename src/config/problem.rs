@@ -47,7 +47,7 @@ pub struct Problems {
     /// Texts that no message may contain, and what is shown instead.
     secrets: RefCell<Vec<(String, String)>>,
     found: RefCell<Vec<(Position, Problem)>>,
-    /// What the reader asks for, if it is recorded.
+    /// The options that the reader asks for, if they are recorded.
     options: Option<Options>,
 }
 

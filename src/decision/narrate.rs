@@ -172,6 +172,17 @@ fn describe_rule(class: &DataClass, user: Jurisdiction, trail: &Trail, policy: &
     text
 }
 
+/// The verdict in one line: `proceed REGION…`, `redirect REGION` or `refuse CODE`.
+pub fn outcome(decision: &Decision, policy: &Policy) -> String {
+    match &decision.verdict {
+        Verdict::Proceed(itinerary) => {
+            itinerary.regions().fold("proceed".into(), |text, region| format!("{text} {}", policy.region_name(region)))
+        }
+        Verdict::Redirect(region) => format!("redirect {}", policy.region_name(*region)),
+        Verdict::Refuse(code) => format!("refuse {}", code.as_str()),
+    }
+}
+
 fn describe_clearance(trail: &Trail, policy: &Policy) -> String {
     if trail.clearance != trail.enforced {
         return format!("{} in report-only mode; {} if enforced", names(trail.clearance, policy), names(trail.enforced, policy));

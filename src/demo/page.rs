@@ -116,7 +116,7 @@ impl Form {
     }
 }
 
-/// What happened: the way of the request, the response, and the explanation.
+/// The path of the request through the regions, the response, and the explanation, as HTML.
 fn result(at: &str, status: u16, headers: &HeaderMap, body: &str, why: &str) -> String {
     let field = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let way = match (field("domicile-region"), field("location")) {

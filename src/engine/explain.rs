@@ -131,18 +131,8 @@ pub async fn explain(snapshot: &Arc<JudgingSnapshot>, vitals: &Vitals, query: &Q
         route: decision.trail.route,
         actions: Vec::new(),
         proceeds: matches!(decision.verdict, Verdict::Proceed(_)),
-        outcome: outcome(&decision, policy),
+        outcome: narrate::outcome(&decision, policy),
     })
-}
-
-fn outcome(decision: &Decision, policy: &Policy) -> String {
-    match &decision.verdict {
-        Verdict::Proceed(itinerary) => {
-            itinerary.regions().fold("proceed".into(), |text, region| format!("{text} {}", policy.region_name(region)))
-        }
-        Verdict::Redirect(region) => format!("redirect {}", policy.region_name(*region)),
-        Verdict::Refuse(code) => format!("refuse {}", code.as_str()),
-    }
 }
 
 /// The request that a query describes.

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use prometheus::local::{LocalHistogram, LocalHistogramVec, LocalIntCounter, LocalIntCounterVec};
+use prometheus::local::{LocalHistogram, LocalIntCounter, LocalIntCounterVec};
 use prometheus::{HistogramVec, IntCounter, IntCounterVec};
 
 use super::Metrics;
@@ -14,7 +14,9 @@ use super::Metrics;
 /// The metrics of one worker thread.
 pub struct WorkerMetrics {
     requests: RefCell<RequestCells>,
-    upstream_durations: RefCell<LocalHistogramVec>,
+    upstream_responses: RefCell<HashMap<UpstreamKey, UpstreamCell>>,
+    upstream_durations: HistogramVec,
+    all_upstream_requests: IntCounterVec,
     refusals: RefCell<LocalIntCounterVec>,
     reported: RefCell<LocalIntCounterVec>,
     failures: RefCell<LocalIntCounterVec>,
@@ -38,7 +40,7 @@ pub struct RequestLabels<'a> {
     pub status: &'a str,
 }
 
-/// What is measured of a request.
+/// The duration of a request, and the sizes of its bodies.
 pub struct RequestMeasures {
     pub took: Duration,
     pub request_bytes: u64,
@@ -49,7 +51,9 @@ impl WorkerMetrics {
     pub(super) fn of(metrics: &Metrics) -> Self {
         Self {
             requests: RefCell::new(RequestCells::of(metrics)),
-            upstream_durations: metrics.upstream_durations.local().into(),
+            upstream_responses: RefCell::default(),
+            upstream_durations: metrics.upstream_durations.clone(),
+            all_upstream_requests: metrics.upstream_requests.clone(),
             refusals: metrics.refusals.local().into(),
             reported: metrics.reported.local().into(),
             failures: metrics.failures.local().into(),
@@ -112,14 +116,26 @@ impl WorkerMetrics {
         self.directory_lookups.borrow_mut().with_label_values(&[result]).inc();
     }
 
-    /// Counts an attempt at an upstream.
+    /// Counts an attempt at an upstream without a response.
     pub fn upstream_request(&self, service: &str, upstream: &str, result: &str) {
         self.upstream_requests.borrow_mut().with_label_values(&[service, upstream, result]).inc();
     }
 
-    /// Measures how long an upstream took to respond.
-    pub fn upstream_response(&self, service: &str, upstream: &str, took: Duration) {
-        self.upstream_durations.borrow_mut().with_label_values(&[service, upstream]).observe(took.as_secs_f64());
+    /// Counts a response of an upstream, and how long it took. `key` identifies the upstream, so that its labels are rarely resolved.
+    pub fn upstream_response(&self, key: UpstreamKey, service: &str, upstream: &str, took: Duration) {
+        let mut cells = self.upstream_responses.borrow_mut();
+        // A name may lead to an address that another name led to before.
+        let is_other = cells.get(&key).is_some_and(|cell| *cell.upstream != *upstream);
+        if is_other && let Some(cell) = cells.remove(&key) {
+            cell.flush();
+        }
+        let cell = cells.entry(key).or_insert_with(|| UpstreamCell {
+            upstream: upstream.into(),
+            answered: self.all_upstream_requests.with_label_values(&[service, upstream, "answered"]).local(),
+            durations: self.upstream_durations.with_label_values(&[service, upstream]).local(),
+        });
+        cell.answered.inc();
+        cell.durations.observe(took.as_secs_f64());
     }
 
     /// Adds this worker's counts to the totals.
@@ -138,7 +154,24 @@ impl WorkerMetrics {
             counters.borrow().flush();
         }
         self.requests.borrow_mut().flush();
-        self.upstream_durations.borrow().flush();
+        self.upstream_responses.borrow().values().for_each(UpstreamCell::flush);
+    }
+}
+
+/// The number of a service, and the fingerprint of an upstream.
+pub type UpstreamKey = (usize, u64);
+
+/// The counts of an upstream's responses.
+struct UpstreamCell {
+    upstream: Box<str>,
+    answered: LocalIntCounter,
+    durations: LocalHistogram,
+}
+
+impl UpstreamCell {
+    fn flush(&self) {
+        self.answered.flush();
+        self.durations.flush();
     }
 }
 

@@ -49,7 +49,7 @@ pub struct Change {
     pub what: Changed,
 }
 
-/// What has changed.
+/// The kind of a change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Changed {
     Health {

@@ -51,7 +51,7 @@ pub struct Counters {
 
 type Learn = dyn Fn(&[RateCount]);
 
-/// What the prober does besides publishing the vitals.
+/// The callbacks of the prober.
 pub struct Hooks {
     /// The counters of global rate limits, which the probes carry in both directions.
     pub counters: Counters,

@@ -49,6 +49,12 @@ pub struct Secured {
 }
 
 impl Server {
+    /// A server that speaks HTTP/1.1 without TLS, for Domicile's own requests.
+    pub fn cleartext(authority: &str) -> Self {
+        let http_version = HttpVersion::Http1;
+        Self { authority: authority.into(), tls: None, http_version, addresses: None, opened: Arc::default() }
+    }
+
     /// Whether `address` is still an address of this server.
     pub fn leads_to(&self, address: Option<SocketAddr>) -> bool {
         let known = self.addresses.as_ref().map(|addresses| addresses.load());

@@ -234,16 +234,6 @@ fn judge(case: &Case, people: &BTreeMap<String, Person>, book: &str) -> (Decisio
     (world.judge(&question, &labels), world)
 }
 
-fn outcome(decision: &Decision, policy: &Policy) -> String {
-    match &decision.verdict {
-        Verdict::Proceed(itinerary) => {
-            itinerary.regions().fold("proceed".into(), |text, region| format!("{text} {}", policy.region_name(region)))
-        }
-        Verdict::Redirect(region) => format!("redirect {}", policy.region_name(*region)),
-        Verdict::Refuse(code) => format!("refuse {}", code.as_str()),
-    }
-}
-
 /// Whether the request may go to its destination only because of report-only mode.
 fn reported(decision: &Decision) -> bool {
     match &decision.verdict {
@@ -270,7 +260,7 @@ fn the_case_book_holds() {
             count += 1;
             let (decision, world) = judge(case, &book.people, &book.policy);
             let policy = world.policy();
-            let found = outcome(&decision, policy);
+            let found = narrate::outcome(&decision, policy);
             let story: Vec<_> = narrate::narrate(&decision, policy, &world.vitals)
                 .iter()
                 .map(|line| format!("      {}: {}", line.heading, line.text))

@@ -1,4 +1,4 @@
-//! What operators and clients see of a request: response fields, metrics, the access log.
+//! Response fields, metrics, the access log and traces.
 
 use http::{Method, StatusCode};
 

@@ -63,7 +63,7 @@ fn certificates(settings: &Settings) -> Vec<PathBuf> {
 }
 
 impl Expiring {
-    /// What an operator must do, if the file is not valid or will soon not be.
+    /// A warning with the remedy, if the file has expired, expires within [`NOTICE`], or is not valid yet.
     pub fn note(&self, now: SystemTime) -> Option<String> {
         let left = self.until.duration_since(now).unwrap_or_default();
         if self.kind == Kind::AcmeCertificate || (left > NOTICE && self.from <= now) {

@@ -15,7 +15,7 @@ use super::reports::Policies;
 
 const NO_LABELS: [&str; 0] = [];
 
-/// What the gauges show.
+/// The state that the gauges show.
 pub struct State<'a> {
     pub snapshot: &'a Snapshot,
     pub vitals: &'a Vitals,

@@ -1,4 +1,4 @@
-//! What an operator sees of the process: gauges, log lines about regions, and files that stop being valid.
+//! The state of the process for its operator: gauges, the status report, log lines about regions, and files that expire.
 
 mod expiry;
 mod gauges;

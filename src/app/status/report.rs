@@ -21,7 +21,7 @@ pub struct Loaded {
     pub problem: Option<String>,
 }
 
-/// What the report shows besides the state of the gauges.
+/// The part of the report that is not in the state of the gauges.
 pub struct Process<'a> {
     pub shared: &'a Shared,
     pub started: Instant,

@@ -1,4 +1,4 @@
-//! What the prober reports: changes of regions, which are logged, counted and kept.
+//! Logs, counts and keeps the changes of regions that the prober reports.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,7 +47,7 @@ impl Policies {
     }
 }
 
-/// What the prober reports to.
+/// The callbacks of the prober.
 pub fn hooks(shared: &Arc<Shared>, metrics: &Arc<Metrics>, policies: &Policies) -> Hooks {
     let (counters, policies) = (counters(shared, metrics), policies.clone());
     let shared_of = shared;

@@ -1,6 +1,5 @@
 //! The client of the control plane, at its Unix socket or its address.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request};
@@ -12,7 +11,7 @@ use crate::decision::permit::Permitted;
 use crate::http::body::Body;
 use crate::http::pool::{SendOptions, UpstreamPool};
 use crate::model::region::RegionId;
-use crate::transport::dial::{HttpVersion, Server, UNIX};
+use crate::transport::dial::{Server, UNIX};
 
 use super::Source;
 
@@ -52,13 +51,7 @@ impl Client {
         };
         let request = Request::builder().method(method).uri(target).header("host", address).header(COMMAND, "confirm");
         let request = request.body(Body::empty()).map_err(|error| error.to_string())?;
-        let server = Server {
-            authority: authority.as_str().into(),
-            tls: None,
-            http_version: HttpVersion::Http1,
-            addresses: None,
-            opened: Arc::default(),
-        };
+        let server = Server::cleartext(&authority);
         let runtime = tokio::runtime::LocalRuntime::new().map_err(|error| error.to_string())?;
         let (status, answer) = runtime.block_on(async {
             let permitted = Permitted::without_user_data(self.region, Box::new(request));

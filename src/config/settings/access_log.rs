@@ -13,6 +13,9 @@ pub(super) fn read_access_log(field: Option<&Field<'_>>, log: Log, local: &str) 
         return Some(Some(Settings { output: Output::Stderr, format: standard, sample: 1.0 }));
     };
     if !field.is_section() {
+        if field.text()? != "off" {
+            return field.report("write `off`, or a section such as `{ output: stderr, format: json }`");
+        }
         return field.word(&[("off", ())]).map(|()| None);
     }
     let section = field.section()?;

@@ -150,6 +150,9 @@ fn read_exposure(field: &Field<'_>) -> Option<Exposure> {
     let items = field.one_or_many();
     match &items[..] {
         [only] if only.text()? == "everyone" => Some(Exposure::Everyone),
+        [only] if only.text()?.parse::<ipnet::IpNet>().is_err() && only.text()?.parse::<std::net::IpAddr>().is_err() => {
+            only.report(format!("`{}` is not a valid value; write `everyone`, or networks such as `[10.0.0.0/8]`", only.text()?))
+        }
         items => items.iter().map(network).collect::<Option<_>>().map(Exposure::Networks),
     }
 }
@@ -284,7 +287,13 @@ fn read_traces(field: &Field<'_>) -> Option<traces::Settings> {
     let section = field.section()?;
     let collector =
         section.required("collector", "write the URL of an OTLP collector in this region, such as `http://127.0.0.1:4318`");
-    let collector = collector.and_then(|field| field.base_url(&["http"]));
+    let collector = collector.and_then(|field| {
+        let url = field.base_url(&["http"])?;
+        if url.path().trim_end_matches('/').ends_with("/v1/traces") {
+            return field.report("write the URL without `/v1/traces`, which is added");
+        }
+        Some(url)
+    });
     let sample = section.optional("sample").map_or(Some(1), |field| field.percent());
     let service = section.optional("service").map_or(Some("domicile"), |field| field.text());
     section.finish();

@@ -80,6 +80,7 @@ pub(super) struct RequestLog {
 pub(super) struct Attempt {
     /// The app server; `None` for an attempt at a peer.
     pub upstream: Option<(Arc<Service>, Arc<Upstream>)>,
+    /// Its start, if the request is traced.
     pub started: Option<Instant>,
     /// From its start to the head of the response; `None` without a response.
     pub took: Option<Duration>,

@@ -55,7 +55,7 @@ pub(super) async fn relay(
         Ok(labels) => labels,
         Err(code) => return context.refuse(code, Some(&intake.question)),
     };
-    let super::attempts::forward::Response { mut head, rest, hold } = response;
+    let super::attempts::forward::Response { mut head, rest, hold, .. } = response;
     let body = match (rest, &intake.upgrade) {
         (Rest::Body(body), _) => body,
         (Rest::Tunnel(wire), Some(upgrade)) => {

@@ -35,6 +35,8 @@ use super::plan::Selected;
 pub(in crate::proxy::request) struct Response {
     pub head: Parts,
     pub rest: Rest,
+    /// From the start of the attempt to the head; zero for a response of this proxy itself.
+    pub took: Duration,
     /// Dropping it reports the end of the request to the load balancer.
     pub hold: ResponseCounters,
 }
@@ -49,16 +51,16 @@ impl Response {
     /// A response of this proxy itself.
     pub fn of_proxy(response: http::Response<Body>) -> Self {
         let (head, body) = response.into_parts();
-        Self { head, rest: Rest::Body(body), hold: ResponseCounters::None }
+        Self { head, rest: Rest::Body(body), took: Duration::ZERO, hold: ResponseCounters::None }
     }
 
-    fn of(reply: Reply, hold: ResponseCounters) -> Self {
+    fn of(reply: Reply, took: Duration, hold: ResponseCounters) -> Self {
         match reply {
             Reply::Answered(response) => {
                 let (head, body) = response.into_parts();
-                Self { head, rest: Rest::Body(body), hold }
+                Self { head, rest: Rest::Body(body), took, hold }
             }
-            Reply::Opened(head, wire) => Self { head, rest: Rest::Tunnel(wire), hold },
+            Reply::Opened(head, wire) => Self { head, rest: Rest::Tunnel(wire), took, hold },
         }
     }
 
@@ -173,8 +175,9 @@ pub(in crate::proxy::request) async fn to_peer(
             }
         }
     });
+    let started = Instant::now();
     match head_of(work, worker, options, has_body).await {
-        Some(Ok((reply, in_flight))) => Ok(Response::of(reply, ResponseCounters::Peer(in_flight))),
+        Some(Ok((reply, in_flight))) => Ok(Response::of(reply, started.elapsed(), ResponseCounters::Peer(in_flight))),
         Some(Err(error)) => {
             let (region, request) = (snapshot.policy().region_name(region), options.request_id);
             if let Some(suppressed) = worker.warnings.admit("no response from a peer", region, std::time::Instant::now()) {
@@ -214,9 +217,14 @@ pub(in crate::proxy::request) async fn to_upstream(
     let count = |result| worker.metrics.upstream_request(&service.settings.name, &upstream.label, result);
     match outcome {
         Some(Ok((reply, in_flight))) => {
-            count("answered");
-            worker.metrics.upstream_response(&service.settings.name, &upstream.label, started.elapsed());
-            let response = Response::of(reply, ResponseCounters::Upstream(outstanding, in_flight));
+            let took = started.elapsed();
+            worker.metrics.upstream_response(
+                (service.id.index(), upstream.fingerprint),
+                &service.settings.name,
+                &upstream.label,
+                took,
+            );
+            let response = Response::of(reply, took, ResponseCounters::Upstream(outstanding, in_flight));
             service.note(upstream, !response.is_gateway_error());
             Ok(response)
         }

@@ -167,9 +167,9 @@ impl Forwarding<'_> {
             if std::mem::take(&mut is_retry) {
                 self.context.worker.load.retries.withdraw();
             }
-            let started = self.begin_attempt();
+            self.begin_attempt();
             let outcome = self.attempt(&mut target, permitted, spare, has_another, is_second).await?;
-            self.context.log.attempt.took = outcome.is_ok().then(|| started.elapsed());
+            self.end_attempt(&target, outcome.as_ref().ok());
             let failure = match outcome {
                 Ok(mut response) => {
                     self.stick(&target, preference, last.is_some(), &mut response);
@@ -264,12 +264,18 @@ impl Forwarding<'_> {
         }
     }
 
-    /// Counts an attempt in the log; returns its start.
-    fn begin_attempt(&mut self) -> Instant {
-        let attempt = &mut self.context.log.attempt;
-        let started = Instant::now();
-        *attempt = Attempt { number: attempt.number + 1, started: Some(started), ..Attempt::default() };
-        started
+    /// Counts an attempt in the log.
+    fn begin_attempt(&mut self) {
+        let log = &mut self.context.log;
+        let is_traced = log.trace.is_some_and(|trace| trace.is_sampled);
+        let started = is_traced.then(Instant::now);
+        log.attempt = Attempt { number: log.attempt.number + 1, started, ..Attempt::default() };
+    }
+
+    /// Records how long the server took to respond, if it did.
+    fn end_attempt(&mut self, target: &Target, response: Option<&Response>) {
+        let is_forwarded = !matches!(target, Target::Proxy(_));
+        self.context.log.attempt.took = response.filter(|_| is_forwarded).map(|response| response.took);
     }
 
     async fn permit(&self, stop: Stop, request: BoxedRequest) -> Result<Permitted<BoxedRequest>, Code> {

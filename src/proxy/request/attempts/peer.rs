@@ -59,11 +59,10 @@ impl Forwarding<'_> {
         let sent = tokio::select! {
             biased;
             sent = self.while_cleared(work) => sent?,
-            () = down => Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Partly, retry: None }),
+            () = down => return Ok(Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Partly, retry: spare })),
         };
         let response = match sent {
             Ok(response) => response,
-            Err(Failure { retry: None, code, sent }) if may_leave => return Ok(Err(Failure { retry: spare, code, sent })),
             Err(failure) => return Ok(Err(failure)),
         };
         match meaning_of(&response.head.headers) {
