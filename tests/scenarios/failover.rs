@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{Response, StatusCode};
 
 use crate::faults::{Relay, behind_a_relay};
-use crate::support::{Plan, RULES, Recorder, World, eventually, get, post, remember, whole};
+use crate::support::{Plan, RULES, Recorder, World, eventually, get, log, post, remember, whole};
 
 const CHECKS: &str = "{ path: /healthz, every: 20ms, timeout: 5s, rise: 1, fall: 1 }";
 
@@ -190,6 +190,7 @@ fn a_proxy_whose_upstream_is_itself_answers_502_for_the_loop() {
 
 #[test]
 fn a_read_in_flight_leaves_a_home_that_freezes() {
+    let _ = log();
     let rules = |timeout: &str| {
         let rules = RULES
             .replace("  personal:\n    stays: home", "  personal:\n    stays: [eu, us]")
@@ -206,7 +207,12 @@ fn a_read_in_flight_leaves_a_home_that_freezes() {
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "eu-west");
     freeze.notify_waiters();
     // Sent before the probes have noticed: the request waits at the frozen gateway until us-east knows that the region is down.
-    assert_eq!(get(world.us().http, "/users/alice/orders/2", &[]).text(), "us-east");
+    let moved = get(world.us().http, "/users/alice/orders/2", &[]);
+    assert_eq!(moved.text(), "us-east");
+    // The connection was not lost, which takes longer: pings on it would have to stay unanswered first.
+    let id = moved.headers["domicile-request-id"].to_str().unwrap();
+    let is_lost = |line: &str| line.contains(id) && line.contains("no response from a peer");
+    assert!(!log().lines().any(is_lost), "the request waited until its connection was lost");
     assert_eq!(world.eu().upstream().seen().len(), 1, "eu-west saw the first request only");
     world.us().wait_for_health("eu-west", "down");
     let change = "domicile_region_changes_total{region=\"eu-west\",state=\"down\"} 1";

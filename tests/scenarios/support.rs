@@ -650,7 +650,7 @@ pub fn log() -> String {
     static STARTED: Once = Once::new();
     let lines = &logs().0;
     STARTED.call_once(|| {
-        let filter = "domicile::app::build=info,domicile::transport::tls=warn";
+        let filter = "domicile::app::build=info,domicile::transport::tls=warn,domicile::proxy::request::attempts=warn";
         let subscriber = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(|| logs().0.clone());
         tracing::subscriber::set_global_default(subscriber.finish()).unwrap();
     });
