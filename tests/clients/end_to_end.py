@@ -68,13 +68,13 @@ class World:
         for region in REGIONS:
             for other in REGIONS:
                 wanted = 'domicile_region_health{region="%s",state="up"} 1' % other
-                eventually("%s sees %s" % (region, other), lambda: wanted in self.metrics(region))
+                eventually("%s sees %s" % (region, other), lambda: wanted in self.metrics(region), self.processes[region], lambda: self.log(region))
 
     def start(self, region):
         log = open("%s/%s.log" % (self.folder, region), "a")
         environment = dict(os.environ, DOMICILE_REGION=region)
         self.processes[region] = subprocess.Popen([BINARY, "run", "--config", self.config], cwd=self.folder, env=environment, stderr=log)
-        eventually(region + " is ready", lambda: self.admin(region, "/readyz")[0] == 200)
+        eventually(region + " is ready", lambda: self.admin(region, "/readyz")[0] == 200, self.processes[region], lambda: self.log(region))
 
     def port(self, region, last):
         return self.ports["%d%s" % (REGIONS[region], last)]

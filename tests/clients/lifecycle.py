@@ -246,7 +246,7 @@ def regions_lose_nothing(world):
 
 def reloads_lose_nothing(world):
     process = world.start()
-    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200, world.started[-1], world.log)
     load = Load(world.port)
     for count in range(1, RELOADS + 1):
         process.send_signal(signal.SIGHUP)
@@ -258,7 +258,7 @@ def reloads_lose_nothing(world):
 
 def new_binaries_lose_nothing(world):
     process = world.start()
-    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200, world.started[-1], world.log)
     load, pid = Load(world.port), process.pid
     for count in range(1, SWAPS + 1):
         shutil.copy(BINARY, world.binary + ".new")
@@ -307,7 +307,7 @@ def systemd_is_notified_and_its_sockets_are_used(world):
 
 def descriptors_run_out_and_nothing_dies(world):
     process = world.start()
-    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200, world.started[-1], world.log)
     assert world.answer(world.port, "/") == (200, "ok")
     # Allow 8 file descriptors more than are open now, far fewer than the configured limit on connections needs.
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (len(os.listdir("/proc/%d/fd" % process.pid)) + 8,) * 2)
@@ -331,7 +331,7 @@ def descriptors_run_out_and_nothing_dies(world):
     # A limit on connections that needs more descriptors than the process may open is reported at start.
     limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
     process = world.start(preexec_fn=limit)
-    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200, world.started[-1], world.log)
     assert "more than this process has file descriptors for" in world.log()
     process.terminate()
     assert process.wait(TIMEOUT) == 0
@@ -339,7 +339,7 @@ def descriptors_run_out_and_nothing_dies(world):
 
 def a_second_signal_ends_the_process_at_once(world):
     process = world.start()
-    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200, world.started[-1], world.log)
     held = socket.create_connection(("127.0.0.1", world.port), timeout=TIMEOUT)
     held.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
     eventually("the request is in flight", lambda: world.app.held == 1)
@@ -353,7 +353,7 @@ def a_second_signal_ends_the_process_at_once(world):
 
 def a_successor_that_hangs_holds_nobody_up(world):
     process = world.start()
-    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200)
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200, world.started[-1], world.log)
     open(world.binary + ".new", "w").write("#!/bin/sh\necho $$ > '%s/hanging'\nexec sleep 1000\n" % world.folder)
     os.chmod(world.binary + ".new", 0o755)
     os.rename(world.binary + ".new", world.binary)

@@ -1,26 +1,39 @@
 """Regions for the tests with real clients, as an operator runs them: a process each, one configuration file, TLS between them."""
-import http.client, os, signal, socket, subprocess, time
+import http.client, os, random, signal, socket, subprocess, time
 
 TIMEOUT = 90
 PLACES = {"eu-west": ("eu", "[53, -6]"), "us-east": ("us", "[39, -77]"), "ap-northeast": ("jp", "[36, 140]")}
 
 
-def free_ports(count):
-    """Different ports: the kernel may give a port again that was free before."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    [s.close() for s in sockets]
-    return ports
+given = set()
 
 
 def free_port():
-    return free_ports(1)[0]
+    """A port on which nobody listens, different from those given before. It is not in the range from which the kernel takes the
+    ports of outgoing connections, so that no such connection has it when the process under test binds it."""
+    first_outgoing = int(open("/proc/sys/net/ipv4/ip_local_port_range").read().split()[0])
+    while True:
+        port = random.randrange(10000, first_outgoing if first_outgoing > 20000 else 32768)
+        if port in given:
+            continue
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        given.add(port)
+        return port
 
 
-def eventually(what, is_so):
+def free_ports(count):
+    return [free_port() for _ in range(count)]
+
+
+def eventually(what, is_so, process=None, log=lambda: ""):
+    """Waits until `is_so`, at most as long as `process` runs."""
     deadline = time.monotonic() + TIMEOUT
     while not is_so():
-        assert time.monotonic() < deadline, "not in time: " + what
+        assert process is None or process.poll() is None, "the process ended before: %s\n%s" % (what, log()[-3000:])
+        assert time.monotonic() < deadline, "not in time: %s\n%s" % (what, log()[-3000:])
         time.sleep(0.02)
 
 
@@ -75,7 +88,7 @@ routes:
             command = [self.binary, "run", "--config", self.config]
             self.processes[region] = subprocess.Popen(command, env=environment, stderr=open(f"{folder}/{region}.log", "a"))
         for region in self.names:
-            eventually(region + " sees every region up", lambda: sum(line.startswith("domicile_region_health{") and line.endswith('state="up"} 1') for line in self.metrics(region).splitlines()) == len(self.names))
+            eventually(region + " sees every region up", lambda: sum(line.startswith("domicile_region_health{") and line.endswith('state="up"} 1') for line in self.metrics(region).splitlines()) == len(self.names), self.processes[region], lambda: self.log(region))
 
     def metrics(self, region):
         try:
