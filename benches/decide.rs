@@ -146,7 +146,7 @@ fn moment(policy: Policy) -> Moment {
     for user in 0..USERS {
         writeln!(table, "user-{user},region-{}", user % policy.regions.iter().count()).expect("room for the table");
     }
-    let settings = directory::Settings { file: table.path().into(), max_loss: 10 };
+    let settings = directory::Settings { file: table.path().into(), max_loss: 10, stale_after: None };
     let database = Path::new(env!("CARGO_MANIFEST_DIR")).join("geoip/country.mmdb");
     let snapshot = JudgingSnapshot {
         policy,

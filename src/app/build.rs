@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::HeaderValue;
+use tokio::time::Instant;
 
 use crate::access_log;
 use crate::acme;
@@ -71,11 +72,13 @@ impl Built {
         }
     }
 
-    /// Logs the files that are not valid, or will soon not be.
-    pub fn report_expiry(&self, now: SystemTime) {
+    /// Logs the files that are not valid, or will soon not be. Returns when to do it again.
+    pub fn report_expiry(&self) -> Instant {
+        let now = SystemTime::now();
         for note in self.expiring.iter().filter_map(|expiring| expiring.note(now)) {
             tracing::warn!("{note}");
         }
+        Instant::now() + status::until_next_note(&self.expiring, now)
     }
 }
 
@@ -193,7 +196,8 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
         upstreams: upstream_stamps,
         all,
     };
-    let expiring = status::expiring(&settings, snapshot.judging.geoip.as_deref());
+    let table_changed = files.directory.as_ref().and_then(|(stamp, _)| stamp.modified());
+    let expiring = status::expiring(&settings, snapshot.judging.geoip.as_deref(), table_changed);
     Ok(Built { snapshot, listener_configs, settings, files, peers, challenges, expiring, kept })
 }
 
@@ -342,7 +346,8 @@ pub fn check_files(config: &Config, registry: &Registry) -> Result<Vec<String>, 
         return Err(wrong);
     }
     let now = SystemTime::now();
-    Ok(status::expiring(settings, geoip.as_deref()).iter().filter_map(|expiring| expiring.note(now)).collect())
+    let table_changed = settings.directory.as_ref().and_then(|directory| Stamp::of(&directory.file).modified());
+    Ok(status::expiring(settings, geoip.as_deref(), table_changed).iter().filter_map(|expiring| expiring.note(now)).collect())
 }
 
 fn check_own_region(peers: &PeerTls, file: &Path, local: &str) -> Result<(), StartError> {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::LocalRuntime;
@@ -57,6 +57,8 @@ pub struct Control {
     pub batches: Option<Batches>,
     pub started: Instant,
     pub loaded: Loaded,
+    /// When files that expire are reported next.
+    pub next_report: tokio::time::Instant,
     /// The stamps of the files that the last reload read.
     pub read: Vec<files::Stamp>,
 }
@@ -87,10 +89,6 @@ pub fn spawn(
     start.recv().map_err(|_| std::io::Error::other("the control thread ended early"))??;
     Ok(handle)
 }
-
-/// How often files that will soon not be valid are reported.
-const DAY: Duration = Duration::from_secs(86_400);
-
 impl Control {
     async fn run(mut self, admin: BoundPort, commands: Commands, started: std::sync::mpsc::Sender<std::io::Result<()>>) {
         let (sender, mut received) = commands;
@@ -121,14 +119,13 @@ impl Control {
         let mut health = tokio::task::spawn_local(watch_upstreams(&self.built));
         // Dropping the set ends its tasks.
         let mut _certificates = renew_certificates(&self.built);
-        let mut days = tokio::time::interval(DAY);
         let (mut watcher, mut changed) = watch::start(self.built.files.all.clone());
         let _ = started.send(Ok(()));
         loop {
             let command = tokio::select! {
                 command = received.recv() => command,
-                _ = days.tick() => {
-                    self.built.report_expiry(SystemTime::now());
+                () = tokio::time::sleep_until(self.next_report) => {
+                    self.next_report = self.built.report_expiry();
                     continue;
                 }
                 Some(()) = changed.recv() => Some(Command::Reload { accepts_loss: false, reply: oneshot::channel().0 }),
@@ -273,7 +270,7 @@ impl Control {
             self.handover.remove(address);
             self.workers.iter().for_each(|worker| drop(worker.send(WorkerCommand::Close(address))));
         }
-        built.report_expiry(SystemTime::now());
+        self.next_report = built.report_expiry();
         self.registry = registry;
         let settings_before = std::mem::replace(&mut self.built, built).settings;
         // These settings take effect only at a start, so the next reload must compare with the values in use.

@@ -196,6 +196,7 @@ impl App {
             log: LogLevel::of(launch.log_filter),
             batches,
             started: Instant::now(),
+            next_report: tokio::time::Instant::now(),
             loaded: Loaded { at: SystemTime::now(), is_partial: false, problem: None },
             read: Vec::new(),
         };

@@ -54,11 +54,18 @@ enum Verb {
     Certificates(certificates::Options),
 }
 
+/// The configuration of a source tree, or else that of an installed package.
+fn default_config() -> PathBuf {
+    let installed = std::path::Path::new("/etc/domicile/domicile.yaml");
+    let own = PathBuf::from("config/domicile.yaml");
+    if !own.exists() && installed.exists() { installed.to_owned() } else { own }
+}
+
 /// The configuration file and the local region.
 #[derive(Args)]
 struct Source {
     /// The configuration file; `-` reads standard input (not for `run`).
-    #[arg(short, long, global = true, default_value = "config/domicile.yaml", env = "DOMICILE_CONFIG")]
+    #[arg(short, long, global = true, default_value_os_t = default_config(), env = "DOMICILE_CONFIG")]
     config: PathBuf,
     /// The local region; overrides the file's `region:`.
     #[arg(long, global = true, env = "DOMICILE_REGION")]

@@ -17,7 +17,8 @@ fn registry() -> Registry {
 fn open(ending: &str, text: &str) -> Result<Directory, String> {
     let mut file = tempfile::Builder::new().suffix(ending).tempfile().unwrap();
     file.write_all(text.as_bytes()).unwrap();
-    Directory::open(&Settings { file: file.path().into(), max_loss: 10 }, &registry()).map_err(|error| error.to_string())
+    Directory::open(&Settings { file: file.path().into(), max_loss: 10, stale_after: None }, &registry())
+        .map_err(|error| error.to_string())
 }
 
 fn find(table: &Directory, key: &str) -> Option<Record> {
@@ -58,7 +59,7 @@ fn a_key_may_begin_with_the_sign_of_a_remark() {
 
 #[test]
 fn a_table_that_lost_too_many_users_needs_a_confirmation() {
-    let settings = Settings { file: "users.csv".into(), max_loss: 10 };
+    let settings = Settings { file: "users.csv".into(), max_loss: 10, stale_after: None };
     // Users with these numbers. A table from a file has one user at least.
     let table = |numbers: std::ops::Range<usize>| {
         open(".csv", &numbers.fold("user,home\n".to_owned(), |text, number| format!("{text}u{number},eu-west\n"))).unwrap()
@@ -100,7 +101,7 @@ fn a_table_that_says_something_else_has_another_version() {
 fn rows_that_are_not_text_do_not_hide_other_mistakes() {
     let mut file = tempfile::Builder::new().suffix(".csv").tempfile().unwrap();
     file.write_all(b"user,home\na\xff,eu-west\nb,moon\nc\xfe,eu-west\n").unwrap();
-    let opened = Directory::open(&Settings { file: file.path().into(), max_loss: 10 }, &registry());
+    let opened = Directory::open(&Settings { file: file.path().into(), max_loss: 10, stale_after: None }, &registry());
     let error = opened.err().expect("three rows are wrong").to_string();
     for expected in
         ["line 2: this row is not valid UTF-8", "line 3: unknown region `moon`", "line 4: this row is not valid UTF-8"]

@@ -10,6 +10,7 @@ mod contract;
 
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::time::Duration;
 
 use crate::model::region::Registry;
 use crate::model::user::Record;
@@ -23,6 +24,8 @@ pub struct Settings {
     pub file: PathBuf,
     /// The most percent of its users that a table may lose at a reload without an operator's confirmation.
     pub max_loss: u8,
+    /// A file that has not changed for longer is reported.
+    pub stale_after: Option<Duration>,
 }
 
 /// Users come and go, but a tenth of them at once is rather a file that was cut off.

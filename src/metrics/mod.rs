@@ -124,6 +124,8 @@ metrics! {
         "Users in the directory.";
     pub directory_changed: measures("directory_changed_timestamp_seconds", [])
         "When the file of the user table that is in use was last changed.";
+    pub directory_stale: measures("directory_stale_timestamp_seconds", [])
+        "When the user table will not have changed for `users.directory.stale_after`.";
     pub certificate_expires: measures("certificate_expiry_timestamp_seconds", ["file"])
         "When the certificate in this file expires.";
     pub policy: gauges("policy_info", ["region", "policy"])

@@ -273,9 +273,10 @@ impl Service {
         if (ejected + 1) * 100 <= rules.most * all.len() {
             let period = upstream.state.history.eject(rules, now);
             tracing::warn!(
+                service = &*self.settings.name,
                 upstream = upstream.authority(),
                 seconds = period.as_secs(),
-                "upstream ejected after consecutive failures"
+                "upstream ejected after consecutive failures: it gets no requests for a while; check it"
             );
         }
     }

@@ -49,7 +49,7 @@ def services(upstreams, health):
 class Regions:
     """Starts a region for each entry of `upstreams`; `routes`, `more` and `data` are YAML. All data is public by default."""
 
-    def __init__(self, binary, folder, upstreams, routes, more="", health=(), data="public: { stays: anywhere }"):
+    def __init__(self, binary, folder, upstreams, routes, more="", health=(), data="public: { stays: anywhere }", latency="{ every: 200ms, timeout: 2s, settle: 1s }"):
         os.makedirs(folder, exist_ok=True)
         self.binary, self.folder, self.names, self.processes = binary, folder, list(upstreams), {}
         subprocess.run([binary, "certificates", "--out", folder + "/certs", *self.names], check=True, capture_output=True)
@@ -67,7 +67,7 @@ class Regions:
       - {{ address: "127.0.0.1:{p['http']}" }}
       - {{ address: "127.0.0.1:{p['https']}", tls: {{ certificates: [{{ certificate: "{folder}/certs/site.pem", key: "{folder}/certs/site.key" }}] }} }}
       - {{ address: "127.0.0.1:{p['peers']}", peers: true }}
-    admin: {{ address: "127.0.0.1:{p['admin']}" }}
+    admin: {{ address: "127.0.0.1:{p['admin']}", commands: true }}
     {services(upstreams[region], "health: { path: /, every: 500ms }" if region in health else "")}
     gateway: "https://127.0.0.1:{p['peers']}"
     url: "http://127.0.0.1:{p['http']}\""""
@@ -78,7 +78,7 @@ peer_tls: {{ certificate: "{folder}/certs/{{region}}.pem", key: "{folder}/certs/
 jurisdictions: {{ eu: {{ countries: [EEA] }}, us: {{ countries: [US] }}, jp: {{ countries: [JP] }} }}
 regions: {regions}
 data: {{ {data} }}
-latency: {{ every: 200ms, timeout: 2s, settle: 1s }}
+latency: {latency}
 routes:
 {routes}
 {more}

@@ -74,7 +74,7 @@ impl World {
 fn open(text: &str, registry: &Registry) -> Directory {
     let mut file = tempfile::Builder::new().suffix(".csv").tempfile().unwrap();
     file.write_all(text.as_bytes()).unwrap();
-    Directory::open(&directory::Settings { file: file.path().into(), max_loss: 10 }, registry).unwrap()
+    Directory::open(&directory::Settings { file: file.path().into(), max_loss: 10, stale_after: None }, registry).unwrap()
 }
 
 fn database() -> PathBuf {

@@ -57,10 +57,12 @@ fn set_files(metrics: &Metrics, state: &State<'_>) {
     }
     metrics.certificate_expires.reset();
     metrics.geoip_expires.reset();
+    metrics.directory_stale.reset();
     for expiring in state.expiring {
         let until = seconds(expiring.until);
         match expiring.kind {
             Kind::GeoIp => metrics.geoip_expires.with_label_values(&NO_LABELS).set(until),
+            Kind::UserTable => metrics.directory_stale.with_label_values(&NO_LABELS).set(until),
             Kind::Certificate | Kind::AcmeCertificate => {
                 metrics.certificate_expires.with_label_values(&[&expiring.file.to_string_lossy()]).set(until);
             }

@@ -68,9 +68,9 @@ fn screen(report: &Value) -> String {
         line("geoip", format!("database of {}, {days} days old", text(&report["geoip"]["built"])));
     }
     for file in list(&report["files"]) {
-        let note = if file["note"].is_null() { "" } else { "; RENEW IT" };
         let (name, until) = (text(&file["file"]), text(&file["valid_until"]));
-        line("file", format!("{name}: {} valid until {until}, {} days{note}", text(&file["kind"]), file["days_left"]));
+        let usual = || format!("{name}: {} valid until {until}, {} days", text(&file["kind"]), file["days_left"]);
+        line("file", file["note"].as_str().map_or_else(usual, |note| format!("RENEW IT: {note}")));
     }
     out
 }

@@ -45,8 +45,9 @@ pub(super) fn read_users(field: &Field<'_>) -> Option<Users> {
         let section = field.section()?;
         let file = section.required("file", "name the CSV or YAML file of users and their homes").and_then(|field| path(&field));
         let max_loss = section.optional("max_loss").map_or(Some(directory::DEFAULT_MAX_LOSS), |field| field.percent());
+        let stale_after = section.optional("stale_after").map_or(Some(None), |field| field.positive_duration().map(Some));
         section.finish();
-        Some(directory::Settings { file: file?, max_loss: max_loss? })
+        Some(directory::Settings { file: file?, max_loss: max_loss?, stale_after: stale_after? })
     });
     let has_tokens = section.optional("token").is_some();
     let tokens = section.optional("token").map_or(Some(None), |field| read_token(&field).map(Some));
