@@ -1,10 +1,12 @@
-"""Runs every `sh` block of README.md and docs/tutorial.md in its order, and compares the output with the `# prints:` lines.
+"""Runs every `sh` block of the documentation in its order, and compares the output with the `# prints:` lines; a Prometheus server
+answers every `promql` block about the running demo, and a browser shows the demo's page.
 
-usage: documentation.py BINARY
+usage: documentation.py BINARY PROMETHEUS
+needs: chromium
 
 As root, the commands run in a network namespace of their own, because the pages use fixed ports.
 """
-import fcntl, os, pathlib, re, shutil, signal, socket, struct, subprocess, sys, tempfile, time
+import contextlib, fcntl, json, os, pathlib, re, shutil, signal, socket, struct, subprocess, sys, tempfile, time, urllib.parse, urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 30
@@ -28,8 +30,30 @@ def loopback_up():
         fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP | IFF_RUNNING))
 
 
-def blocks(page):
-    return re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.M | re.S)
+def blocks(page, language):
+    return re.findall(r"^```%s\n(.*?)^```$" % language, page.read_text(), re.M | re.S)
+
+
+def eventually(what, is_so):
+    """Waits until `is_so` returns something; a server that does not listen yet is not a failure."""
+    until = time.monotonic() + TIMEOUT
+    while True:
+        with contextlib.suppress(OSError):
+            if found := is_so():
+                return found
+        if time.monotonic() > until:
+            sys.exit("not in time: " + what)
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def running(*command, folder, environment=None, seen=subprocess.DEVNULL):
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=seen, stderr=seen, start_new_session=True)
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(TIMEOUT)
 
 
 def run_block(block, folder, environment):
@@ -68,22 +92,95 @@ def run_block(block, folder, environment):
     return checked
 
 
-def main(binary):
+def main(binary, prometheus):
     loopback_up()
     with tempfile.TemporaryDirectory() as folder:
         for name in ("config", "examples", "geoip"):
             os.symlink(ROOT / name, os.path.join(folder, name))
         os.mkdir(os.path.join(folder, "bin"))
-        os.symlink(os.path.abspath(binary), os.path.join(folder, "bin/domicile"))
+        os.symlink(binary, os.path.join(folder, "bin/domicile"))
         environment = {**os.environ, "PATH": "%s/bin:%s" % (folder, os.environ["PATH"])}
         for name in ("DOMICILE_REGION", "DOMICILE_CONFIG"):
             environment.pop(name, None)
         for page, least in [("README.md", 4), ("docs/tutorial.md", 9)]:
-            found = blocks(ROOT / page)
-            checked = sum(run_block(block, folder, environment) for block in found)
-            assert checked >= least, "%s: only %d outputs were found" % (page, checked)
-            print("%s: %d blocks, %d outputs as promised" % (page, len(found), checked))
+            check_page(page, least, folder, environment)
+        write_operated(folder)
+        operated = {**environment, "DOMICILE_CONFIG": "operated.yaml"}
+        with running(binary, "run", folder=folder, environment=operated):
+            eventually("a running process", lambda: get(ADMIN + "/livez"))
+            check_page("docs/operations.md", 6, folder, operated)
+        with running(binary, "demo", folder=folder, environment=environment):
+            eventually("the demo", lambda: get("http://127.0.0.1:8100/"))
+            check_page_of_the_demo(folder)
+            check_queries(folder, prometheus)
+
+
+def check_page(page, least, folder, environment):
+    found = blocks(ROOT / page, "sh")
+    checked = sum(run_block(block, folder, environment) for block in found)
+    assert checked >= least, "%s: only %d outputs were found" % (page, checked)
+    print("%s: %d blocks, %d outputs as promised" % (page, len(found), checked))
+
+
+def write_operated(folder):
+    """The configuration of the process that the commands of docs/operations.md change."""
+    text = (ROOT / "config/three-regions.yaml").read_text()
+    text = text.replace("[http://127.0.0.1:8105, http://127.0.0.1:8106]", "[http://10.0.0.1:3000, http://10.0.0.2:3000]")
+    with open(os.path.join(folder, "operated.yaml"), "w") as file:
+        file.write(text.replace('admin: { address: "127.0.0.1:8104" }', 'admin: { address: "127.0.0.1:8104", socket: control.sock }'))
+
+
+ADMIN = "http://127.0.0.1:8104"
+
+
+def get(url):
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+        return answer.read().decode()
+
+
+def check_page_of_the_demo(folder):
+    """A browser shows the page, its examples, and the way of a request."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--user-data-dir=" + folder + "/browser"]
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    shown = lambda url: subprocess.run([chromium, *flags, "--dump-dom", url], capture_output=True, text=True, timeout=60).stdout
+    page = shown("http://127.0.0.1:8100/")
+    link = re.search(r'href="([^"]*)"[^>]*>the same user abroad', page)
+    assert link, page
+    page = shown(urllib.parse.urljoin("http://127.0.0.1:8100/", link[1].replace("&amp;", "&")))
+    for words in ("200", "us-east", "eu-west", "forwarded to eu-west"):
+        assert words in page, "the page lacks `%s`: %s" % (words, page)
+    print("the demo's page: a browser shows the way of a request")
+
+
+def check_queries(folder, prometheus):
+    """Prometheus answers every query, and loads every alert."""
+    queries = blocks(ROOT / "docs/metrics.md", "promql")
+    assert len(queries) >= 6, queries
+    with open(os.path.join(folder, "prometheus.yml"), "w") as file:
+        json.dump({
+            "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
+            "rule_files": [str(ROOT / "docs/alerts.yaml")],
+            "scrape_configs": [{"job_name": "domicile", "static_configs": [{"targets": ["127.0.0.1:%d" % port for port in (8112, 8122, 8132)]}]}],
+        }, file)
+    server = "http://127.0.0.1:9090"
+    command = [prometheus, "--config.file=prometheus.yml", "--storage.tsdb.path=metrics", "--web.listen-address=127.0.0.1:9090"]
+    with running(*command, folder=folder):
+        asked = lambda query: json.loads(get(server + "/api/v1/query?" + urllib.parse.urlencode({"query": query})))["data"]["result"]
+
+        def values(query):
+            # Traffic between regions, so that every rate has something to count.
+            get("http://127.0.0.1:8120/users/alice/orders/1")
+            return [row for row in asked(query) if row["value"][1] != "NaN"]
+
+        for query in queries:
+            eventually("an answer to " + query, lambda: values(query))
+        rules = [rule for group in json.loads(get(server + "/api/v1/rules"))["data"]["groups"] for rule in group["rules"]]
+        written = len(re.findall("- alert:", (ROOT / "docs/alerts.yaml").read_text()))
+        eventually("evaluated alerts", lambda: len([r for r in json.loads(get(server + "/api/v1/rules"))["data"]["groups"][0]["rules"] if r["health"] == "ok"]) == written)
+        assert len(rules) == written, rules
+    print("docs/metrics.md: Prometheus answers %d queries and evaluates %d alerts" % (len(queries), written))
 
 
 isolate()
-main(sys.argv[1])
+main(os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2]))
