@@ -53,6 +53,8 @@ pub enum Command {
     Explain { query: String, reply: oneshot::Sender<Result<String, String>> },
     /// Reports the state of the process as JSON.
     Status(oneshot::Sender<String>),
+    /// Returns the public key of the ledger in PEM; `None` without a ledger.
+    LedgerKey(oneshot::Sender<Option<String>>),
     /// Carries out an operator's command. The reply is the result in words, or the reason for the refusal.
     Operate { operation: Operation, reply: oneshot::Sender<Result<String, String>> },
     /// Stops the control plane, because a successor now serves it.
@@ -158,6 +160,11 @@ async fn respond(request: Request<Incoming>, accepts_commands: bool, commands: &
         },
         "/status" => match ask(commands, Command::Status).await {
             Some(status) => with_type(text(StatusCode::OK, status), "application/json"),
+            None => overdue(),
+        },
+        "/.well-known/domicile-ledger-key" => match ask(commands, Command::LedgerKey).await {
+            Some(Some(pem)) => with_type(text(StatusCode::OK, pem), "application/x-pem-file"),
+            Some(None) => text(StatusCode::NOT_FOUND, "this process has no ledger; see `audit` in the configuration\n"),
             None => overdue(),
         },
         "/explain" => explain(request.uri().query().unwrap_or_default(), commands).await,

@@ -280,6 +280,7 @@ impl App {
         if let Some(control) = self.control.take() {
             let _ = control.join();
         }
+        self.shared.ledger.iter().for_each(Ledger::close);
     }
 }
 

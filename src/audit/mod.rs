@@ -3,6 +3,8 @@
 //! Promises: [`Ledger::record`] returns only when the line is on disk; a failed write leaves no partial line and returns an
 //! error, so that no transfer goes unrecorded; users appear as keyed pseudonyms. Never: a raw user key, a path, an address.
 //! Refusals and movements of unrestricted data are counted in one line a minute, so that a flood of them cannot fill the disk.
+//! Each line contains the hash of the one before it, and a signed checkpoint covers them every minute, so that nobody can change
+//! the past without the signing key, or unnoticed by those who noted a checkpoint.
 
 #![cfg_attr(
     not(test),
@@ -18,9 +20,12 @@
     )
 )]
 
+mod chain;
 mod pseudonym;
 mod record;
+mod signing;
 mod sink;
+pub mod verify;
 mod worker_ledger;
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -33,16 +38,22 @@ use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
+pub use chain::Hash;
 pub use pseudonym::{KeyError, Pseudonyms};
 pub use record::{Count, Direction, Movement};
+pub use signing::{PublicKey, SigningError};
 pub use worker_ledger::WorkerLedger;
 
 use record::Counts;
+use signing::Signer;
+use sink::Sink;
 
 /// The settings of the ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     pub directory: PathBuf,
+    /// The local region, which checkpoints name.
+    pub region: String,
 }
 
 /// The ledger cannot be written, so that no operation that needs a line may proceed.
@@ -66,6 +77,8 @@ const WRITER_ENDED: &str = "the writer thread has ended; restart the process";
 struct Entry {
     text: String,
     lines: usize,
+    /// Whether the process ends: counts, the end and a checkpoint follow.
+    ends: bool,
     written: oneshot::Sender<Result<(), LedgerError>>,
 }
 
@@ -80,6 +93,7 @@ pub struct Ledger {
     tally: Tally,
     /// The lock file, locked while this process writes.
     guard: Arc<File>,
+    public_key: PublicKey,
 }
 
 /// Callbacks that count the written lines and the failures, for the metrics.
@@ -116,8 +130,20 @@ impl Ledger {
         let (queue, entries) = mpsc::channel(QUEUE);
         let counts = Arc::new(Mutex::new(Counts::default()));
         let waiting = Arc::new(AtomicUsize::new(0));
-        sink::start(&settings.directory, &file, (entries, Arc::clone(&waiting)), Arc::clone(&counts), tally.clone())?;
-        Ok(Self { file, queue, waiting, counts, tally, guard })
+        let signer = |is_new| {
+            let key = settings.directory.join("signing.key");
+            Signer::open(&key, &settings.region, is_new)
+                .map_err(|error| LedgerError { file: file.clone(), reason: error.to_string() })
+        };
+        let sink = Sink::open(&settings.directory, signer, is_successor)?;
+        let public_key = sink.signer().public_key();
+        sink::start(sink, (entries, Arc::clone(&waiting)), Arc::clone(&counts), tally.clone())?;
+        Ok(Self { file, queue, waiting, counts, tally, guard, public_key })
+    }
+
+    /// The key that verifies the checkpoints.
+    pub fn public_key(&self) -> PublicKey {
+        self.public_key
     }
 
     /// Shares the lock with a successor, or makes it exclusive again.
@@ -141,7 +167,7 @@ impl Ledger {
     /// Writes whole lines and returns when they are on disk.
     async fn write(&self, text: String, lines: usize) -> Result<(), LedgerError> {
         let (written, outcome) = oneshot::channel();
-        let entry = Entry { text, lines, written };
+        let entry = Entry { text, lines, ends: false, written };
         // Fail instead of waiting, because a full queue means that the disk does not respond.
         let is_full = self.waiting.fetch_add(lines, Ordering::Relaxed).saturating_add(lines) > QUEUE;
         let queued = if is_full { Err(TrySendError::Full(entry)) } else { self.queue.try_send(entry) };
@@ -157,6 +183,14 @@ impl Ledger {
             Ok(Err(_)) => Err(self.failed(lines, WRITER_ENDED)),
             // The line may still be written; it then records a transfer that did not happen.
             Err(_) => Err(self.failed(lines, "the disk does not respond")),
+        }
+    }
+
+    /// Writes the counts, the end of this process and a checkpoint, and returns when they are on disk. Blocks the thread.
+    pub fn close(&self) {
+        let (written, outcome) = oneshot::channel();
+        if self.queue.try_send(Entry { text: String::new(), lines: 0, ends: true, written }).is_ok() {
+            let _ = outcome.blocking_recv();
         }
     }
 

@@ -28,7 +28,8 @@ impl Pseudonyms {
             Ok(text) => parse(text.trim()).map(Self::with_key).ok_or_else(|| failed("the pseudonym key is not valid".into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let key = random_key();
-                create(file, &key).map_err(|error| failed(format!("cannot create the pseudonym key: {error}")))?;
+                write_secret(file, &format!("{}\n", hex::encode(key)))
+                    .map_err(|error| failed(format!("cannot create the pseudonym key: {error}")))?;
                 Ok(Self::with_key(key))
             }
             Err(error) => Err(failed(format!("cannot read the pseudonym key: {error}"))),
@@ -56,12 +57,13 @@ fn random_key() -> [u8; 32] {
     key
 }
 
-fn create(file: &Path, key: &[u8]) -> io::Result<()> {
+/// Creates a file that only its owner can read, and its folder. Fails if the file exists.
+pub(super) fn write_secret(file: &Path, text: &str) -> io::Result<()> {
     if let Some(directory) = file.parent() {
         std::fs::create_dir_all(directory)?;
     }
     let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
-    writeln!(out, "{}", hex::encode(key))?;
+    out.write_all(text.as_bytes())?;
     out.sync_all()
 }
 

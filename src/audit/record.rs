@@ -8,6 +8,9 @@ use serde_json::json;
 
 use crate::model::vitals::PolicyHash;
 
+use super::chain::Hash;
+use super::signing::Signer;
+
 /// Data that crosses a border on behalf of one request.
 pub struct Movement<'a> {
     pub request: &'a str,
@@ -46,12 +49,12 @@ impl Movement<'_> {
             Direction::Processing => "processing",
         };
         let line = MovementLine {
-            bases: &self.bases,
             classes: &self.classes,
             evidence: self.evidence,
             from: self.from,
             jurisdiction: self.jurisdiction,
             kind: "movement",
+            legal_bases: &self.bases,
             policy: &self.policy.to_string(),
             reported: self.reported,
             request: self.request,
@@ -67,21 +70,34 @@ impl Movement<'_> {
     }
 }
 
+/// A line about the start or the end of a process.
+pub(super) fn process_line(what: &str, detail: &str) -> String {
+    format!("{}\n", json!({ "detail": detail, "kind": "process", "time": now(), "what": what }))
+}
+
+/// A checkpoint: the hash of the line before it, signed.
+pub(super) fn checkpoint_line(signer: &Signer, head: Hash) -> String {
+    let time = now();
+    let (key, signature) = (signer.public_key().to_string(), signer.sign(head, &time));
+    let line = json!({ "key": key, "kind": "checkpoint", "region": signer.region(), "signature": signature, "time": time });
+    format!("{line}\n")
+}
+
 /// A line about a command of an operator.
 pub(super) fn action_line(what: &str, detail: &str) -> String {
     let line = json!({ "time": now(), "kind": "action", "what": what, "detail": detail });
     format!("{line}\n")
 }
 
-/// The fields of a movement, in the order of the line.
+/// The fields of a movement, in the order of the line: sorted, and after `chain`, which the writer adds.
 #[derive(Serialize)]
 struct MovementLine<'a> {
-    bases: &'a [&'a str],
     classes: &'a [&'a str],
     evidence: Option<&'a str>,
     from: &'a str,
     jurisdiction: &'a str,
     kind: &'a str,
+    legal_bases: &'a [&'a str],
     policy: &'a str,
     reported: bool,
     request: &'a str,
@@ -145,7 +161,7 @@ impl Counts {
     }
 }
 
-fn now() -> String {
+pub(super) fn now() -> String {
     let now = Timestamp::now();
     format!("{now:.6}")
 }

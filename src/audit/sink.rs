@@ -1,16 +1,22 @@
 //! The writer thread: all waiting lines go to disk with one write and one sync.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use super::record::Counts;
+use crate::model::day::Day;
+
+use super::chain::{Chain, Hash, place_of};
+use super::record::{self, Counts};
+use super::signing::Signer;
+use super::verify;
 use super::{Entry, LedgerError, Tally};
 
 /// The maximum number of batches of lines in one sync.
@@ -20,27 +26,35 @@ const BATCH: usize = 512;
 /// each pays for a smaller share of it. A line that is alone is synced at once.
 const COMMIT_DELAY: Duration = Duration::from_micros(500);
 
+/// The interval between two lines of counts, and between two checkpoints.
 const COUNTS_EVERY: Duration = Duration::from_secs(60);
 
-struct Sink {
+/// A file that has reached this size is rotated.
+const ROTATE_AT: u64 = 64 << 20;
+
+pub(super) struct Sink {
     path: PathBuf,
     file: File,
     /// The length of the file up to which every line is complete.
     length: u64,
     /// Whether the file ends in a partial line that could not be removed. Nothing may be appended to it.
     has_partial_line: bool,
+    chain: Chain,
+    signer: Arc<Signer>,
+    /// The hash that the last checkpoint of this process has signed, or the checkpoint's own.
+    signed: Hash,
+    /// The day on which the file was begun.
+    day: Day,
 }
 
 pub(super) fn start(
-    directory: &Path,
-    path: &Path,
+    sink: Sink,
     (entries, waiting): (mpsc::Receiver<Entry>, Arc<AtomicUsize>),
     counts: Arc<Mutex<Counts>>,
     tally: Tally,
 ) -> Result<(), LedgerError> {
-    let failed = |error: io::Error| LedgerError { file: path.into(), reason: error.to_string() };
-    std::fs::create_dir_all(directory).map_err(failed)?;
-    let sink = Sink::open(path).map_err(failed)?;
+    let path = sink.path.clone();
+    let failed = |error: io::Error| LedgerError { file: path.clone(), reason: error.to_string() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
     let work = move || runtime.block_on(run(sink, (entries, &waiting), &counts, &tally));
     std::thread::Builder::new().name("ledger".into()).spawn(work).map_err(failed)?;
@@ -58,12 +72,13 @@ async fn run(
     next_counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first tick is immediate.
     next_counts.tick().await;
-    let (mut last_sync, mut is_busy) = (Instant::now(), false);
+    let (mut last_sync, mut is_busy, mut is_closed) = (Instant::now(), false, false);
     loop {
         let (is_due, ended) = tokio::select! {
             received = entries.recv_many(&mut batch, BATCH) => (false, received == 0),
             _ = next_counts.tick() => (true, false),
         };
+        let closing: Vec<_> = batch.extract_if(.., |entry| entry.ends).collect();
         if !batch.is_empty() {
             if is_busy {
                 std::thread::sleep(COMMIT_DELAY.saturating_sub(last_sync.elapsed()));
@@ -78,9 +93,13 @@ async fn run(
             sink.write_batch(&mut batch, lines, tally);
             waiting.fetch_sub(lines, Ordering::Relaxed);
         }
-        if ended || is_due {
+        let closes = !is_closed && (ended || !closing.is_empty());
+        if closes || is_due {
             sink.write_counts(counts, tally);
+            sink.write_own(closes);
+            is_closed |= closes;
         }
+        closing.into_iter().for_each(|entry| drop(entry.written.send(Ok(()))));
         if ended {
             return;
         }
@@ -88,21 +107,72 @@ async fn run(
 }
 
 impl Sink {
-    fn open(path: &Path) -> io::Result<Self> {
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-        file.lock()?;
-        let length = whole_lines(&mut file)?;
-        if length < file.metadata()?.len() && file.metadata()?.is_file() {
+    /// Opens the ledger of a directory at its end. The current file must verify, unless a predecessor still writes it.
+    pub fn open(
+        directory: &Path,
+        signer: impl FnOnce(bool) -> Result<Signer, LedgerError>,
+        is_successor: bool,
+    ) -> Result<Self, LedgerError> {
+        let path = directory.join("ledger.jsonl");
+        let failed = |error: io::Error| LedgerError { file: path.clone(), reason: error.to_string() };
+        std::fs::create_dir_all(directory).map_err(failed)?;
+        let (file, length, cut) = open_whole(&path).map_err(failed)?;
+        if cut > 0 {
             tracing::warn!(file = %path.display(), "incomplete last ledger line; removing it, because its transfer did not happen");
-            file.set_len(length)?;
         }
-        file.unlock()?;
-        Ok(Self { path: path.into(), file, length, has_partial_line: false })
+        let head = if length > 0 {
+            tail(&file).map_err(failed)?
+        } else {
+            newest_rotated(directory).map_err(failed)?.map(|(head, _)| head)
+        };
+        if length > 0 && !is_successor {
+            let any = verify::Expected { after: None, key: None, noted: Vec::new() };
+            verify::verify(std::slice::from_ref(&path), &any).map_err(|broken| LedgerError {
+                file: path.clone(),
+                reason: format!("{broken}; the file was changed: restore it, or move all files of the ledger away as evidence and begin a new one"),
+            })?;
+        }
+        let signer = Arc::new(signer(head.is_none())?);
+        let day = file.metadata().and_then(|metadata| metadata.modified()).map_or_else(|_| today(), Day::of);
+        let chain = Chain { epoch: record::now(), number: 0, head: head.unwrap_or(Hash::BEGINNING) };
+        let signed = chain.head;
+        let mut sink = Self { path, file, length, has_partial_line: false, chain, signer, signed, day };
+        let detail = format!("Domicile {}, {cut} bytes of an incomplete line removed", env!("CARGO_PKG_VERSION"));
+        // A full disk refuses transfers, not the start.
+        if let Err(error) = sink.append(&record::process_line("start", &detail)) {
+            tracing::error!(%error, "the start of this process is not in the ledger");
+        }
+        Ok(sink)
+    }
+
+    pub fn signer(&self) -> &Signer {
+        &self.signer
+    }
+
+    /// Writes the end of the process, and a checkpoint if there are new lines.
+    fn write_own(&mut self, is_end: bool) {
+        let end = if is_end { record::process_line("end", "") } else { String::new() };
+        let outcome = if end.is_empty() { Ok(()) } else { self.append(&end) };
+        let outcome = outcome.and_then(|()| if self.chain.head == self.signed { Ok(()) } else { self.checkpoint() });
+        if let Err(error) = outcome {
+            tracing::error!(%error, "the checkpoint of the ledger is not written; trying again in a minute");
+        }
+    }
+
+    fn checkpoint(&mut self) -> Result<(), LedgerError> {
+        self.locked(Self::checkpoint_locked)
+    }
+
+    fn checkpoint_locked(&mut self) -> Result<(), LedgerError> {
+        let line = record::checkpoint_line(&self.signer, self.chain.head);
+        self.append_locked(&line)?;
+        self.signed = self.chain.head;
+        Ok(())
     }
 
     fn write_batch(&mut self, batch: &mut Vec<Entry>, lines: usize, tally: &Tally) {
         let text: String = batch.iter().map(|entry| entry.text.as_str()).collect();
-        let outcome = self.append(text.as_bytes());
+        let outcome = self.append(&text);
         match &outcome {
             Ok(()) => (tally.lines)(lines as u64),
             Err(error) => {
@@ -120,7 +190,7 @@ impl Sink {
         let lock = || counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let taken = lock().take();
         let Some(line) = taken.line() else { return };
-        match self.append(line.as_bytes()) {
+        match self.append(&line) {
             Ok(()) => (tally.lines)(1),
             Err(error) => {
                 lock().restore(taken);
@@ -130,53 +200,173 @@ impl Sink {
         }
     }
 
-    /// Appends whole lines or nothing. The lock separates the writes of a process and its successor during a handover.
-    fn append(&mut self, text: &[u8]) -> Result<(), LedgerError> {
-        let locked = self.repair().and_then(|()| self.file.lock()).and_then(|()| self.file.metadata());
-        self.length = locked.map_err(|error| LedgerError { file: self.path.clone(), reason: error.to_string() })?.len();
-        let outcome = self.append_locked(text);
+    /// Appends whole lines or nothing.
+    fn append(&mut self, text: &str) -> Result<(), LedgerError> {
+        self.locked(|sink| {
+            if sink.length >= ROTATE_AT || (sink.length > 0 && sink.day != today()) {
+                sink.rotate()?;
+            }
+            sink.append_locked(text)
+        })
+    }
+
+    /// Does `work` while this process alone may write. The lock separates the writes of a process and its successor during a handover.
+    fn locked(&mut self, work: impl FnOnce(&mut Self) -> Result<(), LedgerError>) -> Result<(), LedgerError> {
+        self.lock().map_err(|error| self.failed(&error))?;
+        let outcome = work(self);
         // An error does not matter, because closing the file unlocks it as well.
         let _ = self.file.unlock();
         outcome
     }
 
-    fn append_locked(&mut self, text: &[u8]) -> Result<(), LedgerError> {
-        let outcome = self.file.write_all(text).and_then(|()| self.file.sync_data());
+    fn failed(&self, error: &io::Error) -> LedgerError {
+        LedgerError { file: self.path.clone(), reason: error.to_string() }
+    }
+
+    /// Locks the file that has the ledger's path, and learns the end of the chain if another process has written.
+    fn lock(&mut self) -> io::Result<()> {
+        loop {
+            self.repair()?;
+            self.file.lock()?;
+            if self.is_current()? {
+                break;
+            }
+            self.file.unlock()?;
+        }
+        let length = self.file.metadata()?.len();
+        if length != self.length {
+            self.length = length;
+            if let Some(head) = tail(&self.file)? {
+                self.chain.head = head;
+            }
+        }
+        Ok(())
+    }
+
+    fn append_locked(&mut self, text: &str) -> Result<(), LedgerError> {
+        let (text, next) = self.chain.extend(text);
+        let outcome = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
         match outcome {
             Ok(()) => {
                 self.length = self.length.saturating_add(text.len() as u64);
+                self.chain = next;
                 Ok(())
             }
             Err(error) => {
                 // INVARIANT: a line that was not acknowledged is not in the file. If the truncation fails, nothing is written
                 // until a later one succeeds.
                 self.has_partial_line = self.file.set_len(self.length).is_err();
-                Err(LedgerError { file: self.path.clone(), reason: error.to_string() })
+                Err(self.failed(&error))
             }
         }
     }
+
+    /// Ends the file with a checkpoint and begins a new one. The chain goes on in it.
+    fn rotate(&mut self) -> Result<(), LedgerError> {
+        self.checkpoint_locked()?;
+        let name = format!("ledger-{}.jsonl", record::now().replace(':', "-"));
+        let rotated = self.path.with_file_name(name);
+        let renewed = std::fs::rename(&self.path, &rotated).and_then(|()| open_whole(&self.path));
+        let (file, length, _) = renewed.map_err(|error| self.failed(&error))?;
+        file.lock().map_err(|error| self.failed(&error))?;
+        tracing::info!(file = %rotated.display(), "ledger file rotated");
+        (self.file, self.length, self.day) = (file, length, today());
+        Ok(())
+    }
+}
+
+fn today() -> Day {
+    Day::of(SystemTime::now())
 }
 
 impl Sink {
     /// Ensures that the next line is appended after whole lines, and to the file that has the ledger's path.
     fn repair(&mut self) -> io::Result<()> {
-        use std::os::unix::fs::MetadataExt;
         if self.has_partial_line {
             self.file.set_len(self.length)?;
             self.has_partial_line = false;
         }
-        let held = self.file.metadata()?;
-        let named = std::fs::metadata(&self.path).ok();
-        if named.is_some_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
+        if self.is_current()? {
             return Ok(());
         }
-        // The file was rotated or removed; open a new one.
-        tracing::warn!(file = %self.path.display(), "ledger file moved or removed; starting a new one");
-        if let Some(folder) = self.path.parent() {
-            std::fs::create_dir_all(folder)?;
+        // The file was rotated by another process or moved away; the chain goes on after its last line.
+        tracing::warn!(file = %self.path.display(), "ledger file moved or removed; going on in a new one");
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder)?;
+        let held = identity(&self.file.metadata()?);
+        let newest = newest_rotated(folder)?.filter(|(_, identities)| identities.contains(&held));
+        if let Some(head) = newest.map(|(head, _)| head).or(tail(&self.file)?) {
+            self.chain.head = head;
         }
-        *self = Self::open(&self.path)?;
+        (self.file, self.length, _) = open_whole(&self.path)?;
+        self.day = today();
+        if let Some(head) = tail(&self.file)? {
+            self.chain.head = head;
+        }
         Ok(())
+    }
+
+    /// Whether the open file is the one that has the ledger's path.
+    fn is_current(&self) -> io::Result<bool> {
+        let named = std::fs::metadata(&self.path).ok();
+        let held = self.file.metadata()?;
+        Ok(named.is_some_and(|named| identity(&named) == identity(&held)))
+    }
+}
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+fn identity(metadata: &Metadata) -> Identity {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Opens a file for appending after its last whole line. Returns its length, and how many bytes of an incomplete line were removed.
+fn open_whole(path: &Path) -> io::Result<(File, u64, u64)> {
+    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    file.lock()?;
+    let length = whole_lines(&mut file)?;
+    let cut = file.metadata()?.len().saturating_sub(length);
+    if cut > 0 && file.metadata()?.is_file() {
+        file.set_len(length)?;
+    }
+    file.unlock()?;
+    Ok((file, length, cut))
+}
+
+/// The hash of the last line of a rotated file, and the identities of all of them; `None` without such a file.
+fn newest_rotated(directory: &Path) -> io::Result<Option<(Hash, Vec<Identity>)>> {
+    let mut files = verify::files_of(directory)?;
+    files.retain(|file| !file.ends_with("ledger.jsonl"));
+    let Some(newest) = files.last() else { return Ok(None) };
+    let head = tail(&File::open(newest)?)?;
+    let identities =
+        files.iter().map(|file| std::fs::metadata(file).map(|metadata| identity(&metadata))).collect::<io::Result<_>>()?;
+    Ok(head.map(|head| (head, identities)))
+}
+
+/// The hash of the last line of a file; `None` if it has no line. Fails if the last line is not one of a ledger.
+fn tail(mut file: &File) -> io::Result<Option<Hash>> {
+    let length = file.metadata()?.len();
+    let mut size = 4096_u64;
+    loop {
+        let start = length.saturating_sub(size);
+        file.seek(SeekFrom::Start(start))?;
+        let mut part = Vec::new();
+        Read::by_ref(&mut file).take(length.saturating_sub(start)).read_to_end(&mut part)?;
+        let Some(text) = part.strip_suffix(b"\n") else { return Ok(None) };
+        let begin = text.iter().rposition(|byte| *byte == b'\n');
+        if begin.is_none() && start > 0 {
+            size = size.saturating_mul(4);
+            continue;
+        }
+        let line = text.get(begin.map_or(0, |at| at.saturating_add(1))..).unwrap_or_default();
+        if std::str::from_utf8(line).ok().and_then(place_of).is_none() {
+            return Err(io::Error::other(
+                "the last line does not begin with its place in the chain; restore the file, or move it away",
+            ));
+        }
+        return Ok(Some(Hash::of(line)));
     }
 }
 

@@ -40,11 +40,13 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 #[test]
 fn a_line_is_in_the_file_when_recording_it_returns() {
     let scratch = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(&Settings { directory: scratch.path().join("new/ledger") }, tally().0, false).unwrap();
+    let ledger =
+        Ledger::open(&Settings { directory: scratch.path().join("new/ledger"), region: "eu-west".into() }, tally().0, false)
+            .unwrap();
     for lines in 1..=3 {
         block_on(ledger.record(&movement())).unwrap();
         let text = std::fs::read_to_string(scratch.path().join("new/ledger/ledger.jsonl")).unwrap();
-        assert_eq!(text.lines().count(), lines);
+        assert_eq!(text.lines().count(), 1 + lines, "the start of the process, and the movements");
         let line: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
         assert_eq!((&line["from"], &line["to"], &line["user"]), (&"us-east".into(), &"eu-west".into(), &"p".into()));
     }
@@ -56,17 +58,17 @@ fn lines_of_one_worker_are_written_together_and_each_is_acknowledged() {
     let batches = Arc::new(Mutex::new(Vec::new()));
     let counted = Arc::clone(&batches);
     let tally = Tally { lines: Arc::new(move |lines| counted.lock().unwrap().push(lines)), ..tally().0 };
-    let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally, false).unwrap();
+    let ledger = Ledger::open(&Settings { directory: scratch.path().into(), region: "eu-west".into() }, tally, false).unwrap();
     let ledger = WorkerLedger::of(ledger);
     let text = || std::fs::read_to_string(scratch.path().join("ledger.jsonl")).unwrap();
     tokio::runtime::LocalRuntime::new().unwrap().block_on(async {
         let movement = movement();
         let all = tokio::join!(ledger.record(&movement), ledger.record(&movement), ledger.record(&movement));
         assert!(matches!(all, (Ok(()), Ok(()), Ok(()))));
-        assert_eq!(text().lines().count(), 3);
+        assert_eq!(text().lines().count(), 1 + 3);
         // Lines that arrive later have a batch of their own.
         ledger.record(&movement).await.unwrap();
-        assert_eq!(text().lines().count(), 4);
+        assert_eq!(text().lines().count(), 1 + 4);
     });
     assert_eq!(*batches.lock().unwrap(), [3, 1]);
 }
@@ -75,7 +77,7 @@ fn lines_of_one_worker_are_written_together_and_each_is_acknowledged() {
 fn no_more_lines_wait_than_the_queue_holds() {
     let scratch = tempfile::tempdir().unwrap();
     let (tally, failures) = tally();
-    let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally, false).unwrap();
+    let ledger = Ledger::open(&Settings { directory: scratch.path().into(), region: "eu-west".into() }, tally, false).unwrap();
     let lines = QUEUE + 1;
     let error = block_on(ledger.write("{}\n".repeat(lines), lines)).unwrap_err().to_string();
     assert!(error.contains("the queue is full") && error.contains("free space"), "{error}");
@@ -88,9 +90,8 @@ fn no_more_lines_wait_than_the_queue_holds() {
 #[test]
 fn lines_of_a_worker_fail_together_on_a_full_disk() {
     let scratch = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink("/dev/full", scratch.path().join("ledger.jsonl")).unwrap();
     let (tally, failures) = tally();
-    let ledger = WorkerLedger::of(Ledger::open(&Settings { directory: scratch.path().into() }, tally, false).unwrap());
+    let ledger = WorkerLedger::of(on_a_full_disk(scratch.path(), tally));
     tokio::runtime::LocalRuntime::new().unwrap().block_on(async {
         let movement = movement();
         let both = tokio::join!(ledger.record(&movement), ledger.record(&movement));
@@ -103,19 +104,146 @@ fn lines_of_a_worker_fail_together_on_a_full_disk() {
 #[test]
 fn a_torn_last_line_is_cut_off_and_whole_lines_are_kept() {
     let scratch = tempfile::tempdir().unwrap();
+    let settings = Settings { directory: scratch.path().into(), region: "eu-west".into() };
+    let written = finished(&settings, 2);
     let file = scratch.path().join("ledger.jsonl");
-    std::fs::write(&file, format!("{{\"whole\":1}}\n{}", "x".repeat(9000))).unwrap();
-    let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally().0, false).unwrap();
-    block_on(ledger.record(&movement())).unwrap();
-    let text = std::fs::read_to_string(&file).unwrap();
-    assert!(text.starts_with("{\"whole\":1}\n{\"bases\""), "{text}");
-    assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
+    std::fs::write(&file, format!("{written}{}", "x".repeat(9000))).unwrap();
+    let text = finished(&settings, 1);
+    assert!(text.starts_with(&written), "{text}");
+    assert!(text.contains("9000 bytes of an incomplete line removed"), "{text}");
+    let verified = verify::verify(&[file], &everything()).unwrap();
+    assert_eq!((verified.epochs, verified.unsigned, verified.lines), (2, 0, text.lines().count() as u64));
+}
+
+/// A ledger whose file fails every write, as on a full disk.
+fn on_a_full_disk(directory: &Path, tally: Tally) -> Ledger {
+    let settings = Settings { directory: directory.into(), region: "eu-west".into() };
+    let ledger = Ledger::open(&settings, tally, false).unwrap();
+    std::fs::remove_file(directory.join("ledger.jsonl")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", directory.join("ledger.jsonl")).unwrap();
+    ledger
+}
+
+/// The text of a ledger after a process has written some movements and has ended.
+fn finished(settings: &Settings, movements: usize) -> String {
+    let ledger = Ledger::open(settings, tally().0, false).unwrap();
+    (0..movements).for_each(|_| block_on(ledger.record(&movement())).unwrap());
+    ledger.close();
+    std::fs::read_to_string(settings.directory.join("ledger.jsonl")).unwrap()
+}
+
+/// A whole ledger, signed by anybody.
+fn everything() -> verify::Expected {
+    verify::Expected { after: Some(Hash::BEGINNING), key: None, noted: Vec::new() }
+}
+
+/// The faults that are found in a ledger with this text.
+fn fault(text: &str, expected: &verify::Expected) -> String {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("ledger.jsonl");
+    std::fs::write(&file, text).unwrap();
+    verify::verify(&[file], expected).unwrap_err().to_string()
+}
+
+#[test]
+fn each_attack_on_the_ledger_is_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let settings = Settings { directory: scratch.path().into(), region: "eu-west".into() };
+    let text = finished(&settings, 5);
+    let lines: Vec<&str> = text.lines().collect();
+    let of = |lines: &[&str]| lines.join("\n") + "\n";
+    let all = everything();
+    let kinds =
+        lines.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["kind"].as_str().unwrap().to_owned());
+    let movements = ["movement"; 5];
+    assert_eq!(kinds.collect::<Vec<_>>(), [&["process"], &movements[..], &["process", "checkpoint"]].concat());
+    let changed = text.replacen("\"route\":\"orders\"", "\"route\":\"public\"", 1);
+    assert!(fault(&changed, &all).contains("line 2: this line was changed"), "{}", fault(&changed, &all));
+    let removed = of(&[&lines[..3], &lines[4..]].concat());
+    assert!(fault(&removed, &all).contains("line 4: lines are missing before this one"), "{}", fault(&removed, &all));
+    let doubled = of(&[&lines[..4], &lines[3..]].concat());
+    assert!(fault(&doubled, &all).contains("line 5: this line was inserted or moved"), "{}", fault(&doubled, &all));
+    let moved = of(&[lines[0], lines[2], lines[1], lines[3]]);
+    assert!(fault(&moved, &all).contains("line 2: lines are missing before this one"), "{}", fault(&moved, &all));
+    assert!(fault(&of(&lines[1..]), &all).contains("line 1: the beginning of the ledger is missing"));
+    assert!(fault("{\"kind\":\"movement\"}\n", &all).contains("line 1: this line does not begin with its place"));
+    assert!(fault(text.trim_end(), &all).contains("line 8: this line is torn"));
+    // Cut off at the end, or an old copy put back: only a hash that was noted elsewhere shows it.
+    let noted = verify::Expected { noted: vec![Hash::of(lines[7].as_bytes())], ..everything() };
+    assert!(fault(&of(&lines[..5]), &noted).contains("the ledger was cut off or rewritten after that hash was noted"));
+    // Rewritten by somebody without the key.
+    let other = tempfile::tempdir().unwrap();
+    let forged = finished(&Settings { directory: other.path().into(), region: "eu-west".into() }, 4);
+    let pem = std::fs::read_to_string(scratch.path().join("signing.key")).unwrap();
+    let key = Signer::open(&settings.directory.join("signing.key"), "eu-west", false).unwrap().public_key();
+    assert!(pem.starts_with("-----BEGIN PRIVATE KEY-----\n"));
+    let signed = verify::Expected { key: Some(key), ..everything() };
+    assert!(fault(&forged, &signed).contains("line 7: this checkpoint is signed with the key"), "{}", fault(&forged, &signed));
+    // A checkpoint whose region was changed, with the chain as it was.
+    let renamed = text.replace("\"region\":\"eu-west\"", "\"region\":\"us-east\"");
+    assert!(fault(&renamed, &all).contains("line 8: the signature of this checkpoint is wrong"));
+    // Lines that the process itself lost.
+    let chain = chain::Chain { epoch: "e".into(), number: 0, head: Hash::BEGINNING };
+    let (first, after) = chain.extend("{\"kind\":\"x\"}");
+    let (third, _) = chain::Chain { number: 2, ..after }.extend("{\"kind\":\"x\"}");
+    assert!(fault(&(first + &third), &all).contains("line 2: this line has the number 3 after 1: the process lost lines"));
+}
+
+#[test]
+fn a_changed_ledger_and_a_missing_key_stop_the_start() {
+    let scratch = tempfile::tempdir().unwrap();
+    let settings = Settings { directory: scratch.path().into(), region: "eu-west".into() };
+    let text = finished(&settings, 3);
+    let file = scratch.path().join("ledger.jsonl");
+    std::fs::write(&file, text.replacen("eu-west", "us-east", 1)).unwrap();
+    let error = Ledger::open(&settings, tally().0, false).err().unwrap().to_string();
+    assert!(error.contains("line 2: this line was changed") && error.contains("move all files of the ledger away"), "{error}");
+    std::fs::write(&file, &text).unwrap();
+    std::fs::rename(scratch.path().join("signing.key"), scratch.path().join("lost.key")).unwrap();
+    let error = Ledger::open(&settings, tally().0, false).err().unwrap().to_string();
+    assert!(error.contains("the key that signed this ledger is missing"), "{error}");
+    assert!(!scratch.path().join("signing.key").exists(), "no silent new key");
+}
+
+#[test]
+fn the_chain_goes_on_across_files_and_processes() {
+    let scratch = tempfile::tempdir().unwrap();
+    let settings = Settings { directory: scratch.path().into(), region: "eu-west".into() };
+    finished(&settings, 2);
+    let file = scratch.path().join("ledger.jsonl");
+    // The file of an earlier day is rotated at the next line.
+    let yesterday = std::time::SystemTime::now() - Duration::from_secs(86_400);
+    File::options().write(true).open(&file).unwrap().set_modified(yesterday).unwrap();
+    finished(&settings, 2);
+    let files = verify::files_of(scratch.path()).unwrap();
+    assert_eq!(files.len(), 2, "{files:?}");
+    // A predecessor and its successor write in turns.
+    let predecessor = Ledger::open(&settings, tally().0, false).unwrap();
+    predecessor.share(true);
+    let successor = Ledger::open(&settings, tally().0, true).unwrap();
+    for _ in 0..3 {
+        block_on(predecessor.record(&movement())).unwrap();
+        block_on(successor.record(&movement())).unwrap();
+    }
+    // One of them finds the file rotated by the other.
+    std::fs::rename(&file, scratch.path().join("ledger-2999.jsonl")).unwrap();
+    block_on(successor.record(&movement())).unwrap();
+    block_on(predecessor.record(&movement())).unwrap();
+    let verified = verify::verify(&verify::files_of(scratch.path()).unwrap(), &everything()).unwrap();
+    assert_eq!(verified.epochs, 4);
+    assert!(verified.checkpoints >= 3, "two ends and a rotation: {verified:?}");
+    // The same without the first file.
+    let rest = verify::files_of(scratch.path()).unwrap()[1..].to_vec();
+    let error = verify::verify(&rest, &everything()).unwrap_err().to_string();
+    assert!(error.contains("the beginning of the ledger is missing") && error.contains("`--after`"), "{error}");
+    assert!(verify::verify(&rest, &verify::Expected { after: None, ..everything() }).is_ok());
 }
 
 #[test]
 fn a_ledger_that_is_moved_away_goes_on_in_a_new_file_of_its_name() {
     let scratch = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(&Settings { directory: scratch.path().join("l") }, tally().0, false).unwrap();
+    let ledger =
+        Ledger::open(&Settings { directory: scratch.path().join("l"), region: "eu-west".into() }, tally().0, false).unwrap();
     block_on(ledger.record(&movement())).unwrap();
     std::fs::rename(scratch.path().join("l/ledger.jsonl"), scratch.path().join("l/ledger.1")).unwrap();
     block_on(ledger.record(&movement())).unwrap();
@@ -123,12 +251,14 @@ fn a_ledger_that_is_moved_away_goes_on_in_a_new_file_of_its_name() {
     block_on(ledger.record(&movement())).unwrap();
     let text = std::fs::read_to_string(scratch.path().join("l/ledger.jsonl")).unwrap();
     assert_eq!(text.lines().count(), 1);
+    let place = chain::place_of(text.lines().next().unwrap()).unwrap();
+    assert_eq!(place.number, 4, "the start and three movements: the chain goes on");
 }
 
 #[test]
 fn two_processes_do_not_share_a_ledger() {
     let scratch = tempfile::tempdir().unwrap();
-    let settings = Settings { directory: scratch.path().into() };
+    let settings = Settings { directory: scratch.path().into(), region: "eu-west".into() };
     let _first = Ledger::open(&settings, tally().0, false).unwrap();
     let error = Ledger::open(&settings, tally().0, false).err().unwrap().to_string();
     assert!(error.contains("give each region a directory of its own"), "{error}");
@@ -137,10 +267,8 @@ fn two_processes_do_not_share_a_ledger() {
 #[test]
 fn a_full_disk_is_an_error_and_is_counted() {
     let scratch = tempfile::tempdir().unwrap();
-    // `/dev/full` fails every write as a full disk does.
-    std::os::unix::fs::symlink("/dev/full", scratch.path().join("ledger.jsonl")).unwrap();
     let (tally, failures) = tally();
-    let ledger = Ledger::open(&Settings { directory: scratch.path().into() }, tally, false).unwrap();
+    let ledger = on_a_full_disk(scratch.path(), tally);
     let error = block_on(ledger.record(&movement())).unwrap_err().to_string();
     assert!(error.contains("No space left") && error.contains("free space"), "{error}");
     assert_eq!(failures.load(Ordering::Relaxed), 1);

@@ -3,6 +3,7 @@
 //! Promises: an error is reported on standard error, with what to do next, and the exit code is 1; for wrong usage it is 2.
 //! Never: panics on bad input.
 
+mod audit;
 mod certificates;
 mod check;
 mod control;
@@ -38,6 +39,8 @@ enum Verb {
     Test(test::Options),
     /// Print the JSON schema of the configuration, for editors.
     Schema(schema::Options),
+    /// Verify the ledger.
+    Audit(audit::Options),
     /// Show the state of the running process.
     Status(control::StatusOptions),
     /// Reload the configuration and all files of the running process.
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
         Verb::Explain(options) => explain::run(options),
         Verb::Test(options) => test::run(&options),
         Verb::Schema(options) => schema::run(&options),
+        Verb::Audit(options) => audit::run(&options),
         Verb::Status(options) => control::status(&options),
         Verb::Reload(options) => control::reload(&options),
         Verb::Upstream(options) => control::upstream(&options),

@@ -1,8 +1,8 @@
-"""Runs every `sh` block of the documentation in its order, and compares the output with the `# prints:` lines; a Prometheus server
-answers every `promql` block about the running demo, and a browser shows the demo's page.
+"""Runs every `sh` block of the documentation in its order, and compares the output with the `# prints:` lines; verifies a ledger with the
+script of docs/ledger.md; a Prometheus server answers every `promql` block about the running demo, and a browser shows the demo's page.
 
 usage: documentation.py BINARY PROMETHEUS
-needs: chromium
+needs: chromium, jq, openssl
 
 As root, the commands run in a network namespace of their own, because the pages use fixed ports.
 """
@@ -109,6 +109,8 @@ def main(binary, prometheus):
         with running(binary, "run", folder=folder, environment=operated):
             eventually("a running process", lambda: get(ADMIN + "/livez"))
             check_page("docs/operations.md", 6, folder, operated)
+            key = get(ADMIN + "/.well-known/domicile-ledger-key")
+        check_ledger(os.path.join(folder, "ledger/eu-west"), key, binary)
         with running(binary, "demo", folder=folder, environment=environment):
             eventually("the demo", lambda: get("http://127.0.0.1:8100/"))
             check_page_of_the_demo(folder)
@@ -120,6 +122,28 @@ def check_page(page, least, folder, environment):
     checked = sum(run_block(block, folder, environment) for block in found)
     assert checked >= least, "%s: only %d outputs were found" % (page, checked)
     print("%s: %d blocks, %d outputs as promised" % (page, len(found), checked))
+
+
+def check_ledger(ledger, key, binary):
+    """The script of the page and the command line agree about the ledger of the process that has ended, and about a changed one."""
+    with open(os.path.join(ledger, "ledger.pub"), "w") as file:
+        file.write(key)
+    [script] = blocks(ROOT / "docs/ledger.md", "bash")
+    by_hand = lambda: subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=ledger, capture_output=True, text=True)
+    command = [binary, "audit", "verify", "--key", "ledger.pub", "ledger.jsonl"]
+    by_command = lambda: subprocess.run(command, cwd=ledger, capture_output=True, text=True)
+    done, verified = by_hand(), by_command()
+    assert done.returncode == 0 and "Signature Verified Successfully" in done.stdout, done
+    assert verified.returncode == 0 and "the chain is whole" in verified.stdout, verified
+    head = re.search("the chain is whole up to ([0-9a-f]{64})", done.stdout)[1]
+    assert "last line: " + head in verified.stdout, (done, verified)
+    file = os.path.join(ledger, "ledger.jsonl")
+    text = open(file).read()
+    assert text.count("upstream_weight") >= 1, text
+    open(file, "w").write(text.replace("upstream_weight", "upstream_height", 1))
+    assert by_hand().returncode == 1 and "this line was changed" in by_command().stderr, by_command()
+    open(file, "w").write(text)
+    print("docs/ledger.md: the ledger verifies by hand, and a changed one does not")
 
 
 def write_operated(folder):

@@ -309,20 +309,22 @@ fn a_line_that_a_crash_cut_off_is_removed_at_the_start() {
     let mut world = World::prepare(&Plan::default());
     let folder = world.folder.path().join("ledger-us-east");
     std::fs::create_dir(&folder).unwrap();
-    std::fs::write(folder.join("ledger.jsonl"), "{\"what\":\"whole\"}\n{\"what\":\"cut o").unwrap();
+    std::fs::write(folder.join("ledger.jsonl"), "{\"what\":\"cut o").unwrap();
     for index in 0..world.regions.len() {
         world.start_region(index).unwrap();
     }
     world.wait_until_measured();
     assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "eu-west");
     let lines: Vec<_> = world.us().ledger(&world).iter().map(|line| line["what"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(lines, ["whole", "request"], "every line is whole");
+    assert_eq!(lines, ["request"], "every line is whole");
+    let text = std::fs::read_to_string(folder.join("ledger.jsonl")).unwrap();
+    assert!(text.lines().next().unwrap().contains("14 bytes of an incomplete line removed"), "{text}");
 }
 
 #[test]
 fn a_ledger_whose_writer_has_died_refuses_every_line() {
     let scratch = tempfile::tempdir().unwrap();
-    let settings = domicile::audit::Settings { directory: scratch.path().into() };
+    let settings = domicile::audit::Settings { directory: scratch.path().into(), region: "eu-west".into() };
     // The callbacks run in the writer's thread.
     let tally = Tally { lines: Arc::new(|_| panic!("the writer has a bug")), failures: Arc::new(|| ()) };
     let ledger = Ledger::open(&settings, tally, false).unwrap();

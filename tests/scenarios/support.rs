@@ -465,10 +465,12 @@ impl Region {
         eventually(&format!("{} sees {region} as {state}", self.name), || self.metrics().contains(&wanted));
     }
 
+    /// The lines of the ledger about requests and commands.
     pub fn ledger(&self, world: &World) -> Vec<serde_json::Value> {
         let file = world.folder.path().join(format!("ledger-{}/ledger.jsonl", self.name));
         let text = std::fs::read_to_string(file).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.filter(|line| line["kind"] != "process" && line["kind"] != "checkpoint").collect()
     }
 
     pub fn upstream(&self) -> &Recorder {

@@ -279,7 +279,7 @@ fn read_audit(field: &Field<'_>, local: &str) -> Option<audit::Settings> {
         section.required("directory", "name the directory that holds the ledger; `{region}` stands for this region's name");
     let directory = directory.and_then(|field| regional_path(&field, local));
     section.finish();
-    Some(audit::Settings { directory: directory? })
+    Some(audit::Settings { directory: directory?, region: local.to_owned() })
 }
 
 /// Reads `{ collector: http://127.0.0.1:4318, sample: 1% }`.
