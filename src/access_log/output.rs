@@ -20,6 +20,13 @@ pub enum Output {
     Journal(PathBuf),
 }
 
+impl Output {
+    /// The file to which lines are appended.
+    pub fn file(&self) -> Option<&Path> {
+        if let Self::File(file) = self { Some(file) } else { None }
+    }
+}
+
 /// The sockets of the usual daemons.
 pub const SYSLOG: &str = "/dev/log";
 pub const JOURNAL: &str = "/run/systemd/journal/socket";

@@ -319,11 +319,10 @@ pub fn offline(file: &Path, region: Option<&str>, today: Day, people: Option<&[P
     Ok((Arc::new(judging), settings.actions))
 }
 
-/// Opens every file that a loaded configuration names; the errors are those of all unusable files. Returns notes about files that
+/// Opens every file that a loaded configuration names, and adds the errors of unusable files to `wrong`. Returns notes about files that
 /// are not valid, or will soon not be.
-pub fn check_files(config: &Config, registry: &Registry) -> Result<Vec<String>, Vec<StartError>> {
+pub fn check_files(config: &Config, registry: &Registry, wrong: &mut Vec<StartError>) -> Vec<String> {
     let Config { policy, settings, .. } = config;
-    let mut wrong: Vec<StartError> = Vec::new();
     if let Some(files) = &settings.peer_tls {
         let local = policy.region_name(policy.local);
         let peers = PeerTls::load(files).map_err(StartError::from);
@@ -342,12 +341,24 @@ pub fn check_files(config: &Config, registry: &Registry) -> Result<Vec<String>, 
     wrong.extend(settings.seal.as_ref().and_then(|seal| Seal::open_keys(seal).err()).map(StartError::from));
     wrong.extend(passwords(settings, None).err());
     wrong.extend(Services::new(&settings.services, None, |_, _| false).err().map(StartError::from));
-    if !wrong.is_empty() {
-        return Err(wrong);
-    }
+    wrong.extend(unwritable(settings));
     let now = SystemTime::now();
     let table_changed = settings.directory.as_ref().and_then(|directory| Stamp::of(&directory.file).modified());
-    Ok(status::expiring(settings, geoip.as_deref(), table_changed).iter().filter_map(|expiring| expiring.note(now)).collect())
+    status::expiring(settings, geoip.as_deref(), table_changed).iter().filter_map(|expiring| expiring.note(now)).collect()
+}
+
+/// The folders of a configuration that do not exist, although the process writes into them.
+fn unwritable(settings: &Settings) -> Vec<StartError> {
+    let access_log = settings.access_log.as_ref().and_then(|settings| settings.output.file());
+    let written = [("admin.socket", settings.admin.socket.as_deref()), ("access_log.output.file", access_log)];
+    let missing = written.into_iter().filter_map(|(option, file)| {
+        let folder = file?.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())?;
+        Some(StartError::System(std::io::Error::other(format!(
+            "`{option}`: the folder `{}` does not exist; create it",
+            folder.display()
+        ))))
+    });
+    missing.collect()
 }
 
 fn check_own_region(peers: &PeerTls, file: &Path, local: &str) -> Result<(), StartError> {

@@ -67,9 +67,15 @@ fn check(operation: &Operation, snapshot: &Snapshot) -> Result<(), String> {
 fn carry_out(operation: &Operation, shared: &Shared, snapshot: &Snapshot, log: &LogLevel) -> Result<String, String> {
     match operation {
         Operation::DrainUpstream { service, upstream, drains } => {
-            service_of(snapshot, service)?.operate(upstream, UpstreamChange::Drain(*drains))?;
+            let found = service_of(snapshot, service)?;
+            found.operate(upstream, UpstreamChange::Drain(*drains))?;
             Ok(if *drains {
-                format!("{service}/{upstream} drains: it gets no new requests, except of sessions that stick to it")
+                let last = if found.any_up() {
+                    ""
+                } else {
+                    "; no other upstream of this service is up, so this region does not serve it"
+                };
+                format!("{service}/{upstream} drains: it gets no new requests, except of sessions that stick to it{last}")
             } else {
                 format!("{service}/{upstream} takes requests again")
             })

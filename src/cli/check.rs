@@ -30,24 +30,31 @@ pub(super) fn run(options: &Options) -> Outcome {
     let today = Day::of(SystemTime::now());
     let Source { config: file, region } = &options.source;
     let mut registry = Registry::default();
+    let (mut found, mut wrong_files) = (Vec::new(), Vec::new());
     let checked = config::load(file, region.as_deref(), &mut registry, today)
         .map_err(|problems| vec![StartError::Config(problems)])
-        .and_then(|config| Ok((notes(&config, &registry, today, options.files)?, config)));
+        .and_then(|config| {
+            found = notes(&config, today);
+            if options.files {
+                found.splice(0..0, app::check_files(&config, &registry, &mut wrong_files));
+            }
+            if wrong_files.is_empty() { Ok(config) } else { Err(std::mem::take(&mut wrong_files)) }
+        });
     let name = shown(file);
     match checked {
         Err(wrong) if options.json => {
             let mistakes: Vec<Value> = wrong.iter().flat_map(mistakes).collect();
-            say(&format!("{:#}\n", json!({ "file": name, "valid": false, "mistakes": mistakes, "notes": [] })))?;
+            say(&format!("{:#}\n", json!({ "file": name, "valid": false, "mistakes": mistakes, "notes": found })))?;
             Ok(ExitCode::FAILURE)
         }
-        Err(wrong) => Err(counted(&wrong)),
-        Ok((notes, config)) if options.json => {
+        Err(wrong) => Err(found.iter().map(|note| format!("note: {note}\n")).collect::<String>() + &counted(&wrong)),
+        Ok(config) if options.json => {
             let policy = config.policy.hash.to_string();
-            say(&format!("{:#}\n", json!({ "file": name, "valid": true, "mistakes": [], "notes": notes, "policy": policy })))?;
+            say(&format!("{:#}\n", json!({ "file": name, "valid": true, "mistakes": [], "notes": found, "policy": policy })))?;
             Ok(ExitCode::SUCCESS)
         }
-        Ok((notes, config)) => {
-            let notes: String = notes.iter().map(|note| format!("\nnote: {note}\n")).collect();
+        Ok(config) => {
+            let notes: String = found.iter().map(|note| format!("\nnote: {note}\n")).collect();
             let summary = summary::render(&config.policy, config.settings.tokens.is_some(), today);
             say(&format!("{summary}{notes}\n{name}: the configuration is valid\n"))?;
             Ok(ExitCode::SUCCESS)
@@ -55,14 +62,11 @@ pub(super) fn run(options: &Options) -> Outcome {
     }
 }
 
-/// Notes about a valid configuration, such as files that expire soon.
-fn notes(config: &Config, registry: &Registry, today: Day, opens_files: bool) -> Result<Vec<String>, Vec<StartError>> {
+/// Notes about a valid configuration.
+fn notes(config: &Config, today: Day) -> Vec<String> {
     let mut notes = config::notes(&config.policy, today);
-    if opens_files {
-        notes.extend(app::check_files(config, registry)?);
-    }
     notes.extend(config::unused_services(&config.policy, &config.settings.actions));
-    Ok(notes)
+    notes
 }
 
 fn shown(file: &Path) -> String {

@@ -35,6 +35,16 @@ fn problems(text: &str) -> Vec<String> {
     }
 }
 
+#[test]
+fn a_missing_region_name_is_the_only_mistake() {
+    let own = "listen: [127.0.0.1:8080, { address: \"127.0.0.1:9443\", peers: true }], jurisdiction";
+    let text = VALID.replace("listen:\n  - address: \"127.0.0.1:8080\"\n  - { address: \"127.0.0.1:9443\", peers: true }\n", "");
+    let text = text.replace("jurisdiction: eu", &own.replace("jurisdiction", "jurisdiction: eu"));
+    assert_eq!(problems(&text), [""; 0]);
+    let [only] = &problems(&text.replace("region: eu-west\n", ""))[..] else { panic!() };
+    assert!(only.contains("`region` is missing"), "{only}");
+}
+
 /// The problems of the valid file after one replacement.
 fn with(old: &str, new: &str) -> Vec<String> {
     assert!(VALID.contains(old), "{old}");
@@ -43,6 +53,11 @@ fn with(old: &str, new: &str) -> Vec<String> {
 
 /// A text of the valid file, the mistake that replaces it, and a part of the message.
 const MISTAKES: &[(&str, &str, &str)] = &[
+    (
+        "  - { address: \"127.0.0.1:9443\", peers: true }\n",
+        "",
+        "regions.eu-west: peers connect to its `gateway`, but none of its listeners has `peers: true`; add one",
+    ),
     (
         "data: restricted, home",
         "data: resticted, home",

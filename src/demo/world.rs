@@ -70,8 +70,7 @@ impl World {
         for (number, name) in (0..).zip(NAMES) {
             let bound = if keeps_ports { Ports::bind(number) } else { Ports::bind_any() };
             let bound = bound.map_err(|error| error.to_string())?;
-            let apps = runtime.block_on(start_apps(name)).map_err(failed)?;
-            let search = runtime.block_on(sample_app::start(name, format!("{name}-search"), any_port())).map_err(failed)?;
+            let (apps, search) = runtime.block_on(start_apps(name, keeps_ports.then_some(number))).map_err(failed)?;
             let (http, https, admin) = (bound.http.address, bound.https.address, bound.admin.address);
             regions.push(DemoRegion { name, http, https, admin, apps, search, gateway: bound.peers.address });
             ports.push(bound);
@@ -150,9 +149,20 @@ fn write_files(folder: &Path) -> io::Result<()> {
     std::fs::write(folder.join("users.csv"), include_str!("../../config/users.csv"))
 }
 
-async fn start_apps(region: &'static str) -> io::Result<Vec<SocketAddr>> {
-    let app = |letter| sample_app::start(region, format!("{region}-{letter}"), any_port());
-    Ok(vec![app('a').await?, app('b').await?])
+/// The two app servers of a region, and its search. With the number of the region, they keep their ports from start to start.
+async fn start_apps(region: &'static str, number: Option<u16>) -> io::Result<(Vec<SocketAddr>, SocketAddr)> {
+    let app = async |name: &str, offset: u16| {
+        let usual = number.map(|number| SocketAddr::from(([127, 0, 0, 1], FIRST_PORT + number * 10 + offset)));
+        let name = format!("{region}-{name}");
+        match usual {
+            Some(usual) => match sample_app::start(region, name.clone(), usual).await {
+                Err(_) => sample_app::start(region, name, any_port()).await,
+                started => started,
+            },
+            None => sample_app::start(region, name, any_port()).await,
+        }
+    };
+    Ok((vec![app("a", 4).await?, app("b", 5).await?], app("search", 6).await?))
 }
 
 /// The addresses at which region `from` connects to the gateways: its own directly, the others through relays.

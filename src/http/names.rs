@@ -303,7 +303,8 @@ const HEADER_ONLY_NAMES: [&str; 27] = sorted([
 /// Tracing headers of common vendors. They link the requests of a user, and can carry any data.
 pub static TRACING: NameSet = NameSet::of(&TRACING_NAMES, &TRACING_PREFIXES);
 
-const TRACING_NAMES: [&str; 32] = sorted([
+const TRACING_NAMES: [&str; 33] = sorted([
+    "traceresponse",
     "tracestate",
     "baggage",
     "correlation-context",

@@ -111,7 +111,7 @@ metrics! {
     pub upstream_connections_opened: counters("upstream_connections_opened_total", ["service", "upstream"])
         "Connections that were opened to upstreams; all other requests reuse one.";
     pub upstream_up: gauges("upstream_up", ["service", "upstream"])
-        "1 if the upstream is healthy.";
+        "1 unless the upstream fails its health check.";
     pub upstream_draining: gauges("upstream_draining", ["service", "upstream"])
         "1 if an operator drains the upstream.";
     pub upstream_ejected: gauges("upstream_ejected", ["service", "upstream"])

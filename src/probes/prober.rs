@@ -51,14 +51,16 @@ pub struct Counters {
 
 type Learn = dyn Fn(&[RateCount]);
 
+type Note = dyn Fn(Change, Option<&str>);
+
 /// The callbacks of the prober.
 pub struct Hooks {
     /// The counters of global rate limits, which the probes carry in both directions.
     pub counters: Counters,
     /// Whether an operator drains a region.
     pub drains: Box<dyn Fn(RegionId) -> bool>,
-    /// Called for each change.
-    pub note: Box<dyn Fn(Change)>,
+    /// Called for each change, with the reason why the last probe of the region failed, if it did.
+    pub note: Box<Note>,
 }
 
 /// Probes that may wait for a response of one region at the same time. At the defaults, a probe times out after two intervals.
@@ -71,6 +73,7 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
     let current = targets.borrow_and_update().clone();
     let mut detector = Detector::new(current.nearest_first.clone(), current.settings.thresholds());
     let mut probes = Probes { current, in_flight: HashMap::new(), round: 0, newest: HashMap::new(), running: JoinSet::new() };
+    let mut failures: HashMap<RegionId, String> = HashMap::new();
     loop {
         probes.start_round(&pool, &rates::write(&(hooks.counters.report)()).into());
         let spread = probes.current.settings.every.mul_f64(1.0 - JITTER + fastrand::f64() * 2.0 * JITTER);
@@ -87,7 +90,17 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
                     Err(_) => return,
                 },
                 Some(finished) = probes.running.join_next() => {
-                    let Some((region, observation)) = probes.take(finished) else { continue };
+                    let Some((region, result)) = probes.take(finished) else { continue };
+                    let observation = match result {
+                        Ok(observation) => {
+                            failures.remove(&region);
+                            observation
+                        }
+                        Err(reason) => {
+                            failures.insert(region, reason);
+                            Observation::Failed
+                        }
+                    };
                     if let Observation::Answered { report, .. } = &observation {
                         (hooks.counters.learn)(&report.rates);
                     }
@@ -95,7 +108,8 @@ pub async fn run(mut targets: watch::Receiver<ProbeTargets>, publish: Arc<ArcSwa
                     if !changes.is_empty() {
                         publish.store(Arc::new(detector.vitals(&hooks.drains)));
                     }
-                    changes.into_iter().for_each(&hooks.note);
+                    let reason = failures.get(&region).map(String::as_str);
+                    changes.into_iter().for_each(|change| (hooks.note)(change, reason));
                 }
             }
         }
@@ -114,8 +128,8 @@ struct Probes {
     running: JoinSet<Probed>,
 }
 
-/// A region, the number of the probe, and its observation unless the region cannot be probed.
-type Probed = (RegionId, u64, Option<Observation>);
+/// A region, the number of the probe, and its observation or why it failed, unless the region cannot be probed.
+type Probed = (RegionId, u64, Option<Result<Observation, String>>);
 
 impl Probes {
     /// Starts a probe of each region.
@@ -136,13 +150,13 @@ impl Probes {
                     Observation::Answered { round_trip, report, down }
                 };
                 let result = probe(&pool, region, target, &counts, limit).await;
-                (region, round, result.map(|answer| answer.map_or(Observation::Failed, answered)))
+                (region, round, result.map(|answer| answer.map(answered)))
             });
         }
     }
 
     /// The result of a probe. A region that a reload has removed has none.
-    fn take(&mut self, finished: Result<Probed, tokio::task::JoinError>) -> Option<(RegionId, Observation)> {
+    fn take(&mut self, finished: Result<Probed, tokio::task::JoinError>) -> Option<(RegionId, Result<Observation, String>)> {
         let (region, round, observation) = finished.ok()?;
         let in_flight = self.in_flight.entry(region).or_default();
         *in_flight = in_flight.saturating_sub(1);
@@ -157,17 +171,16 @@ impl Probes {
     }
 }
 
-/// The round trip and the report of a region; `Some(None)` if the probe failed, and `None` if the region cannot be probed. The
-/// local region needs no probe, because its round trip is zero.
+/// The round trip and the report of a region, or why the probe failed; `None` if the region cannot be probed. The local region needs no probe, because its round trip is zero.
 async fn probe(
     pool: &PeerPool,
     region: RegionId,
     target: ProbeTarget,
     counts: &str,
     limit: Duration,
-) -> Option<Option<(Duration, Report)>> {
+) -> Option<Result<(Duration, Report), String>> {
     let gateway = match target {
-        ProbeTarget::Local(report) => return Some(Some((Duration::ZERO, report()))),
+        ProbeTarget::Local(report) => return Some(Ok((Duration::ZERO, report()))),
         ProbeTarget::Silent => return None,
         ProbeTarget::Peer(gateway) => gateway,
     };
@@ -180,17 +193,13 @@ async fn probe(
     let outcome = tokio::time::timeout(limit, pool.send(&gateway, 1, permitted, &SendOptions::within(limit))).await;
     Some(match outcome {
         Ok(Ok((response, _))) if response.status() == http::StatusCode::NO_CONTENT => {
-            Some((started.elapsed(), Report::read(response.headers())))
+            Ok((started.elapsed(), Report::read(response.headers())))
         }
         Ok(Ok((response, _))) => {
-            tracing::debug!(status = response.status().as_u16(), %authority, "unexpected response to a probe");
-            None
+            Err(format!("{authority} answers a probe with {}: it is no gateway of a region", response.status().as_u16()))
         }
-        Ok(Err(error)) => {
-            tracing::debug!(cause = %error.cause, "probe failed");
-            None
-        }
-        Err(_) => None,
+        Ok(Err(error)) => Err(error.cause.to_string()),
+        Err(_) => Err(format!("no response within {}", humantime::format_duration(limit))),
     })
 }
 
@@ -210,13 +219,10 @@ mod tests {
         let mut probes = Probes { current, in_flight: HashMap::new(), round: 0, newest: HashMap::new(), running: JoinSet::new() };
         let answered = || {
             let report = Report::read(&http::HeaderMap::new());
-            Some(Observation::Answered { round_trip: Duration::ZERO, report, down: Vec::new() })
+            Some(Ok(Observation::Answered { round_trip: Duration::ZERO, report, down: Vec::new() }))
         };
         assert!(probes.take(Ok((region, 2, answered()))).is_some());
-        assert!(
-            probes.take(Ok((region, 1, Some(Observation::Failed)))).is_none(),
-            "it timed out after the next one was answered"
-        );
-        assert!(probes.take(Ok((region, 3, Some(Observation::Failed)))).is_some());
+        assert!(probes.take(Ok((region, 1, Some(Err(String::new()))))).is_none(), "it timed out after the next one was answered");
+        assert!(probes.take(Ok((region, 3, Some(Err(String::new()))))).is_some());
     }
 }

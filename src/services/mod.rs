@@ -154,6 +154,11 @@ impl Services {
         self.all().any(|service| service.any_up())
     }
 
+    /// Whether an operator drains an upstream.
+    pub fn any_draining(&self) -> bool {
+        self.upstreams().any(|upstream| upstream.is_draining())
+    }
+
     /// The cookies of sticky sessions, which no app server gets.
     pub fn sticky_cookies(&self) -> &[Box<str>] {
         &self.sticky_cookies

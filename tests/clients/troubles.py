@@ -97,6 +97,7 @@ def an_upstream_is_slow(world):
         "upstream ejected after consecutive failures: it gets no requests for a while; check it service=\"slow\"",
         "slow/%s ejected" % upstream,
     )
+    eventually("the timeout is logged", lambda: "no response from an upstream service=\"slow\"" in world.events("us-east"), log=lambda: world.events("us-east"))
     App.quick.set()
 
 
@@ -112,8 +113,8 @@ def a_region_is_killed(world):
     world.sees(
         "us-east",
         'domicile_region_health{region="eu-west",state="down"} 1',
-        'region is down: its gateway does not respond to probes; check its proxy and the network region="eu-west"',
-        "eu-west down (its gateway does not respond to probes)",
+        'region is down: its gateway does not respond to probes; check its proxy and the network region="eu-west" why="cannot connect',
+        "eu-west down (its gateway does not respond to probes: cannot connect",
     )
     world.start("eu-west")
     world.sees("us-east", 'domicile_region_health{region="eu-west",state="up"} 1', 'region is recovering: it serves the requests that no other region may serve region="eu-west"', "eu-west up")
@@ -146,7 +147,7 @@ def a_certificate_ends_soon(world):
     words = "`%s`: this certificate expires in 4 days" % certificate
     end = subprocess.run(["openssl", "x509", "-in", certificate, "-noout", "-enddate"], check=True, capture_output=True, text=True)
     ends = time.strptime(end.stdout.strip(), "notAfter=%b %d %H:%M:%S %Y GMT")
-    world.sees("us-east", 'domicile_certificate_expiry_timestamp_seconds{file="%s"} %d' % (certificate, calendar.timegm(ends)), words, "RENEW IT: " + words)
+    world.sees("us-east", 'domicile_certificate_expiry_timestamp_seconds{file="%s"} %d' % (certificate, calendar.timegm(ends)), words, "ATTENTION: " + words)
     assert words in world.domicile("us-east", "check", "--files").stderr + world.domicile("us-east", "check", "--files").stdout
 
 
@@ -154,7 +155,7 @@ def the_user_table_is_stale(world):
     changed = int(time.time()) - 3 * 86400
     os.utime(world.table, (changed, changed))
     words = "`%s`: the user table has not changed for 3 days, longer than `stale_after`; check its export" % world.table
-    world.sees("us-east", "domicile_directory_stale_timestamp_seconds %d" % (changed + 2 * 86400), words, "RENEW IT: " + words)
+    world.sees("us-east", "domicile_directory_stale_timestamp_seconds %d" % (changed + 2 * 86400), words, "ATTENTION: " + words)
     open(world.table, "a").write("bob,us-east\n")
     eventually("it is not stale", lambda: "the user table has not changed" not in world.status("us-east"))
 

@@ -10,7 +10,7 @@ use rustls_pki_types::pem::PemObject as _;
 /// The smallest configuration, with a route that `check` reads an environment variable for.
 const CONFIG: &str = r#"
 region: eu
-listen: 127.0.0.1:8080
+listen: [127.0.0.1:8080, { address: "127.0.0.1:9443", peers: true }]
 jurisdictions: { eu: { countries: [EEA] }, us: { countries: [US] } }
 regions:
   eu: { jurisdiction: eu, at: [52.52, 13.40], upstreams: ["${APP:-http://127.0.0.1:3000}"], gateway: "https://127.0.0.1:1" }
@@ -59,6 +59,12 @@ fn check_reads_standard_input_and_prints_mistakes_as_json() {
         run(folder.path(), &["check", "--config", "-"], &CONFIG.replace("${APP:-http://127.0.0.1:3000}", "${file:app.url}"));
     let message = text(&secret.stderr);
     assert!(message.contains("`${file:app.url}` is not a valid") && !message.contains("s3cret"), "{message}");
+    // Notes are shown beside mistakes, and folders that the process would miss are mistakes.
+    let folders = CONFIG.to_owned() + "access_log: { output: { file: no/such/folder/access.log } }\n";
+    let missing = run(folder.path(), &["check", "--files", "--json", "--config", "-"], &folders);
+    let report: serde_json::Value = serde_json::from_slice(&missing.stdout).unwrap();
+    let mistakes = report["mistakes"].to_string();
+    assert!(mistakes.contains("`access_log.output.file`: the folder `no/such/folder` does not exist; create it"), "{report}");
     let run_on_input = run(folder.path(), &["run", "--config", "-"], CONFIG);
     assert_eq!(run_on_input.status.code(), Some(1));
     assert!(text(&run_on_input.stderr).contains("name a file instead of `-`"));

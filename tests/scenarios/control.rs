@@ -96,11 +96,13 @@ fn a_drained_upstream_gets_nothing_new_until_the_drain_ends() {
     world.eu().reload().unwrap();
     ask(20);
     assert_eq!(one.seen().len(), 0);
-    done(world.eu(), &["upstream", "drain", &name(two)]);
+    assert!(done(world.eu(), &["upstream", "drain", &name(two)]).contains("no other upstream of this service is up"));
     eventually("the region reports that it serves nothing", || {
         status(world.us())["regions"].to_string().contains("none of its upstreams is up")
     });
     world.eu().wait_for_health("eu-west", "down");
+    let own = status(world.eu())["regions"].to_string();
+    assert!(own.contains("none of its upstreams takes requests, and an operator drains some"), "{own}");
     assert_eq!(post(world.eu().http, "/users/alice/orders/1", &[], "x").status, StatusCode::SERVICE_UNAVAILABLE);
     done(world.eu(), &["upstream", "undrain", &name(one)]);
     done(world.eu(), &["upstream", "undrain", &name(two)]);

@@ -1,5 +1,6 @@
 //! The state of the process, as `domicile status` shows it.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
@@ -82,11 +83,17 @@ fn region_report(state: &State<'_>, shared: &Shared, region: RegionId) -> Value 
         .map(|(_, name)| name)
         .collect();
     let is_local = region == policy.local;
-    let reason = match seen.health {
-        Health::Down if is_local || seen.is_reachable => Some("none of its upstreams is up"),
-        Health::Down => Some("its gateway does not respond to probes"),
-        Health::Draining if shared.drained.contains(region) => Some("an operator drains it"),
-        Health::Unmeasured if !is_local && !state.snapshot.gateways.contains_key(&region) => Some("it has no gateway"),
+    let reason: Option<Cow<'_, str>> = match seen.health {
+        Health::Down if is_local && state.snapshot.services.any_draining() => {
+            Some("none of its upstreams takes requests, and an operator drains some".into())
+        }
+        Health::Down if is_local || seen.is_reachable => Some("none of its upstreams is up".into()),
+        Health::Down => Some(match state.policies.failure_of(region) {
+            Some(failure) => format!("its gateway does not respond to probes: {failure}").into(),
+            None => "its gateway does not respond to probes".into(),
+        }),
+        Health::Draining if shared.drained.contains(region) => Some("an operator drains it".into()),
+        Health::Unmeasured if !is_local && !state.snapshot.gateways.contains_key(&region) => Some("it has no gateway".into()),
         Health::Unmeasured | Health::Up | Health::Recovering | Health::Draining => None,
     };
     json!({

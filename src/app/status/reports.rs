@@ -16,6 +16,8 @@ use crate::proxy::worker::Shared;
 pub struct Policies {
     known: Arc<Mutex<HashMap<RegionId, (PolicyHash, SystemTime)>>>,
     logged: Arc<Mutex<HashMap<RegionId, Instant>>>,
+    /// Why the regions that do not respond to probes are down.
+    failures: Arc<Mutex<HashMap<RegionId, String>>>,
 }
 
 /// The interval between two log lines about the policy of one region.
@@ -31,6 +33,15 @@ impl Policies {
     /// The policy of a region.
     pub fn of(&self, region: RegionId) -> Option<(PolicyHash, SystemTime)> {
         self.lock().get(&region).copied()
+    }
+
+    /// Why a region was found down, if it did not respond to probes.
+    pub fn failure_of(&self, region: RegionId) -> Option<String> {
+        self.failures().get(&region).cloned()
+    }
+
+    fn failures(&self) -> std::sync::MutexGuard<'_, HashMap<RegionId, String>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RegionId, (PolicyHash, SystemTime)>> {
@@ -52,10 +63,17 @@ pub fn hooks(shared: &Arc<Shared>, metrics: &Arc<Metrics>, policies: &Policies) 
     let (counters, policies) = (counters(shared, metrics), policies.clone());
     let shared_of = shared;
     let (shared, metrics) = (Arc::clone(shared), Arc::clone(metrics));
-    let note = move |Change { region, what }| {
+    let note = move |Change { region, what }: Change, failure: Option<&str>| {
         let snapshot = shared.snapshot.load();
         match what {
-            Changed::Health { to, is_reachable, .. } => note_health(&snapshot, &metrics, region, to, is_reachable),
+            Changed::Health { to, is_reachable, .. } => {
+                let failure = failure.filter(|_| to == Health::Down && !is_reachable).map(str::to_owned);
+                note_health(&snapshot, &metrics, region, (to, is_reachable), failure.as_deref());
+                match failure {
+                    Some(failure) => policies.failures().insert(region, failure),
+                    None => policies.failures().remove(&region),
+                };
+            }
             Changed::Policy(policy) => {
                 policies.lock().insert(region, (policy, SystemTime::now()));
                 // Several processes of a region may answer in turns while a policy is deployed.
@@ -70,10 +88,22 @@ pub fn hooks(shared: &Arc<Shared>, metrics: &Arc<Metrics>, policies: &Policies) 
 }
 
 /// Logs and counts a change of a region's state.
-fn note_health(snapshot: &Snapshot, metrics: &Metrics, region: RegionId, to: Health, is_reachable: bool) {
+fn note_health(
+    snapshot: &Snapshot,
+    metrics: &Metrics,
+    region: RegionId,
+    (to, is_reachable): (Health, bool),
+    failure: Option<&str>,
+) {
     let (is_local, region) = (region == snapshot.policy().local, snapshot.policy().region_name(region));
     metrics.region_changes.with_label_values(&[region, to.as_str()]).inc();
     match to {
+        Health::Down if is_local && snapshot.services.any_draining() => {
+            tracing::warn!(
+                region,
+                "region is down: none of its upstreams takes requests, and an operator drains some; see `domicile upstream undrain`"
+            );
+        }
         Health::Down if is_local => {
             tracing::warn!(region, "region is down: none of its upstreams is up; check the app servers of this region");
         }
@@ -81,7 +111,12 @@ fn note_health(snapshot: &Snapshot, metrics: &Metrics, region: RegionId, to: Hea
             tracing::warn!(region, "region is down: its proxy reports that none of its upstreams is up");
         }
         Health::Down => {
-            tracing::warn!(region, "region is down: its gateway does not respond to probes; check its proxy and the network");
+            let why = failure.unwrap_or("no response");
+            tracing::warn!(
+                region,
+                why,
+                "region is down: its gateway does not respond to probes; check its proxy and the network"
+            );
         }
         Health::Draining => tracing::info!(region, "region is draining"),
         Health::Recovering => {

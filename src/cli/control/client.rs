@@ -37,6 +37,8 @@ impl Client {
     pub(super) fn with_commands(source: &Source) -> Result<Self, String> {
         let client = Self::of(source)?;
         if client.settings.socket.is_none() && !client.settings.accepts_commands {
+            // Whether it runs at all comes first.
+            client.send(Method::GET, "/livez")?;
             return Err("the process accepts no commands; write `admin: { socket: /run/domicile/control.sock }` into its configuration, and restart it".into());
         }
         Ok(client)

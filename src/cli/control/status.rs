@@ -70,7 +70,7 @@ fn screen(report: &Value) -> String {
     for file in list(&report["files"]) {
         let (name, until) = (text(&file["file"]), text(&file["valid_until"]));
         let usual = || format!("{name}: {} valid until {until}, {} days", text(&file["kind"]), file["days_left"]);
-        line("file", file["note"].as_str().map_or_else(usual, |note| format!("RENEW IT: {note}")));
+        line("file", file["note"].as_str().map_or_else(usual, |note| format!("ATTENTION: {note}")));
     }
     out
 }

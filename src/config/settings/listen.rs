@@ -22,6 +22,10 @@ pub(super) fn read_listen(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Vec
     }
     let common = common.map(|field| read_listeners(&field));
     own.or(common).unwrap_or_else(|| {
+        // Without the name of the region, which is a mistake of its own, its list is not known.
+        if draft.local.is_none() && draft.regions.iter().any(|region| region.listen.is_some()) {
+            return Vec::new();
+        }
         section.report::<()>("`listen` is missing: list at least one address, such as `- address: \"127.0.0.1:8080\"`");
         Vec::new()
     })

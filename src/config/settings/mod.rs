@@ -316,7 +316,14 @@ fn check_peers(section: &Section<'_>, draft: &PolicyDraft<'_>, listeners: &[list
             "`peer_tls` is missing: peers authenticate with certificates; give a `certificate`, `key` and `authority`",
         );
     }
-    for region in others(draft).filter(|region| region.gateway.is_none() && region.url.is_none()) {
+    let accepts_peers = listeners.iter().any(|listener| listener.accepts == Accepts::Peers);
+    let own = draft.regions.iter().find(|region| Some(region.id) == draft.local);
+    if let Some(own) = own.filter(|own| own.gateway.is_some() && !accepts_peers && !listeners.is_empty()) {
+        own.field.report::<()>("peers connect to its `gateway`, but none of its listeners has `peers: true`; add one");
+    }
+    // Without the local region, every region is another one.
+    let unreachable = |region: &&RegionDraft<'_>| draft.local.is_some() && region.gateway.is_none() && region.url.is_none();
+    for region in others(draft).filter(unreachable) {
         region
             .field
             .report::<()>("neither peers nor redirected clients can reach this region: give it a `gateway`, a `url` or both");

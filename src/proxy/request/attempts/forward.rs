@@ -1,5 +1,6 @@
 //! One attempt: sends a permitted request to one upstream or peer, and waits for the head of the response.
 
+use std::fmt::Display;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -179,13 +180,31 @@ pub(in crate::proxy::request) async fn to_peer(
     match head_of(work, worker, options, has_body).await {
         Some(Ok((reply, in_flight))) => Ok(Response::of(reply, started.elapsed(), ResponseCounters::Peer(in_flight))),
         Some(Err(error)) => {
-            let (region, request) = (snapshot.policy().region_name(region), options.request_id);
-            if let Some(suppressed) = worker.warnings.admit("no response from a peer", region, std::time::Instant::now()) {
-                tracing::warn!(region, request, cause = %error.cause, suppressed, "no response from a peer");
-            }
+            warn_of_peer(worker, snapshot.policy().region_name(region), options, &error.cause);
             Err(failure(error, copy))
         }
-        None => Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Partly, retry: copy }),
+        None => {
+            warn_of_peer(worker, snapshot.policy().region_name(region), options, &timed_out(started));
+            Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Partly, retry: copy })
+        }
+    }
+}
+
+fn timed_out(started: Instant) -> String {
+    format!("timeout after {:.1} s", started.elapsed().as_secs_f64())
+}
+
+/// Logs that a peer did not respond, unless the same was logged a moment ago.
+fn warn_of_peer(worker: &Worker, region: &str, options: &AttemptOptions<'_>, cause: &dyn Display) {
+    if let Some(suppressed) = worker.warnings.admit("no response from a peer", region, std::time::Instant::now()) {
+        tracing::warn!(region, request = options.request_id, %cause, suppressed, "no response from a peer");
+    }
+}
+
+/// Logs that an upstream did not respond, unless the same was logged a moment ago.
+fn warn_of_upstream(worker: &Worker, service: &str, upstream: &str, options: &AttemptOptions<'_>, cause: &dyn Display) {
+    if let Some(suppressed) = worker.warnings.admit("no response from an upstream", upstream, std::time::Instant::now()) {
+        tracing::warn!(service, upstream, request = options.request_id, %cause, suppressed, "no response from an upstream");
     }
 }
 
@@ -244,17 +263,14 @@ pub(in crate::proxy::request) async fn to_upstream(
             if !matches!(error.cause, SendCause::Dial(DialError::OtherProtocol { wanted: EXTENDED_CONNECT, .. })) {
                 service.note(upstream, false);
             }
-            let (service, authority, request) = (&*service.settings.name, upstream.authority(), options.request_id);
-            if let Some(suppressed) = worker.warnings.admit("no response from an upstream", authority, std::time::Instant::now())
-            {
-                tracing::warn!(service, upstream = authority, request, cause = %error.cause, suppressed, "no response from an upstream");
-            }
+            warn_of_upstream(worker, &service.settings.name, upstream.authority(), options, &error.cause);
             Err(failure(error, copy))
         }
         None => {
             count("timeout");
             if !options.is_client_deadline {
                 service.note(upstream, false);
+                warn_of_upstream(worker, &service.settings.name, upstream.authority(), options, &timed_out(started));
             }
             Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Partly, retry: copy })
         }
