@@ -4,7 +4,7 @@
 usage: lifecycle.py BINARY
 needs: python3-grpcio, curl (Debian's packages)
 """
-import http.client, http.server, os, queue, re, resource, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
+import http.client, http.server, os, queue, random, re, resource, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
 
 import grpc
 
@@ -12,7 +12,7 @@ import grpc_server
 from regions import TIMEOUT, Regions, eventually, free_port
 
 BINARY = os.path.abspath(sys.argv[1])
-RELOADS, SWAPS = 100, 20
+RELOADS, SWAPS, KILLS = 100, 20, 20
 
 
 class App(http.server.BaseHTTPRequestHandler):
@@ -268,6 +268,8 @@ def new_binaries_lose_nothing(world):
         pid = int(re.findall(r"a successor serves pid=(\d+)", world.log())[-1])
         eventually("predecessor %d has drained" % count, lambda: world.log().count("drained") >= count)
     print("  %d new binaries, %d requests, none lost" % (SWAPS, load.finish()))
+    verified = verify(world)
+    assert "written by %d processes; the chain is whole" % (SWAPS + 1) in verified, verified
     # A successor that cannot start changes nothing, and a second process cannot write the ledger.
     good = open(world.config).read()
     open(world.config, "w").write(good.replace("data: public", "data: pubic"))
@@ -282,6 +284,36 @@ def new_binaries_lose_nothing(world):
     assert second_process.wait(TIMEOUT) == 1 and "another process writes this ledger" in world.log()
     os.kill(pid, signal.SIGTERM)
     eventually("the port is closed", lambda: world.answer(world.port, "/")[0] == 0)
+
+
+def verify(world):
+    """What `domicile audit verify` says about the ledger of the process."""
+    command = [BINARY, "audit", "verify", world.folder + "/ledger/ledger.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def a_killed_process_leaves_a_whole_ledger(world):
+    """kill -9 while lines are written: what was acknowledged is in the ledger, which verifies, and the next process goes on in it."""
+    reload = [BINARY, "reload", "--config", world.config]
+    acknowledged = 0
+    for count in range(1, KILLS + 1):
+        process = world.start()
+        eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200, process, world.log)
+        clients = [subprocess.Popen(reload, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(3)]
+        time.sleep(random.random() / 10)
+        process.kill()
+        process.wait(TIMEOUT)
+        acknowledged += sum(client.wait(TIMEOUT) == 0 for client in clients) > 0
+    process = world.start()
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200, process, world.log)
+    process.terminate()
+    assert process.wait(TIMEOUT) == 0
+    verified = verify(world)
+    assert "written by %d processes; the chain is whole" % (KILLS + 1) in verified, verified
+    assert "1 checkpoints" in verified, verified
+    print("  %d processes killed, %d of them after a reload; %s" % (KILLS, acknowledged, verified.splitlines()[0]))
 
 
 def systemd_is_notified_and_its_sockets_are_used(world):
@@ -366,12 +398,12 @@ def a_successor_that_hangs_holds_nobody_up(world):
 
 
 # Fewer steps than these is a failure, so that none is lost unnoticed.
-STEPS = 7
+STEPS = 8
 
 
 def main():
     passed, failed = 0, 0
-    steps = (reloads_lose_nothing, new_binaries_lose_nothing, regions_lose_nothing, systemd_is_notified_and_its_sockets_are_used,
+    steps = (reloads_lose_nothing, new_binaries_lose_nothing, a_killed_process_leaves_a_whole_ledger, regions_lose_nothing, systemd_is_notified_and_its_sockets_are_used,
              descriptors_run_out_and_nothing_dies, a_second_signal_ends_the_process_at_once, a_successor_that_hangs_holds_nobody_up)
     for step in steps:
         with tempfile.TemporaryDirectory() as folder:
