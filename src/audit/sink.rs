@@ -151,8 +151,7 @@ impl Sink {
 
     /// Writes the end of the process, and a checkpoint if there are new lines.
     fn write_own(&mut self, is_end: bool) {
-        let end = if is_end { record::process_line("end", "") } else { String::new() };
-        let outcome = if end.is_empty() { Ok(()) } else { self.append(&end) };
+        let outcome = if is_end { self.append(&record::process_line("end", "")) } else { Ok(()) };
         let outcome = outcome.and_then(|()| if self.chain.head == self.signed { Ok(()) } else { self.checkpoint() });
         if let Err(error) = outcome {
             tracing::error!(%error, "the checkpoint of the ledger is not written; trying again in a minute");
@@ -233,9 +232,9 @@ impl Sink {
             }
             self.file.unlock()?;
         }
-        let length = self.file.metadata()?.len();
-        if length != self.length {
-            self.length = length;
+        if self.file.metadata()?.len() != self.length {
+            // Another process has written. If it was killed while it did, its last line is incomplete.
+            (self.length, _) = cut_torn_line(&mut self.file)?;
             if let Some(head) = tail(&self.file)? {
                 self.chain.head = head;
             }
@@ -266,11 +265,10 @@ impl Sink {
         self.checkpoint_locked()?;
         let name = format!("ledger-{}.jsonl", record::now().replace(':', "-"));
         let rotated = self.path.with_file_name(name);
-        let renewed = std::fs::rename(&self.path, &rotated).and_then(|()| open_whole(&self.path));
-        let (file, length, _) = renewed.map_err(|error| self.failed(&error))?;
-        file.lock().map_err(|error| self.failed(&error))?;
+        // Another process may write into the new file first, so its end is learnt under its lock.
+        let renewed = std::fs::rename(&self.path, &rotated).and_then(|()| self.reopen()).and_then(|()| self.lock());
+        renewed.map_err(|error| self.failed(&error))?;
         tracing::info!(file = %rotated.display(), "ledger file rotated");
-        (self.file, self.length, self.day) = (file, length, today());
         Ok(())
     }
 }
@@ -289,8 +287,13 @@ impl Sink {
         if self.is_current()? {
             return Ok(());
         }
-        // The file was rotated by another process or moved away; the chain goes on after its last line.
+        // Another process has rotated it, or an operator has moved it.
         tracing::warn!(file = %self.path.display(), "ledger file moved or removed; going on in a new one");
+        self.reopen()
+    }
+
+    /// Opens the file that has the ledger's path now. The chain goes on after the last line.
+    fn reopen(&mut self) -> io::Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder)?;
         let held = identity(&self.file.metadata()?);
@@ -299,6 +302,8 @@ impl Sink {
             self.chain.head = head;
         }
         (self.file, self.length, _) = open_whole(&self.path)?;
+        // The name of the new file is on disk before its lines count as written.
+        File::open(folder)?.sync_all()?;
         self.day = today();
         if let Some(head) = tail(&self.file)? {
             self.chain.head = head;
@@ -325,13 +330,19 @@ fn identity(metadata: &Metadata) -> Identity {
 fn open_whole(path: &Path) -> io::Result<(File, u64, u64)> {
     let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
     file.lock()?;
-    let length = whole_lines(&mut file)?;
+    let (length, cut) = cut_torn_line(&mut file)?;
+    file.unlock()?;
+    Ok((file, length, cut))
+}
+
+/// Removes an incomplete last line. Returns the length of the file, and how many bytes were removed.
+fn cut_torn_line(file: &mut File) -> io::Result<(u64, u64)> {
+    let length = whole_lines(file)?;
     let cut = file.metadata()?.len().saturating_sub(length);
     if cut > 0 && file.metadata()?.is_file() {
         file.set_len(length)?;
     }
-    file.unlock()?;
-    Ok((file, length, cut))
+    Ok((length, cut))
 }
 
 /// The hash of the last line of a rotated file, and the identities of all of them; `None` without such a file.

@@ -115,6 +115,22 @@ fn a_torn_last_line_is_cut_off_and_whole_lines_are_kept() {
     assert_eq!((verified.epochs, verified.unsigned, verified.lines), (2, 0, text.lines().count() as u64));
 }
 
+#[test]
+fn a_line_that_another_process_left_torn_is_cut_off_as_well() {
+    let scratch = tempfile::tempdir().unwrap();
+    let settings = Settings { directory: scratch.path().into(), region: "eu-west".into() };
+    let ledger = Ledger::open(&settings, tally().0, false).unwrap();
+    block_on(ledger.record(&movement())).unwrap();
+    // A predecessor is killed while it writes.
+    let file = scratch.path().join("ledger.jsonl");
+    let mut torn = File::options().append(true).open(&file).unwrap();
+    std::io::Write::write_all(&mut torn, b"{\"chain\":{\"epoch\":\"2026").unwrap();
+    block_on(ledger.record(&movement())).unwrap();
+    ledger.close();
+    let verified = verify::verify(&[file], &everything()).unwrap();
+    assert_eq!(verified.lines, 5, "start, two movements, end, checkpoint");
+}
+
 /// A ledger whose file fails every write, as on a full disk.
 fn on_a_full_disk(directory: &Path, tally: Tally) -> Ledger {
     let settings = Settings { directory: directory.into(), region: "eu-west".into() };
@@ -203,6 +219,23 @@ fn a_changed_ledger_and_a_missing_key_stop_the_start() {
     let error = Ledger::open(&settings, tally().0, false).err().unwrap().to_string();
     assert!(error.contains("the key that signed this ledger is missing"), "{error}");
     assert!(!scratch.path().join("signing.key").exists(), "no silent new key");
+}
+
+#[test]
+fn a_large_file_is_rotated_and_its_end_is_signed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let settings = Settings { directory: scratch.path().into(), region: "eu-west".into() };
+    let text = finished(&settings, 1);
+    let head = Hash::of(text.lines().last().unwrap().as_bytes());
+    let line = format!("{{\"kind\":\"x\",\"text\":\"{}\"}}\n", "x".repeat(1 << 20));
+    let (more, _) = chain::Chain { epoch: "e".into(), number: 0, head }.extend(&line.repeat(64));
+    std::fs::write(scratch.path().join("ledger.jsonl"), text + &more).unwrap();
+    finished(&settings, 1);
+    let files = verify::files_of(scratch.path()).unwrap();
+    assert_eq!(files.len(), 2, "{files:?}");
+    let rotated = verify::verify(&files[..1], &everything()).unwrap();
+    assert_eq!((rotated.checkpoints, rotated.unsigned), (2, 0), "the end of the first process, and the end of the file");
+    verify::verify(&files, &everything()).unwrap();
 }
 
 #[test]

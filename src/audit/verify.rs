@@ -30,7 +30,7 @@ pub struct Verified {
 pub enum Broken {
     #[error("`{}`, line {line}: {reason}", file.display())]
     Line { file: PathBuf, line: u64, reason: String },
-    #[error("`{}`: {error}", file.display())]
+    #[error("cannot read `{}`: {error}; run this as the user of the process, or name the files of the ledger", file.display())]
     Unreadable { file: PathBuf, error: io::Error },
     #[error("no line has the hash {0}: the ledger was cut off or rewritten after that hash was noted, or it is another ledger")]
     Absent(Hash),

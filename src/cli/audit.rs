@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use clap::{Args, Subcommand};
 
 use crate::app::StartError;
-use crate::audit::verify::{self, Expected, Verified};
+use crate::audit::verify::{self, Broken, Expected, Verified};
 use crate::audit::{Hash, PublicKey};
 use crate::config;
 use crate::model::day::Day;
@@ -59,7 +59,10 @@ pub(super) fn run(options: &Options) -> Outcome {
     let key = key.transpose()?;
     let after = Some(verb.after.unwrap_or(Hash::BEGINNING));
     let expected = Expected { after, key, noted: verb.noted.clone() };
-    let verified = verify::verify(&files, &expected).map_err(|broken| format!("the ledger does not verify: {broken}"))?;
+    let verified = verify::verify(&files, &expected).map_err(|broken| match broken {
+        Broken::Unreadable { .. } => broken.to_string(),
+        Broken::Line { .. } | Broken::Absent(_) => format!("the ledger does not verify: {broken}"),
+    })?;
     say(&report(&verified, files.len(), key.is_some()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -196,7 +196,10 @@ async fn probe(
             Ok((started.elapsed(), Report::read(response.headers())))
         }
         Ok(Ok((response, _))) => {
-            Err(format!("{authority} answers a probe with {}: it is no gateway of a region", response.status().as_u16()))
+            let status = response.status().as_u16();
+            Err(format!(
+                "{authority} responded with status {status}; `gateway` must be the address of a listener with `peers: true`"
+            ))
         }
         Ok(Err(error)) => Err(error.cause.to_string()),
         Err(_) => Err(format!("no response within {}", humantime::format_duration(limit))),
