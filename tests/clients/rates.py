@@ -70,8 +70,7 @@ def main():
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         world = Regions(BINARY, folder, {name: ["http://127.0.0.1:%d" % app.server_address[1]] for name in NAMES}, ROUTES)
         try:
-            for step in steps:
-                outcome.attempt(step.__name__, lambda: step(world))
+            outcome.attempt_all(steps, world)
         finally:
             world.stop()
     outcome.end()

@@ -17,6 +17,10 @@ class Steps:
             self.failed += 1
             print("FAILED", name, repr(error), getattr(error, "stderr", "") or "", flush=True)
 
+    def attempt_all(self, steps, world):
+        for step in steps:
+            self.attempt(step.__name__, lambda: step(world))
+
     def end(self):
         """Ends the program with the result."""
         print("%s: %d passed, %d failed" % (self.title, self.passed, self.failed))

@@ -196,8 +196,7 @@ def main():
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         world = World(folder)
         try:
-            for step in steps:
-                outcome.attempt(step.__name__, lambda: step(world))
+            outcome.attempt_all(steps, world)
         finally:
             world.stop()
     outcome.end()
