@@ -2,6 +2,7 @@
 //! process reports its own counters and those that it has heard of, so that processes of one region learn of each other.
 
 use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as Slot;
 
 use crate::peer::rates::{MAX_COUNTS, RateCount};
 
@@ -94,6 +95,8 @@ impl SharedCounts {
     /// new, because it is not known when its requests were admitted.
     pub fn merge(&self, reported: &[RateCount], now: u64) -> Vec<Growth> {
         let mut growths = Vec::new();
+        // `DashMap::len` must not be called while an entry is locked.
+        let mut free = MAX_COUNTERS.saturating_sub(self.heard.len());
         for count in reported {
             if self.own.get(&count.key).is_some_and(|own| own.counter.count.counter == count.counter) {
                 continue;
@@ -106,14 +109,22 @@ impl SharedCounts {
                 since,
                 is_new: false,
             };
-            if let Some(mut known) = self.heard.get_mut(&count.counter) {
-                if count.requests > known.count.requests {
-                    growths.push(of(count.requests - known.count.requests, known.changed_at));
-                    *known = Entry { count: *count, changed_at: now };
+            let entry = Entry { count: *count, changed_at: now };
+            // The same report may arrive twice at once, so a counter stays locked from the look to the change.
+            match self.heard.entry(count.counter) {
+                Slot::Occupied(mut known) => {
+                    let before = known.get();
+                    if count.requests > before.count.requests {
+                        growths.push(of(count.requests - before.count.requests, before.changed_at));
+                        known.insert(entry);
+                    }
                 }
-            } else if self.heard.len() < MAX_COUNTERS {
-                growths.push(Growth { is_new: true, ..of(count.requests.min(count.burst.into()), now) });
-                self.heard.insert(count.counter, Entry { count: *count, changed_at: now });
+                Slot::Vacant(slot) if free > 0 => {
+                    free -= 1;
+                    growths.push(Growth { is_new: true, ..of(count.requests.min(count.burst.into()), now) });
+                    slot.insert(entry);
+                }
+                Slot::Vacant(_) => {}
             }
         }
         growths
@@ -154,6 +165,24 @@ mod tests {
         assert_eq!(one.merge(&three.report(8 * SECOND), 9 * SECOND), [], "its own counter is nothing new");
         one.add(7, (SECOND, 20), 0, 9 * SECOND);
         assert_eq!(two.merge(&one.report(9 * SECOND), 10 * SECOND), of(1, 5 * SECOND), "admitted since the last report");
+    }
+
+    #[test]
+    fn a_report_that_arrives_twice_at_once_counts_once() {
+        let one = SharedCounts::default();
+        (0..MAX_COUNTS as u64).for_each(|key| one.add(key, (SECOND, 20), 0, 1));
+        let report = one.report(2);
+        for _ in 0..20 {
+            let (two, start) = (SharedCounts::default(), std::sync::Barrier::new(2));
+            // The workers that serve probes and the prober learn at the same time.
+            let merge = || {
+                start.wait();
+                two.merge(&report, 3).iter().map(|growth| growth.requests).sum::<u64>()
+            };
+            let learned: u64 =
+                std::thread::scope(|scope| [scope.spawn(merge), scope.spawn(merge)].map(|one| one.join().unwrap())).iter().sum();
+            assert_eq!(learned, MAX_COUNTS as u64);
+        }
     }
 
     #[test]
