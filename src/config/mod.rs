@@ -126,20 +126,30 @@ pub fn parse(text: &str, path: &Path, region: Option<&str>, registry: &mut Regis
 /// Reads a configuration, and reports its mistakes.
 fn read(text: &str, region: Option<&str>, numbers: &mut Registry, today: Day, problems: &problem::Problems) -> Option<Config> {
     let variable = |name: &str| std::env::var(name).ok();
-    source::read(text, problems, &variable).and_then(|source| {
-        let root = reader::Field::root(&source.root, problems);
-        let section = root.section()?;
-        let mut draft = policy::read(&section, &root, region, numbers);
-        draft.routes = routes::read(&section, &draft);
-        let settings = settings::read(&section, &draft);
-        section.finish();
-        lint::report_shadowed(&draft);
-        let identification = settings.as_ref().map_or(Vec::new(), Settings::identification);
-        let refuses_unread = settings.as_ref().is_none_or(Settings::refuses_unread_credentials);
-        let policy = draft.compile(identification, refuses_unread)?;
-        lint::run(&policy, &draft, today);
-        Some(Config { policy, settings: settings?, files: source.files.clone(), folders: source.folders.clone() })
-    })
+    let source = source::read(text, problems, &variable)?;
+    read_tree(&source, region, numbers, today, problems)
+}
+
+/// Reads a configuration from its tree, and reports its mistakes.
+fn read_tree(
+    source: &source::Source,
+    region: Option<&str>,
+    numbers: &mut Registry,
+    today: Day,
+    problems: &problem::Problems,
+) -> Option<Config> {
+    let root = reader::Field::root(&source.root, problems);
+    let section = root.section()?;
+    let mut draft = policy::read(&section, &root, region, numbers);
+    draft.routes = routes::read(&section, &draft);
+    let settings = settings::read(&section, &draft);
+    section.finish();
+    lint::report_shadowed(&draft);
+    let identification = settings.as_ref().map_or(Vec::new(), Settings::identification);
+    let refuses_unread = settings.as_ref().is_none_or(Settings::refuses_unread_credentials);
+    let policy = draft.compile(identification, refuses_unread)?;
+    lint::run(&policy, &draft, today);
+    Some(Config { policy, settings: settings?, files: source.files.clone(), folders: source.folders.clone() })
 }
 
 #[cfg(test)]

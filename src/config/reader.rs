@@ -245,6 +245,12 @@ impl<'n> Section<'n> {
         Some(Field { node, path: join(&self.path, key), pattern, problems: self.problems })
     }
 
+    /// The value of a key that does not belong here, for a message that names the right place.
+    pub fn misplaced(&self, key: &'static str) -> Option<Field<'n>> {
+        let (_, node) = self.entries.iter().find(|(found, _)| found.text == key)?;
+        Some(Field { node, path: join(&self.path, key), pattern: String::new(), problems: self.problems })
+    }
+
     /// The value of a mandatory key; `what` is the correction to report if it is missing.
     pub fn required(&self, key: &'static str, what: &str) -> Option<Field<'n>> {
         self.optional(key).or_else(|| self.report(format!("`{key}` is missing: {what}")))

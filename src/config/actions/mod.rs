@@ -157,7 +157,7 @@ const SPLIT_HELP: &str = "a split needs at least two services, and a weight abov
 fn read_split<'n>(field: &Field<'n>, find_service: FindService<'_, 'n>) -> Option<(ServiceId, Split)> {
     let read = |item: &Field<'n>| {
         let section = item.section()?;
-        if let Some(header) = section.optional("header").or_else(|| section.optional("headers")) {
+        if let Some(header) = section.misplaced("header").or_else(|| section.misplaced("headers")) {
             return header.report(
                 "a split is by weight; to choose a service by a header field, write a route before this one that matches the field \
                  (`match: { headers: … }`) and names the service",

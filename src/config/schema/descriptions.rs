@@ -9,7 +9,7 @@ use super::super::source::hide;
 use super::NAME;
 
 /// The sections of the sample whose keys are names of the operator's choice.
-const NAMED: &[&str] =
+pub(super) const NAMED: &[&str] =
     &["jurisdictions", "regions", "data", "geoip.networks", "geoip.countries", "geoip.continents", "regions.NAME.services"];
 
 /// The description of each option that has a comment, by its path without the items of lists. A comment after a line with several options describes the first.

@@ -1,8 +1,8 @@
 //! The JSON schema and the reference of the configuration, made from what the reader asks for while it reads the sample files. So
 //! an option is declared once: where it is read. Its description is the comment in `config/every-option.yaml`.
 
+mod defaults;
 mod descriptions;
-
 mod reference;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +16,7 @@ use crate::model::region::Registry;
 use super::options::Kind;
 use super::problem::Problems;
 
+use defaults::Absent;
 pub use reference::reference;
 
 /// The file with every option, and the files with the other forms of values.
@@ -30,11 +31,56 @@ const FORMS: [&str; 3] = [
 const ITEM: &str = "[]";
 const NAME: &str = "NAME";
 
+/// Options that occur in two places, and are read and described alike: the second, then the first.
+const SAME: &[(&str, &str)] = &[
+    ("regions.NAME.admin", "admin"),
+    ("regions.NAME.balance", "regions.NAME.services.NAME.balance"),
+    ("regions.NAME.listen", "listen"),
+    ("regions.NAME.services.NAME.ejection", "upstreams.ejection"),
+    ("regions.NAME.services.NAME.health", "regions.NAME.health"),
+    ("regions.NAME.services.NAME.queue", "upstreams.queue"),
+    ("regions.NAME.services.NAME.queue_timeout", "upstreams.queue_timeout"),
+    ("regions.NAME.services.NAME.requests", "upstreams.requests"),
+    ("regions.NAME.services.NAME.slow_start", "upstreams.slow_start"),
+    ("regions.NAME.services.NAME.tls", "regions.NAME.upstreams.[].tls"),
+    ("regions.NAME.services.NAME.upstreams", "regions.NAME.upstreams"),
+    ("routes.[].failover", "failover"),
+    ("routes.[].response_headers", "routes.[].request_headers"),
+];
+
 /// An option, with what is below it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Node {
     kinds: BTreeSet<Kind>,
     children: BTreeMap<String, Node>,
+    /// Where the same option is described.
+    same_as: Option<&'static str>,
+}
+
+impl Node {
+    /// The node at a path below this one, which is created if it is absent.
+    fn at(&mut self, path: &str) -> &mut Node {
+        path.split('.').fold(self, |node, part| node.children.entry(part.to_owned()).or_default())
+    }
+
+    /// Collects the words that options take, by paths without the items of lists.
+    fn words(&self, path: &str, all: &mut BTreeMap<String, Vec<String>>) {
+        for kind in &self.kinds {
+            if let Kind::Words(words) = kind {
+                all.entry(path.to_owned()).or_default().extend(words.iter().cloned());
+            }
+        }
+        for (part, child) in &self.children {
+            child.words(&below(path, part), all);
+        }
+    }
+
+    fn merge(&mut self, other: Node) {
+        self.kinds.extend(other.kinds);
+        for (part, child) in other.children {
+            self.children.entry(part).or_default().merge(child);
+        }
+    }
 }
 
 /// Every option that the reader asks for.
@@ -45,18 +91,57 @@ fn options() -> Node {
         let today = Day::parse("2026-01-01").expect("a date");
         super::read(text, None, &mut Registry::default(), today, &problems);
         for (path, kinds) in problems.into_options().into_iter().filter(|(path, _)| !path.is_empty()) {
-            let node = path.split('.').fold(&mut root, |node, part| node.children.entry(part.to_owned()).or_default());
-            node.kinds.extend(kinds);
+            root.at(&path).kinds.extend(kinds);
         }
+    }
+    for (second, first) in SAME {
+        let found = std::mem::take(root.at(second));
+        root.at(first).merge(found);
+        let whole = root.at(first).clone();
+        *root.at(second) = Node { same_as: Some(first), ..whole };
     }
     root.kinds.insert(Kind::Section);
     root
 }
 
+/// The path of a part below another one, without the items of lists.
+fn below(path: &str, part: &str) -> String {
+    match (path, part) {
+        (path, ITEM) => path.to_owned(),
+        ("", part) => part.to_owned(),
+        (path, part) => format!("{path}.{part}"),
+    }
+}
+
+/// What the sample files say of the options.
+struct Sample {
+    /// By path without the items of lists.
+    descriptions: BTreeMap<String, String>,
+    absent: BTreeMap<String, Absent>,
+}
+
+impl Sample {
+    fn read(options: &Node) -> Self {
+        let mut descriptions = descriptions::of(FORMS[0]);
+        descriptions.extend(descriptions::of(SAMPLE));
+        let mut words = BTreeMap::new();
+        options.words("", &mut words);
+        Self { descriptions, absent: defaults::of(SAMPLE, &words) }
+    }
+
+    fn description(&self, path: &str) -> Option<&str> {
+        self.descriptions.get(&path.replace(".[]", "")).map(|text| &**text)
+    }
+
+    fn absent(&self, path: &str) -> Option<&Absent> {
+        self.absent.get(&path.replace(".[]", ""))
+    }
+}
+
 /// The JSON schema (draft 2020-12), for editors.
 pub fn schema() -> String {
-    let described = descriptions::of(SAMPLE);
-    let mut schema = of_node(&options(), "", &described);
+    let options = options();
+    let mut schema = of_node(&options, "", &Sample::read(&options));
     schema.insert("$schema".into(), "https://json-schema.org/draft/2020-12/schema".into());
     schema.insert("title".into(), "Domicile".into());
     if let Some(Value::Object(properties)) = schema.get_mut("properties") {
@@ -65,28 +150,32 @@ pub fn schema() -> String {
     format!("{:#}\n", Value::Object(schema))
 }
 
-fn of_node(node: &Node, path: &str, described: &BTreeMap<String, String>) -> Map<String, Value> {
-    let mut forms = forms(node, path, described);
+fn of_node(node: &Node, path: &str, sample: &Sample) -> Map<String, Value> {
+    let path = node.same_as.unwrap_or(path);
+    let mut forms = forms(node, path, sample);
     let mut schema = match forms.len() {
         0 => Map::new(),
         1 => forms.remove(0),
         _ => Map::from_iter([("anyOf".to_owned(), forms.into_iter().map(Value::Object).collect())]),
     };
-    if let Some(description) = described.get(path) {
-        schema.insert("description".into(), description.as_str().into());
+    if path.ends_with(ITEM) {
+        return schema;
+    }
+    if let Some(description) = sample.description(path) {
+        schema.insert("description".into(), description.into());
+    }
+    if let Some(Absent::Default(text)) = sample.absent(path) {
+        let number = text.parse::<u64>().map(Value::from).ok();
+        let flag = text.parse::<bool>().map(Value::from).ok();
+        schema.insert("default".into(), number.or(flag).unwrap_or_else(|| text.as_str().into()));
     }
     schema
 }
 
 /// The forms that a value may have.
-fn forms(node: &Node, path: &str, described: &BTreeMap<String, String>) -> Vec<Map<String, Value>> {
-    // The items of a list are described as the list.
-    let below = |part: &str| match (part, path) {
-        (ITEM, path) => path.to_owned(),
-        (part, "") => part.to_owned(),
-        (part, path) => format!("{path}.{part}"),
-    };
-    let child = |part: &str| node.children.get(part).map_or_else(Map::new, |child| of_node(child, &below(part), described));
+fn forms(node: &Node, path: &str, sample: &Sample) -> Vec<Map<String, Value>> {
+    let below = |part: &str| if path.is_empty() { part.to_owned() } else { format!("{path}.{part}") };
+    let child = |part: &str| node.children.get(part).map_or_else(Map::new, |child| of_node(child, &below(part), sample));
     let is_specific = node.kinds.iter().any(|kind| !matches!(kind, Kind::Text) && is_scalar(kind));
     let mut forms = Vec::new();
     for kind in &node.kinds {
@@ -143,18 +232,6 @@ fn of_words(words: &[String]) -> Value {
 mod tests {
     use super::*;
 
-    /// Where the sample shows an option that occurs in several places.
-    fn alias(path: &str) -> String {
-        let own = path.strip_prefix("regions.NAME.").unwrap_or(path);
-        let own = own.strip_prefix("services.NAME.").unwrap_or(own);
-        match own.split('.').next().unwrap_or_default() {
-            "upstreams" | "health" | "tls" => format!("regions.NAME.{own}"),
-            "balance" => "regions.NAME.services.NAME.balance".to_owned(),
-            "ejection" | "queue_timeout" | "requests" | "slow_start" => format!("upstreams.{own}"),
-            _ => own.to_owned(),
-        }
-    }
-
     /// Whether a comment of the sample shows the option, as an alternative to another one.
     fn is_in_a_comment(key: &str) -> bool {
         let comments = SAMPLE.lines().filter_map(|line| line.split_once('#')).map(|(_, comment)| comment);
@@ -170,7 +247,10 @@ mod tests {
                     (key, "") => key.to_owned(),
                     (key, path) => format!("{path}.{key}"),
                 };
-                let is_present = present.contains(&path) || present.contains(&alias(&path)) || is_in_a_comment(key);
+                let is_present = present.contains(&path) || is_in_a_comment(key);
+                if child.same_as.is_some() {
+                    continue;
+                }
                 if key != ITEM && key != NAME && !is_present {
                     out.push(path.clone());
                 }

@@ -1,50 +1,72 @@
 //! The reference of the configuration as a page: every option, its values, and its description.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{ITEM, Kind, NAME, Node, SAMPLE, descriptions, options};
+use super::{Absent, ITEM, Kind, NAME, Node, Sample, options};
 
 /// The page, in Markdown.
 pub fn reference() -> String {
     let mut out = String::from(
         "# Configuration reference\n\n\
          Every option of a configuration. `NAME` is a name of your choice, and `[]` stands for the items of a list; where a list is expected, one item \
-         may be written without brackets. [every-option.yaml](../config/every-option.yaml) shows all of them with their defaults. \
+         may be written without brackets. [every-option.yaml](../config/every-option.yaml) shows all of them. \
          `domicile schema` prints a JSON schema for editors: with yaml-language-server, begin the file with\n\n\
          \x20   # yaml-language-server: $schema=domicile.schema.json\n\n\
          This page is made by `domicile schema --reference`.\n",
     );
-    let described = descriptions::of(SAMPLE);
-    for (name, node) in &options().children {
-        let _ = write!(out, "\n## {name}\n\n| option | value | description |\n|---|---|---|\n");
-        rows(node, name, &described, &mut out);
+    let options = options();
+    let sample = Sample::read(&options);
+    for (name, node) in &options.children {
+        let _ = write!(out, "\n## {name}\n\n| option | value | default | description |\n|---|---|---|---|\n");
+        for Row { option, values, default, description } in rows(node, name, &sample) {
+            let _ = writeln!(out, "| `{option}` | {values} | {default} | {} |", description.replace('|', "\\|"));
+        }
     }
     out
 }
 
-fn rows(node: &Node, path: &str, described: &BTreeMap<String, String>, out: &mut String) {
-    let is_item = path.ends_with(ITEM) || path.ends_with(NAME);
-    let description = described.get(&path.replace(".[]", "")).filter(|_| !is_item);
-    let description = description.map_or_else(String::new, |text| text.replace('|', "\\|"));
-    let values = values(node);
-    if !is_item || !values.is_empty() || !description.is_empty() {
-        let _ = writeln!(out, "| `{path}` | {values} | {description} |");
-    }
-    for (part, child) in &node.children {
-        rows(child, &format!("{path}.{part}"), described, out);
-    }
+/// An option on the page.
+struct Row {
+    option: String,
+    values: String,
+    default: String,
+    description: String,
 }
 
-/// The values that an option takes, in words; empty for sections.
+/// The rows of an option and of what is below it.
+fn rows(node: &Node, path: &str, sample: &Sample) -> Vec<Row> {
+    let option = path.to_owned();
+    if let Some(first) = node.same_as {
+        return vec![Row { option, values: String::new(), default: String::new(), description: format!("as `{first}`") }];
+    }
+    let mut all = Vec::new();
+    if !path.ends_with(ITEM) && !path.ends_with(NAME) {
+        let text = sample.description(path).unwrap_or_default();
+        let (description, stated) = text.rsplit_once("default: ").unwrap_or((text, ""));
+        let default = match sample.absent(path) {
+            _ if !stated.is_empty() => stated.to_owned(),
+            Some(Absent::Default(value)) => format!("`{value}`"),
+            Some(Absent::Mistake) => "required".to_owned(),
+            None => String::new(),
+        };
+        let description = description.trim_end().trim_end_matches(';').to_owned();
+        all.push(Row { option, values: values(node), default, description });
+    }
+    all.extend(node.children.iter().flat_map(|(part, child)| rows(child, &format!("{path}.{part}"), sample)));
+    all
+}
+
+/// The values that an option takes, in words.
 fn values(node: &Node) -> String {
     let is_specific = node.kinds.iter().any(|kind| super::is_scalar(kind) && *kind != Kind::Text);
+    let below = |part: &str| node.children.get(part).map(values).filter(|text| !text.is_empty());
     let mut words: Vec<String> = Vec::new();
     for kind in &node.kinds {
         let word = match kind {
-            Kind::Section | Kind::Either => continue,
-            Kind::Names => "names".into(),
-            Kind::List | Kind::OneOrMany => "list".into(),
+            Kind::Either => continue,
+            Kind::Section => "section".into(),
+            Kind::Names => below(NAME).map_or_else(|| "names".into(), |each| format!("names, each with: {each}")),
+            Kind::List | Kind::OneOrMany => below(ITEM).map_or_else(|| "list".into(), |each| format!("list of: {each}")),
             Kind::Text if is_specific => continue,
             Kind::Text => "text".into(),
             Kind::Words(words) => words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" "),
@@ -58,4 +80,35 @@ fn values(node: &Node) -> String {
         words.push(word);
     }
     words.join(" or ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_has_a_description_and_one_declaration_of_its_default() {
+        let options = options();
+        let sample = Sample::read(&options);
+        let rows: Vec<Row> = options.children.iter().flat_map(|(name, node)| rows(node, name, &sample)).collect();
+        let default_of = |option: &str| rows.iter().find(|row| row.option == option).map(|row| &*row.default);
+        assert_eq!(
+            ["limits.streams", "routes.[].priority", "routes.[].data", "routes.[].body", "region"].map(default_of),
+            [Some("`100`"), Some("`normal`"), Some("required"), Some("`limits.body`"), Some("required")]
+        );
+        for Row { option, values, default, description } in &rows {
+            assert!(!description.is_empty(), "config/every-option.yaml: write a comment after `{option}`");
+            if let Some(Absent::Default(derived)) = sample.absent(option) {
+                assert_ne!(
+                    default, derived,
+                    "config/every-option.yaml: the comment after `{option}` repeats the default that it shows"
+                );
+            }
+            let needs_default = !["section", "text", "URL", "list", "names", "`off`"].iter().any(|kind| values.contains(kind));
+            assert!(
+                !needs_default || !default.is_empty() || description.starts_with("as "),
+                "config/every-option.yaml: show the default of `{option}`, or write `; default: …` in its comment"
+            );
+        }
+    }
 }

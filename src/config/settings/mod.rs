@@ -41,7 +41,7 @@ use services::read_services;
 use users::{Users, header_name, network, read_client_address, read_users};
 
 /// The validated settings of every module.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     pub listeners: Vec<listener::Settings>,
     pub peer_tls: Option<PeerFiles>,
