@@ -45,6 +45,20 @@ fn a_missing_region_name_is_the_only_mistake() {
     assert!(only.contains("`region` is missing"), "{only}");
 }
 
+#[test]
+fn app_servers_are_checked_by_a_connection_unless_the_file_says_otherwise() {
+    use crate::services::Check;
+    let check = |health: &str| {
+        let text = VALID.replacen("gateway:", &format!("{health}gateway:"), 1);
+        let config = parse(&text, Path::new("d.yaml"), None, &mut Registry::default(), today());
+        config.unwrap_or_else(|problems| panic!("{problems:?}")).settings.services[0].1.check.clone()
+    };
+    assert_eq!([check(""), check("health: connect, ")], [Some(Check::default()), Some(Check::default())]);
+    assert_eq!(check("health: off, "), None);
+    assert_eq!(check("health: /up, "), Some(Check { path: Some("/up".into()), ..Check::default() }));
+    assert_eq!(check("health: { fall: 1 }, "), Some(Check { fall: 1, ..Check::default() }));
+}
+
 /// The problems of the valid file after one replacement.
 fn with(old: &str, new: &str) -> Vec<String> {
     assert!(VALID.contains(old), "{old}");
@@ -126,6 +140,11 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "path: \"/feed/**\"",
         "path: [\"/feed/{user}\", \"/{user}/feed\"]",
         "routes[0].match.path: `{user}` must be the same segment in all paths of a route",
+    ),
+    (
+        "gateway:",
+        "health: no, gateway:",
+        "regions.eu-west.health: `no` is not a valid check; write a path such as `/healthz`, `connect` or `off`",
     ),
     ("path: \"/feed/**\"", "path: [\"/feed/**\", \"feed\"]", "routes[0].match.path[1]: `feed` is not a valid path pattern"),
     ("path: \"/feed/**\"", "host: [a.test, \"a b\"]", "routes[0].match.host[1]: `a b`"),

@@ -4,7 +4,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use http::Request;
+use http::{Request, StatusCode};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -13,7 +14,7 @@ use crate::decision::permit::Permitted;
 use crate::http::body::Body;
 use crate::http::pool::{SendCause, SendOptions, UpstreamPool};
 use crate::model::region::RegionId;
-use crate::transport::dial::{DialError, UNIX};
+use crate::transport::dial::{self, DialError, UNIX};
 use crate::transport::proxy_protocol;
 use crate::transport::resolver::{self, Endpoint};
 
@@ -88,44 +89,76 @@ async fn watch_one(service: Arc<Service>, upstream: Arc<Upstream>, check: Check,
     let mut streak = Streak::default();
     loop {
         let started = Instant::now();
-        let Some(passed) = run_check(&pool, &upstream, &check, region).await else {
+        let Some(result) = run_check(&pool, &upstream, &check, region).await else {
             tokio::time::sleep(check.every).await;
             continue;
         };
-        if passed {
+        if result.is_ok() && check.path.is_some() {
             let before = upstream.state.answer_micros.load(Ordering::Relaxed);
             let micros = (started.elapsed().as_micros() as u64).max(1);
             let smoothed = if before == 0 { micros } else { (before * 7 + micros * 3) / 10 };
             upstream.state.answer_micros.store(smoothed, Ordering::Relaxed);
         }
-        if let Some(up) = streak.note(passed, upstream.is_up(), &check) {
+        let changed = streak.note(result.is_ok(), upstream.is_up(), &check);
+        upstream.state.failure.store(result.as_ref().err().cloned().map(Arc::new));
+        if let Some(up) = changed {
             upstream.set_up(up);
-            tracing::info!(service = &*service.settings.name, upstream = upstream.authority(), up, "upstream health changed");
+            let (service, upstream) = (&*service.settings.name, upstream.authority());
+            match &result {
+                Ok(()) => tracing::info!(service, upstream, "app server: up"),
+                Err(reason) => {
+                    tracing::warn!(service, upstream, reason, "app server: down; it gets no requests until it passes its checks");
+                }
+            }
         }
         // Jitter of 25 % either way, so that the proxies do not check in step.
         tokio::time::sleep(check.every.mul_f64(0.75 + fastrand::f64() * 0.5)).await;
     }
 }
 
-/// Returns whether the upstream passes the check; `None` if this process could not send it, for example without a free file
+/// The result of a check, or why the upstream fails it; `None` if this process could not send it, for example without a free file
 /// descriptor.
-async fn run_check(pool: &UpstreamPool, upstream: &Upstream, check: &Check, region: RegionId) -> Option<bool> {
-    let server = &upstream.server;
-    let greeting = upstream.proxy_protocol.map(proxy_protocol::write_own);
+async fn run_check(pool: &UpstreamPool, upstream: &Upstream, check: &Check, region: RegionId) -> Option<Result<(), String>> {
     let mut options = SendOptions::within(check.timeout);
-    options.dial.greeting = greeting;
+    options.dial.greeting = upstream.proxy_protocol.map(proxy_protocol::write_own);
+    let work = async {
+        match &check.path {
+            Some(path) => get(pool, upstream, path, region, &options).await,
+            None => connect(upstream, &options).await,
+        }
+    };
+    match tokio::time::timeout(check.timeout, work).await {
+        Ok(Err(SendCause::Dial(DialError::OutOfDescriptors { .. }))) => None,
+        Ok(Ok(status)) if status.is_none_or(|status| status.is_success() || status.is_redirection()) => Some(Ok(())),
+        Ok(Ok(status)) => Some(Err(format!("the health check got status {}", status.unwrap_or_default().as_u16()))),
+        Ok(Err(cause)) => Some(Err(cause.to_string())),
+        Err(_) => Some(Err(format!("the health check got no response within {}", humantime::format_duration(check.timeout)))),
+    }
+}
+
+/// Opens a connection and closes it.
+async fn connect(upstream: &Upstream, options: &SendOptions) -> Result<Option<StatusCode>, SendCause> {
+    let mut stream = dial::open(&upstream.server, &options.dial, false).await?;
+    // Some servers log a TLS connection that ends without a farewell.
+    let _ = stream.shutdown().await;
+    Ok(None)
+}
+
+async fn get(
+    pool: &UpstreamPool,
+    upstream: &Upstream,
+    path: &str,
+    region: RegionId,
+    options: &SendOptions,
+) -> Result<Option<StatusCode>, SendCause> {
+    let server = &upstream.server;
     // A Unix socket has no name that is valid as a host.
     let host = if server.authority.starts_with(UNIX) { "localhost" } else { &*upstream.host };
-    let path = format!("{}{}", upstream.base, check.path);
-    let request = Request::get(path).header("host", host).header("user-agent", "domicile-health").body(Body::empty());
-    let request = request.ok()?;
+    let request = Request::get(format!("{}{path}", upstream.base)).header("host", host).header("user-agent", "domicile-health");
+    let request = request.body(Body::empty()).map_err(|_| SendCause::Form)?;
     let permitted = Permitted::without_user_data(region, Box::new(request));
-    let outcome = tokio::time::timeout(check.timeout, pool.send(server, permitted, &options)).await;
-    match outcome {
-        Ok(Ok((response, _))) => Some(response.status().is_success() || response.status().is_redirection()),
-        Ok(Err(error)) if matches!(error.cause, SendCause::Dial(DialError::OutOfDescriptors { .. })) => None,
-        Ok(Err(_)) | Err(_) => Some(false),
-    }
+    let (response, _) = pool.send(server, permitted, options).await.map_err(|error| error.cause)?;
+    Ok(Some(response.status()))
 }
 
 /// The number of consecutive results that contradict the current state.
@@ -155,7 +188,7 @@ mod tests {
 
     #[test]
     fn only_consecutive_results_change_the_state() {
-        let check = Check { rise: 2, fall: 3, ..Check::at("/") };
+        let check = Check { rise: 2, fall: 3, ..Check::default() };
         let mut streak = Streak::default();
         let mut up = true;
         let mut seen = Vec::new();

@@ -41,7 +41,7 @@ pub use upstream::{Upstream, UpstreamSettings};
 pub struct Settings {
     pub name: Box<str>,
     pub upstreams: Vec<UpstreamSettings>,
-    /// `None` for no active health checks: every upstream counts as up.
+    /// `None` for no health checks: every upstream counts as up.
     pub check: Option<Check>,
     pub ejection: Ejection,
     pub circuit: CircuitLimits,
@@ -60,10 +60,11 @@ impl Settings {
     }
 }
 
-/// An active health check: `GET path` must get a status from 200 to 399 within the timeout.
+/// An active health check, which must succeed within the timeout.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Check {
-    pub path: String,
+    /// `GET` of this path must get a status from 200 to 399; `None`: the upstream must accept a connection, with TLS if it has it.
+    pub path: Option<String>,
     pub every: Duration,
     pub timeout: Duration,
     /// Consecutive passes after which an upstream is up.
@@ -72,9 +73,9 @@ pub struct Check {
     pub fall: u32,
 }
 
-impl Check {
-    pub fn at(path: &str) -> Self {
-        Self { path: path.into(), every: Duration::from_secs(5), timeout: Duration::from_secs(2), rise: 2, fall: 3 }
+impl Default for Check {
+    fn default() -> Self {
+        Self { path: None, every: Duration::from_secs(2), timeout: Duration::from_secs(2), rise: 2, fall: 3 }
     }
 }
 

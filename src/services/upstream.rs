@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::transport::dial::{HttpVersion, Secured, Server};
@@ -58,6 +58,8 @@ pub(super) struct State {
     pub weight: AtomicU32,
     /// Smoothed response time of the health checks in microseconds; 0 before the first.
     pub answer_micros: AtomicU64,
+    /// Why the last health check failed, if it did.
+    pub failure: ArcSwapOption<String>,
     pub history: FailureHistory,
     pub opened: Arc<AtomicU64>,
     pub addresses: Addresses,
@@ -71,6 +73,7 @@ impl Default for State {
             draining: AtomicBool::new(false),
             weight: AtomicU32::new(0),
             answer_micros: AtomicU64::new(0),
+            failure: ArcSwapOption::empty(),
             history: FailureHistory::default(),
             opened: Arc::default(),
             addresses: Addresses::default(),
@@ -127,6 +130,11 @@ impl Upstream {
 
     pub fn is_up(&self) -> bool {
         self.state.up.load(Ordering::Relaxed)
+    }
+
+    /// Why the last health check failed, if it did.
+    pub fn failure(&self) -> Option<Arc<String>> {
+        self.state.failure.load_full()
     }
 
     pub fn is_draining(&self) -> bool {

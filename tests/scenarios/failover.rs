@@ -29,6 +29,25 @@ fn a_read_moves_within_its_clearance_and_a_write_does_not_move() {
 }
 
 #[test]
+fn an_app_server_that_accepts_no_connection_is_down_without_a_path_to_check() {
+    // The default with shorter times: no path.
+    let world = World::planned(Plan { health: "{ every: 20ms, timeout: 5s, rise: 1, fall: 1 }", ..Plan::default() });
+    let of_service = || get(world.us().admin, "/readyz?service=app", &[]).status;
+    assert_eq!(of_service(), StatusCode::OK);
+    world.us().upstream().crash();
+    for region in [world.us(), world.eu(), world.jp()] {
+        region.wait_for_health("us-east", "down");
+    }
+    assert_eq!(of_service(), StatusCode::SERVICE_UNAVAILABLE);
+    let status: serde_json::Value = serde_json::from_str(get(world.us().admin, "/status", &[]).text()).unwrap();
+    let upstream = &status["services"][0]["upstreams"][0];
+    assert_eq!(upstream["state"], "down");
+    assert!(upstream["reason"].as_str().unwrap().starts_with("cannot connect to `127.0.0.1:"), "{upstream}");
+    assert_eq!(get(world.us().http, "/users/bob/orders/1", &[]).text(), "eu-west");
+    world.us().upstream().assert_no_requests();
+}
+
+#[test]
 fn a_read_does_not_leave_its_clearance_when_its_home_is_down() {
     let world = World::planned(Plan { health: CHECKS, ..Plan::default() });
     world.eu().upstream().crash();

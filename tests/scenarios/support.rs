@@ -295,7 +295,7 @@ impl Default for Plan {
             users: BTreeMap::new(),
             extra: String::new(),
             upstreams: Box::new(|name| vec![Recorder::start(name)]),
-            health: "",
+            health: "off",
         }
     }
 }

@@ -121,7 +121,8 @@ fn service_report(service: &crate::services::Service) -> Value {
                 (true, true, false) => "ejected",
                 (true, false, false) => "up",
             };
-            json!({ "upstream": upstream.authority(), "state": state, "weight": upstream.weight })
+            let reason = upstream.failure().filter(|_| state == "down");
+            json!({ "upstream": upstream.authority(), "state": state, "weight": upstream.weight, "reason": reason.as_deref() })
         })
         .collect();
     json!({ "name": &*service.settings.name, "is_up": service.any_up(), "upstreams": upstreams })

@@ -55,10 +55,9 @@ fn screen(report: &Value) -> String {
     for service in list(&report["services"]) {
         for upstream in list(&service["upstreams"]) {
             let (name, state) = (text(&upstream["upstream"]), text(&upstream["state"]));
-            line(
-                "upstream",
-                format!("{:<36} {state:<10} weight {}", format!("{}/{name}", text(&service["name"])), upstream["weight"]),
-            );
+            let reason = upstream["reason"].as_str().map_or_else(String::new, |reason| format!(" ({reason})"));
+            let name = format!("{}/{name}", text(&service["name"]));
+            line("upstream", format!("{name:<36} {state:<10} weight {}{reason}", upstream["weight"]));
         }
     }
     if let Some(users) = report["directory"]["users"].as_u64() {

@@ -33,7 +33,7 @@ pub(super) fn read_services(section: &Section<'_>, draft: &PolicyDraft<'_>) -> O
         let tls = service.section.as_ref().and_then(|section| section.optional("tls"));
         let tls = tls.map_or(Some(None), |field| read_tls(&field).map(|tls| Some((tls, field))));
         let upstreams = service.upstreams.as_ref().and_then(|field| read_list(field, tls.clone().flatten()));
-        let check = service.health.as_ref().map_or(Some(None), |field| read_health(field).map(Some));
+        let check = service.health.as_ref().map_or(Some(Some(Check::default())), read_health);
         let balance = service.balance.as_ref().map_or(Some(Balance::default()), |field| read_balance(field, service.name));
         let own = service.section.as_ref();
         let own = own.map_or(protection, |section| read_protection(section, protection.unwrap_or_default()));
@@ -311,23 +311,33 @@ fn read_tls(field: &Field<'_>) -> Option<UpstreamFiles> {
     Some(UpstreamFiles { authority: authority?, name: name?, own: own? })
 }
 
-fn read_health(field: &Field<'_>) -> Option<Check> {
-    let standard = Check::at("/");
+/// Reads `connect`, `off`, a path, or `{ path: /healthz, every: 2s, timeout: 2s, rise: 2, fall: 3 }`; `off` is `None`.
+fn read_health(field: &Field<'_>) -> Option<Option<Check>> {
+    let standard = Check::default();
     if !field.is_section() {
-        return health_path(field).map(Check::at);
+        return match field.text()? {
+            "connect" => Some(Some(standard)),
+            "off" => Some(None),
+            _ => health_path(field).map(|path| Some(Check { path: Some(path.into()), ..standard })),
+        };
     }
     let section = field.section()?;
-    let path = section.required("path", "name the path to request, such as `/healthz`").and_then(|field| health_path(&field));
+    let path = section.optional("path").map_or(Some(None), |field| health_path(&field).map(Some));
     let every = section.optional("every").map_or(Some(standard.every), |field| field.positive_duration());
     let timeout = section.optional("timeout").map_or(Some(standard.timeout), |field| field.positive_duration());
     let rise = section.optional("rise").map_or(Some(u64::from(standard.rise)), |field| field.number(1, 100));
     let fall = section.optional("fall").map_or(Some(u64::from(standard.fall)), |field| field.number(1, 100));
     section.finish();
-    Some(Check { path: path?.into(), every: every?, timeout: timeout?, rise: rise? as u32, fall: fall? as u32 })
+    let path = path?.map(Into::into);
+    Some(Some(Check { path, every: every?, timeout: timeout?, rise: rise? as u32, fall: fall? as u32 }))
 }
 
 fn health_path<'n>(field: &Field<'n>) -> Option<&'n str> {
     let text = field.text()?;
     let fits = text.starts_with('/') && text.parse::<http::uri::PathAndQuery>().is_ok();
-    if fits { Some(text) } else { field.report(format!("`{text}` is not a valid path; write a path that starts with `/`")) }
+    if fits {
+        Some(text)
+    } else {
+        field.report(format!("`{text}` is not a valid check; write a path such as `/healthz`, `connect` or `off`"))
+    }
 }
