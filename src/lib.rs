@@ -22,6 +22,7 @@ pub mod model;
 pub mod passwords;
 pub mod peer;
 pub mod probes;
+pub mod prove;
 pub mod proxy;
 pub mod services;
 pub mod session;

@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["proxy", "admin"],
     &["engine"],
     &["acme", "probes", "services"],
-    &["peer"],
+    &["peer", "prove"],
     &["access_log", "audit", "directory", "geoip", "metrics", "passwords", "session", "tokens", "traces"],
     &["http"],
     &["transport", "decision"],

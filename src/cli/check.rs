@@ -11,6 +11,7 @@ use crate::app::{self, StartError};
 use crate::config::{self, Config, Problem, summary};
 use crate::model::day::Day;
 use crate::model::region::Registry;
+use crate::prove::Proven;
 
 use super::{Outcome, Source, say};
 
@@ -33,7 +34,8 @@ pub(super) fn run(options: &Options) -> Outcome {
     let (mut found, mut wrong_files) = (Vec::new(), Vec::new());
     let checked = config::load(file, region.as_deref(), &mut registry, today)
         .map_err(|problems| vec![StartError::Config(problems)])
-        .and_then(|config| {
+        .and_then(|mut config| {
+            config.prove(today);
             found = notes(&config, today);
             if options.files {
                 found.splice(0..0, app::check_files(&config, &registry, &mut wrong_files));
@@ -50,13 +52,16 @@ pub(super) fn run(options: &Options) -> Outcome {
         Err(wrong) => Err(found.iter().map(|note| format!("note: {note}\n")).collect::<String>() + &counted(&wrong)),
         Ok(config) if options.json => {
             let policy = config.policy.hash.to_string();
-            say(&format!("{:#}\n", json!({ "file": name, "valid": true, "mistakes": [], "notes": found, "policy": policy })))?;
+            let situations = config.proven.map(|proven| proven.situations);
+            let report = json!({ "file": name, "valid": true, "mistakes": [], "notes": found, "policy": policy, "situations": situations });
+            say(&format!("{report:#}\n"))?;
             Ok(ExitCode::SUCCESS)
         }
         Ok(config) => {
             let notes: String = found.iter().map(|note| format!("\nnote: {note}\n")).collect();
             let summary = summary::render(&config.policy, config.settings.tokens.is_some(), today);
-            say(&format!("{summary}{notes}\n{name}: the configuration is valid\n"))?;
+            let proven = config.proven.as_ref().map_or_else(String::new, |proven| told(proven, config.assertions));
+            say(&format!("{summary}{notes}\n{proven}{name}: the configuration is valid\n"))?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -65,8 +70,31 @@ pub(super) fn run(options: &Options) -> Outcome {
 /// Notes about a valid configuration.
 fn notes(config: &Config, today: Day) -> Vec<String> {
     let mut notes = config::notes(&config.policy, today);
+    let idle = config.proven.iter().flat_map(|proven| &proven.idle);
+    notes.extend(idle.map(|index| format!("assert[{index}]: no request has these properties, so this holds in any case")));
     notes.extend(config::unused_services(&config.policy, &config.settings.actions));
     notes
+}
+
+/// What was proven, in a sentence.
+fn told(proven: &Proven, assertions: usize) -> String {
+    let holds = match assertions {
+        0 => String::new(),
+        1 => ", and the assertion holds".to_owned(),
+        count => format!(", and the {count} assertions hold"),
+    };
+    let count = grouped(proven.situations);
+    match proven.broken.iter().find(|(statement, _)| statement.is_none()) {
+        None => format!("{count} situations judged: no request leaves its clearance{holds}\n"),
+        Some((_, story)) => format!("a request leaves its clearance; please report this with the file: {story}\n"),
+    }
+}
+
+/// A number with commas between thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let parts: Vec<_> = digits.as_bytes().rchunks(3).rev().map(|part| String::from_utf8_lossy(part).into_owned()).collect();
+    parts.join(",")
 }
 
 fn shown(file: &Path) -> String {
@@ -90,11 +118,12 @@ fn mistakes(error: &StartError) -> Vec<Value> {
     }
 }
 
-/// All mistakes, one per line, then their number.
+/// All mistakes, then their number.
 fn counted(wrong: &[StartError]) -> String {
     let lines: Vec<_> = wrong.iter().map(ToString::to_string).collect();
     let text = lines.join("\n");
-    let count = match text.lines().count() {
+    let of = |error: &StartError| if let StartError::Config(problems) = error { problems.len() } else { 1 };
+    let count = match wrong.iter().map(of).sum() {
         1 => "1 mistake".to_owned(),
         count => format!("{count} mistakes"),
     };

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use clap::Args;
 
 use crate::app;
-use crate::config::cases::{self, Case, Cases};
+use crate::config::expectations::cases::{self, Case, Cases};
 use crate::engine::explain::Query;
 use crate::model::day::Day;
 use crate::model::vitals::Vitals;

@@ -5,8 +5,8 @@
 //! default for a value that residency depends on. Start reading at [`load`].
 
 mod actions;
-pub mod cases;
 mod draft;
+pub mod expectations;
 mod lint;
 mod options;
 mod policy;
@@ -24,6 +24,7 @@ use crate::admin;
 use crate::decision::policy::Policy;
 use crate::model::day::Day;
 use crate::model::region::Registry;
+use crate::prove::{self, Proven};
 
 pub use lint::{notes, unused_services};
 pub use problem::{Position, Problem};
@@ -37,6 +38,18 @@ pub struct Config {
     pub files: Vec<PathBuf>,
     /// The folders in which new files would be included.
     pub folders: Vec<PathBuf>,
+    /// The proof of the file's assertions, if it has any.
+    pub proven: Option<Proven>,
+    /// The number of the file's assertions.
+    pub assertions: usize,
+}
+
+impl Config {
+    /// Proves what every policy promises, and the assertions of the file, which hold.
+    pub fn prove(&mut self, today: Day) -> &Proven {
+        let sources = expectations::assertions::sources(&self.settings);
+        self.proven.get_or_insert_with(|| prove::prove(&self.policy, &[], sources, today))
+    }
 }
 
 /// The path that stands for standard input.
@@ -127,29 +140,42 @@ pub fn parse(text: &str, path: &Path, region: Option<&str>, registry: &mut Regis
 fn read(text: &str, region: Option<&str>, numbers: &mut Registry, today: Day, problems: &problem::Problems) -> Option<Config> {
     let variable = |name: &str| std::env::var(name).ok();
     let source = source::read(text, problems, &variable)?;
-    read_tree(&source, region, numbers, today, problems)
+    read_tree(&source, region, numbers, today, problems, true)
 }
 
-/// Reads a configuration from its tree, and reports its mistakes.
+/// Reads a configuration from its tree, and reports its mistakes, with `proves` also the assertions that do not hold.
 fn read_tree(
     source: &source::Source,
     region: Option<&str>,
     numbers: &mut Registry,
     today: Day,
     problems: &problem::Problems,
+    proves: bool,
 ) -> Option<Config> {
     let root = reader::Field::root(&source.root, problems);
     let section = root.section()?;
     let mut draft = policy::read(&section, &root, region, numbers);
     draft.routes = routes::read(&section, &draft);
     let settings = settings::read(&section, &draft);
+    let assertions = expectations::assertions::read(&section, &draft);
     section.finish();
     lint::report_shadowed(&draft);
     let identification = settings.as_ref().map_or(Vec::new(), Settings::identification);
     let refuses_unread = settings.as_ref().is_none_or(Settings::refuses_unread_credentials);
     let policy = draft.compile(identification, refuses_unread)?;
     lint::run(&policy, &draft, today);
-    Some(Config { policy, settings: settings?, files: source.files.clone(), folders: source.folders.clone() })
+    let (settings, assertions) = (settings?, assertions?);
+    // A proof takes longer than everything else, so it is for files without other mistakes.
+    let is_sound = problems.is_empty();
+    let proven = if is_sound && proves { expectations::assertions::prove(&assertions, &policy, &settings, today) } else { None };
+    Some(Config {
+        policy,
+        settings,
+        files: source.files.clone(),
+        folders: source.folders.clone(),
+        proven,
+        assertions: assertions.len(),
+    })
 }
 
 #[cfg(test)]

@@ -59,6 +59,52 @@ fn app_servers_are_checked_by_a_connection_unless_the_file_says_otherwise() {
     assert_eq!(check("health: { fall: 1 }, "), Some(Check { fall: 1, ..Check::default() }));
 }
 
+/// The problems of the valid file with assertions.
+fn asserting(text: &str) -> Vec<String> {
+    problems(&VALID.replace("routes:\n", &format!("assert:\n{text}\nroutes:\n")))
+}
+
+#[test]
+fn assertions_that_hold_are_proven() {
+    let holding = "  - never: { data: restricted, of: eu, processed_in: us }
+  - never: { data: restricted, of: eu, carried_by: [us] }
+  - never: { route: rest, evidence: inferred, outcome: proceed }
+  - always: { route: rest, of: us, served_by: us-east }";
+    assert_eq!(asserting(holding), [""; 0]);
+    let text = VALID.replace("routes:\n", &format!("assert:\n{holding}\nroutes:\n"));
+    let config = parse(&text, Path::new("d.yaml"), None, &mut Registry::default(), today()).unwrap_or_else(|_| panic!());
+    let proven = config.proven.unwrap();
+    // No user's key is merely claimed in this file, so that no home is inferred.
+    assert!(proven.situations > 100 && proven.idle == [2] && config.assertions == 4, "{proven:?}");
+}
+
+#[test]
+fn an_assertion_that_does_not_hold_is_refused_with_a_situation() {
+    let [only] = &asserting("  - never: { data: public, processed_in: us }")[..] else { panic!() };
+    let parts = ["d.yaml:19:5: assert[0]: this assertion does not hold: a read of route `feed`, sent to ", "verdict ", "us-east"];
+    assert!(parts.iter().all(|part| only.contains(part)), "{only}");
+    let [only] = &asserting("  - never: { data: restricted, outcome: redirect }")[..] else { panic!() };
+    assert!(only.contains("so the client is redirected to us-east"), "{only}");
+}
+
+#[test]
+fn an_assertion_must_say_something() {
+    let only = |text: &str| {
+        let found = asserting(text);
+        let [only] = &found[..] else { panic!("{found:?}") };
+        only.clone()
+    };
+    assert!(only("  - never: { data: restricted, of: eu }").contains("has one of `processed_in`, `served_by`"));
+    assert!(only("  - never: { data: restricted, of: eu, processed_in: us, carried_by: us }").contains("has one of"));
+    assert!(only("  - always: { data: restricted, carried_by: us }").contains("not possible with `always`"));
+    assert!(only("  - { never: { outcome: proceed }, always: { served_by: eu-west } }").contains("either `never"));
+    assert!(
+        only("  - never: { data: restricted, of: eux, processed_in: us }")
+            .contains("unknown jurisdiction `eux`; did you mean `eu`?")
+    );
+    assert!(only("  - never: { route: feeds, processed_in: us }").contains("no route `feeds`"));
+}
+
 /// The problems of the valid file after one replacement.
 fn with(old: &str, new: &str) -> Vec<String> {
     assert!(VALID.contains(old), "{old}");

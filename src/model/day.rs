@@ -17,6 +17,12 @@ impl Day {
         i32::try_from(since.as_secs() / 86_400).map_or(Self::LAST, |days| Self(days).min(Self::LAST))
     }
 
+    /// The day after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
     /// Reads `YYYY-MM-DD`; `None` for any other form and for a date that does not exist.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, '-');

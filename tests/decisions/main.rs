@@ -4,5 +4,6 @@ mod case_book;
 mod checker;
 mod leases;
 mod properties;
+mod prover;
 mod support;
 mod worlds;

@@ -74,7 +74,7 @@ fn meaning(root: &Node, regions: &[&str]) -> Result<String, Vec<String>> {
         let source = Source { root: root.clone(), files: Vec::new(), folders: Vec::new() };
         // The sample names its own region.
         let region = Some(*region).filter(|region| regions.first() != Some(region));
-        let config = super::super::read_tree(&source, region, &mut Registry::default(), today, &problems);
+        let config = super::super::read_tree(&source, region, &mut Registry::default(), today, &problems, false);
         let mistakes = problems.into_list();
         match config {
             Some(config) if mistakes.is_empty() => Ok(format!("{} {:?}", config.policy.hash, config.settings)),

@@ -33,6 +33,7 @@ const NAME: &str = "NAME";
 
 /// Options that occur in two places, and are read and described alike: the second, then the first.
 const SAME: &[(&str, &str)] = &[
+    ("assert.[].always", "assert.[].never"),
     ("regions.NAME.admin", "admin"),
     ("regions.NAME.balance", "regions.NAME.services.NAME.balance"),
     ("regions.NAME.listen", "listen"),

@@ -16,7 +16,7 @@ use super::problem::{Position, Problems};
 const INCLUDE: &str = "include";
 
 /// The lists to which included files add items.
-const COLLECTIONS: &[&str] = &["routes", "listen"];
+const COLLECTIONS: &[&str] = &["routes", "listen", "assert"];
 
 /// The most files that one configuration may include.
 const MAX_FILES: usize = 1000;

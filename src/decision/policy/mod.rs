@@ -41,6 +41,7 @@ pub struct Region {
 }
 
 /// The rules by which one region judges. The policies of different regions differ only in `local`.
+#[derive(Clone)]
 pub struct Policy {
     /// The region this process runs in.
     pub local: RegionId,
@@ -62,6 +63,7 @@ pub struct Policy {
 }
 
 /// A jurisdiction of the policy and the regions in it.
+#[derive(Clone)]
 struct JurisdictionEntry {
     id: JurisdictionId,
     name: Box<str>,
@@ -69,6 +71,7 @@ struct JurisdictionEntry {
 }
 
 /// A service of the policy and the regions that have it.
+#[derive(Clone)]
 struct ServiceEntry {
     name: Box<str>,
     regions: RegionSet,

@@ -34,6 +34,11 @@ pub struct Head<'a> {
 pub struct RouteId(usize);
 
 impl RouteId {
+    /// The route at a position of a policy.
+    pub const fn new(index: usize) -> Self {
+        Self(index)
+    }
+
     pub const fn index(self) -> usize {
         self.0
     }
@@ -88,6 +93,7 @@ pub struct RouteMatch<'a> {
 }
 
 /// All routes, indexed for matching.
+#[derive(Clone)]
 pub struct RouteTable {
     routes: Vec<Route>,
     exact: HashMap<Box<str>, Trie>,
@@ -188,11 +194,12 @@ impl Search<'_> {
 }
 
 /// The routes of one host pattern.
+#[derive(Clone)]
 struct Trie {
     nodes: Vec<Node>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Node {
     literals: HashMap<Box<str>, usize>,
     any_segment: Option<usize>,
@@ -205,6 +212,7 @@ struct Node {
 }
 
 /// A route whose pattern ends at a node.
+#[derive(Clone)]
 struct End {
     route: usize,
     methods: MethodSet,
