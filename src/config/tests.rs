@@ -88,6 +88,16 @@ fn an_assertion_that_does_not_hold_is_refused_with_a_situation() {
 }
 
 #[test]
+fn an_assertion_is_proven_for_the_days_after_a_transfer_ends() {
+    let transfers = "[{ from: us, to: eu, basis: a, until: 2027-12-31 }, { from: eu, to: us, basis: b, until: 2030-12-31 }]";
+    let text = VALID.replace("restricted: { stays: home }", &format!("restricted: {{ stays: home, transfers: {transfers} }}"));
+    let text = text.replace("routes:\n", "assert: [{ never: { data: restricted, outcome: redirect } }]\nroutes:\n");
+    let [only] = &problems(&text)[..] else { panic!() };
+    assert!(only.contains(", on 2028-01-01"), "{only}");
+    assert_eq!(problems(&text.replace("restricted, outcome: redirect", "restricted, of: elsewhere, processed_in: us")), [""; 0]);
+}
+
+#[test]
 fn an_assertion_must_say_something() {
     let only = |text: &str| {
         let found = asserting(text);

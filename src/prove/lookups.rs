@@ -97,7 +97,7 @@ pub(super) struct Found {
 /// Everything that a route can find. `rest` are the other facts of a request of the route.
 pub(super) fn homes(policy: &Policy, route: RouteId, sources: Sources, is_peer: bool, rest: &Facts<'_>) -> Vec<Found> {
     let mut found: BTreeMap<Vec<(usize, usize)>, Found> = BTreeMap::new();
-    // Returns the step that ended the search.
+    // Returns the step that found a home. Steps before it found none, whatever comes after.
     let visit = |lookups: Lookups, found: &mut BTreeMap<_, Found>| {
         let trail = decide(&lookups.facts(*rest), policy).trail;
         let homes: Vec<Home> = trail.homes().copied().collect();
@@ -106,7 +106,7 @@ pub(super) fn homes(policy: &Policy, route: RouteId, sources: Sources, is_peer: 
             let same = found.entry(homes.iter().map(code).collect()).or_insert_with(|| Found { homes, lookups: BTreeMap::new() });
             same.lookups.entry(region).or_insert(lookups);
         }
-        trail.steps().last().map(|(step, _)| step)
+        trail.home.and(trail.steps().last()).map(|(step, _)| step)
     };
     let chain = &policy.routes.route(route).chain;
     let names_a_user = policy.routes.route(route).pattern.user_segment().is_some();

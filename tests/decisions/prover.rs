@@ -8,7 +8,7 @@ use domicile::model::day::Day;
 use domicile::model::jurisdiction::{Jurisdiction, JurisdictionId};
 use domicile::model::region::{RegionId, RegionSet};
 use domicile::model::user::Evidence;
-use domicile::prove::{About, Assertion, Claim, Kind, Proven, Sources, prove};
+use domicile::prove::{About, Assertion, Claim, Kind, MAX_ASSERTIONS, Proven, Sources, prove};
 use fastrand::Rng;
 
 use crate::checker;
@@ -74,6 +74,38 @@ fn breaks(assertion: &Assertion, decision: &Decision, kind: Kind) -> bool {
     is_about && is_wrong
 }
 
+/// The most specific statement about a destination or the carrier that a decision breaks, if it is not a refusal.
+fn most_specific(random: &mut Rng, decision: &Decision, kind: Kind) -> Option<Assertion> {
+    let trail = &decision.trail;
+    let homes: Vec<_> = trail.homes().collect();
+    let classes: Vec<_> = trail.classes.iter().collect();
+    if decision.refusal().is_some() {
+        return None;
+    }
+    let about = About {
+        data: Some(classes[random.usize(..classes.len())]),
+        of: Some(homes[random.usize(..homes.len())].jurisdiction()),
+        route: trail.route,
+        evidence: Some(homes[0].evidence().unwrap_or(Evidence::Inferred)),
+        kind: Some(kind),
+    };
+    let claim = match &decision.verdict {
+        Verdict::Refuse(_) => return None,
+        Verdict::Redirect(_) if random.bool() => Claim::NeverRedirects,
+        Verdict::Redirect(region) => Claim::NeverIn(RegionSet::only(*region)),
+        Verdict::Proceed(itinerary) => {
+            let stops: Vec<_> = itinerary.regions().collect();
+            let stop = stops[random.usize(..stops.len())];
+            if stop != trail.carrier && random.bool() {
+                Claim::NeverCarriedBy(RegionSet::only(trail.carrier))
+            } else {
+                Claim::NeverIn(RegionSet::only(stop))
+            }
+        }
+    };
+    Some(Assertion { about, claim })
+}
+
 fn proven(policy: &Policy, assertions: &[Assertion], world: &checker::World) -> Proven {
     let sources = Sources { claimed_keys: true, hints: true, places: true, old_places: world.geoip_stale };
     prove(policy, assertions, sources, Day::parse(TODAY).unwrap())
@@ -87,23 +119,26 @@ fn a_statement_that_a_random_situation_breaks_is_found_to_be_broken() {
         let mut random = Rng::with_seed(seed);
         let world = worlds::world(&mut random);
         let program = worlds::program(&world);
-        let assertions: Vec<_> = (0..ASSERTIONS_IN_EACH).map(|_| assertion(&mut random, &world)).collect();
+        let mut assertions: Vec<_> = (0..ASSERTIONS_IN_EACH).map(|_| assertion(&mut random, &world)).collect();
+        let situations: Vec<_> = (0..SITUATIONS_IN_EACH).map(|_| worlds::situation(&mut random, &world)).collect();
+        let decisions: Vec<_> = situations.iter().map(|situation| worlds::judge(&program, situation)).collect();
+        let kind_of = |index: usize| match (situations[index].is_preflight, decisions[index].trail.is_read) {
+            (true, _) => Kind::Preflight,
+            (false, true) => Kind::Read,
+            (false, false) => Kind::Write,
+        };
+        let specific = decisions.iter().enumerate().filter_map(|(index, one)| most_specific(&mut random, one, kind_of(index)));
+        assertions.extend(specific.take(MAX_ASSERTIONS - ASSERTIONS_IN_EACH));
         let proof = proven(program.policy(), &assertions, &world);
         let is_found = |index| proof.broken.iter().any(|(found, _)| *found == Some(index));
         assert!(!proof.broken.iter().any(|(found, _)| found.is_none()), "seed {seed}: {:?}", proof.broken);
-        for _ in 0..SITUATIONS_IN_EACH {
-            let situation = worlds::situation(&mut random, &world);
-            let decision = worlds::judge(&program, &situation);
-            let kind = match (situation.is_preflight, decision.trail.is_read) {
-                (true, _) => Kind::Preflight,
-                (false, true) => Kind::Read,
-                (false, false) => Kind::Write,
-            };
-            for (index, assertion) in assertions.iter().enumerate().filter(|(_, one)| breaks(one, &decision, kind)) {
+        for (at, decision) in decisions.iter().enumerate() {
+            for (index, assertion) in assertions.iter().enumerate().filter(|(_, one)| breaks(one, decision, kind_of(at))) {
                 assert!(
                     is_found(index),
-                    "seed {seed}: {assertion:?} is broken\nworld: {world:?}\nsituation: {situation:?}\n{:?} {:?}",
-                    outcome(&decision),
+                    "seed {seed}: {assertion:?} is broken\nworld: {world:?}\nsituation: {:?}\n{:?} {:?}",
+                    situations[at],
+                    outcome(decision),
                     decision.trail
                 );
             }
