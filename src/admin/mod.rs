@@ -63,7 +63,8 @@ pub enum Command {
     Reload {
         /// The user table may lose as many users as it does.
         accepts_loss: bool,
-        reply: oneshot::Sender<Result<(), String>>,
+        /// The settings that need a restart to take effect, or what was refused.
+        reply: oneshot::Sender<Result<Vec<&'static str>, String>>,
     },
 }
 
@@ -187,7 +188,12 @@ async fn reload(request: &Request<Incoming>, commands: &mpsc::Sender<Command>) -
     }
     let accepts_loss = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "accept_loss=true"));
     match ask_within(RELOAD_TIMEOUT, commands, |reply| Command::Reload { accepts_loss, reply }).await {
-        Some(Ok(())) => text(StatusCode::OK, "reloaded\n"),
+        Some(Ok(unapplied)) if unapplied.is_empty() => text(StatusCode::OK, "reloaded\n"),
+        Some(Ok(unapplied)) => {
+            let names: Vec<_> = unapplied.iter().map(|name| format!("`{name}`")).collect();
+            let names = names.join(", ");
+            text(StatusCode::OK, format!("reloaded; restart the process to apply the changes of {names}\n"))
+        }
         Some(Err(problem)) => text(StatusCode::CONFLICT, format!("{problem}\n")),
         None => overdue(),
     }

@@ -40,6 +40,8 @@ pub struct Control {
     pub region: Option<String>,
     pub registry: Registry,
     pub built: Built,
+    /// The settings at the start: some of them stay in effect until the process ends.
+    pub at_start: crate::config::Settings,
     pub shared: Arc<Shared>,
     pub listener_configs: Arc<ArcSwap<ListenerConfigs>>,
     pub metrics: Arc<Metrics>,
@@ -47,7 +49,7 @@ pub struct Control {
     pub worker_count: usize,
     pub phase: channel::Receiver<Phase>,
     /// The replies to reloads that were requested during another reload.
-    pub deferred: Vec<oneshot::Sender<Result<(), String>>>,
+    pub deferred: Vec<oneshot::Sender<Result<Vec<&'static str>, String>>>,
     /// Whether one of the deferred reloads confirms a loss of users beyond `max_loss`.
     pub deferred_accepts_loss: bool,
     pub handover: SocketHandover,
@@ -196,7 +198,7 @@ impl Control {
 
     /// Reads all files again and puts the new state into use. A refused configuration or certificate changes nothing. A table
     /// that cannot be read keeps its previous contents, so that the rest of the reload can proceed.
-    async fn reload(&mut self, commands: &mut mpsc::Receiver<Command>, accepts_loss: bool) -> Result<(), String> {
+    async fn reload(&mut self, commands: &mut mpsc::Receiver<Command>, accepts_loss: bool) -> Result<Vec<&'static str>, String> {
         let metrics = Arc::clone(&self.metrics);
         let count = |result| metrics.reloads.with_label_values(&[result]).inc();
         let before = self.built.snapshot.policy().hash;
@@ -215,7 +217,9 @@ impl Control {
                 note_loaded(&self.metrics);
                 let users = self.built.snapshot.judging.directory.as_ref().map_or(0, |directory| directory.len());
                 tracing::info!(policy = %self.built.snapshot.policy().hash, users, "reloaded");
-                Ok(())
+                let unapplied = self.unapplied();
+                unapplied.iter().for_each(|name| tracing::warn!("`{name}` changed; restart the process to apply it"));
+                Ok(unapplied)
             }
             Ok(kept) => {
                 count("partly");
@@ -252,7 +256,6 @@ impl Control {
     ) -> Result<Vec<String>, StartError> {
         let (built, registry) = self.rebuild(commands, accepts_loss).await?;
         let fresh = self.bind_new(&built)?;
-        self.warn_of_restart_settings(&built);
         let gone: Vec<_> = self
             .listener_configs
             .load()
@@ -349,20 +352,18 @@ impl Control {
         }
     }
 
-    fn warn_of_restart_settings(&self, built: &Built) {
-        let (old, new) = (&self.built.settings, &built.settings);
-        for (name, changed) in [
+    /// The settings that have changed since the start, and need a restart to take effect.
+    fn unapplied(&self) -> Vec<&'static str> {
+        let (old, new) = (&self.at_start, &self.built.settings);
+        let all = [
             ("admin", old.admin != new.admin),
             ("audit", old.audit != new.audit),
             ("workers", old.workers != new.workers),
             ("log.format", old.log.json != new.log.json),
             ("access_log", old.access_log != new.access_log),
             ("traces", old.traces != new.traces),
-        ] {
-            if changed {
-                tracing::warn!("`{name}` changed; restart the process to apply it");
-            }
-        }
+        ];
+        all.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
     }
 
     /// Whether this process can serve something, or one service of the local region. Without an upstream, it still serves

@@ -57,7 +57,7 @@ use operate::LogLevel;
 use status::{Loaded, Policies};
 
 pub use build::{Offline, check_files, explain, log_settings, offline};
-pub use operate::LogFilter;
+pub use operate::{FilterChange, LogFilter};
 
 /// The parameters of a start.
 #[derive(Default)]
@@ -182,6 +182,7 @@ impl App {
             config: launch.config,
             region: launch.region,
             registry,
+            at_start: built.settings.clone(),
             built,
             shared: Arc::clone(&shared),
             listener_configs,
@@ -221,7 +222,7 @@ impl App {
         let (reply, outcome) = oneshot::channel();
         let stopped = || "the process is shutting down".to_owned();
         self.commands.send(admin::Command::Reload { accepts_loss: false, reply }).await.map_err(|_| stopped())?;
-        outcome.await.unwrap_or_else(|_| Err(stopped()))
+        outcome.await.unwrap_or_else(|_| Err(stopped())).map(|_| ())
     }
 
     /// The number of users in the table.

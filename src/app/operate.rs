@@ -9,8 +9,18 @@ use crate::proxy::Snapshot;
 use crate::proxy::worker::Shared;
 use crate::services::UpstreamChange;
 
-/// Sets the filter of the log; `None` for that of the start. The error says why a filter is not valid.
-pub type LogFilter = Arc<dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync>;
+/// Carries out a change of the log's filter. The error says why a filter is not valid.
+pub type LogFilter = Arc<dyn Fn(FilterChange<'_>) -> Result<(), String> + Send + Sync>;
+
+/// A change of the log's filter.
+#[derive(Clone, Copy)]
+pub enum FilterChange<'a> {
+    /// None: only finds out whether the filter is valid.
+    Check(&'a str),
+    Set(&'a str),
+    /// Back to the filter of the start.
+    Reset,
+}
 
 /// The filter of the log, and how often an operator has changed it.
 #[derive(Clone)]
@@ -24,16 +34,20 @@ impl LogLevel {
         Self { filter, changes: Arc::default() }
     }
 
+    fn change(&self, change: FilterChange<'_>) -> Result<(), String> {
+        self.filter.as_ref().ok_or("this process has no log")?(change)
+    }
+
     /// Sets the filter for a time.
     fn set(&self, text: &str, period: Duration) -> Result<(), String> {
         let Some(filter) = &self.filter else { return Err("this process has no log".into()) };
-        filter(Some(text))?;
+        filter(FilterChange::Set(text))?;
         let change = self.changes.fetch_add(1, Ordering::Relaxed) + 1;
         let (filter, changes) = (Arc::clone(filter), Arc::clone(&self.changes));
         tokio::task::spawn_local(async move {
             tokio::time::sleep(period).await;
             // A later command has its own time.
-            if changes.load(Ordering::Relaxed) == change && filter(None).is_ok() {
+            if changes.load(Ordering::Relaxed) == change && filter(FilterChange::Reset).is_ok() {
                 tracing::info!("log level reset");
             }
         });
@@ -44,7 +58,7 @@ impl LogLevel {
 /// Carries out a command, after it is in the ledger. Returns what it did.
 pub async fn operate(operation: &Operation, shared: &Shared, snapshot: &Snapshot, log: &LogLevel) -> Result<String, String> {
     let (what, detail) = (operation.name(), operation.to_string());
-    check(operation, snapshot)?;
+    check(operation, snapshot, log)?;
     if let Some(ledger) = &shared.ledger {
         ledger.record_action(what, &detail).await.map_err(|error| error.to_string())?;
     }
@@ -53,14 +67,14 @@ pub async fn operate(operation: &Operation, shared: &Shared, snapshot: &Snapshot
     Ok(done)
 }
 
-/// Whether the command names something that exists, so that the ledger has no line about a typing mistake.
-fn check(operation: &Operation, snapshot: &Snapshot) -> Result<(), String> {
+/// Whether the command can be carried out, so that the ledger has no line about a typing mistake.
+fn check(operation: &Operation, snapshot: &Snapshot, log: &LogLevel) -> Result<(), String> {
     match operation {
         Operation::DrainUpstream { service, upstream, .. } | Operation::WeighUpstream { service, upstream, .. } => {
             service_of(snapshot, service)?.find(upstream).map(|_| ())
         }
         Operation::DrainRegion { region, .. } => region_of(snapshot, region).map(|_| ()),
-        Operation::LogLevel { .. } => Ok(()),
+        Operation::LogLevel { filter, .. } => log.change(FilterChange::Check(filter)),
     }
 }
 

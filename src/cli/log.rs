@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::reload::Handle;
 
-use crate::app::LogFilter;
+use crate::app::{FilterChange, LogFilter};
 
 /// Starts the log on standard error. A separate thread writes the lines, so that a slow terminal does not slow requests down. If
 /// its queue is full, lines are dropped. Returns what changes its level.
@@ -45,18 +45,23 @@ fn is_unknown_level(text: &str) -> bool {
 }
 
 fn changer<S: 'static>(handle: Handle<EnvFilter, S>, usual: impl Fn() -> EnvFilter + Send + Sync + 'static) -> LogFilter {
-    Arc::new(move |text| {
-        let filter = match text {
-            Some(text) if is_unknown_level(text) => {
-                return Err(format!(
-                    "`{text}` is not a level; write error, warn, info, debug, or a filter such as `domicile::proxy=debug`"
-                ));
-            }
-            Some(text) => EnvFilter::try_new(text).map_err(|error| {
-                format!("`{text}` is not a valid level or filter: {error}; write one such as `debug` or `domicile::proxy=debug`")
-            })?,
-            None => usual(),
+    Arc::new(move |change| {
+        let filter = match change {
+            FilterChange::Check(text) => return filter_of(text).map(|_| ()),
+            FilterChange::Set(text) => filter_of(text)?,
+            FilterChange::Reset => usual(),
         };
         handle.reload(filter).map_err(|error| error.to_string())
+    })
+}
+
+fn filter_of(text: &str) -> Result<EnvFilter, String> {
+    if is_unknown_level(text) {
+        return Err(format!(
+            "`{text}` is not a level; write error, warn, info, debug, or a filter such as `domicile::proxy=debug`"
+        ));
+    }
+    EnvFilter::try_new(text).map_err(|error| {
+        format!("`{text}` is not a valid level or filter: {error}; write one such as `debug` or `domicile::proxy=debug`")
     })
 }

@@ -71,8 +71,8 @@ pub fn load(path: &Path, region: Option<&str>, registry: &mut Registry, today: D
     }
 }
 
-/// Where the control plane of a configuration listens, also if the rest of the file has mistakes.
-pub fn admin_of(path: &Path, region: Option<&str>) -> Result<admin::Settings, Vec<Problem>> {
+/// Where the control plane of a configuration listens, also if the rest of the file has mistakes, and whether a region is named.
+pub fn admin_of(path: &Path, region: Option<&str>) -> Result<(admin::Settings, bool), Vec<Problem>> {
     let problems = problem::Problems::of(path);
     let Some(root) = read_source(path, &problems) else { return Err(problems.into_list()) };
     // Mistakes outside `admin` do not count.
@@ -80,9 +80,10 @@ pub fn admin_of(path: &Path, region: Option<&str>) -> Result<admin::Settings, Ve
     let own = root.get("region").and_then(source::document::Node::as_text);
     let region = region.filter(|name| !name.is_empty()).or(own).unwrap_or_default();
     let of_region = root.get("regions").and_then(|regions| regions.get(region)).and_then(|region| region.get("admin"));
-    let Some(admin) = of_region.or_else(|| root.get("admin")) else { return Ok(admin::Settings::default()) };
+    let names_region = !region.is_empty();
+    let Some(admin) = of_region.or_else(|| root.get("admin")) else { return Ok((admin::Settings::default(), names_region)) };
     let settings = settings::read_admin(&reader::Field::root(admin, &scratch), &[], region);
-    settings.ok_or_else(|| scratch.into_list())
+    settings.map(|settings| (settings, names_region)).ok_or_else(|| scratch.into_list())
 }
 
 /// The tree of a file, without the files that it includes if they have mistakes.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustls::ClientConfig;
+use rustls::{AlertDescription, CertificateError, ClientConfig};
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
@@ -97,7 +97,7 @@ impl DialOptions {
 /// Why a connection could not be opened. No byte of a request was sent.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    #[error("cannot connect to `{authority}`: {source}")]
+    #[error("cannot connect to `{authority}`: {source}{}", hint(source))]
     Connect { authority: String, source: io::Error },
     #[error("timed out connecting to `{authority}` after {timeout:?}")]
     TooSlow { authority: String, timeout: Duration },
@@ -138,6 +138,24 @@ pub async fn open(server: &Server, options: &DialOptions, for_http1: bool) -> Re
         }
         Ok(Err(source)) => Err(DialError::Connect { authority: authority(), source }),
         Err(_) => Err(DialError::TooSlow { authority: authority(), timeout: options.timeout }),
+    }
+}
+
+/// What an operator should look at, where the library's own message does not say so.
+fn hint(error: &io::Error) -> &'static str {
+    let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()) else { return "" };
+    match cause {
+        rustls::Error::InvalidMessage(_) => "; this port does not speak TLS",
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "; its certificate is signed by another authority than the configured one"
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "; its certificate is for another name or region",
+        rustls::Error::AlertReceived(AlertDescription::UnknownCA) => {
+            "; it does not trust the authority that signed our certificate"
+        }
+        _ => "",
     }
 }
 

@@ -71,7 +71,7 @@ upstreams: {{ ejection: {{ after: 2, for: 1h, most_percent: 100 }} }}
 
     def events(self, region):
         """The log without the lines of requests."""
-        return "".join(line for line in self.log(region).splitlines(True) if "domicile::access" not in line)
+        return "".join(line for line in self.log(region).splitlines(True) if "domicile::request" not in line)
 
     def get(self, region, target="/", port="http"):
         c = http.client.HTTPConnection("127.0.0.1", self.ports[region][port], timeout=20)

@@ -48,6 +48,20 @@ fn an_app_server_that_accepts_no_connection_is_down_without_a_path_to_check() {
 }
 
 #[test]
+fn the_status_says_that_a_port_does_not_speak_tls() {
+    let upstreams = |name| {
+        let mut app = Recorder::start(name);
+        app.entry = app.entry.replace("http:", "https:");
+        vec![app]
+    };
+    let health = "{ every: 20ms, timeout: 5s, rise: 1, fall: 1 }";
+    let world = World::planned(Plan { upstreams: Box::new(upstreams), health, ..Plan::default() });
+    eventually("the check fails", || get(world.eu().admin, "/readyz?service=app", &[]).status != StatusCode::OK);
+    let status = get(world.eu().admin, "/status", &[]);
+    assert!(status.text().contains("this port does not speak TLS"), "{}", status.text());
+}
+
+#[test]
 fn a_read_does_not_leave_its_clearance_when_its_home_is_down() {
     let world = World::planned(Plan { health: CHECKS, ..Plan::default() });
     world.eu().upstream().crash();

@@ -22,15 +22,17 @@ const TIMEOUT: Duration = Duration::from_secs(150);
 pub(super) struct Client {
     settings: admin::Settings,
     region: RegionId,
+    /// Whether the command line, the environment or the file names a region.
+    names_region: bool,
 }
 
 impl Client {
     pub(super) fn of(source: &Source) -> Result<Self, String> {
         let Source { config: file, region } = source;
         // Only the address, so that a file with mistakes keeps nobody from the process that runs.
-        let settings = config::admin_of(file, region.as_deref())
+        let (settings, names_region) = config::admin_of(file, region.as_deref())
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
-        Ok(Self { settings, region: RegionId::new(0).expect("there is a first region") })
+        Ok(Self { settings, region: RegionId::new(0).expect("there is a first region"), names_region })
     }
 
     /// A client for commands, which the process must accept.
@@ -58,7 +60,11 @@ impl Client {
         let (status, answer) = runtime.block_on(async {
             let permitted = Permitted::without_user_data(self.region, Box::new(request));
             let sent = UpstreamPool::of(self.region).send(&server, permitted, &SendOptions::within(TIMEOUT)).await;
-            let failed = "cannot reach the control plane; check that Domicile runs and that `admin` is as it was at its start";
+            let failed = if self.names_region {
+                "cannot reach the control plane; check that Domicile runs and that `admin` is as it was at its start"
+            } else {
+                "cannot reach the control plane: no region is named, so the `admin` of none is known; add `--region NAME`, or set DOMICILE_REGION"
+            };
             let (response, _) = sent.map_err(|error| format!("{failed} ({})", error.cause))?;
             let (head, body) = response.into_parts();
             let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
