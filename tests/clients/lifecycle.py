@@ -2,9 +2,9 @@
 """The life of a process: reloads and new binaries under load lose no request; systemd gets notifications and may pass its sockets.
 
 usage: lifecycle.py BINARY
-needs: python3-grpcio, curl (Debian's packages)
+needs: python3-grpcio, curl, logrotate (Debian's packages)
 """
-import http.client, http.server, os, queue, random, re, resource, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
+import gzip, http.client, http.server, json, os, queue, random, re, resource, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time
 
 import grpc
 
@@ -397,14 +397,46 @@ def a_successor_that_hangs_holds_nobody_up(world):
     assert not os.path.exists("/proc/%d" % hanging), "the hanging successor must end with its predecessor"
 
 
+def logrotate_loses_no_line(world):
+    """Debian's logrotate with the package's own configuration; only the names of the file and of the process differ."""
+    logs = world.folder + "/logs"
+    os.mkdir(logs, 0o755)
+    text = open(world.config).read().replace("access_log: off", 'access_log: { format: json, output: { file: "%s/access.log" } }' % logs)
+    open(world.config, "w").write(text)
+    process = world.start()
+    eventually("the process is ready", lambda: world.answer(world.admin, "/readyz")[0] == 200, world.started[-1], world.log)
+    packaged = open(os.path.join(os.path.dirname(__file__), "../../packaging/logrotate")).read()
+    rules = re.sub(r"systemctl kill .*", "kill -USR1 %d" % process.pid, packaged.replace("/var/log/domicile/", logs + "/"))
+    assert "kill -USR1" in rules and logs in rules, rules
+    open(world.folder + "/logrotate", "w").write(rules)
+    os.chmod(world.folder + "/logrotate", 0o644)
+    load = Load(world.port)
+    for rotation in range(5):
+        before = load.served
+        eventually("requests are served", lambda: load.served > before + 100)
+        subprocess.run([shutil.which("logrotate") or "/usr/sbin/logrotate", "--force", "--state", world.folder + "/state", world.folder + "/logrotate"], check=True)
+        eventually("the process writes to a new file", lambda: os.path.exists(logs + "/access.log") and os.path.getsize(logs + "/access.log") > 0)
+    served = load.finish()
+    process.terminate()
+    assert process.wait(TIMEOUT) == 0
+    lines = []
+    for name in sorted(os.listdir(logs)):
+        content = open(os.path.join(logs, name), "rb").read()
+        lines += (gzip.decompress(content) if name.endswith(".gz") else content).decode().splitlines()
+    assert len(os.listdir(logs)) == 6, os.listdir(logs)
+    routed = [line for line in map(json.loads, lines) if line["route"] == "all"]
+    assert len(routed) >= served, (len(routed), served)
+    print("       %d requests, %d lines in six files" % (served, len(routed)))
+
+
 # Fewer steps than these is a failure, so that none is lost unnoticed.
-STEPS = 8
+STEPS = 9
 
 
 def main():
     passed, failed = 0, 0
     steps = (reloads_lose_nothing, new_binaries_lose_nothing, a_killed_process_leaves_a_whole_ledger, regions_lose_nothing, systemd_is_notified_and_its_sockets_are_used,
-             descriptors_run_out_and_nothing_dies, a_second_signal_ends_the_process_at_once, a_successor_that_hangs_holds_nobody_up)
+             descriptors_run_out_and_nothing_dies, a_second_signal_ends_the_process_at_once, a_successor_that_hangs_holds_nobody_up, logrotate_loses_no_line)
     for step in steps:
         with tempfile.TemporaryDirectory() as folder:
             world = World(folder)
