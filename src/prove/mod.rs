@@ -38,9 +38,12 @@ pub enum Kind {
     /// A GET or HEAD without an upgrade.
     Read,
     Write,
-    /// A CORS preflight.
+    /// A CORS preflight, which is judged as the method that it asks about.
     Preflight,
 }
+
+/// Every kind, and whether requests of the kind may leave their home as reads do.
+const KINDS: [(Kind, bool); 4] = [(Kind::Read, true), (Kind::Write, false), (Kind::Preflight, true), (Kind::Preflight, false)];
 
 impl Kind {
     pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Preflight];
@@ -94,7 +97,8 @@ pub fn prove(policy: &Policy, assertions: &[Assertion], sources: Sources, today:
         let vitals = all_vitals(&policy);
         for (key, group) in &groups.all {
             let mut judge = |ingress, vitals: &Vitals| {
-                let facts = group.lookups.facts(rest(group.route, ingress, key.kind, group.classes, group.today, vitals));
+                let facts =
+                    group.lookups.facts(rest(group.route, ingress, (key.kind, key.is_read), group.classes, group.today, vitals));
                 let decision = decide(&facts, &policy);
                 proof.situations += 1;
                 let is_broken =
@@ -152,6 +156,7 @@ fn keeps_promise(decision: &Decision, policy: &Policy, kind: Kind) -> bool {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct GroupKey {
     kind: Kind,
+    is_read: bool,
     is_peer: bool,
     served_in: RegionSet,
     reads_leave: bool,
@@ -200,7 +205,7 @@ impl Groups {
             for (is_peer, ingress) in [(false, Ingress::Client), (true, Ingress::Peer(policy.local))] {
                 // Routes with the same chain find the same homes.
                 let found = known.entry((is_peer, names_a_user, chain.clone())).or_insert_with(|| {
-                    let rest = rest(route, ingress, Kind::Read, ClassSet::EMPTY, today, &vitals);
+                    let rest = rest(route, ingress, (Kind::Read, true), ClassSet::EMPTY, today, &vitals);
                     lookups::homes(policy, route, sources, is_peer, &rest)
                 });
                 for classes in class_sets(policy, assertions) {
@@ -225,7 +230,7 @@ impl Groups {
     ) {
         let rules = policy.routes.route(route);
         let all_classes = classes.union(ClassSet::only(rules.class));
-        for kind in Kind::ALL {
+        for (kind, is_read) in KINDS {
             let request = Properties { classes: all_classes, homes, route, kind };
             let admits = |(_, assertion): &(usize, &Assertion)| assertion.about.admits(&request);
             let admitted_by = assertions.iter().enumerate().filter(admits).fold(0, |bits, (index, _)| bits | 1 << index);
@@ -235,6 +240,7 @@ impl Groups {
             for (home, lookups) in lookups {
                 let key = GroupKey {
                     kind,
+                    is_read,
                     is_peer,
                     served_in: policy.regions_for(rules.service),
                     reads_leave: rules.failover.reads == Reads::Nearest,
@@ -299,12 +305,19 @@ fn all_vitals(policy: &Policy) -> Vec<Vitals> {
 }
 
 /// The facts of a request, without the results of its lookups.
-const fn rest(route: RouteId, ingress: Ingress, kind: Kind, claimed: ClassSet, today: Day, vitals: &Vitals) -> Facts<'_> {
+const fn rest(
+    route: RouteId,
+    ingress: Ingress,
+    (kind, is_read): (Kind, bool),
+    claimed: ClassSet,
+    today: Day,
+    vitals: &Vitals,
+) -> Facts<'_> {
     Facts {
         route: RouteMatch { id: Some(route), user: None },
         ingress,
         is_preflight: matches!(kind, Kind::Preflight),
-        is_read: matches!(kind, Kind::Read),
+        is_read,
         today,
         client: std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
         directory: Lookup::NotAsked,
