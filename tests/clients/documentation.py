@@ -111,6 +111,7 @@ def main(binary, prometheus):
             check_page("docs/operations.md", 6, folder, operated)
             key = get(ADMIN + "/.well-known/domicile-ledger-key")
         check_ledger(os.path.join(folder, "ledger/eu-west"), key, binary)
+        check_tour(binary)
         with running(binary, "demo", folder=folder, environment=environment):
             eventually("the demo", lambda: get("http://127.0.0.1:8100/"))
             check_page_of_the_demo(folder)
@@ -175,6 +176,19 @@ def check_page_of_the_demo(folder):
     for words in ("200", "us-east", "eu-west", "forwarded to eu-west"):
         assert words in page, "the page lacks `%s`: %s" % (words, page)
     print("the demo's page: a browser shows the way of a request")
+
+
+def check_tour(binary):
+    """The README shows some lines of the tour, without the columns `from` and `ms`."""
+    done = subprocess.run([binary, "demo", "--tour"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = lambda line: re.split(r"  +", line.strip())
+    said = [cells(line) for line in done.stdout.splitlines()]
+    shown = (ROOT / "README.md").read_text().split("Output of `domicile demo --tour`")[1].split("##")[0].split("\n\n")[1].splitlines()
+    assert len(shown) > 5, shown
+    for line in map(cells, shown):
+        assert any(line == known or line == known[:2] + known[3:-1] for known in said), (line, done.stdout)
+    print("README.md: the tour says its %d lines" % len(shown))
 
 
 def check_queries(folder, prometheus):

@@ -68,6 +68,16 @@ fn every_link_leads_somewhere() {
 }
 
 #[test]
+fn the_readme_names_what_an_installation_needs() {
+    let (readme, cargo) = (read("README.md"), read("Cargo.toml"));
+    let version = cargo.lines().find_map(|line| line.strip_prefix("rust-version = \"")).unwrap().trim_end_matches('"');
+    assert!(readme.contains(&format!("Rust {version} and a C compiler")), "the README names another version than {version}");
+    for file in ["packaging/deb", "Dockerfile", "Cargo.lock"] {
+        assert!(root().join(file).exists(), "{file}");
+    }
+}
+
+#[test]
 fn every_yaml_block_is_a_part_of_a_tested_file_or_valid_itself() {
     let mut tested = files("config", ".yaml");
     tested.extend(files("examples", ".yaml"));
