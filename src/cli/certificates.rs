@@ -49,7 +49,7 @@ pub(super) fn run(options: &Options) -> Outcome {
     write().map_err(|error| format!("`{}`: {error}", options.out.display()))?;
     let authority = if is_new { "a new authority (peers-ca.pem)" } else { "the authority of peers-ca.key" };
     println!(
-        "wrote site.pem and a certificate for each of {} to {}, valid for a year and signed by {authority}",
+        "wrote site.pem and certificates for {} to {}, valid for a year and signed by {authority}",
         options.regions.join(", "),
         options.out.display()
     );

@@ -216,6 +216,8 @@ impl Groups {
                 }
             }
         }
+        // The first situation that breaks a statement is told, so the simple ones come first.
+        groups.all.sort_by_key(|(_, one)| one.classes != ClassSet::EMPTY);
         groups
     }
 

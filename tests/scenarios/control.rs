@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use http::{Method, StatusCode};
 
-use crate::support::{Plan, Recorder, Region, World, eventually, get, post, send, whole};
+use crate::support::{NAMES, Plan, RULES, Recorder, Region, World, eventually, get, post, send, whole};
 
 /// A world whose regions accept commands on Unix sockets.
 fn with_sockets(plan: Plan) -> World {
@@ -47,6 +47,18 @@ fn refused(region: &Region, arguments: &[&str]) -> String {
 
 fn status(region: &Region) -> serde_json::Value {
     serde_json::from_str(&done(region, &["status", "--json"])).unwrap()
+}
+
+#[test]
+fn a_reload_that_breaks_its_own_assertion_changes_nothing() {
+    let world = World::start();
+    let asserts = "assert: [{ never: { data: public, processed_in: us } }]\nroutes:\n";
+    let rules = NAMES.map(|name| (name, RULES.replace("routes:\n", asserts))).into();
+    world.write_config(0, &Plan { rules, ..Plan::default() });
+    let error = world.eu().reload().unwrap_err();
+    assert!(error.contains("assert[0]: this assertion does not hold: a read of route `feed`"), "{error}");
+    assert_eq!(get(world.eu().http, "/feed/1", &[]).text(), "eu-west");
+    assert!(world.eu().metrics().contains("domicile_reloads_total{result=\"refused\"} 1"));
 }
 
 #[test]

@@ -61,7 +61,7 @@ impl Client {
             let permitted = Permitted::without_user_data(self.region, Box::new(request));
             let sent = UpstreamPool::of(self.region).send(&server, permitted, &SendOptions::within(TIMEOUT)).await;
             let failed = if self.names_region {
-                "cannot reach the control plane; check that Domicile runs and that `admin` is as it was at its start"
+                "cannot reach the control plane; check that Domicile runs; if `admin` has changed since it started, restart it"
             } else {
                 "cannot reach the control plane: no region is named, so the `admin` of none is known; add `--region NAME`, or set DOMICILE_REGION"
             };
