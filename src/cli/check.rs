@@ -76,7 +76,7 @@ fn notes(config: &Config, today: Day) -> Vec<String> {
     notes
 }
 
-/// What was proven, in a sentence.
+/// The result of the proof, in a sentence.
 fn told(proven: &Proven, assertions: usize) -> String {
     let holds = match assertions {
         0 => String::new(),

@@ -1,4 +1,4 @@
-//! What an operator asserts of a policy.
+//! The assertions of an operator about a policy.
 
 use crate::decision::home::Home;
 use crate::decision::policy::class::{ClassId, ClassSet};
@@ -30,7 +30,7 @@ pub struct About {
     pub kind: Option<Kind>,
 }
 
-/// What is asserted. Destinations are the regions that a request may be sent to, and the one that its client is redirected to.
+/// The asserted property. Destinations are the regions that a request may be sent to, and the one that its client is redirected to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Claim {
     /// No destination is one of these.

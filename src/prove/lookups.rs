@@ -16,7 +16,7 @@ use crate::model::place::Place;
 use crate::model::region::RegionId;
 use crate::model::user::{Evidence, Proof, Record};
 
-/// What the other settings let a request have.
+/// The sources of facts that the settings outside the policy allow.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Sources {
     /// A user's key may come from a plain cookie.

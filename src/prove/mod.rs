@@ -375,3 +375,45 @@ fn story(facts: &Facts<'_>, decision: &Decision, policy: &Policy) -> Story {
     let lines = narrate::narrate(decision, policy, facts.vitals).into_iter().map(|line| (line.heading, line.text)).collect();
     Story { title, lines }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::model::region::Registry;
+
+    const FILE: &str = r#"region: eu-west
+listen: ["127.0.0.1:1", { address: "127.0.0.1:2", peers: true }]
+peer_tls: { certificate: c, key: k, authority: a }
+jurisdictions: { eu: { countries: [EEA] }, us: { countries: [US] } }
+regions:
+  eu-west: { jurisdiction: eu, at: [53, -6], upstreams: "http://127.0.0.1:3", gateway: "https://127.0.0.1:2" }
+  us-east: { jurisdiction: us, at: [39, -77], upstreams: "http://127.0.0.1:3", gateway: "https://127.0.0.1:2" }
+data: { public: { stays: anywhere }, american: { stays: [us], carried_by: nobody }, carried: { stays: [us], carried_by: [eu] } }
+routes: [{ name: all, match: {}, data: public, home: [latency] }]
+audit: { directory: ledger }
+"#;
+
+    #[test]
+    fn a_decision_that_a_rule_does_not_admit_breaks_the_promise() {
+        let today = Day::parse("2026-01-01").unwrap();
+        let parsed = config::parse(FILE, std::path::Path::new("a.yaml"), None, &mut Registry::default(), today);
+        let policy = parsed.unwrap_or_else(|problems| panic!("{problems:?}")).policy;
+        let vitals = &all_vitals(&policy);
+        let decided =
+            |vitals| decide(&rest(RouteId::new(0), Ingress::Client, (Kind::Read, true), ClassSet::EMPTY, today, vitals), &policy);
+        let judged_as = |mut decision: Decision, class: &str, kind| {
+            decision.trail.classes = ClassSet::only(policy.find_class(class).unwrap());
+            keeps_promise(&decision, &policy, kind)
+        };
+        // Both regions, from eu-west; then only us-east.
+        let (both, american) = (decided(&vitals[0]), decided(&vitals[2]));
+        assert!(judged_as(both.clone(), "public", Kind::Read));
+        assert!(!judged_as(both, "carried", Kind::Read), "eu-west may carry it, and not process it");
+        assert!(judged_as(american.clone(), "carried", Kind::Read));
+        assert!(!judged_as(american.clone(), "american", Kind::Read), "eu-west may not carry it");
+        assert!(!judged_as(american, "carried", Kind::Preflight), "a preflight needs a record");
+        let redirect = Decision { verdict: Verdict::Redirect(policy.find_region("eu-west").unwrap()), ..decided(&vitals[0]) };
+        assert!(!judged_as(redirect, "american", Kind::Read));
+    }
+}

@@ -106,7 +106,7 @@ fn named(field: &Field<'_>, draft: &PolicyDraft<'_>) -> Option<RegionSet> {
     field.one_or_many().iter().map(|item| draft.region(item)).collect()
 }
 
-/// What other settings let a request have.
+/// The sources of facts that the other settings allow.
 pub fn sources(settings: &Settings) -> Sources {
     Sources {
         claimed_keys: settings.intake.keys.iter().any(|key| matches!(key, KeySource::Cookie(_))),

@@ -1,4 +1,4 @@
-//! What operators expect of a policy: assertions in the configuration, and files of test cases.
+//! The expectations of operators about a policy: assertions in the configuration, and files of test cases.
 
 pub mod assertions;
 pub mod cases;

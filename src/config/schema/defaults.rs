@@ -66,7 +66,7 @@ pub(super) fn of(sample: &str, words: &BTreeMap<String, Vec<String>>) -> BTreeMa
     found.into_iter().filter_map(|(path, all)| Some((path.clone(), one(&path, all)?))).collect()
 }
 
-/// What a configuration means to each region, as text, or the mistakes in it.
+/// The meaning of a configuration to each region, as text, or its mistakes.
 fn meaning(root: &Node, regions: &[&str]) -> Result<String, Vec<String>> {
     let today = Day::parse("2026-01-01").expect("a date");
     let of_region = |region: &&str| {

@@ -114,7 +114,7 @@ fn below(path: &str, part: &str) -> String {
     }
 }
 
-/// What the sample files say of the options.
+/// The descriptions and defaults of the options, from the sample files.
 struct Sample {
     /// By path without the items of lists.
     descriptions: BTreeMap<String, String>,
