@@ -125,13 +125,16 @@ impl<'n> Field<'n> {
 
     /// One of a fixed set of words.
     pub fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
+        let known = words.iter().map(|(word, _)| *word);
+        self.word_or(words, |text| format!("`{text}` is not a valid value{}", suggestion(text, known)))
+    }
+
+    /// One of a fixed set of words, where other forms are possible as well; `mistake` is the message about another word.
+    pub fn word_or<T: Copy>(&self, words: &[(&str, T)], mistake: impl FnOnce(&str) -> String) -> Option<T> {
         self.note(Kind::Words(words.iter().map(|(word, _)| (*word).to_owned()).collect()));
         let text = self.text()?;
         let found = words.iter().find(|(word, _)| *word == text);
-        found.map(|(_, value)| *value).or_else(|| {
-            let known = words.iter().map(|(word, _)| *word);
-            self.report(format!("`{text}` is not a valid value{}", suggestion(text, known)))
-        })
+        found.map(|(_, value)| *value).or_else(|| self.report(mistake(text)))
     }
 
     pub fn flag(&self) -> Option<bool> {

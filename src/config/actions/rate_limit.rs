@@ -62,12 +62,12 @@ fn read_rate(field: &Field<'_>) -> Option<(u32, Duration)> {
 
 fn read_rate_key(field: &Field<'_>) -> Option<RateKey> {
     if !field.is_section() {
-        let text = field.text()?;
-        return match text {
-            "client" => Some(RateKey::Client),
-            "user" => Some(RateKey::User),
-            "route" => Some(RateKey::Route),
-            _ => field.report(format!("`{text}` is not a valid key; write `client`, `user`, `route` or `{{ header: NAME }}`")),
+        let mistake =
+            |text: &str| format!("`{text}` is not a valid key; write `client`, `user`, `route` or `{{ header: NAME }}`");
+        return match field.word_or(&[("client", 0), ("user", 1), ("route", 2)], mistake)? {
+            0 => Some(RateKey::Client),
+            1 => Some(RateKey::User),
+            _ => Some(RateKey::Route),
         };
     }
     let section = field.section()?;

@@ -21,10 +21,12 @@ pub use reference::reference;
 
 /// The file with every option, and the files with the other forms of values.
 const SAMPLE: &str = include_str!("../../../config/every-option.yaml");
-const FORMS: [&str; 3] = [
+const FORMS: [&str; 5] = [
     include_str!("forms.yaml"),
+    include_str!("short-forms.yaml"),
     include_str!("../../../config/minimal.yaml"),
     include_str!("../../../config/three-regions.yaml"),
+    include_str!("../../../examples/behind-dns.yaml"),
 ];
 
 /// The part of a path that stands for the items of a list, and the one that stands for a name of the operator's choice.
@@ -123,8 +125,10 @@ struct Sample {
 
 impl Sample {
     fn read(options: &Node) -> Self {
-        let mut descriptions = descriptions::of(FORMS[0]);
-        descriptions.extend(descriptions::of(SAMPLE));
+        let mut descriptions = BTreeMap::new();
+        for text in [FORMS[0], FORMS[1], SAMPLE] {
+            descriptions.extend(descriptions::of(text));
+        }
         let mut words = BTreeMap::new();
         options.words("", &mut words);
         Self { descriptions, absent: defaults::of(SAMPLE, &words) }
@@ -176,6 +180,8 @@ fn of_node(node: &Node, path: &str, sample: &Sample) -> Map<String, Value> {
 /// The forms that a value may have.
 fn forms(node: &Node, path: &str, sample: &Sample) -> Vec<Map<String, Value>> {
     let below = |part: &str| if path.is_empty() { part.to_owned() } else { format!("{path}.{part}") };
+    // The sections of the top level may be spread over several files.
+    let is_required = |option: &str| !path.is_empty() && sample.absent(option) == Some(&Absent::Mistake);
     let child = |part: &str| node.children.get(part).map_or_else(Map::new, |child| of_node(child, &below(part), sample));
     let is_specific = node.kinds.iter().any(|kind| !matches!(kind, Kind::Text) && is_scalar(kind));
     let mut forms = Vec::new();
@@ -184,24 +190,29 @@ fn forms(node: &Node, path: &str, sample: &Sample) -> Vec<Map<String, Value>> {
             Kind::Section => {
                 let named = node.children.iter().filter(|(key, _)| *key != ITEM && *key != NAME);
                 let properties: Map<_, _> = named.map(|(key, _)| (key.clone(), Value::Object(child(key)))).collect();
-                json!({ "type": "object", "properties": properties, "additionalProperties": false })
+                let required: Vec<_> = properties.keys().filter(|key| is_required(&below(key))).cloned().collect();
+                let mut section = json!({ "type": "object", "properties": properties, "additionalProperties": false });
+                if !required.is_empty() {
+                    section["required"] = required.into();
+                }
+                section
             }
             Kind::Names => json!({ "type": "object", "additionalProperties": child(NAME) }),
             Kind::List => json!({ "type": "array", "items": child(ITEM) }),
             Kind::OneOrMany => json!({ "anyOf": [child(ITEM), { "type": "array", "items": child(ITEM) }] }),
-            // The short form is read elsewhere.
-            Kind::Either => json!({ "not": { "type": "object" } }),
+            // The sample files have the short forms, whose kinds are recorded as well.
+            Kind::Either => continue,
             Kind::Text if is_specific => continue,
             Kind::Text => json!({ "type": ["string", "number", "boolean"] }),
             Kind::Words(words) => of_words(words),
             Kind::Number(least, most) => {
                 json!({ "anyOf": [{ "type": "integer", "minimum": least, "maximum": most }, { "type": "string", "pattern": "\\$\\{" }] })
             }
-            Kind::Percent => json!({ "type": ["string", "integer"] }),
-            Kind::Duration => json!({ "type": "string", "examples": ["500ms", "5s", "2m", "1h", "90d"] }),
-            Kind::Size => json!({ "type": ["string", "integer"], "examples": ["8192", "32KiB", "10MB"] }),
-            Kind::Address => json!({ "type": "string", "examples": ["127.0.0.1:8080", "[::]:8443"] }),
-            Kind::Url => json!({ "type": "string" }),
+            Kind::Percent => of_pattern("^[0-9]+ *%?$", &["0 %", "100 %"], Some((0, 100))),
+            Kind::Duration => of_pattern("^[0-9][0-9a-z ]*[a-z]$", &["500ms", "5s", "2m", "1h", "90d"], None),
+            Kind::Size => of_pattern("^([0-9.]+ *[A-Za-z]*|unlimited)$", &["8192", "32KiB", "10MB"], Some((0, u64::MAX))),
+            Kind::Address => of_pattern(":[0-9]+$", &["127.0.0.1:8080", "[::]:8443"], None),
+            Kind::Url => of_pattern("^[a-z0-9+]+:/", &[], None),
         };
         if let Value::Object(form) = form {
             forms.push(form);
@@ -212,6 +223,15 @@ fn forms(node: &Node, path: &str, sample: &Sample) -> Vec<Map<String, Value>> {
         return Vec::new();
     }
     forms
+}
+
+/// Text of a pattern, which an environment variable may complete, or a whole number in a range.
+fn of_pattern(pattern: &str, examples: &[&str], numbers: Option<(u64, u64)>) -> Value {
+    let text = json!({ "type": "string", "pattern": format!("{pattern}|\\$\\{{"), "examples": examples });
+    match numbers {
+        Some((least, most)) => json!({ "anyOf": [text, { "type": "integer", "minimum": least, "maximum": most }] }),
+        None => text,
+    }
 }
 
 fn is_scalar(kind: &Kind) -> bool {

@@ -10,7 +10,7 @@ pub fn reference() -> String {
         "# Configuration reference\n\n\
          Every option of a configuration. `NAME` is a name of your choice, and `[]` stands for the items of a list; where a list is expected, one item \
          may be written without brackets. [every-option.yaml](../config/every-option.yaml) shows all of them. \
-         `domicile schema` prints a JSON schema for editors: with yaml-language-server, begin the file with\n\n\
+         `domicile schema > domicile.schema.json` writes a JSON schema for editors: with yaml-language-server, begin the file with\n\n\
          \x20   # yaml-language-server: $schema=domicile.schema.json\n\n\
          This page is made by `domicile schema --reference`.\n",
     );

@@ -13,10 +13,8 @@ pub(super) fn read_access_log(field: Option<&Field<'_>>, log: Log, local: &str) 
         return Some(Some(Settings { output: Output::Stderr, format: standard, sample: 1.0 }));
     };
     if !field.is_section() {
-        if field.text()? != "off" {
-            return field.report("write `off`, or a section such as `{ output: stderr, format: json }`");
-        }
-        return field.word(&[("off", ())]).map(|()| None);
+        let mistake = |_: &str| "write `off`, or a section such as `{ output: stderr, format: json }`".to_owned();
+        return field.word_or(&[("off", ())], mistake).map(|()| None);
     }
     let section = field.section()?;
     let output = section.optional("output").map_or(Some(Output::Stderr), |field| read_output(&field, local));

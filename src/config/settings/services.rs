@@ -53,12 +53,12 @@ pub(super) fn read_services(section: &Section<'_>, draft: &PolicyDraft<'_>) -> O
 /// Reads `least_busy`, or `{ hash: user }`, `{ hash: { header: NAME } }` or `{ hash: { cookie: NAME } }`, or `{ sticky: { keys: FILE } }`.
 fn read_balance(field: &Field<'_>, service: &str) -> Option<Balance> {
     if !field.is_section() {
-        return match field.text()? {
-            "least_busy" => Some(Balance::LeastBusy),
-            text => field.report(format!(
+        let mistake = |text: &str| {
+            format!(
                 "`{text}` is not a valid balance; write `least_busy`, `{{ hash: user }}`, or `{{ sticky: {{ keys: FILE }} }}`"
-            )),
+            )
         };
+        return field.word_or(&[("least_busy", ())], mistake).map(|()| Balance::LeastBusy);
     }
     let section = field.section()?;
     if let Some(sticky) = section.optional("sticky") {
@@ -69,12 +69,9 @@ fn read_balance(field: &Field<'_>, service: &str) -> Option<Balance> {
     section.finish();
     let key = key?;
     if !key.is_section() {
-        return match key.text()? {
-            "user" => Some(Balance::Hash(HashKey::User)),
-            text => {
-                key.report(format!("`{text}` is not a valid key; write `user`, `{{ header: NAME }}` or `{{ cookie: NAME }}`"))
-            }
-        };
+        let mistake =
+            |text: &str| format!("`{text}` is not a valid key; write `user`, `{{ header: NAME }}` or `{{ cookie: NAME }}`");
+        return key.word_or(&[("user", ())], mistake).map(|()| Balance::Hash(HashKey::User));
     }
     let section = key.section()?;
     let header = section.optional("header").map(|field| header_name(&field).map(HashKey::Header));
