@@ -1,6 +1,6 @@
 //! `domicile audit`: verifies the ledger, also on a machine that runs no Domicile.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -31,7 +31,7 @@ enum Verb {
 
 #[derive(Args)]
 struct VerifyOptions {
-    /// The files of the ledger, in their order; by default those of the configuration's `audit.directory`.
+    /// The files of the ledger in their order, or its directory; by default the configuration's `audit.directory`.
     files: Vec<PathBuf>,
     /// The region's public key in PEM, which must have signed every checkpoint.
     #[arg(long, value_name = "FILE")]
@@ -50,7 +50,11 @@ fn hash(text: &str) -> Result<Hash, String> {
 
 pub(super) fn run(options: &Options) -> Outcome {
     let Verb::Verify(verb) = &options.verb;
-    let files = if verb.files.is_empty() { configured(&options.source)? } else { verb.files.clone() };
+    let files = match &verb.files[..] {
+        [] => files_of(&configured(&options.source)?)?,
+        [directory] if directory.is_dir() => files_of(directory)?,
+        files => files.to_vec(),
+    };
     let key = verb.key.as_ref().map(|file| {
         let pem = std::fs::read_to_string(file).map_err(|error| format!("cannot read `{}`: {error}", file.display()))?;
         let no_key = || format!("`{}` is not an Ed25519 public key in PEM (`openssl pkey -pubout`)", file.display());
@@ -67,14 +71,18 @@ pub(super) fn run(options: &Options) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The files of the ledger of the configured region.
-fn configured(source: &Source) -> Result<Vec<PathBuf>, String> {
+/// The directory of the ledger of the configured region.
+fn configured(source: &Source) -> Result<PathBuf, String> {
     let today = Day::of(SystemTime::now());
     let loaded = config::load(&source.config, source.region.as_deref(), &mut Registry::default(), today);
     let config = loaded.map_err(|problems| format!("{}\nor name the files of the ledger", StartError::Config(problems)))?;
     let no_ledger = "this configuration has no ledger; add `audit: { directory: ledger/ }`, or name the files of a ledger";
-    let directory = config.settings.audit.ok_or(no_ledger)?.directory;
-    let files = verify::files_of(&directory).map_err(|error| format!("cannot read `{}`: {error}", directory.display()))?;
+    Ok(config.settings.audit.ok_or(no_ledger)?.directory)
+}
+
+/// The files of the ledger in a directory, in their order.
+fn files_of(directory: &Path) -> Result<Vec<PathBuf>, String> {
+    let files = verify::files_of(directory).map_err(|error| format!("cannot read `{}`: {error}", directory.display()))?;
     if files.is_empty() { Err(format!("`{}` has no `ledger.jsonl`", directory.display())) } else { Ok(files) }
 }
 
