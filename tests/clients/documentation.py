@@ -6,28 +6,12 @@ needs: chromium, jq, openssl
 
 As root, the commands run in a network namespace of their own, because the pages use fixed ports.
 """
-import contextlib, fcntl, json, os, pathlib, re, shutil, signal, socket, struct, subprocess, sys, tempfile, time, urllib.parse, urllib.request
+import contextlib, json, os, pathlib, re, signal, subprocess, sys, tempfile, time, urllib.parse, urllib.request
+
+from isolation import isolate
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 30
-
-
-def isolate():
-    """Moves this process into a network namespace with a loopback interface."""
-    if os.environ.get("DOCUMENTATION_ISOLATED") or os.geteuid() != 0 or not shutil.which("unshare"):
-        return
-    os.environ["DOCUMENTATION_ISOLATED"] = "1"
-    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True)
-    if probe.returncode == 0:
-        os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.argv])
-
-
-def loopback_up():
-    if not os.environ.get("DOCUMENTATION_ISOLATED"):
-        return
-    SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8914, 1, 0x40
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP | IFF_RUNNING))
 
 
 def blocks(page, language):
@@ -93,7 +77,6 @@ def run_block(block, folder, environment):
 
 
 def main(binary, prometheus):
-    loopback_up()
     with tempfile.TemporaryDirectory() as folder:
         for name in ("config", "examples", "geoip"):
             os.symlink(ROOT / name, os.path.join(folder, name))

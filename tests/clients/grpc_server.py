@@ -23,10 +23,10 @@ class Calls(grpc.GenericRpcHandler):
         return None
 
 
-def serve():
-    """Starts a server on a free port; returns it and its URL as an upstream."""
+def serve(port=0):
+    """Starts a server, by default on a free port; returns it and its URL as an upstream."""
     server = grpc.server(futures.ThreadPoolExecutor(16))
     server.add_generic_rpc_handlers((Calls(),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port("127.0.0.1:%d" % port)
     server.start()
     return server, "h2c://127.0.0.1:%d" % port

@@ -7,8 +7,9 @@ needs: root, target/release/domicile, dpkg, util-linux
 Everything happens in a mount and a network namespace, above a view of this machine that is thrown away. The place of systemd is
 taken by a program that starts what the unit says, and answers the `systemctl` of the package's scripts.
 """
-import fcntl, http.client, os, re, shutil, signal, socket, struct, subprocess, sys, tempfile, threading
+import http.client, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading
 
+from isolation import isolate
 from load import Load, start_app
 from regions import eventually
 from steps import Steps
@@ -41,8 +42,12 @@ class Machine:
         mount("overlay", self.root, "overlay", f"lowerdir=/,upperdir={folder}/upper,workdir={folder}/work")
         mount("tmpfs", self.root + "/run", "tmpfs")
         mount("tmpfs", self.root + "/tmp", "tmpfs")
-        for name in ("proc", "dev"):
-            subprocess.run(["mount", "--rbind", "/" + name, f"{self.root}/{name}"], check=True)
+        mount("tmpfs", self.root + "/dev", "tmpfs")
+        for device in ("/dev/null", "/dev/random", "/dev/urandom"):
+            self.write(device, "")
+            subprocess.run(["mount", "--bind", device, self.root + device], check=True)
+        subprocess.run(["mount", "--bind", "/proc", self.root + "/proc"], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", self.root + "/proc"], check=True)
         os.makedirs(self.root + "/run/systemd/system")
         self.write("usr/local/sbin/systemctl", SYSTEMCTL, 0o755)
         # Images of containers forbid the start of services here.
@@ -132,13 +137,15 @@ class Machine:
         return open(self.folder + "/log").read()
 
     def end(self):
-        """Kills what a failed step has left behind."""
+        """Kills what a failed step has left behind, and unmounts everything, so that nothing of this machine can be removed with it."""
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 if os.readlink(f"/proc/{pid}/root") == self.root:
                     os.kill(int(pid), signal.SIGKILL)
             except OSError:
                 pass
+        subprocess.run(["umount", "--recursive", "--lazy", self.folder], check=True)
+        os.rmdir(self.folder)
 
 
 def mount(source, target, kind, options=None):
@@ -211,17 +218,14 @@ def build(cargo_deb, version, folder):
     subprocess.run([f"{ROOT}/packaging/deb", "--no-build", "--strip", "--fast", "--quiet", "--deb-version", version, "-o", folder], check=True, env=env, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def inside(folder):
-    """Runs the steps; the namespaces have been made."""
-    with socket.socket() as any_socket:
-        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14s", b"lo", 0x1 | 0x40, b""))  # SIOCSIFFLAGS: up and running
+def try_packages(packages):
     steps = Steps("package", 5)
     try:
-        machine = Machine(folder + "/machine")
+        machine = Machine(tempfile.mkdtemp(prefix="machine-"))
     except subprocess.CalledProcessError as error:
         print(f"SKIPPED: the package is not tried, because this machine forbids `{' '.join(error.cmd)}`")
         return
-    shutil.copytree(folder + "/packages", machine.path("tmp/packages"))
+    shutil.copytree(packages, machine.path("tmp/packages"))
     machine.package = lambda version: f"/tmp/packages/domicile_{version}_{subprocess.check_output(['dpkg', '--print-architecture'], text=True).strip()}.deb"
     try:
         steps.attempt_all([installs, serves_as_the_unit_says, an_upgrade_under_load_loses_no_request, the_ledger_goes_on_and_verifies,
@@ -232,16 +236,13 @@ def inside(folder):
 
 
 def main():
-    if sys.argv[1] == "--inside":
-        return inside(sys.argv[2])
-    if os.getuid() != 0 or subprocess.run(["unshare", "--mount", "--net", "true"]).returncode != 0:
+    if not isolate("--mount"):
         print("SKIPPED: the package is not tried, because this needs root and namespaces")
         return
-    with tempfile.TemporaryDirectory(prefix="package-") as folder:
-        os.mkdir(folder + "/machine")
+    with tempfile.TemporaryDirectory(prefix="packages-") as folder:
         for version in ("0.1.0-1", "0.1.1-1"):
-            build(sys.argv[1], version, folder + "/packages/")
-        sys.exit(subprocess.run(["unshare", "--mount", "--net", sys.executable, os.path.abspath(__file__), "--inside", folder]).returncode)
+            build(sys.argv[1], version, folder + "/")
+        try_packages(folder)
 
 
 if __name__ == "__main__":
