@@ -124,6 +124,11 @@ fn with(old: &str, new: &str) -> Vec<String> {
 /// A text of the valid file, the mistake that replaces it, and a part of the message.
 const MISTAKES: &[(&str, &str, &str)] = &[
     (
+        "https://127.0.0.1:2",
+        "https://127.0.0.1:8080",
+        "regions.eu-west: its `gateway` names port 8080, where a listener accepts clients; peers connect to port 9443",
+    ),
+    (
         "  - { address: \"127.0.0.1:9443\", peers: true }\n",
         "",
         "regions.eu-west: peers connect to its `gateway`, but none of its listeners has `peers: true`; add one",

@@ -104,6 +104,12 @@ impl World {
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 
+    /// Whether another process has one of the ports that the documentation names.
+    pub fn has_other_ports(&self) -> bool {
+        let is_other = |address: &SocketAddr| !(PAGE_PORT..FIRST_PORT + 30).contains(&address.port());
+        self.regions.iter().flat_map(|region| [&region.http, &region.https, &region.admin]).chain([&self.page]).any(is_other)
+    }
+
     pub fn region(&self, name: &str) -> &DemoRegion {
         self.regions.iter().find(|region| region.name == name).expect("the demo has a region of this name")
     }

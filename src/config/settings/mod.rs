@@ -316,10 +316,8 @@ fn check_peers(section: &Section<'_>, draft: &PolicyDraft<'_>, listeners: &[list
             "`peer_tls` is missing: peers authenticate with certificates; give a `certificate`, `key` and `authority`",
         );
     }
-    let accepts_peers = listeners.iter().any(|listener| listener.accepts == Accepts::Peers);
-    let own = draft.regions.iter().find(|region| Some(region.id) == draft.local);
-    if let Some(own) = own.filter(|own| own.gateway.is_some() && !accepts_peers && !listeners.is_empty()) {
-        own.field.report::<()>("peers connect to its `gateway`, but none of its listeners has `peers: true`; add one");
+    if let Some(own) = draft.regions.iter().find(|region| Some(region.id) == draft.local) {
+        check_own_gateway(own, listeners);
     }
     // Without the local region, every region is another one.
     let unreachable = |region: &&RegionDraft<'_>| draft.local.is_some() && region.gateway.is_none() && region.url.is_none();
@@ -327,6 +325,24 @@ fn check_peers(section: &Section<'_>, draft: &PolicyDraft<'_>, listeners: &[list
         region
             .field
             .report::<()>("neither peers nor redirected clients can reach this region: give it a `gateway`, a `url` or both");
+    }
+}
+
+/// Checks that a listener for peers is behind the region's own gateway. Its port may be another one, behind a load balancer.
+fn check_own_gateway(own: &RegionDraft<'_>, listeners: &[listener::Settings]) {
+    let Some(gateway) = own.gateway.as_ref().filter(|_| !listeners.is_empty()) else { return };
+    let (for_peers, for_clients): (Vec<_>, Vec<_>) = listeners.iter().partition(|listener| listener.accepts == Accepts::Peers);
+    let Some(first) = for_peers.first() else {
+        own.field.report::<()>("peers connect to its `gateway`, but none of its listeners has `peers: true`; add one");
+        return;
+    };
+    let port = gateway.port_u16().unwrap_or(443);
+    let has_port = |listener: &&listener::Settings| listener.address.port() == port;
+    if for_clients.iter().any(has_port) && !for_peers.iter().any(has_port) {
+        own.field.report::<()>(format!(
+            "its `gateway` names port {port}, where a listener accepts clients; peers connect to port {}",
+            first.address.port()
+        ));
     }
 }
 
