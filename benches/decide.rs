@@ -71,6 +71,7 @@ fn policy(regions: usize, routes: usize) -> Policy {
     let region = |index| RegionId::new(index).expect("at most 64 regions");
     let us = Jurisdiction::Named(id(1));
     let transfer = Transfer {
+        record: None,
         from: Jurisdiction::Named(id(0)),
         to: JurisdictionSet::default().with(us),
         basis: "contract".into(),

@@ -197,7 +197,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
         all,
     };
     let table_changed = files.directory.as_ref().and_then(|(stamp, _)| stamp.modified());
-    let expiring = status::expiring(&settings, snapshot.judging.geoip.as_deref(), table_changed);
+    let expiring = status::expiring(snapshot.policy(), &settings, snapshot.judging.geoip.as_deref(), table_changed);
     Ok(Built { snapshot, listener_configs, settings, files, peers, challenges, expiring, kept })
 }
 
@@ -319,8 +319,8 @@ pub fn offline(file: &Path, region: Option<&str>, today: Day, people: Option<&[P
     Ok((Arc::new(judging), settings.actions))
 }
 
-/// Opens every file that a loaded configuration names, and adds the errors of unusable files to `wrong`. Returns notes about files that
-/// are not valid, or will soon not be.
+/// Opens every file that a loaded configuration names, and adds the errors of unusable files to `wrong`. Returns notes about files and
+/// transfers that are not valid, or will soon not be.
 pub fn check_files(config: &Config, registry: &Registry, wrong: &mut Vec<StartError>) -> Vec<String> {
     let Config { policy, settings, .. } = config;
     if let Some(files) = &settings.peer_tls {
@@ -344,7 +344,13 @@ pub fn check_files(config: &Config, registry: &Registry, wrong: &mut Vec<StartEr
     wrong.extend(unwritable(settings));
     let now = SystemTime::now();
     let table_changed = settings.directory.as_ref().and_then(|directory| Stamp::of(&directory.file).modified());
-    status::expiring(settings, geoip.as_deref(), table_changed).iter().filter_map(|expiring| expiring.note(now)).collect()
+    status::expiring(policy, settings, geoip.as_deref(), table_changed).iter().filter_map(|expiring| expiring.note(now)).collect()
+}
+
+/// Notes about the transfers of a policy that have ended, or will soon.
+pub fn ending_transfers(policy: &Policy) -> Vec<String> {
+    let now = SystemTime::now();
+    status::expiring_transfers(policy).iter().filter_map(|transfer| transfer.note(now)).collect()
 }
 
 /// The folders of a configuration that do not exist, although the process writes into them.

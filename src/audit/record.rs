@@ -24,11 +24,18 @@ pub struct Movement<'a> {
     /// The user's jurisdiction, which decides where the data may be processed.
     pub jurisdiction: &'a str,
     pub evidence: Option<&'a str>,
-    /// The legal bases of the transfer rules that allow the movement; empty if it needs none.
-    pub bases: Vec<&'a str>,
+    /// The grounds of the transfers that allow the movement; empty if it needs none.
+    pub grounds: Vec<Grounds<'a>>,
     /// Whether only report-only mode allowed the movement.
     pub reported: bool,
     pub policy: PolicyHash,
+}
+
+/// The legal grounds of a transfer, in the operator's words.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Grounds<'a> {
+    pub basis: &'a str,
+    pub record: Option<&'a str>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,13 +61,13 @@ impl Movement<'_> {
             from: self.from,
             jurisdiction: self.jurisdiction,
             kind: "movement",
-            legal_bases: &self.bases,
             policy: &self.policy.to_string(),
             reported: self.reported,
             request: self.request,
             route: self.route,
             time: &now(),
             to: self.to,
+            transfers: &self.grounds,
             user: self.user.as_deref(),
             what: direction,
         };
@@ -97,13 +104,13 @@ struct MovementLine<'a> {
     from: &'a str,
     jurisdiction: &'a str,
     kind: &'a str,
-    legal_bases: &'a [&'a str],
     policy: &'a str,
     reported: bool,
     request: &'a str,
     route: &'a str,
     time: &'a str,
     to: &'a str,
+    transfers: &'a [Grounds<'a>],
     user: Option<&'a str>,
     what: &'a str,
 }

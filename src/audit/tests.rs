@@ -25,7 +25,7 @@ fn movement() -> Movement<'static> {
         user: Some("p".into()),
         jurisdiction: "eu",
         evidence: Some("recorded"),
-        bases: vec![],
+        grounds: vec![],
         reported: false,
         policy: PolicyHash::default(),
     }

@@ -37,9 +37,12 @@ pub(super) fn run(options: &Options) -> Outcome {
         .and_then(|mut config| {
             config.prove(today);
             found = notes(&config, today);
-            if options.files {
-                found.splice(0..0, app::check_files(&config, &registry, &mut wrong_files));
-            }
+            let ending = if options.files {
+                app::check_files(&config, &registry, &mut wrong_files)
+            } else {
+                app::ending_transfers(&config.policy)
+            };
+            found.splice(0..0, ending);
             if wrong_files.is_empty() { Ok(config) } else { Err(std::mem::take(&mut wrong_files)) }
         });
     let name = shown(file);

@@ -300,8 +300,10 @@ impl<'n> PolicyDraft<'n> {
                 let text = field.text()?;
                 Day::parse(text).or_else(|| field.report(format!("`{text}` is not a valid date; write it as `2027-12-31`")))
             });
+        let record = section.optional("record").map(|field| field.text());
         section.finish();
-        Some(Transfer { from: from?, to: to?, basis: basis?.into(), until: until? })
+        let record = record.map_or(Some(None), |text| text.map(|text| Some(text.into())));
+        Some(Transfer { from: from?, to: to?, basis: basis?.into(), record: record?, until: until? })
     }
 
     fn read_geography(&self, field: &Field<'n>) -> Option<GeoRules> {

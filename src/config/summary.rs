@@ -9,7 +9,7 @@ use crate::decision::policy::rule::{Carriers, Mode, Stays};
 use crate::decision::policy::{DataClass, Policy};
 use crate::decision::residency;
 use crate::model::day::Day;
-use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
+use crate::model::jurisdiction::Jurisdiction;
 use crate::model::region::{RegionId, RegionSet};
 
 use super::lint::user_jurisdictions;
@@ -50,8 +50,8 @@ pub fn render(policy: &Policy, verifies_tokens: bool, today: Day) -> String {
         }
         for transfer in &data.rule.transfers {
             let state = if today <= transfer.until { "holds until the end of" } else { "EXPIRED after" };
-            let (from, to) = (policy.jurisdiction_name(transfer.from), jurisdictions(policy, transfer.to));
-            let _ = writeln!(out, "  transfer from {from} to {to}: {}, {state} {}", transfer.basis, transfer.until);
+            let (from, to) = (policy.jurisdiction_name(transfer.from), policy.jurisdiction_names(transfer.to));
+            let _ = writeln!(out, "  transfer from {from} to {to}: {}, {state} {}", transfer.grounds(), transfer.until);
         }
     }
     out
@@ -70,12 +70,12 @@ fn reach(policy: &Policy, classes: ClassSet, data: &DataClass, user: Jurisdictio
 fn describe(policy: &Policy, data: &DataClass) -> String {
     let stays = match data.rule.stays {
         Stays::Home => "stays in the user's jurisdiction".into(),
-        Stays::In(set) => format!("stays in {}", jurisdictions(policy, set)),
+        Stays::In(set) => format!("stays in {}", policy.jurisdiction_names(set)),
         Stays::Anywhere => "may be anywhere".into(),
     };
     let carried = match data.rule.carried_by {
         Carriers::Anyone => "may be carried through any region".into(),
-        Carriers::Only(set) => format!("may be carried through {}", jurisdictions(policy, set)),
+        Carriers::Only(set) => format!("may be carried through {}", policy.jurisdiction_names(set)),
         Carriers::Nobody => "may not be carried through other regions".into(),
     };
     let mode = match data.rule.mode {
@@ -83,10 +83,6 @@ fn describe(policy: &Policy, data: &DataClass) -> String {
         Mode::Report => "; REPORT ONLY: nothing is refused",
     };
     format!("{stays}; needs a home that is {} or better; {carried}{mode}", data.rule.needs.as_str())
-}
-
-fn jurisdictions(policy: &Policy, set: JurisdictionSet) -> String {
-    set.ids().map(|id| policy.jurisdiction_name(Jurisdiction::Named(id))).collect::<Vec<_>>().join(", ")
 }
 
 fn names(policy: &Policy, regions: RegionSet) -> String {

@@ -5,26 +5,27 @@ use crate::model::region::RegionId;
 
 use super::facts::Ingress;
 use super::policy::Policy;
-use super::policy::rule::Stays;
+use super::policy::rule::{Stays, Transfer};
 use super::verdict::Trail;
 
-/// The ledger lines that a request needs: whether it crosses a border, and the bases on which it is processed.
+/// The ledger lines that a request needs: whether it crosses a border, and the transfers under which it is processed.
 pub struct Lines {
     crosses: bool,
-    bases: Vec<String>,
+    /// The legal basis of each transfer, with its record.
+    grounds: Vec<String>,
 }
 
 impl Lines {
     /// Whether these lines record everything that `other` would.
     pub fn covers(&self, other: &Self) -> bool {
-        (self.crosses || !other.crosses) && other.bases.iter().all(|basis| self.bases.contains(basis))
+        (self.crosses || !other.crosses) && other.grounds.iter().all(|grounds| self.grounds.contains(grounds))
     }
 }
 
 /// The lines of a request that `region` processes.
 pub fn lines_of(policy: &Policy, trail: &Trail, region: RegionId) -> Lines {
     if policy.may_be_anywhere(trail.classes) {
-        return Lines { crosses: false, bases: Vec::new() };
+        return Lines { crosses: false, grounds: Vec::new() };
     }
     let other = match trail.ingress {
         Ingress::Client => region,
@@ -33,12 +34,12 @@ pub fn lines_of(policy: &Policy, trail: &Trail, region: RegionId) -> Lines {
     let crosses = policy.jurisdiction_of(other) != policy.jurisdiction_of(policy.local);
     // Within one jurisdiction, the region that processes the request writes the line.
     let is_recorded_here = crosses || region == policy.local;
-    let bases = if is_recorded_here { bases(policy, trail, region) } else { Vec::new() };
-    Lines { crosses, bases: bases.into_iter().map(str::to_owned).collect() }
+    let transfers = if is_recorded_here { transfers(policy, trail, region) } else { Vec::new() };
+    Lines { crosses, grounds: transfers.into_iter().map(Transfer::grounds).collect() }
 }
 
-/// The legal bases of the transfers without which the data could not be processed in `region`.
-pub fn bases<'p>(policy: &'p Policy, trail: &Trail, region: RegionId) -> Vec<&'p str> {
+/// The transfers without which the data could not be processed in `region`, one for each legal basis and record.
+pub fn transfers<'p>(policy: &'p Policy, trail: &Trail, region: RegionId) -> Vec<&'p Transfer> {
     let (place, today) = (policy.jurisdiction_of(region), trail.today);
     let of_class = |(class, user)| {
         let rule = &policy.class(class).rule;
@@ -47,17 +48,16 @@ pub fn bases<'p>(policy: &'p Policy, trail: &Trail, region: RegionId) -> Vec<&'p
             Stays::In(set) => set.contains(place),
             Stays::Anywhere => true,
         };
-        let transfers = rule.transfers_from(user, today).filter(move |transfer| !stays_allow && transfer.to.contains(place));
-        transfers.map(|transfer| &*transfer.basis)
+        rule.transfers_from(user, today).filter(move |transfer| !stays_allow && transfer.to.contains(place))
     };
     let judged = trail.classes.iter().flat_map(|class| users_of(trail).map(move |user| (class, user)));
-    let mut bases = Vec::new();
-    for basis in judged.flat_map(of_class) {
-        if !bases.contains(&basis) {
-            bases.push(basis);
+    let mut found: Vec<&Transfer> = Vec::new();
+    for transfer in judged.flat_map(of_class) {
+        if !found.iter().any(|known| known.grounds() == transfer.grounds()) {
+            found.push(transfer);
         }
     }
-    bases
+    found
 }
 
 /// The jurisdictions of the users that the request was judged for: one, or two.

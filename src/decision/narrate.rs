@@ -1,7 +1,7 @@
 //! Describes a decision in sentences: the finding of each step, the rules, the clearance, the itinerary, the verdict.
 
 use crate::model::country::CountryCode;
-use crate::model::jurisdiction::{Jurisdiction, JurisdictionSet};
+use crate::model::jurisdiction::Jurisdiction;
 use crate::model::outcome::{Code, Rule};
 use crate::model::region::{RegionId, RegionSet};
 use crate::model::service::ServiceId;
@@ -145,26 +145,26 @@ fn describe_rule(class: &DataClass, user: Jurisdiction, trail: &Trail, policy: &
     let rule = &class.rule;
     let stays = match rule.stays {
         Stays::Home => "stays in the user's jurisdiction".into(),
-        Stays::In(set) => format!("stays in {}", jurisdictions(set, policy)),
+        Stays::In(set) => format!("stays in {}", policy.jurisdiction_names(set)),
         Stays::Anywhere => "may be anywhere".into(),
     };
     let carried = match rule.carried_by {
         Carriers::Anyone => "any proxy may carry it".into(),
-        Carriers::Only(set) => format!("proxies in {} may carry it", jurisdictions(set, policy)),
+        Carriers::Only(set) => format!("proxies in {} may carry it", policy.jurisdiction_names(set)),
         Carriers::Nobody => "no other proxy may carry it".into(),
     };
     let mut text = format!("`{}` {stays}, needs a home that is {} or better, and {carried}", class.name, rule.needs.as_str());
     for transfer in rule.transfers_from(user, trail.today) {
         text += &format!(
             "; a transfer to {} holds until {} ({})",
-            jurisdictions(transfer.to, policy),
+            policy.jurisdiction_names(transfer.to),
             transfer.until,
-            transfer.basis
+            transfer.grounds()
         );
     }
     let expired = rule.transfers.iter().filter(|transfer| transfer.from == user && transfer.until < trail.today);
     for transfer in expired {
-        text += &format!("; a transfer to {} expired after {}", jurisdictions(transfer.to, policy), transfer.until);
+        text += &format!("; a transfer to {} expired after {}", policy.jurisdiction_names(transfer.to), transfer.until);
     }
     if rule.mode == Mode::Report {
         text += "; report only";
@@ -311,10 +311,6 @@ fn reason(code: Code) -> &'static str {
         | Code::Overloaded
         | Code::DeadlineExceeded => code.as_str(),
     }
-}
-
-fn jurisdictions(set: JurisdictionSet, policy: &Policy) -> String {
-    set.ids().map(|id| policy.jurisdiction_name(Jurisdiction::Named(id))).collect::<Vec<_>>().join(", ")
 }
 
 fn names(regions: RegionSet, policy: &Policy) -> String {

@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 
-use crate::audit::{Count, Direction, Movement, Pseudonyms, WorkerLedger};
+use crate::audit::{Count, Direction, Grounds, Movement, Pseudonyms, WorkerLedger};
 use crate::decision::facts::Ingress;
-use crate::decision::lines::{bases, users_of};
+use crate::decision::lines::{transfers, users_of};
 use crate::decision::permit::Permitted;
 use crate::decision::policy::Policy;
 use crate::decision::policy::class::{ClassId, ClassSet};
-use crate::decision::policy::rule::Stays;
+use crate::decision::policy::rule::{Stays, Transfer};
 use crate::decision::route_of;
 use crate::decision::verdict::{Stop, Trail};
 use crate::metrics::WorkerMetrics;
@@ -135,22 +135,22 @@ impl Registrar<'_> {
             Direction::Answer => from,
             Direction::Request | Direction::Processing => to,
         };
-        self.write(judged, direction, names, bases(policy, trail, processing), trail.is_only_reported(processing)).await
+        self.write(judged, direction, names, transfers(policy, trail, processing), trail.is_only_reported(processing)).await
     }
 
     /// Records data of another jurisdiction's user that a transfer or report-only mode allows to be processed here, because
     /// such data has crossed a border.
     async fn record_processing(&self, judged: &Judged) -> Result<(), Code> {
         let (policy, trail) = (judged.moment.policy(), &judged.decision.trail);
-        let (bases, is_reported) = (bases(policy, trail, policy.local), trail.is_only_reported(policy.local));
-        let needs_line = !bases.is_empty() || (is_reported && self.ledger.is_some());
+        let (transfers, is_reported) = (transfers(policy, trail, policy.local), trail.is_only_reported(policy.local));
+        let needs_line = !transfers.is_empty() || (is_reported && self.ledger.is_some());
         if !needs_line || policy.may_be_anywhere(trail.classes) {
             return Ok(());
         }
         let place = policy.jurisdiction_of(policy.local);
         let from = users_of(trail).find(|user| *user != place).unwrap_or_else(|| user_of(trail));
         let names = (policy.jurisdiction_name(from), policy.region_name(policy.local));
-        self.write(judged, Direction::Processing, names, bases, is_reported).await
+        self.write(judged, Direction::Processing, names, transfers, is_reported).await
     }
 
     async fn write(
@@ -158,7 +158,7 @@ impl Registrar<'_> {
         judged: &Judged,
         direction: Direction,
         (from, to): (&str, &str),
-        bases: Vec<&str>,
+        transfers: Vec<&Transfer>,
         reported: bool,
     ) -> Result<(), Code> {
         let (policy, trail) = (judged.moment.policy(), &judged.decision.trail);
@@ -174,7 +174,10 @@ impl Registrar<'_> {
             user: judged.user.as_ref().map(|(user, _)| self.pseudonyms.of(user)),
             jurisdiction: policy.jurisdiction_name(user_of(trail)),
             evidence: trail.home.and_then(|home| home.evidence()).map(|evidence| evidence.as_str()),
-            bases,
+            grounds: transfers
+                .iter()
+                .map(|transfer| Grounds { basis: &transfer.basis, record: transfer.record.as_deref() })
+                .collect(),
             reported,
             policy: policy.hash,
         };

@@ -128,6 +128,8 @@ metrics! {
         "When the user table will not have changed for `users.directory.stale_after`.";
     pub certificate_expires: measures("certificate_expiry_timestamp_seconds", ["file"])
         "When the certificate in this file expires.";
+    pub transfer_expires: measures("transfer_expiry_timestamp_seconds", ["transfer"])
+        "When this transfer of the policy ends.";
     pub policy: gauges("policy_info", ["region", "policy"])
         "The hash of the policy that a region serves, as its last probe reported it; the value is always 1.";
     pub policy_since: measures("policy_since_timestamp_seconds", ["region"])

@@ -23,6 +23,11 @@ impl Day {
         Self(self.0.saturating_add(1))
     }
 
+    /// The first moment after this day.
+    pub fn end(self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(u64::try_from(self.next().0).unwrap_or_default() * 86_400)
+    }
+
     /// Reads `YYYY-MM-DD`; `None` for any other form and for a date that does not exist.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, '-');

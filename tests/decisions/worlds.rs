@@ -494,6 +494,7 @@ fn data_class(class: &checker::Class) -> DataClass {
         },
         to: jurisdiction_set(&transfer.to),
         basis: "contract".into(),
+        record: None,
         until: Day::of(UNIX_EPOCH + std::time::Duration::from_secs(u64::try_from(transfer.until).unwrap() * 86_400)),
     };
     let rule = ResidencyRule {

@@ -71,6 +71,23 @@ fn check_reads_standard_input_and_prints_mistakes_as_json() {
 }
 
 #[test]
+fn check_warns_of_transfers_that_end_within_thirty_days() {
+    let folder = folder();
+    let rules = |until: jiff::civil::Date| {
+        let of_home = "restricted: { stays: home";
+        let transfer = format!("transfers: [{{ from: us, to: eu, basis: contract, record: SCC 2026-14, until: {until} }}]");
+        CONFIG.replace(of_home, &format!("{of_home}, {transfer}"))
+    };
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let said =
+        |days: i64| text(&run(folder.path(), &["check", "--config", "-"], &rules(today + jiff::Span::new().days(days))).stdout);
+    let ends = "note: the transfer of restricted data from us to eu (contract, SCC 2026-14) ends in";
+    assert!(said(20).contains(ends), "{}", said(20));
+    assert!(!said(40).contains("note: the transfer"), "{}", said(40));
+    assert!(said(-1).contains("(contract, SCC 2026-14) has ended with"), "{}", said(-1));
+}
+
+#[test]
 fn test_compares_decisions_with_the_expected_ones() {
     let folder = folder();
     let cases = r#"

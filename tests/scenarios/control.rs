@@ -76,7 +76,7 @@ fn status_shows_regions_upstreams_tables_and_certificates() {
     assert_eq!((&upstream["upstream"], &upstream["state"]), (&world.eu().upstream().address.to_string().into(), &"up".into()));
     let files = report["files"].as_array().unwrap();
     assert!(
-        files.iter().any(|file| file["file"].as_str().unwrap().ends_with("site.pem") && file["days_left"].as_u64() > Some(0))
+        files.iter().any(|file| file["name"].as_str().unwrap().ends_with("site.pem") && file["days_left"].as_u64() > Some(0))
     );
     let screen = done(world.eu(), &["status"]);
     for part in

@@ -194,7 +194,7 @@ fn a_public_request_whose_answer_is_labelled_personal_crosses_the_border_with_it
     assert_eq!(lines.len(), 3, "{lines:?}");
     let processing = lines.iter().find(|line| line["what"] == "processing").expect("a line about the processing");
     assert_eq!((&processing["from"], &processing["to"]), (&"us".into(), &"eu-west".into()));
-    assert_eq!(processing["legal_bases"], serde_json::json!(["contract"]));
+    assert_eq!(processing["transfers"], serde_json::json!([{ "basis": "contract", "record": "DPA 7" }]));
     // No rule lets the data of a Brazilian be processed in eu-west.
     let refused = ask("/press/1?personal", &BRAZILIAN);
     assert_eq!((refused.status.as_u16(), refused.code().as_str()), (451, "residency.answer_not_cleared"));

@@ -176,7 +176,8 @@ fn a_failover_follows_the_policy_of_its_own_moment() {
             eventually("the home's upstream has the read", || world.us().upstream().seen().len() == 1);
             if is_swapped {
                 // The transfer that lets the read move to the EU ends while the home's upstream holds the request.
-                let rules = RULES.replace("transfers: [{ from: us, to: eu, basis: contract, until: 2099-12-31 }]", "");
+                let rules =
+                    RULES.replace("transfers: [{ from: us, to: eu, basis: contract, record: DPA 7, until: 2099-12-31 }]", "");
                 let index = world.regions.iter().position(|region| region.name == "us-east").unwrap();
                 world.write_config(index, &Plan { rules: [("us-east", rules)].into(), ..Plan::default() });
                 world.us().reload().unwrap();

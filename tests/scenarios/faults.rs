@@ -338,7 +338,7 @@ fn a_ledger_whose_writer_has_died_refuses_every_line() {
         user: None,
         jurisdiction: "eu",
         evidence: Some("recorded"),
-        bases: vec![],
+        grounds: vec![],
         reported: false,
         policy: PolicyHash::default(),
     };

@@ -54,8 +54,15 @@ fn a_transfer_is_recorded_with_its_legal_basis() {
     world.us().upstream().crash();
     world.us().wait_for_health("us-east", "down");
     assert_eq!(get(world.us().http, "/users/bob/orders/1", &[]).text(), "eu-west");
+    let metrics = world.us().metrics();
+    let name = "transfer of personal data from us to eu (contract, DPA 7)";
+    let ends = format!("domicile_transfer_expiry_timestamp_seconds{{transfer=\"{name}\"}} 4102444800");
+    assert!(metrics.contains(&ends), "{metrics}");
     let line = &world.us().ledger(&world)[0];
-    assert_eq!((&line["jurisdiction"], &line["legal_bases"]), (&"us".into(), &serde_json::json!(["contract"])));
+    assert_eq!(
+        (&line["jurisdiction"], &line["transfers"]),
+        (&"us".into(), &serde_json::json!([{ "basis": "contract", "record": "DPA 7" }]))
+    );
 }
 
 /// A world in which the ledger of `region` is on a full disk.

@@ -239,7 +239,7 @@ data:
     stays: home
     needs: inferred
     carried_by: [eu, us]
-    transfers: [{ from: us, to: eu, basis: contract, until: 2099-12-31 }]
+    transfers: [{ from: us, to: eu, basis: contract, record: DPA 7, until: 2099-12-31 }]
   restricted: { stays: home }
 users:
   key: [{ header: x-user-id }, { cookie: uid }]

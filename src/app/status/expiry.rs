@@ -1,23 +1,22 @@
-//! Files that an operator must renew in time: certificates, the GeoIP database and the user table.
+//! Everything that an operator must renew in time: certificates, the GeoIP database, the user table, and transfers of the policy.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::config::Settings;
+use crate::decision::policy::Policy;
 use crate::geoip::GeoIp;
 use crate::model::day::Day;
 use crate::transport::tls::{CertificateFiles, validity_of};
 
-/// How long before its end a file is reported.
-const NOTICE: Duration = Duration::from_secs(14 * 86_400);
-
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A file that stops being valid.
+/// A file or a transfer that stops being valid.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Expiring {
-    pub file: PathBuf,
+    /// The path of a file, or the description of a transfer.
+    pub name: String,
     pub kind: Kind,
     from: SystemTime,
     pub until: SystemTime,
@@ -31,29 +30,49 @@ pub enum Kind {
     GeoIp,
     /// A table that its export should have changed by then. It stays in use.
     UserTable,
+    /// A permission of the policy.
+    Transfer,
 }
 
-/// Every file of a configuration that must be renewed. `table_changed` is the time of the last change of the user table.
-pub fn of(settings: &Settings, geoip: Option<&GeoIp>, table_changed: Option<SystemTime>) -> Vec<Expiring> {
+/// Every transfer of a policy.
+pub fn transfers(policy: &Policy) -> Vec<Expiring> {
+    let of_class = |class| {
+        let data = policy.class(class);
+        data.rule.transfers.iter().map(|transfer| {
+            let (from, to) = (policy.jurisdiction_name(transfer.from), policy.jurisdiction_names(transfer.to));
+            let name = format!("transfer of {} data from {from} to {to} ({})", data.name, transfer.grounds());
+            Expiring { name, kind: Kind::Transfer, from: SystemTime::UNIX_EPOCH, until: transfer.until.end() }
+        })
+    };
+    policy.class_ids().flat_map(of_class).collect()
+}
+
+/// Everything of a configuration that must be renewed. `table_changed` is the time of the last change of the user table.
+pub fn of(policy: &Policy, settings: &Settings, geoip: Option<&GeoIp>, table_changed: Option<SystemTime>) -> Vec<Expiring> {
     let acme: Vec<_> = settings.acme().map(|files| files.pair().certificate).collect();
     let certificate = |file: &PathBuf| {
         let validity = validity_of(file)?;
         let kind = if acme.contains(file) { Kind::AcmeCertificate } else { Kind::Certificate };
-        Some(Expiring { file: file.clone(), kind, from: validity.from, until: validity.until })
+        Some(Expiring { name: name(file), kind, from: validity.from, until: validity.until })
     };
     let mut all: Vec<_> = certificates(settings).iter().filter_map(certificate).collect();
     if let Some((settings, geoip)) = settings.geoip.as_ref().zip(geoip)
         && let Some(most) = settings.max_age
     {
-        let (file, from) = (settings.database.clone(), geoip.built());
-        all.push(Expiring { file, kind: Kind::GeoIp, from, until: from + most });
+        let from = geoip.built();
+        all.push(Expiring { name: name(&settings.database), kind: Kind::GeoIp, from, until: from + most });
     }
     if let Some((settings, from)) = settings.directory.as_ref().zip(table_changed)
         && let Some(most) = settings.stale_after
     {
-        all.push(Expiring { file: settings.file.clone(), kind: Kind::UserTable, from, until: from + most });
+        all.push(Expiring { name: name(&settings.file), kind: Kind::UserTable, from, until: from + most });
     }
+    all.extend(transfers(policy));
     all
+}
+
+fn name(file: &Path) -> String {
+    file.display().to_string()
 }
 
 /// How long until files must be reported again: a day, or until the next of them begins to be reported.
@@ -80,15 +99,21 @@ fn certificates(settings: &Settings) -> Vec<PathBuf> {
 }
 
 impl Expiring {
-    /// A warning with the remedy, if the file has expired, expires within [`NOTICE`], or is not valid yet.
+    /// A warning with the remedy, if it has expired, expires soon, or is not valid yet.
     pub fn note(&self, now: SystemTime) -> Option<String> {
         let left = self.until.duration_since(now).unwrap_or_default();
         let is_early = self.kind == Kind::Certificate && self.from > now;
         if self.kind == Kind::AcmeCertificate || (left > self.kind.notice() && !is_early) {
             return None;
         }
-        let (file, day, days) = (self.file.display(), Day::of(self.until), left.as_secs() / 86_400);
+        let (file, day, days) = (&self.name, Day::of(self.until), left.as_secs() / 86_400);
         Some(match self.kind {
+            Kind::Transfer => {
+                let last = Day::of(self.until - DAY);
+                let state =
+                    if left.is_zero() { format!("has ended with {last}") } else { format!("ends in {days} days, with {last}") };
+                format!("the {file} {state}, and then requests that need it are refused; renew it, or remove it")
+            }
             Kind::GeoIp if left.is_zero() => format!(
                 "`{file}`: the GeoIP database is older than `geoip.max_age`; it still selects regions, but proves no jurisdiction; \
                  install a newer one"
@@ -129,7 +154,12 @@ fn rounded(duration: Duration) -> String {
 impl Kind {
     /// How long before its end such a file is reported.
     fn notice(self) -> Duration {
-        if self == Self::UserTable { Duration::ZERO } else { NOTICE }
+        match self {
+            Self::Certificate | Self::AcmeCertificate | Self::GeoIp => 14 * DAY,
+            // A contract takes longer to renew than a file.
+            Self::Transfer => 30 * DAY,
+            Self::UserTable => Duration::ZERO,
+        }
     }
 }
 
@@ -140,6 +170,7 @@ impl fmt::Display for Kind {
             Self::AcmeCertificate => "certificate (renewed by ACME)",
             Self::GeoIp => "GeoIP database",
             Self::UserTable => "user table",
+            Self::Transfer => "transfer",
         })
     }
 }
@@ -151,7 +182,7 @@ mod tests {
     #[test]
     fn a_file_is_reported_two_weeks_before_its_end() {
         let from = SystemTime::UNIX_EPOCH + DAY * 20_000;
-        let file = |kind| Expiring { file: "a.pem".into(), kind, from, until: from + DAY * 90 };
+        let file = |kind| Expiring { name: "a.pem".into(), kind, from, until: from + DAY * 90 };
         let note = |kind, days| file(kind).note(from + DAY * days).unwrap_or_default();
         assert_eq!(note(Kind::Certificate, 75), "");
         assert_eq!(note(Kind::Certificate, 77), "`a.pem`: this certificate expires in 13 days, on 2025-01-02; renew it");
@@ -163,12 +194,17 @@ mod tests {
         assert_eq!(note(Kind::UserTable, 89), "");
         let stale = "`a.pem`: the user table has not changed for 90 days, longer than `stale_after`; check its export";
         assert_eq!(note(Kind::UserTable, 90), stale);
+        assert_eq!(note(Kind::Transfer, 59), "");
+        assert!(
+            note(Kind::Transfer, 61).contains("ends in 29 days, with 2025-01-01, and then requests that need it are refused")
+        );
+        assert!(note(Kind::Transfer, 90).contains("has ended with 2025-01-01"), "{}", note(Kind::Transfer, 90));
     }
 
     #[test]
     fn the_next_report_is_when_a_file_must_be_renewed() {
         let now = SystemTime::UNIX_EPOCH + DAY * 20_000;
-        let file = |kind, until| Expiring { file: "a.pem".into(), kind, from: now, until };
+        let file = |kind, until| Expiring { name: "a.pem".into(), kind, from: now, until };
         let next = |kind, seconds| until_next_note(&[file(kind, now + Duration::from_secs(seconds))], now);
         let (hour, fortnight) = (3_600, 14 * 86_400);
         assert_eq!(next(Kind::UserTable, hour), Duration::from_millis(3_600_001));

@@ -57,6 +57,7 @@ fn set_files(metrics: &Metrics, state: &State<'_>) {
     }
     metrics.certificate_expires.reset();
     metrics.geoip_expires.reset();
+    metrics.transfer_expires.reset();
     metrics.directory_stale.reset();
     for expiring in state.expiring {
         let until = seconds(expiring.until);
@@ -64,8 +65,9 @@ fn set_files(metrics: &Metrics, state: &State<'_>) {
             Kind::GeoIp => metrics.geoip_expires.with_label_values(&NO_LABELS).set(until),
             Kind::UserTable => metrics.directory_stale.with_label_values(&NO_LABELS).set(until),
             Kind::Certificate | Kind::AcmeCertificate => {
-                metrics.certificate_expires.with_label_values(&[&expiring.file.to_string_lossy()]).set(until);
+                metrics.certificate_expires.with_label_values(&[&expiring.name]).set(until);
             }
+            Kind::Transfer => metrics.transfer_expires.with_label_values(&[&expiring.name]).set(until),
         }
     }
 }

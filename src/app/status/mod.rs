@@ -5,7 +5,7 @@ mod gauges;
 mod report;
 mod reports;
 
-pub use expiry::{Expiring, of as expiring, until_next_note};
+pub use expiry::{Expiring, of as expiring, transfers as expiring_transfers, until_next_note};
 pub use gauges::{State, set as set_gauges};
 pub use report::{Loaded, Process, report};
 pub use reports::{Policies, hooks};

@@ -40,7 +40,7 @@ pub fn report(state: &State<'_>, process: &Process<'_>) -> String {
     let services: Vec<Value> = snapshot.services.all().map(|service| service_report(service)).collect();
     let files = state.expiring.iter().map(|expiring| {
         json!({
-            "file": expiring.file,
+            "name": expiring.name,
             "kind": expiring.kind.to_string(),
             "valid_until": text(expiring.until),
             "days_left": expiring.until.duration_since(now).unwrap_or_default().as_secs() / 86_400,

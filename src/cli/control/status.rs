@@ -67,7 +67,7 @@ fn screen(report: &Value) -> String {
         line("geoip", format!("database of {}, {days} days old", text(&report["geoip"]["built"])));
     }
     for file in list(&report["files"]) {
-        let (name, until) = (text(&file["file"]), text(&file["valid_until"]));
+        let (name, until) = (text(&file["name"]), text(&file["valid_until"]));
         let usual = || format!("{name}: {} valid until {until}, {} days", text(&file["kind"]), file["days_left"]);
         line("file", file["note"].as_str().map_or_else(usual, |note| format!("ATTENTION: {note}")));
     }

@@ -64,7 +64,7 @@ impl Policy {
         };
         let transfers = rule.transfers.iter().map(|transfer| {
             let (from, to) = (self.jurisdiction_name(transfer.from), self.set_text(transfer.to));
-            format!("{from:?} {to} {:?} {}", transfer.basis, transfer.until)
+            format!("{from:?} {to} {:?} {:?} {}", transfer.basis, transfer.record, transfer.until)
         });
         format!("{stays}; {}; {carried}; {mode}; {}", rule.needs.as_str(), sorted(transfers.collect()))
     }

@@ -9,7 +9,7 @@ pub mod rule;
 
 use crate::model::coordinates::Coordinates;
 use crate::model::country::CountryCode;
-use crate::model::jurisdiction::{Jurisdiction, JurisdictionId};
+use crate::model::jurisdiction::{Jurisdiction, JurisdictionId, JurisdictionSet};
 use crate::model::region::{MAX_REGIONS, RegionId, RegionSet};
 use crate::model::service::ServiceId;
 use crate::model::vitals::PolicyHash;
@@ -205,6 +205,11 @@ impl Policy {
             Jurisdiction::Elsewhere => "elsewhere",
             Jurisdiction::Unknown => "unknown",
         }
+    }
+
+    /// The names of jurisdictions, for people.
+    pub fn jurisdiction_names(&self, set: JurisdictionSet) -> String {
+        set.ids().map(|id| self.jurisdiction_name(Jurisdiction::Named(id))).collect::<Vec<_>>().join(", ")
     }
 
     /// The jurisdiction with a name that [`Policy::jurisdiction_name`] returns.

@@ -38,8 +38,20 @@ pub struct Transfer {
     pub to: JurisdictionSet,
     /// The legal basis, in the operator's words.
     pub basis: Box<str>,
+    /// Where the basis is documented, in the operator's words, such as the number of a contract.
+    pub record: Option<Box<str>>,
     /// The last day on which the transfer is valid, UTC.
     pub until: Day,
+}
+
+impl Transfer {
+    /// The legal basis, with its record if the policy names one.
+    pub fn grounds(&self) -> String {
+        match &self.record {
+            Some(record) => format!("{}, {record}", self.basis),
+            None => self.basis.to_string(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
