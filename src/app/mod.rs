@@ -28,6 +28,7 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 use crate::access_log::AccessLog;
 use crate::acme::AcmeError;
 use crate::admin;
+use crate::audit::reading::verify::files_of;
 use crate::audit::{KeyError, Ledger, LedgerError, Pseudonyms, Tally};
 use crate::config::{Problem, Settings};
 use crate::directory::DirectoryError;
@@ -301,7 +302,7 @@ fn ports(launch: &mut Launch, settings: &Settings, workers: usize) -> Result<Vec
     addresses.map(|address| Ok((address, take_port(&mut launch.inherited, address, workers)?))).collect()
 }
 
-/// Builds the state that all workers share. The ledger is opened last, so that a failed start writes nothing.
+/// Builds the state that all workers share. The ledger is opened last, so that a failed start writes no line.
 fn shared(
     built: &Built,
     metrics: &Arc<Metrics>,
@@ -309,11 +310,15 @@ fn shared(
     (worker_count, phase): (usize, channel::Receiver<Phase>),
 ) -> Result<(Arc<Shared>, Option<Batches>), StartError> {
     let audit = built.settings.audit.as_ref();
-    let ledger = audit.map(|settings| Ledger::open(settings, tally(metrics), is_successor)).transpose()?;
+    // Before the ledger, so that a ledger always has its key.
     let pseudonyms = match audit {
-        Some(settings) => Pseudonyms::open(&settings.directory.join("pseudonym.key"))?,
+        Some(settings) => {
+            let is_new = files_of(&settings.directory).unwrap_or_default().is_empty();
+            Pseudonyms::open(&settings.directory.join("pseudonym.key"), is_new)?
+        }
         None => Pseudonyms::ephemeral(),
     };
+    let ledger = audit.map(|settings| Ledger::open(settings, tally(metrics), is_successor)).transpose()?;
     let policy = built.snapshot.policy();
     let vitals = Vitals::unmeasured(policy.nearest_first());
     let traces = built.settings.traces.as_ref().map(|settings| {

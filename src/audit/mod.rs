@@ -22,10 +22,10 @@
 
 mod chain;
 mod pseudonym;
+pub mod reading;
 mod record;
 mod signing;
 mod sink;
-pub mod verify;
 mod worker_ledger;
 
 use std::fs::{File, OpenOptions, TryLockError};

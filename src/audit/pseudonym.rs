@@ -21,17 +21,21 @@ pub struct KeyError {
 }
 
 impl Pseudonyms {
-    /// Reads the key from a file, or creates the file with a random key if it does not exist.
-    pub fn open(file: &Path) -> Result<Self, KeyError> {
+    /// Reads the key from a file. For a ledger that is new, it creates the file with a random key if it does not exist; the key of
+    /// other ledgers must be there, because a new one would make the users in their lines other people.
+    pub fn open(file: &Path, is_new: bool) -> Result<Self, KeyError> {
         let failed = |reason: String| KeyError { file: file.into(), reason };
         match std::fs::read_to_string(file) {
             Ok(text) => parse(text.trim()).map(Self::with_key).ok_or_else(|| failed("the pseudonym key is not valid".into())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_new => {
                 let key = random_key();
                 write_secret(file, &format!("{}\n", hex::encode(key)))
                     .map_err(|error| failed(format!("cannot create the pseudonym key: {error}")))?;
                 Ok(Self::with_key(key))
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(failed(
+                "the ledger is there, but its pseudonym key is not; restore it from a backup, or move the ledger away".into(),
+            )),
             Err(error) => Err(failed(format!("cannot read the pseudonym key: {error}"))),
         }
     }

@@ -14,9 +14,9 @@ use tokio::time::MissedTickBehavior;
 use crate::model::day::Day;
 
 use super::chain::{Chain, Hash, place_of};
+use super::reading::verify;
 use super::record::{self, Counts};
 use super::signing::Signer;
-use super::verify;
 use super::{Entry, LedgerError, Tally};
 
 /// The maximum number of batches of lines in one sync.

@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::reading::verify;
 use super::*;
 
 fn tally() -> (Tally, Arc<AtomicU64>) {
@@ -311,10 +312,12 @@ fn a_full_disk_is_an_error_and_is_counted() {
 fn a_pseudonym_is_stable_under_its_key_and_differs_under_another() {
     let scratch = tempfile::tempdir().unwrap();
     let file = scratch.path().join("pseudonym.key");
-    let first = Pseudonyms::open(&file).unwrap().of("alice");
-    assert_eq!(Pseudonyms::open(&file).unwrap().of("alice"), first);
+    let lost = Pseudonyms::open(&file, false).err().unwrap().to_string();
+    assert!(lost.contains("restore it from a backup") && !file.exists(), "{lost}");
+    let first = Pseudonyms::open(&file, true).unwrap().of("alice");
+    assert_eq!(Pseudonyms::open(&file, false).unwrap().of("alice"), first);
     assert_ne!(Pseudonyms::ephemeral().of("alice"), first);
     assert_eq!(first.len(), 32);
     std::fs::write(&file, "short").unwrap();
-    assert!(Pseudonyms::open(&file).is_err());
+    assert!(Pseudonyms::open(&file, true).is_err());
 }

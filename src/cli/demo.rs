@@ -109,6 +109,11 @@ fn print(world: &World) {
             "\n  Other processes use some of the usual ports, 8100 to 8139, so that these differ from those in the documentation."
         );
     }
+    print_commands(world);
+}
+
+/// Prints commands to try.
+fn print_commands(world: &World) {
     let (eu, us, jp) = (world.region("eu-west"), world.region("us-east"), world.region("ap-northeast"));
     let ca = world.folder.join("ca.pem");
     println!("\nPaste these into another terminal:\n");

@@ -39,7 +39,7 @@ enum Verb {
     Test(test::Options),
     /// Print the JSON schema of the configuration, for editors.
     Schema(schema::Options),
-    /// Verify the ledger.
+    /// Read the ledger: verify it, find lines, sum it up, show what is held about a user.
     Audit(audit::Options),
     /// Show the state of the running process.
     Status(control::StatusOptions),

@@ -92,6 +92,7 @@ def main(binary, prometheus):
         with running(binary, "run", folder=folder, environment=operated):
             eventually("a running process", lambda: get(ADMIN + "/livez"))
             check_page("docs/operations.md", 6, folder, operated)
+            check_page("docs/ledger.md", 3, folder, operated)
             key = get(ADMIN + "/.well-known/domicile-ledger-key")
         check_ledger(os.path.join(folder, "ledger/eu-west"), key, binary)
         check_tour(binary)

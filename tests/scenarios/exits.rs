@@ -221,6 +221,7 @@ fn a_labelled_answer_without_its_line_does_not_leave() {
     let folder = world.folder.path().join("ledger-eu-west");
     std::fs::create_dir(&folder).unwrap();
     std::os::unix::fs::symlink("/dev/full", folder.join("ledger.jsonl")).unwrap();
+    std::fs::write(folder.join("pseudonym.key"), "0".repeat(64)).unwrap();
     let world = start_all(world);
     let answer = get(world.us().http, "/press/1?personal", &GERMAN);
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "ledger.unavailable"));

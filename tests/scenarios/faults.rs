@@ -310,6 +310,7 @@ fn a_line_that_a_crash_cut_off_is_removed_at_the_start() {
     let folder = world.folder.path().join("ledger-us-east");
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(folder.join("ledger.jsonl"), "{\"what\":\"cut o").unwrap();
+    std::fs::write(folder.join("pseudonym.key"), "0".repeat(64)).unwrap();
     for index in 0..world.regions.len() {
         world.start_region(index).unwrap();
     }

@@ -48,6 +48,48 @@ fn the_line_is_on_disk_before_the_request_arrives() {
 }
 
 #[test]
+fn an_auditor_finds_the_lines_of_a_user_and_sums_up_a_period() {
+    let world = World::planned(Plan::default());
+    for path in ["/users/alice/orders/1", "/users/alice/orders/2", "/users/chika/orders/1"] {
+        assert_eq!(get(world.us().http, path, &[]).status, 200);
+    }
+    let audit = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_domicile"));
+        let ledger = world.folder.path().join("ledger-us-east");
+        let done = command.arg("audit").args(arguments).arg(ledger).env_remove("DOMICILE_CONFIG").output().unwrap();
+        (done.status.code(), String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap())
+    };
+    let (code, alice, told) = audit(&["query", "--user", "alice"]);
+    assert_eq!((code, alice.lines().count()), (Some(0), 2), "{alice} {told}");
+    let ledger = std::fs::read_to_string(world.folder.path().join("ledger-us-east/ledger.jsonl")).unwrap();
+    assert!(alice.lines().all(|line| ledger.lines().any(|whole| whole == line)), "the lines as they stand");
+    assert!(told.contains("2 of "), "{told}");
+    assert_eq!(audit(&["query", "--user", "nobody"]).1, "");
+    assert_eq!(audit(&["query", "--kind", "movement", "--to", "eu-west", "--until", "2026-01-01"]).1, "", "a period before");
+
+    let (_, subject, _) = audit(&["subject", "alice"]);
+    let row = subject.lines().find(|line| line.starts_with("us-east")).unwrap_or_else(|| panic!("{subject}"));
+    let fields: Vec<_> = row.split_whitespace().collect();
+    assert_eq!(fields[..7], ["us-east", "eu-west", "request", "personal", "eu", "2", "1"], "two movements of one user");
+    assert!(!ledger.contains("alice"), "no line names her");
+
+    let (_, csv, _) = audit(&["report", "--format", "csv"]);
+    assert!(csv.contains("us-east,eu-west,request,personal,eu,,,2,1,"), "{csv}");
+    assert!(csv.contains("us-east,ap-northeast,request,personal,jp,,,1,1,"), "{csv}");
+    let (_, page, _) = audit(&["report", "--format", "html"]);
+    assert!(page.contains("<svg") && page.contains("the chain is whole"), "{page}");
+
+    // A changed ledger is not reported on, nor one whose pseudonym key is lost.
+    let file = world.folder.path().join("ledger-us-east/ledger.jsonl");
+    std::fs::rename(file.with_file_name("pseudonym.key"), file.with_file_name("lost")).unwrap();
+    let (code, _, told) = audit(&["query", "--user", "alice"]);
+    assert!(code == Some(1) && told.contains("its pseudonym key is not"), "{told}");
+    std::fs::write(&file, ledger.replacen("personal", "publicly", 1)).unwrap();
+    let (code, report, told) = audit(&["report"]);
+    assert!(code == Some(1) && report.is_empty() && told.contains("the ledger does not verify"), "{report} {told}");
+}
+
+#[test]
 fn a_transfer_is_recorded_with_its_legal_basis() {
     let world =
         World::planned(Plan { health: "{ path: /healthz, every: 20ms, timeout: 5s, rise: 1, fall: 1 }", ..Plan::default() });
@@ -76,6 +118,8 @@ fn with_ledger_at(file: &str, region: &str) -> World {
     let folder = world.folder.path().join(format!("ledger-{region}"));
     std::fs::create_dir(&folder).unwrap();
     std::os::unix::fs::symlink(file, folder.join("ledger.jsonl")).unwrap();
+    // A ledger that exists has its key.
+    std::fs::write(folder.join("pseudonym.key"), "0".repeat(64)).unwrap();
     for index in 0..NAMES.len() {
         world.start_region(index).unwrap();
     }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::chain::{Hash, place_of};
-use super::signing::{Checkpoint, PublicKey};
+use super::super::chain::{Hash, place_of};
+use super::super::signing::{Checkpoint, PublicKey};
 
 /// A ledger that verifies.
 #[derive(Clone, Debug, Default)]
@@ -62,6 +62,11 @@ pub fn files_of(directory: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Verifies files that follow each other.
 pub fn verify(files: &[PathBuf], expected: &Expected) -> Result<Verified, Broken> {
+    read(files, expected, |_| {})
+}
+
+/// Verifies files that follow each other, and calls `each` with every line that verifies, without its line feed.
+pub fn read(files: &[PathBuf], expected: &Expected, mut each: impl FnMut(&str)) -> Result<Verified, Broken> {
     let mut verifier = Verifier::new(expected.clone());
     for file in files {
         let unreadable = |error| Broken::Unreadable { file: file.clone(), error };
@@ -73,11 +78,12 @@ pub fn verify(files: &[PathBuf], expected: &Expected) -> Result<Verified, Broken
                 break;
             }
             number = number.saturating_add(1);
-            verifier.take(&text).map_err(|(back, reason)| Broken::Line {
+            let line = verifier.take(&text).map_err(|(back, reason)| Broken::Line {
                 file: file.clone(),
                 line: number.saturating_sub(back).max(1),
                 reason,
             })?;
+            each(line);
         }
     }
     verifier.finish()
@@ -109,8 +115,8 @@ impl Verifier {
         Self { seen: Verified { head: expected.after, ..Verified::default() }, expected, numbers: HashMap::new(), last: None }
     }
 
-    /// Verifies the next line.
-    fn take(&mut self, text: &[u8]) -> Result<(), Fault> {
+    /// Verifies the next line, and returns it without its line feed.
+    fn take<'t>(&mut self, text: &'t [u8]) -> Result<&'t str, Fault> {
         let line = text.strip_suffix(b"\n").ok_or((0, "this line is torn: it has no line feed".to_owned()))?;
         let line = std::str::from_utf8(line).map_err(|_| (0, "this line is not UTF-8".to_owned()))?;
         let place = place_of(line).ok_or((0, "this line does not begin with its place in the chain".to_owned()))?;
@@ -138,7 +144,7 @@ impl Verifier {
         self.expected.noted.retain(|noted| *noted != hash);
         self.seen.head = Some(hash);
         self.seen.lines = self.seen.lines.saturating_add(1);
-        Ok(())
+        Ok(line)
     }
 
     /// Describes a line that does not follow the one before it.
