@@ -6,7 +6,7 @@ needs: chromium, jq, openssl
 
 As root, the commands run in a network namespace of their own, because the pages use fixed ports.
 """
-import contextlib, json, os, pathlib, re, signal, subprocess, sys, tempfile, time, urllib.parse, urllib.request
+import contextlib, json, os, pathlib, re, shutil, signal, subprocess, sys, tempfile, time, urllib.parse, urllib.request
 
 from isolation import isolate
 
