@@ -29,6 +29,22 @@ fn a_read_moves_within_its_clearance_and_a_write_does_not_move() {
 }
 
 #[test]
+fn every_read_leaves_a_home_whose_app_server_was_killed_however_many_they_are() {
+    // Nobody knows yet that the app server is dead: there are no checks.
+    let world = World::planned(Plan::default());
+    world.us().upstream().crash();
+    // Several times what a retry budget would allow: an attempt that reached no app server costs nothing that must be saved.
+    for count in 0..500 {
+        let read = get(world.eu().http, "/users/bob/orders/1", &[]);
+        assert_eq!((read.status, read.text()), (StatusCode::OK, "eu-west"), "read {count}: {:?}", read.code());
+    }
+    let write = post(world.eu().http, "/users/bob/orders/1", &[], "");
+    assert_eq!(write.code(), "upstream.unreachable", "a write is not sent to another region");
+    assert_eq!(world.eu().upstream().seen().len(), 500);
+    world.assert_no_requests(&["ap-northeast"]);
+}
+
+#[test]
 fn an_app_server_that_accepts_no_connection_is_down_without_a_path_to_check() {
     // The default with shorter times: no path.
     let world = World::planned(Plan { health: "{ every: 20ms, timeout: 5s, rise: 1, fall: 1 }", ..Plan::default() });

@@ -42,6 +42,15 @@ async fn until_unreachable(worker: &Worker, region: RegionId, may_leave: bool) {
     }
 }
 
+/// Whether a read that the owner refused with this code has put load on an app server, so that another attempt needs a part of the
+/// retry budget.
+const fn sent_under(code: Code) -> Sent {
+    match code {
+        Code::UpstreamUnreachable | Code::HomeDown | Code::AllDown => Sent::Unprocessed,
+        _ => Sent::Partly,
+    }
+}
+
 impl Forwarding<'_> {
     /// Sends the request to the proxy of another region, and reads what its response means.
     pub(super) async fn to_peer(
@@ -61,6 +70,7 @@ impl Forwarding<'_> {
             sent = self.while_cleared(work) => sent?,
             () = down => return Ok(Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Partly, retry: spare })),
         };
+        let question = &self.intake.question;
         let response = match sent {
             Ok(response) => response,
             Err(failure) => return Ok(Err(failure)),
@@ -69,8 +79,8 @@ impl Forwarding<'_> {
             Meaning::Disowned => Err(Stopped::Misdirected { spare }),
             // A peer that cannot serve a read is a failed attempt, like a failed upstream. Without another target, the
             // peer's response is relayed.
-            Meaning::Outage(code) if has_another && spare.is_some() && self.may_retry(Sent::Partly) => {
-                Ok(Err(Failure { code, sent: Sent::Partly, retry: spare }))
+            Meaning::Outage(code) if has_another && spare.is_some() && question.is_read && self.may_retry(sent_under(code)) => {
+                Ok(Err(Failure { code, sent: sent_under(code), retry: spare }))
             }
             Meaning::Served | Meaning::Outage(_) | Meaning::Refused(_) => Ok(Ok(response)),
         }
