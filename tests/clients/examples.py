@@ -215,7 +215,7 @@ class Readers:
     """Eight clients that read from the US without pause. Each read is a user in Germany's, whose home is the EU."""
 
     def __init__(self):
-        self.reads, self.stop = [], False
+        self.reads, self.cut_off, self.stop = [], 0, False
         self.threads = [threading.Thread(target=self.read, daemon=True) for _ in range(8)]
         for thread in self.threads:
             thread.start()
@@ -226,7 +226,11 @@ class Readers:
             client = http.client.HTTPConnection("127.0.0.1", 8201, timeout=30)
             client.request("GET", "/name", headers={"X-Forwarded-For": GERMAN})
             answer = client.getresponse()
-            self.reads.append((began, time.monotonic() - began, answer.status, answer.read().decode().strip()))
+            try:
+                self.reads.append((began, time.monotonic() - began, answer.status, answer.read().decode().strip()))
+            except http.client.IncompleteRead:
+                # The head of the response had arrived, so that nobody could ask another region.
+                self.cut_off += 1
             client.close()
 
     def after(self, moment):
@@ -239,8 +243,8 @@ class Readers:
             thread.join()
         lost = [read for read in self.reads if read[2] != 200]
         slowest = max(took for _, took, _, _ in self.reads)
-        print(f"        {trouble}: {len(self.reads)} reads, {len(lost)} lost, the slowest took {slowest:.2f} s")
-        assert not lost, lost[:3]
+        print(f"        {trouble}: {len(self.reads)} reads, {len(lost)} lost, {self.cut_off} cut off within the response, the slowest took {slowest:.2f} s")
+        assert not lost and self.cut_off <= len(self.threads), lost[:3]
         # Three seconds, and one for a machine that has other work.
         assert slowest < 4, slowest
 
