@@ -53,7 +53,8 @@ pub fn prepare(files: &AcmeFiles) -> Result<(), AcmeError> {
     let failed = |error: rcgen::Error| AcmeError::Certificate(error.to_string());
     let mut params = CertificateParams::new(files.names.clone()).map_err(failed)?;
     // The placeholder has already expired, so that it is due for renewal.
-    params.not_after = SystemTime::now().into();
+    params.not_before = SystemTime::now().into();
+    params.not_after = params.not_before;
     let key = KeyPair::generate().map_err(failed)?;
     let certificate = params.self_signed(&key).map_err(failed)?;
     write(files, &certificate.pem(), &key.serialize_pem())

@@ -95,7 +95,9 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(message) => {
-            eprintln!("{message}");
+            use std::io::Write;
+            // A closed standard error is no reason for another exit code.
+            let _ = writeln!(std::io::stderr(), "{message}");
             ExitCode::FAILURE
         }
     }

@@ -15,6 +15,7 @@ use crate::model::vitals::PolicyHash;
 use super::actions::ActionsDraft;
 use super::problem::suggestion;
 use super::reader::{Field, Section};
+use super::source::document::Value;
 
 /// The name of the service of a region that lists `upstreams` without naming services.
 pub const DEFAULT_SERVICE: &str = "app";
@@ -143,7 +144,14 @@ impl<'n> PolicyDraft<'n> {
             .or_else(|| field.report(format!("unknown jurisdiction `{name}`{}", suggestion(name, self.jurisdiction_names()))))
     }
 
-    pub fn jurisdiction_set(&self, field: &Field<'n>) -> Option<JurisdictionSet> {
+    /// Reads one jurisdiction or several. `words` may stand here instead, and have been read before.
+    pub fn jurisdiction_set(&self, field: &Field<'n>, words: &[&str]) -> Option<JurisdictionSet> {
+        if let Value::Text(text) = &field.node.value
+            && self.find_jurisdiction(text).is_none()
+        {
+            let known = words.iter().copied().chain(self.jurisdiction_names());
+            return field.report(format!("unknown jurisdiction `{text}`{}", suggestion(text, known)));
+        }
         let mut set = JurisdictionSet::default();
         let items = field.one_or_many();
         if items.is_empty() {

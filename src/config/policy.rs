@@ -261,7 +261,7 @@ impl<'n> PolicyDraft<'n> {
                 match field.node.value {
                     Value::Text(ref text) if text == "home" => Some(Stays::Home),
                     Value::Text(ref text) if text == "anywhere" => Some(Stays::Anywhere),
-                    _ => self.jurisdiction_set(&field).map(Stays::In),
+                    _ => self.jurisdiction_set(&field, &["home", "anywhere"]).map(Stays::In),
                 }
             });
         let evidence = Evidence::ALL.map(|evidence| (evidence.as_str(), evidence));
@@ -269,7 +269,7 @@ impl<'n> PolicyDraft<'n> {
         let carried_by = section.optional("carried_by").map(|field| match field.node.value {
             Value::Text(ref text) if text == "anyone" => Some(Carriers::Anyone),
             Value::Text(ref text) if text == "nobody" => Some(Carriers::Nobody),
-            _ => self.jurisdiction_set(&field).map(Carriers::Only),
+            _ => self.jurisdiction_set(&field, &["anyone", "nobody"]).map(Carriers::Only),
         });
         let transfers = section.optional("transfers").map_or(Vec::new(), |field| field.list());
         let transfers = transfers.iter().filter_map(|field| self.read_transfer(field)).collect();
@@ -293,7 +293,7 @@ impl<'n> PolicyDraft<'n> {
             _ => self.jurisdiction(&field).map(Jurisdiction::Named),
         });
         let to = section.required("to", "name the jurisdictions where the data may also be processed");
-        let to = to.and_then(|field| self.jurisdiction_set(&field));
+        let to = to.and_then(|field| self.jurisdiction_set(&field, &[]));
         let basis = section.required("basis", "name the legal basis, such as `contract`").and_then(|field| field.text());
         let until =
             section.required("until", "write the last day on which it is valid, such as `2027-12-31`").and_then(|field| {
@@ -359,7 +359,7 @@ fn country(field: &Field<'_>, code: &str) -> Option<CountryCode> {
             "UK" => "; the code of the United Kingdom is `GB`",
             "EL" => "; the code of Greece is `GR`",
             "EU" | "EEA" => "; the groups EU and EEA belong under `jurisdictions`",
-            _ => "; write an ISO 3166 code of two capital letters, such as `DE`",
+            _ => "; write an ISO 3166 code of two capital letters, such as `DE`, or in `jurisdictions` one of the groups EU and EEA",
         };
         field.report(format!("unknown country code `{code}`{hint}"))
     })

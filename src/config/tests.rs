@@ -469,6 +469,8 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("stays: anywhere", "stay: anywhere", "data.public: `stays` is missing"),
     ("stays: anywhere", "stay: anywhere", "data.public: unknown key `stay`; did you mean `stays`?"),
     ("{ stays: home }", "{}", "data.restricted: `stays` is missing"),
+    ("stays: home", "stays: hom", "data.restricted.stays: unknown jurisdiction `hom`; did you mean `home`?"),
+    ("stays: home", "stays: home, carried_by: anybody", "data.restricted.carried_by: unknown jurisdiction `anybody`"),
     ("stays: home", "stays: [eu, mars]", "data.restricted.stays[1]: unknown jurisdiction `mars`"),
     ("[directory, refuse]", "[directory]", "routes[1].home: the chain has no final step"),
     ("[directory, refuse]", "[refuse, directory]", "routes[1].home[1]: this step is never reached"),

@@ -298,10 +298,12 @@ def a_second_signal_ends_the_process_at_once(world):
     held = socket.create_connection(("127.0.0.1", world.port), timeout=TIMEOUT)
     held.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
     eventually("the request is in flight", lambda: world.app.held == 1)
+    # As a supervisor does that signals both the process and its group.
+    process.terminate()
     process.terminate()
     eventually("the process drains", lambda: world.answer(world.admin, "/readyz")[0] == 503)
     assert process.poll() is None, "a request is still in flight"
-    process.terminate()
+    eventually("another signal ends it", lambda: process.terminate() or process.poll() is not None)
     assert process.wait(TIMEOUT) == 1 and "second stop signal; stopping with requests in flight" in world.log()
     held.close()
 

@@ -164,6 +164,9 @@ def installs(machine):
     assert machine.exists("etc/systemd/system/multi-user.target.wants/domicile.service"), "the unit is enabled"
     calls = machine.systemctl_calls()
     assert re.search(r"^.*\bstart\b.* domicile.service$", calls, re.MULTILINE), calls
+    readme = open(machine.path("usr/share/doc/domicile/README.md")).read()
+    missing = [link for link in re.findall(r"\]\(([^)#:]+)\)", readme) if not machine.exists("usr/share/doc/domicile/" + link)]
+    assert not missing, missing
     assert machine.run("stat", "-c", "%U %a", "/etc/domicile/domicile.yaml").strip() == "root 644"
 
 

@@ -77,7 +77,7 @@ fn name(file: &Path) -> String {
 
 /// How long until files must be reported again: a day, or until the next of them begins to be reported.
 pub fn until_next_note(files: &[Expiring], now: SystemTime) -> Duration {
-    let starts = files.iter().flat_map(|file| [file.until - file.kind.notice(), file.until]);
+    let starts = files.iter().flat_map(|file| [file.until - file.notice(), file.until]);
     // After the moment itself, so that the file is late when the time is compared again.
     let ahead = starts.filter_map(|at| at.duration_since(now).ok()).map(|left| left + Duration::from_millis(1));
     ahead.min().unwrap_or(DAY).min(DAY)
@@ -99,11 +99,27 @@ fn certificates(settings: &Settings) -> Vec<PathBuf> {
 }
 
 impl Expiring {
+    /// How long before its end it is reported.
+    fn notice(&self) -> Duration {
+        match self.kind {
+            Kind::Certificate | Kind::GeoIp => 14 * DAY,
+            // It is renewed when a third of its lifetime is left; half of that has passed without success.
+            Kind::AcmeCertificate => self.until.duration_since(self.from).unwrap_or_default() / 6,
+            // A contract takes longer to renew than a file.
+            Kind::Transfer => 30 * DAY,
+            Kind::UserTable => Duration::ZERO,
+        }
+    }
+
     /// A warning with the remedy, if it has expired, expires soon, or is not valid yet.
     pub fn note(&self, now: SystemTime) -> Option<String> {
         let left = self.until.duration_since(now).unwrap_or_default();
+        // A placeholder is valid for no time, until ACME has fetched the first certificate.
+        if self.kind == Kind::AcmeCertificate && self.from == self.until {
+            return None;
+        }
         let is_early = self.kind == Kind::Certificate && self.from > now;
-        if self.kind == Kind::AcmeCertificate || (left > self.kind.notice() && !is_early) {
+        if left > self.notice() && !is_early {
             return None;
         }
         let (file, day, days) = (&self.name, Day::of(self.until), left.as_secs() / 86_400);
@@ -126,13 +142,18 @@ impl Expiring {
                 let age = rounded(now.duration_since(self.from).unwrap_or_default());
                 format!("`{file}`: the user table has not changed for {age}, longer than `stale_after`; check its export")
             }
-            Kind::Certificate | Kind::AcmeCertificate if self.from > now => {
+            Kind::AcmeCertificate => {
+                let state =
+                    if left.is_zero() { format!("has expired on {day}") } else { format!("expires in {days} days, on {day}") };
+                format!("`{file}`: this certificate {state}, and ACME has not renewed it; the log says why")
+            }
+            Kind::Certificate if self.from > now => {
                 format!("`{file}`: this certificate is not valid before {}; check the clock", Day::of(self.from))
             }
-            Kind::Certificate | Kind::AcmeCertificate if left.is_zero() => {
+            Kind::Certificate if left.is_zero() => {
                 format!("`{file}`: this certificate has expired on {day}; renew it")
             }
-            Kind::Certificate | Kind::AcmeCertificate => {
+            Kind::Certificate => {
                 format!("`{file}`: this certificate expires in {days} days, on {day}; renew it")
             }
         })
@@ -149,18 +170,6 @@ fn rounded(duration: Duration) -> String {
         _ => (1, "seconds"),
     };
     format!("{} {name}", seconds / unit)
-}
-
-impl Kind {
-    /// How long before its end such a file is reported.
-    fn notice(self) -> Duration {
-        match self {
-            Self::Certificate | Self::AcmeCertificate | Self::GeoIp => 14 * DAY,
-            // A contract takes longer to renew than a file.
-            Self::Transfer => 30 * DAY,
-            Self::UserTable => Duration::ZERO,
-        }
-    }
 }
 
 impl fmt::Display for Kind {
@@ -190,7 +199,9 @@ mod tests {
         assert!(file(Kind::Certificate).note(from - DAY).unwrap().contains("not valid before 2024-10-04"));
         assert!(note(Kind::GeoIp, 80).contains("reaches `geoip.max_age` in 10 days, on 2025-01-02"));
         assert!(note(Kind::GeoIp, 90).contains("older than `geoip.max_age`"));
-        assert_eq!(note(Kind::AcmeCertificate, 90), "", "Domicile renews it and reports its own errors");
+        assert_eq!(note(Kind::AcmeCertificate, 74), "", "Domicile renews it 30 days before");
+        assert_eq!(Expiring { until: from, ..file(Kind::AcmeCertificate) }.note(from + DAY), None, "a placeholder");
+        assert!(note(Kind::AcmeCertificate, 76).contains("expires in 14 days, on 2025-01-02, and ACME has not renewed it"));
         assert_eq!(note(Kind::UserTable, 89), "");
         let stale = "`a.pem`: the user table has not changed for 90 days, longer than `stale_after`; check its export";
         assert_eq!(note(Kind::UserTable, 90), stale);

@@ -3,6 +3,7 @@
 mod succession;
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use sd_notify::NotifyState;
@@ -62,6 +63,7 @@ pub(super) fn run(options: Options) -> Outcome {
     }
     runtime.block_on(run_until_stopped(&app, access_log.as_ref(), &mut controls, &mut stops));
     tracing::info!("draining");
+    let began = Instant::now();
     let (done, drained) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         app.shut_down();
@@ -73,7 +75,8 @@ pub(super) fn run(options: Options) -> Outcome {
         loop {
             tokio::select! {
                 _ = &mut drained => break true,
-                () = stops.next() => break false,
+                // A supervisor may send one signal both to the process and to its group.
+                () = stops.next() => if began.elapsed() > SAME_SIGNAL { break false },
                 _ = controls.reopen.recv() => access_log.iter().for_each(AccessLog::reopen),
             }
         }
@@ -85,6 +88,9 @@ pub(super) fn run(options: Options) -> Outcome {
     tracing::info!("drained");
     Ok(ExitCode::SUCCESS)
 }
+
+/// Stop signals that arrive within this time are one.
+const SAME_SIGNAL: Duration = Duration::from_millis(100);
 
 /// Notifies systemd, if it started this process.
 fn notify(states: &[NotifyState<'_>]) {

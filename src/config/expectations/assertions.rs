@@ -94,7 +94,7 @@ fn read_about(section: &Section<'_>, draft: &PolicyDraft<'_>) -> Option<About> {
 
 /// The regions in the jurisdictions that a field names.
 fn inside(field: &Field<'_>, draft: &PolicyDraft<'_>) -> Option<RegionSet> {
-    let wanted = draft.jurisdiction_set(field)?;
+    let wanted = draft.jurisdiction_set(field, &[])?;
     let regions =
         draft.regions.iter().filter(|found| found.region.as_ref().is_some_and(|region| wanted.contains_id(region.jurisdiction)));
     let regions: RegionSet = regions.map(|found| found.id).collect();

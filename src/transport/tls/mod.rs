@@ -47,6 +47,12 @@ fn provider() -> Arc<CryptoProvider> {
 fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates: Result<Vec<_>, _> = match CertificateDer::pem_file_iter(file) {
         Ok(certificates) => certificates.collect(),
+        Err(error) if !file.exists() => {
+            return unusable(
+                file,
+                format!("cannot read the certificate: {error}; for tests, `domicile certificates` makes some"),
+            );
+        }
         Err(error) => return unusable(file, format!("cannot read the certificate: {error}")),
     };
     match certificates {
@@ -78,6 +84,11 @@ impl CertificateFiles {
             rustls::Error::InconsistentKeys(_) => {
                 unusable(&self.key, format!("does not match the certificate `{}`", self.certificate.display()))
             }
+            // The error has no variant of its own for this.
+            error if format!("{error:?}").contains("UnsupportedCertVersion") => unusable(
+                &self.certificate,
+                "is a certificate of X.509 version 1, which names no host; make one of version 3, with a `subjectAltName`",
+            ),
             error => unusable(&self.certificate, error),
         })
     }
