@@ -423,7 +423,6 @@ const FLOORS: &[(&str, &str, &str)] = &[
 const BANNED: &[(&str, &str)] = &[
     ("openssl", "one crypto stack: aws-lc-rs"),
     ("openssl-sys", "one crypto stack: aws-lc-rs"),
-    ("ring", "one crypto stack: aws-lc-rs"),
     ("native-tls", "one TLS stack: rustls"),
     ("rustls-pemfile", "RUSTSEC-2025-0134: not maintained; rustls-pki-types reads PEM"),
 ];

@@ -187,8 +187,17 @@ fn every_guarantee_names_tests_that_exist() {
         let names: Vec<_> = tests.split('`').skip(1).step_by(2).collect();
         assert!(!names.is_empty(), "{guarantee}");
         for name in names {
-            assert!(code.contains(&format!("fn {name}()")), "there is no test `{name}`");
+            let (before, _) = code.split_once(&format!("fn {name}()")).unwrap_or_else(|| panic!("there is no `{name}`"));
+            assert!(before.rsplit("\n\n").next().unwrap().contains("#[test]"), "`{name}` is no test");
         }
+    }
+    // The README promises nothing that this page does not.
+    let readme = read("README.md");
+    let promises = readme.split("## Guarantees").nth(1).unwrap().split("Limits:").next().unwrap();
+    let names: Vec<_> = promises.split("- **").skip(1).map(|promise| promise.split("**").next().unwrap()).collect();
+    assert!(names.len() >= 6, "{names:?}");
+    for name in names {
+        assert!(page.contains(&format!("- **{name}.**")), "docs/guarantees.md has no `{name}`");
     }
 }
 
