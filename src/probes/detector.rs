@@ -38,9 +38,15 @@ pub struct Thresholds {
     pub fall: u32,
     /// Successes after which a region that was down takes requests again.
     pub rise: u32,
-    /// Further successes after which it is up. A failure before makes it down at once.
+    /// Further successes after which it is up. A failure before makes it down at once. Doubled for a region that falls again soon.
     pub settle: u32,
 }
+
+/// A region that was up for this many times `settle` falls as if for the first time.
+const STEADY: u32 = 10;
+
+/// The most that `settle` is multiplied with: from 10 s at the defaults to 5 minutes.
+const MAX_PATIENCE: u32 = 32;
 
 /// A change of what is known about a region, for the log and the metrics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,6 +89,10 @@ struct Seen {
     returning: Vec<(ServiceId, u32)>,
     /// The region was down, and is not up again yet.
     was_down: bool,
+    /// The answers since it is up.
+    steady: u32,
+    /// How many times `settle` it must settle after it was down.
+    patience: u32,
 }
 
 impl Detector {
@@ -183,16 +193,24 @@ impl Seen {
             // Several processes may answer the probes, of which one drains.
             (Health::Draining, Some(_)) => (if self.was_down { Health::Recovering } else { Health::Up }, thresholds.rise),
             (Health::Down, Some(_)) => (Health::Recovering, thresholds.rise),
-            (Health::Recovering, Some(_)) => (Health::Up, thresholds.settle),
+            (Health::Recovering, Some(_)) => (Health::Up, thresholds.settle.saturating_mul(self.patience.max(1))),
             (Health::Unmeasured | Health::Draining | Health::Up, None) => (Health::Down, thresholds.fall),
             (Health::Down | Health::Recovering, None) => (Health::Down, 1),
         };
+        if health == Health::Up && target == Health::Up {
+            self.steady = self.steady.saturating_add(1);
+        }
         self.contradictions += 1;
         if target == health {
             self.contradictions = 0;
         } else if self.contradictions >= needed {
             self.contradictions = 0;
             self.vitals.health = target;
+            if health == Health::Up && target == Health::Down {
+                let is_steady = self.steady >= thresholds.settle.saturating_mul(STEADY);
+                self.patience = if is_steady { 1 } else { (self.patience * 2).clamp(1, MAX_PATIENCE) };
+                self.steady = 0;
+            }
             self.was_down = match target {
                 Health::Down | Health::Recovering => true,
                 Health::Up | Health::Unmeasured => false,
@@ -306,6 +324,23 @@ mod tests {
         assert_eq!(health_after(&[&recovering[..], &[Observation::Failed]].concat()), Health::Down, "one failure is enough");
         let again = [&recovering[..], &vec![answered(1); 4], &[Observation::Failed], &vec![answered(1); 3 + 4]].concat();
         assert_eq!(health_after(&again), Health::Recovering, "the count starts again");
+    }
+
+    #[test]
+    fn a_region_that_falls_again_soon_settles_for_twice_as_long() {
+        let fall = vec![Observation::Failed; 3];
+        let answers = |count| vec![answered(1); count];
+        let (once, mut story) = ([answers(1), fall.clone()].concat(), Vec::new());
+        let mut ends_with = |more: Vec<Observation>| {
+            story.extend(more);
+            health_after(&story)
+        };
+        assert_eq!(ends_with([once, answers(3 + 5)].concat()), Health::Up, "the first time");
+        assert_eq!(ends_with([fall.clone(), answers(3 + 9)].concat()), Health::Recovering, "the second time needs ten answers");
+        assert_eq!(ends_with(answers(1)), Health::Up);
+        assert_eq!(ends_with([fall.clone(), answers(3 + 19)].concat()), Health::Recovering, "the third time twenty");
+        assert_eq!(ends_with(answers(1 + 50)), Health::Up);
+        assert_eq!(ends_with([fall, answers(3 + 5)].concat()), Health::Up, "after it was up for long, it is as the first time");
     }
 
     #[test]
