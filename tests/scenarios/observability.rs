@@ -114,7 +114,9 @@ fn metrics_show_statuses_bytes_upstream_times_and_reuse() {
 #[test]
 fn metrics_show_what_expires_and_which_policy_each_region_serves() {
     let rules = RULES.replace("home: [directory, geoip, refuse]", "home: [directory, refuse]");
-    let world = World::planned(Plan { rules: [("ap-northeast", rules)].into(), ..Plan::default() });
+    let aged = RULES.replace("countries: { BR: us-east } }", "countries: { BR: us-east }, max_age: 1d }");
+    let rules = [("eu-west", aged.clone()), ("us-east", aged), ("ap-northeast", rules)];
+    let world = World::planned(Plan { rules: rules.into(), ..Plan::default() });
     let metrics = world.eu().metrics();
     let value = |start: &str| {
         let line = metrics.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start} in {metrics}"));
@@ -123,6 +125,10 @@ fn metrics_show_what_expires_and_which_policy_each_region_serves() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     let site = world.folder.path().join("site.pem");
     assert!(value(&format!("domicile_certificate_expiry_timestamp_seconds{{file=\"{}\"}}", site.display())) > now);
+    assert!(value("domicile_geoip_database_expiry_timestamp_seconds ") < now, "the bundled database is older than a day");
+    let status = get(world.eu().admin, "/status", &[]);
+    let status = status.text();
+    assert!(status.contains("the GeoIP database is older than `geoip.max_age`"), "{status}");
     assert!(value("domicile_reload_success_timestamp_seconds ") <= now);
     assert!(value("domicile_directory_changed_timestamp_seconds ") <= now);
     assert!(value("domicile_policy_since_timestamp_seconds{region=\"us-east\"}") <= now);
