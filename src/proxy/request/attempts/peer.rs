@@ -42,8 +42,9 @@ async fn until_unreachable(worker: &Worker, region: RegionId, may_leave: bool) {
     }
 }
 
-/// Whether a read that the owner refused with this code has put load on an app server, so that another attempt needs a part of the
-/// retry budget.
+/// Whether a request that the owner refused with this code may have reached an app server. If it has not, another attempt needs no
+/// part of the retry budget: the owner sends no write again after one that an app server may have received, so that the code of its
+/// last attempt holds for all.
 const fn sent_under(code: Code) -> Sent {
     match code {
         Code::UpstreamUnreachable | Code::HomeDown | Code::AllDown => Sent::Unprocessed,
@@ -70,16 +71,15 @@ impl Forwarding<'_> {
             sent = self.while_cleared(work) => sent?,
             () = down => return Ok(Err(Failure { code: Code::UpstreamTimeout, sent: Sent::Partly, retry: spare })),
         };
-        let question = &self.intake.question;
         let response = match sent {
             Ok(response) => response,
             Err(failure) => return Ok(Err(failure)),
         };
         match meaning_of(&response.head.headers) {
             Meaning::Disowned => Err(Stopped::Misdirected { spare }),
-            // A peer that cannot serve a read is a failed attempt, like a failed upstream. Without another target, the
+            // A peer that cannot serve a request is a failed attempt, like a failed upstream. Without another target, the
             // peer's response is relayed.
-            Meaning::Outage(code) if has_another && spare.is_some() && question.is_read && self.may_retry(sent_under(code)) => {
+            Meaning::Outage(code) if has_another && spare.is_some() && self.may_retry(sent_under(code)) => {
                 Ok(Err(Failure { code, sent: sent_under(code), retry: spare }))
             }
             Meaning::Served | Meaning::Outage(_) | Meaning::Refused(_) => Ok(Ok(response)),
