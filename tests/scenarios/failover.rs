@@ -30,7 +30,7 @@ fn a_read_moves_within_its_clearance_and_a_write_does_not_move() {
 
 #[test]
 fn every_read_leaves_a_home_whose_app_server_was_killed_however_many_they_are() {
-    // Nobody knows yet that the app server is dead: there are no checks.
+    // There are no health checks, so that each read meets the dead app server.
     let world = World::planned(Plan::default());
     world.us().upstream().crash();
     // Several times what a retry budget would allow: an attempt that reached no app server costs nothing that must be saved.

@@ -47,8 +47,9 @@ fn chart(days: &BTreeMap<String, u64>) -> String {
         let y = HEIGHT.saturating_add(22).saturating_sub(height);
         let _ = writeln!(
             out,
-            "<rect x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{height}\"><title>{day}: {count}</title></rect>",
-            BAR.saturating_sub(4)
+            "<rect x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{height}\"><title>{}: {count}</title></rect>",
+            BAR.saturating_sub(4),
+            escaped(day)
         );
         x = x.saturating_add(BAR);
     }
@@ -89,5 +90,9 @@ mod tests {
         assert!(!page.contains("src=") && !page.contains("href=") && !page.contains("<script"), "{page}");
         assert_eq!(page.matches("<rect").count(), 2, "a bar for each day");
         assert!(page.contains("the chain is whole"));
+        let mut report = report();
+        let forged = r#"{"kind":"movement","time":"<script>x\u0026","what":"request","from":"a","to":"b"}"#;
+        report.add(&super::super::Line::parse(forged).unwrap());
+        assert!(!super::page(&report, "", "").contains("<script"), "a ledger that somebody else wrote may hold anything");
     }
 }

@@ -97,7 +97,9 @@ impl PseudonymKey {
     fn pseudonym(&self, user: &str, files: &[PathBuf]) -> Result<String, String> {
         let beside = || files.first().and_then(|file| file.parent()).unwrap_or(Path::new("")).join("pseudonym.key");
         let key = self.pseudonym_key.clone().unwrap_or_else(beside);
-        Ok(Pseudonyms::open(&key, false).map_err(|error| error.to_string())?.of(user))
+        Ok(Pseudonyms::open(&key, false)
+            .map_err(|error| format!("{error}\nname the key of a copied ledger with `--pseudonym-key`"))?
+            .of(user))
     }
 }
 
@@ -123,7 +125,7 @@ fn told(broken: &Broken) -> String {
     }
 }
 
-/// What was verified, in a sentence.
+/// A sentence about a ledger that verifies.
 fn sentence(verified: &Verified, files: usize) -> String {
     let signed = if verified.checkpoints == 0 { "no line is signed yet" } else { "its checkpoints are signed" };
     let head = verified.head.as_ref().map_or_else(String::new, |head: &Hash| format!(", and it ends with {head}"));

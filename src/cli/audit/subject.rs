@@ -40,7 +40,7 @@ pub(super) fn run(options: &Options, source: &Source) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the user table says, as a paragraph.
+/// A paragraph with the row of the user table.
 fn home_of(user: &str, source: &Source) -> Result<String, String> {
     let (config, registry) = configuration(source)?;
     let Some(settings) = &config.settings.directory else { return Ok(String::new()) };
