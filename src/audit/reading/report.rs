@@ -185,7 +185,9 @@ fn table<const N: usize>(heads: &[&str; N], rows: &[[String; N]]) -> String {
         let padded = fields.iter().zip(widths).map(|(field, width)| format!("{field:width$}"));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
-    line(*heads) + &rows.iter().map(|row| line(row.each_ref().map(String::as_str))).collect::<String>()
+    // Only a line feed may move the cursor of a terminal.
+    let shown = |text: String| text.replace(|sign: char| sign.is_control() && sign != '\n', "\u{fffd}");
+    line(*heads) + &shown(rows.iter().map(|row| line(row.each_ref().map(String::as_str))).collect::<String>())
 }
 
 #[cfg(test)]
@@ -218,6 +220,10 @@ pub(super) mod tests {
         let refused = text.lines().find(|line| line.starts_with("refusal")).expect("it is there");
         assert_eq!(refused.split_whitespace().collect::<Vec<_>>(), ["refusal", "route.none", "<b>", "14"]);
         assert_eq!(report.days.get("2026-11-02"), Some(&2));
+        let forged = r#"{"kind":"movement","time":"2026-11-03","what":"request","from":"\u001b[2J","to":"b"}"#;
+        let mut report = report;
+        report.add(&Line::parse(forged).expect("a line"));
+        assert!(!report.text("in November").contains('\u{1b}'), "nothing in a ledger may control a terminal");
     }
 
     #[test]
