@@ -15,10 +15,10 @@ const LAYERS: &[&[&str]] = &[
     &["proxy", "admin"],
     &["engine"],
     &["acme", "probes", "services"],
-    &["peer", "prove"],
+    &["peer", "prove", "review"],
     &["access_log", "audit", "directory", "geoip", "metrics", "passwords", "session", "tokens", "traces"],
     &["http"],
-    &["transport", "decision"],
+    &["transport", "decision", "page"],
     &["model"],
 ];
 

@@ -55,6 +55,8 @@ pub struct Built {
     pub expiring: Vec<Expiring>,
     /// The tables that could not be read again, with the reason. Their previous contents are still in use.
     pub kept: Vec<String>,
+    /// The differences from the policy before, in words.
+    pub changes: Vec<String>,
 }
 
 impl Built {
@@ -69,6 +71,7 @@ impl Built {
             challenges: Arc::clone(&self.challenges),
             expiring: self.expiring.clone(),
             kept: Vec::new(),
+            changes: Vec::new(),
         }
     }
 
@@ -198,7 +201,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
     };
     let table_changed = files.directory.as_ref().and_then(|(stamp, _)| stamp.modified());
     let expiring = status::expiring(snapshot.policy(), &settings, snapshot.judging.geoip.as_deref(), table_changed);
-    Ok(Built { snapshot, listener_configs, settings, files, peers, challenges, expiring, kept })
+    Ok(Built { snapshot, listener_configs, settings, files, peers, challenges, expiring, kept, changes: Vec::new() })
 }
 
 /// Waits until a file stops changing and reads it; fails if the file changes while it is read.

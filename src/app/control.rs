@@ -15,13 +15,15 @@ use crate::admin::{self, Command};
 use crate::decision::policy::Policy;
 use crate::engine::explain;
 use crate::metrics::Metrics;
+use crate::model::day::Day;
 use crate::model::region::Registry;
-use crate::model::vitals::{PolicyHash, Vitals};
+use crate::model::vitals::Vitals;
 use crate::probes::{self, ProbeTarget, ProbeTargets};
 use crate::proxy::admission::overload::Pressure;
 use crate::proxy::request::region_report;
 use crate::proxy::worker::Shared;
 use crate::proxy::{Phase, Snapshot};
+use crate::review::compare;
 use crate::services;
 use crate::transport::listener::unix::UnixAcceptor;
 use crate::transport::listener::{self, Acceptor, BoundPort};
@@ -29,7 +31,7 @@ use crate::transport::listener::{self, Acceptor, BoundPort};
 use super::build::{self, Built, ListenerConfigs, Sources};
 use super::collector::{self, Batches};
 use super::handover::SocketHandover;
-use super::operate::{LogLevel, operate};
+use super::operate::{LogLevel, operate, record_reload};
 use super::status::{self, Loaded, Policies};
 use super::worker::{WorkerCommand, WorkerHandle};
 use super::{FLUSH_TIMEOUT, StartError, files, resources, watch};
@@ -209,7 +211,8 @@ impl Control {
         };
         self.loaded = Loaded { at: SystemTime::now(), is_partial: outcome.is_ok(), problem };
         if outcome.is_ok() {
-            self.record_reload(before);
+            let changes = std::mem::take(&mut self.built.changes);
+            record_reload(self.shared.ledger.clone(), (before, self.built.snapshot.policy().hash), changes);
         }
         match outcome {
             Ok(kept) if kept.is_empty() => {
@@ -235,18 +238,6 @@ impl Control {
                 Err(error.to_string())
             }
         }
-    }
-
-    /// Writes a reload and the policies before and after it to the ledger. Nothing waits for it: the reload is in effect.
-    fn record_reload(&self, before: PolicyHash) {
-        let Some(ledger) = self.shared.ledger.clone() else { return };
-        let after = self.built.snapshot.policy().hash;
-        let detail = if before == after { format!("policy {after}") } else { format!("policy {before} to {after}") };
-        tokio::task::spawn_local(async move {
-            if let Err(error) = ledger.record_action("reload", &detail).await {
-                tracing::error!(%error, "the reload is not in the ledger");
-            }
-        });
     }
 
     async fn try_reload(
@@ -309,7 +300,10 @@ impl Control {
                 let new: Vec<_> = named.filter(|file| !known.contains(file)).collect();
                 stamps.extend(files::stamps(&new));
                 let sources = Sources { read: settled, config, registry: &registry, before: Some(&before), accepts_loss };
-                build::build(sources)
+                let mut built = build::build(sources)?;
+                let (old, new) = (before.snapshot.policy(), built.snapshot.policy());
+                built.changes = compare::in_words(old, new, Day::of(SystemTime::now()));
+                Ok(built)
             };
             let built = build();
             (stamps, built.map(|built| (built, registry)))

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::admin::Operation;
+use crate::audit::Ledger;
+use crate::model::vitals::PolicyHash;
 use crate::proxy::Snapshot;
 use crate::proxy::worker::Shared;
 use crate::services::UpstreamChange;
@@ -60,11 +62,24 @@ pub async fn operate(operation: &Operation, shared: &Shared, snapshot: &Snapshot
     let (what, detail) = (operation.name(), operation.to_string());
     check(operation, snapshot, log)?;
     if let Some(ledger) = &shared.ledger {
-        ledger.record_action(what, &detail).await.map_err(|error| error.to_string())?;
+        ledger.record_action(what, &detail, &[]).await.map_err(|error| error.to_string())?;
     }
     let done = carry_out(operation, shared, snapshot, log)?;
     tracing::info!(command = what, detail, "command carried out");
     Ok(done)
+}
+
+/// Writes a reload, the policies before and after it and their differences to the ledger and to the log. Nothing waits for it:
+/// the reload is in effect.
+pub fn record_reload(ledger: Option<Ledger>, (before, after): (PolicyHash, PolicyHash), changes: Vec<String>) {
+    changes.iter().for_each(|change| tracing::info!(change, "policy changed"));
+    let Some(ledger) = ledger else { return };
+    let detail = if before == after { format!("policy {after}") } else { format!("policy {before} to {after}") };
+    tokio::task::spawn_local(async move {
+        if let Err(error) = ledger.record_action("reload", &detail, &changes).await {
+            tracing::error!(%error, "the reload is not in the ledger");
+        }
+    });
 }
 
 /// Whether the command can be carried out, so that the ledger has no line about a typing mistake.

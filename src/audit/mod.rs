@@ -159,9 +159,9 @@ impl Ledger {
         self.write(movement.line(), 1).await
     }
 
-    /// Writes a command of an operator and returns when its line is on disk.
-    pub async fn record_action(&self, what: &str, detail: &str) -> Result<(), LedgerError> {
-        self.write(record::action_line(what, detail), 1).await
+    /// Writes a command of an operator, and what it changes in the policy, and returns when its line is on disk.
+    pub async fn record_action(&self, what: &str, detail: &str, changes: &[String]) -> Result<(), LedgerError> {
+        self.write(record::action_line(what, detail, changes), 1).await
     }
 
     /// Writes whole lines and returns when they are on disk.

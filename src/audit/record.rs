@@ -90,9 +90,12 @@ pub(super) fn checkpoint_line(signer: &Signer, head: Hash) -> String {
     format!("{line}\n")
 }
 
-/// A line about a command of an operator.
-pub(super) fn action_line(what: &str, detail: &str) -> String {
-    let line = json!({ "time": now(), "kind": "action", "what": what, "detail": detail });
+/// A line about a command of an operator; `changes` are the differences that it makes in the policy, in words.
+pub(super) fn action_line(what: &str, detail: &str, changes: &[String]) -> String {
+    let mut line = json!({ "time": now(), "kind": "action", "what": what, "detail": detail });
+    if let Some(fields) = line.as_object_mut().filter(|_| !changes.is_empty()) {
+        fields.insert("changes".into(), json!(changes));
+    }
     format!("{line}\n")
 }
 

@@ -16,7 +16,6 @@ mod routes;
 pub mod schema;
 mod settings;
 mod source;
-pub mod summary;
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +23,7 @@ use crate::admin;
 use crate::decision::policy::Policy;
 use crate::model::day::Day;
 use crate::model::region::Registry;
-use crate::prove::{self, Proven};
+use crate::prove::{self, Assertion, Proven};
 
 pub use lint::{notes, unused_services};
 pub use problem::{Position, Problem};
@@ -40,15 +39,14 @@ pub struct Config {
     pub folders: Vec<PathBuf>,
     /// The proof of the file's assertions, if it has any.
     pub proven: Option<Proven>,
-    /// The number of the file's assertions.
-    pub assertions: usize,
+    pub assertions: Vec<Assertion>,
 }
 
 impl Config {
-    /// Proves what every policy promises, and the assertions of the file, which hold.
+    /// Proves what every policy promises, and the assertions of the file, which may be broken after [`load_unproven`].
     pub fn prove(&mut self, today: Day) -> &Proven {
         let sources = expectations::assertions::sources(&self.settings);
-        self.proven.get_or_insert_with(|| prove::prove(&self.policy, &[], sources, today))
+        self.proven.get_or_insert_with(|| prove::prove(&self.policy, &self.assertions, sources, today))
     }
 }
 
@@ -60,9 +58,24 @@ pub const STDIN: &str = "-";
 ///
 /// `registry` assigns numbers to new names only if the whole file is valid.
 pub fn load(path: &Path, region: Option<&str>, registry: &mut Registry, today: Day) -> Result<Config, Vec<Problem>> {
+    load_with(path, region, registry, today, true)
+}
+
+/// Like [`load`], but does not prove the assertions.
+pub fn load_unproven(path: &Path, region: Option<&str>, registry: &mut Registry, today: Day) -> Result<Config, Vec<Problem>> {
+    load_with(path, region, registry, today, false)
+}
+
+fn load_with(
+    path: &Path,
+    region: Option<&str>,
+    registry: &mut Registry,
+    today: Day,
+    proves: bool,
+) -> Result<Config, Vec<Problem>> {
     let text = if path == Path::new(STDIN) { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
     match text {
-        Ok(text) => parse(&text, path, region, registry, today),
+        Ok(text) => parse_with(&text, path, region, registry, today, proves),
         Err(error) => {
             let problems = problem::Problems::of(path);
             problems.report_file(0, format!("cannot read this file: {error}"));
@@ -123,11 +136,22 @@ pub fn region_names(path: &Path) -> Result<Vec<String>, Vec<Problem>> {
 
 /// Like [`load`], for text that is already in memory; `path` appears only in messages.
 pub fn parse(text: &str, path: &Path, region: Option<&str>, registry: &mut Registry, today: Day) -> Result<Config, Vec<Problem>> {
+    parse_with(text, path, region, registry, today, true)
+}
+
+fn parse_with(
+    text: &str,
+    path: &Path,
+    region: Option<&str>,
+    registry: &mut Registry,
+    today: Day,
+    proves: bool,
+) -> Result<Config, Vec<Problem>> {
     // An empty environment variable counts as unset.
     let region = region.filter(|name| !name.is_empty());
     let problems = problem::Problems::of(path);
     let mut numbers = registry.clone();
-    let config = read(text, region, &mut numbers, today, &problems);
+    let config = read(text, region, &mut numbers, today, &problems, proves);
     match config {
         Some(config) if problems.is_empty() => {
             *registry = numbers;
@@ -138,10 +162,17 @@ pub fn parse(text: &str, path: &Path, region: Option<&str>, registry: &mut Regis
 }
 
 /// Reads a configuration, and reports its mistakes.
-fn read(text: &str, region: Option<&str>, numbers: &mut Registry, today: Day, problems: &problem::Problems) -> Option<Config> {
+fn read(
+    text: &str,
+    region: Option<&str>,
+    numbers: &mut Registry,
+    today: Day,
+    problems: &problem::Problems,
+    proves: bool,
+) -> Option<Config> {
     let variable = |name: &str| std::env::var(name).ok();
     let source = source::read(text, problems, &variable)?;
-    read_tree(&source, region, numbers, today, problems, true)
+    read_tree(&source, region, numbers, today, problems, proves)
 }
 
 /// Reads a configuration from its tree, and reports its mistakes, with `proves` also the assertions that do not hold.
@@ -175,7 +206,7 @@ fn read_tree(
         files: source.files.clone(),
         folders: source.folders.clone(),
         proven,
-        assertions: assertions.len(),
+        assertions: assertions.into_iter().map(|(assertion, _)| assertion).collect(),
     })
 }
 

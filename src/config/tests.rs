@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::summary;
+use crate::review::Matrix;
 
 /// A valid file; the tests introduce mistakes into it.
 const VALID: &str = r#"region: eu-west
@@ -75,7 +75,7 @@ fn assertions_that_hold_are_proven() {
     let config = parse(&text, Path::new("d.yaml"), None, &mut Registry::default(), today()).unwrap_or_else(|_| panic!());
     let proven = config.proven.unwrap();
     // No user's key is merely claimed in this file, so that no home is inferred.
-    assert!(proven.situations > 100 && proven.idle == [2] && config.assertions == 4, "{proven:?}");
+    assert!(proven.situations > 100 && proven.idle == [2] && config.assertions.len() == 4, "{proven:?}");
 }
 
 #[test]
@@ -840,9 +840,9 @@ fn whatever_changes_who_is_judged_changes_the_hash_and_a_written_default_does_no
 #[test]
 fn the_summary_shows_where_every_class_may_be_processed() {
     let config = parse(VALID, Path::new("d"), None, &mut Registry::default(), today()).unwrap();
-    let text = summary::render(&config.policy, config.settings.tokens.is_some(), today());
+    let text = Matrix::of(&config.policy, config.settings.tokens.is_some(), today()).text();
     assert!(text.contains("credentials are forwarded unread, because no tokens are verified"), "{text}");
-    let text = summary::render(&config.policy, true, today());
+    let text = Matrix::of(&config.policy, true, today()).text();
     assert!(text.contains("requests with other credentials than tokens (Basic, API keys) are refused"), "{text}");
     for line in ["restricted: stays in the user's jurisdiction", "  eu             eu-west  ", "  elsewhere      nowhere  "] {
         assert!(text.contains(line), "{text}");

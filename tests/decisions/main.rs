@@ -2,6 +2,7 @@
 
 mod case_book;
 mod checker;
+mod comparison;
 mod leases;
 mod properties;
 mod prover;

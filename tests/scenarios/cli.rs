@@ -88,6 +88,68 @@ fn check_warns_of_transfers_that_end_within_thirty_days() {
 }
 
 #[test]
+fn check_tells_what_changes_with_requests_that_explain_confirms() {
+    let folder = folder();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("users.csv", "user,home\nof-eu,eu\nof-us,us\n");
+    let new = CONFIG
+        .replace("stays: home }", "stays: [eu] }")
+        .replace("name: rest, match: {}, data: public", "name: all, match: {}, data: public");
+    write("new.yaml", &new);
+    let unchanged = run(folder.path(), &["check", "--config", "d.yaml", "--against", "d.yaml"], "");
+    assert!(text(&unchanged.stdout).contains("compared with d.yaml: nothing differs"), "{}", text(&unchanged.stdout));
+    let shown = text(&run(folder.path(), &["check", "--config", "new.yaml", "--against", "d.yaml"], "").stdout);
+    assert!(shown.contains("data class restricted: data of users in us may also be processed in eu;"), "{shown}");
+    let compared = run(folder.path(), &["check", "--json", "--config", "new.yaml", "--against", "d.yaml"], "");
+    let report: serde_json::Value = serde_json::from_slice(&compared.stdout).unwrap();
+    let examples: Vec<_> =
+        report["differences"].as_array().unwrap().iter().map(|one| &one["example"]).filter(|found| found.is_object()).collect();
+    assert!(examples.len() >= 2, "{report:#}");
+    for example in examples {
+        let say = |key: &str| example[key].as_str().unwrap();
+        let (method, url) = say("request").split_once(' ').unwrap();
+        let user = say("by").strip_prefix("a user whose home is ").map(|home| format!("of-{home}")).unwrap();
+        for (file, expected) in [("d.yaml", say("before")), ("new.yaml", say("after"))] {
+            let arguments =
+                ["explain", "--config", file, "--region", say("at"), "--user", &user, "--expect", expected, method, url];
+            let explained = run(folder.path(), &arguments, "");
+            assert_eq!(explained.status.code(), Some(0), "{arguments:?}: {}", text(&explained.stderr));
+        }
+    }
+    let missing = run(folder.path(), &["check", "--config", "new.yaml", "--against", "none.yaml"], "");
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("none.yaml: cannot read this file"), "{}", text(&missing.stderr));
+}
+
+#[test]
+fn the_matrix_has_the_counter_examples_of_broken_assertions() {
+    let folder = folder();
+    let file = CONFIG.to_owned() + "assert: [{ never: { data: public, of: eu, processed_in: us } }]\n";
+    std::fs::write(folder.path().join("broken.yaml"), file).unwrap();
+    let matrix = |file: &str, format: &str| run(folder.path(), &["check", "--config", file, "--matrix", format], "");
+    let holds = matrix("d.yaml", "json");
+    let page: serde_json::Value = serde_json::from_slice(&holds.stdout).unwrap();
+    assert_eq!(holds.status.code(), Some(0));
+    let rows = page["classes"].as_array().unwrap().iter().find(|class| class["name"] == "restricted").unwrap()["rows"].clone();
+    assert_eq!(rows[0], serde_json::json!({ "users": "eu", "processed_in": ["eu"], "carried_by": ["eu"] }));
+    assert_eq!(
+        (&page["broken"], &page["routes"][0]["home"]),
+        (&serde_json::json!([]), &serde_json::json!(["directory", "refuse"]))
+    );
+    for format in ["text", "json", "html"] {
+        let broken = matrix("broken.yaml", format);
+        let said = text(&broken.stdout);
+        assert_eq!(broken.status.code(), Some(1), "{said}");
+        let story = if format == "html" {
+            "<pre>assert[0] does not hold: a read of route `rest`"
+        } else {
+            "assert[0] does not hold: a read of route `rest`"
+        };
+        assert!(said.contains(story) && said.contains("restricted"), "{said}");
+    }
+}
+
+#[test]
 fn test_compares_decisions_with_the_expected_ones() {
     let folder = folder();
     let cases = r#"

@@ -140,6 +140,23 @@ fn a_drained_upstream_gets_nothing_new_until_the_drain_ends() {
 }
 
 #[test]
+fn a_reload_that_changes_the_policy_is_in_the_ledger_in_words() {
+    let world = World::start();
+    let rules = NAMES.map(|name| (name, RULES.replace("carried_by: [eu, us]", "carried_by: [eu]"))).into();
+    world.write_config(0, &Plan { rules, ..Plan::default() });
+    world.eu().reload().unwrap();
+    world.eu().reload().unwrap();
+    // The changed file may have been noticed before the command.
+    let actions = || world.eu().ledger(&world).into_iter().filter(|line| line["kind"] == "action").collect::<Vec<_>>();
+    eventually("both reloads have their lines", || actions().len() >= 2);
+    let (changed, unchanged): (Vec<_>, Vec<_>) = actions().into_iter().partition(|line| line.get("changes").is_some());
+    let changes = changed[0]["changes"].to_string();
+    assert!(changed.len() == 1 && !unchanged.is_empty(), "{changed:?} {unchanged:?}");
+    assert!(changed[0]["detail"].as_str().unwrap().contains(" to "), "{changed:?}");
+    assert!(changes.contains("data class personal: data of users in eu may no longer be carried through us-east"), "{changes}");
+}
+
+#[test]
 fn a_drained_region_gets_only_what_no_other_region_may_serve() {
     let world = with_sockets(Plan::default());
     done(world.us(), &["region", "drain", "us-east"]);

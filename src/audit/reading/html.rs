@@ -3,25 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::report::{COLUMNS, Report};
+use crate::page::{self, escaped, table};
 
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:80em;padding:0 1em;color:#1b1f24}\
-table{border-collapse:collapse;margin:1em 0;font-size:14px}th,td{text-align:left;padding:.3em .8em;border-bottom:1px solid #d5dae0}\
-th{background:#f3f5f7}svg{background:#f8f9fa;border:1px solid #d5dae0}rect{fill:#2f6f9f}text{font:12px system-ui,sans-serif;fill:#57606a}\
-p.note{color:#57606a}";
+use super::report::{COLUMNS, Report};
 
 /// The height of the highest bar of the chart, and the width of each, in pixels.
 const HEIGHT: u64 = 150;
 const BAR: u64 = 22;
 
 /// The page of a period. `verified` is what was verified about the ledger.
-pub fn page(report: &Report, period: &str, verified: &str) -> String {
-    let title = format!("Movements of data {period}");
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title><style>{STYLE}</style></head><body>\n<h1>{0}</h1>\n",
-        escaped(&title)
-    );
-    let _ = writeln!(out, "<p class=\"note\">From the ledger of Domicile. Users are pseudonyms. {}</p>", escaped(verified));
+pub fn render(report: &Report, period: &str, verified: &str) -> String {
+    let mut out = format!("<p class=\"note\">From the ledger of Domicile. Users are pseudonyms. {}</p>\n", escaped(verified));
     out += &chart(&report.days);
     out += &table(&COLUMNS, report.rows().iter().map(|row| &row[..]));
     if !report.events.is_empty() {
@@ -29,8 +21,8 @@ pub fn page(report: &Report, period: &str, verified: &str) -> String {
         out += &table(&["what", "code", "data", "from", "to", "count"], report.event_rows().iter().map(|row| &row[..]));
     }
     let (actions, processes) = (report.actions, report.processes);
-    let _ = writeln!(out, "<p>{actions} commands of operators, {processes} starts and ends of processes.</p>\n</body></html>");
-    out
+    let _ = writeln!(out, "<p>{actions} commands of operators, {processes} starts and ends of processes.</p>");
+    page::page(&format!("Movements of data {period}"), &out)
 }
 
 /// A bar for each day with movements.
@@ -62,22 +54,6 @@ fn chart(days: &BTreeMap<String, u64>) -> String {
     out + "</svg>\n"
 }
 
-fn table<'r>(heads: &[&str], rows: impl Iterator<Item = &'r [String]>) -> String {
-    let cells = |kind: &str, fields: &mut dyn Iterator<Item = String>| {
-        let cells: String = fields.map(|field| format!("<{kind}>{field}</{kind}>")).collect();
-        format!("<tr>{cells}</tr>\n")
-    };
-    let mut out = "<table>\n".to_owned() + &cells("th", &mut heads.iter().map(|head| escaped(head)));
-    for row in rows {
-        out += &cells("td", &mut row.iter().map(|field| escaped(field)));
-    }
-    out + "</table>\n"
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::report::tests::report;
@@ -85,7 +61,7 @@ mod tests {
 
     #[test]
     fn the_page_is_complete_in_itself_and_escapes_names() {
-        let page = page(&report(), "in November", "the chain is whole");
+        let page = render(&report(), "in November", "the chain is whole");
         assert!(page.contains("&lt;b&gt;") && !page.contains("<b>"), "{page}");
         assert!(!page.contains("src=") && !page.contains("href=") && !page.contains("<script"), "{page}");
         assert_eq!(page.matches("<rect").count(), 2, "a bar for each day");
@@ -93,6 +69,6 @@ mod tests {
         let mut report = report();
         let forged = r#"{"kind":"movement","time":"<script>x\u0026","what":"request","from":"a","to":"b"}"#;
         report.add(&super::super::Line::parse(forged).unwrap());
-        assert!(!super::page(&report, "", "").contains("<script"), "a ledger that somebody else wrote may hold anything");
+        assert!(!render(&report, "", "").contains("<script"), "a ledger that somebody else wrote may hold anything");
     }
 }

@@ -43,7 +43,7 @@ pub(super) fn run(options: &Options, source: &Source) -> Outcome {
     say(&match options.format {
         Format::Text => format!("{}\n{verified}\n", report.text(&period)),
         Format::Csv => report.csv(),
-        Format::Html => html::page(&report, &period, &verified),
+        Format::Html => html::render(&report, &period, &verified),
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -164,7 +164,7 @@ fn is_wider(policy: &Policy, one: ClassId, other: ClassId, today: Day) -> bool {
     if needs(one) < needs(other) {
         return true;
     }
-    user_jurisdictions(policy).any(|user| {
+    policy.user_jurisdictions().any(|user| {
         policy.jurisdictions().any(|(id, _)| {
             let place = Jurisdiction::Named(id);
             let admits = |rule: &ResidencyRule| rule.mode == Mode::Report || rule.admits(user, place, today);
@@ -172,11 +172,6 @@ fn is_wider(policy: &Policy, one: ClassId, other: ClassId, today: Day) -> bool {
             (admits(one) && !admits(other)) || (handles(one) && !handles(other))
         })
     })
-}
-
-/// All jurisdictions that a user can have, including `Elsewhere` and `Unknown`.
-pub fn user_jurisdictions(policy: &Policy) -> impl Iterator<Item = Jurisdiction> {
-    policy.jurisdictions().map(|(id, _)| Jurisdiction::Named(id)).chain([Jurisdiction::Elsewhere, Jurisdiction::Unknown])
 }
 
 /// The URL of a region at which a redirected request of this route would match a route of another class, and that route.
@@ -190,7 +185,7 @@ fn escape_by_redirect<'p>(policy: &'p Policy, draft: &PolicyDraft<'_>, index: us
     let admits = |user, region: &RegionDraft<'_>| {
         region.region.as_ref().is_some_and(|region| rule.admits(user, Jurisdiction::Named(region.jurisdiction), today))
     };
-    let can_be_sent_to = |region: &&RegionDraft<'_>| user_jurisdictions(policy).any(|user| admits(user, region));
+    let can_be_sent_to = |region: &&RegionDraft<'_>| policy.user_jurisdictions().any(|user| admits(user, region));
     let all_carry = policy.jurisdictions().all(|(id, _)| rule.carries(Jurisdiction::Named(id)));
     if all_carry && draft.regions.iter().all(|region| region.gateway.is_some()) {
         return None;
@@ -229,7 +224,7 @@ fn dead_end(policy: &Policy, route: &Route, today: Day) -> Option<RegionId> {
     let Some(Step::Region(region)) = route.chain.last() else { return None };
     let place = policy.jurisdiction_of(*region);
     let cleared = rule.mode == Mode::Report
-        || (rule.needs == Evidence::Inferred && user_jurisdictions(policy).any(|user| rule.admits(user, place, today)));
+        || (rule.needs == Evidence::Inferred && policy.user_jurisdictions().any(|user| rule.admits(user, place, today)));
     (!cleared).then_some(*region)
 }
 

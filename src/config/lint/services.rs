@@ -12,13 +12,13 @@ use crate::model::jurisdiction::Jurisdiction;
 use crate::model::region::RegionId;
 use crate::proxy::actions::Actions;
 
-use super::{class_name, user_jurisdictions};
+use super::class_name;
 
 /// The mistake that no request of the route can be served, because no region that may serve it has the service.
 pub(super) fn never_served(policy: &Policy, route: &Route, today: Day) -> Option<String> {
     let id = route.service?;
     let (service, equipped) = (policy.service_name(id), policy.regions_with(id));
-    let is_cleared = |region| user_jurisdictions(policy).any(|user| may_serve(policy, route, user, region, today));
+    let is_cleared = |region| policy.user_jurisdictions().any(|user| may_serve(policy, route, user, region, today));
     if !equipped.iter().any(is_cleared) {
         let regions: Vec<_> = equipped.iter().map(|region| policy.region_name(region)).collect();
         return Some(format!(

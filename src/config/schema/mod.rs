@@ -92,7 +92,7 @@ fn options() -> Node {
     for text in FORMS.into_iter().chain([SAMPLE]) {
         let problems = Problems::recording(Path::new("sample"));
         let today = Day::parse("2026-01-01").expect("a date");
-        super::read(text, None, &mut Registry::default(), today, &problems);
+        super::read(text, None, &mut Registry::default(), today, &problems, true);
         for (path, kinds) in problems.into_options().into_iter().filter(|(path, _)| !path.is_empty()) {
             root.at(&path).kinds.extend(kinds);
         }

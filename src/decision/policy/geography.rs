@@ -1,6 +1,6 @@
 //! The operator's geographic tables: networks, countries and continents, and the regions they belong to.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::model::country::{Continent, CountryCode};
 use crate::model::region::RegionId;
@@ -86,6 +86,11 @@ impl Prefix {
     pub fn new(address: IpAddr, length: u8) -> Self {
         let length = if matches!(address, IpAddr::V4(_)) { length.saturating_add(96) } else { length };
         Self { length, address: bits(address) & mask(length) }
+    }
+
+    /// The first address of the network.
+    pub fn first(&self) -> IpAddr {
+        Ipv6Addr::from(self.address).to_canonical()
     }
 
     pub fn contains(&self, address: IpAddr) -> bool {

@@ -190,12 +190,22 @@ impl Policy {
         classes.iter().all(|class| self.class(class).rule.stays == Stays::Anywhere)
     }
 
+    /// Settings of other modules that change what is judged, one a line.
+    pub fn identification(&self) -> &[Box<str>] {
+        &self.identification
+    }
+
     pub fn find_class(&self, name: &str) -> Option<ClassId> {
         self.classes.iter().position(|class| *class.name == *name).and_then(ClassId::new)
     }
 
     pub fn jurisdictions(&self) -> impl Iterator<Item = (JurisdictionId, &str)> {
         self.jurisdictions.iter().map(|entry| (entry.id, &*entry.name))
+    }
+
+    /// All jurisdictions that a user can have, including `Elsewhere` and `Unknown`.
+    pub fn user_jurisdictions(&self) -> impl Iterator<Item = Jurisdiction> {
+        self.jurisdictions().map(|(id, _)| Jurisdiction::Named(id)).chain([Jurisdiction::Elsewhere, Jurisdiction::Unknown])
     }
 
     /// The jurisdiction's name in the configuration.

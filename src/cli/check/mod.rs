@@ -1,6 +1,9 @@
 //! `domicile check`: reports every mistake in a configuration, or prints what it allows.
 
-use std::path::Path;
+mod against;
+mod matrix;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -8,10 +11,11 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::app::{self, StartError};
-use crate::config::{self, Config, Problem, summary};
+use crate::config::{self, Config, Problem};
 use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::prove::Proven;
+use crate::review::Matrix;
 
 use super::{Outcome, Source, say};
 
@@ -25,6 +29,12 @@ pub(super) struct Options {
     /// Print JSON: whether the configuration is valid, its mistakes with their positions, and notes.
     #[arg(long)]
     json: bool,
+    /// Also print what differs from this older configuration, with example requests.
+    #[arg(long, value_name = "OLD")]
+    against: Option<PathBuf>,
+    /// Print only who may process and who may carry what, with the counter-examples of broken assertions.
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with_all = ["files", "json", "against"])]
+    matrix: Option<matrix::Format>,
 }
 
 pub(super) fn run(options: &Options) -> Outcome {
@@ -32,6 +42,12 @@ pub(super) fn run(options: &Options) -> Outcome {
     let Source { config: file, region } = &options.source;
     let mut registry = Registry::default();
     let (mut found, mut wrong_files) = (Vec::new(), Vec::new());
+    let name = shown(file);
+    if let Some(format) = options.matrix {
+        let config = config::load_unproven(file, region.as_deref(), &mut registry, today)
+            .map_err(|problems| counted(&[StartError::Config(problems)]))?;
+        return matrix::run(config, &name, format, today);
+    }
     let checked = config::load(file, region.as_deref(), &mut registry, today)
         .map_err(|problems| vec![StartError::Config(problems)])
         .and_then(|mut config| {
@@ -45,7 +61,13 @@ pub(super) fn run(options: &Options) -> Outcome {
             found.splice(0..0, ending);
             if wrong_files.is_empty() { Ok(config) } else { Err(std::mem::take(&mut wrong_files)) }
         });
-    let name = shown(file);
+    let differences = match (&checked, &options.against) {
+        (Ok(config), Some(old)) => {
+            let region = config.policy.region_name(config.policy.local).to_owned();
+            Some((old, against::differences(old, &region, &config.policy, &mut registry, today)?))
+        }
+        _ => None,
+    };
     match checked {
         Err(wrong) if options.json => {
             let mistakes: Vec<Value> = wrong.iter().flat_map(mistakes).collect();
@@ -56,15 +78,19 @@ pub(super) fn run(options: &Options) -> Outcome {
         Ok(config) if options.json => {
             let policy = config.policy.hash.to_string();
             let situations = config.proven.map(|proven| proven.situations);
-            let report = json!({ "file": name, "valid": true, "mistakes": [], "notes": found, "policy": policy, "situations": situations });
+            let mut report = json!({ "file": name, "valid": true, "mistakes": [], "notes": found, "policy": policy, "situations": situations });
+            if let (Some((_, differences)), Some(fields)) = (&differences, report.as_object_mut()) {
+                fields.insert("differences".into(), against::json(differences));
+            }
             say(&format!("{report:#}\n"))?;
             Ok(ExitCode::SUCCESS)
         }
         Ok(config) => {
             let notes: String = found.iter().map(|note| format!("\nnote: {note}\n")).collect();
-            let summary = summary::render(&config.policy, config.settings.tokens.is_some(), today);
-            let proven = config.proven.as_ref().map_or_else(String::new, |proven| told(proven, config.assertions));
-            say(&format!("{summary}{notes}\n{proven}{name}: the configuration is valid\n"))?;
+            let summary = Matrix::of(&config.policy, config.settings.tokens.is_some(), today).text();
+            let proven = config.proven.as_ref().map_or_else(String::new, |proven| told(proven, config.assertions.len()));
+            let differences = differences.map_or_else(String::new, |(old, found)| against::text(old, &found) + "\n");
+            say(&format!("{summary}{notes}\n{differences}{proven}{name}: the configuration is valid\n"))?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -82,6 +108,10 @@ fn notes(config: &Config, today: Day) -> Vec<String> {
 /// The result of the proof, in a sentence.
 fn told(proven: &Proven, assertions: usize) -> String {
     let holds = match assertions {
+        _ if proven.broken.iter().any(|(statement, _)| statement.is_some()) => {
+            let broken = proven.broken.iter().filter(|(statement, _)| statement.is_some()).count();
+            format!(", but {broken} of {assertions} assertions {} not hold", if broken == 1 { "does" } else { "do" })
+        }
         0 => String::new(),
         1 => ", and the assertion holds".to_owned(),
         count => format!(", and the {count} assertions hold"),
