@@ -1,5 +1,7 @@
 //! Differences between routes: those that come or go, and their properties.
 
+use std::collections::HashMap;
+
 use crate::decision::policy::Policy;
 use crate::decision::policy::chain::Reads;
 use crate::decision::policy::route::Route;
@@ -9,14 +11,17 @@ use super::examples::sample_of;
 use super::{About, Change, changed};
 
 pub(super) fn changes(old: &Policy, new: &Policy) -> Vec<Change> {
-    let named = |policy: &Policy, name: &str| policy.routes.all().iter().position(|route| *route.name == *name);
+    let by_name = |policy: &Policy| -> HashMap<Box<str>, usize> {
+        policy.routes.all().iter().enumerate().map(|(index, route)| (route.name.clone(), index)).collect()
+    };
+    let (earlier, later) = (by_name(old), by_name(new));
     let mut changes = Vec::new();
     let mut add = |name: &str, text: String| {
         let about = About { route: Some(name.to_owned()), ..About::default() };
         changes.push(Change { about, ..Change::new(format!("route {name}"), text) });
     };
     for (index, route) in new.routes.all().iter().enumerate() {
-        let Some(was) = named(old, &route.name) else {
+        let Some(was) = earlier.get(&route.name).copied() else {
             add(&route.name, format!("new ({})", in_words(new, route).join("; ")));
             continue;
         };
@@ -36,7 +41,7 @@ pub(super) fn changes(old: &Policy, new: &Policy) -> Vec<Change> {
         }
     }
     for route in old.routes.all() {
-        if named(new, &route.name).is_none() {
+        if !later.contains_key(&route.name) {
             add(&route.name, format!("gone ({})", in_words(old, route).join("; ")));
         }
     }
