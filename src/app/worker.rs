@@ -115,6 +115,9 @@ async fn run(
     drain(&local, &mut commands).await;
     local.worker.flush_access_log();
     local.worker.metrics.flush();
+    if let Some(ledger) = &local.worker.ledger {
+        ledger.flush().await;
+    }
 }
 
 /// Checks the deadlines of all connections, hands over the lines of the access log, and takes the pressure on the process over,
@@ -129,6 +132,7 @@ async fn sweep_often(worker: Rc<Worker>, index: usize) {
         worker.check_pressure();
         worker.deadlines.sweep(due);
         worker.flush_access_log();
+        worker.settle_ledger();
     }
 }
 

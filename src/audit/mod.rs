@@ -40,7 +40,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use chain::Hash;
 pub use pseudonym::{KeyError, Pseudonyms};
-pub use record::{Count, Direction, Grounds, Movement};
+pub use record::{Count, Direction, Grounds, Movement, Outcome, Settlement};
 pub use signing::{PublicKey, SigningError};
 pub use worker_ledger::WorkerLedger;
 

@@ -28,6 +28,8 @@ pub struct Movement<'a> {
     pub grounds: Vec<Grounds<'a>>,
     /// Whether only report-only mode allowed the movement.
     pub reported: bool,
+    /// For each class, the part of its rule that allows it, such as `personal.transfers`.
+    pub rules: Vec<String>,
     pub policy: PolicyHash,
 }
 
@@ -42,6 +44,14 @@ pub struct Grounds<'a> {
 pub enum Direction {
     /// A request, sent to the region that serves it.
     Request,
+    /// A request, sent to the same region again under a new judgement.
+    Retry,
+    /// A request, sent to another region after the first.
+    Failover,
+    /// A request that asks for a tunnel, such as a WebSocket.
+    Upgrade,
+    /// A question of a browser before its request (CORS).
+    Preflight,
     /// A response, sent to the peer that forwarded the request.
     Answer,
     /// Data of another jurisdiction's user, processed here under a transfer; `from` is the user's jurisdiction.
@@ -52,6 +62,10 @@ impl Movement<'_> {
     pub(super) fn line(&self) -> String {
         let direction = match self.direction {
             Direction::Request => "request",
+            Direction::Retry => "retry",
+            Direction::Failover => "failover",
+            Direction::Upgrade => "upgrade",
+            Direction::Preflight => "preflight",
             Direction::Answer => "answer",
             Direction::Processing => "processing",
         };
@@ -65,6 +79,7 @@ impl Movement<'_> {
             reported: self.reported,
             request: self.request,
             route: self.route,
+            rules: &self.rules,
             time: &now(),
             to: self.to,
             transfers: &self.grounds,
@@ -75,6 +90,80 @@ impl Movement<'_> {
         line.push('\n');
         line
     }
+}
+
+/// How a request ended whose movements have lines. Without this line, nobody knows: the process ended before.
+pub struct Settlement<'a> {
+    pub request: &'a str,
+    /// The number of the request's movements in this ledger.
+    pub movements: u32,
+    pub outcome: Outcome,
+    /// The code of a refusal or a failure.
+    pub code: Option<&'a str>,
+    /// `None` if the client left before there was a response.
+    pub status: Option<u16>,
+    /// The region that responded.
+    pub served_by: Option<&'a str>,
+    /// The region that the body was sent to, whether or not it responded.
+    pub sent_to: Option<&'a str>,
+    /// Bytes of the body of the request, and of the response.
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The response was relayed whole, or the tunnel was closed by one of its ends.
+    Answered,
+    /// A proxy responded instead of an app server.
+    Refused,
+    /// The request or the response broke off.
+    Interrupted,
+    /// The client left before there was a response.
+    Abandoned,
+}
+
+impl Settlement<'_> {
+    pub(super) fn line(&self) -> String {
+        let outcome = match self.outcome {
+            Outcome::Answered => "answered",
+            Outcome::Refused => "refused",
+            Outcome::Interrupted => "interrupted",
+            Outcome::Abandoned => "abandoned",
+        };
+        let line = SettlementLine {
+            code: self.code,
+            kind: "settlement",
+            movements: self.movements,
+            outcome,
+            request: self.request,
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            sent_to: self.sent_to,
+            served_by: self.served_by,
+            status: self.status,
+            time: &now(),
+        };
+        let mut line = serde_json::to_string(&line).expect("texts and numbers are valid JSON");
+        line.push('\n');
+        line
+    }
+}
+
+/// The fields of a settlement, in the order of the line.
+#[derive(Serialize)]
+struct SettlementLine<'a> {
+    code: Option<&'a str>,
+    kind: &'a str,
+    movements: u32,
+    outcome: &'a str,
+    request: &'a str,
+    request_bytes: u64,
+    response_bytes: u64,
+    sent_to: Option<&'a str>,
+    served_by: Option<&'a str>,
+    status: Option<u16>,
+    time: &'a str,
 }
 
 /// A line about the start or the end of a process.
@@ -111,6 +200,7 @@ struct MovementLine<'a> {
     reported: bool,
     request: &'a str,
     route: &'a str,
+    rules: &'a [String],
     time: &'a str,
     to: &'a str,
     transfers: &'a [Grounds<'a>],

@@ -28,6 +28,7 @@ fn movement() -> Movement<'static> {
         evidence: Some("recorded"),
         grounds: vec![],
         reported: false,
+        rules: vec!["personal.stays".into()],
         policy: PolicyHash::default(),
     }
 }
@@ -72,6 +73,56 @@ fn lines_of_one_worker_are_written_together_and_each_is_acknowledged() {
         assert_eq!(text().lines().count(), 1 + 4);
     });
     assert_eq!(*batches.lock().unwrap(), [3, 1]);
+}
+
+fn settlement() -> Settlement<'static> {
+    Settlement {
+        request: "r1",
+        movements: 1,
+        outcome: Outcome::Answered,
+        code: None,
+        status: Some(200),
+        served_by: Some("eu-west"),
+        sent_to: None,
+        request_bytes: 7,
+        response_bytes: 9,
+    }
+}
+
+#[test]
+fn settlements_go_with_the_next_movement_and_are_not_lost_at_the_end() {
+    let scratch = tempfile::tempdir().unwrap();
+    let batches = Arc::new(Mutex::new(Vec::new()));
+    let counted = Arc::clone(&batches);
+    let tally = Tally { lines: Arc::new(move |lines| counted.lock().unwrap().push(lines)), ..tally().0 };
+    let ledger = Ledger::open(&Settings { directory: scratch.path().into(), region: "eu-west".into() }, tally, false).unwrap();
+    let ledger = WorkerLedger::of(ledger);
+    let kinds = || {
+        let text = std::fs::read_to_string(scratch.path().join("ledger.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.map(|line| line["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    tokio::runtime::LocalRuntime::new().unwrap().block_on(async {
+        ledger.record(&movement()).await.unwrap();
+        ledger.settle(&settlement());
+        ledger.record(&movement()).await.unwrap();
+        assert_eq!(kinds(), ["process", "movement", "settlement", "movement"]);
+        ledger.settle(&settlement());
+        ledger.hand_over();
+        while kinds().len() < 5 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        ledger.settle(&settlement());
+        ledger.flush().await;
+        assert_eq!(kinds().len(), 6);
+        ledger.flush().await;
+    });
+    assert_eq!(*batches.lock().unwrap(), [1, 2, 1, 1], "one sync for a settlement and the next movement");
+    let text = std::fs::read_to_string(scratch.path().join("ledger.jsonl")).unwrap();
+    let line = text.lines().last().unwrap();
+    let fields = &line[line.find("\"code\"").unwrap()..line.find("\"time\"").unwrap()];
+    let expected = r#""code":null,"kind":"settlement","movements":1,"outcome":"answered","request":"r1","request_bytes":7,"response_bytes":9,"sent_to":null,"served_by":"eu-west","status":200,"#;
+    assert_eq!(fields, expected, "canonical: sorted keys, no spaces");
 }
 
 #[test]

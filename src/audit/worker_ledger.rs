@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use tokio::sync::Notify;
 
-use super::{Count, Ledger, LedgerError, Movement};
+use super::{Count, Ledger, LedgerError, Movement, Settlement};
 
 /// The ledger of one worker.
 #[derive(Clone)]
@@ -23,6 +23,9 @@ struct Waiting {
     group: RefCell<Rc<Group>>,
     /// A task is about to hand the lines over.
     is_scheduled: Cell<bool>,
+    /// Settlements, for which nothing waits: they go with the next group, or with [`WorkerLedger::hand_over`].
+    settlements: RefCell<String>,
+    settled: Cell<usize>,
 }
 
 /// Lines that reach the disk together (group commit).
@@ -59,6 +62,29 @@ impl WorkerLedger {
         }
     }
 
+    /// Adds the settlement of a request. It is on disk after the next movement, or the next [`Self::hand_over`].
+    pub fn settle(&self, settlement: &Settlement<'_>) {
+        self.waiting.settlements.borrow_mut().push_str(&settlement.line());
+        self.waiting.settled.set(self.waiting.settled.get().saturating_add(1));
+    }
+
+    /// Hands over the settlements that no movement has taken along, without waiting.
+    ///
+    /// # Panics
+    /// Outside of a runtime that runs local tasks.
+    pub fn hand_over(&self) {
+        if self.waiting.settled.get() > 0 && !self.waiting.is_scheduled.replace(true) {
+            tokio::task::spawn_local(hand_over(self.ledger.clone(), Rc::clone(&self.waiting)));
+        }
+    }
+
+    /// Writes all lines that wait, and returns when they are on disk.
+    pub async fn flush(&self) {
+        if self.waiting.settled.get() > 0 {
+            hand_over(self.ledger.clone(), Rc::clone(&self.waiting)).await;
+        }
+    }
+
     /// Counts an event that gets no line of its own.
     pub fn count(&self, event: Count) {
         self.ledger.count(event);
@@ -69,7 +95,9 @@ impl WorkerLedger {
 async fn hand_over(ledger: Ledger, waiting: Rc<Waiting>) {
     let group = waiting.group.take();
     waiting.is_scheduled.set(false);
-    let outcome = ledger.write(group.text.take(), group.lines.get()).await;
+    let (text, lines) =
+        (waiting.settlements.take() + &group.text.take(), waiting.settled.take().saturating_add(group.lines.get()));
+    let outcome = ledger.write(text, lines).await;
     let _ = group.outcome.set(outcome);
     group.done.notify_waiters();
 }

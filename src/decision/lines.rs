@@ -5,6 +5,7 @@ use crate::model::region::RegionId;
 
 use super::facts::Ingress;
 use super::policy::Policy;
+use super::policy::class::ClassId;
 use super::policy::rule::{Stays, Transfer};
 use super::verdict::Trail;
 
@@ -58,6 +59,58 @@ pub fn transfers<'p>(policy: &'p Policy, trail: &Trail, region: RegionId) -> Vec
         }
     }
     found
+}
+
+/// The part of a data class's rule that lets data be in a region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Applied {
+    pub class: ClassId,
+    pub clause: Clause,
+}
+
+/// A part of a rule, named as in the configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Clause {
+    Stays,
+    Transfers,
+    CarriedBy,
+    /// Report-only mode: the rule forbids it.
+    Mode,
+}
+
+impl Clause {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stays => "stays",
+            Self::Transfers => "transfers",
+            Self::CarriedBy => "carried_by",
+            Self::Mode => "mode",
+        }
+    }
+}
+
+/// For each class, the part of its rule that lets `region` process the data or, with `is_carried`, at least carry it.
+pub fn rules(policy: &Policy, trail: &Trail, region: RegionId, is_carried: bool) -> Vec<Applied> {
+    let place = policy.jurisdiction_of(region);
+    let applied = |class| {
+        let rule = &policy.class(class).rule;
+        let stays = |user| match rule.stays {
+            Stays::Home => user == place,
+            Stays::In(set) => set.contains(place),
+            Stays::Anywhere => true,
+        };
+        let clause = if users_of(trail).all(stays) {
+            Clause::Stays
+        } else if users_of(trail).all(|user| rule.admits(user, place, trail.today)) {
+            Clause::Transfers
+        } else if is_carried && rule.carries(place) {
+            Clause::CarriedBy
+        } else {
+            Clause::Mode
+        };
+        Applied { class, clause }
+    };
+    trail.classes.iter().map(applied).collect()
 }
 
 /// The jurisdictions of the users that the request was judged for: one, or two.

@@ -1,11 +1,11 @@
 //! Issues permits: a request may be sent to one stop once its ledger line is written.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use crate::audit::{Count, Direction, Grounds, Movement, Pseudonyms, WorkerLedger};
 use crate::decision::facts::Ingress;
-use crate::decision::lines::{transfers, users_of};
+use crate::decision::lines::{Applied, rules, transfers, users_of};
 use crate::decision::permit::Permitted;
 use crate::decision::policy::Policy;
 use crate::decision::policy::class::{ClassId, ClassSet};
@@ -28,6 +28,30 @@ pub struct Registrar<'a> {
     /// The request's id, which is the same in the ledgers of both regions.
     pub request_id: &'a str,
     pub reported: &'a Reported,
+    pub recorded: &'a Recorded,
+    pub kind: Kind,
+}
+
+/// A kind of request that the ledger tells apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Plain,
+    Upgrade,
+    Preflight,
+}
+
+/// The ledger lines of one request, which a settlement closes.
+#[derive(Default)]
+pub struct Recorded {
+    lines: Cell<u32>,
+    /// The region of the last line about the request on its way.
+    last: Cell<Option<RegionId>>,
+}
+
+impl Recorded {
+    pub const fn lines(&self) -> u32 {
+        self.lines.get()
+    }
 }
 
 /// The regions and classes of one request that were counted because only report-only mode allows them.
@@ -88,10 +112,21 @@ impl Registrar<'_> {
         let local = judged.moment.policy().local;
         match judged.decision.trail.ingress {
             Ingress::Client if region == local => {}
-            Ingress::Client => self.record(judged, Direction::Request, local, region).await?,
+            Ingress::Client => self.record(judged, self.way_to(region), local, region).await?,
             Ingress::Peer(peer) => self.record(judged, Direction::Answer, local, peer).await?,
         }
         if region == local { self.record_processing(judged).await } else { Ok(()) }
+    }
+
+    /// How the request goes to a region: the first time, again under a new judgement, or after another region.
+    const fn way_to(&self, region: RegionId) -> Direction {
+        match (self.kind, self.recorded.last.get()) {
+            (Kind::Preflight, _) => Direction::Preflight,
+            (Kind::Upgrade, _) => Direction::Upgrade,
+            (Kind::Plain, None) => Direction::Request,
+            (Kind::Plain, Some(last)) if last.index() == region.index() => Direction::Retry,
+            (Kind::Plain, Some(_)) => Direction::Failover,
+        }
     }
 
     /// Records a response that its upstream labelled with more data classes than the request has, before its head is sent.
@@ -131,11 +166,15 @@ impl Registrar<'_> {
             return Ok(());
         }
         // A response is processed where it comes from, and only carried to where it goes.
-        let processing = match direction {
-            Direction::Answer => from,
-            Direction::Request | Direction::Processing => to,
-        };
-        self.write(judged, direction, names, transfers(policy, trail, processing), trail.is_only_reported(processing)).await
+        let is_answer = direction == Direction::Answer;
+        let processing = if is_answer { from } else { to };
+        let (grounds, reported) = (transfers(policy, trail, processing), trail.is_only_reported(processing));
+        let rules = rules(policy, trail, to, is_answer);
+        self.write(judged, direction, names, (grounds, rules), reported).await?;
+        if !is_answer {
+            self.recorded.last.set(Some(to));
+        }
+        Ok(())
     }
 
     /// Records data of another jurisdiction's user that a transfer or report-only mode allows to be processed here, because
@@ -150,7 +189,8 @@ impl Registrar<'_> {
         let place = policy.jurisdiction_of(policy.local);
         let from = users_of(trail).find(|user| *user != place).unwrap_or_else(|| user_of(trail));
         let names = (policy.jurisdiction_name(from), policy.region_name(policy.local));
-        self.write(judged, Direction::Processing, names, transfers, is_reported).await
+        let rules = rules(policy, trail, policy.local, false);
+        self.write(judged, Direction::Processing, names, (transfers, rules), is_reported).await
     }
 
     async fn write(
@@ -158,7 +198,7 @@ impl Registrar<'_> {
         judged: &Judged,
         direction: Direction,
         (from, to): (&str, &str),
-        transfers: Vec<&Transfer>,
+        (transfers, rules): (Vec<&Transfer>, Vec<Applied>),
         reported: bool,
     ) -> Result<(), Code> {
         let (policy, trail) = (judged.moment.policy(), &judged.decision.trail);
@@ -179,9 +219,17 @@ impl Registrar<'_> {
                 .map(|transfer| Grounds { basis: &transfer.basis, record: transfer.record.as_deref() })
                 .collect(),
             reported,
+            rules: rules.iter().map(|rule| format!("{}.{}", policy.class(rule.class).name, rule.clause.as_str())).collect(),
             policy: policy.hash,
         };
-        ledger.record(&movement).await.map_err(|_| Code::LedgerUnavailable)
+        // Counted first, because the line may be written although the client has gone.
+        let before = self.recorded.lines();
+        self.recorded.lines.set(before.saturating_add(1));
+        let written = ledger.record(&movement).await;
+        written.map_err(|_| {
+            self.recorded.lines.set(before);
+            Code::LedgerUnavailable
+        })
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Progress {
     pub bytes: Cell<u64>,
     pub failure: Cell<Option<BodyFailure>>,
     ended: Cell<bool>,
+    /// Whether the body was dropped before its end.
+    is_cut: Cell<bool>,
     /// When the last frame was returned; `None` once the next frame is polled.
     sending_since: Cell<Option<Instant>>,
     changed: Notify,
@@ -57,6 +59,11 @@ impl Progress {
     /// Whether the body has ended or was dropped.
     pub const fn has_ended(&self) -> bool {
         self.ended.get()
+    }
+
+    /// Whether the body was dropped before its end, because its receiver went away.
+    pub const fn is_cut(&self) -> bool {
+        self.is_cut.get()
     }
 
     /// Waits until the receiver has not polled the body for `limit` after a frame.
@@ -261,6 +268,8 @@ impl HttpBody for Metered {
 
 impl Drop for Metered {
     fn drop(&mut self) {
+        let is_cut = !self.progress.has_ended() && !self.inner.is_end_stream();
+        self.progress.is_cut.set(self.progress.is_cut() || is_cut);
         self.progress.end();
         self.done.take().into_iter().for_each(|done| done());
     }

@@ -222,6 +222,11 @@ impl Worker {
         self.metrics.log_lines_dropped(dropped);
     }
 
+    /// Hands over the settlements of the ledger that wait.
+    pub fn settle_ledger(&self) {
+        self.ledger.iter().for_each(WorkerLedger::hand_over);
+    }
+
     /// Whether the region drains. Probes report it, so that peers send their requests to other regions.
     pub fn is_draining(&self) -> bool {
         *self.shared.phase.borrow() == Phase::Draining

@@ -13,7 +13,7 @@ use domicile::decision::verdict::{Stop, Verdict};
 use domicile::directory::{Answer, Directory, LookupFuture, RemoteTable};
 use domicile::engine::facts::DIRECTORY_DEADLINE;
 use domicile::engine::judge::judge;
-use domicile::engine::permit::{Registrar, Reported};
+use domicile::engine::permit::{Kind, Recorded, Registrar, Reported};
 use domicile::engine::question::{Identity, Question};
 use domicile::engine::recheck::{CLOCK_INTERVAL, Lease, Leases};
 use domicile::engine::snapshot::{JudgingSnapshot, Moment};
@@ -98,6 +98,10 @@ impl Open {
     }
 
     fn permit(&self) -> Result<(), Code> {
+        self.permit_as(&Recorded::default(), Kind::Plain, (&self.lease, self.stop))
+    }
+
+    fn permit_as(&self, recorded: &Recorded, kind: Kind, (lease, stop): (&Lease, Stop)) -> Result<(), Code> {
         let (metrics, pseudonyms, reported) = (Metrics::new().worker(), Pseudonyms::ephemeral(), Reported::default());
         let registrar = Registrar {
             ledger: Some(&self.ledger),
@@ -105,8 +109,10 @@ impl Open {
             metrics: &metrics,
             request_id: "lease",
             reported: &reported,
+            recorded,
+            kind,
         };
-        self.runtime.block_on(registrar.permit(&self.lease, self.stop, ())).map(drop)
+        self.runtime.block_on(registrar.permit(lease, stop, ())).map(drop)
     }
 
     /// The same request after its permit, which lets dublin process it.
@@ -134,9 +140,40 @@ impl Open {
         moment_of(users).0
     }
 
+    /// How the data went, in the order of the lines.
+    fn ways(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.folder.path().join("ledger/ledger.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.filter(|line| line["kind"] == "movement").map(|line| line["what"].as_str().unwrap().to_owned()).collect()
+    }
+
     fn lines(&self) -> usize {
         let text = std::fs::read_to_string(self.folder.path().join("ledger/ledger.jsonl")).unwrap();
         text.lines().filter(|line| line.contains("\"processing\"")).count()
+    }
+}
+
+#[test]
+fn the_ledger_tells_a_failover_and_a_second_attempt_from_a_request() {
+    for (kind, expected) in [
+        (Kind::Plain, &["request", "failover", "retry"][..]),
+        (Kind::Upgrade, &["upgrade", "upgrade", "upgrade"]),
+        (Kind::Preflight, &["preflight", "preflight", "preflight"]),
+    ] {
+        // Seen from ashburn, both European regions are abroad.
+        let at_ashburn = moment_under(USERS, |registry| policy_at("world.yaml", "ashburn", registry));
+        let open = Open::judged_at(at_ashburn, "/billing/1", Some("chika"), "JP");
+        let judged = open.lease.judged();
+        let Verdict::Proceed(itinerary) = &judged.decision.verdict else { panic!("{:?}", judged.decision.verdict) };
+        let abroad: Vec<_> = itinerary.stops().iter().filter(|stop| stop.region() != judged.moment.policy().local).collect();
+        assert!(abroad.len() >= 2, "{:?}", judged.decision);
+        let recorded = Recorded::default();
+        // The peer did not own the request, so that it is judged anew.
+        let again = open.leases.open(&open.question, Rc::clone(&judged));
+        for (lease, stop) in [(&open.lease, abroad[0]), (&open.lease, abroad[1]), (&again, abroad[1])] {
+            open.permit_as(&recorded, kind, (lease, *stop)).unwrap();
+        }
+        assert_eq!((open.ways(), recorded.lines()), (expected.iter().map(|way| (*way).to_owned()).collect(), 3));
     }
 }
 

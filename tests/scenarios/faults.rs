@@ -341,6 +341,7 @@ fn a_ledger_whose_writer_has_died_refuses_every_line() {
         evidence: Some("recorded"),
         grounds: vec![],
         reported: false,
+        rules: Vec::new(),
         policy: PolicyHash::default(),
     };
     for _ in 0..3 {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use http::{Method, Response, StatusCode};
 
-use crate::support::{NAMES, Plan, Recorder, USERS, World, eventually, get, log, post, remember, runtime, try_send, whole};
+use crate::support::{
+    NAMES, Plan, Recorder, Region, USERS, World, eventually, get, log, post, remember, runtime, try_send, whole,
+};
 
 #[test]
 fn the_line_is_on_disk_before_the_request_arrives() {
@@ -53,6 +55,7 @@ fn an_auditor_finds_the_lines_of_a_user_and_sums_up_a_period() {
     for path in ["/users/alice/orders/1", "/users/alice/orders/2", "/users/chika/orders/1"] {
         assert_eq!(get(world.us().http, path, &[]).status, 200);
     }
+    eventually("the requests are settled", || world.us().settlements(&world).len() == 3);
     let audit = |arguments: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_domicile"));
         let ledger = world.folder.path().join("ledger-us-east");
@@ -65,17 +68,23 @@ fn an_auditor_finds_the_lines_of_a_user_and_sums_up_a_period() {
     assert!(alice.lines().all(|line| ledger.lines().any(|whole| whole == line)), "the lines as they stand");
     assert!(told.contains("2 of "), "{told}");
     assert_eq!(audit(&["query", "--user", "nobody"]).1, "");
+    assert_eq!(audit(&["query", "--rule", "personal.stays"]).1.lines().count(), 3);
+    assert_eq!(audit(&["query", "--rule", "personal.transfers"]).1, "");
+    let request = serde_json::from_str::<serde_json::Value>(alice.lines().next().unwrap()).unwrap()["request"].to_string();
+    let whole = audit(&["query", "--request", request.trim_matches('"')]).1;
+    assert_eq!(whole.lines().count(), 2, "a movement and its settlement: {whole}");
     assert_eq!(audit(&["query", "--kind", "movement", "--to", "eu-west", "--until", "2026-01-01"]).1, "", "a period before");
 
     let (_, subject, _) = audit(&["subject", "alice"]);
     let row = subject.lines().find(|line| line.starts_with("us-east")).unwrap_or_else(|| panic!("{subject}"));
     let fields: Vec<_> = row.split_whitespace().collect();
-    assert_eq!(fields[..7], ["us-east", "eu-west", "request", "personal", "eu", "2", "1"], "two movements of one user");
+    assert_eq!(fields[..6], ["us-east", "eu-west", "request", "personal", "eu", "2"], "two movements: {subject}");
+    assert_eq!(fields[9], "1", "of one user: {subject}");
     assert!(!ledger.contains("alice"), "no line names her");
 
     let (_, csv, _) = audit(&["report", "--format", "csv"]);
-    assert!(csv.contains("us-east,eu-west,request,personal,eu,,,2,1,"), "{csv}");
-    assert!(csv.contains("us-east,ap-northeast,request,personal,jp,,,1,1,"), "{csv}");
+    assert!(csv.contains("us-east,eu-west,request,personal,eu,,,2,0,0,14,1,"), "{csv}");
+    assert!(csv.contains("us-east,ap-northeast,request,personal,jp,,,1,0,0,12,1,"), "{csv}");
     let (_, page, _) = audit(&["report", "--format", "html"]);
     assert!(page.contains("<svg") && page.contains("the chain is whole"), "{page}");
 
@@ -87,6 +96,94 @@ fn an_auditor_finds_the_lines_of_a_user_and_sums_up_a_period() {
     std::fs::write(&file, ledger.replacen("personal", "publicly", 1)).unwrap();
     let (code, report, told) = audit(&["report"]);
     assert!(code == Some(1) && report.is_empty() && told.contains("the ledger does not verify"), "{report} {told}");
+}
+
+#[test]
+fn both_ledgers_settle_a_request_with_the_same_bytes() {
+    let world = World::planned(Plan::default());
+    assert_eq!(post(world.us().http, "/users/alice/orders/1", &[], "seven!!").text(), "eu-west");
+    eventually("both regions have settled", || [world.us(), world.eu()].iter().all(|one| one.settlements(&world).len() == 1));
+    let (us, eu) = (world.us().settlements(&world).remove(0), world.eu().settlements(&world).remove(0));
+    let movement = &world.us().ledger(&world)[0];
+    assert_eq!((&us["request"], &eu["request"]), (&movement["request"], &movement["request"]));
+    for settled in [&us, &eu] {
+        assert_eq!((&settled["request_bytes"], &settled["response_bytes"]), (&7.into(), &7.into()), "{settled}");
+        assert_eq!((&settled["outcome"], &settled["status"]), (&"answered".into(), &200.into()), "{settled}");
+        assert_eq!((&settled["served_by"], &settled["code"]), (&"eu-west".into(), &serde_json::Value::Null), "{settled}");
+        assert_eq!(settled["movements"], 1);
+    }
+    assert_eq!(movement["rules"], serde_json::json!(["personal.stays"]), "alice's data may be in the EU");
+    let answer = &world.eu().ledger(&world)[0];
+    assert_eq!(answer["rules"], serde_json::json!(["personal.carried_by"]), "and us-east may carry it");
+    // A request that crosses no border has no movement, and nothing to settle.
+    assert_eq!(get(world.us().http, "/users/bob/orders/1", &[]).text(), "us-east");
+    assert_eq!(get(world.us().http, "/users/alice/orders/2", &[]).text(), "eu-west");
+    eventually("the second request is settled", || world.us().settlements(&world).len() == 2);
+}
+
+#[test]
+fn the_ledger_says_how_requests_ended_that_were_not_answered() {
+    let plan = Plan {
+        upstreams: Box::new(|_| {
+            vec![Recorder::with(Arc::new(|request, seen| {
+                Box::pin(async move {
+                    let hangs = request.uri().path().contains("hang");
+                    remember(request, &seen).await;
+                    if hangs { std::future::pending().await } else { Response::new(whole("ok")) }
+                })
+            }))]
+        }),
+        ..Plan::default()
+    };
+    let world = World::planned(plan);
+    let waiting = runtime().spawn(try_send(world.us().http, Method::GET, "/users/alice/orders/hang", &[], whole("")));
+    eventually("the app server has the request", || !world.eu().upstream().seen().is_empty());
+    waiting.abort();
+    let outcomes = |region: &Region| -> Vec<_> {
+        region.settlements(&world).iter().map(|line| (line["outcome"].clone(), line["status"].clone())).collect()
+    };
+    let abandoned: (serde_json::Value, serde_json::Value) = ("abandoned".into(), serde_json::Value::Null);
+    eventually("both regions know that the client has left", || {
+        [world.us(), world.eu()].iter().all(|region| outcomes(region) == [abandoned.clone()])
+    });
+    world.eu().upstream().crash();
+    let refused = post(world.us().http, "/users/alice/orders/1", &[], "x");
+    assert_eq!(refused.code(), "upstream.unreachable");
+    let expected = [abandoned, ("refused".into(), 502.into())];
+    eventually("the refusal is settled", || outcomes(world.us()) == expected);
+    let codes: Vec<_> = world.us().settlements(&world).iter().map(|line| line["code"].clone()).collect();
+    assert_eq!(codes, [serde_json::Value::Null, "upstream.unreachable".into()]);
+}
+
+#[test]
+fn a_response_that_breaks_off_is_settled_as_interrupted() {
+    use std::io::{Read, Write};
+    let half = |name| {
+        vec![if name == "eu-west" {
+            Recorder::raw("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        } else {
+            Recorder::start(name)
+        }]
+    };
+    // The app server stalls until the idle timeout; or the client leaves first.
+    for (limits, client_leaves) in [("limits: { idle_timeout: 200ms, body_rate: 0B }\n", false), ("", true)] {
+        let world = World::planned(Plan { upstreams: Box::new(half), extra: limits.into(), ..Plan::default() });
+        let mut client = std::net::TcpStream::connect(world.us().http).unwrap();
+        client.write_all(b"GET /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let mut seen = String::new();
+        while !seen.ends_with("\r\n\r\nhalf") {
+            let mut part = [0; 1024];
+            let length = client.read(&mut part).unwrap();
+            seen += std::str::from_utf8(&part[..length]).unwrap();
+        }
+        if client_leaves {
+            drop(client);
+        }
+        eventually("it is settled", || world.us().settlements(&world).len() == 1);
+        let settled = world.us().settlements(&world).remove(0);
+        let found = (&settled["outcome"], &settled["status"], &settled["response_bytes"]);
+        assert_eq!(found, (&"interrupted".into(), &200.into(), &4.into()), "{settled}");
+    }
 }
 
 #[test]

@@ -121,6 +121,10 @@ fn a_websocket_opens_at_home_and_from_abroad() {
         world.us().upstream().assert_no_requests();
         world.assert_no_requests(&["ap-northeast"]);
         eventually("the bytes across the border are counted", || world.us().sum_of("domicile_border_bytes_total") >= 100_007.0);
+        eventually("the tunnel is settled", || world.us().settlements(&world).len() == 1);
+        let (movement, settled) = (world.us().ledger(&world).remove(0), world.us().settlements(&world).remove(0));
+        assert_eq!((&movement["what"], &settled["outcome"]), (&"upgrade".into(), &"answered".into()));
+        assert_eq!((&settled["request_bytes"], &settled["response_bytes"]), (&100_007.into(), &100_007.into()), "{settled}");
     }
 }
 

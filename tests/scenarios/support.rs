@@ -470,7 +470,16 @@ impl Region {
         let file = world.folder.path().join(format!("ledger-{}/ledger.jsonl", self.name));
         let text = std::fs::read_to_string(file).unwrap_or_default();
         let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        lines.filter(|line| line["kind"] != "process" && line["kind"] != "checkpoint").collect()
+        let is_other = |kind: &serde_json::Value| ["process", "checkpoint", "settlement"].iter().any(|other| kind == other);
+        lines.filter(|line| !is_other(&line["kind"])).collect()
+    }
+
+    /// The settlements of the ledger.
+    pub fn settlements(&self, world: &World) -> Vec<serde_json::Value> {
+        let file = world.folder.path().join(format!("ledger-{}/ledger.jsonl", self.name));
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.filter(|line| line["kind"] == "settlement").collect()
     }
 
     pub fn upstream(&self) -> &Recorder {

@@ -34,8 +34,15 @@ pub struct Line<'a> {
     pub classes: Vec<Cow<'a, str>>,
     #[serde(borrow, default)]
     pub transfers: Vec<Ground<'a>>,
+    /// For each class, the part of its rule that allowed the movement.
+    #[serde(borrow, default)]
+    pub rules: Vec<Cow<'a, str>>,
     #[serde(borrow, default)]
     pub user: Option<Cow<'a, str>>,
+    #[serde(default)]
+    pub request_bytes: u64,
+    #[serde(default)]
+    pub response_bytes: u64,
     #[serde(borrow, default)]
     pub counts: Vec<Counted<'a>>,
 }
@@ -73,5 +80,10 @@ impl Line<'_> {
 
     pub fn is_movement(&self) -> bool {
         self.kind == "movement"
+    }
+
+    /// Whether the line tells how a request ended that has movements.
+    pub fn is_settlement(&self) -> bool {
+        self.kind == "settlement"
     }
 }

@@ -11,7 +11,7 @@ pub struct Filter {
     pub since: Option<String>,
     /// The first moment that is too late.
     pub before: Option<String>,
-    /// The kind of line: `movement`, `counts`, `action`, `process` or `checkpoint`.
+    /// The kind of line: `movement`, `settlement`, `counts`, `action`, `process` or `checkpoint`.
     pub kind: Option<String>,
     /// The region, or for `processing` the jurisdiction, that the data came from.
     pub from: Option<String>,
@@ -22,6 +22,8 @@ pub struct Filter {
     pub request: Option<String>,
     /// A legal basis, or the record of one.
     pub basis: Option<String>,
+    /// A part of a class's rule, such as `personal.transfers`.
+    pub rule: Option<String>,
 }
 
 impl Filter {
@@ -41,6 +43,7 @@ impl Filter {
             && is(&self.route, &line.route)
             && is(&self.request, &line.request)
             && any(&self.basis, Box::new(grounds))
+            && any(&self.rule, Box::new(line.rules.iter().map(|rule| &**rule)))
     }
 }
 
@@ -50,7 +53,7 @@ mod tests {
 
     #[test]
     fn each_property_must_fit() {
-        let text = r#"{"kind":"movement","time":"2026-11-28T10:00:00.000000Z","what":"request","from":"us-east","to":"eu-west","route":"orders","request":"r1","jurisdiction":"us","classes":["personal"],"transfers":[{"basis":"contract","record":"SCC \"14\""}],"user":"p1"}"#;
+        let text = r#"{"kind":"movement","time":"2026-11-28T10:00:00.000000Z","what":"request","from":"us-east","to":"eu-west","route":"orders","request":"r1","jurisdiction":"us","classes":["personal"],"transfers":[{"basis":"contract","record":"SCC \"14\""}],"rules":["personal.transfers"],"user":"p1"}"#;
         let line = Line::parse(text).unwrap();
         let set = |put: fn(&mut Filter, String), value: &str| {
             let mut filter = Filter::default();
@@ -59,7 +62,7 @@ mod tests {
         };
         assert!(Filter::default().admits(&line));
         type Put = fn(&mut Filter, String);
-        let cases: [(Put, &[&str], &str); 9] = [
+        let cases: [(Put, &[&str], &str); 10] = [
             (|filter, value| filter.user = Some(value), &["p1"], "p2"),
             (|filter, value| filter.kind = Some(value), &["movement"], "counts"),
             (|filter, value| filter.from = Some(value), &["us-east"], "eu-west"),
@@ -68,6 +71,7 @@ mod tests {
             (|filter, value| filter.route = Some(value), &["orders"], "account"),
             (|filter, value| filter.request = Some(value), &["r1"], "r2"),
             (|filter, value| filter.basis = Some(value), &["contract", "SCC \"14\""], "consent"),
+            (|filter, value| filter.rule = Some(value), &["personal.transfers"], "personal.stays"),
             (|filter, value| filter.since = Some(value), &["2026-11-28T10:00:00.000000Z"], "2026-11-28T10:00:00.000001Z"),
         ];
         for (put, fitting, other) in cases {

@@ -1,6 +1,6 @@
 //! Sums up the movements of a period, as a controller's record of processing needs them (GDPR Article 30).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 
 use super::Line;
@@ -8,7 +8,9 @@ use super::Line;
 /// The movements of a period.
 #[derive(Default)]
 pub struct Report {
-    pub movements: BTreeMap<Movement, Sum>,
+    movements: BTreeMap<Movement, Sum>,
+    /// The movements of requests that have no settlement yet.
+    open: HashMap<String, Vec<Movement>>,
     /// Refusals and redirects, and movements of data that may be anywhere.
     pub events: BTreeMap<Event, u64>,
     /// Movements by day.
@@ -46,6 +48,11 @@ pub struct Event {
 #[derive(Default)]
 pub struct Sum {
     pub movements: u64,
+    /// Movements without a settlement: how they ended is not known.
+    pub unsettled: u64,
+    /// Bytes of bodies in the direction of the movement, and in the other.
+    pub bytes: u64,
+    pub bytes_back: u64,
     users: HashSet<String>,
     pub first: String,
     pub last: String,
@@ -59,13 +66,28 @@ impl Sum {
 }
 
 /// The heads of the columns.
-pub(super) const COLUMNS: [&str; 11] =
-    ["from", "to", "what", "data", "users of", "basis", "record", "movements", "users", "first", "last"];
+pub(super) const COLUMNS: [&str; 14] = [
+    "from",
+    "to",
+    "what",
+    "data",
+    "users of",
+    "basis",
+    "record",
+    "movements",
+    "unsettled",
+    "bytes",
+    "bytes back",
+    "users",
+    "first",
+    "last",
+];
 
 impl Report {
     pub fn add(&mut self, line: &Line<'_>) {
         match &*line.kind {
             "movement" => self.add_movement(line),
+            "settlement" => self.settle(line),
             "counts" => {
                 for counted in &line.counts {
                     let event = Event {
@@ -99,8 +121,10 @@ impl Report {
             bases: of_grounds(&|ground| ground.basis.to_string()),
             records: of_grounds(&|ground| ground.record.as_deref().unwrap_or_default().to_owned()),
         };
+        self.open.entry(line.request.to_string()).or_default().push(movement.clone());
         let sum = self.movements.entry(movement).or_default();
         sum.movements = sum.movements.saturating_add(1);
+        sum.unsettled = sum.unsettled.saturating_add(1);
         if let Some(user) = line.user.as_deref()
             && !sum.users.contains(user)
         {
@@ -117,14 +141,43 @@ impl Report {
         }
     }
 
+    /// Settles the movements of a request. The bytes of its bodies belong to the last movement of each direction, because a request
+    /// whose body was sent is not sent to another region.
+    fn settle(&mut self, line: &Line<'_>) {
+        let Some(open) = self.open.remove(&*line.request) else { return };
+        let mut has_bytes = Vec::new();
+        for movement in open.into_iter().rev() {
+            let is_answer = movement.what == "answer";
+            let direction = if movement.what == "processing" {
+                "processing"
+            } else if is_answer {
+                "answer"
+            } else {
+                "request"
+            };
+            let is_last = !has_bytes.contains(&direction);
+            has_bytes.push(direction);
+            let Some(sum) = self.movements.get_mut(&movement) else { continue };
+            sum.unsettled = sum.unsettled.saturating_sub(1);
+            if is_last {
+                let (there, back) =
+                    if is_answer { (line.response_bytes, line.request_bytes) } else { (line.request_bytes, line.response_bytes) };
+                sum.bytes = sum.bytes.saturating_add(there);
+                sum.bytes_back = sum.bytes_back.saturating_add(back);
+            }
+        }
+    }
+
     /// The rows of movements, as text.
-    pub(super) fn rows(&self) -> Vec<[String; 11]> {
+    pub(super) fn rows(&self) -> Vec<[String; 14]> {
         let row = |(movement, sum): (&Movement, &Sum)| {
             let Movement { from, to, what, classes, jurisdiction, bases, records } = movement.clone();
-            let (movements, users) = (sum.movements.to_string(), sum.users().to_string());
+            let numbers = [sum.movements, sum.unsettled, sum.bytes, sum.bytes_back];
+            let [movements, unsettled, bytes, back] = numbers.map(|number| number.to_string());
+            let users = sum.users().to_string();
             let second = |time: &str| time.get(..19).unwrap_or(time).replace('T', " ");
             let (first, last) = (second(&sum.first), second(&sum.last));
-            [from, to, what, classes, jurisdiction, bases, records, movements, users, first, last]
+            [from, to, what, classes, jurisdiction, bases, records, movements, unsettled, bytes, back, users, first, last]
         };
         self.movements.iter().map(row).collect()
     }
@@ -201,10 +254,12 @@ pub(super) mod tests {
             [("01T10:00:00", "p1", "\"SCC, 14\""), ("02T10:00:00", "p2", "\"SCC, 14\""), ("02T11:00:00", "p1", "null")]
         {
             let text = format!(
-                r#"{{"kind":"movement","time":"2026-11-{time}.000000Z","what":"request","from":"us-east","to":"eu-west","route":"orders","request":"r1","jurisdiction":"us","classes":["personal"],"transfers":[{{"basis":"contract","record":{record}}}],"user":"{user}"}}"#
+                r#"{{"kind":"movement","time":"2026-11-{time}.000000Z","what":"request","from":"us-east","to":"eu-west","route":"orders","request":"{time}","jurisdiction":"us","classes":["personal"],"transfers":[{{"basis":"contract","record":{record}}}],"user":"{user}"}}"#
             );
             report.add(&Line::parse(&text).expect("a line"));
         }
+        let settled = r#"{"kind":"settlement","time":"2026-11-01T10:00:01.000000Z","request":"01T10:00:00","request_bytes":30,"response_bytes":4000}"#;
+        report.add(&Line::parse(settled).expect("a line"));
         let counts = r#"{"kind":"counts","time":"2026-11-02T12:00:00.000000Z","counts":[{"what":"refusal","code":"route.none","class":"<b>","from":"","to":"","count":7}]}"#;
         report.add(&Line::parse(counts).expect("a line"));
         report.add(&Line::parse(counts).expect("a line"));
@@ -215,8 +270,11 @@ pub(super) mod tests {
     fn movements_with_the_same_properties_are_one_row() {
         let report = report();
         let text = report.text("in November");
-        assert!(text.contains("us-east  eu-west  request  personal  us        contract  SCC, 14  2          2      2026-11-01 10:00:00  2026-11-02 10:00:00"), "{text}");
-        assert!(text.contains("contract           1          1      2026-11-02 11:00:00"), "{text}");
+        assert!(text.contains("us-east  eu-west  request  personal  us        contract  SCC, 14  2          1          30     4000        2      2026-11-01 10:00:00  2026-11-02 10:00:00"), "{text}");
+        assert!(
+            text.contains("contract           1          1          0      0           1      2026-11-02 11:00:00"),
+            "{text}"
+        );
         let refused = text.lines().find(|line| line.starts_with("refusal")).expect("it is there");
         assert_eq!(refused.split_whitespace().collect::<Vec<_>>(), ["refusal", "route.none", "<b>", "14"]);
         assert_eq!(report.days.get("2026-11-02"), Some(&2));
@@ -227,9 +285,33 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn the_bytes_of_a_request_belong_to_its_last_movement_of_each_direction() {
+        let mut report = Report::default();
+        let line = |what: &str, from: &str, to: &str| {
+            format!(r#"{{"kind":"movement","time":"2026-11-01","what":"{what}","from":"{from}","to":"{to}","request":"r"}}"#)
+        };
+        for text in [line("request", "a", "b"), line("failover", "a", "c"), line("answer", "a", "d")] {
+            report.add(&Line::parse(&text).expect("a line"));
+        }
+        let settled = r#"{"kind":"settlement","time":"2026-11-01","request":"r","request_bytes":3,"response_bytes":500}"#;
+        report.add(&Line::parse(settled).expect("a line"));
+        // A settlement whose movement is not of this period changes nothing.
+        report.add(&Line::parse(settled).expect("a line"));
+        let numbers: Vec<_> = report.rows().into_iter().map(|row| (row[2].clone(), row[8..11].to_vec())).collect();
+        let of = |what: &str| numbers.iter().find(|(found, _)| found == what).map(|(_, numbers)| numbers.join(" "));
+        assert_eq!(of("request").as_deref(), Some("0 0 0"));
+        assert_eq!(of("failover").as_deref(), Some("0 3 500"));
+        assert_eq!(of("answer").as_deref(), Some("0 500 3"), "the answer goes the other way");
+    }
+
+    #[test]
     fn csv_quotes_what_it_must_and_contains_no_formula() {
         let mut report = report();
-        assert!(report.csv().contains("us-east,eu-west,request,personal,us,contract,\"SCC, 14\",2,2,"), "{}", report.csv());
+        assert!(
+            report.csv().contains("us-east,eu-west,request,personal,us,contract,\"SCC, 14\",2,1,30,4000,2,"),
+            "{}",
+            report.csv()
+        );
         let formula = r#"{"kind":"movement","time":"2026-11-02T12:00:00.000000Z","what":"request","from":"=cmd()","to":"b"}"#;
         report.add(&Line::parse(formula).expect("a line"));
         assert!(report.csv().contains("\r\n'=cmd(),b,"), "{}", report.csv());

@@ -23,8 +23,8 @@ pub(super) struct Options {
     /// Lines about this user, named by the key in the requests or in the user table.
     #[arg(long)]
     user: Option<String>,
-    /// The kind of line: movement, counts, action, process or checkpoint.
-    #[arg(long, value_parser = ["movement", "counts", "action", "process", "checkpoint"])]
+    /// The kind of line: movement, settlement, counts, action, process or checkpoint.
+    #[arg(long, value_parser = ["movement", "settlement", "counts", "action", "process", "checkpoint"])]
     kind: Option<String>,
     /// The region that the data came from; of data that is processed under a transfer, the jurisdiction.
     #[arg(long)]
@@ -44,6 +44,9 @@ pub(super) struct Options {
     /// The legal basis of a transfer, or its record.
     #[arg(long)]
     basis: Option<String>,
+    /// The part of a class's rule that allowed a movement: stays, transfers, carried_by, or mode for report-only.
+    #[arg(long, value_name = "CLASS.PART")]
+    rule: Option<String>,
 }
 
 pub(super) fn run(options: &Options, source: &Source) -> Outcome {
@@ -61,6 +64,7 @@ pub(super) fn run(options: &Options, source: &Source) -> Outcome {
         route: options.route.clone(),
         request: options.request.clone(),
         basis: options.basis.clone(),
+        rule: options.rule.clone(),
     };
     let (mut found, mut waiting, mut said) = (0_u64, String::new(), Ok(()));
     let verified = each_line(&files, |text, line| {

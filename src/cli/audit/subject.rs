@@ -26,7 +26,7 @@ pub(super) fn run(options: &Options, source: &Source) -> Outcome {
     let filter = Filter { user: Some(pseudonym.clone()), ..Filter::default() };
     let mut report = Report::default();
     each_line(&files, |_, line| {
-        if filter.admits(line) {
+        if filter.admits(line) || line.is_settlement() {
             report.add(line);
         }
     })?;

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::decision::facts::{Credential, Ingress};
 use crate::decision::route_of;
 use crate::engine::judge::{Judged, judge};
-use crate::engine::permit::Registrar;
+use crate::engine::permit::{Kind, Registrar};
 use crate::engine::question::Question;
 use crate::engine::snapshot::Moment;
 use crate::http::body::Body;
@@ -166,6 +166,12 @@ impl Context {
             metrics: &self.worker.metrics,
             request_id: &intake.id,
             reported: &self.log.reported,
+            recorded: &self.log.recorded,
+            kind: match () {
+                () if intake.question.is_preflight => Kind::Preflight,
+                () if intake.upgrade.is_some() => Kind::Upgrade,
+                () => Kind::Plain,
+            },
         }
     }
 

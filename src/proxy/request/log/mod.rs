@@ -1,24 +1,26 @@
 //! The log of one request: metrics, ledger counts and access log line, written once, when the request ends.
 
+mod line;
+mod settlement;
+mod span;
+
 use std::borrow::Cow;
-use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::header::{HeaderValue, REFERER, USER_AGENT};
 use http::request::Parts;
 use http::{StatusCode, Version};
 use tokio::time::Instant;
 
-use crate::access_log::Entry;
 use crate::audit::Count;
 use crate::decision::facts::Ingress;
 use crate::decision::policy::Policy;
 use crate::decision::route_of;
 use crate::engine::judge::Judged;
-use crate::engine::permit::{Reported, class_label};
+use crate::engine::permit::{Recorded, Reported, class_label};
 use crate::engine::question::Question;
 use crate::engine::recheck::Lease;
 use crate::http::names::TRACEPARENT;
@@ -26,7 +28,7 @@ use crate::metrics::{RequestLabels, RequestMeasures};
 use crate::model::outcome::Code;
 use crate::model::region::RegionId;
 use crate::services::{Service, Upstream};
-use crate::traces::{Ended, Trace};
+use crate::traces::Trace;
 
 use super::super::body::Progress;
 use super::super::headers::Handling;
@@ -64,6 +66,7 @@ pub(super) struct RequestLog {
     /// The lease of a request that proceeds. It has the last judgement, response labels included.
     lease: Option<Rc<Lease>>,
     pub reported: Reported,
+    pub recorded: Recorded,
     pub code: Option<Code>,
     /// The status of the response; `None` before there is a response.
     pub status: Option<StatusCode>,
@@ -114,6 +117,7 @@ impl RequestLog {
             judged: None,
             lease: None,
             reported: Reported::default(),
+            recorded: Recorded::default(),
             code: None,
             status: None,
             served_by: None,
@@ -213,6 +217,7 @@ impl RequestLog {
             self.count_failure(code, &names, policy);
         }
         self.count_border_bytes(&names.class, policy);
+        self.settle(&names, policy);
         let has_failed =
             self.code.is_some() || self.status.is_none_or(|status| status.is_client_error() || status.is_server_error());
         self.end_trace(&names, judged.as_deref(), policy, elapsed);
@@ -296,119 +301,10 @@ impl RequestLog {
             count(peer, self.response_body.bytes.get());
         }
     }
-
-    /// Sends the spans of a sampled request. They name no path, address or user, because a collector keeps them.
-    fn end_trace(&self, names: &Names<'_>, judged: Option<&Judged>, policy: &Policy, elapsed: Duration) {
-        let Some((traces, trace)) = self.worker.shared.traces.as_ref().zip(self.trace).filter(|(_, trace)| trace.is_sampled)
-        else {
-            return;
-        };
-        let ended = SystemTime::now();
-        let status = self.status.map_or(CLIENT_CLOSED, |status| status.as_u16());
-        let method = self.method.as_ref().map_or("_OTHER", http::Method::as_str);
-        let evidence = judged.and_then(|judged| judged.decision.trail.home).and_then(|home| home.evidence());
-        let text = |value: &str| value.to_owned();
-        let mut attributes = vec![
-            ("http.request.method", text(method)),
-            ("http.response.status_code", status.to_string()),
-            ("domicile.route", text(names.route)),
-            ("domicile.class", names.class.clone().into_owned()),
-            ("domicile.home", text(names.home)),
-            ("domicile.served_by", text(names.served_by)),
-            ("domicile.verdict", text(names.verdict)),
-            ("domicile.request_id", text(&self.id)),
-        ];
-        attributes.extend(evidence.map(|evidence| ("domicile.evidence", text(evidence.as_str()))));
-        attributes.extend(self.code.map(|code| ("error.type", text(code.as_str()))));
-        let request = Ended {
-            name: format!("{method} {}", names.route),
-            started: ended - elapsed,
-            ended,
-            attributes,
-            has_failed: status >= 500,
-        };
-        let attempt = self.attempt.started.map(|started| {
-            let hop = self.attempt.upstream.as_ref().map(|(_, upstream)| ("server.address", text(upstream.authority())));
-            let region = self.sent_to.map(|region| ("domicile.region", text(policy.region_name(region))));
-            let begun = ended - started.elapsed();
-            Ended {
-                name: if hop.is_some() { text("upstream") } else { text("region") },
-                started: begun,
-                // Without a response, the attempt ended with the request.
-                ended: self.attempt.took.map_or(ended, |took| begun + took),
-                attributes: hop.into_iter().chain(region).collect(),
-                has_failed: self.attempt.took.is_none(),
-            }
-        });
-        traces.end(&trace, request, attempt);
-    }
-
-    fn write_line(&self, names: &Names<'_>, judged: Option<&Judged>, policy: &Policy, elapsed: Duration) {
-        let trail = judged.map(|judged| &judged.decision.trail);
-        let user = judged.and_then(|judged| judged.user.as_ref()).map(|(user, _)| self.worker.shared.pseudonyms.of(user));
-        let evidence = trail.and_then(|trail| trail.home).and_then(|home| home.evidence());
-        let processed_here = judged.filter(|judged| judged.decision.trail.clearance.contains(policy.local));
-        let path = processed_here.zip(self.question.as_ref());
-        let path = path.map(|(judged, question)| WithoutUser(&question.path, judged.user_segment));
-        let peer = match self.arrival.ingress {
-            Ingress::Client => None,
-            Ingress::Peer(peer) => Some(policy.region_name(peer)),
-        };
-        let trace = self.trace.map(|trace| trace.to_string());
-        let broken = self.response_body.failure.get().or(self.request_body.failure.get());
-        let sent_to = self.attempt.upstream.as_ref();
-        self.worker.log_request(&Entry {
-            ended: Some(SystemTime::now()),
-            id: &self.id,
-            client: self.client,
-            peer,
-            user: user.as_deref(),
-            method: self.method.as_ref().map(http::Method::as_str),
-            host: processed_here.and(self.question.as_ref()).map(|question| &*question.host),
-            path: path.as_ref().map(|path| path as &dyn fmt::Display),
-            protocol: self.version.map(protocol_name),
-            tls: self.tls_version,
-            route: Some(names.route),
-            class: Some(&names.class),
-            home: Some(names.home),
-            evidence: evidence.map(|evidence| evidence.as_str()),
-            served_by: Some(names.served_by),
-            verdict: Some(names.verdict),
-            code: self.code.map(Code::as_str),
-            status: self.status.map_or(CLIENT_CLOSED, |status| status.as_u16()),
-            service: sent_to.map(|(service, _)| &*service.settings.name),
-            upstream: sent_to.map(|(_, upstream)| upstream.authority()),
-            upstream_time: self.attempt.took,
-            attempts: self.attempt.number,
-            request_bytes: self.request_body.bytes.get(),
-            response_bytes: self.response_body.bytes.get(),
-            broken: broken.as_ref().map(|broken| broken as &dyn fmt::Display),
-            referer: processed_here.and(text_of(self.referer.as_ref())).map(origin_of),
-            user_agent: text_of(self.user_agent.as_ref().filter(|_| processed_here.is_some())),
-            trace: trace.as_deref(),
-            elapsed,
-        });
-    }
 }
 
 fn text_of(value: Option<&HeaderValue>) -> Option<&str> {
     value.and_then(|value| value.to_str().ok())
-}
-
-/// The origin of a URL. The rest belongs to another request, which other rules may cover, and may name a user.
-fn origin_of(url: &str) -> &str {
-    let host = url.find("://").map_or(0, |at| at + 3);
-    let end = url[host..].find(['/', '?', '#']).map_or(url.len(), |at| host + at);
-    // A user name in a URL comes before the host.
-    if url[host..end].contains('@') { &url[..host] } else { &url[..end] }
-}
-
-const fn protocol_name(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_10 => "HTTP/1.0",
-        Version::HTTP_2 => "HTTP/2",
-        _ => "HTTP/1.1",
-    }
 }
 
 /// The names of a request in the metrics and in the access log.
@@ -429,44 +325,5 @@ impl Drop for RequestLog {
     /// A request whose client closed the connection before the response is logged as well.
     fn drop(&mut self) {
         self.write();
-    }
-}
-
-/// A path for the log: `{user}` replaces the segment that names a user.
-struct WithoutUser<'a>(&'a str, Option<usize>);
-
-impl fmt::Display for WithoutUser<'_> {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(at) = self.1 else { return out.write_str(self.0) };
-        for (index, segment) in self.0.split('/').skip(1).enumerate() {
-            out.write_str("/")?;
-            out.write_str(if index == at { "{user}" } else { segment })?;
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_logged_referer_has_neither_path_nor_query_nor_user() {
-        for (url, origin) in [
-            ("https://a.test/users/alice?token=1", "https://a.test"),
-            ("https://a.test", "https://a.test"),
-            ("https://a.test?x", "https://a.test"),
-            ("https://alice@a.test/", "https://"),
-            ("/users/alice", ""),
-            ("android-app://com.example/x", "android-app://com.example"),
-        ] {
-            assert_eq!(origin_of(url), origin);
-        }
-    }
-
-    #[test]
-    fn a_logged_path_names_no_user() {
-        assert_eq!(WithoutUser("/users/alice/orders/1", Some(1)).to_string(), "/users/{user}/orders/1");
-        assert_eq!(WithoutUser("/a/b", None).to_string(), "/a/b");
     }
 }
