@@ -263,8 +263,8 @@ impl Sink {
     /// Ends the file with a checkpoint and begins a new one. The chain goes on in it.
     fn rotate(&mut self) -> Result<(), LedgerError> {
         self.checkpoint_locked()?;
-        let name = format!("ledger-{}.jsonl", record::now().replace(':', "-"));
-        let rotated = self.path.with_file_name(name);
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let rotated = rotated_name(folder, &record::now()).map_err(|error| self.failed(&error))?;
         // Another process may write into the new file first, so its end is learnt under its lock.
         let renewed = std::fs::rename(&self.path, &rotated).and_then(|()| self.reopen()).and_then(|()| self.lock());
         renewed.map_err(|error| self.failed(&error))?;
@@ -343,6 +343,17 @@ fn cut_torn_line(file: &mut File) -> io::Result<(u64, u64)> {
         file.set_len(length)?;
     }
     Ok((length, cut))
+}
+
+/// The name of the next rotated file. The names sort in the order of the chain, also after the clock has gone back.
+fn rotated_name(folder: &Path, now: &str) -> io::Result<PathBuf> {
+    let name = folder.join(format!("ledger-{}.jsonl", now.replace(':', "-")));
+    let rotated = verify::files_of(folder)?.into_iter().rfind(|file| !file.ends_with("ledger.jsonl"));
+    let Some(newest) = rotated.filter(|newest| *newest >= name) else { return Ok(name) };
+    let newest = newest.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let (time, number) = newest.split_once('_').unwrap_or((newest, "0"));
+    let number = number.parse::<u32>().unwrap_or_default().saturating_add(1);
+    Ok(folder.join(format!("{time}_{number:06}.jsonl")))
 }
 
 /// The hash of the last line of a rotated file, and the identities of all of them; `None` without such a file.

@@ -372,3 +372,22 @@ fn a_pseudonym_is_stable_under_its_key_and_differs_under_another() {
     std::fs::write(&file, "short").unwrap();
     assert!(Pseudonyms::open(&file, true).is_err());
 }
+
+#[test]
+fn a_clock_that_goes_back_does_not_change_the_order_of_the_files() {
+    let scratch = tempfile::tempdir().unwrap();
+    let settings = Settings { directory: scratch.path().into(), region: "eu-west".into() };
+    let file = scratch.path().join("ledger.jsonl");
+    // Rotated while the clock was years ahead.
+    finished(&settings, 2);
+    std::fs::rename(&file, scratch.path().join("ledger-2999-01-01T00-00-00.000000Z.jsonl")).unwrap();
+    for _ in 0..12 {
+        finished(&settings, 1);
+        let yesterday = std::time::SystemTime::now() - Duration::from_secs(86_400);
+        File::options().write(true).open(&file).unwrap().set_modified(yesterday).unwrap();
+    }
+    let files = verify::files_of(scratch.path()).unwrap();
+    assert_eq!(files.len(), 13, "{files:?}");
+    let verified = verify::verify(&files, &everything()).unwrap();
+    assert_eq!(verified.epochs, 13);
+}

@@ -90,6 +90,11 @@ impl PeerTls {
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.own))));
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.resumption = rustls::client::Resumption::disabled();
+        // `tests/residency` reads what peers send each other. A release build never writes the keys of its sessions.
+        #[cfg(debug_assertions)]
+        {
+            config.key_log = Arc::new(rustls::KeyLogFile::new());
+        }
         Arc::new(config)
     }
 }
