@@ -335,6 +335,16 @@ mod tests {
     }
 
     #[test]
+    fn a_replay_reads_the_same_from_text_and_json() {
+        use super::super::reading::fields;
+        let (text, json) = (fields(&written(Format::Text)).unwrap(), fields(written(Format::Json).trim_end()).unwrap());
+        for name in ["id", "client", "method", "path", "status", "user_agent"] {
+            assert!(text.contains_key(name) && text.get(name) == json.get(name), "{name}: {text:?} {json:?}");
+        }
+        assert_eq!(fields(&written(Format::Combined)), None);
+    }
+
+    #[test]
     fn the_combined_format_is_the_one_of_other_servers() {
         let expected = "81.2.69.0 - - [28/Feb/2000:23:59:59 +0000] \"GET /caf\u{e9}/\\\"it's\\\"\\\\\\n HTTP/1.1\" 200 0 \"-\" \"a\\\"b\\n\"\n";
         assert_eq!(written(Format::Combined), expected);

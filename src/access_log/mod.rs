@@ -7,6 +7,7 @@
 mod entry;
 mod format;
 mod output;
+pub mod reading;
 
 use std::io::Write;
 use std::sync::Arc;

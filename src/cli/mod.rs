@@ -10,6 +10,7 @@ mod control;
 mod demo;
 mod explain;
 mod log;
+mod replay;
 mod run;
 mod schema;
 mod test;
@@ -37,6 +38,8 @@ enum Verb {
     Explain(explain::Options),
     /// Judge the requests of a file of test cases, and compare the decisions with the expected ones.
     Test(test::Options),
+    /// Judge the requests of an access log under a configuration: whose home moves, which are newly refused or carried.
+    Replay(replay::Options),
     /// Print the JSON schema of the configuration, for editors.
     Schema(schema::Options),
     /// Read the ledger: verify it, find lines, sum it up, show what is held about a user.
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
         Verb::Check(options) => check::run(&options),
         Verb::Explain(options) => explain::run(options),
         Verb::Test(options) => test::run(&options),
+        Verb::Replay(options) => replay::run(&options),
         Verb::Schema(options) => schema::run(&options),
         Verb::Audit(options) => audit::run(&options),
         Verb::Status(options) => control::status(&options),

@@ -6,6 +6,7 @@ pub mod compare;
 pub mod html;
 mod matrix;
 mod reach;
+pub mod replay;
 
 pub use matrix::Matrix;
 

@@ -122,6 +122,74 @@ fn check_tells_what_changes_with_requests_that_explain_confirms() {
 }
 
 #[test]
+fn replay_tells_which_logged_requests_another_policy_judges_differently() {
+    let folder = folder();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    // us also carries restricted data; the others' home moves to us.
+    let new = CONFIG
+        .replace("restricted: { stays: home }", "restricted: { stays: [us] }")
+        .replace("home: [{ region: eu }]", "home: [{ region: us }]");
+    write("new.yaml", &new);
+    let text_line = |rest: &str| format!("2026-11-28T10:00:00.000000Z  INFO domicile::request: request {rest} seconds=0.001\n");
+    let json_line = |rest: &str| format!("{{\"timestamp\":\"2026-11-28T10:00:00.000000Z\",\"message\":\"request\",{rest}}}\n");
+    let log = [
+        text_line(
+            r#"id="a1" client="81.2.69.0/24" user="5c93bd8c" method="GET" host="a.test" path="/account/1" route="account" class="restricted" home="eu" evidence="recorded" served_by="eu" verdict="proceed" status=200"#,
+        ),
+        json_line(
+            r#""id":"a2","client":"81.2.69.0/24","method":"POST","host":"a.test","path":"/account/2","route":"account","home":"us","evidence":"recorded","served_by":"none","verdict":"refuse","code":"residency.carrier_not_cleared","status":451"#,
+        ),
+        text_line(
+            r#"id="a3" client="81.2.69.0/24" method="GET" host="a.test" path="/" route="rest" home="eu" evidence="inferred" served_by="eu" verdict="proceed" status=200"#,
+        ),
+        // A region that only carries a request does not log its path.
+        text_line(
+            r#"id="a4" client="81.2.69.0/24" method="GET" route="account" home="eu" evidence="recorded" served_by="us" verdict="proceed" status=200"#,
+        ),
+        text_line(
+            r#"id="a5" client="81.2.69.0/24" method="GET" route="account" home="none" served_by="none" verdict="refuse" code="rate.limited" status=429"#,
+        ),
+        text_line(
+            r#"id="a6" peer="us" method="GET" route="account" home="eu" evidence="recorded" served_by="eu" verdict="proceed" status=200"#,
+        ),
+        "2026-11-28T10:00:00.000000Z  INFO domicile::cli::run: started\n".to_owned(),
+    ];
+    write("access.log", &log.concat());
+    let replay = |file: &str, more: &[&str]| {
+        let arguments = [&["replay", "--log", "access.log", "--config", file][..], more].concat();
+        let done = run(folder.path(), &arguments, "");
+        assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+        text(&done.stdout)
+    };
+    let report: serde_json::Value = serde_json::from_str(&replay("new.yaml", &["--json"])).unwrap();
+    assert_eq!((&report["judged"], &report["left_out"], &report["other_lines"]), (&4.into(), &2.into(), &1.into()), "{report:#}");
+    let found: Vec<_> = report["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| format!("{} {} {}", one["route"], one["change"], one["count"]))
+        .collect();
+    let expected =
+        [r#""account" "newly refused" 2"#, r#""rest" "home moved" 1"#, r#""rest" "newly carried to another region" 1"#];
+    assert_eq!(found, expected, "{report:#}");
+    let shown = replay("new.yaml", &[]);
+    assert!(
+        shown.contains("  a1 GET a.test/account/1: home eu, refuse residency.home_not_cleared; was home eu, served by eu"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("  a4 GET route account: home eu, refuse residency.home_not_cleared; was home eu, served by us"),
+        "{shown}"
+    );
+    // The policy that judged them changes nothing, although the log has no keys.
+    let same = replay("d.yaml", &[]);
+    assert!(same.contains("4 requests of eu judged under d.yaml") && same.contains("nothing changes"), "{same}");
+    write("access.log", "x\n");
+    let none = run(folder.path(), &["replay", "--log", "access.log", "--config", "d.yaml"], "");
+    assert!(text(&none.stderr).contains("no line is about a request"), "{}", text(&none.stderr));
+}
+
+#[test]
 fn the_matrix_has_the_counter_examples_of_broken_assertions() {
     let folder = folder();
     let file = CONFIG.to_owned() + "assert: [{ never: { data: public, of: eu, processed_in: us } }]\n";
