@@ -57,7 +57,7 @@ use handover::SocketHandover;
 use operate::LogLevel;
 use status::{Loaded, Policies};
 
-pub use build::{Offline, check_files, ending_transfers, explain, log_settings, offline};
+pub use build::{Offline, check_cases, check_files, ending_transfers, explain, log_settings, offline};
 pub use operate::{FilterChange, LogFilter};
 
 /// The parameters of a start.

@@ -25,6 +25,7 @@ use crate::model::day::Day;
 use crate::model::region::Registry;
 use crate::prove::{self, Assertion, Proven};
 
+pub use expectations::assertions::AssertedCase;
 pub use lint::{notes, unused_services};
 pub use problem::{Position, Problem};
 pub use settings::{Log, Settings};
@@ -39,14 +40,24 @@ pub struct Config {
     pub folders: Vec<PathBuf>,
     /// The proof of the file's assertions, if it has any.
     pub proven: Option<Proven>,
-    pub assertions: Vec<Assertion>,
+    pub assertions: Vec<Asserted>,
+    /// The assertions about single requests, which need the user table and the GeoIP database.
+    pub cases: Vec<AssertedCase>,
+}
+
+/// An assertion, with its path in the file.
+#[derive(Clone)]
+pub struct Asserted {
+    pub path: String,
+    pub assertion: Assertion,
 }
 
 impl Config {
     /// Proves what every policy promises, and the assertions of the file, which may be broken after [`load_unproven`].
     pub fn prove(&mut self, today: Day) -> &Proven {
         let sources = expectations::assertions::sources(&self.settings);
-        self.proven.get_or_insert_with(|| prove::prove(&self.policy, &self.assertions, sources, today))
+        let assertions = || self.assertions.iter().map(|asserted| asserted.assertion.clone()).collect::<Vec<_>>();
+        self.proven.get_or_insert_with(|| prove::prove(&self.policy, &assertions(), sources, today))
     }
 }
 
@@ -199,14 +210,23 @@ fn read_tree(
     let (settings, assertions) = (settings?, assertions?);
     // A proof takes longer than everything else, so it is for files without other mistakes.
     let is_sound = problems.is_empty();
-    let proven = if is_sound && proves { expectations::assertions::prove(&assertions, &policy, &settings, today) } else { None };
+    let proven = if is_sound && proves {
+        expectations::assertions::prove(&assertions.statements, &policy, &settings, today)
+    } else {
+        None
+    };
     Some(Config {
         policy,
         settings,
         files: source.files.clone(),
         folders: source.folders.clone(),
         proven,
-        assertions: assertions.into_iter().map(|(assertion, _)| assertion).collect(),
+        assertions: assertions
+            .statements
+            .into_iter()
+            .map(|(assertion, field)| Asserted { path: field.path, assertion })
+            .collect(),
+        cases: assertions.cases,
     })
 }
 

@@ -103,6 +103,11 @@ impl Problems {
         self.push(at, Some(at), path, message.into());
     }
 
+    /// The mistake that [`Self::report`] would report; its message follows later.
+    pub fn problem(&self, at: Position, path: &str) -> Problem {
+        Problem { file: self.file(at.file), at: Some(at), path: path.to_owned(), message: String::new() }
+    }
+
     /// Reports a mistake of a whole file, by its number.
     pub fn report_file(&self, file: usize, message: impl Into<String>) {
         self.push(Position { file, ..Position::default() }, None, "", message.into());

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::options::Kind;
-use super::problem::{Position, Problems, suggestion};
+use super::problem::{Position, Problem, Problems, suggestion};
 use super::source::document::{Key, Node, Value};
 
 /// A value and its path.
@@ -41,6 +41,11 @@ impl<'n> Field<'n> {
     pub fn report<T>(&self, message: impl Into<String>) -> Option<T> {
         self.problems.report(self.node.at, &self.path, message);
         None
+    }
+
+    /// A mistake at this value that is found later.
+    pub fn problem(&self) -> Problem {
+        self.problems.problem(self.node.at, &self.path)
     }
 
     fn expected<T>(&self, what: &str) -> Option<T> {

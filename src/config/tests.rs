@@ -107,7 +107,7 @@ fn an_assertion_must_say_something() {
     assert!(only("  - never: { data: restricted, of: eu }").contains("has one of `processed_in`, `served_by`"));
     assert!(only("  - never: { data: restricted, of: eu, processed_in: us, carried_by: us }").contains("has one of"));
     assert!(only("  - always: { data: restricted, carried_by: us }").contains("not possible with `always`"));
-    assert!(only("  - { never: { outcome: proceed }, always: { served_by: eu-west } }").contains("either `never"));
+    assert!(only("  - { never: { outcome: proceed }, always: { served_by: eu-west } }").contains("write one of `never"));
     assert!(
         only("  - never: { data: restricted, of: eux, processed_in: us }")
             .contains("unknown jurisdiction `eux`; did you mean `eu`?")

@@ -122,6 +122,39 @@ fn check_tells_what_changes_with_requests_that_explain_confirms() {
 }
 
 #[test]
+fn a_case_in_the_file_is_judged_with_the_user_table() {
+    let folder = folder();
+    std::fs::write(folder.path().join("users.csv"), "user,home\nalice,us\n").unwrap();
+    let case = |rest: &str| {
+        let file = format!(
+            "{CONFIG}assert:\n  - never: {{ data: restricted, of: eu, processed_in: us }}\n  - case: {{ request: GET https://a.test/account/1, user: alice, {rest} }}\n"
+        );
+        run(folder.path(), &["check", "--config", "-"], &file)
+    };
+    let holds = case("at: us, expect: us");
+    assert!(text(&holds.stdout).contains("the assertion holds\nthe case is judged as expected"), "{}", text(&holds.stdout));
+    assert!(case("at: us, down: us, expect: failover.home_down").status.success());
+    assert!(case("at: us, claimed: true, expect: refuse residency.evidence_too_weak").status.success());
+    let broken = case("expect: us");
+    assert_eq!(broken.status.code(), Some(1));
+    let told = text(&broken.stderr);
+    let message = "assert[1].case: this case does not hold: expected `us`, found `refuse residency.carrier_not_cleared`";
+    assert!(told.starts_with("-:17:11:") && told.contains(message) && told.contains("\n  directory "), "{told}");
+    for (wrong, message) in [
+        ("expect: us, from: 1.2.3", "assert[1].case.from: `1.2.3` is not a valid IP address"),
+        ("at: mars, expect: us", "assert[1].case.at: unknown region `mars`"),
+        ("from: 10.0.0.1", "assert[1].case: `expect` is missing"),
+        ("expect: us, day: soon", "`soon` is not a valid date"),
+        ("expect: us, down: mars", "unknown region `mars`"),
+    ] {
+        let told = text(&case(wrong).stderr);
+        assert!(told.contains(message), "{wrong}: {told}");
+    }
+    std::fs::remove_file(folder.path().join("users.csv")).unwrap();
+    assert!(text(&case("at: us, expect: us").stderr).contains("users.csv"), "the table must be there");
+}
+
+#[test]
 fn replay_tells_which_logged_requests_another_policy_judges_differently() {
     let folder = folder();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use http::{Method, StatusCode};
 
-use crate::support::{NAMES, Plan, RULES, Recorder, Region, World, eventually, get, post, send, whole};
+use crate::support::{NAMES, Plan, RULES, Recorder, Region, USERS, World, eventually, get, post, send, whole};
 
 /// A world whose regions accept commands on Unix sockets.
 fn with_sockets(plan: Plan) -> World {
@@ -137,6 +137,20 @@ fn a_drained_upstream_gets_nothing_new_until_the_drain_ends() {
     let weighed = ["upstream_undrain", "upstream_undrain", "upstream_weight"];
     assert_eq!(names, [&["upstream_drain", "reload", "upstream_drain"][..], &weighed[..]].concat());
     assert_eq!(actions[0]["detail"], name(one));
+}
+
+#[test]
+fn a_reload_after_which_a_case_does_not_hold_changes_nothing() {
+    let world = World::start();
+    let asserts = "assert: [{ case: { request: GET /users/alice/orders/1, at: us-east, expect: eu-west } }]\nroutes:\n";
+    let rules = NAMES.map(|name| (name, RULES.replace("routes:\n", asserts))).into();
+    world.write_config(0, &Plan { rules, ..Plan::default() });
+    world.eu().reload().unwrap();
+    // alice moves, against what the file says.
+    std::fs::write(world.folder.path().join("users-eu-west.csv"), USERS.replace("alice,eu-west", "alice,us-east")).unwrap();
+    let error = world.eu().reload().unwrap_err();
+    assert!(error.contains("assert[0].case: this case does not hold: expected `eu-west`, found `proceed us-east"), "{error}");
+    assert_eq!(get(world.eu().http, "/users/alice/orders/1", &[]).text(), "eu-west", "the previous table stays");
 }
 
 #[test]

@@ -36,7 +36,7 @@ use super::files::{self, Stamp};
 use super::status::{self, Expiring};
 use super::{StartError, resources};
 
-pub use offline::{Offline, check_files, ending_transfers, explain, offline};
+pub use offline::{Offline, check_cases, check_files, ending_transfers, explain, offline};
 
 /// The configuration of each listener, by configured address.
 pub type ListenerConfigs = HashMap<SocketAddr, ListenerConfig>;
@@ -131,13 +131,18 @@ pub fn log_settings(file: &Path, region: Option<&str>) -> Option<(config::Log, O
     Some((config.settings.log, config.settings.access_log))
 }
 
-/// Builds everything without putting it into use.
-pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
-    let Sources { read, config: Config { policy, settings, .. }, registry, before, accepts_loss } = sources;
-    let unused = config::unused_services(&policy, &settings.actions);
-    for note in config::notes(&policy, Day::of(SystemTime::now())).into_iter().chain(unused) {
+/// Logs what a valid configuration should be asked about.
+fn log_notes(policy: &Policy, settings: &Settings) {
+    let unused = config::unused_services(policy, &settings.actions);
+    for note in config::notes(policy, Day::of(SystemTime::now())).into_iter().chain(unused) {
         tracing::warn!("{note}");
     }
+}
+
+/// Builds everything without putting it into use.
+pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
+    let Sources { read, config: Config { policy, settings, cases, .. }, registry, before, accepts_loss } = sources;
+    log_notes(&policy, &settings);
     // Before the files are stamped, because it writes placeholders for certificates that are not fetched yet.
     for files in settings.acme() {
         acme::prepare(files)?;
@@ -172,6 +177,7 @@ pub fn build(sources: Sources<'_>) -> Result<Built, StartError> {
         geoip_max_age: settings.geoip.as_ref().and_then(|settings| settings.max_age),
         directory,
     };
+    offline::judge_cases(&cases, &judging)?;
     let snapshot = Arc::new(Snapshot {
         judging: Arc::new(judging),
         intake: settings.intake.clone(),

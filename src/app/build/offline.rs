@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::config::{self, Config, Settings};
+use crate::config::{self, AssertedCase, Config, Problem, Settings};
 use crate::decision::policy::Policy;
 use crate::decision::policy::route::{Method, RouteId};
 use crate::directory::{Directory, Person};
 use crate::engine;
 use crate::engine::explain::{Explanation, Query};
+use crate::engine::snapshot::JudgingSnapshot;
 use crate::http::tunnel::CONNECT;
 use crate::model::day::Day;
 use crate::model::region::Registry;
@@ -25,7 +26,7 @@ use super::{check_own_region, directory, geoip, passwords, tokens};
 
 /// Explains a request, with what its route does for it.
 pub async fn explain(
-    judging: &Arc<engine::snapshot::JudgingSnapshot>,
+    judging: &Arc<JudgingSnapshot>,
     actions: &[Option<Arc<Actions>>],
     vitals: &Vitals,
     query: &Query,
@@ -43,7 +44,7 @@ pub async fn explain(
 }
 
 /// The policy and the tables for judging without sockets and certificates, and the actions of the routes.
-pub type Offline = (Arc<engine::snapshot::JudgingSnapshot>, Vec<Option<Arc<Actions>>>);
+pub type Offline = (Arc<JudgingSnapshot>, Vec<Option<Arc<Actions>>>);
 
 /// Loads everything that judgement needs, and the actions of the routes. `people` replace the user table.
 pub fn offline(file: &Path, region: Option<&str>, today: Day, people: Option<&[Person<'_>]>) -> Result<Offline, StartError> {
@@ -56,8 +57,49 @@ pub fn offline(file: &Path, region: Option<&str>, today: Day, people: Option<&[P
     };
     let geoip_max_age = settings.geoip.as_ref().and_then(|settings| settings.max_age);
     let slashes = settings.slashes;
-    let judging = engine::snapshot::JudgingSnapshot { policy, slashes, geoip, geoip_max_age, directory };
+    let judging = JudgingSnapshot { policy, slashes, geoip, geoip_max_age, directory };
     Ok((Arc::new(judging), settings.actions))
+}
+
+/// Judges the requests of the file's own `case` assertions, with the user table and the GeoIP database that it names.
+pub fn check_cases(config: &Config, registry: &Registry) -> Result<(), Vec<StartError>> {
+    if config.cases.is_empty() {
+        return Ok(());
+    }
+    let settings = &config.settings;
+    let opened = geoip(settings, None).and_then(|(geoip, _)| Ok((geoip, directory(settings, registry, None, false)?.0)));
+    let (geoip, directory) = opened.map_err(|error| vec![error])?;
+    let geoip_max_age = settings.geoip.as_ref().and_then(|settings| settings.max_age);
+    let (policy, slashes) = (config.policy.clone(), settings.slashes);
+    let judging = JudgingSnapshot { policy, slashes, geoip, geoip_max_age, directory };
+    judge_cases(&config.cases, &judging).map_err(|error| vec![error])
+}
+
+/// Judges requests, and reports those that are not judged as expected.
+pub(super) fn judge_cases(cases: &[AssertedCase], judging: &JudgingSnapshot) -> Result<(), StartError> {
+    if cases.is_empty() {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let mut wrong = Vec::new();
+    for case in cases {
+        let JudgingSnapshot { policy, slashes, geoip, geoip_max_age, directory } = judging;
+        let mut policy = policy.clone();
+        policy.local = case.at;
+        let (geoip, directory) = (geoip.clone(), directory.clone());
+        let there = Arc::new(JudgingSnapshot { policy, slashes: *slashes, geoip, geoip_max_age: *geoip_max_age, directory });
+        let vitals = Vitals::unmeasured(there.policy.nearest_first());
+        let message = match runtime.block_on(engine::explain::explain(&there, &vitals, &case.query)) {
+            Ok(explanation) if explanation.is_as_expected(&case.expect) => continue,
+            Ok(explanation) => {
+                let (expected, found) = (&case.expect, &explanation.outcome);
+                format!("this case does not hold: expected `{expected}`, found `{found}`\n{}", explanation.text().trim_end())
+            }
+            Err(error) => error,
+        };
+        wrong.push(Problem { message, ..case.place.clone() });
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(StartError::Config(wrong)) }
 }
 
 /// Opens every file that a loaded configuration names, and adds the errors of unusable files to `wrong`. Returns notes about files and

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::ValueEnum;
 use serde_json::json;
 
-use crate::config::Config;
+use crate::config::{Asserted, Config};
 use crate::model::day::Day;
 use crate::prove::Proven;
 use crate::review::{Matrix, html};
@@ -27,7 +27,7 @@ pub fn run(mut config: Config, file: &str, format: Format, today: Day) -> Outcom
     let matrix = Matrix::of(&config.policy, config.settings.tokens.is_some(), today);
     let proven = config.proven.unwrap_or_default();
     let sentence = told(&proven, config.assertions.len());
-    let broken = stories(&proven);
+    let broken = stories(&proven, &config.assertions);
     say(&match format {
         Format::Text => {
             let stories: String = broken.iter().map(|story| format!("\n{story}\n")).collect();
@@ -48,9 +48,9 @@ pub fn run(mut config: Config, file: &str, format: Format, today: Day) -> Outcom
 }
 
 /// The counter-examples of the broken assertions.
-fn stories(proven: &Proven) -> Vec<String> {
+fn stories(proven: &Proven, assertions: &[Asserted]) -> Vec<String> {
     let named = |(statement, story): &(Option<usize>, _)| match statement {
-        Some(index) => format!("assert[{index}] does not hold: {story}"),
+        Some(index) => format!("{} does not hold: {story}", assertions.get(*index).map_or("assert", |asserted| &asserted.path)),
         None => format!("a request leaves its clearance: {story}"),
     };
     proven.broken.iter().map(named).collect()

@@ -52,6 +52,7 @@ pub(super) fn run(options: &Options) -> Outcome {
         .map_err(|problems| vec![StartError::Config(problems)])
         .and_then(|mut config| {
             config.prove(today);
+            app::check_cases(&config, &registry)?;
             found = notes(&config, today);
             let ending = if options.files {
                 app::check_files(&config, &registry, &mut wrong_files)
@@ -88,7 +89,12 @@ pub(super) fn run(options: &Options) -> Outcome {
         Ok(config) => {
             let notes: String = found.iter().map(|note| format!("\nnote: {note}\n")).collect();
             let summary = Matrix::of(&config.policy, config.settings.tokens.is_some(), today).text();
-            let proven = config.proven.as_ref().map_or_else(String::new, |proven| told(proven, config.assertions.len()));
+            let mut proven = config.proven.as_ref().map_or_else(String::new, |proven| told(proven, config.assertions.len()));
+            proven += &match config.cases.len() {
+                0 => String::new(),
+                1 => "the case is judged as expected\n".to_owned(),
+                count => format!("{count} cases are judged as expected\n"),
+            };
             let differences = differences.map_or_else(String::new, |(old, found)| against::text(old, &found) + "\n");
             say(&format!("{summary}{notes}\n{differences}{proven}{name}: the configuration is valid\n"))?;
             Ok(ExitCode::SUCCESS)
@@ -100,7 +106,8 @@ pub(super) fn run(options: &Options) -> Outcome {
 fn notes(config: &Config, today: Day) -> Vec<String> {
     let mut notes = config::notes(&config.policy, today);
     let idle = config.proven.iter().flat_map(|proven| &proven.idle);
-    notes.extend(idle.map(|index| format!("assert[{index}]: no request has these properties, so this holds in any case")));
+    let path = |index: &usize| config.assertions.get(*index).map_or("assert", |asserted| &asserted.path);
+    notes.extend(idle.map(|index| format!("{}: no request has these properties, so this holds in any case", path(index))));
     notes.extend(config::unused_services(&config.policy, &config.settings.actions));
     notes
 }

@@ -1,42 +1,110 @@
 //! Reads and proves the assertions of a configuration.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use crate::decision::policy::Policy;
 use crate::decision::policy::route::RouteId;
+use crate::engine::explain::Query;
 use crate::model::day::Day;
 use crate::model::jurisdiction::Jurisdiction;
-use crate::model::region::RegionSet;
+use crate::model::region::{RegionId, RegionSet};
 use crate::model::user::Evidence;
 use crate::prove::{self, About, Assertion, Claim, Kind, MAX_ASSERTIONS, Proven, Sources};
 
 use crate::proxy::intake::KeySource;
 
 use super::super::draft::PolicyDraft;
+use super::super::problem::Problem;
 use super::super::reader::{Field, Section};
 use super::super::settings::Settings;
 
-/// An assertion, and where it stands.
-pub type Written<'n> = (Assertion, Field<'n>);
+/// The assertions of a file, and where they stand.
+#[derive(Default)]
+pub struct Written<'n> {
+    pub statements: Vec<(Assertion, Field<'n>)>,
+    pub cases: Vec<AssertedCase>,
+}
+
+/// A statement about one request. It is judged with the user table and the GeoIP database, which are opened later.
+#[derive(Clone)]
+pub struct AssertedCase {
+    /// The region that receives the request.
+    pub at: RegionId,
+    pub query: Query,
+    /// `proceed REGION…`, `redirect REGION` or `refuse CODE`; or only the first region, or the code.
+    pub expect: String,
+    /// The mistake of a case that does not hold, without its message.
+    pub place: Problem,
+}
+
+enum Statement {
+    Of(Assertion),
+    Case(Box<AssertedCase>),
+}
 
 /// Reads `assert: [{ never: { data: restricted, of: eu, processed_in: us } }]`; `None` if one cannot be read.
-pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Option<Vec<Written<'n>>> {
-    let Some(field) = section.optional("assert") else { return Some(Vec::new()) };
+pub fn read<'n>(section: &Section<'n>, draft: &PolicyDraft<'n>) -> Option<Written<'n>> {
+    let Some(field) = section.optional("assert") else { return Some(Written::default()) };
     let items = field.one_or_many();
     if items.len() > MAX_ASSERTIONS {
         return field.report(format!("there are more than {MAX_ASSERTIONS} assertions"));
     }
-    let all: Vec<_> = items.into_iter().map(|item| Some((read_one(&item, draft)?, item))).collect();
-    all.into_iter().collect()
+    let all: Vec<_> = items.into_iter().map(|item| (read_one(&item, draft), item)).collect();
+    let mut written = Written::default();
+    for (statement, item) in all {
+        match statement? {
+            Statement::Of(assertion) => written.statements.push((assertion, item)),
+            Statement::Case(case) => written.cases.push(*case),
+        }
+    }
+    Some(written)
 }
 
-fn read_one(item: &Field<'_>, draft: &PolicyDraft<'_>) -> Option<Assertion> {
+fn read_one(item: &Field<'_>, draft: &PolicyDraft<'_>) -> Option<Statement> {
     let section = item.section()?;
-    let (never, always) = (section.optional("never"), section.optional("always"));
+    let (never, always, case) = (section.optional("never"), section.optional("always"), section.optional("case"));
     section.finish();
-    match (never, always) {
-        (Some(field), None) => read_statement(&field, draft, true),
-        (None, Some(field)) => read_statement(&field, draft, false),
-        _ => item.report("write either `never: { … }` or `always: { … }`"),
+    match (never, always, case) {
+        (Some(field), None, None) => read_statement(&field, draft, true).map(Statement::Of),
+        (None, Some(field), None) => read_statement(&field, draft, false).map(Statement::Of),
+        (None, None, Some(field)) => read_case(&field, draft).map(|case| Statement::Case(Box::new(case))),
+        _ => item.report("write one of `never: { … }`, `always: { … }` and `case: { … }`"),
     }
+}
+
+/// Reads `{ from: 81.2.69.142, user: alice, request: GET https://a.test/account/1, expect: eu-west }`.
+fn read_case(field: &Field<'_>, draft: &PolicyDraft<'_>) -> Option<AssertedCase> {
+    let section = field.section()?;
+    let request = section.required("request", "write a method and a URL, such as `GET https://api.example.com/account/1`");
+    let expect = section.required("expect", "write the region that serves the request, or `redirect REGION` or `refuse CODE`");
+    let from = section.optional("from").map_or(Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), |field| {
+        let text = field.text()?;
+        text.parse().ok().or_else(|| field.report(format!("`{text}` is not a valid IP address")))
+    });
+    let at = section.optional("at").map_or(draft.local, |field| draft.region(&field));
+    let text = |key| section.optional(key).and_then(|field| field.text().map(str::to_owned));
+    let (user, day) = (text("user"), text("day"));
+    let claimed = section.optional("claimed").map_or(Some(false), |field| field.flag());
+    let down = section
+        .optional("down")
+        .map_or(Some(Vec::new()), |field| field.one_or_many().iter().map(|item| item.text().map(str::to_owned)).collect());
+    section.finish();
+    let (request, expect) = (request?, expect?.text()?);
+    let (method, url) =
+        request.text()?.split_once(' ').or_else(|| request.report("write a method and a URL, such as `GET /account/1`"))?;
+    let query = Query {
+        method: method.to_owned(),
+        url: url.trim().to_owned(),
+        ip: from?,
+        user,
+        claimed: claimed?,
+        claims: Vec::new(),
+        headers: Vec::new(),
+        day,
+        down: down?,
+        json: false,
+    };
+    Some(AssertedCase { at: at?, query, expect: expect.to_owned(), place: field.problem() })
 }
 
 fn read_statement(field: &Field<'_>, draft: &PolicyDraft<'_>, is_never: bool) -> Option<Assertion> {
@@ -117,7 +185,7 @@ pub fn sources(settings: &Settings) -> Sources {
 }
 
 /// Proves the assertions, and reports those that do not hold. Without assertions, there is no proof.
-pub fn prove(written: &[Written<'_>], policy: &Policy, settings: &Settings, today: Day) -> Option<Proven> {
+pub fn prove(written: &[(Assertion, Field<'_>)], policy: &Policy, settings: &Settings, today: Day) -> Option<Proven> {
     if written.is_empty() {
         return None;
     }
