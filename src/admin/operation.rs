@@ -28,6 +28,12 @@ pub enum Operation {
         filter: String,
         period: Duration,
     },
+    /// Replaces the key of the pseudonyms.
+    RotatePseudonyms,
+    /// Destroys the keys of pseudonyms that were replaced before a moment, as lines of the ledger write it.
+    ForgetPseudonyms {
+        before: String,
+    },
 }
 
 /// The highest weight of an upstream.
@@ -70,7 +76,9 @@ impl Operation {
                 let period = parsed.ok_or_else(|| format!("`{period}` is not a valid duration; write one of at most 1 day, such as `10m`"))?;
                 Ok(Self::LogLevel { filter: parameter("level")?, period })
             }
-            _ => Err("unknown command; use /reload, /upstreams/drain, /upstreams/undrain, /upstreams/weight, /regions/drain, /regions/undrain or /log".into()),
+            "/audit/rotate" => Ok(Self::RotatePseudonyms),
+            "/audit/forget" => Ok(Self::ForgetPseudonyms { before: parameter("before")? }),
+            _ => Err("unknown command; use /reload, /upstreams/drain, /upstreams/undrain, /upstreams/weight, /regions/drain, /regions/undrain, /log, /audit/rotate or /audit/forget".into()),
         }
     }
 
@@ -83,6 +91,8 @@ impl Operation {
             Self::DrainRegion { drains: true, .. } => "region_drain",
             Self::DrainRegion { drains: false, .. } => "region_undrain",
             Self::LogLevel { .. } => "log_level",
+            Self::RotatePseudonyms => "pseudonym_rotation",
+            Self::ForgetPseudonyms { .. } => "forget",
         }
     }
 }
@@ -96,6 +106,8 @@ impl fmt::Display for Operation {
             Self::WeighUpstream { service, upstream, weight: None } => write!(out, "{service}/{upstream} configured"),
             Self::DrainRegion { region, .. } => out.write_str(region),
             Self::LogLevel { filter, period } => write!(out, "{filter} for {}", humantime::format_duration(*period)),
+            Self::RotatePseudonyms => Ok(()),
+            Self::ForgetPseudonyms { before } => write!(out, "keys of pseudonyms that ended before {before}"),
         }
     }
 }
@@ -116,6 +128,10 @@ mod tests {
             ("/upstreams/weight?service=app&upstream=a:1&weight=configured", "upstream_weight app/a:1 configured"),
             ("/regions/undrain?region=eu-west", "region_undrain eu-west"),
             ("/log?level=debug&for=10m", "log_level debug for 10m"),
+            (
+                "/audit/forget?before=2026-12-01T00%3A00%3A00.000000Z",
+                "forget keys of pseudonyms that ended before 2026-12-01T00:00:00.000000Z",
+            ),
         ] {
             assert_eq!(parse(text).as_deref(), Ok(wanted));
         }

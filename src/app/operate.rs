@@ -1,11 +1,12 @@
 //! Carries out the commands of operators.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::admin::Operation;
-use crate::audit::Ledger;
+use crate::audit::{self, Ledger};
 use crate::model::vitals::PolicyHash;
 use crate::proxy::Snapshot;
 use crate::proxy::worker::Shared;
@@ -60,7 +61,7 @@ impl LogLevel {
 /// Carries out a command, after it is in the ledger. Returns what it did.
 pub async fn operate(operation: &Operation, shared: &Shared, snapshot: &Snapshot, log: &LogLevel) -> Result<String, String> {
     let (what, detail) = (operation.name(), operation.to_string());
-    check(operation, snapshot, log)?;
+    check(operation, shared, snapshot, log)?;
     if let Some(ledger) = &shared.ledger {
         ledger.record_action(what, &detail, &[]).await.map_err(|error| error.to_string())?;
     }
@@ -83,8 +84,10 @@ pub fn record_reload(ledger: Option<Ledger>, (before, after): (PolicyHash, Polic
 }
 
 /// Whether the command can be carried out, so that the ledger has no line about a typing mistake.
-fn check(operation: &Operation, snapshot: &Snapshot, log: &LogLevel) -> Result<(), String> {
+fn check(operation: &Operation, shared: &Shared, snapshot: &Snapshot, log: &LogLevel) -> Result<(), String> {
     match operation {
+        Operation::RotatePseudonyms => ledger_of(shared).map(|_| ()),
+        Operation::ForgetPseudonyms { before } => ended_keys(shared, before).map(|_| ()),
         Operation::DrainUpstream { service, upstream, .. } | Operation::WeighUpstream { service, upstream, .. } => {
             service_of(snapshot, service)?.find(upstream).map(|_| ())
         }
@@ -127,11 +130,43 @@ fn carry_out(operation: &Operation, shared: &Shared, snapshot: &Snapshot, log: &
                 (false, _) => format!("{region} takes requests again"),
             })
         }
+        Operation::RotatePseudonyms => {
+            let old = shared.pseudonyms.rotate().map_err(|error| error.to_string())?;
+            Ok(format!(
+                "users have other pseudonyms from now on; `{}` finds them in earlier lines, until `domicile audit forget` destroys it",
+                old.display()
+            ))
+        }
+        Operation::ForgetPseudonyms { before } => {
+            let ended = ended_keys(shared, before)?;
+            audit::destroy(&ended).map_err(|error| format!("cannot destroy a key: {error}; not all are destroyed"))?;
+            let names: Vec<_> = ended.iter().map(|file| format!("  {}\n", file.display())).collect();
+            Ok(format!(
+                "destroyed, so that nobody can link the pseudonyms of their time to users:\n{}remove them from backups as well",
+                names.concat()
+            ))
+        }
         Operation::LogLevel { filter, period } => {
             log.set(filter, *period)?;
             Ok(format!("the log level is `{filter}` for {}", humantime::format_duration(*period)))
         }
     }
+}
+
+fn ledger_of(shared: &Shared) -> Result<&Ledger, String> {
+    shared.ledger.as_ref().ok_or_else(|| "this region has no ledger, so its pseudonyms have no key in a file".to_owned())
+}
+
+/// The keys of pseudonyms that were replaced before a moment.
+fn ended_keys(shared: &Shared, before: &str) -> Result<Vec<PathBuf>, String> {
+    let directory = ledger_of(shared)?.directory();
+    let ended = audit::retired_before(directory, before).map_err(|error| format!("`{}`: {error}", directory.display()))?;
+    if ended.is_empty() {
+        return Err(format!(
+            "no key ended before {before}; `domicile audit rotate` ends the one in use, and later lines have another"
+        ));
+    }
+    Ok(ended)
 }
 
 fn service_of<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a Arc<crate::services::Service>, String> {

@@ -70,6 +70,12 @@ pub(super) struct Place<'a> {
     pub previous: Hash,
 }
 
+/// The time as lines write it, in UTC.
+pub(super) fn now() -> String {
+    let now = jiff::Timestamp::now();
+    format!("{now:.6}")
+}
+
 /// The place of a line; `None` if it does not begin with one.
 pub(super) fn place_of(line: &str) -> Option<Place<'_>> {
     let rest = line.strip_prefix("{\"chain\":{\"epoch\":\"")?;

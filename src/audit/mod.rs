@@ -39,7 +39,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 pub use chain::Hash;
-pub use pseudonym::{KeyError, Pseudonyms};
+pub use pseudonym::{KeyError, Pseudonyms, destroy, retired_before};
 pub use record::{Count, Direction, Grounds, Movement, Outcome, Settlement};
 pub use signing::{PublicKey, SigningError};
 pub use worker_ledger::WorkerLedger;
@@ -139,6 +139,10 @@ impl Ledger {
         let public_key = sink.signer().public_key();
         sink::start(sink, (entries, Arc::clone(&waiting)), Arc::clone(&counts), tally.clone())?;
         Ok(Self { file, queue, waiting, counts, tally, guard, public_key })
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.file.parent().unwrap_or(Path::new("."))
     }
 
     /// The key that verifies the checkpoints.

@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 
-use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::model::vitals::PolicyHash;
 
-use super::chain::Hash;
+use super::chain::{Hash, now};
 use super::signing::Signer;
 
 /// Data that crosses a border on behalf of one request.
@@ -259,9 +258,4 @@ impl Counts {
         let line = json!({ "time": now(), "kind": "counts", "counts": counts.iter().map(entry).collect::<Vec<_>>() });
         Some(format!("{line}\n"))
     }
-}
-
-pub(super) fn now() -> String {
-    let now = Timestamp::now();
-    format!("{now:.6}")
 }

@@ -13,7 +13,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::model::day::Day;
 
-use super::chain::{Chain, Hash, place_of};
+use super::chain::{Chain, Hash, now, place_of};
 use super::reading::verify;
 use super::record::{self, Counts};
 use super::signing::Signer;
@@ -134,7 +134,7 @@ impl Sink {
         }
         let signer = Arc::new(signer(head.is_none())?);
         let day = file.metadata().and_then(|metadata| metadata.modified()).map_or_else(|_| today(), Day::of);
-        let chain = Chain { epoch: record::now(), number: 0, head: head.unwrap_or(Hash::BEGINNING) };
+        let chain = Chain { epoch: now(), number: 0, head: head.unwrap_or(Hash::BEGINNING) };
         let signed = chain.head;
         let mut sink = Self { path, file, length, has_partial_line: false, chain, signer, signed, day };
         let detail = format!("Domicile {}, {cut} bytes of an incomplete line removed", env!("CARGO_PKG_VERSION"));
@@ -264,7 +264,7 @@ impl Sink {
     fn rotate(&mut self) -> Result<(), LedgerError> {
         self.checkpoint_locked()?;
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        let rotated = rotated_name(folder, &record::now()).map_err(|error| self.failed(&error))?;
+        let rotated = rotated_name(folder, &now()).map_err(|error| self.failed(&error))?;
         // Another process may write into the new file first, so its end is learnt under its lock.
         let renewed = std::fs::rename(&self.path, &rotated).and_then(|()| self.reopen()).and_then(|()| self.lock());
         renewed.map_err(|error| self.failed(&error))?;

@@ -140,6 +140,47 @@ fn a_drained_upstream_gets_nothing_new_until_the_drain_ends() {
 }
 
 #[test]
+fn a_key_of_pseudonyms_is_replaced_and_destroyed_in_the_running_process() {
+    let world = with_sockets(Plan::default());
+    let ask = || assert_eq!(get(world.us().http, "/users/alice/orders/1", &[]).text(), "eu-west");
+    let users = || -> Vec<_> {
+        let lines = world.us().ledger(&world).into_iter().filter(|line| line["kind"] == "movement");
+        lines.map(|line| line["user"].as_str().unwrap().to_owned()).collect()
+    };
+    let folder = world.folder.path().join("ledger-us-east");
+    let found = || {
+        let done = std::process::Command::new(env!("CARGO_BIN_EXE_domicile"))
+            .args(["audit", "query", "--user", "alice"])
+            .arg(&folder)
+            .env_remove("DOMICILE_CONFIG")
+            .output()
+            .unwrap();
+        String::from_utf8(done.stdout).unwrap().lines().count()
+    };
+    ask();
+    let early = refused(world.us(), &["audit", "forget", "--until", "9000-01-01"]);
+    assert!(early.contains("no key ended before 9000-01-02") && early.contains("`domicile audit rotate`"), "{early}");
+    let rotated = done(world.us(), &["audit", "rotate"]);
+    assert!(rotated.contains("pseudonym-until-") && folder.join("pseudonym.key").exists(), "{rotated}");
+    ask();
+    let (first, second) = (users()[0].clone(), users()[1].clone());
+    assert!(first != second && found() == 2, "both keys find her lines");
+    // The successor of a process has the new key.
+    let forgotten = done(world.us(), &["audit", "forget", "--until", "9000-01-01"]);
+    assert!(forgotten.contains("remove them from backups as well"), "{forgotten}");
+    assert_eq!(found(), 1, "nobody can link the earlier line to her");
+    ask();
+    assert_eq!(users()[2], second);
+    let actions: Vec<_> = world.us().ledger(&world).into_iter().filter(|line| line["kind"] == "action").collect();
+    let names: Vec<_> = actions.iter().map(|line| line["what"].as_str().unwrap()).collect();
+    assert_eq!(names, ["pseudonym_rotation", "forget"], "what was refused has no line");
+    assert_eq!(actions[1]["detail"], "keys of pseudonyms that ended before 9000-01-02T00:00:00.000000Z");
+    let verified =
+        std::process::Command::new(env!("CARGO_BIN_EXE_domicile")).args(["audit", "verify"]).arg(&folder).output().unwrap();
+    assert!(verified.status.success(), "the lines stay verifiable");
+}
+
+#[test]
 fn a_reload_after_which_a_case_does_not_hold_changes_nothing() {
     let world = World::start();
     let asserts = "assert: [{ case: { request: GET /users/alice/orders/1, at: us-east, expect: eu-west } }]\nroutes:\n";

@@ -5,8 +5,8 @@ use super::Line;
 /// The properties; `None` admits every line.
 #[derive(Clone, Default, Debug)]
 pub struct Filter {
-    /// The pseudonym of a user.
-    pub user: Option<String>,
+    /// The pseudonyms of a user, one for each key; empty admits every line.
+    pub users: Vec<String>,
     /// The first moment, as the lines write times: `2026-11-28T00:00:00.000000Z`.
     pub since: Option<String>,
     /// The first moment that is too late.
@@ -36,7 +36,7 @@ impl Filter {
         is(&self.kind, &line.kind)
             && self.since.as_deref().is_none_or(|since| since <= &*line.time)
             && self.before.as_deref().is_none_or(|before| &*line.time < before)
-            && any(&self.user, Box::new(line.user.as_deref().into_iter()))
+            && (self.users.is_empty() || line.user.as_deref().is_some_and(|user| self.users.iter().any(|known| known == user)))
             && is(&self.from, &line.from)
             && is(&self.to, &line.to)
             && any(&self.class, Box::new(line.classes.iter().map(|class| &**class)))
@@ -63,7 +63,7 @@ mod tests {
         assert!(Filter::default().admits(&line));
         type Put = fn(&mut Filter, String);
         let cases: [(Put, &[&str], &str); 10] = [
-            (|filter, value| filter.user = Some(value), &["p1"], "p2"),
+            (|filter, value| filter.users = vec!["p0".into(), value], &["p1"], "p2"),
             (|filter, value| filter.kind = Some(value), &["movement"], "counts"),
             (|filter, value| filter.from = Some(value), &["us-east"], "eu-west"),
             (|filter, value| filter.to = Some(value), &["eu-west"], "us-east"),

@@ -1,5 +1,6 @@
 //! `domicile audit`: reads the ledger, also on a machine that runs no Domicile.
 
+mod keys;
 mod period;
 mod query;
 mod report;
@@ -39,6 +40,10 @@ enum Verb {
     Report(report::Options),
     /// Show what is held about one user (GDPR Article 15).
     Subject(subject::Options),
+    /// Replace the key of the pseudonyms in the running process: users have other pseudonyms from then on.
+    Rotate,
+    /// Destroy keys of pseudonyms that were replaced: the lines of their time stay verifiable, and nobody can link them to users.
+    Forget(keys::ForgetOptions),
 }
 
 /// The ledger that is read.
@@ -51,7 +56,7 @@ struct Place {
 /// How users are found.
 #[derive(Args)]
 struct PseudonymKey {
-    /// The key that turns a user's key into the pseudonym in the lines [default: `pseudonym.key` beside the ledger].
+    /// The key that turns a user's key into the pseudonym in the lines [default: the keys beside the ledger].
     #[arg(long, value_name = "FILE")]
     pseudonym_key: Option<PathBuf>,
 }
@@ -62,6 +67,8 @@ pub(super) fn run(options: &Options) -> Outcome {
         Verb::Query(verb) => query::run(verb, &options.source),
         Verb::Report(verb) => report::run(verb, &options.source),
         Verb::Subject(verb) => subject::run(verb, &options.source),
+        Verb::Rotate => keys::rotate(&options.source),
+        Verb::Forget(verb) => keys::forget(verb, &options.source),
     }
 }
 
@@ -93,13 +100,15 @@ fn in_directory(directory: &Path) -> Result<Vec<PathBuf>, String> {
 }
 
 impl PseudonymKey {
-    /// The pseudonym of a user in a ledger with these files.
-    fn pseudonym(&self, user: &str, files: &[PathBuf]) -> Result<String, String> {
-        let beside = || files.first().and_then(|file| file.parent()).unwrap_or(Path::new("")).join("pseudonym.key");
-        let key = self.pseudonym_key.clone().unwrap_or_else(beside);
-        Ok(Pseudonyms::open(&key, false)
-            .map_err(|error| format!("{error}\nname the key of a copied ledger with `--pseudonym-key`"))?
-            .of(user))
+    /// The pseudonyms of a user in a ledger with these files, one for each key.
+    fn pseudonyms(&self, user: &str, files: &[PathBuf]) -> Result<Vec<String>, String> {
+        let folder = files.first().and_then(|file| file.parent()).filter(|folder| !folder.as_os_str().is_empty());
+        let keys = match &self.pseudonym_key {
+            Some(key) => Pseudonyms::open(key, false).map(|key| vec![key]),
+            None => Pseudonyms::open_all(folder.unwrap_or(Path::new("."))),
+        };
+        let keys = keys.map_err(|error| format!("{error}\nname the key of a copied ledger with `--pseudonym-key`"))?;
+        Ok(keys.iter().map(|key| key.of(user)).collect())
     }
 }
 

@@ -48,7 +48,7 @@ fn since(text: &str) -> Result<String, String> {
     Day::parse(text).map(midnight).map_or_else(|| moment(text), Ok)
 }
 
-fn before(text: &str) -> Result<String, String> {
+pub(super) fn before(text: &str) -> Result<String, String> {
     Day::parse(text).map(|day| midnight(day.next())).map_or_else(|| moment(text), Ok)
 }
 

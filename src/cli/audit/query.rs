@@ -52,9 +52,9 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options, source: &Source) -> Outcome {
     let files = options.place.files(source)?;
     let (since, before) = options.period.bounds();
-    let user = options.user.as_ref().map(|user| options.key.pseudonym(user, &files)).transpose()?;
+    let users = options.user.as_ref().map(|user| options.key.pseudonyms(user, &files)).transpose()?.unwrap_or_default();
     let filter = Filter {
-        user,
+        users,
         since,
         before,
         kind: options.kind.clone(),

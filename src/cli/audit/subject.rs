@@ -22,8 +22,9 @@ pub(super) struct Options {
 
 pub(super) fn run(options: &Options, source: &Source) -> Outcome {
     let (user, files) = (&options.user, options.place.files(source)?);
-    let pseudonym = options.key.pseudonym(user, &files)?;
-    let filter = Filter { user: Some(pseudonym.clone()), ..Filter::default() };
+    let users = options.key.pseudonyms(user, &files)?;
+    let pseudonyms = users.join("`, `");
+    let filter = Filter { users, ..Filter::default() };
     let mut report = Report::default();
     each_line(&files, |_, line| {
         if filter.admits(line) || line.is_settlement() {
@@ -34,8 +35,8 @@ pub(super) fn run(options: &Options, source: &Source) -> Outcome {
     let table = if options.place.files.is_empty() { home_of(user, source)? } else { String::new() };
     let movements = report.movements_text();
     say(&format!(
-        "{user}\n\n{table}Movements in the ledger, where the user is `{pseudonym}`:\n\n{movements}\n\
-         The access log has the same pseudonym in the field `user`. `domicile audit query --user {user}` prints the lines.\n"
+        "{user}\n\n{table}Movements in the ledger, where the user is `{pseudonyms}`:\n\n{movements}\n\
+         The access log has the same pseudonyms in the field `user`. `domicile audit query --user {user}` prints the lines.\n"
     ))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -142,7 +142,12 @@ pub(super) fn log(options: &LogOptions) -> Outcome {
     finish(&Client::with_commands(&options.source)?.send(Method::POST, &target)?)
 }
 
-fn encoded(text: &str) -> String {
+/// Sends a command to the running process, and prints its answer.
+pub(super) fn command(source: &Source, target: &str) -> Outcome {
+    finish(&Client::with_commands(source)?.send(Method::POST, target)?)
+}
+
+pub(super) fn encoded(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
