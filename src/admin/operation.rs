@@ -28,6 +28,8 @@ pub enum Operation {
         filter: String,
         period: Duration,
     },
+    /// Replaces the key that signs the ledger.
+    RotateSigningKey,
     /// Replaces the key of the pseudonyms.
     RotatePseudonyms,
     /// Destroys the keys of pseudonyms that were replaced before a moment, as lines of the ledger write it.
@@ -76,9 +78,10 @@ impl Operation {
                 let period = parsed.ok_or_else(|| format!("`{period}` is not a valid duration; write one of at most 1 day, such as `10m`"))?;
                 Ok(Self::LogLevel { filter: parameter("level")?, period })
             }
-            "/audit/rotate" => Ok(Self::RotatePseudonyms),
+            "/audit/rotate/pseudonyms" => Ok(Self::RotatePseudonyms),
+            "/audit/rotate/signing-key" => Ok(Self::RotateSigningKey),
             "/audit/forget" => Ok(Self::ForgetPseudonyms { before: parameter("before")? }),
-            _ => Err("unknown command; use /reload, /upstreams/drain, /upstreams/undrain, /upstreams/weight, /regions/drain, /regions/undrain, /log, /audit/rotate or /audit/forget".into()),
+            _ => Err("unknown command; use /reload, /upstreams/drain, /upstreams/undrain, /upstreams/weight, /regions/drain, /regions/undrain, /log, /audit/rotate/pseudonyms, /audit/rotate/signing-key or /audit/forget".into()),
         }
     }
 
@@ -92,6 +95,7 @@ impl Operation {
             Self::DrainRegion { drains: false, .. } => "region_undrain",
             Self::LogLevel { .. } => "log_level",
             Self::RotatePseudonyms => "pseudonym_rotation",
+            Self::RotateSigningKey => "signing_key_rotation",
             Self::ForgetPseudonyms { .. } => "forget",
         }
     }
@@ -106,7 +110,7 @@ impl fmt::Display for Operation {
             Self::WeighUpstream { service, upstream, weight: None } => write!(out, "{service}/{upstream} configured"),
             Self::DrainRegion { region, .. } => out.write_str(region),
             Self::LogLevel { filter, period } => write!(out, "{filter} for {}", humantime::format_duration(*period)),
-            Self::RotatePseudonyms => Ok(()),
+            Self::RotatePseudonyms | Self::RotateSigningKey => Ok(()),
             Self::ForgetPseudonyms { before } => write!(out, "keys of pseudonyms that ended before {before}"),
         }
     }

@@ -188,7 +188,9 @@ impl Control {
             Command::Metrics(reply) => drop(reply.send(self.scrape().await)),
             Command::Ready { service, reply } => drop(reply.send(self.readiness(service.as_deref()))),
             Command::Status(reply) => drop(reply.send(self.status())),
-            Command::LedgerKey(reply) => drop(reply.send(self.shared.ledger.as_ref().map(|ledger| ledger.public_key().pem()))),
+            Command::LedgerKey(reply) => {
+                drop(reply.send(self.shared.ledger.as_ref().and_then(|ledger| ledger.public_key().ok())))
+            }
             Command::Operate { operation, reply } => {
                 let done = operate(&operation, &self.shared, &self.built.snapshot, &self.log).await;
                 drop(reply.send(done));

@@ -65,7 +65,14 @@ pub async fn operate(operation: &Operation, shared: &Shared, snapshot: &Snapshot
     if let Some(ledger) = &shared.ledger {
         ledger.record_action(what, &detail, &[]).await.map_err(|error| error.to_string())?;
     }
-    let done = carry_out(operation, shared, snapshot, log)?;
+    let done = match operation {
+        Operation::RotateSigningKey => {
+            ledger_of(shared)?.rotate_signing_key().await.map_err(|error| error.to_string())?;
+            "the old signing key has signed the new one, and is destroyed; publish `/.well-known/domicile-ledger-key` again"
+                .to_owned()
+        }
+        operation => carry_out(operation, shared, snapshot, log)?,
+    };
     tracing::info!(command = what, detail, "command carried out");
     Ok(done)
 }
@@ -86,7 +93,7 @@ pub fn record_reload(ledger: Option<Ledger>, (before, after): (PolicyHash, Polic
 /// Whether the command can be carried out, so that the ledger has no line about a typing mistake.
 fn check(operation: &Operation, shared: &Shared, snapshot: &Snapshot, log: &LogLevel) -> Result<(), String> {
     match operation {
-        Operation::RotatePseudonyms => ledger_of(shared).map(|_| ()),
+        Operation::RotatePseudonyms | Operation::RotateSigningKey => ledger_of(shared).map(|_| ()),
         Operation::ForgetPseudonyms { before } => ended_keys(shared, before).map(|_| ()),
         Operation::DrainUpstream { service, upstream, .. } | Operation::WeighUpstream { service, upstream, .. } => {
             service_of(snapshot, service)?.find(upstream).map(|_| ())
@@ -130,6 +137,8 @@ fn carry_out(operation: &Operation, shared: &Shared, snapshot: &Snapshot, log: &
                 (false, _) => format!("{region} takes requests again"),
             })
         }
+        // Waits for the disk, which `operate` does.
+        Operation::RotateSigningKey => Ok(String::new()),
         Operation::RotatePseudonyms => {
             let old = shared.pseudonyms.rotate().map_err(|error| error.to_string())?;
             Ok(format!(
@@ -163,7 +172,7 @@ fn ended_keys(shared: &Shared, before: &str) -> Result<Vec<PathBuf>, String> {
     let ended = audit::retired_before(directory, before).map_err(|error| format!("`{}`: {error}", directory.display()))?;
     if ended.is_empty() {
         return Err(format!(
-            "no key ended before {before}; `domicile audit rotate` ends the one in use, and later lines have another"
+            "no key ended before {before}; `domicile audit rotate pseudonyms` ends the one in use, and later lines have another"
         ));
     }
     Ok(ended)

@@ -77,9 +77,18 @@ const WRITER_ENDED: &str = "the writer thread has ended; restart the process";
 struct Entry {
     text: String,
     lines: usize,
-    /// Whether the process ends: counts, the end and a checkpoint follow.
-    ends: bool,
+    order: Order,
     written: oneshot::Sender<Result<(), LedgerError>>,
+}
+
+/// What the writer thread does for an entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Write,
+    /// The process ends: counts, the end and a checkpoint follow.
+    End,
+    /// The signing key is replaced.
+    RotateKey,
 }
 
 /// A handle to the ledger. The writer thread ends when the last handle is dropped.
@@ -93,7 +102,8 @@ pub struct Ledger {
     tally: Tally,
     /// The lock file, locked while this process writes.
     guard: Arc<File>,
-    public_key: PublicKey,
+    /// The file of the key that signs the checkpoints.
+    signing_key: PathBuf,
 }
 
 /// Callbacks that count the written lines and the failures, for the metrics.
@@ -130,24 +140,43 @@ impl Ledger {
         let (queue, entries) = mpsc::channel(QUEUE);
         let counts = Arc::new(Mutex::new(Counts::default()));
         let waiting = Arc::new(AtomicUsize::new(0));
-        let signer = |is_new| {
-            let key = settings.directory.join("signing.key");
-            Signer::open(&key, &settings.region, is_new)
-                .map_err(|error| LedgerError { file: file.clone(), reason: error.to_string() })
+        let signing_key = settings.directory.join("signing.key");
+        let signer = |is_new, named: Option<PublicKey>| {
+            let opened = signing::finish_replacement(&signing_key, named)
+                .and_then(|()| Signer::open(&signing_key, &settings.region, is_new));
+            let signer = opened.map_err(|error| LedgerError { file: file.clone(), reason: error.to_string() })?;
+            match named.filter(|named| *named != signer.public_key()) {
+                Some(named) => Err(LedgerError {
+                    file: signing_key.clone(),
+                    reason: format!("this is another key than {named}, which signs this ledger; restore that key"),
+                }),
+                None => Ok(signer),
+            }
         };
         let sink = Sink::open(&settings.directory, signer, is_successor)?;
-        let public_key = sink.signer().public_key();
         sink::start(sink, (entries, Arc::clone(&waiting)), Arc::clone(&counts), tally.clone())?;
-        Ok(Self { file, queue, waiting, counts, tally, guard, public_key })
+        Ok(Self { file, queue, waiting, counts, tally, guard, signing_key })
     }
 
     pub fn directory(&self) -> &Path {
         self.file.parent().unwrap_or(Path::new("."))
     }
 
-    /// The key that verifies the checkpoints.
-    pub fn public_key(&self) -> PublicKey {
-        self.public_key
+    /// The key that verifies the next checkpoints, in PEM.
+    pub fn public_key(&self) -> Result<String, SigningError> {
+        Signer::open(&self.signing_key, "", false).map(|signer| signer.public_key().pem())
+    }
+
+    /// Replaces the signing key, and returns when the ledger names the new one. Fails while another process shares the ledger.
+    pub async fn rotate_signing_key(&self) -> Result<(), LedgerError> {
+        self.guard.try_lock().map_err(|_| LedgerError {
+            file: self.file.clone(),
+            reason: "another process shares this ledger during its handover; try again when it has ended".into(),
+        })?;
+        let (written, outcome) = oneshot::channel();
+        let entry = Entry { text: String::new(), lines: 0, order: Order::RotateKey, written };
+        self.queue.try_send(entry).map_err(|_| self.failed(1, WRITER_ENDED))?;
+        outcome.await.map_err(|_| self.failed(1, WRITER_ENDED))?
     }
 
     /// Shares the lock with a successor, or makes it exclusive again.
@@ -171,7 +200,7 @@ impl Ledger {
     /// Writes whole lines and returns when they are on disk.
     async fn write(&self, text: String, lines: usize) -> Result<(), LedgerError> {
         let (written, outcome) = oneshot::channel();
-        let entry = Entry { text, lines, ends: false, written };
+        let entry = Entry { text, lines, order: Order::Write, written };
         // Fail instead of waiting, because a full queue means that the disk does not respond.
         let is_full = self.waiting.fetch_add(lines, Ordering::Relaxed).saturating_add(lines) > QUEUE;
         let queued = if is_full { Err(TrySendError::Full(entry)) } else { self.queue.try_send(entry) };
@@ -193,7 +222,7 @@ impl Ledger {
     /// Writes the counts, the end of this process and a checkpoint, and returns when they are on disk. Blocks the thread.
     pub fn close(&self) {
         let (written, outcome) = oneshot::channel();
-        if self.queue.try_send(Entry { text: String::new(), lines: 0, ends: true, written }).is_ok() {
+        if self.queue.try_send(Entry { text: String::new(), lines: 0, order: Order::End, written }).is_ok() {
             let _ = outcome.blocking_recv();
         }
     }

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::model::vitals::PolicyHash;
 
 use super::chain::{Hash, now};
-use super::signing::Signer;
+use super::signing::{PublicKey, Signer};
 
 /// Data that crosses a border on behalf of one request.
 pub struct Movement<'a> {
@@ -170,11 +170,14 @@ pub(super) fn process_line(what: &str, detail: &str) -> String {
     format!("{}\n", json!({ "detail": detail, "kind": "process", "time": now(), "what": what }))
 }
 
-/// A checkpoint: the hash of the line before it, signed.
-pub(super) fn checkpoint_line(signer: &Signer, head: Hash) -> String {
-    let time = now();
-    let (key, signature) = (signer.public_key().to_string(), signer.sign(head, &time));
-    let line = json!({ "key": key, "kind": "checkpoint", "region": signer.region(), "signature": signature, "time": time });
+/// A checkpoint: the hash of the line before it, signed. `next` is the key that signs from now on, if it is another one.
+pub(super) fn checkpoint_line(signer: &Signer, head: Hash, next: Option<PublicKey>) -> String {
+    let (time, next) = (now(), next.map(|key| key.to_string()));
+    let (key, signature) = (signer.public_key().to_string(), signer.sign(head, &time, next.as_deref()));
+    let mut line = json!({ "key": key, "kind": "checkpoint", "region": signer.region(), "signature": signature, "time": time });
+    if let Some((fields, next)) = line.as_object_mut().zip(next) {
+        fields.insert("next".into(), next.into());
+    }
     format!("{line}\n")
 }
 

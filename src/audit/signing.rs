@@ -32,13 +32,16 @@ pub(super) struct Checkpoint<'a> {
     /// The hash of the line before the checkpoint.
     pub previous: Hash,
     pub time: &'a str,
+    /// The key that signs from now on, if it is another one.
+    pub next: Option<&'a str>,
 }
 
 impl Checkpoint<'_> {
     /// The signed text.
     fn message(&self) -> String {
-        let Self { region, previous, time } = self;
-        format!("domicile ledger checkpoint\nregion {region}\nprevious {previous}\ntime {time}\n")
+        let Self { region, previous, time, next } = self;
+        let next = next.map_or_else(String::new, |key| format!("next {key}\n"));
+        format!("domicile ledger checkpoint\nregion {region}\nprevious {previous}\ntime {time}\n{next}")
     }
 }
 
@@ -70,11 +73,38 @@ impl Signer {
         PublicKey(*self.key.public_key().as_ref().first_chunk().expect("an Ed25519 public key has 32 bytes"))
     }
 
-    /// The signature of a checkpoint, in Base64.
-    pub fn sign(&self, previous: Hash, time: &str) -> String {
-        let checkpoint = Checkpoint { region: &self.region, previous, time };
+    /// Creates the key that replaces this one, in a file beside `file`.
+    pub fn successor(&self, file: &Path) -> Result<Self, SigningError> {
+        let next = next_of(file);
+        // Left over from a crash before the ledger named it.
+        let _ = std::fs::remove_file(&next);
+        Self::open(&next, &self.region, true)
+    }
+
+    /// The signature of a checkpoint, in Base64. `next` is the key that signs from now on, if it is another one.
+    pub fn sign(&self, previous: Hash, time: &str, next: Option<&str>) -> String {
+        let checkpoint = Checkpoint { region: &self.region, previous, time, next };
         STANDARD.encode(self.key.sign(checkpoint.message().as_bytes()))
     }
+}
+
+fn next_of(file: &Path) -> PathBuf {
+    file.with_extension("key.next")
+}
+
+/// Puts the key into place that the ledger names as its next one, and destroys the one before it.
+pub(super) fn replace(file: &Path) -> io::Result<()> {
+    std::fs::rename(next_of(file), file)?;
+    std::fs::File::open(file.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Finishes a replacement that a crash interrupted: the next key counts once the ledger names it.
+pub(super) fn finish_replacement(file: &Path, named: Option<PublicKey>) -> Result<(), SigningError> {
+    let failed = |error: io::Error| SigningError { file: file.into(), reason: format!("cannot finish its replacement: {error}") };
+    if next_of(file).exists() && Some(Signer::open(&next_of(file), "", false)?.public_key()) == named {
+        replace(file).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn create(file: &Path) -> io::Result<Vec<u8>> {

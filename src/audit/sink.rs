@@ -16,8 +16,8 @@ use crate::model::day::Day;
 use super::chain::{Chain, Hash, now, place_of};
 use super::reading::verify;
 use super::record::{self, Counts};
-use super::signing::Signer;
-use super::{Entry, LedgerError, Tally};
+use super::signing::{self, PublicKey, Signer};
+use super::{Entry, LedgerError, Order, Tally};
 
 /// The maximum number of batches of lines in one sync.
 const BATCH: usize = 512;
@@ -78,7 +78,8 @@ async fn run(
             received = entries.recv_many(&mut batch, BATCH) => (false, received == 0),
             _ = next_counts.tick() => (true, false),
         };
-        let closing: Vec<_> = batch.extract_if(.., |entry| entry.ends).collect();
+        let rotating: Vec<_> = batch.extract_if(.., |entry| entry.order == Order::RotateKey).collect();
+        let closing: Vec<_> = batch.extract_if(.., |entry| entry.order == Order::End).collect();
         if !batch.is_empty() {
             if is_busy {
                 std::thread::sleep(COMMIT_DELAY.saturating_sub(last_sync.elapsed()));
@@ -93,6 +94,7 @@ async fn run(
             sink.write_batch(&mut batch, lines, tally);
             waiting.fetch_sub(lines, Ordering::Relaxed);
         }
+        rotating.into_iter().for_each(|entry| drop(entry.written.send(sink.rotate_key())));
         let closes = !is_closed && (ended || !closing.is_empty());
         if closes || is_due {
             sink.write_counts(counts, tally);
@@ -110,7 +112,7 @@ impl Sink {
     /// Opens the ledger of a directory at its end. The current file must verify, unless a predecessor still writes it.
     pub fn open(
         directory: &Path,
-        signer: impl FnOnce(bool) -> Result<Signer, LedgerError>,
+        signer: impl FnOnce(bool, Option<PublicKey>) -> Result<Signer, LedgerError>,
         is_successor: bool,
     ) -> Result<Self, LedgerError> {
         let path = directory.join("ledger.jsonl");
@@ -125,14 +127,16 @@ impl Sink {
         } else {
             newest_rotated(directory).map_err(failed)?.map(|(head, _)| head)
         };
+        let mut named = None;
         if length > 0 && !is_successor {
             let any = verify::Expected { after: None, key: None, noted: Vec::new() };
-            verify::verify(std::slice::from_ref(&path), &any).map_err(|broken| LedgerError {
+            let verified = verify::verify(std::slice::from_ref(&path), &any).map_err(|broken| LedgerError {
                 file: path.clone(),
                 reason: format!("{broken}; the file was changed: restore it, or move all files of the ledger away as evidence and begin a new one"),
             })?;
+            named = verified.signer;
         }
-        let signer = Arc::new(signer(head.is_none())?);
+        let signer = Arc::new(signer(head.is_none(), named)?);
         let day = file.metadata().and_then(|metadata| metadata.modified()).map_or_else(|_| today(), Day::of);
         let chain = Chain { epoch: now(), number: 0, head: head.unwrap_or(Hash::BEGINNING) };
         let signed = chain.head;
@@ -143,10 +147,6 @@ impl Sink {
             tracing::error!(%error, "the start of this process is not in the ledger");
         }
         Ok(sink)
-    }
-
-    pub fn signer(&self) -> &Signer {
-        &self.signer
     }
 
     /// Writes the end of the process, and a checkpoint if there are new lines.
@@ -163,10 +163,27 @@ impl Sink {
     }
 
     fn checkpoint_locked(&mut self) -> Result<(), LedgerError> {
-        let line = record::checkpoint_line(&self.signer, self.chain.head);
+        let line = record::checkpoint_line(&self.signer, self.chain.head, None);
         self.append_locked(&line)?;
         self.signed = self.chain.head;
         Ok(())
+    }
+
+    /// Replaces the signing key: the old one signs a checkpoint that names the new one, and is destroyed.
+    fn rotate_key(&mut self) -> Result<(), LedgerError> {
+        let file = self.path.with_file_name("signing.key");
+        let failed = |reason: String| LedgerError { file: file.clone(), reason };
+        let next = self.signer.successor(&file).map_err(|error| failed(error.to_string()))?;
+        let key = next.public_key();
+        self.locked(|sink| {
+            let line = record::checkpoint_line(&sink.signer, sink.chain.head, Some(key));
+            sink.append_locked(&line)
+        })?;
+        self.signer = Arc::new(next);
+        // After a crash here, the next start finds the name of the new key in the ledger.
+        signing::replace(&file).map_err(|error| failed(format!("cannot replace the signing key: {error}")))?;
+        // A name proves nothing: only what the new key has signed does.
+        self.checkpoint()
     }
 
     fn write_batch(&mut self, batch: &mut Vec<Entry>, lines: usize, tally: &Tally) {

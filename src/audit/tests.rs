@@ -391,3 +391,77 @@ fn a_clock_that_goes_back_does_not_change_the_order_of_the_files() {
     let verified = verify::verify(&files, &everything()).unwrap();
     assert_eq!(verified.epochs, 13);
 }
+
+#[test]
+fn a_signing_key_is_replaced_by_one_that_it_has_signed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let settings = Settings { directory: scratch.path().into(), region: "eu-west".into() };
+    let file = scratch.path().join("signing.key");
+    let key = || Signer::open(&file, "eu-west", false).unwrap().public_key();
+    let verify = |key| {
+        let files = verify::files_of(scratch.path()).unwrap();
+        verify::verify(&files, &verify::Expected { key, ..everything() })
+    };
+    finished(&settings, 1);
+    let first = key();
+    let ledger = Ledger::open(&settings, tally().0, false).unwrap();
+    block_on(ledger.record(&movement())).unwrap();
+    block_on(ledger.rotate_signing_key()).unwrap();
+    let second = key();
+    assert_ne!(first, second);
+    assert_eq!(ledger.public_key().unwrap(), second.pem());
+    // Whoever noted the old key, and whoever noted the new one, can verify all of it.
+    for noted in [first, second] {
+        assert_eq!(verify(Some(noted)).unwrap().keys, [first, second]);
+    }
+    ledger.close();
+    drop(ledger);
+    finished(&settings, 1);
+    assert_eq!(verify(None).unwrap().signer, Some(second));
+
+    // A crash after the ledger has named the new key, and before its file is in place.
+    let lost = scratch.path().join("signing.key.next");
+    std::fs::rename(&file, &lost).unwrap();
+    finished(&settings, 1);
+    assert!(!lost.exists() && key() == second);
+    // A crash before: the next key has no name in the ledger, and the old one stays.
+    std::fs::copy(&file, scratch.path().join("kept")).unwrap();
+    Signer::open(&lost, "eu-west", true).unwrap();
+    finished(&settings, 1);
+    assert_eq!(key(), second);
+    // Another key, which no checkpoint names.
+    std::fs::rename(&lost, &file).unwrap();
+    let error = Ledger::open(&settings, tally().0, false).err().unwrap().to_string();
+    assert!(error.contains("this is another key than") && error.contains("restore that key"), "{error}");
+}
+
+#[test]
+fn a_key_that_the_one_before_it_has_not_signed_signs_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let settings = Settings { directory: scratch.path().into(), region: "eu-west".into() };
+    finished(&settings, 1);
+    let file = scratch.path().join("ledger.jsonl");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let own = Signer::open(&scratch.path().join("signing.key"), "eu-west", false).unwrap();
+    let thief = Signer::open(&scratch.path().join("thief.key"), "eu-west", true).unwrap();
+    // A line that goes on from the end, as somebody without the key could write it.
+    let chain = |text: &str| {
+        let last = text.lines().last().unwrap();
+        chain::Chain { epoch: "2026-11-28T05:00:00.000000Z".into(), number: 0, head: chain::Hash::of(last.as_bytes()) }
+    };
+    let forge = |text: &str, next: Option<PublicKey>, expected: Option<PublicKey>| {
+        let end = chain(text);
+        let (line, _) = end.extend(&record::checkpoint_line(&thief, end.head, next));
+        std::fs::write(&file, format!("{text}{line}")).unwrap();
+        verify::verify(std::slice::from_ref(&file), &verify::Expected { key: expected, ..everything() })
+    };
+    let error = forge(&text, None, None).unwrap_err().to_string();
+    assert!(error.contains(&format!("signed with the key {} instead of {}", thief.public_key(), own.public_key())), "{error}");
+    // A whole ledger of the thief's own that only names the true key.
+    let error = forge(
+        text.lines().next().map(|line| format!("{line}\n")).as_deref().unwrap(),
+        Some(own.public_key()),
+        Some(own.public_key()),
+    );
+    assert!(error.unwrap_err().to_string().contains("has signed no checkpoint"));
+}

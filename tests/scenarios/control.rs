@@ -159,8 +159,8 @@ fn a_key_of_pseudonyms_is_replaced_and_destroyed_in_the_running_process() {
     };
     ask();
     let early = refused(world.us(), &["audit", "forget", "--until", "9000-01-01"]);
-    assert!(early.contains("no key ended before 9000-01-02") && early.contains("`domicile audit rotate`"), "{early}");
-    let rotated = done(world.us(), &["audit", "rotate"]);
+    assert!(early.contains("no key ended before 9000-01-02") && early.contains("`domicile audit rotate pseudonyms`"), "{early}");
+    let rotated = done(world.us(), &["audit", "rotate", "pseudonyms"]);
     assert!(rotated.contains("pseudonym-until-") && folder.join("pseudonym.key").exists(), "{rotated}");
     ask();
     let (first, second) = (users()[0].clone(), users()[1].clone());
@@ -178,6 +178,20 @@ fn a_key_of_pseudonyms_is_replaced_and_destroyed_in_the_running_process() {
     let verified =
         std::process::Command::new(env!("CARGO_BIN_EXE_domicile")).args(["audit", "verify"]).arg(&folder).output().unwrap();
     assert!(verified.status.success(), "the lines stay verifiable");
+    let published = || get(world.us().admin, "/.well-known/domicile-ledger-key", &[]).text().to_owned();
+    let before = published();
+    assert!(done(world.us(), &["audit", "rotate", "signing-key"]).contains("is destroyed"));
+    assert_ne!(published(), before);
+    let verified =
+        std::process::Command::new(env!("CARGO_BIN_EXE_domicile")).args(["audit", "verify"]).arg(&folder).output().unwrap();
+    let told = String::from_utf8(verified.stdout).unwrap();
+    let signed = told.lines().find(|line| line.contains("signed with the key")).unwrap_or_default();
+    assert!(
+        verified.status.success()
+            && signed.starts_with("2 checkpoints, signed with the key ")
+            && signed.matches(", ").count() == 3,
+        "both keys: {told}"
+    );
 }
 
 #[test]

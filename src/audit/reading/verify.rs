@@ -21,6 +21,8 @@ pub struct Verified {
     pub epochs: usize,
     /// The keys that signed checkpoints, in the order of their first.
     pub keys: Vec<PublicKey>,
+    /// The key that signs the next checkpoint; `None` before the first.
+    pub signer: Option<PublicKey>,
     /// The hash of the last line.
     pub head: Option<Hash>,
 }
@@ -41,7 +43,7 @@ pub enum Broken {
 pub struct Expected {
     /// The hash before the first line; `None` if it is not known.
     pub after: Option<Hash>,
-    /// The only key that may sign; `None` for any.
+    /// A key that must have signed. Keys before and after it are linked to it by checkpoints. `None` for any.
     pub key: Option<PublicKey>,
     /// Hashes that were noted earlier; each must be that of a line.
     pub noted: Vec<Hash>,
@@ -68,6 +70,7 @@ pub fn verify(files: &[PathBuf], expected: &Expected) -> Result<Verified, Broken
 /// Verifies files that follow each other, and calls `each` with every line that verifies, without its line feed.
 pub fn read(files: &[PathBuf], expected: &Expected, mut each: impl FnMut(&str)) -> Result<Verified, Broken> {
     let mut verifier = Verifier::new(expected.clone());
+    let mut first_signed = None;
     for file in files {
         let unreadable = |error| Broken::Unreadable { file: file.clone(), error };
         let mut reader = BufReader::with_capacity(1 << 18, File::open(file).map_err(unreadable)?);
@@ -84,15 +87,24 @@ pub fn read(files: &[PathBuf], expected: &Expected, mut each: impl FnMut(&str)) 
                 reason,
             })?;
             each(line);
+            if verifier.seen.checkpoints == 1 && first_signed.is_none() {
+                first_signed = Some((file.clone(), number));
+            }
         }
     }
-    verifier.finish()
+    let unknown = verifier.unknown_key();
+    match (unknown, first_signed) {
+        (Some(reason), Some((file, line))) => Err(Broken::Line { file, line, reason }),
+        _ => verifier.finish(),
+    }
 }
 
 /// The fields of a checkpoint.
 #[derive(Deserialize)]
 struct CheckpointLine<'a> {
     key: &'a str,
+    #[serde(default)]
+    next: Option<&'a str>,
     region: &'a str,
     signature: &'a str,
     time: &'a str,
@@ -182,19 +194,28 @@ impl Verifier {
         let fields: CheckpointLine<'_> =
             serde_json::from_str(line).map_err(|error| fault(format!("this checkpoint is not valid: {error}")))?;
         let key = PublicKey::parse(fields.key).ok_or_else(|| fault("the key of this checkpoint is not valid".into()))?;
-        if let Some(expected) = self.expected.key.filter(|expected| *expected != key) {
+        if let Some(expected) = self.seen.signer.filter(|expected| *expected != key) {
             return Err(fault(format!("this checkpoint is signed with the key {key} instead of {expected}")));
         }
-        let checkpoint = Checkpoint { region: fields.region, previous, time: fields.time };
+        let checkpoint = Checkpoint { region: fields.region, previous, time: fields.time, next: fields.next };
         if !key.has_signed(&checkpoint, fields.signature) {
             return Err(fault("the signature of this checkpoint is wrong".into()));
         }
+        let parse = |next| PublicKey::parse(next).ok_or_else(|| fault("the next key of this checkpoint is not valid".into()));
+        self.seen.signer = Some(fields.next.map(parse).transpose()?.unwrap_or(key));
         if !self.seen.keys.contains(&key) {
             self.seen.keys.push(key);
         }
         self.seen.checkpoints = self.seen.checkpoints.saturating_add(1);
         self.seen.unsigned = 0;
         Ok(())
+    }
+
+    /// Whether the expected key has signed nothing, in words.
+    fn unknown_key(&self) -> Option<String> {
+        let (expected, first) = self.expected.key.zip(self.seen.keys.first())?;
+        let is_unknown = !self.seen.keys.contains(&expected);
+        is_unknown.then(|| format!("this checkpoint is signed with the key {first}, and {expected} has signed no checkpoint"))
     }
 
     fn finish(mut self) -> Result<Verified, Broken> {

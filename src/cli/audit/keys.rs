@@ -1,6 +1,6 @@
 //! `domicile audit rotate` and `domicile audit forget`: the keys of the pseudonyms.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::period::before;
 use super::{Outcome, Source};
@@ -13,8 +13,27 @@ pub(super) struct ForgetOptions {
     until: String,
 }
 
-pub(super) fn rotate(source: &Source) -> Outcome {
-    control::command(source, "/audit/rotate")
+#[derive(Args)]
+pub(super) struct RotateOptions {
+    /// `pseudonyms`: users have other pseudonyms from then on. `signing-key`: a checkpoint that the old key signs names the new one.
+    #[arg(value_enum)]
+    key: Key,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Key {
+    Pseudonyms,
+    SigningKey,
+}
+
+pub(super) fn rotate(options: &RotateOptions, source: &Source) -> Outcome {
+    control::command(
+        source,
+        match options.key {
+            Key::Pseudonyms => "/audit/rotate/pseudonyms",
+            Key::SigningKey => "/audit/rotate/signing-key",
+        },
+    )
 }
 
 pub(super) fn forget(options: &ForgetOptions, source: &Source) -> Outcome {

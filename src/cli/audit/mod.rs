@@ -40,8 +40,8 @@ enum Verb {
     Report(report::Options),
     /// Show what is held about one user (GDPR Article 15).
     Subject(subject::Options),
-    /// Replace the key of the pseudonyms in the running process: users have other pseudonyms from then on.
-    Rotate,
+    /// Replace a key in the running process.
+    Rotate(keys::RotateOptions),
     /// Destroy keys of pseudonyms that were replaced: the lines of their time stay verifiable, and nobody can link them to users.
     Forget(keys::ForgetOptions),
 }
@@ -67,7 +67,7 @@ pub(super) fn run(options: &Options) -> Outcome {
         Verb::Query(verb) => query::run(verb, &options.source),
         Verb::Report(verb) => report::run(verb, &options.source),
         Verb::Subject(verb) => subject::run(verb, &options.source),
-        Verb::Rotate => keys::rotate(&options.source),
+        Verb::Rotate(verb) => keys::rotate(verb, &options.source),
         Verb::Forget(verb) => keys::forget(verb, &options.source),
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn run(options: &Options, source: &Source) -> Outcome {
 }
 
 fn report(verified: &Verified, files: usize, is_key_known: bool) -> String {
-    let Verified { lines, checkpoints, unsigned, epochs, keys, head } = verified;
+    let Verified { lines, checkpoints, unsigned, epochs, keys, head, signer: _ } = verified;
     let mut out = format!("{lines} lines in {files} files, written by {epochs} processes; the chain is whole\n");
     let keys: Vec<_> = keys.iter().map(ToString::to_string).collect();
     let trust = if is_key_known { "as expected" } else { "compare it with the region's own, or name that with `--key`" };
