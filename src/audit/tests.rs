@@ -126,6 +126,27 @@ fn settlements_go_with_the_next_movement_and_are_not_lost_at_the_end() {
 }
 
 #[test]
+fn settlements_wait_until_the_ledger_can_be_written_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (folder, aside) = (scratch.path().join("ledger"), scratch.path().join("aside"));
+    let settings = Settings { directory: folder.clone(), region: "eu-west".into() };
+    let ledger = WorkerLedger::of(Ledger::open(&settings, tally().0, false).unwrap());
+    let file = folder.join("ledger.jsonl");
+    tokio::runtime::LocalRuntime::new().unwrap().block_on(async {
+        // Nothing can be written where the folder was.
+        std::fs::rename(&folder, &aside).unwrap();
+        std::fs::write(&folder, "").unwrap();
+        ledger.settle(&settlement());
+        ledger.flush().await;
+        std::fs::remove_file(&folder).unwrap();
+        std::fs::rename(&aside, &folder).unwrap();
+        ledger.record(&movement()).await.unwrap();
+    });
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(text.matches("\"kind\":\"settlement\"").count(), 1, "{text}");
+}
+
+#[test]
 fn no_more_lines_wait_than_the_queue_holds() {
     let scratch = tempfile::tempdir().unwrap();
     let (tally, failures) = tally();

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -26,7 +27,15 @@ struct Waiting {
     /// Settlements, for which nothing waits: they go with the next group, or with [`WorkerLedger::hand_over`].
     settlements: RefCell<String>,
     settled: Cell<usize>,
+    /// When settlements that could not be written are tried again without a movement.
+    retry_at: Cell<Option<Instant>>,
 }
+
+/// The most settlements that wait for a disk that is full or dead. Those of later requests are lost.
+const MAX_SETTLEMENTS: usize = 10_000;
+
+/// Each attempt at a full disk is a line in the log.
+const RETRY_DELAY: Duration = Duration::from_secs(60);
 
 /// Lines that reach the disk together (group commit).
 #[derive(Default)]
@@ -73,7 +82,8 @@ impl WorkerLedger {
     /// # Panics
     /// Outside of a runtime that runs local tasks.
     pub fn hand_over(&self) {
-        if self.waiting.settled.get() > 0 && !self.waiting.is_scheduled.replace(true) {
+        let may_try = self.waiting.retry_at.get().is_none_or(|retry_at| Instant::now() >= retry_at);
+        if self.waiting.settled.get() > 0 && may_try && !self.waiting.is_scheduled.replace(true) {
             tokio::task::spawn_local(hand_over(self.ledger.clone(), Rc::clone(&self.waiting)));
         }
     }
@@ -95,9 +105,15 @@ impl WorkerLedger {
 async fn hand_over(ledger: Ledger, waiting: Rc<Waiting>) {
     let group = waiting.group.take();
     waiting.is_scheduled.set(false);
-    let (text, lines) =
-        (waiting.settlements.take() + &group.text.take(), waiting.settled.take().saturating_add(group.lines.get()));
+    let (settlements, settled) = (waiting.settlements.take(), waiting.settled.take());
+    let (text, lines) = (settlements.clone() + &group.text.take(), settled.saturating_add(group.lines.get()));
     let outcome = ledger.write(text, lines).await;
+    if outcome.is_err() && settled <= MAX_SETTLEMENTS {
+        // They are true whenever they are written.
+        waiting.settlements.borrow_mut().insert_str(0, &settlements);
+        waiting.settled.set(waiting.settled.get().saturating_add(settled));
+        waiting.retry_at.set(Some(Instant::now().checked_add(RETRY_DELAY).unwrap_or_else(Instant::now)));
+    }
     let _ = group.outcome.set(outcome);
     group.done.notify_waiters();
 }

@@ -101,10 +101,10 @@ pub fn rules(policy: &Policy, trail: &Trail, region: RegionId, is_carried: bool)
         };
         let clause = if users_of(trail).all(stays) {
             Clause::Stays
-        } else if users_of(trail).all(|user| rule.admits(user, place, trail.today)) {
-            Clause::Transfers
         } else if is_carried && rule.carries(place) {
             Clause::CarriedBy
+        } else if users_of(trail).all(|user| rule.admits(user, place, trail.today)) {
+            Clause::Transfers
         } else {
             Clause::Mode
         };

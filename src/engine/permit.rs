@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 
 use crate::audit::{Count, Direction, Grounds, Movement, Pseudonyms, WorkerLedger};
 use crate::decision::facts::Ingress;
-use crate::decision::lines::{Applied, rules, transfers, users_of};
+use crate::decision::lines::{Applied, Clause, rules, transfers, users_of};
 use crate::decision::permit::Permitted;
 use crate::decision::policy::Policy;
 use crate::decision::policy::class::{ClassId, ClassSet};
@@ -168,8 +168,10 @@ impl Registrar<'_> {
         // A response is processed where it comes from, and only carried to where it goes.
         let is_answer = direction == Direction::Answer;
         let processing = if is_answer { from } else { to };
-        let (grounds, reported) = (transfers(policy, trail, processing), trail.is_only_reported(processing));
+        let reported = trail.is_only_reported(processing);
         let rules = rules(policy, trail, to, is_answer);
+        let is_transferred = rules.iter().any(|rule| rule.clause == Clause::Transfers);
+        let grounds = if is_transferred { transfers(policy, trail, to) } else { Vec::new() };
         self.write(judged, direction, names, (grounds, rules), reported).await?;
         if !is_answer {
             self.recorded.last.set(Some(to));

@@ -237,7 +237,13 @@ fn the_matrix_has_the_counter_examples_of_broken_assertions() {
         (&page["broken"], &page["routes"][0]["home"]),
         (&serde_json::json!([]), &serde_json::json!(["directory", "refuse"]))
     );
+    let file = CONFIG.to_owned() + "assert: [{ case: { request: GET /account/1, expect: us } }]\n";
+    std::fs::write(folder.path().join("case.yaml"), file).unwrap();
+    std::fs::write(folder.path().join("users.csv"), "user,home\nalice,us\n").unwrap();
     for format in ["text", "json", "html"] {
+        let broken = matrix("case.yaml", format);
+        let said = text(&broken.stdout);
+        assert!(broken.status.code() == Some(1) && said.contains("this case does not hold: expected `us`"), "{said}");
         let broken = matrix("broken.yaml", format);
         let said = text(&broken.stdout);
         assert_eq!(broken.status.code(), Some(1), "{said}");

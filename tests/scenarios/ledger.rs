@@ -187,6 +187,19 @@ fn a_response_that_breaks_off_is_settled_as_interrupted() {
 }
 
 #[test]
+fn a_request_that_breaks_off_is_settled_as_interrupted_without_the_page_of_the_proxy() {
+    use std::io::Write;
+    let world = World::planned(Plan::default());
+    let mut client = std::net::TcpStream::connect(world.us().http).unwrap();
+    client.write_all(b"POST /users/alice/orders/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc").unwrap();
+    eventually("the movement is recorded", || world.us().ledger(&world).iter().any(|line| line["kind"] == "movement"));
+    drop(client);
+    eventually("it is settled", || world.us().settlements(&world).len() == 1);
+    let settled = world.us().settlements(&world).remove(0);
+    assert_eq!((&settled["outcome"], &settled["response_bytes"]), (&"interrupted".into(), &0.into()), "{settled}");
+}
+
+#[test]
 fn a_transfer_is_recorded_with_its_legal_basis() {
     let world =
         World::planned(Plan { health: "{ path: /healthz, every: 20ms, timeout: 5s, rise: 1, fall: 1 }", ..Plan::default() });
@@ -202,6 +215,10 @@ fn a_transfer_is_recorded_with_its_legal_basis() {
         (&line["jurisdiction"], &line["transfers"]),
         (&"us".into(), &serde_json::json!([{ "basis": "contract", "record": "DPA 7" }]))
     );
+    assert_eq!(line["rules"], serde_json::json!(["personal.transfers"]));
+    // The answer goes back to where the data is at home, for which no transfer is needed.
+    let answer = world.eu().ledger(&world).into_iter().find(|line| line["what"] == "answer").unwrap();
+    assert_eq!((&answer["rules"], &answer["transfers"]), (&serde_json::json!(["personal.stays"]), &serde_json::json!([])));
 }
 
 /// A world in which the ledger of `region` is on a full disk.

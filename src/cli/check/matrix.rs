@@ -5,8 +5,10 @@ use std::process::ExitCode;
 use clap::ValueEnum;
 use serde_json::json;
 
+use crate::app;
 use crate::config::{Asserted, Config};
 use crate::model::day::Day;
+use crate::model::region::Registry;
 use crate::prove::Proven;
 use crate::review::{Matrix, html};
 
@@ -22,12 +24,14 @@ pub enum Format {
 }
 
 /// Prints the matrix of a configuration; fails if an assertion is broken.
-pub fn run(mut config: Config, file: &str, format: Format, today: Day) -> Outcome {
+pub fn run(mut config: Config, registry: &Registry, file: &str, format: Format, today: Day) -> Outcome {
     config.prove(today);
+    let cases = app::check_cases(&config, registry).err().unwrap_or_default();
     let matrix = Matrix::of(&config.policy, config.settings.tokens.is_some(), today);
     let proven = config.proven.unwrap_or_default();
     let sentence = told(&proven, config.assertions.len());
-    let broken = stories(&proven, &config.assertions);
+    let mut broken = stories(&proven, &config.assertions);
+    broken.extend(cases.iter().map(ToString::to_string));
     say(&match format {
         Format::Text => {
             let stories: String = broken.iter().map(|story| format!("\n{story}\n")).collect();

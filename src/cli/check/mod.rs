@@ -46,7 +46,7 @@ pub(super) fn run(options: &Options) -> Outcome {
     if let Some(format) = options.matrix {
         let config = config::load_unproven(file, region.as_deref(), &mut registry, today)
             .map_err(|problems| counted(&[StartError::Config(problems)]))?;
-        return matrix::run(config, &name, format, today);
+        return matrix::run(config, &registry, &name, format, today);
     }
     let checked = config::load(file, region.as_deref(), &mut registry, today)
         .map_err(|problems| vec![StartError::Config(problems)])

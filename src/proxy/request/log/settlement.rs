@@ -4,6 +4,7 @@ use crate::audit::{Outcome, Settlement};
 use crate::decision::policy::Policy;
 use crate::model::outcome::Code;
 
+use super::super::super::body::BodyFailure;
 use super::{Names, RequestLog};
 
 impl RequestLog {
@@ -20,7 +21,8 @@ impl RequestLog {
             served_by: self.served_by.map(|_| names.served_by),
             sent_to: self.sent_to.map(|region| policy.region_name(region)),
             request_bytes: self.request_body.bytes.get(),
-            response_bytes: self.response_body.bytes.get(),
+            // A page of this proxy itself is no data of the user.
+            response_bytes: self.served_by.map_or(0, |_| self.response_body.bytes.get()),
         });
     }
 
@@ -28,6 +30,7 @@ impl RequestLog {
         let failure = self.response_body.failure.get().or(self.request_body.failure.get());
         match (self.status, self.code) {
             (None, _) => Outcome::Abandoned,
+            (Some(_), Some(_)) if self.request_body.failure.get() == Some(BodyFailure::SenderFailed) => Outcome::Interrupted,
             (Some(_), Some(_)) => Outcome::Refused,
             (Some(_), None) if failure.is_some() || self.response_body.is_cut() => Outcome::Interrupted,
             (Some(_), None) => Outcome::Answered,
