@@ -56,7 +56,7 @@ pub(super) fn run(options: &Options) -> Outcome {
             None => others += 1,
         }
     }
-    if replay.judged == 0 && replay.skipped == 0 {
+    if replay.judged == 0 && replay.skipped == 0 && replay.unreadable == 0 {
         return Err(format!("{}: no line is about a request; the formats `text` and `json` can be replayed", log.display()));
     }
     let name = snapshot.policy.region_name(snapshot.policy.local);
@@ -91,10 +91,15 @@ fn logged(fields: &mut std::collections::BTreeMap<String, String>) -> Logged {
 }
 
 fn text(replay: &Replay, region: &str, file: &Path, others: u64) -> String {
-    let Replay { judged, skipped, changes } = replay;
+    let Replay { judged, skipped, unreadable, changes } = replay;
     let mut out = format!("{judged} requests of {region} judged under {}", file.display());
     if *skipped > 0 {
-        out += &format!("; {skipped} left out, which a peer sent or something else than the policy refused");
+        out += &format!(
+            "; {skipped} left out: sent by a peer, refused for a reason other than the policy, or without path and known route"
+        );
+    }
+    if *unreadable > 0 {
+        out += &format!("; {unreadable} lines are incomplete");
     }
     if others > 0 {
         out += &format!("; {others} lines are about something else");
@@ -110,6 +115,9 @@ fn text(replay: &Replay, region: &str, file: &Path, others: u64) -> String {
 fn as_json(replay: &Replay, others: u64) -> String {
     let one = |((route, change), changed): (&(String, Change), &Changed)| json!({ "route": route, "change": change.as_str(), "count": changed.count, "examples": changed.examples });
     let changes: Vec<Value> = replay.changes.iter().map(one).collect();
-    let report = json!({ "judged": replay.judged, "left_out": replay.skipped, "other_lines": others, "changes": changes });
+    let Replay { judged, skipped, unreadable, .. } = replay;
+    let report = json!({
+        "judged": judged, "left_out": skipped, "incomplete": unreadable, "other_lines": others, "changes": changes,
+    });
     format!("{report:#}\n")
 }

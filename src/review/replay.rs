@@ -1,7 +1,7 @@
 //! Judges logged requests under another policy: whose home would move, which requests would be refused or carried that were not.
 //!
 //! An access log has no keys and no whole addresses, so a replay takes the logged home as the user's record, and places a client by
-//! its network. It judges as if all regions were up.
+//! its network. It judges as if all regions were up, and users as if their jurisdiction were that of their home.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -46,6 +46,7 @@ pub enum Change {
     HomeMoved,
     NewlyRefused,
     NewlyCarried,
+    NewlyRedirected,
     NoLongerRefused,
 }
 
@@ -55,6 +56,7 @@ impl Change {
             Self::HomeMoved => "home moved",
             Self::NewlyRefused => "newly refused",
             Self::NewlyCarried => "newly carried to another region",
+            Self::NewlyRedirected => "newly redirected",
             Self::NoLongerRefused => "no longer refused",
         }
     }
@@ -71,8 +73,11 @@ pub struct Changed {
 #[derive(Default, Debug)]
 pub struct Replay {
     pub judged: u64,
-    /// Requests that were refused for a reason that no policy has, such as a limit, or that a peer sent.
+    /// Requests that a peer sent, that were refused for a reason that no policy has, such as a limit, or that cannot be matched, because
+    /// their path is not logged and the policy has no route of their name.
     pub skipped: u64,
+    /// Lines without the fields that a replay needs.
+    pub unreadable: u64,
     /// By route and kind.
     pub changes: BTreeMap<(String, Change), Changed>,
 }
@@ -81,7 +86,13 @@ impl Replay {
     /// Judges a request under a policy on a day. `place` finds the place of an address.
     pub fn add(&mut self, logged: &Logged, policy: &Policy, today: Day, place: impl Fn(IpAddr) -> Option<Place>) {
         let was_refused = logged.verdict == "refuse";
-        if logged.method.is_empty() || (was_refused && !is_of_policy(&logged.code)) {
+        if logged.method.is_empty() || logged.verdict.is_empty() || logged.home.is_empty() {
+            self.unreadable = self.unreadable.saturating_add(1);
+            return;
+        }
+        // Without its path, a request is judged by the name of its route.
+        let is_unknown = logged.path.is_empty() && named(policy, &logged.route).id.is_none();
+        if is_unknown || (was_refused && !is_of_policy(&logged.code)) {
             self.skipped = self.skipped.saturating_add(1);
             return;
         }
@@ -101,11 +112,13 @@ impl Replay {
         let here = policy.region_name(policy.local);
         let is_refused = matches!(decision.verdict, Verdict::Refuse(_));
         let is_carried = matches!(&decision.verdict, Verdict::Proceed(itinerary) if itinerary.first() != policy.local);
+        let is_redirected = matches!(decision.verdict, Verdict::Redirect(_));
         let was_carried = !was_refused && logged.verdict != "redirect" && logged.served_by != here;
         let changes = [
             (Change::HomeMoved, home != logged.home && home != "none" && logged.home != "none"),
             (Change::NewlyRefused, is_refused && !was_refused),
             (Change::NewlyCarried, is_carried && !was_carried && !was_refused),
+            (Change::NewlyRedirected, is_redirected && !was_refused && logged.verdict != "redirect"),
             (Change::NoLongerRefused, !is_refused && was_refused),
         ];
         let route = route_of(&decision.trail, policy).map_or("none", |route| &route.name);

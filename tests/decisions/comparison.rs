@@ -58,12 +58,12 @@ fn each_change_of_a_file_is_told_with_a_request_that_shows_it() {
         ("carried_by: [eu]", "carried_by: [eu, us]", &[
             "data class personal: now may be carried through eu, us; was may be carried through eu",
             "data class personal: data of users in eu may also be carried through us-east; \
-             GET https://any.example/account/alice by a user whose home is eu-west at us-east: redirect eu-west -> proceed eu-west",
+             GET https://any.example/account/example-user by a user whose home is eu-west at us-east: redirect eu-west -> proceed eu-west",
         ]),
         ("carried_by: [eu] }", "carried_by: [eu], transfers: [{ from: eu, to: us, basis: SCC, record: '7', until: 2026-12-31 }] }", &[
             "data class personal: new transfer from eu to us until 2026-12-31: SCC, 7",
             "data class personal: data of users in eu may also be processed in us-east; \
-             GET https://any.example/account/alice by a user whose home is eu-west at us-east: redirect eu-west -> proceed eu-west",
+             GET https://any.example/account/example-user by a user whose home is eu-west at us-east: redirect eu-west -> proceed eu-west",
             "data class personal: from 2027-01-01 on, data of users in eu may be in the same regions as before",
         ]),
         ("needs: inferred, ", "needs: recorded, ", &[
@@ -86,14 +86,22 @@ fn each_change_of_a_file_is_told_with_a_request_that_shows_it() {
         ]),
         ("gateway: \"https://127.0.0.1:2\", url: \"https://us.test\"", "url: \"https://us.test\"", &[
             "region us-east: now without a gateway; was with a gateway; \
-             GET https://any.example/account/alice by a user whose home is us-east at eu-west: proceed us-east -> redirect us-east",
+             GET https://any.example/account/example-user by a user whose home is us-east at eu-west: proceed us-east -> redirect us-east",
+        ]),
+        ("countries: { BR: us-east }", "networks: { 10.1.0.0/16: us-east }, countries: { BR: us-east }", &[
+            "network 10.1.0.0/16: new: home us-east; \
+             GET https://any.example/shop by a client at 10.1.0.0 at eu-west: proceed eu-west -> proceed us-east",
+        ]),
+        ("match: { path: \"/account/{user}\" }", "match: { path: [\"/account/{user}\", \"/bills/{user}\"] }", &[
+            "route account: now matches any method, any host, /account/{user} or /bills/{user}; matched any method, any host, /account/{user}; \
+             GET https://any.example/bills/example-user by a user whose home is eu-west at eu-west: proceed eu-west us-east -> proceed eu-west",
         ]),
         ("unknown: next", "unknown: us-east", &[
             "clients in no known country: home now us-east; was none; \
              GET https://any.example/shop by a client at an unknown place at eu-west: proceed eu-west -> proceed us-east",
         ]),
         ("[{ header: x-user }]", "[{ header: x-user-id }]", &[
-            "identification: now users.key 0 Header(\"x-user-id\")", "identification: was users.key 0 Header(\"x-user\")",
+            "identification: now users.key[0] header x-user-id", "identification: was users.key[0] header x-user",
         ]),
     ];
     let mut wrong = Vec::new();
@@ -121,8 +129,11 @@ fn an_equal_policy_differs_in_nothing_and_the_order_of_routes_by_its_effect() {
         FILE.replace(line(first), "@").replace(line(second), line(first)).replace('@', line(second))
     };
     let without_effect = compare(&old, &policy(&swapped("account", "shop"), &mut registry), today);
-    let order = "routes: their order changes, which makes no difference to the requests that were tried";
+    let order = "the policies differ: only in what changes no judgement, such as the order of routes that share no requests";
     assert_eq!(told(&without_effect), [order]);
+    // A table of countries that says what is so anyway.
+    let same_homes = policy(&FILE.replace("{ BR: us-east }", "{ BR: us-east, DE: eu-west }"), &mut registry);
+    assert_eq!(told(&compare(&old, &same_homes, today)), [order]);
 }
 
 /// Whether a rule lets data of a user be processed in a jurisdiction, without the program's code.
@@ -136,6 +147,25 @@ fn admits(class: &Class, user: usize, place: usize, today: i32) -> bool {
         checker::Stays::In(places) => places.contains(&place),
     };
     class.report_only || stays || class.transfers.iter().any(holds)
+}
+
+#[test]
+fn routes_that_change_places_are_told_with_a_request_that_both_match() {
+    let today = Day::parse("2026-11-28").unwrap();
+    let (private, shared) = (
+        "  - { name: private, match: { path: \"/files/{folder}/private\" }, data: personal, home: [directory, refuse] }\n",
+        "  - { name: shared, match: { path: \"/files/shared/**\" }, data: public, home: [latency] }\n",
+    );
+    let file = |order: [&str; 2]| FILE.replace("  - { name: rest,", &format!("{}  - {{ name: rest,", order.concat()));
+    let mut registry = Registry::default();
+    let old = policy(&file([private, shared]), &mut registry);
+    // Also beside another change.
+    let changed = file([shared, private]).replace("carried_by: [eu]", "carried_by: [eu, us]");
+    let told = told(&compare(&old, &policy(&changed, &mut registry), today));
+    let swapped = "route shared: now before route private, which matches some of the same requests; was after it; \
+                   GET https://any.example/files/shared/private by a user whose home is eu-west at eu-west: \
+                   proceed eu-west -> proceed eu-west us-east";
+    assert!(told.iter().any(|one| one == swapped), "{told:#?}");
 }
 
 #[test]

@@ -116,6 +116,20 @@ fn check_tells_what_changes_with_requests_that_explain_confirms() {
             assert_eq!(explained.status.code(), Some(0), "{arguments:?}: {}", text(&explained.stderr));
         }
     }
+    // Settings beside the policy change which facts a request has.
+    write(
+        "trust.yaml",
+        &(CONFIG.to_owned()
+            + "client_address: { trust: [10.0.0.0/8], from: x-forwarded-for }\nassert: [{ never: { data: restricted, of: eu, processed_in: us } }]\n"),
+    );
+    let shown = text(&run(folder.path(), &["check", "--config", "trust.yaml", "--against", "d.yaml"], "").stdout);
+    for expected in [
+        "client_address.trust: now 10.0.0.0/8; was no network",
+        "client_address.from: now x-forwarded-for; was forwarded",
+        "number of assertions: now 1; was 0",
+    ] {
+        assert!(shown.contains(expected), "{shown}");
+    }
     let missing = run(folder.path(), &["check", "--config", "new.yaml", "--against", "none.yaml"], "");
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stderr).contains("none.yaml: cannot read this file"), "{}", text(&missing.stderr));
@@ -185,6 +199,10 @@ fn replay_tells_which_logged_requests_another_policy_judges_differently() {
         text_line(
             r#"id="a6" peer="us" method="GET" route="account" home="eu" evidence="recorded" served_by="eu" verdict="proceed" status=200"#,
         ),
+        text_line(
+            r#"id="a7" client="81.2.69.0/24" method="GET" route="gone" home="eu" evidence="recorded" served_by="us" verdict="proceed" status=200"#,
+        ),
+        text_line(r#"id="a8" client="81.2.69.0/24" method="GET""#),
         "2026-11-28T10:00:00.000000Z  INFO domicile::cli::run: started\n".to_owned(),
     ];
     write("access.log", &log.concat());
@@ -194,8 +212,17 @@ fn replay_tells_which_logged_requests_another_policy_judges_differently() {
         assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
         text(&done.stdout)
     };
+    write(
+        "url.yaml",
+        &CONFIG
+            .replace("restricted: { stays: home }", "restricted: { stays: home, carried_by: nobody }")
+            .replace("gateway: \"https://127.0.0.1:2\" }", "gateway: \"https://127.0.0.1:2\", url: \"https://us.test\" }"),
+    );
+    let redirected = replay("url.yaml", &[]);
+    assert!(redirected.contains("route account: no longer refused: 1"), "{redirected}");
     let report: serde_json::Value = serde_json::from_str(&replay("new.yaml", &["--json"])).unwrap();
-    assert_eq!((&report["judged"], &report["left_out"], &report["other_lines"]), (&4.into(), &2.into(), &1.into()), "{report:#}");
+    assert_eq!((&report["judged"], &report["left_out"], &report["other_lines"]), (&4.into(), &3.into(), &1.into()), "{report:#}");
+    assert_eq!(report["incomplete"], 1);
     let found: Vec<_> = report["changes"]
         .as_array()
         .unwrap()

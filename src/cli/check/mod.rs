@@ -63,10 +63,7 @@ pub(super) fn run(options: &Options) -> Outcome {
             if wrong_files.is_empty() { Ok(config) } else { Err(std::mem::take(&mut wrong_files)) }
         });
     let differences = match (&checked, &options.against) {
-        (Ok(config), Some(old)) => {
-            let region = config.policy.region_name(config.policy.local).to_owned();
-            Some((old, against::differences(old, &region, &config.policy, &mut registry, today)?))
-        }
+        (Ok(config), Some(old)) => Some((old, against::differences(old, config, &mut registry, today)?)),
         _ => None,
     };
     match checked {

@@ -21,7 +21,7 @@ use crate::probes;
 use crate::proxy::actions::{Actions, Auth};
 use crate::proxy::admission::overload;
 use crate::proxy::headers::Exposure;
-use crate::proxy::intake::{self, AddressSource};
+use crate::proxy::intake::{self, AddressSource, KeySource};
 use crate::proxy::{Limits, Privacy};
 use crate::services::Balance;
 use crate::session;
@@ -79,8 +79,18 @@ impl Settings {
     /// One line for each setting that determines how paths and users are read. The lines are part of the policy's hash, because
     /// these settings can change a decision.
     pub fn identification(&self) -> Vec<Box<str>> {
-        let mut lines = vec![format!("paths.repeated_slashes {:?}", self.slashes)];
-        lines.extend(self.intake.keys.iter().enumerate().map(|(index, key)| format!("users.key {index} {key:?}")));
+        let slashes = match self.slashes {
+            Slashes::Merge => "merge",
+            Slashes::Keep => "keep",
+            Slashes::Refuse => "refuse",
+        };
+        let mut lines = vec![format!("paths.repeated_slashes {slashes}")];
+        let key = |(index, key): (usize, &KeySource)| match key {
+            KeySource::Header(name) => format!("users.key[{index}] header {name}"),
+            KeySource::Cookie(name) => format!("users.key[{index}] cookie {name:?}"),
+            KeySource::Token(claim) => format!("users.key[{index}] token {claim:?}"),
+        };
+        lines.extend(self.intake.keys.iter().enumerate().map(key));
         if let Some(tokens) = &self.tokens {
             let (issuer, audience, location) = (&tokens.issuer, &tokens.audience, &tokens.location);
             lines.push(format!("users.token {issuer:?} {audience:?} {location:?} {:?}", tokens.leeway));
@@ -88,7 +98,8 @@ impl Settings {
         lines.push(format!("users.directory {}", self.directory.is_some()));
         lines.push(format!("users.hint {}", self.seal.is_some()));
         if let Some(geoip) = &self.geoip {
-            lines.push(format!("geoip.max_age {:?}", geoip.max_age));
+            let age = geoip.max_age.map_or_else(|| "none".to_owned(), |age| humantime::format_duration(age).to_string());
+            lines.push(format!("geoip.max_age {age}"));
         }
         lines.into_iter().map(Into::into).collect()
     }

@@ -88,6 +88,16 @@ impl Prefix {
         Self { length, address: bits(address) & mask(length) }
     }
 
+    /// A network as the configuration writes it; the length counts bits of an IPv6 address, as in [`Networks::all`].
+    pub const fn of_bits(length: u8, address: u128) -> Self {
+        Self { length, address }
+    }
+
+    /// The number of bits that the addresses of the network share, of an IPv6 address.
+    pub const fn length(&self) -> u8 {
+        self.length
+    }
+
     /// The first address of the network.
     pub fn first(&self) -> IpAddr {
         Ipv6Addr::from(self.address).to_canonical()
@@ -100,6 +110,16 @@ impl Prefix {
     /// Whether every address in `other` is in this network.
     pub const fn covers(&self, other: &Self) -> bool {
         self.length <= other.length && other.address & mask(self.length) == self.address
+    }
+}
+
+/// As the configuration writes it, such as `10.0.0.0/8`.
+impl std::fmt::Display for Prefix {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.first(), self.length.checked_sub(96)) {
+            (IpAddr::V4(address), Some(length)) => write!(out, "{address}/{length}"),
+            (IpAddr::V4(_) | IpAddr::V6(_), _) => write!(out, "{}/{}", Ipv6Addr::from(self.address), self.length),
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use crate::decision::policy::route::{Head, KeptCharacters, Method};
 use crate::engine::path::{canonical_path_keeping, is_ambiguous, may_keep};
 use crate::engine::question::{Identity, Question, read_fields};
 use crate::http::http1::is_valid_target;
-use crate::http::names::{is_framing_look_alike, is_same_name};
+use crate::http::names::{self, is_framing_look_alike, is_same_name};
 
 use crate::http::tunnel::CONNECT;
 use crate::model::outcome::{Code, Rule};
@@ -67,6 +67,18 @@ pub enum AddressSource {
     ProxyProtocol,
     /// A header field that contains one address.
     Header(HeaderName),
+}
+
+impl AddressSource {
+    /// The value of the setting `client_address.from`, in lower case.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Forwarded => names::FORWARDED.to_string(),
+            Self::XForwardedFor => names::X_FORWARDED_FOR.to_string(),
+            Self::ProxyProtocol => "proxy-protocol".to_owned(),
+            Self::Header(name) => name.to_string(),
+        }
+    }
 }
 
 /// A location of the user's key.

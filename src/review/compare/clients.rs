@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::decision::policy::Policy;
 use crate::decision::policy::chain::Step;
-use crate::decision::policy::geography::Network;
+use crate::decision::policy::geography::{Network, Prefix};
 use crate::decision::policy::route::{Route, RouteId};
 use crate::decision::verdict::Finding;
 use crate::model::country::CountryCode;
@@ -41,18 +41,11 @@ fn networks(old: &Policy, new: &Policy) -> Vec<Change> {
             (Some(was), Some(is)) => format!("now {is}; was {was}"),
             (None, None) => return None,
         };
-        Some(Change::new(format!("network {}", shown(*prefix)), text))
+        let network = Prefix::of_bits(prefix.0, prefix.1);
+        let about = About { client: Some(network.first()), ..About::default() };
+        Some(Change { about, ..Change::new(format!("network {network}"), text) })
     };
     both.keys().filter_map(|prefix| change(prefix)).collect()
-}
-
-/// A network as the configuration writes it.
-fn shown((length, bits): (u8, u128)) -> String {
-    let address = std::net::Ipv6Addr::from(bits);
-    match (address.to_ipv4_mapped(), length.checked_sub(96)) {
-        (Some(address), Some(length)) => format!("{address}/{length}"),
-        (Some(_), None) | (None, _) => format!("{address}/{length}"),
-    }
 }
 
 /// Countries whose clients have another home, if a route of both policies finds homes by address.

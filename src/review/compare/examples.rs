@@ -8,7 +8,7 @@ use crate::decision::policy::chain::Step;
 use crate::decision::policy::class::ClassSet;
 use crate::decision::policy::geography::Prefix;
 use crate::decision::policy::route::{
-    FieldCondition, Fields, Head, HostPattern, Method, PathPattern, Route, RouteId, RouteMatch, Segment,
+    Conditions, FieldCondition, Fields, Head, HostPattern, Method, PathPattern, Route, RouteId, RouteMatch, Segment,
 };
 use crate::decision::verdict::{Decision, Trail};
 use crate::decision::{decide, match_route, narrate};
@@ -20,10 +20,13 @@ use crate::model::region::RegionId;
 use crate::model::user::{Proof, Record};
 use crate::model::vitals::Vitals;
 
-use super::{About, Example};
+use super::{About, Example, routes};
 
 /// The most routes, of each policy, for whose requests an example is looked for.
 const MAX_ROUTES: usize = 500;
+
+/// The most requests of one route.
+const MAX_SAMPLES: usize = 16;
 
 /// A request that matches a route.
 pub(super) struct Sample {
@@ -69,9 +72,10 @@ impl Samples {
     pub fn of(old: &Policy, new: &Policy, today: Day) -> Self {
         let of_policy = |policy: &Policy| {
             let routes = policy.routes.all().len().min(MAX_ROUTES);
-            (0..routes).filter_map(|index| sample_of(policy, index)).collect::<Vec<_>>()
+            (0..routes).flat_map(|index| samples_of(policy, index)).collect::<Vec<_>>()
         };
-        let mut samples = of_policy(new);
+        let mut samples: Vec<_> = routes::swapped(old, new).iter().filter_map(|(one, other)| shared_sample(one, other)).collect();
+        samples.extend(of_policy(new));
         samples.extend(of_policy(old));
         let mut persons: Vec<_> = new.regions.iter().map(|home| Person::recorded(new, home)).collect();
         persons.extend(old.regions.iter().filter(|home| !new.regions.contains(*home)).map(|home| Person::recorded(old, home)));
@@ -91,18 +95,30 @@ impl Samples {
     fn search(&self, about: &About, is_only_cause: bool) -> Option<Example> {
         let day = about.day.unwrap_or(self.today);
         let (mut old, mut new) = (self.old.clone(), self.new.clone());
-        let clients = clients(&self.old, &self.new, about.country);
+        let mut clients = clients(&self.old, &self.new, about.country);
+        clients.extend(
+            about
+                .client
+                .map(|address| Person { text: format!("a client at {address}"), ..Person::without_record(address, None) }),
+        );
         let arrivals = self.old.regions.intersection(self.new.regions);
         for local in arrivals.iter() {
             (old.local, new.local) = (local, local);
             let is_wanted = |sample: &&Sample| {
                 let (before, after) = (is_about(sample, about, &old), is_about(sample, about, &new));
+                let by_address = about.country.is_some() || about.client.is_some() || about.is_unplaced;
+                if by_address && !sample.reads_addresses(&old) && !sample.reads_addresses(&new) {
+                    return false;
+                }
                 if is_only_cause { before && after && sample.is_alike(&old, &new) } else { before || after }
             };
             for sample in self.samples.iter().filter(is_wanted) {
                 let reads_records = sample.reads_records(&old) || sample.reads_records(&new);
                 let is_wanted = |person: &&Person| {
-                    (person.home.is_none() || reads_records) && (concerns(person, about, &old) || concerns(person, about, &new))
+                    let (before, after) = (concerns(person, about, &old), concerns(person, about, &new));
+                    // Data of users of a jurisdiction: those who are in it under both policies.
+                    let is_concerned = if about.class.is_some() { before && after } else { before || after };
+                    (person.home.is_none() || reads_records) && is_concerned
                 };
                 for person in self.persons.iter().chain(&clients).filter(is_wanted) {
                     let (before, after) = (sample.outcome(&old, person, day), sample.outcome(&new, person, day));
@@ -135,11 +151,12 @@ fn is_about(sample: &Sample, about: &About, policy: &Policy) -> bool {
 fn concerns(person: &Person, about: &About, policy: &Policy) -> bool {
     let country = person.place.and_then(|place| place.country);
     let own = match person.home {
-        Some(home) if policy.regions.contains(home) => policy.jurisdiction_of(home),
-        Some(_) => return false,
-        None => policy.jurisdiction_of_country(country),
+        Some(home) if policy.regions.contains(home) => Some(policy.jurisdiction_of(home)),
+        Some(_) => None,
+        None => Some(policy.jurisdiction_of_country(country)),
     };
-    about.jurisdiction.is_none_or(|wanted| wanted == own)
+    about.jurisdiction.is_none_or(|wanted| Some(wanted) == own)
+        && about.client.is_none_or(|wanted| person.address == wanted)
         && about.country.is_none_or(|wanted| country == Some(wanted))
         && (!about.is_unplaced || person.place.is_none() && person.home.is_none())
         && about.region.is_none_or(|wanted| person.home.is_none_or(|home| home == wanted))
@@ -163,29 +180,67 @@ fn clients(old: &Policy, new: &Policy, also: Option<CountryCode>) -> Vec<Person>
     countries.map(at).chain([Person::without_record(address, None)]).collect()
 }
 
-/// A request that matches the route at a position, if one of the simplest is not taken by an earlier route.
-pub(super) fn sample_of(policy: &Policy, index: usize) -> Option<Sample> {
-    let route = policy.routes.route(RouteId::new(index));
+/// Requests that match the route at a position: one for each host, path and method, if no earlier route takes it.
+fn samples_of(policy: &Policy, index: usize) -> Vec<Sample> {
+    let id = RouteId::new(index);
+    let route = policy.routes.route(id);
     let conditions = &route.pattern.conditions;
-    let value = |condition: &FieldCondition| {
-        let value = condition.values.first().map_or("1", |value| value);
-        (condition.name.clone(), vec![value.as_bytes().into()])
-    };
-    let fields =
-        Fields { headers: conditions.headers.iter().map(value).collect(), query: conditions.query.iter().map(value).collect() };
+    let fields = example_fields(&[conditions]);
     let client = conditions.clients.first().map(Prefix::first);
-    for host in &route.pattern.hosts {
+    let mut samples = Vec::new();
+    for method in route.pattern.methods.iter() {
         for path in &route.pattern.paths {
-            for method in route.pattern.methods.iter() {
+            for host in &route.pattern.hosts {
                 let (host, path) = (example_host(host), example_path(path));
                 let sample = Sample { method, host, path, client, fields: fields.clone() };
-                if sample.find(policy).id == Some(RouteId::new(index)) {
-                    return Some(sample);
+                if samples.len() < MAX_SAMPLES && sample.find(policy).id == Some(id) {
+                    samples.push(sample);
                 }
             }
         }
     }
-    None
+    samples
+}
+
+/// A request that two routes match.
+fn shared_sample(one: &Route, other: &Route) -> Option<Sample> {
+    let (hosts, paths) = (pairs(&one.pattern.hosts, &other.pattern.hosts), pairs(&one.pattern.paths, &other.pattern.paths));
+    let (first, second) = hosts.into_iter().find(|(first, second)| first.overlaps(second))?;
+    let host = example_host(if first.covers(second) { second } else { first });
+    let (left, right) = paths.into_iter().find(|(left, right)| left.overlaps(right))?;
+    let both = left.segments.len().max(right.segments.len());
+    let segment = |at: usize| match (left.segments.get(at), right.segments.get(at)) {
+        (Some(literal @ Segment::Literal(_)), _) | (_, Some(literal @ Segment::Literal(_))) => example_segment(literal),
+        (Some(segment), _) | (None, Some(segment)) => example_segment(segment),
+        (None, None) => String::new(),
+    };
+    let path: String = (0..both).map(segment).collect();
+    let method = one.pattern.methods.intersection(other.pattern.methods).iter().next()?;
+    let conditions = [&one.pattern.conditions, &other.pattern.conditions];
+    let client =
+        conditions.iter().flat_map(|conditions| &conditions.clients).max_by_key(|network| network.length()).map(Prefix::first);
+    Some(Sample {
+        method,
+        host,
+        path: if path.is_empty() { "/".into() } else { path },
+        client,
+        fields: example_fields(&conditions),
+    })
+}
+
+fn pairs<'p, T>(one: &'p [T], other: &'p [T]) -> Vec<(&'p T, &'p T)> {
+    one.iter().flat_map(|first| other.iter().map(move |second| (first, second))).collect()
+}
+
+fn example_fields(conditions: &[&Conditions]) -> Fields {
+    let value = |condition: &FieldCondition| {
+        let value = condition.values.first().map_or("1", |value| value);
+        (condition.name.clone(), vec![value.as_bytes().into()])
+    };
+    Fields {
+        headers: conditions.iter().flat_map(|conditions| &conditions.headers).map(value).collect(),
+        query: conditions.iter().flat_map(|conditions| &conditions.query).map(value).collect(),
+    }
 }
 
 fn example_host(host: &HostPattern) -> String {
@@ -197,13 +252,16 @@ fn example_host(host: &HostPattern) -> String {
 }
 
 fn example_path(path: &PathPattern) -> String {
-    let segment = |segment: &Segment| match segment {
+    let path: String = path.segments.iter().map(example_segment).collect();
+    if path.is_empty() { "/".to_owned() } else { path }
+}
+
+fn example_segment(segment: &Segment) -> String {
+    match segment {
         Segment::Literal(text) => format!("/{text}"),
         Segment::Any => "/1".to_owned(),
-        Segment::User => "/alice".to_owned(),
-    };
-    let path: String = path.segments.iter().map(segment).collect();
-    if path.is_empty() { "/".to_owned() } else { path }
+        Segment::User => "/example-user".to_owned(),
+    }
 }
 
 impl Sample {
@@ -222,6 +280,11 @@ impl Sample {
         self.matched(policy).is_some_and(|route| route.chain.iter().any(|step| matches!(step, Step::Directory | Step::Token)))
     }
 
+    /// Whether the route finds homes by address.
+    fn reads_addresses(&self, policy: &Policy) -> bool {
+        self.matched(policy).is_some_and(|route| route.chain.contains(&Step::GeoIp))
+    }
+
     /// Whether the route has the same name and the same data under both policies.
     fn is_alike(&self, old: &Policy, new: &Policy) -> bool {
         let (Some(before), Some(after)) = (self.matched(old), self.matched(new)) else { return false };
@@ -237,11 +300,6 @@ impl Sample {
         let headers: String =
             self.fields.headers.iter().map(|(name, values)| format!(" with {name}: {}", value(values.first()))).collect();
         format!("{} https://{}{}{query}{headers}", self.method.as_str(), self.host, self.path)
-    }
-
-    /// The name of the route that takes the request.
-    pub fn route_in<'p>(&self, policy: &'p Policy) -> Option<&'p str> {
-        self.matched(policy).map(|route| &*route.name)
     }
 
     fn outcome(&self, policy: &Policy, person: &Person, today: Day) -> String {

@@ -7,6 +7,8 @@ mod examples;
 mod routes;
 mod rules;
 
+use std::net::IpAddr;
+
 use crate::decision::policy::Policy;
 use crate::model::country::CountryCode;
 use crate::model::day::Day;
@@ -58,6 +60,8 @@ struct About {
     route: Option<String>,
     jurisdiction: Option<Jurisdiction>,
     country: Option<CountryCode>,
+    /// An address of the client.
+    client: Option<IpAddr>,
     /// The client is at an unknown place.
     is_unplaced: bool,
     /// The home of the user before or after.
@@ -100,9 +104,8 @@ fn changes(old: &Policy, new: &Policy, today: Day) -> Vec<Change> {
     changes.extend(clients::changes(old, new, today));
     changes.extend(rules::identification(old, new));
     if changes.is_empty() {
-        // Everything else is compared above, and the order of routes by its effect on requests.
-        let text = "their order changes, which makes no difference to the requests that were tried".to_owned();
-        changes.push(Change { subject: "routes".into(), text, about: About::default() });
+        let text = "only in what changes no judgement, such as the order of routes that share no requests".to_owned();
+        changes.push(Change::new("the policies differ", text));
     }
     changes
 }
