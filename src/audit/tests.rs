@@ -486,3 +486,38 @@ fn a_key_that_the_one_before_it_has_not_signed_signs_nothing() {
     );
     assert!(error.unwrap_err().to_string().contains("has signed no checkpoint"));
 }
+
+/// The vectors were written without this program, by a script with the hash, HMAC and signature functions of OpenSSL.
+#[test]
+fn the_test_vectors_verify_and_our_lines_equal_theirs_byte_for_byte() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/ledger");
+    let key = PublicKey::from_pem(&std::fs::read_to_string(folder.join("signing.pub")).unwrap()).unwrap();
+    let verified =
+        verify::verify(&verify::files_of(&folder).unwrap(), &verify::Expected { key: Some(key), ..everything() }).unwrap();
+    assert_eq!((verified.lines, verified.checkpoints, verified.unsigned, verified.epochs), (5, 1, 0, 1));
+    let head = "ee499f4159f842cfbae03602bb0761836ec73b38db998ff8777ae8a93371763a";
+    assert_eq!(verified.head.unwrap().to_string(), head);
+    let user = Pseudonyms::open(&folder.join("pseudonym.key"), false).unwrap().of("alice");
+    assert_eq!(user, "6eefad2bed97b6d93ee663d67a44b460");
+
+    let text = std::fs::read_to_string(folder.join("ledger.jsonl")).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    let movement = Movement {
+        request: "f0ac41f7580d688e6a8f1a92d277ac06",
+        jurisdiction: "us",
+        grounds: vec![Grounds { basis: "contract", record: Some("SCC 2026-14") }],
+        rules: vec!["personal.transfers".into()],
+        user: Some(user),
+        policy: PolicyHash([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]),
+        ..movement()
+    };
+    let settlement = Settlement { request: "f0ac41f7580d688e6a8f1a92d277ac06", sent_to: Some("eu-west"), ..settlement() };
+    for (index, written) in [(1, movement.line()), (2, settlement.line())] {
+        let place = chain::place_of(lines[index]).unwrap();
+        let before = chain::Chain { epoch: place.epoch.into(), number: place.number - 1, head: place.previous };
+        // Only the time is that of this moment.
+        let time = |line: &str| line.split("\"time\":\"").nth(1).unwrap()[..27].to_owned();
+        let (line, _) = before.extend(&written.replace(&time(&written), &time(lines[index])));
+        assert_eq!(line.trim_end(), lines[index]);
+    }
+}

@@ -13,9 +13,20 @@ def available():
     """Why there can be no network, or None."""
     if os.geteuid() != 0:
         return "not root"
-    if subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True).returncode != 0:
+    if subprocess.run(["unshare", "--net", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode != 0:
         return "namespaces are forbidden"
-    return None if os.path.exists("/dev/net/tun") else "there is no /dev/net/tun"
+    name = f"dom{os.getpid()}-try"
+    try:
+        subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True)
+        subprocess.run(["ip", "netns", "exec", name, "true"], check=True, capture_output=True)
+        device = os.open("/dev/net/tun", os.O_RDWR)
+        fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH22s", b"dmtry", IFF_TUN | IFF_NO_PI, b""))
+        os.close(device)
+    except (OSError, subprocess.CalledProcessError) as problem:
+        return f"this machine has no network namespaces with TUN devices ({problem})"
+    finally:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True)
+    return None
 
 
 class Network:

@@ -287,6 +287,8 @@ fn metrics_add_up_to_what_happened() {
     get(world.us().http, "/users/bob/orders/1", &[]);
     get(world.us().http, "/users/nobody/orders/1", &[]);
     get(world.us().http, "/account/1", &[("x-user-id", "alice")]);
+    // A movement and a settlement for each request that crosses the border.
+    eventually("all lines are written", || world.us().sum_of("domicile_ledger_lines_total") >= 10.0);
     let metrics = world.us().metrics();
     for line in [
         r#"domicile_requests_total{home="eu-west",route="orders",served_by="eu-west",status="2xx",verdict="proceed"} 5"#,
@@ -297,7 +299,7 @@ fn metrics_add_up_to_what_happened() {
         r#"domicile_directory_lookups_total{result="found"} 7"#,
         r#"domicile_directory_lookups_total{result="absent"} 1"#,
         r#"domicile_directory_users 3"#,
-        r#"domicile_ledger_lines_total 5"#,
+        r#"domicile_ledger_lines_total 10"#,
         r#"domicile_ready 1"#,
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
