@@ -80,7 +80,14 @@ impl Operation {
             }
             "/audit/rotate/pseudonyms" => Ok(Self::RotatePseudonyms),
             "/audit/rotate/signing-key" => Ok(Self::RotateSigningKey),
-            "/audit/forget" => Ok(Self::ForgetPseudonyms { before: parameter("before")? }),
+            "/audit/forget" => {
+                let text = parameter("before")?;
+                let time: jiff::Timestamp = text
+                    .parse()
+                    .map_err(|_| format!("`{text}` is not a valid moment; write it as `2026-12-01T00:00:00Z`"))?;
+                // The names of the keys are compared with it as texts.
+                Ok(Self::ForgetPseudonyms { before: format!("{time:.6}") })
+            }
             _ => Err("unknown command; use /reload, /upstreams/drain, /upstreams/undrain, /upstreams/weight, /regions/drain, /regions/undrain, /log, /audit/rotate/pseudonyms, /audit/rotate/signing-key or /audit/forget".into()),
         }
     }
@@ -133,7 +140,7 @@ mod tests {
             ("/regions/undrain?region=eu-west", "region_undrain eu-west"),
             ("/log?level=debug&for=10m", "log_level debug for 10m"),
             (
-                "/audit/forget?before=2026-12-01T00%3A00%3A00.000000Z",
+                "/audit/forget?before=2026-12-01T01%3A00%3A00%2B01%3A00",
                 "forget keys of pseudonyms that ended before 2026-12-01T00:00:00.000000Z",
             ),
         ] {
@@ -144,6 +151,7 @@ mod tests {
             ("/upstreams/weight?service=app&upstream=a:1&weight=0", "`0` is not a valid weight"),
             ("/log?level=debug&for=2days", "at most 1 day"),
             ("/restart", "unknown command; use /reload"),
+            ("/audit/forget?before=later", "`later` is not a valid moment; write it as `2026-12-01T00:00:00Z`"),
         ] {
             assert!(parse(text).unwrap_err().contains(wrong), "{text}");
         }

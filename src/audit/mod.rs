@@ -1,7 +1,8 @@
 //! The ledger: an append-only record of the data that crosses a border, written before the data crosses.
 //!
 //! Promises: [`Ledger::record`] returns only when the line is on disk; a failed write leaves no partial line and returns an
-//! error, so that no transfer goes unrecorded; users appear as keyed pseudonyms. Never: a raw user key, a path, an address.
+//! error, so that no transfer goes unrecorded; users appear as keyed pseudonyms. Never: a raw user key, or the path or address of a
+//! request.
 //! Refusals and movements of unrestricted data are counted in one line a minute, so that a flood of them cannot fill the disk.
 //! Each line contains the hash of the one before it, and a signed checkpoint covers them every minute, so that nobody can change
 //! the past without the signing key, or unnoticed by those who noted a checkpoint.
@@ -81,7 +82,7 @@ struct Entry {
     written: oneshot::Sender<Result<(), LedgerError>>,
 }
 
-/// What the writer thread does for an entry.
+/// The task of the writer thread for an entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
     Write,

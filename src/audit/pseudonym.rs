@@ -86,7 +86,8 @@ impl Pseudonyms {
     /// Replaces the key. Users have other pseudonyms from now on. Returns the file of the old key.
     pub fn rotate(&self) -> Result<PathBuf, KeyError> {
         let Some(file) = &self.file else {
-            return Err(KeyError { file: PathBuf::new(), reason: "without a ledger, there is no key to replace".into() });
+            let reason = "this key is in memory only; add `audit` to the configuration, so that it is in a file".into();
+            return Err(KeyError { file: "pseudonym.key".into(), reason });
         };
         let failed =
             |error: io::Error| KeyError { file: file.clone(), reason: format!("cannot replace the pseudonym key: {error}") };
@@ -213,6 +214,6 @@ mod tests {
         write_secret(&next(&file), &"0".repeat(64)).unwrap();
         let first = Pseudonyms::open(&file, false).unwrap();
         assert_ne!(first.of("alice"), second);
-        first.rotate().expect("a leftover of the crash is no obstacle");
+        first.rotate().expect("a leftover file does not stop a replacement");
     }
 }

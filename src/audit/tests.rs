@@ -431,7 +431,7 @@ fn a_signing_key_is_replaced_by_one_that_it_has_signed() {
     let second = key();
     assert_ne!(first, second);
     assert_eq!(ledger.public_key().unwrap(), second.pem());
-    // Whoever noted the old key, and whoever noted the new one, can verify all of it.
+    // An auditor who noted either key can verify all lines.
     for noted in [first, second] {
         assert_eq!(verify(Some(noted)).unwrap().keys, [first, second]);
     }

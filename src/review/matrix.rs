@@ -1,4 +1,4 @@
-//! Who may process and who may carry what: for each data class and jurisdiction of a user, the regions.
+//! The regions that may process and carry the data of each class, by the jurisdiction of its user.
 
 use std::fmt::Write;
 

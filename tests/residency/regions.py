@@ -13,7 +13,7 @@ REGIONS = {
 USERS = {"alice": "eu-west", "ada": "eu-central", "bob": "us-east", "chika": "ap-northeast"}
 CLIENTS = "clients"
 
-# What the rules allow, without the program's own code: where data of a class and a jurisdiction may be processed, and who may also carry it.
+# The rules of CONFIG, written again so that the check shares no code with the program: jurisdictions that may also carry a class, and the transfers.
 CARRIERS = {"public": {"eu", "us", "jp"}, "personal": {"eu", "us"}, "restricted": set()}
 TRANSFERS = {("personal", "us"): {"eu"}}
 

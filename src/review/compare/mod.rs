@@ -22,7 +22,7 @@ use examples::Samples;
 pub struct Difference {
     /// The part of the policy, such as `region us-east` or `route account`.
     pub subject: String,
-    /// What changes, in words.
+    /// The change, in words.
     pub change: String,
     /// A request that the policies judge differently because of it, if one of the requests tried is.
     pub example: Option<Example>,
@@ -44,7 +44,7 @@ pub struct Example {
     pub after: String,
 }
 
-/// What a difference is about, before an example is found.
+/// A difference without its example.
 struct Change {
     subject: String,
     text: String,
